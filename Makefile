@@ -1,0 +1,40 @@
+# `make run`: the whole pipeline. `make test`: the tests. Everything else is for developers.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# dvc.yaml and the tests say `python`: the project's own comes first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := 1
+
+.PHONY: run test test-long lint clean
+
+run: .venv/installed
+	@python -m ral.config
+	@RAL_RUN_ID=$$(python -c 'from ral.runs import new_id; print(new_id())') dvc repro
+	@python -m ral.reporting.summary
+
+test: .venv/installed-dev
+	pytest
+
+test-long: .venv/installed-dev
+	pytest -m long
+
+lint: .venv/installed-dev
+	ruff check
+	ruff format --check
+	mypy
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11, say.") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv

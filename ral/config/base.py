@@ -1,0 +1,93 @@
+"""How params.yaml is read: strict frozen models, and errors that name the key and what it may be."""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from ral.errors import UserError
+
+# The top level of params.yaml. A test holds it to `ral.config.params.Params`.
+SECTIONS = ("phantom", "data", "split", "preprocess", "model", "loss", "train", "evaluate", "report")
+
+
+class Section(BaseModel):
+    """A group of parameters: immutable, no unknown key, no silent conversion ("5" is not 5)."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+Parameters = TypeVar("Parameters", bound=Section)
+
+
+def load(path: Path, model: type[Parameters]) -> Parameters:
+    """Read the sections of params.yaml that `model` has as fields; the others are not looked at.
+
+    A step that reads two sections therefore reruns when one of those two changes, and only then.
+    `python -m ral.config` checks the whole file.
+
+    Raises:
+        UserError: the file is missing or no YAML; a key is unknown, absent or has a wrong value.
+    """
+    content = read_yaml(path)
+    unknown = sorted(set(content) - set(SECTIONS))
+    if unknown:
+        raise UserError(f"{path}: {_unknown_key(unknown[0], SECTIONS)}")
+    try:
+        return model.model_validate({name: content[name] for name in model.model_fields if name in content})
+    except ValidationError as error:
+        raise UserError(explain(error, model, path)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Parse a YAML 1.2 file whose top level is a mapping, as DVC parses it (PyYAML would read 1e-3 as text).
+
+    Raises:
+        UserError: the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. Run from the project's folder, or pass --params.") from None
+    except YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: the top level must be the sections {', '.join(SECTIONS)}.")
+    return content
+
+
+def explain(error: ValidationError, model: type[BaseModel], path: Path) -> str:
+    """Turn pydantic's error into one line per key: its dotted name, the value found, what is allowed."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            owner, _, name = key.rpartition(".")
+            lines.append(f"{owner}: {_unknown_key(name, _fields(model, item['loc'][:-1]))}")
+        elif item["type"] == "missing":
+            lines.append(f"{key}: this key is missing; every key is listed in docs/parameters.md")
+        elif item["type"] == "value_error":
+            lines.append(f"{key}: {item['ctx']['error']}")
+        else:
+            lines.append(f"{key}: {item['msg'].lower().replace('input ', '')}, but it is {item['input']!r}")
+    return "\n".join(f"{path}: {line}" for line in lines)
+
+
+def _unknown_key(name: str, allowed: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f" Did you mean `{near[0]}`?" if near else ""
+    return f"unknown key `{name}`.{hint} Allowed: {', '.join(allowed)}."
+
+
+def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Names of the fields of the model found by walking `location` down from `model`."""
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ()
+        model = annotation
+    return tuple(model.model_fields)

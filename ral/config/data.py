@@ -1,0 +1,86 @@
+"""Parameters of the data: phantom films, the source, the split, the pixels."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ral.config.base import Section
+
+View = Literal["PA", "AP", "LATERAL"]
+
+
+class PhantomConfig(Section):
+    """The phantom films drawn when no real data is given."""
+
+    films: int = Field(ge=200)
+    """How many films to draw; a patient has one to twelve of them."""
+    size: int = Field(ge=48)
+    """Height and width of a film in pixels."""
+    floor: float = Field(gt=0, lt=0.2)
+    """Least prevalence of a finding: rarer ones of NIH's table are raised to it so that each can be scored."""
+    seed: int = Field(ge=0)
+    """Seed of everything drawn; the same seed gives the same bytes."""
+
+
+class DataConfig(Section):
+    """Which films and labels are used."""
+
+    source: Literal["nih"]
+    """Layout of the folder `root`: nih is NIH ChestX-ray14 as NIH ships it."""
+    root: str = Field(min_length=1)
+    """Folder with the table, the official lists and the films (archives, or an unpacked images/)."""
+    missing_films: Literal["fail", "drop"]
+    """A row of the table without a film is an error (fail), or is left out and counted (drop)."""
+    views: list[View] = Field(min_length=1)
+    """Views kept: PA and AP are frontal. Films of other views are left out and counted."""
+    findings: list[str] | None = Field(default=None, min_length=1)
+    """Findings to train on, in this order; null means all fourteen of the source."""
+
+
+class SplitConfig(Section):
+    """How patients are shared out to train, val and test."""
+
+    method: Literal["official", "hash"]
+    """official: the lists that come with the data, validation cut from the training list by patient hash.
+    hash: by a hash of the patient id, so that a new patient never moves an old one."""
+    val: float = Field(gt=0, lt=0.5)
+    """Share of patients for validation (official: of the patients on the training list)."""
+    test: float = Field(gt=0, lt=0.5)
+    """Share of patients for test (hash only; the official test list is fixed)."""
+    seed: int = Field(ge=0)
+    """Another seed gives another assignment of patients."""
+
+    @model_validator(mode="after")
+    def _leaves_training_patients(self) -> "SplitConfig":
+        if self.val + self.test >= 0.9:
+            raise ValueError("val + test must be below 0.9, so that at least a tenth of the patients train")
+        return self
+
+
+class PreprocessConfig(Section):
+    """What becomes of a film's pixels."""
+
+    size: int = Field(ge=16, le=2048)
+    """Height and width of a prepared film in pixels, reached by area averaging."""
+    shard_films: int = Field(ge=1)
+    """Most films in one pixel shard."""
+
+
+class PhantomParams(Section):
+    """Read by the step phantom."""
+
+    phantom: PhantomConfig
+
+
+class ValidateParams(Section):
+    """Read by the step validate."""
+
+    data: DataConfig
+
+
+class PreprocessParams(Section):
+    """Read by the step preprocess."""
+
+    data: DataConfig
+    split: SplitConfig
+    preprocess: PreprocessConfig

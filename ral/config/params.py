@@ -1,0 +1,24 @@
+"""The whole of params.yaml."""
+
+from ral.config.base import Section
+from ral.config.data import DataConfig, PhantomConfig, PreprocessConfig, SplitConfig
+from ral.config.evaluate import EvaluateConfig, ReportConfig
+from ral.config.train import LossConfig, ModelConfig, TrainConfig
+
+
+class Params(Section):
+    """Every section. A step reads only its own (`PreprocessParams`, `TrainParams`, …)."""
+
+    phantom: PhantomConfig
+    data: DataConfig
+    split: SplitConfig
+    preprocess: PreprocessConfig
+    model: ModelConfig
+    loss: LossConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
+
+
+class ReportParams(Params):
+    """Read by the step report, which shows all of them."""

@@ -1,0 +1,95 @@
+"""The folder of the phantom data set: table, archive and lists, laid out as NIH ships ChestX-ray14."""
+
+import gzip
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from ral.config.data import PhantomConfig
+from ral.data.phantom.population import Film, draw_population
+from ral.data.phantom.signs import draw_film
+from ral.labels import NO_FINDING
+
+# The names are NIH's; the header too: its two pairs of brackets hold a comma, so it splits in eleven fields.
+TABLE = "Data_Entry_2017.csv"
+ARCHIVE = "images_001.tar.gz"
+TRAIN_VAL_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
+README = "README.txt"
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+
+# Millimetres that a film shows across, for the pixel spacing.
+_FIELD_MM = 360
+
+_README_TEXT = """\
+PHANTOM FILMS - NOT X-RAYS OF PEOPLE
+
+Every film in {archive} was drawn by a program: it is a phantom, shows nobody, and carries the word PHANTOM.
+The signs of findings on the films are simplified pictures of them. Patients, ages and labels in
+{table} are made up too; only how often and how together the findings occur, and how many films a patient
+has, follow the published table of NIH ChestX-ray14 (Wang et al., CVPR 2017), whose layout this folder copies.
+Rarer findings than {floor:g} of the films were raised to that share.
+
+The films are for trying the software. They have no clinical meaning: no result computed on them says
+anything about X-rays of people.
+
+{films} films of {size} x {size} pixels, seed {seed}.
+"""
+
+
+def write_phantom(
+    folder: Path, config: PhantomConfig, progress: Callable[[int], object] = lambda _: None
+) -> None:
+    """Draw the data set into an existing empty folder; the bytes are a pure function of `config`.
+
+    `progress` is told the number of newly finished films.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    films = draw_population(config)
+    rows = [HEADER, *(_row(film, config.size) for film in films)]
+    _write_lines(folder / TABLE, rows)
+    _write_lines(folder / TRAIN_VAL_LIST, [film.image_id for film in films if not film.test])
+    _write_lines(folder / TEST_LIST, [film.image_id for film in films if film.test])
+    text = _README_TEXT.format(archive=ARCHIVE, table=TABLE, **config.model_dump())
+    (folder / README).write_text(text, encoding="utf-8", newline="\n")
+    _write_archive(folder / ARCHIVE, films, config, progress)
+
+
+def _row(film: Film, size: int) -> str:
+    """The film's line of the table."""
+    labels = "|".join(film.findings) or NO_FINDING
+    spacing = f"{_FIELD_MM / size:.6g}"
+    patient = f"{film.follow_up},{film.patient},{film.age},{film.sex},{film.view}"
+    return f"{film.image_id},{labels},{patient},{size},{size},{spacing},{spacing}"
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def _write_archive(
+    path: Path, films: list[Film], config: PhantomConfig, progress: Callable[[int], object]
+) -> None:
+    """Draw the films into a gzipped tar, with no time, owner or file name in the headers of either."""
+    with (
+        path.open("wb") as raw,
+        # PNGs hardly shrink: the lowest level saves time.
+        gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for film in films:
+            png = io.BytesIO()
+            Image.fromarray(draw_film(film, config.size, config.seed)).save(png, "PNG", compress_level=3)
+            # A new TarInfo has zero time and owner.
+            member = tarfile.TarInfo(f"images/{film.image_id}")
+            member.size, member.mode = png.tell(), 0o644
+            png.seek(0)
+            archive.addfile(member, png)
+            progress(1)

@@ -1,0 +1,198 @@
+"""Who has what: the patients of the phantom data set, their films, and the findings on each film.
+
+All statistics were measured on the table of NIH ChestX-ray14 (112,120 films of 30,805 patients; Wang et al.,
+"ChestX-ray8", CVPR 2017), so that the phantoms have its long tail and its co-occurrences.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ral.config.data import PhantomConfig
+from ral.labels import PHANTOM_PREFIX
+
+# The columns of the copula, alphabetical as NIH joins its labels; the last, the AP view, is no finding.
+COLUMNS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural_Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+    "AP",
+)
+FINDINGS = COLUMNS[:-1]
+
+# Share of NIH's films with each of COLUMNS.
+PREVALENCES = np.array(
+    [
+        *(0.10309, 0.02476, 0.04163, 0.02054, 0.11877, 0.02244, 0.01504, 0.00202),
+        *(0.17743, 0.05157, 0.05647, 0.03019, 0.01276, 0.04729, 0.39966),
+    ]
+)
+
+# Tetrachoric correlations of COLUMNS over NIH's films: row i holds those with rows 0 to i - 1.
+_LOWER = (
+    (),
+    (0.07,),
+    (0.31, 0.08),
+    (-0.02, 0.16, 0.11),
+    (0.37, 0.39, 0.28, 0.23),
+    (0.13, -0.06, -0.00, -0.09, 0.05),
+    (0.06, 0.04, 0.02, -0.19, -0.01, -0.01),
+    (0.11, 0.03, -0.11, -0.05, -0.05, -0.03, 0.12),
+    (0.21, 0.05, 0.14, 0.31, 0.25, 0.00, 0.04, -0.04),
+    (0.06, -0.07, 0.25, 0.02, 0.20, 0.11, 0.06, 0.13, 0.04),
+    (-0.03, -0.07, 0.12, 0.00, 0.06, -0.04, 0.12, -0.04, 0.12, 0.30),
+    (0.10, 0.06, 0.13, -0.01, 0.23, 0.14, 0.26, 0.02, 0.07, 0.24, 0.19),
+    (0.14, 0.02, 0.15, 0.56, 0.12, -0.05, -0.09, 0.00, 0.29, -0.01, -0.03, 0.02),
+    (0.10, -0.17, 0.00, -0.20, 0.15, 0.51, 0.00, -0.03, 0.00, 0.12, 0.03, 0.14, -0.09),
+    (0.15, 0.04, 0.32, 0.53, 0.16, 0.00, -0.27, -0.23, 0.22, -0.02, -0.08, -0.14, 0.16, -0.05),
+)
+
+# Share of the latent variance that a patient's films have in common. With 0.5 a finding is on its patient's
+# next film too in 15 to 45 % of cases; NIH has 13 % (Pneumonia) to 56 % (Pneumothorax). More would leave the
+# tail findings of a small data set to very few patients.
+_PATIENT_VARIANCE = 0.5
+
+# Share of NIH's patients with 1, 2, ... 12 films; whoever has more counts as 12.
+_FILMS_PER_PATIENT = np.array(
+    [0.568, 0.134, 0.068, 0.043, 0.030, 0.026, 0.020, 0.016, 0.013, 0.010, 0.009, 0.063]
+)
+_MALE = 0.565
+_AGE_MEAN, _AGE_SD = 46.6, 16.6
+_YOUNGEST, _OLDEST = 1, 95
+
+# Chance that a patient is a year older on the next film.
+_BIRTHDAY = 0.15
+
+# Share of NIH's films on its test list.
+TEST_SHARE = 0.228
+
+# However small the data set, a finding is on at least so many films of at least so many patients.
+_MIN_FILMS, _MIN_PATIENTS = 6, 5
+
+# Shuffles of the patients tried for the test list.
+_SHUFFLES = 2000
+
+
+@dataclass(frozen=True)
+class Film:
+    """One row of the table."""
+
+    patient: int
+    """Counted from 1."""
+    follow_up: int
+    """Number of this film among its patient's, from 0."""
+    age: int
+    sex: Literal["M", "F"]
+    view: Literal["PA", "AP"]
+    findings: tuple[str, ...]
+    """In alphabetical order; empty where there is none."""
+    test: bool
+    """On the test list; all films of a patient are on the same list."""
+
+    @property
+    def image_id(self) -> str:
+        return f"{PHANTOM_PREFIX}{self.patient:08d}_{self.follow_up:03d}.png"
+
+
+def draw_population(config: PhantomConfig) -> list[Film]:
+    """Draw the table of `config.films` films, in the order of patient and follow-up."""
+    rng = np.random.default_rng(config.seed)
+    owner = _draw_owners(config.films, rng)
+    prevalences = np.append(np.maximum(PREVALENCES[:-1], config.floor), PREVALENCES[-1])
+    labels = _draw_labels(owner, prevalences, rng)
+    test = _draw_test_patients(owner, labels, rng)
+    people = _draw_people(np.bincount(owner), rng)
+    films = []
+    for row, patient, (sex, age, follow_up) in zip(labels, owner, people, strict=True):
+        findings = tuple(name for name, there in zip(FINDINGS, row[:-1], strict=True) if there)
+        view: Literal["PA", "AP"] = "AP" if row[-1] else "PA"
+        films.append(Film(int(patient) + 1, follow_up, age, sex, view, findings, bool(test[patient])))
+    return films
+
+
+def correlations() -> NDArray[np.float64]:
+    """The symmetric matrix of the tetrachoric correlations of COLUMNS."""
+    matrix = np.eye(len(COLUMNS))
+    for i, row in enumerate(_LOWER):
+        matrix[i, :i] = matrix[:i, i] = row
+    return matrix
+
+
+def _draw_owners(films: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Patient (from 0, ascending) of each film; the last patient may be cut short."""
+    shares = _FILMS_PER_PATIENT / _FILMS_PER_PATIENT.sum()
+    counts = rng.choice(np.arange(1, len(shares) + 1), size=films, p=shares)
+    return np.repeat(np.arange(films), counts)[:films]
+
+
+def _draw_labels(
+    owner: NDArray[np.int64], prevalences: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Which film (row) has which of COLUMNS, from a Gaussian copula over patients and films.
+
+    A column is thresholded at its own empirical quantile, so that its prevalence is met exactly: with a fixed
+    threshold a tail finding would vanish from a small data set by bad luck.
+    """
+    root = np.linalg.cholesky(correlations()).T
+    of_patient = rng.standard_normal((owner[-1] + 1, len(COLUMNS))) @ root
+    of_film = rng.standard_normal((len(owner), len(COLUMNS))) @ root
+    latent = np.sqrt(_PATIENT_VARIANCE) * of_patient[owner] + np.sqrt(1 - _PATIENT_VARIANCE) * of_film
+    labels = np.zeros(latent.shape, dtype=bool)
+    for column, prevalence in enumerate(prevalences):
+        ranked = np.argsort(-latent[:, column], kind="stable")
+        # The first film of each of the highest patients comes first, so that one patient alone never
+        # has all films of a finding.
+        _, firsts = np.unique(owner[ranked], return_index=True)
+        spread = ranked[np.sort(firsts)[:_MIN_PATIENTS]]
+        order = np.concatenate([spread, ranked[~np.isin(ranked, spread)]])
+        labels[order[: max(_MIN_FILMS, round(prevalence * len(owner)))], column] = True
+    return labels
+
+
+def _draw_test_patients(
+    owner: NDArray[np.int64], labels: NDArray[np.bool_], rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Which patients are on the test list.
+
+    Of many shuffles of the patients, the first TEST_SHARE of films of each, the one is kept whose worst
+    column comes nearest to having TEST_SHARE of its positive films there.
+    """
+    films = np.bincount(owner)
+    positives = np.zeros((len(films), labels.shape[1]))
+    np.add.at(positives, owner, labels)
+    totals = positives.sum(axis=0)
+    best, least = np.zeros(len(films), dtype=bool), np.inf
+    for _ in range(_SHUFFLES):
+        order = rng.permutation(len(films))
+        chosen = order[np.cumsum(films[order]) <= round(TEST_SHARE * len(owner))]
+        shares = positives[chosen].sum(axis=0) / totals
+        worst = np.abs(shares - TEST_SHARE).max()
+        if worst < least:
+            best, least = np.isin(np.arange(len(films)), chosen), worst
+    return best
+
+
+def _draw_people(
+    films: NDArray[np.int64], rng: np.random.Generator
+) -> Iterator[tuple[Literal["M", "F"], int, int]]:
+    """Sex, age and follow-up number of each film of patients with so many films; ages never fall."""
+    for count in films:
+        sex: Literal["M", "F"] = "M" if rng.random() < _MALE else "F"
+        age = rng.normal(_AGE_MEAN, _AGE_SD)
+        birthdays = np.cumsum(rng.random(count) < _BIRTHDAY)
+        for follow_up, later in enumerate(birthdays):
+            yield sex, int(np.clip(round(age + later), _YOUNGEST, _OLDEST)), follow_up

@@ -1,0 +1,1 @@
+"""Metrics with intervals from logits and labels; no GPU, no model."""

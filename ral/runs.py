@@ -1,0 +1,74 @@
+"""The folder of a run, runs/<id>/: what happened, when, on which machine; kept out of DVC's outputs."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ral.files import read_json, write_json
+
+# Set by whoever runs several steps as one run (make, the Prefect flow), so that they share a folder.
+RUN_ID = "RAL_RUN_ID"
+
+
+def new_id() -> str:
+    """An id for a run that starts now: sortable by time, readable, distinct between processes."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+
+
+def folder() -> Path:
+    """Folder of the current run, made if needed. A step run alone is a run of its own."""
+    path = Path("runs") / os.environ.setdefault(RUN_ID, new_id())
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def recorded(step: str) -> Iterator[None]:
+    """Note in runs/<id>/manifest.json when a step began and ended, and how; the first step adds commit and machine."""
+    path = folder() / "manifest.json"
+    manifest = read_json(path) if path.exists() else _manifest()
+    entry = {"started": _now(), "status": "running"}
+    manifest["steps"][step] = entry
+    write_json(path, manifest)
+    try:
+        yield
+        entry["status"] = "done"
+    except BaseException as error:
+        entry["status"] = f"failed: {error or type(error).__name__}"
+        raise
+    finally:
+        entry["finished"] = _now()
+        write_json(path, manifest)
+
+
+def _manifest() -> dict:
+    return {
+        "id": os.environ[RUN_ID],
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": {
+            "host": platform.node(),
+            "system": platform.platform(),
+            "python": sys.version.split()[0],
+            "cores": os.cpu_count(),
+        },
+        "steps": {},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git answers, or None outside a repository or without git: a run needs neither."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

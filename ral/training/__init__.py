@@ -1,0 +1,1 @@
+"""Training with DeepSpeed; `python -m ral.training` is one process of it."""

@@ -1,0 +1,89 @@
+"""Check the raw label table and find its films; an error stops the run.
+
+    python -m tasks.validate
+
+Writes verdict.json (what was checked, and how it ended) and films.parquet (where each film is). Great
+Expectations' own result and Data Docs carry run times and go to runs/<id>/data_docs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ral.config.base import load
+from ral.config.data import ValidateParams
+from ral.errors import UserError
+from tasks import step
+
+
+def run(params: ValidateParams, out: Path) -> None:
+    """Write the verdict and the list of films of `data.root` into `out`.
+
+    Raises:
+        UserError: the folder, table or an archive cannot be read, or a check of severity error failed.
+    """
+    from ral import runs
+    from ral.data.films import list_films, total_bytes
+    from ral.data.sources import nih
+    from ral.data.validation import check_table
+    from ral.files import new_folder, sha256, write_json
+    from ral.labels import PHANTOM_PREFIX
+    from ral.progress import Progress
+
+    root = Path(params.data.root)
+    table = nih.table_path(root)
+    raw = nih.read_raw(table)
+    with Progress("reading films", total_bytes(root), "B") as progress:
+        films, archives = list_films(root, progress.add)
+    folder = runs.folder()
+    checks = check_table(raw, films, params.data.missing_films, folder / "data_docs")
+    ids = raw["Image Index"]
+    verdict = {
+        "passed": not any(check["severity"] == "error" and not check["passed"] for check in checks),
+        "phantom": bool(ids.str.startswith(PHANTOM_PREFIX).any()),
+        "rows": len(raw),
+        "patients": int(raw["Patient ID"].nunique()),
+        "films": len(films),
+        "rows_without_film": int((~ids.isin(films["image_id"])).sum()),
+        "films_without_row": int((~films["image_id"].isin(ids)).sum()),
+        "checks": checks,
+        "files": {table.name: {"bytes": table.stat().st_size, "sha256": sha256(table)}, **archives},
+    }
+    write_json(folder / "verdict.json", verdict)
+    if not verdict["passed"]:
+        raise UserError(explain(checks, table, folder / "data_docs" / "index.html"))
+    for line in warnings(verdict):
+        print(f"warning: {line}")
+    with new_folder(out) as draft:
+        films.to_parquet(draft / "films.parquet", index=False)
+        write_json(draft / "verdict.json", verdict)
+    print(
+        f"{len(raw):,} rows, {len(films):,} films: passed. Data Docs: {folder / 'data_docs' / 'index.html'}"
+    )
+
+
+def explain(checks: list[dict[str, Any]], table: Path, docs: Path) -> str:
+    """The failed checks for people: what, how many, which rows, what to do."""
+    lines = [f"{table} did not pass validation."]
+    for check in checks:
+        if check["severity"] == "error" and not check["passed"]:
+            lines.append(f"- {check['check']}: {check['unexpected']} rows of `{check['column']}` are not.")
+            lines += [f"    row {s['row']}, {s['image_id']}: {s['value']!r}" for s in check["samples"]]
+            lines.append(f"  {check['remedy']}")
+    return "\n".join([*lines, f"Details: {docs}"])
+
+
+def warnings(verdict: dict[str, Any]) -> list[str]:
+    """What passed but should be known, a line each."""
+    lines = [
+        f"{check['check']}: {check['unexpected']} rows of `{check['column']}` are not. {check['remedy']}"
+        for check in verdict["checks"]
+        if check["severity"] == "warning" and not check["passed"]
+    ]
+    if verdict["films_without_row"]:
+        lines.append(f"{verdict['films_without_row']} films have no row in the table and are not used.")
+    return lines
+
+
+if __name__ == "__main__":
+    options = step.parse(__doc__, {"out": ("data/validated", "folder to write")})
+    step.main("validate", lambda: run(load(options.params, ValidateParams), options.out))

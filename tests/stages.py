@@ -1,0 +1,76 @@
+"""What the tests know of dvc.yaml: its stages, and the project's own modules that a stage imports."""
+
+import ast
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("ral", "tasks", "flows")
+
+
+def stages() -> dict[str, dict]:
+    """The stages of dvc.yaml in their order."""
+    return YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def code_files(stage: str) -> set[str]:
+    """Files a stage's module imports, however deep and wherever in the code, as paths from the project's root.
+
+    A module that is started by its name (`-m ral.training`) counts as imported. An `__init__.py` of nothing but a
+    docstring is no code.
+    """
+    found: set[str] = set()
+    queue = [f"tasks.{stage}"]
+    seen: set[str] = set()
+    while queue:
+        module = queue.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        path = _file(module)
+        if path is None:
+            continue
+        parent = module.rpartition(".")[0]
+        if parent:
+            queue.append(parent)
+        tree = ast.parse(path.read_text())
+        if not (path.name == "__init__.py" and len(tree.body) <= 1):
+            found.add(path.relative_to(ROOT).as_posix())
+            found |= {item.relative_to(ROOT).as_posix() for item in _read_beside(tree, path)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                queue += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _has_main(node.value):
+                queue.append(f"{node.value}.__main__")
+    return found
+
+
+def _file(module: str) -> Path | None:
+    if module.split(".")[0] not in PACKAGES:
+        return None
+    base = ROOT / module.replace(".", "/")
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _has_main(text: str) -> bool:
+    return text.split(".")[0] in PACKAGES and (ROOT / text.replace(".", "/") / "__main__.py").is_file()
+
+
+def _read_beside(tree: ast.AST, path: Path) -> set[Path]:
+    """Files beside a module whose name it holds as text, such as a template."""
+    names = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    return {
+        path.parent / name
+        for name in names
+        if name.endswith((".html", ".css")) and (path.parent / name).is_file()
+    }
