@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ral import runs
 from ral.errors import UserError
+from ral.processes import die_with_parent
 
 
 def parse(description: str, paths: dict[str, tuple[str, str]]) -> argparse.Namespace:
@@ -29,6 +30,8 @@ def parse(description: str, paths: dict[str, tuple[str, str]]) -> argparse.Names
 
 def main(name: str, step: Callable[[], None]) -> None:
     """Run a step and record it; what the user can mend ends as `error: ...` and exit code 1, a bug keeps its trace."""
+    if "DVC_STAGE" in os.environ:  # DVC, when it is killed, leaves the stages it started
+        die_with_parent()
     try:
         with runs.recorded(name):
             step()
@@ -51,6 +54,7 @@ _REMEDIES = {
     errno.EACCES: "Give this user the right to it, or choose another folder.",
     errno.EPERM: "Give this user the right to it, or choose another folder.",
     errno.EROFS: "That file system is read-only: choose another folder.",
+    errno.EEXIST: "A file stands where a folder is needed: move it away.",
     errno.ENOTDIR: "A file stands where a folder is needed: move it away.",
     errno.EISDIR: "A folder stands where a file is needed: move it away.",
 }

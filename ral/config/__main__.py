@@ -1,17 +1,86 @@
-"""Check the whole of params.yaml, before a long run finds a typing error at its end.
+"""Check the whole of params.yaml, before a long run finds a typing error at its end; or print what each key means.
 
 python -m ral.config [params.yaml]
+python -m ral.config --markdown > docs/parameters.md
 """
 
 import sys
 from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from ral.config.base import load
 from ral.config.params import Params
 from ral.errors import UserError
 
+
+def markdown() -> str:
+    """The page that lists every parameter with its type, limits, default and meaning."""
+    lines = [
+        "# Parameters",
+        "",
+        "Every key of `params.yaml`. This page is made from the code: "
+        "`python -m ral.config --markdown > docs/parameters.md`.",
+    ]
+    for name, field in Params.model_fields.items():
+        lines += _section(name, field.annotation)
+    return "\n".join(lines) + "\n"
+
+
+def _section(path: str, model: Any) -> list[str]:
+    lines = ["", f"## {path}", "", " ".join((model.__doc__ or "").split()), ""]
+    table, nested = ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"], []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            nested += _section(f"{path}.{name}", field.annotation)
+            continue
+        default = "" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        table.append(f"| `{name}` | {_allowed(field)} | {default} | {meaning} |")
+    return [*lines, *(table if len(table) > 2 else []), *nested]
+
+
+def _allowed(field: FieldInfo) -> str:
+    """Type and limits for people: `int, ≥ 1`, or the words of a Literal."""
+    limits = []
+    for item in field.metadata:
+        for attribute, sign in (
+            ("ge", "≥"),
+            ("gt", ">"),
+            ("le", "≤"),
+            ("lt", "<"),
+            ("min_length", "length ≥"),
+        ):
+            value = getattr(item, attribute, None)
+            if value is not None:
+                limits.append(f"{sign} {value:g}")
+    return ", ".join([_type(field.annotation), *limits])
+
+
+def _type(annotation: Any) -> str:
+    arguments = get_args(annotation)
+    if not arguments:
+        return {"NoneType": "null"}.get(annotation.__name__, annotation.__name__)
+    if all(isinstance(argument, str | int) for argument in arguments):
+        return ", ".join(f"`{argument}`" for argument in arguments)
+    inner = " or ".join(_type(argument) for argument in arguments)
+    origin = getattr(annotation, "__origin__", None)
+    if origin is list:
+        return f"list of {inner}"
+    return "mapping" if origin is dict else inner
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
 if __name__ == "__main__":
     try:
-        load(Path(sys.argv[1] if len(sys.argv) > 1 else "params.yaml"), Params)
+        if sys.argv[1:] == ["--markdown"]:
+            print(markdown(), end="")
+        else:
+            load(Path(sys.argv[1] if len(sys.argv) > 1 else "params.yaml"), Params)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -1,5 +1,6 @@
 """Finds the films of a data folder (tar archives or unpacked) and reads them in the order they are stored."""
 
+import gzip
 import hashlib
 import os
 import tarfile
@@ -77,8 +78,6 @@ def list_films(root: Path, progress: Callable[[int], None]) -> tuple[pd.DataFram
             counted = _CountedHash(stream, progress)
             for member, _ in _members(archive, counted):
                 rows.append((PurePosixPath(member.name).name, name, member.name, member.size))
-            while counted.read(1 << 20):  # what follows the archive's end marker belongs to its hash
-                pass
         hashes[name] = {"bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
     for folder in folders:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -123,9 +122,9 @@ def _members(
     archive: Path, stream: IO[bytes] | _CountedHash
 ) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """Yield the films of an archive in order, refusing what a well-made archive of films does not hold."""
-    mode = "r|" if archive.name.endswith(".tar") else "r|gz"
+    packed = stream if archive.name.endswith(".tar") else gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[call-overload]
     try:
-        with tarfile.open(fileobj=stream, mode=mode) as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=packed, mode="r|") as tar:  # type: ignore[call-overload]
             for member in tar:
                 parts = PurePosixPath(member.name).parts
                 if member.name.startswith("/") or ".." in parts:
@@ -142,6 +141,8 @@ def _members(
                     )
                 if member.name.lower().endswith(FILM_ENDINGS):
                     yield member, tar
+        while packed.read(1 << 20):  # gzip compares its checksum at the very end, behind the archive's own
+            pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise

@@ -9,8 +9,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ral.errors import UserError
 
-# Pillow only warns between this and twice this many pixels; a film is never near it (a 4k x 4k one has 16.8 M).
-Image.MAX_IMAGE_PIXELS = 100_000_000
+# A film is never near this (a 4k × 4k one has 16.8 M). Pillow would only warn, so its own limit is off.
+MOST_PIXELS = 100_000_000
+Image.MAX_IMAGE_PIXELS = None
 
 
 def decode(content: bytes, size: int, name: str) -> np.ndarray:
@@ -26,13 +27,13 @@ def decode(content: bytes, size: int, name: str) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(
+                    f"{name} is too large to be a film: {image.width} x {image.height} pixels. {_REMEDY}"
+                )
             gray = image.convert("L")
     except UnidentifiedImageError:
         raise UserError(f"{name} is not an image ({len(content)} bytes). {_REMEDY}") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name} is too large to be a film: {error}. {_REMEDY}") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name} cannot be decoded ({error}). {_REMEDY}") from None
     if gray.size != (size, size):

@@ -1,6 +1,6 @@
 """Dask: the label table to studies.parquet with its split, the films to pixel shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def chosen_findings(wanted: list[str] | None) -> tuple[str, ...]:
     return tuple(wanted)
 
 
-def read_table(path: Path, films: pd.DataFrame, views: list[str]) -> pd.DataFrame:
+def read_table(path: Path, films: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
     """Read the label table in blocks and say of each row whether, and why, it is left out.
 
     Returns:
@@ -122,7 +122,7 @@ def read_table(path: Path, films: pd.DataFrame, views: list[str]) -> pd.DataFram
     return rows.compute().reset_index(drop=True)
 
 
-def _prepare_block(studies: pd.DataFrame, where: pd.DataFrame, views: list[str]) -> pd.DataFrame:
+def _prepare_block(studies: pd.DataFrame, where: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
     joined = studies.join(where, on="image_id")
     left_out = pd.Series("", index=joined.index, dtype="str")
     left_out[joined["stored"].isna()] = "no film"

@@ -27,10 +27,10 @@ def expectations(missing_films: str) -> list[Any]:
     row (line in the file), film_bytes (null without a film) and age (a number or null) added.
     """
     words = "|".join(nih.VOCABULARY)
-    checks = [
+    checks: list[tuple[Any, dict[str, Any], tuple[str, str, str]]] = [
         (
             gxe.ExpectColumnValuesToMatchRegex,
-            {"column": "Image Index", "regex": r"^[^/\\]+\.(png|jpg|jpeg)$"},
+            {"column": "Image Index", "regex": r"^[^/\\]+\.(?:png|jpg|jpeg)$"},
             ("image id is a file name", "critical", "Correct the image id in that row."),
         ),
         (

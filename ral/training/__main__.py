@@ -13,6 +13,8 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset, open_dataset
 from ral.errors import UserError
@@ -22,7 +24,6 @@ from ral.processes import die_with_parent
 
 def train(params: TrainParams, dataset: Dataset, out: Path) -> None:
     """Train, and on rank 0 write the outputs."""
-    import numpy as np
     import torch
     from safetensors.torch import save_file
 
@@ -68,10 +69,11 @@ def train(params: TrainParams, dataset: Dataset, out: Path) -> None:
                     f"The best model gives non-finite logits on {split}. Lower train.learning_rate."
                 )
             write_logits(dataset, dataset.rows(split), values, out / "logits" / f"{split}.parquet")
+    torch.distributed.barrier()  # a process that leaves early can abort the others' exit
     torch.distributed.destroy_process_group()
 
 
-def write_logits(dataset: Dataset, rows: "np.ndarray", values: "np.ndarray", path: Path) -> None:  # noqa: F821
+def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: Path) -> None:
     """Write image_id and one float32 column of raw logits per finding."""
     import pandas as pd
 

@@ -1,0 +1,61 @@
+"""Print the result of a run as a short table: the end of `make run`.
+
+    python -m ral.reporting.summary [reports/metrics.json] [reports/report.html]
+
+The report is not read: its path is only printed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ral.files import read_json
+from ral.reporting.wording import PHANTOM_SHORT, RESEARCH, estimate
+
+
+def summary(metrics: dict[str, Any], report: Path) -> str:
+    """The lines to print: what data, the means over all findings and per tier, where the report is.
+
+    Args:
+        metrics: content of metrics.json.
+        report: path of the report, named in the last line.
+    """
+    means = {"macro": metrics["macro"], **metrics["tiers"]}
+    rows = [("", "findings", "AP", "AUROC")] + [
+        (name, str(mean["findings"]), estimate(mean["ap"]), estimate(mean["auroc"]))
+        for name, mean in means.items()
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    table = [
+        f"{name:<{widths[0]}}  {count:>{widths[1]}}  {ap:<{widths[2]}}  {auroc}".rstrip()
+        for name, count, ap, auroc in rows
+    ]
+    test = metrics["test"]
+    return "\n".join(
+        [
+            PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH,
+            *table,
+            f"{test['rows']:,} test films of {test['patients']:,} patients; {100 * metrics['confidence']:g} % "
+            f"intervals from {metrics['replicates']:,} resamples of the patients",
+            f"report: {report}",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("metrics", type=Path, nargs="?", default=Path("reports/metrics.json"))
+    parser.add_argument("report", type=Path, nargs="?", default=Path("reports/report.html"))
+    options = parser.parse_args()
+    try:
+        metrics = read_json(options.metrics)
+    except FileNotFoundError:
+        sys.exit(f"error: {options.metrics} does not exist. Run the pipeline first: make run")
+    print(summary(metrics, options.report))
+
+
+if __name__ == "__main__":
+    main()

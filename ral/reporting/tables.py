@@ -1,0 +1,320 @@
+"""The tables of the report: what stands in which cell, as text that the template escapes."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ral.reporting.plots import Curve, Row, prevalence
+from ral.reporting.wording import counted, estimate, known, number, percent, with_interval
+
+# Where the curves are read off for the table beside them.
+FALSE_POSITIVE_RATES = (0.05, 0.1, 0.2, 0.5)
+RECALLS = (0.25, 0.5, 0.75)
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text with a style (a class of report.css) or a longer text shown on pointing at it."""
+
+    text: str
+    style: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row names it."""
+
+    caption: str
+    columns: tuple[str, ...]
+    align: str
+    """A letter per column: l for text, r for numbers, w for text that may take several lines."""
+    rows: Sequence[Sequence[str | Cell]]
+
+
+def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
+    """Means over all findings and per tier."""
+    means = {"macro": metrics["macro"], **metrics["tiers"]}
+    content = []
+    for name, mean in means.items():
+        members = [row for row in rows if name in ("macro", row["tier"])]
+        scored = [prevalence(row) for row in members if known(row["ap"])]
+        title = "all findings (macro)" if name == "macro" else Cell(name, f"tier {name}")
+        content.append(
+            [
+                title,
+                f"{mean['findings']} of {len(members)}",
+                *(estimate(mean[metric]) for metric in ("ap", "auroc", "f1")),
+                number(sum(scored) / len(scored) if scored else None),
+            ]
+        )
+    return Table(
+        "Means over the findings, with intervals",
+        ("Findings", "Estimable", "AP", "AUROC", "F1", "Chance level of AP"),
+        "lrrrrr",
+        content,
+    )
+
+
+def findings(rows: Sequence[Row]) -> Table:
+    """The scores of every finding."""
+    return Table(
+        "Scores of every finding on the test films, the most frequent in training first",
+        (
+            "Finding",
+            "Tier",
+            "Training prevalence",
+            "Training positives",
+            "Test positives",
+            "AUROC",
+            "AP",
+            "Chance level of AP",
+            "F1",
+            "Threshold of F1 (raw score)",
+        ),
+        "llrrrrrrrr",
+        [
+            [
+                row["finding"],
+                Cell(row["tier"], f"tier {row['tier']}"),
+                percent(row["train_prevalence"]),
+                f"{row['train_positives']:,}",
+                f"{row['test_positives']:,}",
+                _metric(row, "auroc"),
+                _metric(row, "ap"),
+                number(prevalence(row)),
+                _metric(row, "f1"),
+                f"{row['threshold']:.3f}" if known(row["threshold"]) else "none",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def curve_points(curves: pd.DataFrame, rows: Sequence[Row]) -> Table:
+    """A few points of each drawn curve; all are in curves.csv."""
+    content = []
+    for row in rows:
+        roc, pr = points(curves, row["finding"], "roc"), points(curves, row["finding"], "pr")
+        if not len(roc[0]):
+            continue
+        content.append(
+            [row["finding"]]
+            + [f"{np.interp(rate, *roc):.3f}" for rate in FALSE_POSITIVE_RATES]
+            + [f"{pr[1][int(np.abs(pr[0] - recall).argmin())]:.3f}" for recall in RECALLS]
+        )
+    return Table(
+        "Points of the curves; all of them are in curves.csv",
+        (
+            "Finding",
+            *(f"True positive rate at false positive rate {rate:g}" for rate in FALSE_POSITIVE_RATES),
+            *(f"Precision at recall {recall:g}" for recall in RECALLS),
+        ),
+        "l" + "r" * (len(FALSE_POSITIVE_RATES) + len(RECALLS)),
+        content,
+    )
+
+
+def points(curves: pd.DataFrame, finding: str, curve: str) -> Curve:
+    """x and y of one curve; empty if the finding has none."""
+    part = curves[(curves["finding"] == finding) & (curves["curve"] == curve)]
+    return part["x"].to_numpy(dtype=float), part["y"].to_numpy(dtype=float)
+
+
+def history(epochs: pd.DataFrame, best: int) -> Table:
+    """What was measured after every epoch."""
+    return Table(
+        "Epochs",
+        ("Epoch", "Learning rate", "Training loss", "Validation macro AP", "Validation macro AUROC"),
+        "lrrrr",
+        [
+            [
+                f"{int(row['epoch'])} (kept)" if row["epoch"] == best else str(int(row["epoch"])),
+                f"{row['learning_rate']:.3g}",
+                number(row["train_loss"], 5),
+                number(row["val_macro_ap"], 4),
+                number(row["val_macro_auroc"], 4),
+            ]
+            for row in epochs.to_dict("records")
+        ],
+    )
+
+
+def model(facts: dict[str, Any], epochs: int) -> Table:
+    """What was trained."""
+    return _pairs(
+        "Model",
+        {
+            "Network": facts["backbone"],
+            **{f"Option {name}": _value(value) for name, value in facts["options"].items()},
+            "Loss": facts["loss"],
+            "Input": f"{facts['size']} × {facts['size']} pixels, one channel",
+            "Outputs": f"{counted(len(facts['findings']), 'finding', 'findings')}: {facts['outputs']}",
+            "Weights kept": f"epoch {facts['best_epoch']} of {epochs}, the best validation macro AP",
+            "Pixel mean and deviation": f"{facts['pixel_mean']:.3f} and {facts['pixel_deviation']:.3f} "
+            "(training films, 0 to 255)",
+        },
+    )
+
+
+def films(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
+    """From the rows of the label table to the films that were used."""
+    left = [
+        [f"left out: {reason}", f"{count:,}", percent(count / dataset["rows"])]
+        for reason, count in sorted(dataset["left_out"].items())
+    ]
+    return Table(
+        "From the label table to the films used",
+        ("What", "Count", "Share of the rows"),
+        "lrr",
+        [
+            ["rows of the label table", f"{verdict['rows']:,}", ""],
+            ["patients in the label table", f"{verdict['patients']:,}", ""],
+            ["film files found", f"{verdict['films']:,}", ""],
+            ["film files without a row, not used", f"{verdict['films_without_row']:,}", ""],
+            *(left or [["left out", "0", percent(0.0)]]),
+            ["films used", f"{dataset['films']:,}", percent(dataset["films"] / dataset["rows"])],
+            ["patients used", f"{dataset['patients']:,}", ""],
+        ],
+    )
+
+
+def split(dataset: dict[str, Any]) -> Table:
+    """Films and patients of each split."""
+    return Table(
+        "Split by patient: no patient is in two",
+        ("Split", "Films", "Patients", "Share of the films"),
+        "lrrr",
+        [
+            [
+                title,
+                f"{dataset['split'][name]['films']:,}",
+                f"{dataset['split'][name]['patients']:,}",
+                percent(dataset["split"][name]["films"] / dataset["films"]),
+            ]
+            for name, title in SPLITS.items()
+        ],
+    )
+
+
+def labels(counts: dict[str, Any], rows: Sequence[Row]) -> Table:
+    """Labels of each finding in each split."""
+    kinds = [
+        (name, kind)
+        for name in SPLITS
+        for kind in ("positives", "negatives", "unknown")
+        if kind != "unknown"
+        or any(counts[split]["unknown"][row["finding"]] for split in SPLITS for row in rows)
+    ]
+    return Table(
+        "Labels in each split" + ("" if len(kinds) == 9 else " (none is unknown)"),
+        (
+            "Finding",
+            "Tier",
+            "Training prevalence",
+            *(f"{SPLITS[name].capitalize()} {kind}" for name, kind in kinds),
+        ),
+        "llr" + "r" * len(kinds),
+        [
+            [
+                row["finding"],
+                Cell(row["tier"], f"tier {row['tier']}"),
+                percent(row["train_prevalence"]),
+                *(f"{counts[name][kind][row['finding']]:,}" for name, kind in kinds),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def checks(verdict: dict[str, Any]) -> Table:
+    """What was checked in the label table; the remedy is for those that failed."""
+    content = []
+    for check in verdict["checks"]:
+        samples = "\n".join(_sample(sample) for sample in check["samples"])
+        if check["unexpected"] > len(check["samples"]) > 0:
+            samples += "\n…"
+        content.append(
+            [
+                check["check"],
+                check["column"],
+                check["severity"],
+                Cell("passed", "passed")
+                if check["passed"]
+                else Cell("failed", f"failed {check['severity']}"),
+                f"{check['unexpected']:,}",
+                Cell(samples, "code lines") if samples else "none",
+                "none needed" if check["passed"] else check["remedy"],
+            ]
+        )
+    return Table(
+        "Checks of the label table",
+        ("Check", "Column", "Severity", "Result", "Rows", "First of these rows", "Remedy"),
+        "llllrww",
+        content,
+    )
+
+
+def parameters(content: dict[str, Any]) -> Table:
+    """Every parameter by its dotted name."""
+    return _pairs("Parameters", dict(_flat(content)), style="code")
+
+
+def hashes(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
+    """Contents of the raw and of the prepared files."""
+    raw = [
+        [name, f"{file['bytes']:,} bytes", _hash(file["sha256"])]
+        for name, file in sorted(verdict["files"].items())
+    ]
+    shards = [
+        [shard["name"], f"{shard['films']:,} films", _hash(shard["sha256"])] for shard in dataset["shards"]
+    ]
+    return Table(
+        "Raw and prepared files", ("File", "Size", "SHA-256, first 12 digits"), "lrl", [*raw, *shards]
+    )
+
+
+def versions(packages: dict[str, str]) -> Table:
+    """Versions of what computed the figures."""
+    return _pairs("Versions", packages, ("Package", "Version"))
+
+
+def _metric(row: Row, metric: str) -> str:
+    return with_interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    value = "" if sample["value"] is None else f": {sample['value']}"
+    return f"row {sample['row']}, {sample['image_id']}{value}"
+
+
+def _hash(digest: str) -> Cell:
+    return Cell(digest[:12], "code", digest)
+
+
+def _pairs(
+    caption: str, content: dict[str, str], columns: tuple[str, str] = ("What", "Value"), style: str = ""
+) -> Table:
+    rows = [[Cell(name, style), Cell(value, style)] for name, value in content.items()]
+    return Table(caption, columns, "lw", rows)
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Dotted names and values of nested mappings, those without content included."""
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _value(value)
+
+
+def _value(value: Any) -> str:
+    if value == {}:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,49 @@
+"""Sentences and number formats that the report and the summary share."""
+
+import math
+from typing import Any, TypeGuard
+
+PHANTOM = "PHANTOM FILMS – drawn by a program, not X-rays of people. Nothing here is a clinical result."
+PHANTOM_SHORT = "PHANTOM FILMS: drawn, not X-rays of people; these figures say nothing about clinical use"
+RESEARCH = "Research software, not a medical device"
+
+# Stands where a value is missing: never a zero, never an empty cell.
+NOT_ESTIMABLE = "not estimable"
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether there is a value: missing is null in JSON and NaN in a table."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """A metric, or that there is none."""
+    return f"{value:.{decimals}f}" if known(value) else NOT_ESTIMABLE
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """The two ends of an interval."""
+    return f"{low:.3f}–{high:.3f}" if known(low) and known(high) else "no interval"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A metric and its interval as `0.412 (0.380–0.451)`."""
+    return f"{value:.3f} ({interval(low, high)})" if known(value) else NOT_ESTIMABLE
+
+
+def estimate(content: dict[str, Any]) -> str:
+    """The same for an entry of metrics.json."""
+    return with_interval(content["value"], content["low"], content["high"])
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with three digits, so that rare findings keep some."""
+    if not known(share):
+        return NOT_ESTIMABLE
+    decimals = 1 if share >= 0.1 else 2 if share >= 0.01 or share == 0 else 3
+    return f"{100 * share:.{decimals}f} %"
+
+
+def counted(count: int, one: str, several: str) -> str:
+    """A count and its noun."""
+    return f"{count:,} {one if count == 1 else several}"

@@ -1,0 +1,73 @@
+"""Write the report: one HTML page with the result, how it was trained, and on what data.
+
+    python -m tasks.report
+
+Reads what the other steps wrote and computes nothing but the drawings.
+"""
+
+from pathlib import Path
+
+from ral.config.base import load
+from ral.config.params import ReportParams
+from ral.errors import UserError
+from tasks import step
+
+
+def run(
+    params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path, out_file: Path
+) -> None:
+    """Render the outputs of the steps into `out_file`.
+
+    Raises:
+        UserError: a step before has not written its files.
+    """
+    import pandas as pd
+
+    from ral.files import new_file, read_json
+    from ral.reporting.report import Inputs, installed_versions, render
+
+    def table(path: Path) -> pd.DataFrame:
+        # Only an empty cell is missing: a finding may be called NA.
+        return pd.read_csv(path, dtype={"finding": str}, keep_default_na=False, na_values=[""])
+
+    try:
+        inputs = Inputs(
+            params=params,
+            verdict=read_json(validated / "verdict.json"),
+            dataset=read_json(prepared / "dataset.json"),
+            class_counts=read_json(prepared / "class_counts.json"),
+            model=read_json(models / "model.json"),
+            history=table(models / "history.csv"),
+            metrics=read_json(reports / "metrics.json"),
+            findings=table(reports / "findings.csv"),
+            curves=table(reports / "curves.csv"),
+            versions=installed_versions(),
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} does not exist. Run the steps before this one: make run") from None
+    with new_file(out_file) as draft:
+        draft.write_text(render(inputs), encoding="utf-8")
+    print(f"{'PHANTOM FILMS: ' if inputs.phantom else ''}report: {out_file}")
+
+
+if __name__ == "__main__":
+    options = step.parse(
+        __doc__,
+        {
+            "validated": ("data/validated", "what the step validate wrote"),
+            "prepared": ("data/prepared", "what the step preprocess wrote"),
+            "models": ("models", "what the step train wrote"),
+            "reports": ("reports", "what the step evaluate wrote; the report goes there too"),
+        },
+    )
+    step.main(
+        "report",
+        lambda: run(
+            load(options.params, ReportParams),
+            options.validated,
+            options.prepared,
+            options.models,
+            options.reports,
+            options.reports / "report.html",
+        ),
+    )

@@ -1,0 +1,130 @@
+"""Shared by all tests: small phantom data, copies of the project to run in, real films where there are any."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+
+# NIH ChestX-ray14 as NIH ships it, or a part of it; never inside the project.
+REAL_FILMS = Path(os.environ.get("RAL_REAL_FILMS", ROOT.parent / "shared/data/nih-chestxray14-64px"))
+
+# A chain that a test can afford: small films, a tiny network, few epochs.
+SMALL = {
+    "phantom": {"films": 400, "size": 48},
+    "preprocess": {"size": 32},
+    "model": {"backbone": "test_resnet", "options": {}},
+    "train": {"epochs": 2, "batch_size": 32, "threads": 1},
+    "evaluate": {"replicates": 100, "min_positives": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def real_films() -> Path:
+    """Folder of real films; without it the test is skipped."""
+    if not REAL_FILMS.is_dir():
+        pytest.skip(f"no real films at {REAL_FILMS}: set RAL_REAL_FILMS to a folder of NIH ChestX-ray14")
+    return REAL_FILMS
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Environment in which `python` and `dvc` are the ones that run the tests."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAL_", "PREFECT_"))}
+    return keep | {"PATH": path, "DO_NOT_TRACK": "1"}
+
+
+@pytest.fixture(scope="session")
+def run(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in a folder and return what it printed; it must exit with `code`."""
+
+    def run(*command: str, cwd: Path, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment | env, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert code is None or done.returncode == code, (
+            f"{command} exited with {done.returncode}:\n{done.stdout}"
+        )
+        return done
+
+    return run
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy the project's files (tracked, or new and not ignored) to `folder`, as a git repository of its own."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listing.split("\0")):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    return folder
+
+
+def set_params(folder: Path, changes: dict) -> None:
+    """Change params.yaml in `folder`; nested sections are merged, except `options`, which is replaced."""
+    yaml = YAML()
+    content = yaml.load((folder / "params.yaml").read_text())
+
+    def merge(target: dict, values: dict) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict) and key != "options":
+                merge(target[key], value)
+            else:
+                target[key] = value
+
+    merge(content, changes)
+    with (folder / "params.yaml").open("w") as stream:
+        yaml.dump(content, stream)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A copy of the project with small parameters, nothing run yet."""
+    folder = copy_project(tmp_path / "project")
+    set_params(folder, SMALL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom data folder of 400 films; do not change it, copy it."""
+    from ral.config.data import PhantomConfig
+    from ral.data.phantom.archive import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, PhantomConfig(films=400, size=48, floor=0.009, seed=1))
+    return folder
+
+
+@pytest.fixture
+def phantom_copy(small_phantom: Path, tmp_path: Path) -> Path:
+    """A phantom data folder that a test may damage."""
+    return Path(shutil.copytree(small_phantom, tmp_path / "films"))
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], object]], None]:
+    """Wait until something holds; fail after `patience` seconds."""
+
+    def wait(holds: Callable[[], object], patience: float = 60.0) -> None:
+        end = time.monotonic() + patience
+        while not holds():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.2)
+
+    return wait

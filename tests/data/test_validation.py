@@ -1,0 +1,89 @@
+"""Each expectation refuses what it is there for, and names the rows."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ral.data.films import list_films
+from ral.data.sources import nih
+from ral.data.validation import check_table
+
+CASES = [
+    ("image id is a file name", "Image Index", "x/../y", "error"),
+    ("image ids are unique", "Image Index", None, "error"),
+    ("labels are in the vocabulary", "Finding Labels", "Efusion", "error"),
+    ("labels are in the vocabulary", "Finding Labels", "Mass,Nodule", "error"),
+    ("labels are in the vocabulary", "Finding Labels", "", "error"),
+    ("No Finding stands alone", "Finding Labels", "Mass|No Finding", "error"),
+    ("follow-up is a number", "Follow-up #", "first", "error"),
+    ("patient id is given", "Patient ID", "", "error"),
+    ("age is a number", "Patient Age", "058Y", "error"),
+    ("age is possible", "Patient Age", "414", "warning"),
+    ("sex is M or F", "Patient Gender", "male", "error"),
+    ("view is known", "View Position", "XX", "error"),
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(small_phantom: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    films, _ = list_films(small_phantom, lambda _: None)
+    return nih.read_raw(nih.table_path(small_phantom)), films
+
+
+def failed(checks: list[dict]) -> dict[str, dict]:
+    return {check["check"]: check for check in checks if not check["passed"]}
+
+
+def test_good_table_passes_and_has_data_docs(loaded, tmp_path: Path) -> None:
+    raw, films = loaded
+    checks = check_table(raw, films, "fail", tmp_path / "docs")
+    assert not failed(checks)
+    assert len(checks) == 13
+    page = (tmp_path / "docs/index.html").read_text()
+    assert "raw_label_table" in page
+    assert list((tmp_path / "docs").rglob("validations/**/*.html"))
+
+
+def test_verdict_has_no_clock_or_run_id(loaded, tmp_path: Path) -> None:
+    raw, films = loaded
+    first, second = (check_table(raw, films, "fail", tmp_path / name) for name in "ab")
+    assert first == second
+
+
+@pytest.mark.parametrize(("check", "column", "value", "severity"), CASES)
+def test_bad_value_is_found_with_row_and_remedy(
+    loaded, tmp_path: Path, check: str, column: str, value: str | None, severity: str
+) -> None:
+    raw, films = loaded
+    raw = raw.copy()
+    raw.loc[7, column] = raw.loc[8, column] if value is None else value
+    found = failed(check_table(raw, films, "drop", tmp_path / "docs"))[check]
+    assert found["severity"] == severity
+    assert found["unexpected"] == (2 if value is None else 1)
+    assert found["samples"][0]["row"] == 9  # line 1 is the header
+    assert found["remedy"]
+    if value is not None:
+        assert found["samples"][0]["value"] == (value if check != "age is possible" else "414")
+
+
+def test_two_films_with_one_follow_up_number_are_a_warning(loaded, tmp_path: Path) -> None:
+    raw, films = loaded
+    raw = raw.copy()
+    twice = raw.index[raw["Follow-up #"] == "1"][0]
+    raw.loc[twice, "Follow-up #"] = "0"
+    found = failed(check_table(raw, films, "fail", tmp_path / "docs"))
+    assert list(found) == ["follow-ups of a patient are distinct"]
+    assert found["follow-ups of a patient are distinct"]["severity"] == "warning"
+
+
+@pytest.mark.parametrize(("missing_films", "severity"), [("fail", "error"), ("drop", "warning")])
+def test_missing_and_empty_films(loaded, tmp_path: Path, missing_films: str, severity: str) -> None:
+    raw, films = loaded
+    some = films.iloc[:-3].copy()
+    some.loc[5, "bytes"] = 0
+    found = failed(check_table(raw, some, missing_films, tmp_path / "docs"))
+    assert found["film is present"]["unexpected"] == 3
+    assert found["film is present"]["severity"] == severity
+    assert found["film is not empty"]["severity"] == "error"
+    assert found["film is not empty"]["samples"][0]["image_id"] == films["image_id"].iloc[5]

@@ -1,0 +1,198 @@
+"""What users get wrong ends as one clear error with exit code 1, and leaves no half-written output."""
+
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import SMALL, set_params
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+TABLE = "Data_Entry_2017.csv"
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path, phantom_copy: Path) -> Path:
+    """A folder with params.yaml only, set to a phantom folder that a test may damage."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(folder, SMALL | {"data": {"root": str(phantom_copy)}})
+    return folder
+
+
+def refuse(run: Run, project: Path, step: str, *words: str, **env: str) -> str:
+    """The step must fail with one error that has these words, and leave nothing behind."""
+    out = {"validate": "data/validated", "preprocess": "data/prepared"}.get(step, "data/phantom")
+    printed = run("python", "-m", f"tasks.{step}", cwd=project, code=1, PYTHONPATH=str(ROOT), **env).stdout
+    assert printed.count("error: ") == 1
+    assert "Traceback" not in printed
+    for word in words:
+        assert word in printed
+    assert not (project / out).exists()
+    assert not list(project.glob("data/.*"))
+    return printed
+
+
+def validated(run: Run, project: Path) -> None:
+    run("python", "-m", "tasks.validate", cwd=project, PYTHONPATH=str(ROOT))
+
+
+def rewrite(films: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change the label table, keeping its odd header."""
+    path = films / TABLE
+    header = path.read_text().split("\n")[0]
+    table = change(pd.read_csv(path, index_col=False, dtype=str, keep_default_na=False))
+    path.write_text(header + "\n" + table.to_csv(index=False, header=False))
+
+
+def test_missing_folder(run: Run, project: Path) -> None:
+    set_params(project, {"data": {"root": "/nowhere/films"}})
+    refuse(run, project, "validate", "/nowhere/films does not exist", "data.root")
+
+
+def test_empty_table(run: Run, project: Path, phantom_copy: Path) -> None:
+    rewrite(phantom_copy, lambda table: table.iloc[:0])
+    refuse(run, project, "validate", TABLE, "no rows")
+
+
+def test_absent_column(run: Run, project: Path, phantom_copy: Path) -> None:
+    path = phantom_copy / TABLE
+    path.write_text(path.read_text().replace("Finding Labels", "Labels", 1))
+    refuse(run, project, "validate", TABLE, "lacks the column `Finding Labels`")
+
+
+def test_label_outside_the_vocabulary(run: Run, project: Path, phantom_copy: Path) -> None:
+    rewrite(phantom_copy, lambda table: table.replace({"Finding Labels": {"Mass": "Masses"}}))
+    refuse(
+        run, project, "validate", TABLE, "row ", "'Masses'", "Allowed, joined by |", "data_docs/index.html"
+    )
+
+
+def test_absent_films_by_parameter(run: Run, project: Path, phantom_copy: Path) -> None:
+    path = phantom_copy / "images_001.tar.gz"
+    with tarfile.open(path) as tar:
+        tar.extractall(phantom_copy, filter="data")
+    path.unlink()
+    gone = sorted((phantom_copy / "images").iterdir())[7]
+    gone.unlink()
+    refuse(run, project, "validate", "film is present: 1 rows", gone.name, "data.missing_films to drop")
+    set_params(project, {"data": {"missing_films": "drop"}})
+    validated(run, project)
+    printed = run("python", "-m", "tasks.preprocess", cwd=project, PYTHONPATH=str(ROOT)).stdout
+    assert "399 films" in printed
+    assert "1 left out: no film" in printed
+
+
+def test_film_that_is_no_image(run: Run, project: Path, phantom_copy: Path) -> None:
+    path = phantom_copy / "images_001.tar.gz"
+    with tarfile.open(path) as tar:
+        tar.extractall(phantom_copy, filter="data")
+    path.unlink()
+    film = sorted((phantom_copy / "images").iterdir())[7]
+    film.write_text("<html>Forbidden</html>")
+    validated(run, project)
+    refuse(run, project, "preprocess", film.name, "is not an image", "Replace the film")
+
+
+def test_truncated_archive(run: Run, project: Path, phantom_copy: Path) -> None:
+    path = phantom_copy / "images_001.tar.gz"
+    path.write_bytes(path.read_bytes()[:200_000])
+    refuse(run, project, "validate", "images_001.tar.gz is truncated or damaged", "Download it again")
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/evil.png"])
+def test_member_outside_the_archive(run: Run, project: Path, phantom_copy: Path, name: str) -> None:
+    with tarfile.open(phantom_copy / "images_002.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo(name)
+        tar.addfile(info)
+    refuse(
+        run, project, "validate", "images_002.tar.gz", f"`{name}` points outside", "Do not use this archive"
+    )
+    assert not list(project.parent.rglob("evil.png"))
+
+
+def test_all_films_of_one_patient(run: Run, project: Path, phantom_copy: Path) -> None:
+    rewrite(phantom_copy, lambda table: table.assign(**{"Patient ID": "1", "Follow-up #": range(len(table))}))
+    set_params(project, {"split": {"method": "hash"}})
+    validated(run, project)
+    refuse(run, project, "preprocess", "split is empty", "400 films of 1 patient", "split.method")
+
+
+def test_no_positive_of_a_class(run: Run, project: Path, phantom_copy: Path) -> None:
+    def without_hernia(table: pd.DataFrame) -> pd.DataFrame:
+        labels = table["Finding Labels"].str.split("|")
+        kept = labels.map(lambda names: "|".join(n for n in names if n != "Hernia") or "No Finding")
+        return table.assign(**{"Finding Labels": kept})
+
+    rewrite(phantom_copy, without_hernia)
+    validated(run, project)
+    refuse(run, project, "preprocess", "Hernia has no positive film", "data.findings")
+
+
+def test_patient_on_both_official_lists(run: Run, project: Path, phantom_copy: Path) -> None:
+    both = phantom_copy / "test_list.txt", phantom_copy / "train_val_list.txt"
+    test, train = (path.read_text().split() for path in both)
+    patient = next(film.split("_")[0] for film in train if film.endswith("_001.png"))
+    moved = f"{patient}_000.png"
+    both[0].write_text("\n".join([*test, moved]))
+    both[1].write_text("\n".join(film for film in train if film != moved))
+    validated(run, project)
+    refuse(run, project, "preprocess", "has films on both official lists", "leak", "split.method")
+
+
+def test_unwritable_output(run: Run, project: Path) -> None:
+    (project / "data").write_text("a file")
+    printed = run("python", "-m", "tasks.validate", cwd=project, code=1, PYTHONPATH=str(ROOT)).stdout
+    assert "error: " in printed
+    assert "A file stands where a folder is needed" in printed
+    assert "Traceback" not in printed
+
+
+def test_no_disk(run: Run, project: Path, full_disk: Path) -> None:
+    validated(run, project)
+    (project / "data/prepared").unlink(missing_ok=True)
+    command = ["python", "-m", "tasks.preprocess", "--out", str(full_disk / "prepared")]
+    printed = run(*command, cwd=project, code=1, PYTHONPATH=str(ROOT)).stdout
+    assert "No space left on device" in printed
+    assert "Free some space" in printed
+    assert "Traceback" not in printed
+    assert not list(full_disk.iterdir())
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_bad_worker_count(run: Run, project: Path) -> None:
+    validated(run, project)
+    refuse(run, project, "preprocess", "RAL_WORKERS is 'many'", "whole number", RAL_WORKERS="many")
+
+
+def test_logits_of_another_run(run: Run, project: Path) -> None:
+    validated(run, project)
+    run("python", "-m", "tasks.preprocess", cwd=project, PYTHONPATH=str(ROOT))
+    studies = pd.read_parquet(project / "data/prepared/studies.parquet")
+    findings = list(studies.columns[studies.columns.get_loc("split") + 1 :])
+    (project / "models/logits").mkdir(parents=True)
+    for split in ("val", "test"):
+        logits = studies.loc[studies["split"] == split, ["image_id", *findings]].iloc[1:]
+        logits.to_parquet(project / f"models/logits/{split}.parquet")
+    printed = run("python", "-m", "tasks.evaluate", cwd=project, code=1, PYTHONPATH=str(ROOT)).stdout
+    assert "error: " in printed
+    assert "Traceback" not in printed
+    assert not (project / "reports").exists()

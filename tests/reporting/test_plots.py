@@ -1,0 +1,121 @@
+"""The plots: the same bytes again, ids of their own, data that stays text."""
+
+import math
+import re
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+
+from ral.reporting import plots
+
+HOSTILE = '<script>alert("1")</script> $x_1$ &'
+
+
+def row(name: str, tier: str, prevalence: float, value: float | None) -> plots.Row:
+    """A row of findings.csv; without a value it is not estimable."""
+    content = {"finding": name, "tier": tier, "train_prevalence": prevalence}
+    content |= {"test_positives": int(1000 * prevalence), "test_rows": 1000}
+    for metric in ("ap", "auroc", "f1"):
+        content[metric] = math.nan if value is None else value
+        content[f"{metric}_low"] = math.nan if value is None else value - 0.1
+        content[f"{metric}_high"] = math.nan if value is None else value + 0.1
+    return content
+
+
+ROWS = [
+    row(HOSTILE, "head", 0.2, 0.6),
+    row("Mass", "medium", 0.05, 0.4),
+    row("Hernia", "tail", 0.002, None),
+    row("Never", "tail", 0.0, None),
+]
+CURVE = (np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.7, 1.0]))
+
+DRAW: dict[str, Callable[[bool], str]] = {
+    "ap": lambda phantom: plots.forest("ap", "ap", ROWS, None, phantom),
+    "auroc": lambda phantom: plots.forest("auroc", "auroc", ROWS, 0.5, phantom),
+    "curve": lambda phantom: plots.curve_pair("curve", ROWS[0], CURVE, CURVE, phantom),
+    "epochs": lambda phantom: plots.epochs("epochs", "Loss", [1, 2, 3], [0.3, math.nan, 0.1], 3, phantom),
+    "prevalences": lambda phantom: plots.prevalences("prevalences", ROWS, 0.1, 0.01, phantom),
+}
+every_plot = pytest.mark.parametrize("name", DRAW)
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter("text")]
+
+
+@every_plot
+def test_same_bytes_again_and_whatever_matplotlibrc_says(name: str) -> None:
+    first = DRAW[name](True)
+    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 20, "svg.fonttype": "path"}):
+        assert DRAW[name](True) == first
+
+
+@every_plot
+def test_watermark_on_phantom_films_only(name: str) -> None:
+    assert "PHANTOM" in texts(DRAW[name](True))
+    assert "PHANTOM" not in DRAW[name](False)
+
+
+@every_plot
+def test_has_an_alternative_text(name: str) -> None:
+    root = ElementTree.fromstring(DRAW[name](False))
+    assert root.attrib["role"] == "img"
+    assert len(root.attrib["aria-label"]) > 40
+    assert ElementTree.fromstring(DRAW[name](True)).attrib["aria-label"].startswith("PHANTOM FILMS. ")
+
+
+@every_plot
+def test_refers_only_to_itself(name: str) -> None:
+    svg = DRAW[name](True)
+    ids = re.findall(r' id="([^"]*)"', svg)
+    assert ids
+    assert len(ids) == len(set(ids))
+    assert all(one.startswith(f"{name}-") for one in ids)
+    references = re.findall(r'(?:url\(#|href="#)([^)"]*)', svg)
+    assert set(references) <= set(ids)
+    assert "http" not in svg
+    assert "<style" not in svg
+
+
+def test_ids_of_two_plots_do_not_clash() -> None:
+    ids = [re.findall(r' id="([^"]*)"', draw(True)) for draw in DRAW.values()]
+    assert len({one for some in ids for one in some}) == sum(map(len, ids))
+
+
+def test_names_stay_text() -> None:
+    for name in ("ap", "auroc", "prevalences"):
+        svg = DRAW[name](False)
+        assert "<script" not in svg
+        assert plots.plain(HOSTILE, 22) in texts(svg)
+    # Long enough for the part that mathtext would read as a formula.
+    svg = plots.forest("ap", "ap", [row("a $x_1$ $", "head", 0.2, 0.5)], None, False)
+    assert "a $x_1$ $" in texts(svg)
+
+
+def test_names_that_xml_cannot_hold() -> None:
+    svg = plots.forest("ap", "ap", [row("a\x00b\ud800c", "head", 0.2, 0.5)], None, False)
+    assert "a\ufffdb\ufffdc" in texts(svg)
+
+
+def test_not_estimable_is_said_and_not_drawn() -> None:
+    svg = plots.forest("ap", "ap", ROWS, None, False)
+    assert texts(svg).count("not estimable") == 2
+
+
+def test_nothing_to_draw() -> None:
+    nothing = [row("Hernia", "tail", 0.0, None)]
+    assert "not estimable" in plots.forest("ap", "ap", nothing, None, False)
+    assert "not estimable" in plots.forest("auroc", "auroc", nothing, 0.5, False)
+    assert "0.00 %" in plots.prevalences("p", nothing, 0.1, 0.01, False)
+    assert "svg" in plots.epochs("e", "Loss", [1], [math.nan], 0, False)
+
+
+def test_a_perfect_or_a_hopeless_score_can_be_drawn() -> None:
+    for value in (0.0, 1.0):
+        extreme = [row("Mass", "medium", 0.05, value)]
+        assert plots.forest("ap", "ap", extreme, None, False)
+        assert plots.forest("auroc", "auroc", extreme, 0.5, False)

@@ -1,0 +1,126 @@
+"""Holds together dvc.yaml, the steps, their parameters and the rules of who may import whom."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stages import PACKAGES, ROOT, code_files, stages
+
+from ral.config.base import SECTIONS, Section
+from ral.config.data import PhantomParams, PreprocessParams, ValidateParams
+from ral.config.evaluate import EvaluateParams
+from ral.config.params import Params, ReportParams
+from ral.config.train import TrainParams
+
+PARAMS: dict[str, type[Section]] = {
+    "phantom": PhantomParams,
+    "validate": ValidateParams,
+    "preprocess": PreprocessParams,
+    "train": TrainParams,
+    "evaluate": EvaluateParams,
+    "report": ReportParams,
+}
+
+
+def test_every_step_is_a_stage_and_runs_its_module() -> None:
+    modules = {path.stem for path in (ROOT / "tasks").glob("*.py")} - {"__init__", "step"}
+    assert set(stages()) == modules == set(PARAMS)
+    for name, stage in stages().items():
+        assert stage["cmd"] == f"python -m tasks.{name}"
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_declared_params_are_those_read(name: str) -> None:
+    assert stages()[name]["params"] == list(PARAMS[name].model_fields)
+    loaded = [
+        node.args[1].id
+        for node in ast.walk(ast.parse((ROOT / f"tasks/{name}.py").read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load"
+    ]
+    assert loaded == [PARAMS[name].__name__]
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_declared_code_is_what_is_imported(name: str) -> None:
+    code = {path for path in stages()[name]["deps"] if path.split("/")[0] in PACKAGES}
+    assert code == code_files(name)
+
+
+def test_a_plot_is_no_dependency_of_training() -> None:
+    assert not any("reporting" in path or "evaluation" in path for path in code_files("train"))
+
+
+def test_sections_are_those_of_the_whole_file() -> None:
+    assert tuple(Params.model_fields) == SECTIONS
+
+
+def test_every_parameter_has_a_line_of_doc() -> None:
+    def check(model: type[Section]) -> None:
+        assert model.__doc__
+        for name, field in model.model_fields.items():
+            nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+            if nested:
+                check(field.annotation)
+            if not nested:
+                assert field.description, f"{model.__name__}.{name}"
+
+    for section in Params.model_fields.values():
+        check(section.annotation)
+
+
+FORBIDDEN = {"ral": {"prefect", "dvc", "flows", "tasks"}, "tasks": {"prefect", "dvc", "flows"}}
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_rooms_know_nothing_of_their_users(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] not in FORBIDDEN[package], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_steps_do_not_import_each_other(name: str) -> None:
+    assert {path for path in code_files(name) if path.startswith("tasks/")} == {
+        f"tasks/{name}.py",
+        "tasks/step.py",
+    }
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_help_is_instant_and_names_the_command(name: str) -> None:
+    heavy = ("torch", "pandas", "pyarrow", "dask", "great_expectations", "deepspeed", "prefect", "matplotlib")
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['tasks.{name}', '--help']\n"
+        f"try: runpy.run_module('tasks.{name}', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"sys.exit(str([m for m in {heavy!r} if m in sys.modules] or '') or 0)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m tasks.{name}" in done.stdout
+    assert time.monotonic() - start < 20  # a hang, not a speed: what makes help slow is named above
+
+
+def test_every_file_tells_its_job_first() -> None:
+    for package in (*PACKAGES, "benchmarks", "tests"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+            assert len(path.read_text().splitlines()) <= 400, f"{path} is longer than 400 lines"
+
+
+def test_modules_import_without_each_other() -> None:
+    for path in Path(ROOT, "ral/config").glob("*.py"):
+        if path.stem != "__main__":
+            importlib.import_module(f"ral.config.{path.stem}".removesuffix(".__init__"))
