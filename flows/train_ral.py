@@ -13,6 +13,7 @@ from flows.stage import StageError, publish_metrics, publish_report, publish_ver
 from ral import runs
 from ral.config.base import load
 from ral.config.params import Params
+from ral.processes import start_guard
 
 PHANTOM = Path("data/phantom")
 
@@ -77,4 +78,5 @@ def train_ral() -> None:
 
 
 if __name__ == "__main__":
+    start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
     train_ral()

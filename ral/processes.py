@@ -1,4 +1,7 @@
-"""Child processes that never outlive their parent."""
+"""Child processes that never outlive their parent.
+
+python -m ral.processes PID        # a guard: waits for PID to end, then kills what PID started and left
+"""
 
 import contextlib
 import ctypes
@@ -6,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 
 def die_with_parent() -> None:
@@ -29,3 +33,33 @@ def end_group(process: subprocess.Popen, patience: float = 5.0) -> None:
     with contextlib.suppress(ProcessLookupError):  # the leader may be gone while its children linger
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def start_guard() -> None:
+    """Start a guard over this process, for children of libraries that cannot be told to die with their parent."""
+    subprocess.Popen(
+        [sys.executable, "-m", "ral.processes", str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the process it guards
+    )
+
+
+def guard(pid: int, every: float = 0.5) -> None:
+    """Wait until process `pid` has ended, then kill those of its descendants, seen while it lived, that still run."""
+    import psutil
+
+    descendants: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        watched = psutil.Process(pid)
+        while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
+            descendants = [p for p in watched.children(recursive=True) if p.pid != os.getpid()] or descendants
+            time.sleep(every)
+    for process in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+if __name__ == "__main__":
+    guard(int(sys.argv[1]))

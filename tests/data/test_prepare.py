@@ -130,7 +130,7 @@ def test_chosen_findings(small_phantom: Path, tmp_path: Path) -> None:
     dataset = open_dataset(prepared(small_phantom, tmp_path / "out", findings=["Mass", "Effusion"]))
     assert dataset.findings == ("Mass", "Effusion")
     assert dataset.targets().shape == (400, 2)
-    with pytest.raises(UserError, match="unknown finding `Efusion`. Allowed: Atelectasis"):
+    with pytest.raises(UserError, match=r"unknown finding `Efusion`\. Allowed: Atelectasis"):
         chosen_findings(["Efusion"])
     with pytest.raises(UserError, match="stands there twice"):
         chosen_findings(["Mass", "Mass"])
@@ -154,7 +154,7 @@ def test_film_that_vanishes_after_validation(phantom_copy: Path, tmp_path: Path)
     films, _ = list_films(phantom_copy, lambda _: None)
     drop_films(phantom_copy, slice(0, 300))
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="has gone. Run validate again"):
+    with pytest.raises(UserError, match=r"has gone\. Run validate again"):
         prepare(params(phantom_copy), films, tmp_path / "out", 1, lambda _: None)
 
 

@@ -1,0 +1,122 @@
+"""The whole chain through DVC in a fresh copy: outputs, lock file, reruns, experiments."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import SMALL, copy_project, set_params
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def fresh(folder: Path) -> Path:
+    copy_project(folder)
+    set_params(folder, SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """A copy of the project in which the chain has run; tests leave its outputs as they are."""
+    folder = fresh(tmp_path_factory.mktemp("chain") / "project")
+    run("dvc", "repro", cwd=folder)
+    run("git", "add", "-A", cwd=folder)
+    run(
+        "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "run", cwd=folder
+    )
+    return folder
+
+
+def test_outputs_and_figures(done: Path, run: Run) -> None:
+    metrics = json.loads((done / "reports/metrics.json").read_text())
+    assert metrics["data"] == "phantom"
+    for name in ("auroc", "ap"):
+        figure = metrics["macro"][name]
+        assert 0 < figure["low"] < figure["value"] < figure["high"] < 1
+    studies = pd.read_parquet(done / "data/prepared/studies.parquet")
+    assert metrics["test"]["rows"] == (studies["split"] == "test").sum()
+    assert studies.groupby("patient_id")["split"].nunique().max() == 1
+    report = (done / "reports/report.html").read_text()
+    assert "PHANTOM" in report
+    assert "not a medical device" in report
+    summary = run("python", "-m", "ral.reporting.summary", cwd=done).stdout
+    assert summary.startswith("PHANTOM")
+    assert f"{metrics['macro']['auroc']['value']:.3f}" in summary
+    assert "reports/report.html" in summary
+
+
+def test_nothing_changed_is_nothing_done(done: Path, run: Run) -> None:
+    before = (done / "dvc.lock").read_bytes()
+    assert "up to date" in run("dvc", "status", cwd=done).stdout
+    again = run("dvc", "repro", cwd=done).stdout
+    assert "Running stage" not in again
+    assert (done / "dvc.lock").read_bytes() == before
+    assert not run("git", "status", "--porcelain", cwd=done).stdout
+
+
+def test_another_clone_gives_the_same_lock(done: Path, run: Run, tmp_path: Path) -> None:
+    other = fresh(tmp_path / "elsewhere")
+    run("dvc", "repro", "-f", cwd=other)
+    assert (other / "dvc.lock").read_text() == (done / "dvc.lock").read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "stale"),
+    [
+        ("ral/reporting/plots.py", {"report"}),
+        ("ral/evaluation/bootstrap.py", {"evaluate"}),
+        ("ral/losses/ral.py", {"train"}),
+        ("ral/data/pixels.py", {"preprocess", "train"}),
+    ],
+)
+def test_an_edit_reruns_what_imports_it(done: Path, run: Run, path: str, stale: set[str]) -> None:
+    file = done / path
+    text = file.read_text()
+    try:
+        file.write_text(text + "# edited\n")
+        status = json.loads(run("dvc", "status", "--json", cwd=done).stdout)
+    finally:
+        file.write_text(text)
+    assert set(status) == stale
+
+
+def test_bytecode_is_no_change(done: Path, run: Run) -> None:
+    cache = done / "ral/data/__pycache__"
+    cache.mkdir(exist_ok=True)
+    (cache / "x.pyc").write_bytes(b"x")
+    assert "up to date" in run("dvc", "status", cwd=done).stdout
+
+
+def test_run_folder_holds_what_the_outputs_must_not(done: Path) -> None:
+    manifests = [json.loads(path.read_text()) for path in (done / "runs").glob("*/manifest.json")]
+    steps = {name for manifest in manifests for name in manifest["steps"]}
+    assert steps == {"phantom", "validate", "preprocess", "train", "evaluate", "report"}
+    assert all(manifest["commit"] and manifest["machine"]["cores"] for manifest in manifests)
+    assert list((done / "runs").glob("*/data_docs/index.html"))
+
+
+def test_experiment_leaves_a_comparable_result(done: Path, run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done, tmp_path / "project", symlinks=True))
+    run("dvc", "exp", "run", "--name", "plain", "-S", "loss.name=bce", cwd=folder)
+    shown = json.loads(run("dvc", "exp", "show", "--json", cwd=folder).stdout)
+    assert any(entry.get("name") == "plain" for row in shown for entry in row.get("experiments") or [])
+    difference = run("dvc", "metrics", "diff", cwd=folder).stdout
+    assert "macro.ap.value" in difference
+    assert "train" not in run("dvc", "params", "diff", cwd=folder).stdout  # loss.name alone
+
+
+def test_part_of_a_real_archive(run: Run, real_films: Path, tmp_path: Path) -> None:
+    """Real films through the first two stages, with the counts that its owners publish."""
+    folder = fresh(tmp_path / "project")
+    changes = {"data": {"root": str(real_films), "missing_films": "drop"}, "split": {"method": "hash"}}
+    set_params(folder, changes)
+    run("dvc", "repro", "preprocess", cwd=folder)
+    verdict = json.loads((folder / "data/validated/verdict.json").read_text())
+    facts = json.loads((folder / "data/prepared/dataset.json").read_text())
+    assert (verdict["rows"], verdict["patients"], verdict["films"]) == (112_120, 30_805, 14_995)
+    assert facts["left_out"] == {"no film": 97_125}
+    assert (facts["films"], facts["patients"], facts["phantom"]) == (14_995, 3_923, False)
