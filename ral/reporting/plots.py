@@ -72,7 +72,9 @@ def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, ph
             colour = TIER_COLOURS[row["tier"]]
             if known(low) and known(high):
                 axes.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
-            axes.plot([value], [place], TIER_MARKERS[row["tier"]], color=colour, markersize=5.5)
+            axes.plot(
+                [value], [place], TIER_MARKERS[row["tier"]], color=colour, markersize=5.5, clip_on=False
+            )
             if chance is None:
                 axes.plot([prevalence(row)], [place], "|", color=INK, markersize=10, markeredgewidth=1.3)
         ends = [row[f"{metric}{end}"] for row in rows for end in ("", "_low", "_high")]

@@ -29,6 +29,6 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     rates = [plan.learning_rate(step, 100, 1.0, 0.2) for step in range(100)]
     assert rates[0] == pytest.approx(0.05)
     assert max(rates) == rates[19] == 1.0
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[19:]))
     assert rates[-1] < 0.001
     assert plan.learning_rate(0, 1, 1.0, 0.0) == 1.0
