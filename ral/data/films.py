@@ -122,7 +122,7 @@ def _members(
     archive: Path, stream: IO[bytes] | _CountedHash
 ) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """Yield the films of an archive in order, refusing what a well-made archive of films does not hold."""
-    packed = stream if archive.name.endswith(".tar") else gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[call-overload]
+    packed = stream if archive.name.endswith(".tar") else gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[arg-type]
     try:
         with tarfile.open(fileobj=packed, mode="r|") as tar:  # type: ignore[call-overload]
             for member in tar:
