@@ -11,6 +11,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from ral.files import read_json
 from ral.processes import die_with_parent, end_group
+from ral.reporting.wording import estimate
 
 # Lines of a failed stage repeated in the error, so that the run's page says what went wrong.
 LAST_LINES = 20
@@ -75,25 +76,24 @@ def publish_metrics(folder: Path) -> None:
         {
             "group": name,
             "findings": group["findings"],
-            **{metric: _interval(group[metric]) for metric in ("ap", "auroc", "f1")},
+            **{metric: estimate(group[metric]) for metric in ("ap", "auroc", "f1")},
         }
         for name, group in groups.items()
     ]
     kind = _kind(metrics["data"] == "phantom")
-    create_table_artifact(key="metrics", table=table, description=f"{kind} Test films, 95 % intervals")
+    create_table_artifact(
+        key="metrics", table=table, description=f"{kind} Test films, {metrics['confidence']:.0%} intervals"
+    )
     with (folder / "findings.csv").open(encoding="utf-8", newline="") as stream:
         create_table_artifact(key="findings", table=list(csv.DictReader(stream)), description=kind)
 
 
-def publish_report(path: Path) -> None:
+def publish_report(path: Path, metrics: Path) -> None:
     """Link the report on the run's page."""
-    create_link_artifact(key="report", link=path.resolve().as_uri(), link_text=f"Report: {path}")
-
-
-def _interval(figure: dict[str, float | None]) -> str:
-    if figure["value"] is None:
-        return "not estimable"
-    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
+    kind = _kind(read_json(metrics)["data"] == "phantom")
+    create_link_artifact(
+        key="report", link=path.resolve().as_uri(), link_text=f"Report: {path}", description=kind
+    )
 
 
 def _kind(phantom: bool) -> str:

@@ -4,7 +4,10 @@ python -m flows.train_ral                          # here and now, without a ser
 prefect deployment run train-ral/train-ral         # by a worker, after `prefect deploy -n train-ral`
 """
 
+import argparse
 import os
+import signal
+import threading
 from pathlib import Path
 
 from prefect import flow, task
@@ -60,7 +63,7 @@ def evaluate() -> None:
 def report() -> None:
     """One HTML file."""
     run_stage("report")
-    publish_report(Path("reports/report.html"))
+    publish_report(Path("reports/report.html"), Path("reports/metrics.json"))
 
 
 @flow(name="train-ral")
@@ -77,6 +80,18 @@ def train_ral() -> None:
     report()
 
 
+def interrupted(*_: object) -> None:
+    """Ctrl-C: end the stage; then this process, although Prefect waits for a server that Ctrl-C has ended as well."""
+    timer = threading.Timer(15, os._exit, [130])
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
+    signal.signal(signal.SIGINT, interrupted)
     train_ral()

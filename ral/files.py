@@ -32,23 +32,41 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` only if the block succeeds.
+    """Yield a temporary folder beside `path`; what is in it appears in `path` only if the block succeeds.
 
-    An older folder at `path` is an earlier output of the same step and is replaced.
+    Entries of the same name in an older folder are replaced; others are not this step's and stay.
 
     Raises:
         OSError: the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    for old in path.parent.glob(f".{path.name}.*.draft"):
+        if not _alive(int(old.name.split(".")[-2])):  # left by a process that was killed
+            shutil.rmtree(old, ignore_errors=True)
+    draft = path.parent / f".{path.name}.{os.getpid()}.draft"
+    draft.mkdir()
     try:
         yield draft
-        draft.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        draft.replace(path)
+        if not path.exists():
+            draft.replace(path)
+        else:
+            for entry in sorted(draft.iterdir()):
+                target = path / entry.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                entry.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs, as another user
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

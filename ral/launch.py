@@ -16,7 +16,7 @@ def launch_local(spec: Path, error_file: Path, processes: int) -> None:
 
     Args:
         spec: the run's specification (see `ral.training.__main__`).
-        error_file: where rank 0 writes what the user can mend.
+        error_file: where the first rank to fail writes what the user can mend.
         processes: world size; each gets its own GPU where there are any.
 
     Raises:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
 from ral.files import read_json, write_json
 
 # Set by whoever runs several steps as one run (make, the Prefect flow), so that they share a folder.
@@ -21,7 +23,10 @@ def new_id() -> str:
 
 
 def folder() -> Path:
-    """Folder of the current run, made if needed. A step run alone is a run of its own."""
+    """Folder of the current run, made if needed. The stages of one `dvc repro` share it; a step run alone has its own."""
+    if RUN_ID not in os.environ and "DVC_STAGE" in os.environ:
+        dvc = psutil.Process(os.getppid())
+        os.environ[RUN_ID] = f"{datetime.fromtimestamp(dvc.create_time(), UTC):%Y%m%dT%H%M%S}-{dvc.pid}"
     path = Path("runs") / os.environ.setdefault(RUN_ID, new_id())
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -36,7 +36,7 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, out: Path) -> None
     }
     for name, table in tables.items():
         with new_file(out / name) as draft:
-            table.to_csv(draft, index=False, lineterminator="\n")
+            table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
     write_json(out / "metrics.json", score.to_metrics(evaluation))
 
 

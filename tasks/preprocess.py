@@ -37,7 +37,8 @@ def run(params: PreprocessParams, validated: Path, out: Path) -> None:
         prepare(params, films, draft, workers(), progress.add)
     facts = read_json(out / "dataset.json")
     left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
-    print(f"{facts['films']:,} films of {facts['patients']:,} patients prepared{left}")
+    kind = "PHANTOM films: " if facts["phantom"] else ""
+    print(f"{kind}{facts['films']:,} films of {facts['patients']:,} patients prepared{left}")
 
 
 def workers() -> int:

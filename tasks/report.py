@@ -9,18 +9,13 @@ from pathlib import Path
 
 from ral.config.base import load
 from ral.config.params import ReportParams
-from ral.errors import UserError
 from tasks import step
 
 
 def run(
     params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path, out_file: Path
 ) -> None:
-    """Render the outputs of the steps into `out_file`.
-
-    Raises:
-        UserError: a step before has not written its files.
-    """
+    """Render the outputs of the steps into `out_file`."""
     import pandas as pd
 
     from ral.files import new_file, read_json
@@ -30,21 +25,18 @@ def run(
         # Only an empty cell is missing: a finding may be called NA.
         return pd.read_csv(path, dtype={"finding": str}, keep_default_na=False, na_values=[""])
 
-    try:
-        inputs = Inputs(
-            params=params,
-            verdict=read_json(validated / "verdict.json"),
-            dataset=read_json(prepared / "dataset.json"),
-            class_counts=read_json(prepared / "class_counts.json"),
-            model=read_json(models / "model.json"),
-            history=table(models / "history.csv"),
-            metrics=read_json(reports / "metrics.json"),
-            findings=table(reports / "findings.csv"),
-            curves=table(reports / "curves.csv"),
-            versions=installed_versions(),
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} does not exist. Run the steps before this one: make run") from None
+    inputs = Inputs(
+        params=params,
+        verdict=read_json(validated / "verdict.json"),
+        dataset=read_json(prepared / "dataset.json"),
+        class_counts=read_json(prepared / "class_counts.json"),
+        model=read_json(models / "model.json"),
+        history=table(models / "history.csv"),
+        metrics=read_json(reports / "metrics.json"),
+        findings=table(reports / "findings.csv"),
+        curves=table(reports / "curves.csv"),
+        versions=installed_versions(),
+    )
     with new_file(out_file) as draft:
         draft.write_text(render(inputs), encoding="utf-8")
     print(f"{'PHANTOM FILMS: ' if inputs.phantom else ''}report: {out_file}")

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ def main(name: str, step: Callable[[], None]) -> None:
     """Run a step and record it; what the user can mend ends as `error: ...` and exit code 1, a bug keeps its trace."""
     if "DVC_STAGE" in os.environ:  # DVC, when it is killed, leaves the stages it started
         die_with_parent()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that drafts are removed and the record is closed
     try:
         with runs.recorded(name):
             step()
@@ -48,6 +52,7 @@ def main(name: str, step: Callable[[], None]) -> None:
 
 # Failures of the machine rather than of the input, and what helps.
 _REMEDIES = {
+    errno.ENOENT: "Run the steps before this one (dvc repro), or correct the path.",
     errno.ENOSPC: "Free some space there, or move the project to a larger disk, and run the same command again.",
     errno.EDQUOT: "Your disk quota is used up: free some space, and run the same command again.",
     errno.EFBIG: "The file system or a limit (ulimit -f) allows no larger file: raise it, and run again.",

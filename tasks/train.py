@@ -2,7 +2,7 @@
 
     python -m tasks.train
 
-Writes model.safetensors and model.json, history.csv, and raw logits of validation and test. What is started,
+Writes model.safetensors and model.json, history.csv, validation.json (the figures to choose by), and raw logits of validation and test. What is started,
 once per process, is `python -m ral.training runs/<id>/train.json`.
 """
 
@@ -22,9 +22,10 @@ def run(params: TrainParams, prepared: Path, out: Path) -> None:
     import torch
 
     from ral import runs
-    from ral.files import new_folder, write_json
+    from ral.files import new_folder, read_json, write_json
     from ral.launch import launch_local
 
+    read_json(prepared / "dataset.json")  # says here, not from a child, that preprocess has not run
     with new_folder(out) as draft:
         spec = runs.folder() / "train.json"
         write_json(

@@ -56,9 +56,8 @@ def run(params: ValidateParams, out: Path) -> None:
     with new_folder(out) as draft:
         films.to_parquet(draft / "films.parquet", index=False)
         write_json(draft / "verdict.json", verdict)
-    print(
-        f"{len(raw):,} rows, {len(films):,} films: passed. Data Docs: {folder / 'data_docs' / 'index.html'}"
-    )
+    kind = "PHANTOM films: " if verdict["phantom"] else ""
+    print(f"{kind}{len(raw):,} rows, {len(films):,} films: passed. Data Docs: {folder}/data_docs/index.html")
 
 
 def explain(checks: list[dict[str, Any]], table: Path, docs: Path) -> str:
@@ -66,7 +65,7 @@ def explain(checks: list[dict[str, Any]], table: Path, docs: Path) -> str:
     lines = [f"{table} did not pass validation."]
     for check in checks:
         if check["severity"] == "error" and not check["passed"]:
-            lines.append(f"- {check['check']}: {check['unexpected']} rows of `{check['column']}` are not.")
+            lines.append(f"- {check['check']}: not so in {check['unexpected']:,} rows.")
             lines += [f"    row {s['row']}, {s['image_id']}: {s['value']!r}" for s in check["samples"]]
             lines.append(f"  {check['remedy']}")
     return "\n".join([*lines, f"Details: {docs}"])
@@ -75,7 +74,7 @@ def explain(checks: list[dict[str, Any]], table: Path, docs: Path) -> str:
 def warnings(verdict: dict[str, Any]) -> list[str]:
     """What passed but should be known, a line each."""
     lines = [
-        f"{check['check']}: {check['unexpected']} rows of `{check['column']}` are not. {check['remedy']}"
+        f"{check['check']}: not so in {check['unexpected']:,} rows. {check['remedy']}"
         for check in verdict["checks"]
         if check["severity"] == "warning" and not check["passed"]
     ]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -128,3 +129,13 @@ def wait_until() -> Callable[[Callable[[], object]], None]:
             time.sleep(0.2)
 
     return wait
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Commands of the processes that work in a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        inside = (process.info["cwd"] or "").startswith(str(folder))
+        if inside and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"] or []))
+    return found

@@ -30,7 +30,7 @@ def test_every_step_is_a_stage_and_runs_its_module() -> None:
     modules = {path.stem for path in (ROOT / "tasks").glob("*.py")} - {"__init__", "step"}
     assert set(stages()) == modules == set(PARAMS)
     for name, stage in stages().items():
-        assert stage["cmd"] == f"python -m tasks.{name}"
+        assert stage["cmd"] == f"exec python -m tasks.{name}"
 
 
 @pytest.mark.parametrize("name", PARAMS)

@@ -4,6 +4,7 @@ python -m ral.config [params.yaml]
 python -m ral.config --markdown > docs/parameters.md
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -55,7 +56,7 @@ def _allowed(field: FieldInfo) -> str:
         ):
             value = getattr(item, attribute, None)
             if value is not None:
-                limits.append(f"{sign} {value:g}")
+                limits.append(f"{sign} {value}")
     return ", ".join([_type(field.annotation), *limits])
 
 
@@ -77,10 +78,18 @@ def _yaml(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        if sys.argv[1:] == ["--markdown"]:
-            print(markdown(), end="")
-        else:
-            load(Path(sys.argv[1] if len(sys.argv) > 1 else "params.yaml"), Params)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "params", type=Path, nargs="?", default=Path("params.yaml"), help="file to check (params.yaml)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the page docs/parameters.md")
+    options = parser.parse_args()
+    if options.markdown:
+        print(markdown(), end="")
+    else:
+        try:
+            load(options.params, Params)
+        except UserError as error:
+            sys.exit(f"error: {error}")

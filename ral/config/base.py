@@ -53,6 +53,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. Run from the project's folder, or pass --params.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a file of parameters.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text.") from None
     except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -73,7 +77,9 @@ def explain(error: ValidationError, model: type[BaseModel], path: Path) -> str:
         elif item["type"] == "value_error":
             lines.append(f"{key}: {item['ctx']['error']}")
         else:
-            lines.append(f"{key}: {item['msg'].lower().replace('input ', '')}, but it is {item['input']!r}")
+            lines.append(
+                f"{key}: {item['msg'].removeprefix('Input ').removeprefix('List ')}, but it is {item['input']!r}"
+            )
     return "\n".join(f"{path}: {line}" for line in lines)
 
 

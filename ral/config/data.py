@@ -1,10 +1,12 @@
 """Parameters of the data: phantom films, the source, the split, the pixels."""
 
+import difflib
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ral.config.base import Section
+from ral.labels import NIH_FINDINGS
 
 View = Literal["PA", "AP", "LATERAL"]
 
@@ -18,7 +20,7 @@ class PhantomConfig(Section):
     """Height and width of a film in pixels."""
     floor: float = Field(gt=0, lt=0.2)
     """Least prevalence of a finding: rarer ones of NIH's table are raised to it so that each can be scored."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**31)
     """Seed of everything drawn; the same seed gives the same bytes."""
 
 
@@ -36,6 +38,23 @@ class DataConfig(Section):
     findings: list[str] | None = Field(default=None, min_length=1)
     """Findings to train on, in this order; null means all fourteen of the source."""
 
+    @field_validator("findings")
+    @classmethod
+    def _known(cls, names: list[str] | None) -> list[str] | None:
+        for name in names or []:
+            if name not in NIH_FINDINGS:
+                near = difflib.get_close_matches(name, NIH_FINDINGS, n=1)
+                hint = f" Did you mean `{near[0]}`?" if near else ""
+                raise ValueError(f"unknown finding `{name}`.{hint} Allowed: {', '.join(NIH_FINDINGS)}")
+        return names
+
+    @field_validator("findings", "views")
+    @classmethod
+    def _once(cls, names: list[str] | None) -> list[str] | None:
+        if names and len(set(names)) < len(names):
+            raise ValueError("a name stands there twice: name each once")
+        return names
+
 
 class SplitConfig(Section):
     """How patients are shared out to train, val and test."""
@@ -47,7 +66,7 @@ class SplitConfig(Section):
     """Share of patients for validation (official: of the patients on the training list)."""
     test: float = Field(gt=0, lt=0.5)
     """Share of patients for test (hash only; the official test list is fixed)."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**31)
     """Another seed gives another assignment of patients."""
 
     @model_validator(mode="after")

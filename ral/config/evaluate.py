@@ -18,7 +18,7 @@ class EvaluateConfig(Section):
     """Bootstrap resamples of the test patients."""
     confidence: float = Field(gt=0.5, lt=1)
     """Coverage of the intervals."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**31)
     """Seed of the resamples."""
 
     @model_validator(mode="after")

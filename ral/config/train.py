@@ -88,7 +88,7 @@ class TrainConfig(Section):
     """DeepSpeed ZeRO stage: what is shared out between processes instead of held by each."""
     threads: int = Field(ge=1)
     """Processor threads of a training process. A parameter, since rounding depends on it."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**31)
     """Seed of the initial weights, the order of films and the augmentation."""
     augment: AugmentConfig
     """Random changes to a training film."""

@@ -81,7 +81,7 @@ def list_films(root: Path, progress: Callable[[int], None]) -> tuple[pd.DataFram
         hashes[name] = {"bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
     for folder in folders:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name.lower().endswith(FILM_ENDINGS):
+            if entry.name.lower().endswith(FILM_ENDINGS) and entry.is_file():  # a broken link is no film
                 size = entry.stat().st_size
                 progress(size)
                 rows.append((entry.name, Path(entry.path).relative_to(root).as_posix(), "", size))
@@ -99,7 +99,9 @@ def total_bytes(root: Path) -> int:
     """Bytes that `list_films` reads or counts, for its progress."""
     archives, folders = find_sources(root)
     size = sum(path.stat().st_size for path in archives)
-    return size + sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
+    return size + sum(
+        entry.stat().st_size for folder in folders for entry in os.scandir(folder) if entry.is_file()
+    )
 
 
 def read_films(root: Path, path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:

@@ -13,6 +13,9 @@ from ral.errors import UserError
 MOST_PIXELS = 100_000_000
 Image.MAX_IMAGE_PIXELS = None
 
+# Pillow's modes of 8 bits and less.
+EIGHT_BIT = ("1", "L", "LA", "P", "RGB", "RGBA")
+
 
 def decode(content: bytes, size: int, name: str) -> np.ndarray:
     """Decode one film to uint8 [size, size], grayscale, stretched to the square by area averaging.
@@ -31,6 +34,8 @@ def decode(content: bytes, size: int, name: str) -> np.ndarray:
                 raise UserError(
                     f"{name} is too large to be a film: {image.width} x {image.height} pixels. {_REMEDY}"
                 )
+            if image.mode not in EIGHT_BIT:  # Pillow would cut a 16-bit film off at 255 and say nothing
+                raise UserError(f"{name} has pixels of mode {image.mode}. Convert it to 8 bits per channel.")
             gray = image.convert("L")
     except UnidentifiedImageError:
         raise UserError(f"{name} is not an image ({len(content)} bytes). {_REMEDY}") from None

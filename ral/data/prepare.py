@@ -35,10 +35,10 @@ def prepare(params: PreprocessParams, films: pd.DataFrame, out: Path, workers: i
         progress: told of every packed film.
 
     Raises:
-        UserError: unknown finding in data.findings, a film that is no image, a split that cannot be used.
+        UserError: a film is no image, an archive is damaged, the split cannot be used.
     """
     root = Path(params.data.root)
-    findings = chosen_findings(params.data.findings)
+    findings = tuple(params.data.findings or NIH_FINDINGS)
     with dask.config.set(scheduler="threads", num_workers=workers):
         table = read_table(nih.table_path(root), films, params.data.views)
         kept = (
@@ -88,22 +88,6 @@ def prepare(params: PreprocessParams, films: pd.DataFrame, out: Path, workers: i
             "shards": shards,
         },
     )
-
-
-def chosen_findings(wanted: list[str] | None) -> tuple[str, ...]:
-    """The findings to learn, checked against the vocabulary.
-
-    Raises:
-        UserError: a name is unknown or stands twice.
-    """
-    if wanted is None:
-        return NIH_FINDINGS
-    for name in wanted:
-        if name not in NIH_FINDINGS:
-            raise UserError(f"data.findings: unknown finding `{name}`. Allowed: {', '.join(NIH_FINDINGS)}.")
-    if len(set(wanted)) < len(wanted):
-        raise UserError("data.findings: a finding stands there twice. Name each once.")
-    return tuple(wanted)
 
 
 def read_table(path: Path, films: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:

@@ -64,8 +64,12 @@ def expectations(missing_films: str) -> list[Any]:
         ),
         (
             gxe.ExpectColumnValuesToMatchRegex,
-            {"column": "Patient ID", "regex": r"^\S+$"},
-            ("patient id is given", "critical", "Without it films of one person could train and test."),
+            {"column": "Patient ID", "regex": r"^(?:0|[1-9]\d*)$"},
+            (
+                "patient id is a plain number",
+                "critical",
+                "Write it without zeros in front: one person under two spellings could both train and test.",
+            ),
         ),
         (
             gxe.ExpectColumnValuesToMatchRegex,

@@ -11,7 +11,7 @@ from ral.losses.reduce import Reduction
 def build_loss(config: LossConfig, reduction: Reduction = "mean") -> nn.Module:
     """The loss that `config.name` names, with its block of options; called with (logits, targets)."""
     if config.name == "ral":
-        return RAL(config.ral, reduction)
+        return RAL(reduction, **config.ral.model_dump())
     return BCE(reduction)
 
 

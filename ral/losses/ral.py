@@ -1,11 +1,13 @@
 """Robust Asymmetric Loss (Park et al., ICCV CVAMD 2023, arXiv 2308.05542), finite for every logit."""
 
-import torch
-import torch.nn.functional as F
+from typing import Any
+
 from torch import Tensor, nn
 
 from ral.config.train import RALOptions
-from ral.losses.reduce import Reduction, known_labels, reduce
+from ral.losses import terms
+from ral.losses.fused import Formula, asymmetric_loss
+from ral.losses.reduce import Reduction
 
 
 class RAL(nn.Module):
@@ -20,36 +22,29 @@ class RAL(nn.Module):
     The gradient flows through every factor. The authors clamp p at 1e-8, which ends the pull on a positive
     below x ≈ −18 and divides by zero in half precision; log-sigmoid needs no clamp.
 
+    "mean" divides the authors' sum by the number of known labels, so that neither the batch size nor the number of
+    findings changes the step. A mean over millions of labels makes gradients that float16 cannot hold: scale the
+    loss if the logits themselves are float16 leaves (under autocast they are not, and nothing is needed).
+
     Args:
-        options: form, exponents, margin and coefficients.
-        reduction: "mean" over known labels (the authors take the sum), "sum", or "none".
+        reduction: "mean", "sum", or "none".
+        class_weight: [findings], multiplies each finding's loss.
+        options: fields of `RALOptions` by name: form, gamma_pos, gamma_neg, clip, epsilon_pos, epsilon_pos_pow,
+            epsilon_neg, lamb.
     """
 
-    def __init__(self, options: RALOptions | None = None, reduction: Reduction = "mean") -> None:
+    class_weight: Tensor | None
+
+    def __init__(
+        self, reduction: Reduction = "mean", class_weight: Tensor | None = None, **options: Any
+    ) -> None:
         super().__init__()
-        self.options = options or RALOptions()
+        values = RALOptions(**options).model_dump()
+        hill = terms.PAPER if values.pop("form") == "paper" else terms.CODE
+        self.formula = Formula(**values, hill=hill)
         self.reduction: Reduction = reduction
+        self.register_buffer("class_weight", class_weight)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of logits [batch, findings] given targets of the same shape (1, 0, NaN = unknown), in float32 or wider."""
-        x, y, known = known_labels(logits, targets)
-        return reduce(torch.where(y > 0.5, self._positive(x), self._negative(x)), known, self.reduction)
-
-    def _positive(self, x: Tensor) -> Tensor:
-        o = self.options
-        miss = torch.sigmoid(-x)
-        series = F.logsigmoid(x) + o.epsilon_pos * miss + 0.5 * o.epsilon_pos_pow * miss**2
-        return -series if o.gamma_pos == 0 else -(miss**o.gamma_pos) * series
-
-    def _negative(self, x: Tensor) -> Tensor:
-        o = self.options
-        p = torch.sigmoid(x)
-        if o.clip:
-            q = (torch.sigmoid(-x) + o.clip).clamp(max=1.0)
-            log_q = torch.log(q)
-        else:
-            q = torch.sigmoid(-x)
-            log_q = F.logsigmoid(-x)
-        series = log_q + o.epsilon_neg * q
-        hill = (o.lamb - p) if o.form == "paper" else (o.lamb - p) * p**2 * (o.lamb - q)
-        return -((1 - q) ** o.gamma_neg) * series * hill
+        return asymmetric_loss(logits, targets, self.formula, self.reduction, self.class_weight)

@@ -4,12 +4,12 @@
         python -m ral.training spec.json
 
 spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder}. The process of rank 0 writes
-model.safetensors, model.json, history.csv and logits/{val,test}.parquet into `out`; what the user can mend goes to
+model.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`; what the user can mend goes to
 error.txt there, and the exit code is 1.
 """
 
+import contextlib
 import csv
-import os
 import sys
 from pathlib import Path
 
@@ -42,7 +42,9 @@ def train(params: TrainParams, dataset: Dataset, out: Path) -> None:
     trainer.engine.module.load_state_dict(best)
     logits = {split: trainer.score(dataset.rows(split)) for split in ("val", "test")}
     if rank == 0:
-        save_file({name: tensor.contiguous() for name, tensor in best.items()}, out / "model.safetensors")
+        data = "phantom" if dataset.facts["phantom"] else "films"
+        tensors = {name: tensor.contiguous() for name, tensor in best.items()}
+        save_file(tensors, out / "model.safetensors", {"data": data, "use": "research, not a medical device"})
         (out / "model.safetensors").chmod(0o644)  # safetensors makes it private
         write_json(
             out / "model.json",
@@ -59,10 +61,18 @@ def train(params: TrainParams, dataset: Dataset, out: Path) -> None:
                 "outputs": "raw logits; their sigmoid is not a probability",
             },
         )
+        best_row = history[epoch - 1]
+        write_json(
+            out / "validation.json",
+            {
+                "data": data,
+                "val": {name: best_row[name] for name in ("epoch", "val_macro_ap", "val_macro_auroc")},
+            },
+        )
         with (out / "history.csv").open("w", newline="", encoding="utf-8") as stream:
-            table = csv.DictWriter(stream, history[0], lineterminator="\n")
+            table = csv.DictWriter(stream, [*history[0], "data"], lineterminator="\n")
             table.writeheader()
-            table.writerows(history)
+            table.writerows({**row, "data": data} for row in history)
         for split, values in logits.items():
             if not np.isfinite(values).all():
                 raise UserError(
@@ -84,15 +94,15 @@ def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: P
 
 
 def main() -> None:
-    """Read the specification and train; rank 0's word on what went wrong is the one kept."""
+    """Read the specification and train; the first to fail leaves word of what went wrong."""
     die_with_parent()
     spec = read_json(Path(sys.argv[1]))
     out = Path(spec["out"])
     try:
         train(TrainParams.model_validate(spec["params"]), open_dataset(Path(spec["prepared"])), out)
     except UserError as error:
-        if os.environ["RANK"] == "0":
-            (out / "error.txt").write_text(str(error), encoding="utf-8")
+        with contextlib.suppress(FileExistsError), (out / "error.txt").open("x", encoding="utf-8") as stream:
+            stream.write(str(error))
         sys.exit(1)
 
 

@@ -24,6 +24,9 @@ SCORE_BATCH = 512
 class Trainer:
     """One process's share of a training run.
 
+    The loss is the mean over the known labels of a micro-batch, and the engine averages micro-batches: the mean over
+    the global batch as long as no label is unknown.
+
     Args:
         engine: DeepSpeed's engine around the network.
         dataset: the prepared data.
@@ -67,7 +70,10 @@ class Trainer:
         with Progress("training", total if self.rank == 0 else 0, "films") as progress:
             for epoch in range(self.config.epochs):
                 train_loss = self._train_epoch(epoch, progress)
-                scores = validation_scores(self.targets[self.val_rows], self.score(self.val_rows))
+                logits = self.score(self.val_rows)
+                if not np.isfinite(logits).all():
+                    raise UserError(_NOT_FINITE.format(what="logits", epoch=epoch + 1))
+                scores = validation_scores(self.targets[self.val_rows], logits)
                 rate = plan.learning_rate(
                     (epoch + 1) * self.steps - 1,
                     self.config.epochs * self.steps,
@@ -77,8 +83,9 @@ class Trainer:
                 row = {"epoch": epoch + 1, "learning_rate": rate, "train_loss": train_loss, **scores}
                 history.append({name: round(value, 8) for name, value in row.items()})
                 if self.rank == 0:
+                    kind = "PHANTOM films, " if self.dataset.facts["phantom"] else ""
                     progress.say(
-                        f"epoch {epoch + 1:3d} of {self.config.epochs}: loss {train_loss:.5f}, validation macro "
+                        f"{kind}epoch {epoch + 1:3d} of {self.config.epochs}: loss {train_loss:.5f}, validation macro "
                         f"AP {scores['val_macro_ap']:.4f}, AUROC {scores['val_macro_auroc']:.4f}"
                     )
                 if scores["val_macro_ap"] > best[0]:
@@ -118,14 +125,14 @@ class Trainer:
             if step % 20 == 0:
                 value = float(losses[step]) * self.world
                 if not np.isfinite(value):
-                    raise UserError(_NOT_FINITE.format(value=value, epoch=epoch + 1, step=step))
+                    raise UserError(_NOT_FINITE.format(what="loss", epoch=epoch + 1))
                 note = f"epoch {epoch + 1}, loss {value:.4f}, lr {rate:.1e}"
             if self.rank == 0:
                 progress.add(size, note)
         torch.distributed.all_reduce(losses)
         mean = float(losses.mean())
         if not np.isfinite(mean):
-            raise UserError(_NOT_FINITE.format(value=mean, epoch=epoch + 1, step=self.steps))
+            raise UserError(_NOT_FINITE.format(what="loss", epoch=epoch + 1))
         return mean
 
     def score(self, rows: np.ndarray) -> np.ndarray:
@@ -178,6 +185,6 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 _NOT_FINITE = (
-    "The loss became {value} in epoch {epoch}, step {step}. Lower train.learning_rate or train.clip_norm, or set "
+    "The {what} became infinite or no number in epoch {epoch}. Lower train.learning_rate or train.clip_norm, or set "
     "train.precision to float32."
 )

@@ -54,6 +54,11 @@ def test_yaml_is_read_as_dvc_reads_it() -> None:
         ("  method: official\n", "", ["split.method", "missing"]),
         ("test: 0.2", "test: .nan", ["split.test", "nan"]),
         ("views: [PA, AP]", "views: []", ["data.views", "at least 1"]),
+        ("views: [PA, AP]", "views: [PA, XX]", ["data.views.1", "'PA', 'AP' or 'LATERAL'"]),
+        ("views: [PA, AP]", "views: [PA, PA]", ["data.views", "twice"]),
+        ("findings: null", "findings: [Efusion]", ["data.findings", "Did you mean `Effusion`?", "Hernia"]),
+        ("findings: null", "findings: [Mass, Mass]", ["data.findings", "twice"]),
+        ("seed: 1", "seed: 4294967296", ["phantom.seed", "less than 2147483648"]),
     ],
 )
 def test_error_names_key_and_allowed_values(changed, old: str, new: str, words: list[str]) -> None:

@@ -6,9 +6,11 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import SMALL, set_params
+from PIL import Image
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TABLE = "Data_Entry_2017.csv"
@@ -80,7 +82,9 @@ def test_absent_films_by_parameter(run: Run, project: Path, phantom_copy: Path) 
     path.unlink()
     gone = sorted((phantom_copy / "images").iterdir())[7]
     gone.unlink()
-    refuse(run, project, "validate", "film is present: 1 rows", gone.name, "data.missing_films to drop")
+    refuse(
+        run, project, "validate", "film is present: not so in 1 rows", gone.name, "data.missing_films to drop"
+    )
     set_params(project, {"data": {"missing_films": "drop"}})
     validated(run, project)
     printed = run("python", "-m", "tasks.preprocess", cwd=project, PYTHONPATH=str(ROOT)).stdout
@@ -196,3 +200,38 @@ def test_logits_of_another_run(run: Run, project: Path) -> None:
     assert "error: " in printed
     assert "Traceback" not in printed
     assert not (project / "reports").exists()
+
+
+@pytest.mark.parametrize("step", ["preprocess", "train", "evaluate", "report"])
+def test_step_before_has_not_run(run: Run, project: Path, step: str) -> None:
+    printed = run("python", "-m", f"tasks.{step}", cwd=project, code=1, PYTHONPATH=str(ROOT)).stdout
+    assert "error: " in printed
+    assert "Run the steps before this one" in printed
+    assert "Traceback" not in printed
+    assert [path.name for path in project.iterdir() if path.name != "runs"] == [
+        "params.yaml"
+    ] or step == "train"
+
+
+def test_files_of_the_user_stay(run: Run, project: Path) -> None:
+    (project / "mine").mkdir()
+    (project / "mine/notes.txt").write_text("precious")
+    run("python", "-m", "tasks.validate", "--out", "mine", cwd=project, PYTHONPATH=str(ROOT))
+    run("python", "-m", "tasks.validate", "--out", "mine", cwd=project, PYTHONPATH=str(ROOT))
+    assert sorted(path.name for path in (project / "mine").iterdir()) == [
+        "films.parquet",
+        "notes.txt",
+        "verdict.json",
+    ]
+    assert (project / "mine/notes.txt").read_text() == "precious"
+
+
+def test_16_bit_film_is_refused_not_cut_off(run: Run, project: Path, phantom_copy: Path) -> None:
+    path = phantom_copy / "images_001.tar.gz"
+    with tarfile.open(path) as tar:
+        tar.extractall(phantom_copy, filter="data")
+    path.unlink()
+    film = sorted((phantom_copy / "images").iterdir())[7]
+    Image.fromarray(np.full((48, 48), 30_000, np.uint16)).save(film)
+    validated(run, project)
+    refuse(run, project, "preprocess", film.name, "mode I;16", "Convert it to 8 bits")

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SMALL, copy_project, set_params
+from conftest import SMALL, copy_project, processes_in, set_params
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -92,10 +93,12 @@ def test_bytecode_is_no_change(done: Path, run: Run) -> None:
 
 
 def test_run_folder_holds_what_the_outputs_must_not(done: Path) -> None:
-    manifests = [json.loads(path.read_text()) for path in (done / "runs").glob("*/manifest.json")]
-    steps = {name for manifest in manifests for name in manifest["steps"]}
-    assert steps == {"phantom", "validate", "preprocess", "train", "evaluate", "report"}
-    assert all(manifest["commit"] and manifest["machine"]["cores"] for manifest in manifests)
+    (path,) = (done / "runs").glob("*/manifest.json")  # the stages of one `dvc repro` share a folder
+    manifest = json.loads(path.read_text())
+    assert set(manifest["steps"]) == {"phantom", "validate", "preprocess", "train", "evaluate", "report"}
+    assert {step["status"] for step in manifest["steps"].values()} == {"done"}
+    assert manifest["commit"]
+    assert manifest["machine"]["cores"]
     assert list((done / "runs").glob("*/data_docs/index.html"))
 
 
@@ -120,3 +123,38 @@ def test_part_of_a_real_archive(run: Run, real_films: Path, tmp_path: Path) -> N
     assert (verdict["rows"], verdict["patients"], verdict["films"]) == (112_120, 30_805, 14_995)
     assert facts["left_out"] == {"no film": 97_125}
     assert (facts["films"], facts["patients"], facts["phantom"]) == (14_995, 3_923, False)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_training_ends_with_dvc(
+    done: Path, environment: dict[str, str], wait_until, tmp_path: Path, how: signal.Signals, shell: str
+) -> None:
+    folder = Path(shutil.copytree(done, tmp_path / "project", symlinks=True))
+    set_params(folder, {"train": {"epochs": 5000}})
+    dvc = subprocess.Popen(
+        ["dvc", "repro", "train"], cwd=folder, env=environment | {"SHELL": shell},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: any("ral.training" in line for line in processes_in(folder)))
+    dvc.send_signal(how)
+    dvc.wait(20)
+    wait_until(lambda: not processes_in(folder), 10)
+
+
+def test_ended_step_closes_its_record_and_leaves_no_draft(
+    done: Path, environment: dict[str, str], wait_until, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(done, tmp_path / "project", symlinks=True))
+    set_params(folder, {"train": {"epochs": 5000}})
+    step = subprocess.Popen(
+        ["python", "-m", "tasks.train"], cwd=folder, env=environment | {"RAL_RUN_ID": "ended"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: any("ral.training" in line for line in processes_in(folder)))
+    step.terminate()
+    assert step.wait(20) == 143
+    assert not processes_in(folder)
+    assert not list(folder.glob(".*.draft"))
+    manifest = json.loads((folder / "runs/ended/manifest.json").read_text())
+    assert manifest["steps"]["train"]["status"].startswith("failed")

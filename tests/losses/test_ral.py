@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ral.config.train import LossConfig, RALOptions
+from ral.config.train import LossConfig
 from ral.losses import BCE, RAL, build_loss
 
 # Loss and gradient per logit from the authors' code (kalelpark/RAL), float64, sum over one element.
@@ -19,13 +19,9 @@ REFERENCE = [
 CLAMPED = 18.4
 
 
-def options(params: dict) -> RALOptions:
-    return RALOptions(**{name: float(value) for name, value in params.items()})
-
-
 @pytest.mark.parametrize("entry", REFERENCE, ids=lambda entry: str(entry["params"]))
 def test_equals_the_authors_code(entry: dict) -> None:
-    loss = RAL(options(entry["params"]), "sum")
+    loss = RAL("sum", **entry["params"])
     compared = 0
     for logit, target, value, slope in entry["rows"]:
         acts = logit < -CLAMPED if target else logit > CLAMPED and entry["params"].get("clip") == 0
@@ -48,7 +44,7 @@ def test_finite_everywhere_and_positives_always_pull(form, dtype: torch.dtype) -
         x = torch.tensor([-1e4, -300, -88, -40, -18, 0, 18, 40, 88, 300, 1e4], dtype=dtype)[
             None
         ].requires_grad_()
-        loss = RAL(RALOptions(form=form), "sum")(x, torch.full_like(x, target))
+        loss = RAL("sum", form=form)(x, torch.full_like(x, target))
         loss.backward()
         assert x.grad is not None
         assert loss.dtype == torch.float32
@@ -64,7 +60,7 @@ def test_paper_form_drops_the_code_s_extra_factors() -> None:
     p = torch.sigmoid(x)
     q = 1 - p + 0.05
     extra = p**2 * (1.5 - q)
-    paper, code = (RAL(RALOptions(form=form), "sum")(x, y) for form in ("paper", "code"))
+    paper, code = (RAL("sum", form=form)(x, y) for form in ("paper", "code"))
     assert code.item() == pytest.approx((paper * extra).item(), rel=1e-12)
 
 

@@ -1,0 +1,174 @@
+"""The asymmetric losses as one autograd function: the forward pass computes loss and slope together.
+
+On CUDA a Triton kernel reads logits and targets once and writes the slopes; elsewhere, and without Triton, torch
+runs the same formulas. What is kept for the backward pass is one tensor of the logits' size and type, the slopes;
+the backward pass multiplies it by a scalar, in place unless the graph is kept for another one.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ral.losses import terms
+from ral.losses.reduce import Reduction
+
+# Logits per block on the CPU: small enough for a core's cache, large enough that starting an operation costs little.
+BLOCK = 1 << 18
+
+
+class Formula(NamedTuple):
+    """The options of `ral.losses.terms`."""
+
+    gamma_pos: float = 0.0
+    gamma_neg: float = 0.0
+    clip: float = 0.0
+    epsilon_pos: float = 0.0
+    epsilon_pos_pow: float = 0.0
+    epsilon_neg: float = 0.0
+    lamb: float = 1.5
+    hill: int = terms.NO_HILL
+    detach: bool = False
+
+    def positive(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and slope of positives."""
+        return terms.positive(x, self.gamma_pos, self.epsilon_pos, self.epsilon_pos_pow, self.detach)
+
+    def negative(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and slope of negatives."""
+        options = (self.gamma_neg, self.clip, self.epsilon_neg, self.lamb, self.hill, self.detach)
+        return terms.negative(x, *options)
+
+
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    formula: Formula,
+    reduction: Reduction,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """The loss of `formula` over logits and binary targets of the same shape.
+
+    Args:
+        logits: [batch, findings], any float type and strides; computed in float32 or wider.
+        targets: same shape; 1, 0, NaN where unknown.
+        formula: options.
+        reduction: "mean" over the known labels, "sum", or "none" (unknown ones are 0).
+        class_weight: [findings], multiplies each finding's loss; the mean still divides by the known labels.
+
+    Returns:
+        float32, or float64 for float64 logits: a scalar, or with "none" a tensor of the logits' shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
+    if class_weight is not None and class_weight.shape != logits.shape[-1:]:
+        raise ValueError(f"class_weight has shape {tuple(class_weight.shape)}, not ({logits.shape[-1]},)")
+    return _Asymmetric.apply(logits, targets, formula, reduction, class_weight)
+
+
+class _Asymmetric(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        formula: Formula,
+        reduction: Reduction,
+        weight: Tensor | None,
+    ) -> Tensor:
+        compute = torch.promote_types(logits.dtype, torch.float32)
+        if weight is not None:
+            weight = weight.to(logits.device, compute)
+        if torch.compiler.is_compiling():
+            run = _dense
+        elif logits.is_cuda and kernel_usable():
+            from ral.losses.kernel import run_kernel as run
+        else:
+            run = _blocked
+        value, slope, known = run(logits, targets, formula, weight, compute, reduction == "none")
+        ctx.scale = 1 / known.clamp(min=1).to(compute) if reduction == "mean" else None
+        ctx.save_for_backward(slope)
+        return value if ctx.scale is None else value * ctx.scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        factor = gradient if ctx.scale is None else gradient * ctx.scale
+        kept = torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
+        scaled = (slope * factor).to(slope.dtype) if kept else slope.mul_(factor)
+        return scaled, None, None, None, None
+
+
+def kernel_usable() -> bool:
+    """Whether Triton is installed; a CUDA build of torch brings it along."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _dense(
+    logits: Tensor,
+    targets: Tensor,
+    formula: Formula,
+    weight: Tensor | None,
+    compute: torch.dtype,
+    elementwise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (sum, or per logit), slopes in the logits' type, number of known labels: what a compiler fuses best."""
+    x = logits.to(compute)
+    known = targets == targets
+    (v_pos, s_pos), (v_neg, s_neg) = formula.positive(x), formula.negative(x)
+    value = torch.where(known, torch.where(targets > 0.5, v_pos, v_neg), 0.0)
+    slope = torch.where(known, torch.where(targets > 0.5, s_pos, s_neg), 0.0)
+    if weight is not None:
+        value, slope = value * weight, slope * weight
+    return value if elementwise else value.sum(), slope.to(logits.dtype), known.sum()
+
+
+def _blocked(
+    logits: Tensor,
+    targets: Tensor,
+    formula: Formula,
+    weight: Tensor | None,
+    compute: torch.dtype,
+    elementwise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_dense`, in blocks of rows, and positives, which are few, only where they are."""
+    width = max(1, logits.shape[-1])
+    x_rows, y_rows = logits.reshape(-1, width), targets.reshape(-1, width)
+    slopes = torch.empty_like(x_rows, memory_format=torch.contiguous_format)
+    values = (
+        torch.empty_like(x_rows, dtype=compute, memory_format=torch.contiguous_format)
+        if elementwise
+        else None
+    )
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    masked = targets.is_floating_point() and bool(torch.isnan(targets).any())
+    unknown = 0
+    rows = max(1, BLOCK // width)
+    for start in range(0, len(x_rows), rows):
+        x, y = x_rows[start : start + rows].to(compute), y_rows[start : start + rows]
+        value, slope = formula.negative(x)
+        where = (y > 0.5).nonzero(as_tuple=True)
+        value[where], slope[where] = formula.positive(x[where])
+        if masked:
+            gone = torch.isnan(y)
+            value[gone], slope[gone] = 0.0, 0.0
+            unknown += int(gone.sum())
+        if weight is not None:
+            value, slope = value * weight, slope * weight
+        slopes[start : start + rows] = slope
+        if values is not None:
+            values[start : start + rows] = value
+        else:
+            total += value.sum()
+    known = torch.tensor(logits.numel() - unknown, device=logits.device)
+    result = total.to(compute) if values is None else values.view(logits.shape)
+    return result, slopes.view(logits.shape), known

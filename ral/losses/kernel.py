@@ -1,0 +1,124 @@
+"""The Triton kernel of the asymmetric losses: logits and targets in, slopes and partial sums out, in one pass.
+
+It has no formula of its own: it compiles those of `ral.losses.terms` with Triton's operations.
+"""
+
+import types
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ral.losses import terms
+from ral.losses.fused import Formula
+
+# Logits per program.
+BLOCK = 1024
+
+
+# Triton's operations as functions of the names that `terms` uses.
+@triton.jit
+def _exp(x):
+    return tl.exp(x)
+
+
+@triton.jit
+def _log(x):
+    return tl.log(x)
+
+
+@triton.jit
+def _log1p(x):
+    # Kahan's form: the quotient makes up for what 1 + x loses in rounding.
+    y = 1.0 + x
+    return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
+
+
+@triton.jit
+def _sigmoid(x):
+    return tl.sigmoid(x)
+
+
+@triton.jit
+def _where(condition, x, y):
+    return tl.where(condition, x, y)
+
+
+@triton.jit
+def _relu(x):
+    return tl.maximum(x, 0.0)
+
+
+@triton.jit
+def _abs(x):
+    return tl.abs(x)
+
+
+def _compiled(function: Any, known: dict[str, Any]) -> Any:
+    """A function of `terms` for Triton: the same text, other operations behind the names in it."""
+    return triton.jit(types.FunctionType(function.__code__, known, function.__name__))
+
+
+_names: dict[str, Any] = {
+    "__name__": terms.__name__, "tl": tl, "exp": _exp, "log": _log, "log1p": _log1p, "sigmoid": _sigmoid, "where": _where, "relu": _relu, "abs": _abs,
+    **dict.fromkeys(("Tensor", "bool"), tl.tensor),  # names in annotations, which Triton looks up but does not use
+}  # fmt: skip
+for _name in ("log_sigmoid", "power", "positive", "negative"):
+    _names[_name] = _compiled(getattr(terms, _name), _names)
+_positive, _negative = _names["positive"], _names["negative"]
+
+
+@triton.jit
+def _loss_kernel(
+    x_at, y_at, weight_at, value_at, slope_at, sum_at, known_at, count, width,
+    gamma_pos: tl.constexpr, gamma_neg: tl.constexpr, clip: tl.constexpr, epsilon_pos: tl.constexpr,
+    epsilon_pos_pow: tl.constexpr, epsilon_neg: tl.constexpr, lamb: tl.constexpr, hill: tl.constexpr,
+    detach: tl.constexpr, weighted: tl.constexpr, elementwise: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    at = program.to(tl.int64) * block + tl.arange(0, block)
+    inside = at < count
+    x = tl.load(x_at + at, mask=inside, other=0.0)
+    x = x.to(tl.float64) if wide else x.to(tl.float32)
+    y = tl.load(y_at + at, mask=inside, other=0.0).to(tl.float32)
+    known = inside & (y == y)
+    v_pos, s_pos = _positive(x, gamma_pos, epsilon_pos, epsilon_pos_pow, detach)
+    v_neg, s_neg = _negative(x, gamma_neg, clip, epsilon_neg, lamb, hill, detach)
+    value = tl.where(known, tl.where(y > 0.5, v_pos, v_neg), 0.0)
+    slope = tl.where(known, tl.where(y > 0.5, s_pos, s_neg), 0.0)
+    if weighted:
+        weight = tl.load(weight_at + at % width, mask=inside, other=0.0)
+        value = value * weight
+        slope = slope * weight
+    tl.store(slope_at + at, slope.to(slope_at.dtype.element_ty), mask=inside)
+    if elementwise:
+        tl.store(value_at + at, value, mask=inside)
+    tl.store(sum_at + program, tl.sum(value, 0))
+    tl.store(known_at + program, tl.sum(known.to(tl.int32), 0))
+
+
+def run_kernel(
+    logits: Tensor,
+    targets: Tensor,
+    formula: Formula,
+    weight: Tensor | None,
+    compute: torch.dtype,
+    elementwise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (sum, or per logit), slopes in the logits' type, number of known labels; tensors on one CUDA device."""
+    x, y = logits.contiguous(), targets.contiguous()
+    if y.dtype == torch.bool:
+        y = y.to(torch.uint8)
+    slope = torch.empty_like(x)
+    value = torch.empty_like(x, dtype=compute) if elementwise else slope
+    programs = triton.cdiv(x.numel(), BLOCK)
+    sums = torch.empty(programs, dtype=compute, device=x.device)
+    known = torch.empty(programs, dtype=torch.int32, device=x.device)
+    if programs:
+        _loss_kernel[(programs,)](
+            x, y, x if weight is None else weight, value, slope, sums, known, x.numel(), max(1, x.shape[-1]), *formula,
+            weighted=weight is not None, elementwise=elementwise, wide=compute == torch.float64, block=BLOCK,
+        )  # fmt: skip
+    return value if elementwise else sums.sum(), slope, known.sum()

@@ -1,0 +1,123 @@
+"""The maths of the asymmetric losses, once: value and slope of one logit, for torch and for the Triton kernel.
+
+The functions name their operations (`exp`, `sigmoid`, …) without saying whose they are. Here they are torch's;
+`ral.losses.kernel` compiles the same functions with Triton's. So the text must be what both understand: plain
+expressions, and conditions on the options only.
+
+With p = σ(x), m = 1 − p, q = min(m + clip, 1) and u = 1 − q, a positive and a negative cost
+
+    L⁺ = −m^γ⁺ [log p + ε₁ m + ½ ε₂ m²]
+    L⁻ = −u^γ⁻ [log q + ε₀ q] h,    h = 1 ("none"),  λ−p ("paper")  or  (λ−p) p² (λ−q) ("code")
+
+which is BCE (γ = 0), focal (equal γ, no clip), ASL, APL (ε₁, ε₂) and RAL (with h), each with other options.
+"""
+
+import torch
+from torch import Tensor, exp, log, log1p, sigmoid, where
+
+# How h is computed. Numbers, since Triton compares them at compile time.
+NO_HILL, PAPER, CODE = 0, 1, 2
+
+
+def relu(x: Tensor) -> Tensor:
+    """Zero where negative."""
+    return torch.clamp_min(x, 0.0)
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log σ(x) without overflow or cancellation at either end."""
+    return -relu(-x) - log1p(exp(-abs(x)))
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """base ** exponent for base ≥ 0; products where the exponent is one of those in use."""
+    if exponent == 0.0:
+        return base * 0.0 + 1.0
+    elif exponent == 1.0:
+        return base
+    elif exponent == 2.0:
+        return base * base
+    elif exponent == 3.0:
+        return base * base * base
+    else:
+        return where(base > 0.0, exp(exponent * log(where(base > 0.0, base, 1.0))), 0.0)
+
+
+def positive(x: Tensor, gamma: float, e1: float, e2: float, detach: bool) -> tuple[Tensor, Tensor]:
+    """Value and slope of a positive's loss; `detach` leaves the factor m^γ⁺ out of the slope."""
+    p = sigmoid(x)
+    m = sigmoid(-x)
+    s = log_sigmoid(x) + m * (e1 + (0.5 * e2) * m)
+    slope = m * (p * (e1 + e2 * m) - 1.0)
+    if gamma != 0.0:
+        weight = power(m, gamma)
+        if not detach:
+            slope = slope + gamma * p * s
+        return -weight * s, weight * slope
+    else:
+        return -s, slope
+
+
+def negative(
+    x: Tensor, gamma: float, clip: float, e0: float, lamb: float, hill: int, detach: bool
+) -> tuple[Tensor, Tensor]:
+    """Value and slope of a negative's loss; `detach` leaves the factor u^γ⁻ out of the slope.
+
+    With s the bracket [log q + ε₀ q] and dh/dx = p m k the slope is −p u^(γ−1) [m (γ s h + u s k) − u h (m/q + ε₀ m)].
+    """
+    m = sigmoid(-x)
+    if clip == 0.0:
+        p = sigmoid(x)
+        u = p
+        q = m
+        s = log_sigmoid(-x)
+        ratio = x * 0.0 + 1.0  # m / q, also where both are 0
+    else:
+        p = 1.0 - m
+        u = relu(p - clip)
+        q = 1.0 - u
+        s = log(q)
+        ratio = m / q
+    if e0 != 0.0:
+        s = s + e0 * q
+        ratio = ratio + e0 * m
+    moving = m
+    above_slope = p
+    if (
+        gamma <= 1.0 and clip != 0.0
+    ):  # below the margin q stands still; a larger γ makes the weight vanish there
+        ratio = where(u > 0.0, ratio, 0.0)
+        moving = where(u > 0.0, m, 0.0)
+        above_slope = where(u > 0.0, p, 0.0)
+    if hill == 0:
+        sh = s
+        uh = u
+        k = p * 0.0
+    elif hill == 1:
+        h = lamb - p
+        sh = s * h
+        uh = u * h
+        k = p * 0.0 - 1.0
+    else:
+        below = lamb - p
+        above = lamb - q
+        pp = p * p
+        h = pp * below * above
+        sh = s * h
+        uh = u * h
+        k = p * below * (2.0 * above + above_slope) - pp * above
+    if gamma == 0.0:
+        value = -sh
+        slope = p * ratio
+        if hill != 0:
+            slope = slope * h - p * m * s * k
+    else:
+        lower = power(u, gamma - 1.0)
+        value = -(lower * u) * sh
+        inner = uh * ratio
+        if hill != 0:
+            inner = inner - m * u * s * k
+        if not detach:
+            inner = inner - gamma * moving * sh
+        slope = lower * p * inner
+    return value, slope
