@@ -14,7 +14,7 @@ run: .venv/installed
 	@python -m ral.reporting.summary
 
 test: .venv/installed-dev
-	pytest
+	pytest -n 2 --dist loadfile
 
 test-long: .venv/installed-dev
 	pytest -m long

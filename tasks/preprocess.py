@@ -28,8 +28,8 @@ def run(params: PreprocessParams, validated: Path, out: Path) -> None:
     from ral.files import new_folder, read_json
     from ral.progress import Progress
 
-    films = pd.read_parquet(validated / "films.parquet")
     verdict = read_json(validated / "verdict.json")
+    films = pd.read_parquet(validated / "films.parquet")
     with (
         new_folder(out) as draft,
         Progress("packing films", verdict["rows"] - verdict["rows_without_film"], "films") as progress,
