@@ -3,7 +3,8 @@
 from ral.config.base import Section
 from ral.config.data import DataConfig, PhantomConfig, PreprocessConfig, SplitConfig
 from ral.config.evaluate import EvaluateConfig, ReportConfig
-from ral.config.train import LossConfig, ModelConfig, TrainConfig
+from ral.config.losses import LossConfig
+from ral.config.train import ModelConfig, TrainConfig
 
 
 class Params(Section):

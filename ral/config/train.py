@@ -1,10 +1,11 @@
-"""Parameters of the model, the loss and the training."""
+"""Parameters of the model and the training."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ral.config.base import Section
+from ral.config.losses import LossConfig
 
 
 class ModelConfig(Section):
@@ -14,42 +15,6 @@ class ModelConfig(Section):
     """Any model name of timm; it gets one input channel and one output per finding."""
     options: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
     """Keyword arguments passed on to timm.create_model (channels, drop_path_rate, …)."""
-
-
-class RALOptions(Section):
-    """Robust Asymmetric Loss; the defaults are those of the authors' code."""
-
-    form: Literal["code", "paper"] = "code"
-    """code: as the authors' repository computes it; paper: as equation 6 reads."""
-    gamma_pos: float = Field(default=0.0, ge=0)
-    """Focusing exponent of positives."""
-    gamma_neg: float = Field(default=4.0, ge=0)
-    """Focusing exponent of negatives."""
-    clip: float = Field(default=0.05, ge=0, lt=1)
-    """Probability margin below which a negative no longer counts."""
-    epsilon_pos: float = 1.0
-    """First coefficient of the positives' Taylor terms."""
-    epsilon_pos_pow: float = -2.5
-    """Second coefficient of the positives' Taylor terms."""
-    epsilon_neg: float = 0.0
-    """Coefficient of the negatives' Taylor term."""
-    lamb: float = Field(default=1.5, ge=1)
-    """Hill factor: negatives scored near 1 are taken as wrong labels and pull less."""
-
-
-class BCEOptions(Section):
-    """Binary cross-entropy; it has no options."""
-
-
-class LossConfig(Section):
-    """The training loss. Every loss has a block of options; `name` says which is used."""
-
-    name: Literal["ral", "bce"]
-    """ral: Robust Asymmetric Loss; bce: binary cross-entropy, the usual baseline."""
-    ral: RALOptions = RALOptions()
-    """Options of ral."""
-    bce: BCEOptions = BCEOptions()
-    """Options of bce."""
 
 
 class AugmentConfig(Section):

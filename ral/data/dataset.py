@@ -18,6 +18,7 @@ class Dataset:
 
     studies: pd.DataFrame
     facts: dict[str, Any]
+    class_counts: dict[str, Any]
     shards: tuple[np.ndarray, ...]
     starts: np.ndarray
 
@@ -63,6 +64,7 @@ def open_dataset(folder: Path) -> Dataset:
     return Dataset(
         studies=studies,
         facts=facts,
+        class_counts=read_json(folder / "class_counts.json"),
         shards=tuple(pixels for _, pixels in opened),
         starts=np.cumsum([0, *lengths[:-1]]),
     )

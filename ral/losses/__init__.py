@@ -1,18 +1,56 @@
 """Training losses and the one place that builds them by name."""
 
-from torch import nn
+import difflib
+from collections.abc import Mapping
+from typing import Any
 
-from ral.config.train import LossConfig
-from ral.losses.bce import BCE
+from ral.losses.asymmetric import APL, ASL, BCE, CB, CWASL, Focal
+from ral.losses.balanced import DB, LDAM, MFM
+from ral.losses.base import ClassCounts, Loss, Reduction
+from ral.losses.hill import SPLC, Hill
 from ral.losses.ral import RAL
-from ral.losses.reduce import Reduction
+from ral.losses.ranking import ZLPR, TwoWay
+
+LOSSES: dict[str, type[Loss]] = {
+    "ral": RAL,
+    "bce": BCE,
+    "focal": Focal,
+    "cb": CB,
+    "asl": ASL,
+    "cw_asl": CWASL,
+    "apl": APL,
+    "hill": Hill,
+    "splc": SPLC,
+    "db": DB,
+    "ldam": LDAM,
+    "two_way": TwoWay,
+    "zlpr": ZLPR,
+    "mfm": MFM,
+}
 
 
-def build_loss(config: LossConfig, reduction: Reduction = "mean") -> nn.Module:
-    """The loss that `config.name` names, with its block of options; called with (logits, targets)."""
-    if config.name == "ral":
-        return RAL(reduction, **config.ral.model_dump())
-    return BCE(reduction)
+def build_loss(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    class_counts: ClassCounts | None = None,
+    reduction: Reduction = "mean",
+) -> Loss:
+    """The loss called `name`; called with (logits, targets).
+
+    Args:
+        name: a key of `LOSSES`.
+        options: its options by name; those not given have the paper's defaults.
+        class_counts: training films per finding (`ClassCounts.of` class_counts.json), for the losses that use them.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: no such loss or option (the message lists the right ones), or class counts are missing.
+    """
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        raise ValueError(f"unknown loss `{name}`.{hint} Losses: {', '.join(LOSSES)}.")
+    return LOSSES[name](class_counts, reduction, **(options or {}))
 
 
-__all__ = ["BCE", "RAL", "build_loss"]
+__all__ = ["LOSSES", "RAL", "ClassCounts", "Loss", "build_loss"]

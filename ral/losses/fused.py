@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ral.losses import terms
-from ral.losses.reduce import Reduction
+from ral.losses.base import Reduction
 
 # Logits per block on the CPU: small enough for a core's cache, large enough that starting an operation costs little.
 BLOCK = 1 << 18
@@ -55,7 +54,8 @@ def asymmetric_loss(
         targets: same shape; 1, 0, NaN where unknown.
         formula: options.
         reduction: "mean" over the known labels, "sum", or "none" (unknown ones are 0).
-        class_weight: [findings], multiplies each finding's loss; the mean still divides by the known labels.
+        class_weight: multiplies each finding's loss: [findings], or [2, findings] with the weights of negatives first
+            and of positives second. The mean still divides by the known labels.
 
     Returns:
         float32, or float64 for float64 logits: a scalar, or with "none" a tensor of the logits' shape.
@@ -65,8 +65,12 @@ def asymmetric_loss(
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
-    if class_weight is not None and class_weight.shape != logits.shape[-1:]:
-        raise ValueError(f"class_weight has shape {tuple(class_weight.shape)}, not ({logits.shape[-1]},)")
+    if class_weight is not None:
+        if class_weight.shape[-1:] != logits.shape[-1:] or class_weight.shape[:-1] not in ((), (2,)):
+            raise ValueError(
+                f"class_weight has shape {tuple(class_weight.shape)}, not ([2,] {logits.shape[-1]})"
+            )
+        class_weight = class_weight.expand(2, -1)
     return _Asymmetric.apply(logits, targets, formula, reduction, class_weight)
 
 
@@ -95,8 +99,11 @@ class _Asymmetric(torch.autograd.Function):
         return value if ctx.scale is None else value * ctx.scale
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "This loss has no second derivative: differentiate it without create_graph=True."
+            )
         (slope,) = ctx.saved_tensors
         factor = gradient if ctx.scale is None else gradient * ctx.scale
         kept = torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
@@ -128,7 +135,8 @@ def _dense(
     value = torch.where(known, torch.where(targets > 0.5, v_pos, v_neg), 0.0)
     slope = torch.where(known, torch.where(targets > 0.5, s_pos, s_neg), 0.0)
     if weight is not None:
-        value, slope = value * weight, slope * weight
+        factor = torch.where(targets > 0.5, weight[1], weight[0])
+        value, slope = value * factor, slope * factor
     return value if elementwise else value.sum(), slope.to(logits.dtype), known.sum()
 
 
@@ -163,7 +171,8 @@ def _blocked(
             value[gone], slope[gone] = 0.0, 0.0
             unknown += int(gone.sum())
         if weight is not None:
-            value, slope = value * weight, slope * weight
+            factor = torch.where(y > 0.5, weight[1], weight[0])
+            value, slope = value * factor, slope * factor
         slopes[start : start + rows] = slope
         if values is not None:
             values[start : start + rows] = value

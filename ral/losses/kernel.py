@@ -89,7 +89,7 @@ def _loss_kernel(
     value = tl.where(known, tl.where(y > 0.5, v_pos, v_neg), 0.0)
     slope = tl.where(known, tl.where(y > 0.5, s_pos, s_neg), 0.0)
     if weighted:
-        weight = tl.load(weight_at + at % width, mask=inside, other=0.0)
+        weight = tl.load(weight_at + at % width + tl.where(y > 0.5, width, 0), mask=inside, other=0.0)
         value = value * weight
         slope = slope * weight
     tl.store(slope_at + at, slope.to(slope_at.dtype.element_ty), mask=inside)
@@ -118,7 +118,7 @@ def run_kernel(
     known = torch.empty(programs, dtype=torch.int32, device=x.device)
     if programs:
         _loss_kernel[(programs,)](
-            x, y, x if weight is None else weight, value, slope, sums, known, x.numel(), max(1, x.shape[-1]), *formula,
+            x, y, x if weight is None else weight.contiguous(), value, slope, sums, known, x.numel(), max(1, x.shape[-1]), *formula,
             weighted=weight is not None, elementwise=elementwise, wide=compute == torch.float64, block=BLOCK,
         )  # fmt: skip
     return value if elementwise else sums.sum(), slope, known.sum()

@@ -44,7 +44,10 @@ def train(params: TrainParams, dataset: Dataset, out: Path) -> None:
     if rank == 0:
         data = "phantom" if dataset.facts["phantom"] else "films"
         tensors = {name: tensor.contiguous() for name, tensor in best.items()}
-        save_file(tensors, out / "model.safetensors", {"data": data, "use": "research, not a medical device"})
+        # One entry only: safetensors writes several in random order, and the bytes would change from run to run.
+        save_file(
+            tensors, out / "model.safetensors", {"trained_on": f"{data}; research, not a medical device"}
+        )
         (out / "model.safetensors").chmod(0o644)  # safetensors makes it private
         write_json(
             out / "model.json",

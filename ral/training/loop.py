@@ -12,7 +12,7 @@ from ral.config.train import TrainParams
 from ral.data.augment import draw_transforms, transform
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.losses import build_loss
+from ral.losses import ClassCounts, build_loss
 from ral.progress import Progress
 from ral.training import plan
 from ral.training.engine import micro_batch_size
@@ -41,7 +41,9 @@ class Trainer:
     ) -> None:
         self.engine, self.dataset, self.config = engine, dataset, params.train
         self.rank, self.world, self.device = rank, world, device
-        self.loss = build_loss(params.loss)
+        name = params.loss.name
+        counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings)
+        self.loss = build_loss(name, getattr(params.loss, name).model_dump(), counts).to(device)
         self.targets = dataset.targets()
         self.train_rows = dataset.rows("train")
         self.val_rows = dataset.rows("val")
@@ -98,6 +100,7 @@ class Trainer:
         size = self.config.batch_size
         losses = torch.zeros(self.steps, device=self.device)
         self.engine.train()
+        self.loss.set_epoch(epoch)
         for step in range(self.steps):
             done = epoch * self.steps + step
             rate = plan.learning_rate(

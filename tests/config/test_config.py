@@ -47,7 +47,7 @@ def test_yaml_is_read_as_dvc_reads_it() -> None:
         ("threads: 2", "threads: '2'", ["train.threads", "integer", "'2'"]),
         ("flip: 0.5", "flip: 2", ["train.augment.flip", "less than or equal to 1"]),
         ("source: nih", "source: nhi", ["data.source", "'nih'", "'nhi'"]),
-        ("name: ral", "name: lar", ["loss.name", "'ral' or 'bce'"]),
+        ("name: ral", "name: lar", ["loss.name", "'ral'", "'bce'", "'zlpr'"]),
         ("precision: float32", "precision: bfloat16", ["train", "bfloat16 needs zero_stage 1 or 2"]),
         ("micro_batch: null", "micro_batch: 7", ["micro_batch (7) must divide batch_size"]),
         ("tail: 0.01", "tail: 0.5", ["evaluate", "tail (0.5) must be below head (0.1)"]),

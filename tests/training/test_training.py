@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
-from ral.config.train import AugmentConfig, LossConfig, ModelConfig, TrainConfig, TrainParams
+from ral.config.losses import LossConfig
+from ral.config.train import AugmentConfig, ModelConfig, TrainConfig, TrainParams
 from ral.data.films import list_films
 from ral.data.prepare import prepare
 from ral.errors import UserError
@@ -108,7 +110,8 @@ def test_bfloat16_trains_close_to_float32(prepared: Path, tmp_path: Path) -> Non
 def test_weights_are_readable_by_all_and_no_pickle(prepared: Path, tmp_path: Path) -> None:
     out = train(prepared, tmp_path / "out", epochs=1)
     assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
-    assert load_file(out / "model.safetensors")
+    with safe_open(out / "model.safetensors", "numpy") as weights:
+        assert weights.metadata() == {"trained_on": "phantom; research, not a medical device"}
     assert not list(out.rglob("*.pt")) + list(out.rglob("*.bin"))
 
 

@@ -1,0 +1,126 @@
+"""The losses that are one formula with other options (`ral.losses.terms`): BCE, focal, class-balanced, ASL, APL."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ral.config import losses as config
+from ral.losses.base import ClassCounts, Loss, Options, Reduction, effective_weights
+from ral.losses.fused import Formula, asymmetric_loss
+
+
+class Asymmetric(Loss[Options]):
+    """A loss of the family; subclasses say which formula their options mean, and the weights of the findings.
+
+    Args:
+        class_weight: [findings] or [2, findings] (negatives, positives); instead of the loss's own weights.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        counts: ClassCounts | None = None,
+        reduction: Reduction = "mean",
+        class_weight: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(counts, reduction, **options)
+        own = self.weights(counts) if class_weight is None else class_weight
+        self.register_buffer("class_weight", own)
+        self.compiled_formula = self.formula()
+
+    def formula(self) -> Formula:
+        """The formula that the options mean."""
+        raise TypeError(f"{type(self).__name__} says no formula")
+
+    def weights(self, counts: ClassCounts | None) -> Tensor | None:
+        """Weights of the findings, or None for 1."""
+        return None
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss, in float32 or wider; the gradient has the logits' type."""
+        return asymmetric_loss(logits, targets, self.compiled_formula, self.reduction, self.class_weight)
+
+
+class BCE(Asymmetric[config.BCEOptions]):
+    """Binary cross-entropy."""
+
+    options_model = config.BCEOptions
+
+    def formula(self) -> Formula:
+        return Formula()
+
+    def weights(self, counts: ClassCounts | None) -> Tensor | None:
+        if self.options.pos_weight == "none":
+            return None
+        if counts is None:
+            raise ValueError("BCE with pos_weight balanced needs the training films per finding (counts).")
+        return torch.stack(
+            [torch.ones_like(counts.positives), counts.negatives / counts.positives.clamp(min=1)]
+        )
+
+
+class Focal(Asymmetric[config.FocalOptions]):
+    """Focal loss (Lin et al., ICCV 2017), one sigmoid per finding."""
+
+    options_model = config.FocalOptions
+
+    def formula(self) -> Formula:
+        return Formula(gamma_pos=self.options.gamma, gamma_neg=self.options.gamma)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        alpha, weight = self.options.alpha, self.class_weight
+        if alpha is not None:
+            sides = torch.tensor([[1 - alpha], [alpha]], dtype=torch.float64, device=logits.device)
+            weight = sides.expand(2, logits.shape[-1]) * (1.0 if weight is None else weight)
+        return asymmetric_loss(logits, targets, self.compiled_formula, self.reduction, weight)
+
+
+class CB(Asymmetric[config.CBOptions]):
+    """Class-balanced cross-entropy or focal loss (Cui et al., CVPR 2019)."""
+
+    options_model = config.CBOptions
+    needs_counts = True
+
+    def formula(self) -> Formula:
+        return Formula(gamma_pos=self.options.gamma, gamma_neg=self.options.gamma)
+
+    def weights(self, counts: ClassCounts | None) -> Tensor | None:
+        return None if counts is None else effective_weights(counts.positives, self.options.beta)
+
+
+class ASL(Asymmetric[config.ASLOptions]):
+    """Asymmetric loss (Ridnik et al., ICCV 2021)."""
+
+    options_model = config.ASLOptions
+
+    def formula(self) -> Formula:
+        values = self.options.model_dump()
+        return Formula(detach=values.pop("detach_focus"), **values)
+
+
+class CWASL(Asymmetric[config.CWASLOptions]):
+    """Class-weighted ASL, as in CheXFusion (Kim, 2023), winner of CXR-LT 2023."""
+
+    options_model = config.CWASLOptions
+    needs_counts = True
+
+    def formula(self) -> Formula:
+        return Formula(**self.options.model_dump())
+
+    def weights(self, counts: ClassCounts | None) -> Tensor | None:
+        return (
+            None if counts is None else torch.stack([counts.prevalence.exp(), (1 - counts.prevalence).exp()])
+        )
+
+
+class APL(Asymmetric[config.APLOptions]):
+    """Asymmetric polynomial loss (Huang et al., ICASSP 2023)."""
+
+    options_model = config.APLOptions
+
+    def formula(self) -> Formula:
+        values = self.options.model_dump()
+        return Formula(detach=values.pop("detach_focus"), **values)

@@ -1,0 +1,93 @@
+"""What every loss shares: its constructor, float32 or wider, unknown labels left out, the reduction."""
+
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ral.config.base import Section
+
+Reduction = Literal["mean", "sum", "none"]
+Options = TypeVar("Options", bound=Section)
+
+
+class ClassCounts(NamedTuple):
+    """Positive and negative training films of each finding, float tensors [findings], in the order of the outputs."""
+
+    positives: Tensor
+    negatives: Tensor
+
+    @classmethod
+    def of(cls, counts: dict[str, Any], findings: tuple[str, ...]) -> "ClassCounts":
+        """From the train part of class_counts.json."""
+        rows = ([counts[kind][name] for name in findings] for kind in ("positives", "negatives"))
+        return cls(*(torch.tensor(row, dtype=torch.float64) for row in rows))
+
+    @property
+    def prevalence(self) -> Tensor:
+        """Share of positives among the films whose label is known."""
+        return self.positives / (self.positives + self.negatives)
+
+
+class Loss(nn.Module, Generic[Options]):
+    """A loss over logits [batch, findings] and targets of the same shape (1, 0, NaN = unknown).
+
+    Args:
+        counts: training films per finding, for the losses that use them.
+        reduction: "mean" (over known labels, where the loss has one value per label), "sum", or "none".
+        options: fields of `options_model` by name; their defaults are the paper's.
+
+    Raises:
+        ValueError: unknown option or impossible value (the message lists the right ones), or counts are missing.
+    """
+
+    options_model: ClassVar[type[Section]]
+    needs_counts: ClassVar[bool] = False
+
+    def __init__(
+        self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        try:
+            self.options: Options = self.options_model.model_validate(options)  # type: ignore[assignment]
+        except ValidationError as error:
+            wrong = ", ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
+            known = ", ".join(self.options_model.model_fields) or "none"
+            raise ValueError(f"{name}: {wrong}. Options: {known}.") from None
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"{name}: reduction is {reduction!r}. Allowed: mean, sum, none.")
+        if self.needs_counts and counts is None:
+            raise ValueError(f"{name} needs the training films per finding (counts, from class_counts.json).")
+        self.reduction: Reduction = reduction
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loss which epoch begins, from 0; some change during training."""
+        self.epoch = epoch
+
+
+def known_labels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits in float32 or wider, whether a label is positive, and whether it is known.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), targets > 0.5, targets == targets
+
+
+def reduce(loss: Tensor, known: Tensor, reduction: Reduction) -> Tensor:
+    """Leave out unknown labels, then mean over the known ones, sum, or none (unknown become 0)."""
+    loss = torch.where(known, loss, 0.0)
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / known.sum().clamp(min=1)
+
+
+def effective_weights(positives: Tensor, beta: float) -> Tensor:
+    """Class-balanced weights (Cui 2019): inverse effective numbers, scaled to a mean of 1 over the findings."""
+    inverse = (1 - beta) / (1 - beta ** positives.double().clamp(min=1))
+    return inverse / inverse.mean()
