@@ -31,11 +31,11 @@ class Formula(NamedTuple):
     detach: bool = False
 
     def positive(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and slope of positives."""
+        """Gain (the loss with its sign turned) and slope of positives."""
         return terms.positive(x, self.gamma_pos, self.epsilon_pos, self.epsilon_pos_pow, self.detach)
 
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and slope of negatives."""
+        """Gain (the loss with its sign turned) and slope of negatives."""
         options = (self.gamma_neg, self.clip, self.epsilon_neg, self.lamb, self.hill, self.detach)
         return terms.negative(x, *options)
 
@@ -131,8 +131,8 @@ def _dense(
     """Loss (sum, or per logit), slopes in the logits' type, number of known labels: what a compiler fuses best."""
     x = logits.to(compute)
     known = targets == targets
-    (v_pos, s_pos), (v_neg, s_neg) = formula.positive(x), formula.negative(x)
-    value = torch.where(known, torch.where(targets > 0.5, v_pos, v_neg), 0.0)
+    (g_pos, s_pos), (g_neg, s_neg) = formula.positive(x), formula.negative(x)
+    value = -torch.where(known, torch.where(targets > 0.5, g_pos, g_neg), 0.0)
     slope = torch.where(known, torch.where(targets > 0.5, s_pos, s_neg), 0.0)
     if weight is not None:
         factor = torch.where(targets > 0.5, weight[1], weight[0])
@@ -151,33 +151,42 @@ def _blocked(
     """As `_dense`, in blocks of rows, and positives, which are few, only where they are."""
     width = max(1, logits.shape[-1])
     x_rows, y_rows = logits.reshape(-1, width), targets.reshape(-1, width)
-    slopes = torch.empty_like(x_rows, memory_format=torch.contiguous_format)
-    values = (
-        torch.empty_like(x_rows, dtype=compute, memory_format=torch.contiguous_format)
-        if elementwise
-        else None
-    )
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    masked = targets.is_floating_point() and bool(torch.isnan(targets).any())
+    # A sum is the cheapest way to see whether there is a NaN.
+    masked = targets.is_floating_point() and bool(torch.isnan(targets.sum()))
     unknown = 0
+    gains, slopes, totals = [], [], []
     rows = max(1, BLOCK // width)
     for start in range(0, len(x_rows), rows):
-        x, y = x_rows[start : start + rows].to(compute), y_rows[start : start + rows]
-        value, slope = formula.negative(x)
-        where = (y > 0.5).nonzero(as_tuple=True)
-        value[where], slope[where] = formula.positive(x[where])
+        x, y = (
+            x_rows[start : start + rows].to(compute).contiguous(),
+            y_rows[start : start + rows].contiguous(),
+        )
+        gain, slope = formula.negative(x)
+        where = (y.view(-1) > 0.5).nonzero().squeeze(1)
+        gain.view(-1)[where], slope.view(-1)[where] = formula.positive(x.view(-1)[where])
         if masked:
             gone = torch.isnan(y)
-            value[gone], slope[gone] = 0.0, 0.0
+            gain.masked_fill_(gone, 0.0)
+            slope.masked_fill_(gone, 0.0)
             unknown += int(gone.sum())
         if weight is not None:
             factor = torch.where(y > 0.5, weight[1], weight[0])
-            value, slope = value * factor, slope * factor
-        slopes[start : start + rows] = slope
-        if values is not None:
-            values[start : start + rows] = value
+            gain, slope = gain.mul_(factor), slope.mul_(factor)
+        slopes.append(slope.to(logits.dtype))
+        if elementwise:
+            gains.append(gain)
         else:
-            total += value.sum()
+            totals.append(gain.sum())
     known = torch.tensor(logits.numel() - unknown, device=logits.device)
-    result = total.to(compute) if values is None else values.view(logits.shape)
-    return result, slopes.view(logits.shape), known
+    gathered = _joined(slopes, logits, logits.dtype)
+    if elementwise:
+        return -_joined(gains, logits, compute), gathered, known
+    total = torch.stack(totals).sum() if totals else torch.zeros((), dtype=compute, device=logits.device)
+    return -total, gathered, known
+
+
+def _joined(blocks: list[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """The blocks as one tensor of the shape of `like`."""
+    if len(blocks) == 1:
+        return blocks[0].view(like.shape)
+    return torch.cat(blocks).view(like.shape) if blocks else torch.empty_like(like, dtype=dtype)

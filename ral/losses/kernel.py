@@ -30,10 +30,12 @@ def _log(x):
 
 
 @triton.jit
-def _log1p(x):
-    # Kahan's form: the quotient makes up for what 1 + x loses in rounding.
-    y = 1.0 + x
-    return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
+def _logsigmoid(x):
+    e = tl.exp(-tl.abs(x))
+    y = 1.0 + e
+    # log(1 + e) in Kahan's form: the quotient makes up for what 1 + e loses in rounding.
+    rest = tl.where(y == 1.0, e, tl.log(y) * (e / tl.where(y == 1.0, 1.0, y - 1.0)))
+    return tl.minimum(x, 0.0) - rest
 
 
 @triton.jit
@@ -52,8 +54,13 @@ def _relu(x):
 
 
 @triton.jit
-def _abs(x):
-    return tl.abs(x)
+def _plus(x, factor, y):
+    return x + factor * y
+
+
+@triton.jit
+def _less(x, y, z):
+    return x - y * z
 
 
 def _compiled(function: Any, known: dict[str, Any]) -> Any:
@@ -62,10 +69,11 @@ def _compiled(function: Any, known: dict[str, Any]) -> Any:
 
 
 _names: dict[str, Any] = {
-    "__name__": terms.__name__, "tl": tl, "exp": _exp, "log": _log, "log1p": _log1p, "sigmoid": _sigmoid, "where": _where, "relu": _relu, "abs": _abs,
+    "__name__": terms.__name__, "tl": tl, "exp": _exp, "log": _log, "logsigmoid": _logsigmoid, "sigmoid": _sigmoid, "where": _where, "relu": _relu,
+    "plus": _plus, "less": _less,
     **dict.fromkeys(("Tensor", "bool"), tl.tensor),  # names in annotations, which Triton looks up but does not use
 }  # fmt: skip
-for _name in ("log_sigmoid", "power", "positive", "negative"):
+for _name in ("power", "positive", "negative"):
     _names[_name] = _compiled(getattr(terms, _name), _names)
 _positive, _negative = _names["positive"], _names["negative"]
 
@@ -86,7 +94,7 @@ def _loss_kernel(
     known = inside & (y == y)
     v_pos, s_pos = _positive(x, gamma_pos, epsilon_pos, epsilon_pos_pow, detach)
     v_neg, s_neg = _negative(x, gamma_neg, clip, epsilon_neg, lamb, hill, detach)
-    value = tl.where(known, tl.where(y > 0.5, v_pos, v_neg), 0.0)
+    value = -tl.where(known, tl.where(y > 0.5, v_pos, v_neg), 0.0)
     slope = tl.where(known, tl.where(y > 0.5, s_pos, s_neg), 0.0)
     if weighted:
         weight = tl.load(weight_at + at % width + tl.where(y > 0.5, width, 0), mask=inside, other=0.0)

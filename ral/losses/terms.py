@@ -1,4 +1,4 @@
-"""The maths of the asymmetric losses, once: value and slope of one logit, for torch and for the Triton kernel.
+"""The maths of the asymmetric losses, once: gain and slope of one logit, for torch and for the Triton kernel.
 
 The functions name their operations (`exp`, `sigmoid`, …) without saying whose they are. Here they are torch's;
 `ral.losses.kernel` compiles the same functions with Triton's. So the text must be what both understand: plain
@@ -13,7 +13,8 @@ which is BCE (γ = 0), focal (equal γ, no clip), ASL, APL (ε₁, ε₂) and RA
 """
 
 import torch
-from torch import Tensor, exp, log, log1p, sigmoid, where
+from torch import Tensor, exp, log, sigmoid, where
+from torch.nn.functional import logsigmoid
 
 # How h is computed. Numbers, since Triton compares them at compile time.
 NO_HILL, PAPER, CODE = 0, 1, 2
@@ -24,9 +25,14 @@ def relu(x: Tensor) -> Tensor:
     return torch.clamp_min(x, 0.0)
 
 
-def log_sigmoid(x: Tensor) -> Tensor:
-    """log σ(x) without overflow or cancellation at either end."""
-    return -relu(-x) - log1p(exp(-abs(x)))
+def plus(x: Tensor, factor: float, y: Tensor) -> Tensor:
+    """x + factor · y in one operation."""
+    return torch.add(x, y, alpha=factor)
+
+
+def less(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """x − y · z in one operation."""
+    return torch.addcmul(x, y, z, value=-1.0)
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
@@ -44,33 +50,33 @@ def power(base: Tensor, exponent: float) -> Tensor:
 
 
 def positive(x: Tensor, gamma: float, e1: float, e2: float, detach: bool) -> tuple[Tensor, Tensor]:
-    """Value and slope of a positive's loss; `detach` leaves the factor m^γ⁺ out of the slope."""
+    """Gain (the loss with its sign turned) of a positive and slope of its loss; `detach` leaves m^γ⁺ out of the slope."""
     p = sigmoid(x)
     m = sigmoid(-x)
-    s = log_sigmoid(x) + m * (e1 + (0.5 * e2) * m)
+    s = logsigmoid(x) + m * (e1 + (0.5 * e2) * m)
     slope = m * (p * (e1 + e2 * m) - 1.0)
     if gamma != 0.0:
         weight = power(m, gamma)
         if not detach:
             slope = slope + gamma * p * s
-        return -weight * s, weight * slope
+        return weight * s, weight * slope
     else:
-        return -s, slope
+        return s, slope
 
 
 def negative(
     x: Tensor, gamma: float, clip: float, e0: float, lamb: float, hill: int, detach: bool
 ) -> tuple[Tensor, Tensor]:
-    """Value and slope of a negative's loss; `detach` leaves the factor u^γ⁻ out of the slope.
+    """Gain (the loss with its sign turned) of a negative and slope of its loss; `detach` leaves u^γ⁻ out of the slope.
 
-    With s the bracket [log q + ε₀ q] and dh/dx = p m k the slope is −p u^(γ−1) [m (γ s h + u s k) − u h (m/q + ε₀ m)].
+    With s the bracket [log q + ε₀ q] and dh/dx = p m k the slope is p u^(γ−1) [u h (m/q + ε₀ m) − m s (u k + γ h)].
     """
     m = sigmoid(-x)
     if clip == 0.0:
         p = sigmoid(x)
         u = p
         q = m
-        s = log_sigmoid(-x)
+        s = logsigmoid(-x)
         ratio = x * 0.0 + 1.0  # m / q, also where both are 0
     else:
         p = 1.0 - m
@@ -81,43 +87,33 @@ def negative(
     if e0 != 0.0:
         s = s + e0 * q
         ratio = ratio + e0 * m
-    moving = m
-    above_slope = p
+    moving = p
     if (
         gamma <= 1.0 and clip != 0.0
     ):  # below the margin q stands still; a larger γ makes the weight vanish there
         ratio = where(u > 0.0, ratio, 0.0)
-        moving = where(u > 0.0, m, 0.0)
-        above_slope = where(u > 0.0, p, 0.0)
-    if hill == 0:
-        sh = s
-        uh = u
-        k = p * 0.0
+        moving = where(u > 0.0, p, 0.0)
+    if hill == 2:
+        above = lamb - q
+        pb = p * (lamb - p)
+        pa = p * above
+        h = pa * pb
+        k = less(pb * plus(moving, 2.0, above), p, pa)
     elif hill == 1:
         h = lamb - p
-        sh = s * h
-        uh = u * h
         k = p * 0.0 - 1.0
     else:
-        below = lamb - p
-        above = lamb - q
-        pp = p * p
-        h = pp * below * above
-        sh = s * h
-        uh = u * h
-        k = p * below * (2.0 * above + above_slope) - pp * above
+        h = p * 0.0 + 1.0
+        k = p * 0.0
+    ms = m * s
     if gamma == 0.0:
-        value = -sh
-        slope = p * ratio
-        if hill != 0:
-            slope = slope * h - p * m * s * k
+        return s * h, p * less(h * ratio, ms, k)
     else:
+        if gamma <= 1.0 and clip != 0.0:
+            ms = where(u > 0.0, ms, 0.0)
+        uh = u * h
         lower = power(u, gamma - 1.0)
-        value = -(lower * u) * sh
-        inner = uh * ratio
-        if hill != 0:
-            inner = inner - m * u * s * k
+        pull = u * k
         if not detach:
-            inner = inner - gamma * moving * sh
-        slope = lower * p * inner
-    return value, slope
+            pull = plus(pull, gamma, h)
+        return lower * uh * s, lower * p * less(uh * ratio, ms, pull)
