@@ -262,8 +262,10 @@ def checks(verdict: dict[str, Any]) -> Table:
 
 
 def parameters(content: dict[str, Any]) -> Table:
-    """Every parameter by its dotted name."""
-    return _pairs("Parameters", dict(_flat(content)), style="code")
+    """Every parameter by its dotted name; of the losses' options only those of the loss that was used."""
+    loss = content["loss"]
+    used = {name: loss[name] for name in ("name", loss["name"])}
+    return _pairs("Parameters", dict(_flat({**content, "loss": used})), style="code")
 
 
 def hashes(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
