@@ -77,21 +77,17 @@ def negative(
         u = p
         q = m
         s = logsigmoid(-x)
-        ratio = x * 0.0 + 1.0  # m / q, also where both are 0
     else:
         p = 1.0 - m
         u = relu(p - clip)
         q = 1.0 - u
         s = log(q)
-        ratio = m / q
     if e0 != 0.0:
         s = s + e0 * q
-        ratio = ratio + e0 * m
     moving = p
     if (
         gamma <= 1.0 and clip != 0.0
     ):  # below the margin q stands still; a larger γ makes the weight vanish there
-        ratio = where(u > 0.0, ratio, 0.0)
         moving = where(u > 0.0, p, 0.0)
     if hill == 2:
         above = lamb - q
@@ -105,15 +101,25 @@ def negative(
     else:
         h = p * 0.0 + 1.0
         k = p * 0.0
-    ms = m * s
     if gamma == 0.0:
-        return s * h, p * less(h * ratio, ms, k)
+        ratio = x * 0.0 + 1.0  # m / q, also where both are 0
+        if clip != 0.0:
+            ratio = m / q
+        if e0 != 0.0:
+            ratio = ratio + e0 * m
+        if clip != 0.0:
+            ratio = where(u > 0.0, ratio, 0.0)
+        return s * h, p * less(h * ratio, m * s, k)
     else:
-        if gamma <= 1.0 and clip != 0.0:
-            ms = where(u > 0.0, ms, 0.0)
         uh = u * h
         lower = power(u, gamma - 1.0)
+        gain = lower * uh * s
         pull = u * k
         if not detach:
             pull = plus(pull, gamma, h)
-        return lower * uh * s, lower * p * less(uh * ratio, ms, pull)
+        if e0 != 0.0 and gamma <= 1.0 and clip != 0.0:
+            s = where(u > 0.0, s, 0.0)
+        inner = less(uh, m * s, pull) if clip == 0.0 else m * less(uh / q, s, pull)
+        if e0 != 0.0:
+            inner = plus(inner, e0, m * uh)
+        return gain, lower * p * inner
