@@ -3,8 +3,8 @@
     python -m benchmarks.losses            # CPU with two threads, and CUDA where there is one
     python -m benchmarks.losses --quick    # the two small shapes
 
-Prints a table and, as the last line, a JSON list of {device, shape, ratio, memory, error}: ratio is eager time over
-ours (medians of interleaved runs), memory the peak beyond logits and targets in units of the logits (null where it is
+Prints a table and, as the last line, a JSON list of {device, shape, ratio, compiled, memory, error}: ratio is eager time
+over ours (medians of interleaved runs), compiled the same with both under torch.compile (null with --quick), memory the peak beyond logits and targets in units of the logits (null where it is
 too small to be measured), error the largest difference of a gradient to float64, relative to the largest gradient.
 """
 
@@ -60,15 +60,17 @@ def once(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> None
     loss(x, y).backward()
 
 
-def ratio(device: str, shape: tuple[int, int], seconds: float) -> tuple[float, float, float]:
-    """Median seconds of the eager form and of ours, and their ratio, from interleaved runs of about `seconds`."""
+def ratio(
+    device: str, shape: tuple[int, int], seconds: float, peers: tuple[Callable, Callable]
+) -> tuple[float, float, float]:
+    """Median seconds of two losses, and their ratio, from interleaved runs of about `seconds`."""
     x, y = draw(shape, device)
-    times: dict[Callable, list[float]] = {eager: [], RAL(): []}
+    times: dict[Callable, list[float]] = {peer: [] for peer in peers}
     for loss in times:
         for _ in range(3):
             once(loss, x, y)
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[eager]) < 5:
+    while time.perf_counter() < end or len(times[peers[0]]) < 5:
         for loss, found in times.items():
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -135,7 +137,9 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {THREADS} threads; {cuda}"
     )
-    print(f"{'device':8}{'shape':>14}{'eager ms':>12}{'ours ms':>12}{'ratio':>8}{'memory':>9}{'error':>10}")
+    print(
+        f"{'device':8}{'shape':>14}{'eager ms':>12}{'ours ms':>12}{'ratio':>8}{'compiled':>10}{'memory':>9}{'error':>10}"
+    )
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for shape in SHAPES[:2] if quick else SHAPES:
             if device == "cpu" and shape[0] * shape[1] > CPU_LIMIT:
@@ -144,16 +148,21 @@ def main() -> None:
                     file=sys.stderr,
                 )
                 continue
-            plain, ours, times = ratio(device, shape, 2 if quick else 8)
+            plain, ours, times = ratio(device, shape, 2 if quick else 8, (eager, RAL()))
+            compiled = None
+            if not quick:
+                torch.compiler.reset()
+                compiled = ratio(device, shape, 8, (torch.compile(eager), torch.compile(RAL())))[2]
             peak, off = memory(device, shape), error(device, shape)
             rows.append(
                 {"device": device, "shape": list(shape), "ratio": round(times, 2),
+                 "compiled": None if compiled is None else round(compiled, 2),
                  "memory": None if peak is None else round(peak, 2), "error": off}
             )  # fmt: skip
-            text = "-" if peak is None else f"{peak:.2f}"
+            text, fused = ("-" if value is None else f"{value:.2f}" for value in (peak, compiled))
             name = f"{shape[0]} x {shape[1]}"
             print(
-                f"{device:8}{name:>14}{plain * 1e3:12.3f}{ours * 1e3:12.3f}{times:8.2f}{text:>9}{off:10.1e}"
+                f"{device:8}{name:>14}{plain * 1e3:12.3f}{ours * 1e3:12.3f}{times:8.2f}{fused:>10}{text:>9}{off:10.1e}"
             )
     print(json.dumps(rows))
 
