@@ -12,11 +12,11 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -103,13 +103,20 @@ def memory(device: str, shape: tuple[int, int]) -> float | None:
 
 
 def _peak(shape: tuple[int, int]) -> int:
-    """Bytes by which a process's peak grows over one pass."""
+    """Bytes by which a process's peak stands above what it held before one pass (Linux)."""
     torch.set_num_threads(THREADS)
     x, y = draw(shape, "cpu")
     once(RAL(), x[:64].detach().requires_grad_(), y[:64])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _resident("VmRSS")
     once(RAL(), x, y)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return _resident("VmHWM") - before
+
+
+def _resident(kind: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024
 
 
 def error(device: str, shape: tuple[int, int]) -> float:

@@ -155,8 +155,10 @@ def _blocked(
     # A sum is the cheapest way to see whether there is a NaN.
     masked = targets.is_floating_point() and bool(torch.isnan(targets.sum()))
     unknown = 0
-    gains, slopes, totals = [], [], []
     rows = max(1, BLOCK // width)
+    slopes = torch.empty(x_rows.shape, dtype=logits.dtype, device=logits.device)
+    gains = torch.empty(x_rows.shape, dtype=compute, device=logits.device) if elementwise else None
+    total = torch.zeros((), dtype=compute, device=logits.device)
     for start in range(0, len(x_rows), rows):
         x, y = (
             x_rows[start : start + rows].to(compute).contiguous(),
@@ -174,21 +176,10 @@ def _blocked(
         if weight is not None:
             factor = torch.where(y > 0.5, weight[1], weight[0])
             gain, slope = gain.mul_(factor), slope.mul_(factor)
-        slopes.append(slope.to(logits.dtype))
-        if elementwise:
-            gains.append(gain)
+        slopes[start : start + rows] = slope
+        if gains is None:
+            total += gain.sum()
         else:
-            totals.append(gain.sum())
+            gains[start : start + rows] = gain
     known = torch.tensor(logits.numel() - unknown, device=logits.device)
-    gathered = _joined(slopes, logits, logits.dtype)
-    if elementwise:
-        return -_joined(gains, logits, compute), gathered, known
-    total = torch.stack(totals).sum() if totals else torch.zeros((), dtype=compute, device=logits.device)
-    return -total, gathered, known
-
-
-def _joined(blocks: list[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
-    """The blocks as one tensor of the shape of `like`."""
-    if len(blocks) == 1:
-        return blocks[0].view(like.shape)
-    return torch.cat(blocks).view(like.shape) if blocks else torch.empty_like(like, dtype=dtype)
+    return -(total if gains is None else gains.view(logits.shape)), slopes.view(logits.shape), known
