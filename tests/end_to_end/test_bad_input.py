@@ -52,6 +52,14 @@ def rewrite(films: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None
     path.write_text(header + "\n" + table.to_csv(index=False, header=False))
 
 
+def unpack(films: Path) -> None:
+    """Turn the archive into an images/ folder, where single films can be damaged."""
+    path = films / "images_001.tar.gz"
+    with tarfile.open(path) as tar:
+        tar.extractall(films, filter="data")
+    path.unlink()
+
+
 def test_missing_folder(run: Run, project: Path) -> None:
     set_params(project, {"data": {"root": "/nowhere/films"}})
     refuse(run, project, "validate", "/nowhere/films does not exist", "data.root")
@@ -76,10 +84,7 @@ def test_label_outside_the_vocabulary(run: Run, project: Path, phantom_copy: Pat
 
 
 def test_absent_films_by_parameter(run: Run, project: Path, phantom_copy: Path) -> None:
-    path = phantom_copy / "images_001.tar.gz"
-    with tarfile.open(path) as tar:
-        tar.extractall(phantom_copy, filter="data")
-    path.unlink()
+    unpack(phantom_copy)
     gone = sorted((phantom_copy / "images").iterdir())[7]
     gone.unlink()
     refuse(
@@ -93,10 +98,7 @@ def test_absent_films_by_parameter(run: Run, project: Path, phantom_copy: Path) 
 
 
 def test_film_that_is_no_image(run: Run, project: Path, phantom_copy: Path) -> None:
-    path = phantom_copy / "images_001.tar.gz"
-    with tarfile.open(path) as tar:
-        tar.extractall(phantom_copy, filter="data")
-    path.unlink()
+    unpack(phantom_copy)
     film = sorted((phantom_copy / "images").iterdir())[7]
     film.write_text("<html>Forbidden</html>")
     validated(run, project)
@@ -227,10 +229,7 @@ def test_files_of_the_user_stay(run: Run, project: Path) -> None:
 
 
 def test_16_bit_film_is_refused_not_cut_off(run: Run, project: Path, phantom_copy: Path) -> None:
-    path = phantom_copy / "images_001.tar.gz"
-    with tarfile.open(path) as tar:
-        tar.extractall(phantom_copy, filter="data")
-    path.unlink()
+    unpack(phantom_copy)
     film = sorted((phantom_copy / "images").iterdir())[7]
     Image.fromarray(np.full((48, 48), 30_000, np.uint16)).save(film)
     validated(run, project)
