@@ -156,7 +156,7 @@ def _blocked(
     masked = targets.is_floating_point() and bool(torch.isnan(targets.sum()))
     unknown = 0
     rows = max(1, BLOCK // width)
-    slopes = torch.empty(x_rows.shape, dtype=logits.dtype, device=logits.device)
+    slopes = logits.new_empty(x_rows.shape) if len(x_rows) > rows or not len(x_rows) else None
     gains = torch.empty(x_rows.shape, dtype=compute, device=logits.device) if elementwise else None
     total = torch.zeros((), dtype=compute, device=logits.device)
     for start in range(0, len(x_rows), rows):
@@ -176,10 +176,13 @@ def _blocked(
         if weight is not None:
             factor = torch.where(y > 0.5, weight[1], weight[0])
             gain, slope = gain.mul_(factor), slope.mul_(factor)
-        slopes[start : start + rows] = slope
+        if slopes is None:  # a single block needs no copy
+            slopes = slope.to(logits.dtype)
+        else:
+            slopes[start : start + rows] = slope
         if gains is None:
             total += gain.sum()
         else:
             gains[start : start + rows] = gain
     known = torch.tensor(logits.numel() - unknown, device=logits.device)
-    return -(total if gains is None else gains.view(logits.shape)), slopes.view(logits.shape), known
+    return -(total if gains is None else gains.view(logits.shape)), slopes.reshape(logits.shape), known

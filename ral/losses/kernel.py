@@ -44,6 +44,11 @@ def _sigmoid(x):
 
 
 @triton.jit
+def _complement(x):
+    return tl.sigmoid(-x)
+
+
+@triton.jit
 def _where(condition, x, y):
     return tl.where(condition, x, y)
 
@@ -69,7 +74,7 @@ def _compiled(function: Any, known: dict[str, Any]) -> Any:
 
 
 _names: dict[str, Any] = {
-    "__name__": terms.__name__, "tl": tl, "exp": _exp, "log": _log, "logsigmoid": _logsigmoid, "sigmoid": _sigmoid, "where": _where, "relu": _relu,
+    "__name__": terms.__name__, "tl": tl, "exp": _exp, "log": _log, "logsigmoid": _logsigmoid, "sigmoid": _sigmoid, "complement": _complement, "where": _where, "relu": _relu,
     "plus": _plus, "less": _less,
     **dict.fromkeys(("Tensor", "bool"), tl.tensor),  # names in annotations, which Triton looks up but does not use
 }  # fmt: skip

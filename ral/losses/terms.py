@@ -20,6 +20,11 @@ from torch.nn.functional import logsigmoid
 NO_HILL, PAPER, CODE = 0, 1, 2
 
 
+def complement(x: Tensor) -> Tensor:
+    """σ(−x) = 1 / (1 + e^x), also where e^x is infinite."""
+    return exp(x).add_(1.0).reciprocal_()
+
+
 def relu(x: Tensor) -> Tensor:
     """Zero where negative."""
     return torch.clamp_min(x, 0.0)
@@ -52,7 +57,7 @@ def power(base: Tensor, exponent: float) -> Tensor:
 def positive(x: Tensor, gamma: float, e1: float, e2: float, detach: bool) -> tuple[Tensor, Tensor]:
     """Gain (the loss with its sign turned) of a positive and slope of its loss; `detach` leaves m^γ⁺ out of the slope."""
     p = sigmoid(x)
-    m = sigmoid(-x)
+    m = complement(x)
     s = logsigmoid(x) + m * (e1 + (0.5 * e2) * m)
     slope = m * (p * (e1 + e2 * m) - 1.0)
     if gamma != 0.0:
@@ -71,7 +76,7 @@ def negative(
 
     With s the bracket [log q + ε₀ q] and dh/dx = p m k the slope is p u^(γ−1) [u h (m/q + ε₀ m) − m s (u k + γ h)].
     """
-    m = sigmoid(-x)
+    m = complement(x)
     if clip == 0.0:
         p = sigmoid(x)
         u = p
