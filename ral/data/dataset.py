@@ -35,10 +35,10 @@ class Dataset:
         """Labels float32 [films, findings]: 1, 0, NaN where unknown."""
         return self.studies[list(self.findings)].to_numpy(np.float32)
 
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Copy the pixels of arbitrary rows into one array, uint8 [rows, size, size]."""
+    def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy the pixels of arbitrary rows into one array, uint8 [rows, size, size]: `out`, or a new one."""
         size = self.facts["size"]
-        batch = np.empty((len(rows), size, size), np.uint8)
+        batch = np.empty((len(rows), size, size), np.uint8) if out is None else out
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         for index in np.unique(shard):
             here = np.flatnonzero(shard == index)

@@ -1,32 +1,34 @@
-"""What is trained when: a pure function of (seed, epoch, step), whoever shares the work out."""
+"""What is trained when: pure functions of (films, batch size, epoch, step), whoever shares the work out."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 
-def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The training rows in the order of this epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+def batches(films: int, batch_size: int) -> np.ndarray:
+    """Where the global batches of an epoch begin and end: int64 [steps + 1].
+
+    Every film of the epoch is in one batch. The films are spread evenly, so that no last batch is much smaller than the
+    others, and none has more than `batch_size` films.
+    """
+    steps = max(1, math.ceil(films / batch_size))
+    return np.arange(steps + 1) * films // steps
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Optimizer steps of an epoch. Films that do not fill a last batch wait for the next epoch's order."""
-    return rows // batch_size
-
-
-def share(batch: np.ndarray, rank: int, world: int, micro_batch: int) -> list[np.ndarray]:
-    """The micro-batches of one rank: its contiguous part of the global batch, cut up.
+def share(batch: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
+    """The micro-batches of one rank: the global batch in world × accumulation parts in order, sizes as even as can be.
 
     Args:
         batch: anything with one entry per film of the global batch.
         rank: this process.
-        world: number of processes; divides the batch.
-        micro_batch: films per backward pass; divides the part.
+        world: number of processes.
+        accumulation: micro-batches of a process per optimizer step.
     """
-    part = len(batch) // world
-    mine = batch[rank * part : (rank + 1) * part]
-    return [mine[start : start + micro_batch] for start in range(0, part, micro_batch)]
+    parts = world * accumulation
+    ends = np.arange(parts + 1) * len(batch) // parts
+    mine = range(rank * accumulation, (rank + 1) * accumulation)
+    return [batch[ends[part] : ends[part + 1]] for part in mine]
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -35,3 +37,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rise:
         return peak * (step + 1) / rise
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def total_steps(epochs: Sequence[int]) -> np.ndarray:
+    """Optimizer steps before each epoch, and at the end all of them, given the steps of every epoch."""
+    return np.concatenate([[0], np.cumsum(epochs)])
