@@ -44,6 +44,10 @@ class Loss(nn.Module, Generic[Options]):
 
     options_model: ClassVar[type[Section]]
     needs_counts: ClassVar[bool] = False
+    by_label: ClassVar[bool] = True
+    """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""
+    separable: ClassVar[bool] = True
+    """Whether the loss is a sum of one term per film, so that it does not depend on how a batch is shared out."""
 
     def __init__(
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any
@@ -66,6 +70,10 @@ class Loss(nn.Module, Generic[Options]):
     def set_epoch(self, epoch: int) -> None:
         """Tell the loss which epoch begins, from 0; some change during training."""
         self.epoch = epoch
+
+    def units(self, targets: Tensor) -> int:
+        """What "mean" divides the sum over these targets by: the known labels."""
+        return int((targets == targets).sum())
 
 
 def known_labels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,7 @@ class TwoWay(Loss[TwoWayOptions]):
     """
 
     options_model = TwoWayOptions
+    by_label = separable = False
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         x, positive, known = known_labels(logits, targets)
@@ -45,6 +46,11 @@ class ZLPR(Loss[ZLPROptions]):
     """
 
     options_model = ZLPROptions
+    by_label = False
+
+    def units(self, targets: Tensor) -> int:
+        """What "mean" divides by: the films with a known label."""
+        return int((targets == targets).any(-1).sum())
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         x, positive, known = known_labels(logits, targets)

@@ -34,6 +34,8 @@ class MicroBatch(NamedTuple):
     """What the loss of the whole global batch is divided by."""
     share: float
     """This micro-batch's films as a share of the global batch."""
+    seed: int
+    """For dropout and stochastic depth."""
 
 
 def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:

@@ -1,193 +1,274 @@
-"""The epochs: train, score validation, keep the best weights; then score validation and test with them."""
+"""The steps of one phase of the training: forward, backward, one message between the processes per optimizer step."""
 
-import copy
-from typing import Any
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 
+from ral.config.sampler import SamplerConfig
 from ral.config.train import TrainParams
 from ral.data.augment import draw_transforms, transform
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.losses import ClassCounts, build_loss
-from ral.progress import Progress
+from ral.losses import ClassCounts, Loss, build_loss
+from ral.losses.base import effective_weights
+from ral.training import engine as deepspeed_engine
 from ral.training import plan
-from ral.training.engine import micro_batch_size
+from ral.training.average import Average
+from ral.training.feed import Ahead, MicroBatch, gather, to_device
+from ral.training.samplers import epoch_films, epoch_rows
+from ral.training.scoring import normalised
+from ral.training.state import State, StopRequest
 
-# Films per forward pass when scoring; no gradient is kept, and results do not depend on it beyond rounding.
-SCORE_BATCH = 512
+
+class Phase(NamedTuple):
+    """What is trained for how long."""
+
+    name: str
+    """network, or classifier: everything else frozen."""
+    epochs: int
+    learning_rate: float
+    sampler: SamplerConfig
+
+
+class Place(NamedTuple):
+    """Which process this is."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+class Status(NamedTuple):
+    """What the processes tell each other after an optimizer step, summed over them."""
+
+    epoch: int
+    step: int
+    sums: Tensor
+    """[loss, passed over, asked to stop, time to save] on the CPU, when `ready`."""
+    ready: "torch.cuda.Event | None"
 
 
 class Trainer:
-    """One process's share of a training run.
+    """One process's share of one phase.
 
-    The loss is the mean over the known labels of a micro-batch, and the engine averages micro-batches: the mean over
-    the global batch as long as no label is unknown.
+    The loss is a sum over labels, divided by the known labels of the global batch, which every process knows from the
+    plan; DeepSpeed's mean over processes is undone. How the batch is shared out therefore changes nothing but rounding.
 
     Args:
         engine: DeepSpeed's engine around the network.
+        frozen: modules that stay as they are, their batch statistics too.
         dataset: the prepared data.
         params: sections model, loss and train.
-        rank: this process.
-        world: number of processes.
-        device: where the network is.
+        phase: what is trained.
+        place: this process.
+        state: where the training stands; changed as it goes on.
+        stop: whether someone asked for the end.
+        timer: says whether it is time for a checkpoint; asked on rank 0 only.
+        save: writes a checkpoint; called by all processes at the same step.
+        show: told of every optimizer step (films, note).
     """
 
     def __init__(
-        self, engine: Any, dataset: Dataset, params: TrainParams, rank: int, world: int, device: torch.device
-    ) -> None:
-        self.engine, self.dataset, self.config = engine, dataset, params.train
-        self.rank, self.world, self.device = rank, world, device
-        name = params.loss.name
-        counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings)
-        self.loss = build_loss(name, getattr(params.loss, name).model_dump(), counts).to(device)
+        self, engine: Any, frozen: list[nn.Module], dataset: Dataset, params: TrainParams, phase: Phase,
+        place: Place, state: State, stop: StopRequest, timer: Callable[[], bool], save: Callable[[], None],
+        show: Callable[[int, str], None],
+    ) -> None:  # fmt: skip
+        self.engine, self.frozen, self.dataset, self.config = engine, frozen, dataset, params.train
+        self.phase, self.place, self.state = phase, place, state
+        self.stop, self.timer, self.save, self.show = stop, timer, save, show
         self.targets = dataset.targets()
-        self.train_rows = dataset.rows("train")
-        self.val_rows = dataset.rows("val")
-        self.steps = plan.steps_per_epoch(len(self.train_rows), self.config.batch_size)
-        if not self.steps:
+        self.rows = dataset.rows("train")
+        self.accumulation = deepspeed_engine.accumulation(self.config, place.world)
+        self.ends = plan.batches(epoch_films(phase.sampler, self.targets[self.rows]), self.config.batch_size)
+        parts = place.world * self.accumulation
+        if np.diff(self.ends).min() < parts:
             raise UserError(
-                f"train.batch_size ({self.config.batch_size}) is larger than the {len(self.train_rows)} training "
-                "films. Make it smaller."
+                f"A batch has {np.diff(self.ends).min()} films for {place.world} processes with {self.accumulation} "
+                f"micro-batches each. Use fewer processes, or a larger train.micro_batch."
             )
-        self.micro_batch = micro_batch_size(self.config, world)
-        self.dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings)
+        self.loss = self._loss(params, counts)
+        self.weights: Tensor | None = None
+        reweight = self.config.reweight
+        if reweight is not None:
+            if not self.loss.by_label:
+                raise UserError(f"train.reweight weighs labels, and loss {params.loss.name} has none. Set it to null.")
+            self.weights = effective_weights(counts.positives, reweight.beta).float().to(place.device)
+        self.average: Average | None = None
+        self.statuses: collections.deque[Status] = collections.deque()
 
-    def fit(self) -> tuple[list[dict[str, float]], dict[str, Tensor], int]:
-        """Train for all epochs.
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.ends) - 1
 
-        Returns:
-            One row of history per epoch, the weights with the best validation macro AP (float32, on the CPU),
-            and the epoch they are from, counted from 1.
+    def train_epoch(self) -> None:
+        """Train the rest of the state's epoch.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: too many steps in a row had no finite loss, or memory ran out.
+            SystemExit: someone asked for the end; a checkpoint was written.
         """
-        history: list[dict[str, float]] = []
-        best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
-        total = self.config.epochs * self.steps * self.config.batch_size
-        with Progress("training", total if self.rank == 0 else 0, "films") as progress:
-            for epoch in range(self.config.epochs):
-                train_loss = self._train_epoch(epoch, progress)
-                logits = self.score(self.val_rows)
-                if not np.isfinite(logits).all():
-                    raise UserError(_NOT_FINITE.format(what="logits", epoch=epoch + 1))
-                scores = validation_scores(self.targets[self.val_rows], logits)
-                rate = plan.learning_rate(
-                    (epoch + 1) * self.steps - 1,
-                    self.config.epochs * self.steps,
-                    self.config.learning_rate,
-                    self.config.warmup,
-                )
-                row = {"epoch": epoch + 1, "learning_rate": rate, "train_loss": train_loss, **scores}
-                history.append({name: round(value, 8) for name, value in row.items()})
-                if self.rank == 0:
-                    kind = "PHANTOM films, " if self.dataset.facts["phantom"] else ""
-                    progress.say(
-                        f"{kind}epoch {epoch + 1:3d} of {self.config.epochs}: loss {train_loss:.5f}, validation macro "
-                        f"AP {scores['val_macro_ap']:.4f}, AUROC {scores['val_macro_auroc']:.4f}"
-                    )
-                if scores["val_macro_ap"] > best[0]:
-                    best = scores["val_macro_ap"], epoch + 1, weights(self.engine.module)
-        return history, best[2], best[1]
-
-    def _train_epoch(self, epoch: int, progress: Progress) -> float:
-        """One pass over the training films; returns the mean loss over its steps."""
-        order = plan.epoch_order(self.train_rows, self.config.seed, epoch)
-        size = self.config.batch_size
-        losses = torch.zeros(self.steps, device=self.device)
         self.engine.train()
-        self.loss.set_epoch(epoch)
-        for step in range(self.steps):
-            done = epoch * self.steps + step
-            rate = plan.learning_rate(
-                done, self.config.epochs * self.steps, self.config.learning_rate, self.config.warmup
-            )
-            for group in self.engine.optimizer.param_groups:
-                group["lr"] = rate
-            generator = torch.Generator().manual_seed((self.config.seed << 32) + done)
-            maps = draw_transforms(size, self.config.augment, generator).numpy()
-            batch = order[step * size : (step + 1) * size]
-            micro_batches = zip(
-                plan.share(batch, self.rank, self.world, self.micro_batch),
-                plan.share(maps, self.rank, self.world, self.micro_batch),
-                strict=True,
-            )
-            for rows, turns in micro_batches:
-                films = transform(self._films(rows), torch.from_numpy(turns))
-                targets = torch.from_numpy(self.targets[rows]).to(self.device)
-                loss = self.loss(self.engine(self._network_input(films)), targets)
-                self.engine.backward(loss)
+        for module in self.frozen:
+            module.eval()
+        self.loss.set_epoch(self.state.epoch)
+        first = self.state.step
+        with Ahead(lambda: self._micro_batches(self.state.epoch, first)) as ahead:
+            share = torch.zeros((), device=self.place.device)
+            for batch in to_device(ahead, self.place.device):
+                share = share + self._backward(batch)
                 self.engine.step()
-                losses[step] += loss.detach() * len(rows) / size
-            # Reading the loss waits for the device, so it is shown now and then only.
-            note = ""
-            if step % 20 == 0:
-                value = float(losses[step]) * self.world
-                if not np.isfinite(value):
-                    raise UserError(_NOT_FINITE.format(what="loss", epoch=epoch + 1))
-                note = f"epoch {epoch + 1}, loss {value:.4f}, lr {rate:.1e}"
-            if self.rank == 0:
-                progress.add(size, note)
-        torch.distributed.all_reduce(losses)
-        mean = float(losses.mean())
-        if not np.isfinite(mean):
-            raise UserError(_NOT_FINITE.format(what="loss", epoch=epoch + 1))
-        return mean
+                if not batch.last:
+                    continue
+                self._after_step(batch.step, share)
+                share = torch.zeros((), device=self.place.device)
+        self._read(0)
 
-    def score(self, rows: np.ndarray) -> np.ndarray:
-        """Raw logits float32 [rows, findings] of arbitrary rows, each scored exactly once by one process."""
-        mine = np.array_split(rows, self.world)[self.rank]
-        self.engine.eval()
-        parts = [np.empty((0, len(self.dataset.findings)), np.float32)]
-        with torch.inference_mode():
-            for start in range(0, len(mine), SCORE_BATCH):
-                films = self._network_input(self._films(mine[start : start + SCORE_BATCH]))
-                parts.append(self.engine.module(films).float().cpu().numpy())
-        gathered: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(gathered, np.concatenate(parts))
-        return np.concatenate(gathered)
+    def _micro_batches(self, epoch: int, first: int) -> Iterator[MicroBatch]:
+        """This process's micro-batches of an epoch from step `first` on; runs ahead in a thread."""
+        config, place = self.config, self.place
+        rows = self.epoch_rows(epoch)
+        for step in range(first, self.steps):
+            batch = rows[self.ends[step] : self.ends[step + 1]]
+            generator = torch.Generator().manual_seed(self.draw(epoch, step, 0))
+            maps = draw_transforms(len(batch), config.augment, generator).numpy()
+            labels = self.loss.units(torch.from_numpy(self.targets[batch]))
+            shares = plan.share(np.arange(len(batch)), place.rank, place.world, self.accumulation)
+            for index, here in enumerate(shares):
+                mine = batch[here]
+                yield MicroBatch(
+                    step=step,
+                    last=index + 1 == len(shares),
+                    films=gather(self.dataset, mine, place.device.type == "cuda"),
+                    targets=torch.from_numpy(self.targets[mine]),
+                    maps=torch.from_numpy(maps[here]),
+                    labels=max(1, labels),
+                    share=len(mine) / len(batch),
+                    seed=self.draw(epoch, step, 1 + place.rank * self.accumulation + index),
+                )
 
-    def _films(self, rows: np.ndarray) -> Tensor:
-        """Normalised films float32 [rows, 1, size, size] on the device."""
-        pixels = torch.from_numpy(self.dataset.gather(rows)).to(self.device).unsqueeze(1).float()
-        return (pixels - self.dataset.facts["pixel_mean"]) / self.dataset.facts["pixel_deviation"]
+    def epoch_rows(self, epoch: int) -> np.ndarray:
+        """Row numbers of an epoch's films in the order of training."""
+        seed = self.config.seed if self.phase.name == "network" else self.config.seed + 2**31
+        return epoch_rows(
+            self.phase.sampler, self.targets[self.rows], self.rows, seed, epoch, self.phase.epochs
+        )
 
-    def _network_input(self, films: Tensor) -> Tensor:
-        return films.to(self.dtype).contiguous(memory_format=torch.channels_last)
+    def draw(self, *key: int) -> int:
+        """A seed that (train.seed, phase, key) decides."""
+        phase = int(self.phase.name != "network")
+        return int(np.random.SeedSequence([self.config.seed, phase, *key]).generate_state(1, np.uint64)[0] >> 1)
 
+    def _backward(self, batch: MicroBatch) -> Tensor:
+        """Forward and backward of one micro-batch; returns its share of the global batch's loss."""
+        torch.manual_seed(batch.seed)  # dropout and stochastic depth
+        place, config = self.place, self.config
+        half = torch.autocast(place.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        try:
+            films = transform(normalised(batch.films, self.dataset.facts), batch.maps)
+            with half:
+                logits = self.engine(films.contiguous(memory_format=torch.channels_last))
+            loss = self._share_of_loss(logits, batch)
+            # A loss that is not finite makes every gradient so, and the step is passed over on all processes.
+            poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+            self.engine.backward(loss * (place.world * self.accumulation) * poison)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"Memory ran out on {place.device} with {len(batch.films)} films per forward and backward pass. Set "
+                f"train.micro_batch to {max(1, len(batch.films) // 2)} or less (it divides train.batch_size, which stays), "
+                "or model.gradient_checkpointing to true.",
+                kind="memory",
+            ) from error
+        return loss.detach()
 
-def validation_scores(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Macro AP and AUROC over the findings that have both a positive and a negative film.
+    def _share_of_loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        value = self.loss(logits, batch.targets)
+        if not self.loss.separable:
+            return value * batch.share
+        reweight = self.config.reweight
+        if value.ndim:
+            if self.weights is not None and reweight is not None and self.state.epoch >= reweight.from_epoch:
+                value = value * self.weights
+            value = value.sum()
+        return value / batch.labels
 
-    Raises:
-        UserError: no finding has both, so that no epoch could be called the best.
-    """
-    ap, auroc = [], []
-    for labels, scores in zip(targets.T, logits.T, strict=True):
-        known = ~np.isnan(labels)
-        if len(set(labels[known])) == 2:
-            ap.append(average_precision_score(labels[known], scores[known]))
-            auroc.append(roc_auc_score(labels[known], scores[known]))
-    if not ap:
-        raise UserError("No finding has both positive and negative films in validation. Raise split.val.")
-    return {"val_macro_ap": float(np.mean(ap)), "val_macro_auroc": float(np.mean(auroc))}
+    def _after_step(self, step: int, share: Tensor) -> None:
+        """Tell the other processes how the step went; act on what they said after the one before.
 
+        The answer is read a step late, so that a GPU never waits for the host. All processes read the same answer at
+        the same step, and so act alike.
+        """
+        state, place = self.state, self.place
+        if self.average is not None:
+            self.average.update(deepspeed_engine.local_tensors(self.engine))
+        bad = deepspeed_engine.passed_over(self.engine, place.device)
+        sums = torch.stack([share, bad, bad.new_tensor(float(self.stop.asked)),
+                            bad.new_tensor(float(place.rank == 0 and self.timer()))])  # fmt: skip
+        torch.distributed.all_reduce(sums)
+        ready = None
+        if place.device.type == "cuda":
+            sums = sums.to("cpu", non_blocking=True)
+            ready = torch.cuda.current_stream().record_event()
+        self.statuses.append(Status(state.epoch, step, sums, ready))
+        state.step, state.total_steps = step + 1, state.total_steps + 1
+        rate = self.rate(step + 1)
+        deepspeed_engine.set_learning_rate(self.engine, rate)
+        self.show(int(self.ends[step + 1] - self.ends[step]), self._note(rate))
+        self._read(1)
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's weights and buffers on the CPU, floating point ones in float32."""
-    return {
-        name: copy.deepcopy(tensor.detach())
-        .cpu()
-        .to(torch.float32 if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in model.state_dict().items()
-    }
+    def rate(self, step: int) -> float:
+        """Learning rate of a step of the state's epoch."""
+        done, total = self.state.epoch * self.steps + step, self.phase.epochs * self.steps
+        return plan.learning_rate(done, total, self.phase.learning_rate, self.config.warmup)
 
+    def _read(self, waiting: int) -> None:
+        """Act on all but the last `waiting` statuses."""
+        save = stop = False
+        while len(self.statuses) > waiting:
+            status = self.statuses.popleft()
+            if status.ready is not None:
+                status.ready.synchronize()
+            loss, bad, asked, timed = status.sums.tolist()
+            self._count(status, loss, bad > 0)
+            stop, save = stop or asked > 0, save or timed > 0
+        if save or stop:
+            self._read(0)
+            self.save()
+        if stop:
+            raise SystemExit(143)
 
-_NOT_FINITE = (
-    "The {what} became infinite or no number in epoch {epoch}. Lower train.learning_rate or train.clip_norm, or set "
-    "train.precision to float32."
-)
+    def _count(self, status: Status, loss: float, bad: bool) -> None:
+        state = self.state
+        if not bad:
+            state.losses.append(loss)
+            state.adam_steps, state.bad_in_a_row = state.adam_steps + 1, 0
+            return
+        state.passed_over, state.bad_in_a_row = state.passed_over + 1, state.bad_in_a_row + 1
+        if state.bad_in_a_row > self.config.max_bad_steps:
+            rows = self.epoch_rows(status.epoch)[self.ends[status.step] : self.ends[status.step + 1]]
+            ids = self.dataset.studies["image_id"].to_numpy()[rows]
+            raise UserError(
+                f"The loss or its gradient was not finite in {state.bad_in_a_row} steps in a row (epoch "
+                f"{status.epoch + 1}, step {status.step + 1}). Lower train.learning_rate or train.clip_norm, or set "
+                f"train.precision to float32. The films of the last of these batches: {', '.join(ids)}.",
+                kind="not_finite",
+            )
+
+    def _note(self, rate: float) -> str:
+        if self.state.step % 20 != 1 or not self.state.losses:
+            return ""
+        return f"epoch {len(self.state.history) + 1}, loss {self.state.losses[-1]:.4f}, lr {rate:.1e}"
+
+    def _loss(self, params: TrainParams, counts: ClassCounts) -> Loss:
+        options = getattr(params.loss, params.loss.name).model_dump()
+        loss = build_loss(params.loss.name, options, counts)
+        if loss.separable:
+            loss.reduction = "none" if self.config.reweight is not None and loss.by_label else "sum"
+        return loss.to(self.place.device)

@@ -1,0 +1,80 @@
+"""Logits of arbitrary films, each scored exactly once by one process, and the figures that choose the weights."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor, nn
+
+from ral.data.dataset import Dataset
+from ral.errors import UserError
+from ral.training.feed import Ahead, gather
+
+# Films per forward pass; no gradient is kept, and results do not depend on it beyond rounding.
+BATCH = 512
+
+
+def normalised(pixels: Tensor, facts: dict[str, Any]) -> Tensor:
+    """Films float32 [films, 1, size, size] from uint8 [films, size, size], by the training films' mean and deviation."""
+    return (pixels.unsqueeze(1).float() - facts["pixel_mean"]) / facts["pixel_deviation"]
+
+
+class Scorer:
+    """Scores films with given weights, by a plain copy of the network: what the engine does to its own is no matter.
+
+    Args:
+        network: as `ral.models.build_model` gives it; copied.
+        dataset: the prepared data.
+        dtype: of the arithmetic (autocast).
+        rank: this process.
+        world: number of processes, which share the films out.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, network: nn.Module, dataset: Dataset, dtype: torch.dtype, rank: int, world: int, device: torch.device
+    ) -> None:
+        self.network = copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
+        self.dataset, self.dtype = dataset, dtype
+        self.rank, self.world, self.device = rank, world, device
+
+    def score(self, weights: dict[str, Tensor], rows: np.ndarray) -> np.ndarray:
+        """Raw logits float32 [rows, findings]. Every process must call it, and gets all of them."""
+        self.network.load_state_dict(weights)
+        mine = np.array_split(rows, self.world)[self.rank]
+
+        def batches() -> Iterator[Tensor]:
+            for start in range(0, len(mine), BATCH):
+                yield gather(self.dataset, mine[start : start + BATCH], self.device.type == "cuda")
+
+        parts = [torch.empty((0, len(self.dataset.findings)))]
+        half = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with Ahead(batches) as ahead, torch.inference_mode(), half:
+            for pixels in ahead:
+                films = normalised(pixels.to(self.device, non_blocking=True), self.dataset.facts)
+                logits = self.network(films.contiguous(memory_format=torch.channels_last))
+                parts.append(logits.float())
+        here = torch.cat([part.to(self.device) for part in parts]).cpu().numpy()
+        gathered: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(gathered, here)
+        return np.concatenate(gathered)
+
+
+def validation_scores(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Macro AP and AUROC over the findings that have both a positive and a negative film.
+
+    Raises:
+        UserError: no finding has both, so that no epoch could be called the best.
+    """
+    ap, auroc = [], []
+    for labels, scores in zip(targets.T, logits.T, strict=True):
+        known = ~np.isnan(labels)
+        if len(set(labels[known])) == 2:
+            ap.append(average_precision_score(labels[known], scores[known]))
+            auroc.append(roc_auc_score(labels[known], scores[known]))
+    if not ap:
+        raise UserError("No finding has both positive and negative films in validation. Raise split.val.")
+    return {"val_macro_ap": float(np.mean(ap)), "val_macro_auroc": float(np.mean(auroc))}

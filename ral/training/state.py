@@ -1,0 +1,88 @@
+"""Where a training stands, as plain values: what a checkpoint holds beside the engine's tensors."""
+
+import signal
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Best:
+    """The best epoch so far of one kind of weights."""
+
+    ap: float = -1.0
+    """Validation macro AP."""
+    epoch: int = 0
+    """Row of the history, counted from 1."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """On the CPU; kept apart from the other facts in a checkpoint."""
+
+
+@dataclass
+class State:
+    """Everything a training needs to go on, but for the engine's weights and moments."""
+
+    phase: int = 0
+    """Which phase is trained, from 0."""
+    epoch: int = 0
+    """Epoch within the phase, from 0."""
+    step: int = 0
+    """Steps of this epoch that are done, those passed over included."""
+    losses: list[float] = field(default_factory=list)
+    """Loss of each step of this epoch that was not passed over."""
+    passed_over: int = 0
+    """Steps of this epoch that were passed over."""
+    bad_in_a_row: int = 0
+    """Steps passed over since the last good one."""
+    adam_steps: int = 0
+    """Steps that AdamW took in this phase."""
+    average_steps: int = 0
+    """Steps of the moving average in this phase."""
+    total_steps: int = 0
+    """Optimizer steps since the start of the first phase; names checkpoints."""
+    history: list[dict[str, float | None]] = field(default_factory=list)
+    """A row per epoch."""
+    best: dict[str, Best] = field(default_factory=lambda: {"last": Best(), "average": Best()})
+    """The best epoch of the weights as trained ("last") and of their moving average."""
+    waited: int = 0
+    """Epochs of this phase since the best one."""
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON, without tensors."""
+        values = asdict(self)
+        for best in values["best"].values():
+            del best["weights"]
+        return values
+
+    @classmethod
+    def of(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> "State":
+        """From `facts` and the tensors `best_<kind>/<weight>`."""
+        kinds = {
+            kind: Best(**best, weights=under(tensors, f"best_{kind}")) for kind, best in facts["best"].items()
+        }
+        return cls(**{**facts, "best": kinds})
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors called `prefix/<name>`, by name."""
+    return {
+        name.removeprefix(prefix + "/"): value
+        for name, value in tensors.items()
+        if name.startswith(prefix + "/")
+    }
+
+
+class StopRequest:
+    """SIGTERM (SLURM's warning, a cancel) as a flag that training looks at between two steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.at_once = False
+        """Whether the next SIGTERM ends the process there and then: nothing of worth would be lost."""
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        if self.at_once:
+            raise SystemExit(143)
