@@ -6,16 +6,8 @@ from pydantic import Field, model_validator
 
 from ral.config.base import Section
 from ral.config.losses import LossConfig
+from ral.config.model import ModelConfig
 from ral.config.sampler import SamplerConfig
-
-
-class ModelConfig(Section):
-    """The network."""
-
-    backbone: str = Field(min_length=1)
-    """Any model name of timm; it gets one input channel and one output per finding."""
-    options: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
-    """Keyword arguments passed on to timm.create_model (channels, drop_path_rate, …)."""
 
 
 class AugmentConfig(Section):

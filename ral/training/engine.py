@@ -148,6 +148,23 @@ def local_tensors(engine: Any) -> dict[str, Tensor]:
     return weights | {name: buffer for name, buffer in engine.module.named_buffers() if name in kept}
 
 
+def parts(engine: Any, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What this process holds of complete tensors by name, in the shapes of `local_tensors`."""
+    weights = dict(engine.module.named_parameters())
+    found = {}
+    for name, own in local_tensors(engine).items():
+        value = whole[name].to(own.device)
+        found[name] = _part(value, own.numel()) if hasattr(weights.get(name), "ds_id") else value.clone()
+    return found
+
+
+def _part(whole: Tensor, numel: int) -> Tensor:
+    """This process's part of a weight under ZeRO 3: flat, the last one padded with zeros."""
+    padded = whole.new_zeros(numel * torch.distributed.get_world_size())
+    padded[: whole.numel()] = whole.flatten()
+    return padded.narrow(0, numel * torch.distributed.get_rank(), numel).clone()
+
+
 @contextmanager
 def swapped(engine: Any, values: dict[str, Tensor]) -> Iterator[None]:
     """Within the block the engine holds `values` (of `local_tensors`' names and shapes) instead of its own."""
@@ -210,11 +227,7 @@ def restore_moments(engine: Any, values: dict[str, Tensor], steps: int) -> None:
         for moment in MOMENTS:
             value = values[f"{moment}/{name}"].to(weight.device)
             if hasattr(weight, "ds_id"):
-                part = weight.ds_tensor.numel()
-                padded = value.new_zeros(part * torch.distributed.get_world_size())
-                padded[: value.numel()] = value.flatten()
-                mine = padded.narrow(0, part * torch.distributed.get_rank(), part)
-                safe_set_local_optimizer_state(weight, mine, moment)
+                safe_set_local_optimizer_state(weight, _part(value, weight.ds_tensor.numel()), moment)
             elif hasattr(weight, "_hp_mapping"):
                 safe_set_full_optimizer_state(weight, value, moment)
             else:

@@ -99,6 +99,9 @@ class Trainer:
                 raise UserError(f"train.reweight weighs labels, and loss {params.loss.name} has none. Set it to null.")
             self.weights = effective_weights(counts.positives, reweight.beta).float().to(place.device)
         self.average: Average | None = None
+        # Batch statistics of a step that is passed over may hold no number: they are taken back.
+        self.buffers = [b for b in engine.module.buffers() if b.is_floating_point()]
+        self.before: list[Tensor] = []
         self.statuses: collections.deque[Status] = collections.deque()
 
     @property
@@ -118,8 +121,10 @@ class Trainer:
             module.eval()
         self.loss.set_epoch(self.state.epoch)
         first = self.state.step
+        deepspeed_engine.set_learning_rate(self.engine, self.rate(first))
         with Ahead(lambda: self._micro_batches(self.state.epoch, first)) as ahead:
             share = torch.zeros((), device=self.place.device)
+            self.before = [b.clone() for b in self.buffers]
             for batch in to_device(ahead, self.place.device):
                 share = share + self._backward(batch)
                 self.engine.step()
@@ -206,9 +211,12 @@ class Trainer:
         the same step, and so act alike.
         """
         state, place = self.state, self.place
+        bad = deepspeed_engine.passed_over(self.engine, place.device)
+        for buffer, before in zip(self.buffers, self.before, strict=True):
+            buffer.copy_(torch.where(bad > 0, before, buffer))
+            before.copy_(buffer)
         if self.average is not None:
             self.average.update(deepspeed_engine.local_tensors(self.engine))
-        bad = deepspeed_engine.passed_over(self.engine, place.device)
         sums = torch.stack([share, bad, bad.new_tensor(float(self.stop.asked)),
                             bad.new_tensor(float(place.rank == 0 and self.timer()))])  # fmt: skip
         torch.distributed.all_reduce(sums)
@@ -229,9 +237,9 @@ class Trainer:
         return plan.learning_rate(done, total, self.phase.learning_rate, self.config.warmup)
 
     def _read(self, waiting: int) -> None:
-        """Act on all but the last `waiting` statuses."""
+        """Act on all but the last `waiting` statuses; on all of them where there is something to act on."""
         save = stop = False
-        while len(self.statuses) > waiting:
+        while len(self.statuses) > (0 if save or stop else waiting):
             status = self.statuses.popleft()
             if status.ready is not None:
                 status.ready.synchronize()
@@ -239,7 +247,6 @@ class Trainer:
             self._count(status, loss, bad > 0)
             stop, save = stop or asked > 0, save or timed > 0
         if save or stop:
-            self._read(0)
             self.save()
         if stop:
             raise SystemExit(143)

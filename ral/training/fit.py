@@ -1,0 +1,272 @@
+"""A whole training: its phases, epochs and checkpoints, and the weights that validation chooses."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ral.config.train import TrainParams
+from ral.data.dataset import Dataset
+from ral.errors import UserError
+from ral.files import new_file
+from ral.models import Network, build_model, classifier, reset_classifier
+from ral.models.groups import parameter_groups
+from ral.progress import Progress
+from ral.training import engine as deepspeed_engine
+from ral.training.average import Average
+from ral.training.batch_norm import synchronise_batch_norm
+from ral.training.checkpoint import Checkpoints
+from ral.training.loop import Phase, Place, Trainer
+from ral.training.scoring import Scorer, validation_scores
+from ral.training.state import State, StopRequest, under
+
+
+@dataclass
+class Fitted:
+    """What a training gives."""
+
+    state: State
+    """Its history, and the best weights of each kind."""
+    chosen: str
+    """The kind with the better validation macro AP: last or average."""
+    scorer: Scorer
+    network: Network
+
+
+class Fit:
+    """One process's share of a training.
+
+    Args:
+        params: sections model, loss and train.
+        dataset: the prepared data.
+        place: this process.
+        checkpoints: where to save and go on from.
+        minutes: between two checkpoints.
+        run: folder for what differs from run to run (speed.csv).
+        stop: whether someone asked for the end.
+    """
+
+    def __init__(
+        self, params: TrainParams, dataset: Dataset, place: Place, checkpoints: Checkpoints, minutes: float,
+        run: Path, stop: StopRequest,
+    ) -> None:  # fmt: skip
+        self.params, self.config, self.dataset, self.place = params, params.train, dataset, place
+        self.checkpoints, self.minutes, self.run, self.stop = checkpoints, minutes, run, stop
+        self.val_rows = dataset.rows("val")
+        self.state = State()
+        self.trainer: Trainer | None = None
+        self.saved = time.monotonic()
+
+    def fit(self) -> Fitted:
+        """Train all phases, from the newest checkpoint if there is one.
+
+        Raises:
+            UserError: see `Trainer.train_epoch`; or no weights gave finite logits.
+            SystemExit: someone asked for the end.
+        """
+        tensors = self._load()
+        torch.manual_seed(self.config.seed)
+        network = build_model(self.params.model, len(self.dataset.findings))
+        half = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        scorer = Scorer(network, self.dataset, half, self.place.rank, self.place.world, self.place.device)
+        phases = self._phases()
+        while self.state.phase < len(phases):
+            self._train_phase(phases[self.state.phase], network, scorer, tensors)
+            tensors = {}
+            self.state.phase, self.state.epoch, self.state.waited = self.state.phase + 1, 0, 0
+            self.state.adam_steps = self.state.average_steps = 0
+        return Fitted(self.state, self._chosen(), scorer, network)
+
+    def _phases(self) -> list[Phase]:
+        config = self.config
+        phases = [Phase("network", config.epochs, config.learning_rate, config.sampler)]
+        if config.classifier is not None:
+            second = config.classifier
+            phases.append(Phase("classifier", second.epochs, second.learning_rate, second.sampler))
+        return phases
+
+    def _train_phase(
+        self, phase: Phase, network: Network, scorer: Scorer, tensors: dict[str, Tensor]
+    ) -> None:
+        config, place, state = self.config, self.place, self.state
+        model, frozen = self._model(phase, network, under(tensors, "weights"))
+        if config.compile:
+            model.compile()
+        groups = parameter_groups(
+            model, config.weight_decay, phase.learning_rate, self.params.model.layer_decay
+        )
+        engine = deepspeed_engine.start_engine(model, groups, config, place.world)
+        deepspeed_engine.restore_moments(
+            engine, {k: v for k, v in tensors.items() if k.split("/")[0] in deepspeed_engine.MOMENTS}, state.adam_steps
+        )
+        counted = place.rank == 0
+        trainer = Trainer(
+            engine, frozen, self.dataset, self.params, phase, place, state, self.stop, self._time_to_save,
+            self.save, lambda films, note: None,
+        )  # fmt: skip
+        self.trainer = trainer
+        if config.average_decay is not None:
+            average = under(tensors, "average")
+            start = deepspeed_engine.local_tensors(engine)
+            trainer.average = Average(start, config.average_decay)
+            if average:
+                trainer.average.values = deepspeed_engine.parts(engine, average)
+                trainer.average.steps = state.average_steps
+        films = int(trainer.ends[-1])
+        total = (phase.epochs - state.epoch) * films - int(trainer.ends[state.step])
+        with Progress("training", total if counted else 0, "films") as progress:
+            trainer.show = progress.add if counted else (lambda films, note: None)
+            while state.epoch < phase.epochs:
+                started, first = time.monotonic(), int(trainer.ends[state.step])
+                self.stop.at_once = False
+                trainer.train_epoch()
+                seconds = time.monotonic() - started
+                self.stop.at_once = True  # what scoring gives is not saved before it is complete
+                if self.stop.asked:
+                    raise SystemExit(143)
+                self._end_epoch(phase, trainer, scorer, progress.say if counted else (lambda line: None))
+                if counted:
+                    self._note_speed(len(state.history), films - first, seconds)
+                if config.patience is not None and state.waited >= config.patience:
+                    break
+        engine.destroy()
+        self.trainer = None
+
+    def _model(
+        self, phase: Phase, network: Network, weights: dict[str, Tensor]
+    ) -> tuple[Network, list[nn.Module]]:
+        """The network to train in a phase, and its frozen modules."""
+        torch.manual_seed(self.config.seed)
+        model = build_model(self.params.model, len(self.dataset.findings))
+        frozen: list[nn.Module] = []
+        if phase.name == "classifier":
+            model.load_state_dict(self.state.best[self._chosen()].weights)
+            reset_classifier(model, self.config.seed)
+            head = classifier(model)
+            learnt = {id(p) for p in head.parameters()}
+            for p in model.parameters():
+                p.requires_grad_(id(p) in learnt)
+            own = set(head.modules())
+            frozen = [m for m in model.modules() if not any(part in own for part in m.modules())]
+        if weights:
+            model.load_state_dict(weights)
+        if self.place.world > 1:
+            model = synchronise_batch_norm(model, self.place.device)
+        return model, frozen
+
+    def _end_epoch(
+        self, phase: Phase, trainer: Trainer, scorer: Scorer, say: Callable[[str], None]
+    ) -> None:
+        """Score validation with the last and the averaged weights, and note what was best."""
+        state, engine = self.state, trainer.engine
+        row: dict[str, Any] = {
+            "epoch": len(state.history) + 1,
+            "phase": phase.name,
+            "learning_rate": trainer.rate(trainer.steps - 1),
+            "train_loss": float(np.mean(state.losses)) if state.losses else None,
+            "passed_over": state.passed_over,
+        }
+        improved = False
+        whole = {"last": deepspeed_engine.whole_tensors(engine)}
+        if trainer.average is not None:
+            with deepspeed_engine.swapped(engine, trainer.average.values):
+                whole["average"] = deepspeed_engine.whole_tensors(engine)
+        best_ap = max(best.ap for best in state.best.values())
+        for kind, weights in whole.items():
+            logits = scorer.score(weights, self.val_rows)
+            prefix = "" if kind == "last" else "average_"
+            if not np.isfinite(logits).all():
+                row |= {f"{prefix}val_macro_ap": None, f"{prefix}val_macro_auroc": None}
+                continue
+            scores = validation_scores(trainer.targets[self.val_rows], logits)
+            row |= {prefix + name: value for name, value in scores.items()}
+            if scores["val_macro_ap"] > state.best[kind].ap:
+                best = state.best[kind]
+                best.ap, best.epoch = scores["val_macro_ap"], row["epoch"]
+                best.weights = {name: tensor.cpu() for name, tensor in weights.items()}
+            improved = improved or scores["val_macro_ap"] > best_ap
+        state.history.append(
+            {name: round(value, 8) if isinstance(value, float) else value for name, value in row.items()}
+        )
+        say(_line(state.history[-1], phase, self.config.epochs, self.dataset.facts["phantom"]))
+        state.waited = 0 if improved else state.waited + 1
+        state.epoch, state.step, state.losses, state.passed_over = state.epoch + 1, 0, [], 0
+
+    def _chosen(self) -> str:
+        """The kind of weights with the best validation macro AP; the last ones where both are equal.
+
+        Raises:
+            UserError: no epoch gave finite logits.
+        """
+        best = self.state.best
+        if not any(one.weights for one in best.values()):
+            raise UserError(
+                "No epoch gave finite logits on validation. Lower train.learning_rate.", kind="not_finite"
+            )
+        return "average" if best["average"].ap > best["last"].ap else "last"
+
+    def _time_to_save(self) -> bool:
+        return time.monotonic() - self.saved >= self.minutes * 60
+
+    def save(self) -> None:
+        """Write a checkpoint. Every process must call it at the same step; rank 0 writes."""
+        trainer, state = self.trainer, self.state
+        assert trainer is not None
+        tensors = {f"weights/{k}": v for k, v in deepspeed_engine.whole_tensors(trainer.engine).items()}
+        tensors |= deepspeed_engine.moments(trainer.engine)
+        if trainer.average is not None:
+            state.average_steps = trainer.average.steps
+            with deepspeed_engine.swapped(trainer.engine, trainer.average.values):
+                average = deepspeed_engine.whole_tensors(trainer.engine)
+            tensors |= {f"average/{k}": v for k, v in average.items()}
+        for kind, best in state.best.items():
+            tensors |= {f"best_{kind}/{k}": v for k, v in best.weights.items()}
+        if self.place.rank == 0:
+            state.adam_steps = deepspeed_engine.steps_taken(trainer.engine)
+            self.checkpoints.save(
+                state.total_steps,
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                state.facts(),
+            )
+        self.saved = time.monotonic()
+        torch.distributed.barrier()
+
+    def _load(self) -> dict[str, Tensor]:
+        """Set the state from the newest checkpoint; its tensors, or none."""
+        say: Callable[[str], None] = print if self.place.rank == 0 else (lambda line: None)
+        found = self.checkpoints.newest(say)
+        if found is None:
+            return {}
+        tensors, facts = found
+        self.state = State.of(facts, tensors)
+        say(f"going on from the checkpoint after {self.state.total_steps:,} steps: {self.checkpoints.folder}")
+        return tensors
+
+    def _note_speed(self, epoch: int, films: int, seconds: float) -> None:
+        """Add a line to speed.csv: what differs from run to run is no output."""
+        path = self.run / "speed.csv"
+        old = path.read_text(encoding="utf-8") if path.exists() else "epoch,films,seconds,films_per_second\n"
+        with new_file(path) as draft:
+            draft.write_text(f"{old}{epoch},{films},{seconds:.3f},{films / seconds:.1f}\n", encoding="utf-8")
+
+
+def _line(row: dict[str, Any], phase: Phase, epochs: int, phantom: bool) -> str:
+    """An epoch as a line for people."""
+
+    def shown(name: str) -> str:
+        return "not finite" if row[name] is None else f"{row[name]:.4f}"
+
+    kind = "PHANTOM films, " if phantom else ""
+    where = f"epoch {row['epoch']:3d}" + (f" of {epochs}" if phase.name == "network" else f" ({phase.name})")
+    loss = "no finite loss" if row["train_loss"] is None else f"loss {row['train_loss']:.5f}"
+    text = f"{kind}{where}: {loss}, validation macro AP {shown('val_macro_ap')}, AUROC {shown('val_macro_auroc')}"
+    if "average_val_macro_ap" in row:
+        text += f"; of the averaged weights {shown('average_val_macro_ap')}, {shown('average_val_macro_auroc')}"
+    if row["passed_over"]:
+        text += f"; {row['passed_over']} steps passed over, their loss or gradient not finite"
+    return text
