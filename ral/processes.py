@@ -11,6 +11,9 @@ import subprocess
 import sys
 import time
 
+# Exit code of a process that ended because another one had gone; that one is the cause.
+LOST_PEER = 69
+
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends, even by `kill -9` (Linux; elsewhere nothing)."""

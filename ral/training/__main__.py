@@ -1,17 +1,22 @@
-"""One process of a training run. The step train starts as many as there are GPUs, or one without any.
+"""One process of a training run. The step train has as many started as the launcher says (docs/launching.md).
 
     RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 \\
         python -m ral.training spec.json
 
-spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder}. The process of rank 0 writes
-model.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`; what the user can mend goes to
-error.txt there, and the exit code is 1.
+spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder, "state_dir": folder,
+"failure": file, "checkpoint_minutes": number, "keep": number}. The process of rank 0 writes model.safetensors,
+weights/{last,average}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`.
+The first process to fail leaves {"kind", "retry", "message"} in `failure` and exits with 1. SIGTERM: a checkpoint is
+written, and the exit code is 143.
 """
 
 import contextlib
 import csv
+import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,71 +24,96 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset, open_dataset
 from ral.errors import UserError
 from ral.files import read_json, write_json
-from ral.processes import die_with_parent
+from ral.processes import LOST_PEER, die_with_parent
 
 
-def train(params: TrainParams, dataset: Dataset, out: Path) -> None:
+def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     """Train, and on rank 0 write the outputs."""
     import torch
-    from safetensors.torch import save_file
 
-    from ral.models import build_model
-    from ral.training.engine import init_process, start_engine
-    from ral.training.loop import Trainer
+    from ral.training.checkpoint import Checkpoints, key
+    from ral.training.engine import init_process
+    from ral.training.fit import Fit
+    from ral.training.loop import Place
+    from ral.training.state import StopRequest
 
     torch.set_num_threads(params.train.threads)
-    rank, world, device = init_process()
-    torch.manual_seed(params.train.seed)
-    model = build_model(params.model, len(dataset.findings))
-    if world > 1 and device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    trainer = Trainer(start_engine(model, params.train, world), dataset, params, rank, world, device)
-    history, best, epoch = trainer.fit()
-    trainer.engine.module.load_state_dict(best)
-    logits = {split: trainer.score(dataset.rows(split)) for split in ("val", "test")}
-    if rank == 0:
-        data = "phantom" if dataset.facts["phantom"] else "films"
-        tensors = {name: tensor.contiguous() for name, tensor in best.items()}
-        # One entry only: safetensors writes several in random order, and the bytes would change from run to run.
-        save_file(
-            tensors, out / "model.safetensors", {"trained_on": f"{data}; research, not a medical device"}
-        )
-        (out / "model.safetensors").chmod(0o644)  # safetensors makes it private
-        write_json(
-            out / "model.json",
-            {
-                "backbone": params.model.backbone,
-                "options": params.model.options,
-                "findings": list(dataset.findings),
-                "size": dataset.facts["size"],
-                "pixel_mean": dataset.facts["pixel_mean"],
-                "pixel_deviation": dataset.facts["pixel_deviation"],
-                "loss": params.loss.name,
-                "best_epoch": epoch,
-                "phantom": dataset.facts["phantom"],
-                "outputs": "raw logits; their sigmoid is not a probability",
-            },
-        )
-        best_row = history[epoch - 1]
-        write_json(
-            out / "validation.json",
-            {
-                "data": data,
-                "val": {name: best_row[name] for name in ("epoch", "val_macro_ap", "val_macro_auroc")},
-            },
-        )
-        with (out / "history.csv").open("w", newline="", encoding="utf-8") as stream:
-            table = csv.DictWriter(stream, [*history[0], "data"], lineterminator="\n")
-            table.writeheader()
-            table.writerows({**row, "data": data} for row in history)
-        for split, values in logits.items():
-            if not np.isfinite(values).all():
-                raise UserError(
-                    f"The best model gives non-finite logits on {split}. Lower train.learning_rate."
-                )
-            write_logits(dataset, dataset.rows(split), values, out / "logits" / f"{split}.parquet")
-    torch.distributed.barrier()  # a process that leaves early can abort the others' exit
-    torch.distributed.destroy_process_group()
+    stop = StopRequest()
+    place = Place(*init_process())
+    name = key(params.model_dump(), Path(spec["prepared"]))
+    checkpoints = Checkpoints(Path(spec["state_dir"]) / "training" / name, spec["keep"])
+    with checkpoints.lock() if place.rank == 0 else contextlib.nullcontext():
+        torch.distributed.barrier()
+        fit = Fit(
+            params, dataset, place, checkpoints, spec["checkpoint_minutes"], Path(spec["run"]), stop
+        ).fit()
+        chosen = fit.state.best[fit.chosen].weights
+        logits = {split: fit.scorer.score(chosen, dataset.rows(split)) for split in ("val", "test")}
+        if place.rank == 0:
+            write_outputs(Path(spec["out"]), params, dataset, fit, logits)
+            checkpoints.remove()
+        torch.distributed.barrier()  # a process that leaves early can abort the others' exit
+        torch.distributed.destroy_process_group()
+
+
+def write_outputs(
+    out: Path, params: TrainParams, dataset: Dataset, fit: Any, logits: dict[str, np.ndarray]
+) -> None:
+    """Write everything that the step train gives.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
+    for split, values in logits.items():
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"The chosen weights give non-finite logits on {split}. Lower train.learning_rate.",
+                kind="not_finite",
+            )
+        write_logits(dataset, dataset.rows(split), values, out / "logits" / f"{split}.parquet")
+    data = "phantom" if dataset.facts["phantom"] else "films"
+    (out / "weights").mkdir(exist_ok=True)
+    kinds = {kind: best for kind, best in fit.state.best.items() if best.weights}
+    for kind, best in kinds.items():
+        write_weights(out / "weights" / f"{kind}.safetensors", best.weights, data)
+    write_weights(out / "model.safetensors", kinds[fit.chosen].weights, data)
+    best_row = fit.state.history[kinds[fit.chosen].epoch - 1]
+    write_json(
+        out / "model.json",
+        {
+            "model": params.model.model_dump(),
+            "pretrained_sha256": fit.network.weights_sha256,
+            "findings": list(dataset.findings),
+            "size": dataset.facts["size"],
+            "pixel_mean": dataset.facts["pixel_mean"],
+            "pixel_deviation": dataset.facts["pixel_deviation"],
+            "loss": params.loss.name,
+            "weights": fit.chosen,
+            "best_epoch": best_row["epoch"],
+            "phantom": dataset.facts["phantom"],
+            "outputs": "raw logits; their sigmoid is not a probability",
+        },
+    )
+    prefix = "average_" if fit.chosen == "average" else ""
+    figures = {name: best_row[prefix + name] for name in ("val_macro_ap", "val_macro_auroc")}
+    write_json(
+        out / "validation.json",
+        {"data": data, "weights": fit.chosen, "val": {"epoch": best_row["epoch"], **figures}},
+    )
+    with (out / "history.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, [*fit.state.history[0], "data"], lineterminator="\n")
+        table.writeheader()
+        table.writerows({**row, "data": data} for row in fit.state.history)
+
+
+def write_weights(path: Path, weights: dict[str, Any], data: str) -> None:
+    """Write weights as safetensors, readable by all."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    # One entry only: safetensors writes several in random order, and the bytes would change from run to run.
+    save_file(tensors, path, {"trained_on": f"{data}; research, not a medical device"})
+    path.chmod(0o644)  # safetensors makes it private
 
 
 def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: Path) -> None:
@@ -100,13 +130,32 @@ def main() -> None:
     """Read the specification and train; the first to fail leaves word of what went wrong."""
     die_with_parent()
     spec = read_json(Path(sys.argv[1]))
-    out = Path(spec["out"])
     try:
-        train(TrainParams.model_validate(spec["params"]), open_dataset(Path(spec["prepared"])), out)
+        params = TrainParams.model_validate(spec["params"])
+        train(spec, params, open_dataset(Path(spec["prepared"])))
     except UserError as error:
-        with contextlib.suppress(FileExistsError), (out / "error.txt").open("x", encoding="utf-8") as stream:
-            stream.write(str(error))
+        leave_word(Path(spec["failure"]), error)
         sys.exit(1)
+    except RuntimeError as error:
+        if not _peer_is_gone(error):
+            raise
+        print(f"a process of this training has gone: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(LOST_PEER)
+
+
+def leave_word(path: Path, error: UserError) -> None:
+    """Write the error to `path` for the launcher, unless another process was first."""
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    own.write_text(json.dumps({"kind": error.kind, "retry": error.retry, "message": str(error)}), encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        os.link(own, path)  # the whole file appears at once, or not at all
+    own.unlink()
+
+
+def _peer_is_gone(error: RuntimeError) -> bool:
+    """Whether gloo or nccl complains of another process's end, which is then the one to report."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Socket closed", "recvValue failed")
+    return any(sign in str(error) for sign in signs)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ is read here from one stage and world size can be put back into another.
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,8 @@ def init_process() -> tuple[int, int, torch.device]:
     # Compiling this operator takes half a minute and a compiler, and only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It calls collectives by names that torch is about to rename, at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     device = torch.device("cpu")
     if gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,8 @@ class Fit:
         )
         counted = place.rank == 0
         trainer = Trainer(
-            engine, frozen, self.dataset, self.params, phase, place, state, self.stop, self._time_to_save,
-            self.save, lambda films, note: None,
-        )  # fmt: skip
+            engine, frozen, self.dataset, self.params, phase, place, state, self.stop, self._time_to_save, self.save
+        )
         self.trainer = trainer
         if config.average_decay is not None:
             average = under(tensors, "average")
@@ -119,8 +119,11 @@ class Fit:
                 trainer.average.steps = state.average_steps
         films = int(trainer.ends[-1])
         total = (phase.epochs - state.epoch) * films - int(trainer.ends[state.step])
-        with Progress("training", total if counted else 0, "films") as progress:
-            trainer.show = progress.add if counted else (lambda films, note: None)
+        with ExitStack() as stack:
+            say: Callable[[str], None] = lambda line: None
+            if counted:
+                progress = stack.enter_context(Progress("training", total, "films"))
+                trainer.show, say = progress.add, progress.say
             while state.epoch < phase.epochs:
                 started, first = time.monotonic(), int(trainer.ends[state.step])
                 self.stop.at_once = False
@@ -129,7 +132,7 @@ class Fit:
                 self.stop.at_once = True  # what scoring gives is not saved before it is complete
                 if self.stop.asked:
                     raise SystemExit(143)
-                self._end_epoch(phase, trainer, scorer, progress.say if counted else (lambda line: None))
+                self._end_epoch(phase, trainer, scorer, say)
                 if counted:
                     self._note_speed(len(state.history), films - first, seconds)
                 if config.patience is not None and state.waited >= config.patience:

@@ -69,17 +69,17 @@ class Trainer:
         stop: whether someone asked for the end.
         timer: says whether it is time for a checkpoint; asked on rank 0 only.
         save: writes a checkpoint; called by all processes at the same step.
-        show: told of every optimizer step (films, note).
     """
 
     def __init__(
         self, engine: Any, frozen: list[nn.Module], dataset: Dataset, params: TrainParams, phase: Phase,
         place: Place, state: State, stop: StopRequest, timer: Callable[[], bool], save: Callable[[], None],
-        show: Callable[[int, str], None],
     ) -> None:  # fmt: skip
         self.engine, self.frozen, self.dataset, self.config = engine, frozen, dataset, params.train
         self.phase, self.place, self.state = phase, place, state
-        self.stop, self.timer, self.save, self.show = stop, timer, save, show
+        self.stop, self.timer, self.save = stop, timer, save
+        self.show: Callable[[int, str], None] = lambda films, note: None
+        """Told of every optimizer step: films, and a note now and then."""
         self.targets = dataset.targets()
         self.rows = dataset.rows("train")
         self.accumulation = deepspeed_engine.accumulation(self.config, place.world)
