@@ -156,7 +156,8 @@ def _blocked(
     masked = targets.is_floating_point() and bool(torch.isnan(targets.sum()))
     unknown = 0
     rows = max(1, BLOCK // width)
-    slopes = logits.new_empty(x_rows.shape) if len(x_rows) > rows or not len(x_rows) else None
+    single = 0 < len(x_rows) <= rows
+    slopes = logits.new_empty((0, width) if single else x_rows.shape)
     gains = torch.empty(x_rows.shape, dtype=compute, device=logits.device) if elementwise else None
     total = torch.zeros((), dtype=compute, device=logits.device)
     for start in range(0, len(x_rows), rows):
@@ -176,7 +177,7 @@ def _blocked(
         if weight is not None:
             factor = torch.where(y > 0.5, weight[1], weight[0])
             gain, slope = gain.mul_(factor), slope.mul_(factor)
-        if slopes is None:  # a single block needs no copy
+        if single:  # no need to copy it
             slopes = slope.to(logits.dtype)
         else:
             slopes[start : start + rows] = slope

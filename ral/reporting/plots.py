@@ -131,18 +131,50 @@ def curve_pair(
 
 
 def epochs(
-    name: str, label: str, numbers: Sequence[int], values: Sequence[float], best: int, phantom: bool
+    name: str,
+    label: str,
+    numbers: Sequence[int],
+    values: Sequence[float],
+    averaged: Sequence[float],
+    best: int,
+    phantom: bool,
 ) -> str:
-    """One quantity after every epoch; the epoch whose weights were kept is marked."""
-    points = [value if known(value) else math.nan for value in values]
+    """One quantity after every epoch; the epoch whose weights were kept is marked.
+
+    Args:
+        name: prefix of the ids in the SVG.
+        label: what the quantity is called.
+        numbers: epochs.
+        values: the quantity, with the weights as trained.
+        averaged: the same with their moving average; empty or unknown where there is none.
+        best: the epoch that was kept.
+        phantom: whether the figure is marked.
+    """
+    points, others = ([value if known(value) else math.nan for value in part] for part in (values, averaged))
+    both = not np.isnan(others).all() if others else False
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axvline(best, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (4, 3)))
-        axes.plot(numbers, points, color=TIER_COLOURS["head"], linewidth=1.6, marker=".", markersize=5)
-        if best in numbers:
-            kept = points[list(numbers).index(best)]
-            axes.plot([best], [kept], "o", color=TIER_COLOURS["tail"], markersize=7)
+        axes.plot(
+            numbers,
+            points,
+            color=TIER_COLOURS["head"],
+            linewidth=1.6,
+            marker=".",
+            markersize=5,
+            label="as trained",
+        )
+        if both:
+            axes.plot(
+                numbers,
+                others,
+                color=TIER_COLOURS["medium"],
+                linewidth=1.6,
+                linestyle="--",
+                label="moving average",
+            )
+            axes.legend(loc="best", frameon=False)
         axes.set_xlabel(f"epoch (dashed: epoch {best}, weights kept)")
         axes.set_title(label, loc="left")
         axes.set_xlim(min(numbers, default=1) - 0.5, max(numbers, default=1) + 0.5)

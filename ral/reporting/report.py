@@ -167,7 +167,17 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
         "auroc": Markup(plots.forest("auroc", "auroc", rows, 0.5, phantom)),
         "curves": curves,
         "epochs": [
-            Markup(plots.epochs(column.replace("_", ""), label, epochs, list(history[column]), best, phantom))
+            Markup(
+                plots.epochs(
+                    column.replace("_", ""),
+                    label,
+                    epochs,
+                    list(history[column]),
+                    list(history.get("average_" + column, [])),
+                    best,
+                    phantom,
+                )
+            )
             for column, label in (
                 ("train_loss", "Training loss"),
                 ("val_macro_ap", "Validation macro AP"),

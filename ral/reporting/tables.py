@@ -128,35 +128,45 @@ def points(curves: pd.DataFrame, finding: str, curve: str) -> Curve:
 
 
 def history(epochs: pd.DataFrame, best: int) -> Table:
-    """What was measured after every epoch."""
+    """What was measured after every epoch, with the weights as trained and with their moving average."""
+    measured = ("val_macro_ap", "val_macro_auroc", "average_val_macro_ap", "average_val_macro_auroc")
     return Table(
         "Epochs",
-        ("Epoch", "Learning rate", "Training loss", "Validation macro AP", "Validation macro AUROC"),
-        "lrrrr",
+        (
+            "Epoch", "Learning rate", "Training loss", "Steps passed over", "Validation macro AP",
+            "Validation macro AUROC", "AP of the averaged weights", "AUROC of the averaged weights",
+        ),
+        "lrrrrrrr",
         [
             [
-                f"{int(row['epoch'])} (kept)" if row["epoch"] == best else str(int(row["epoch"])),
+                f"{int(row['epoch'])}" + " (classifier)" * (row["phase"] == "classifier") + " (kept)" * (row["epoch"] == best),
                 f"{row['learning_rate']:.3g}",
                 number(row["train_loss"], 5),
-                number(row["val_macro_ap"], 4),
-                number(row["val_macro_auroc"], 4),
+                f"{int(row['passed_over'])}",
+                *(number(row[name], 4) for name in measured),
             ]
             for row in epochs.to_dict("records")
         ],
-    )
+    )  # fmt: skip
 
 
 def model(facts: dict[str, Any], epochs: int) -> Table:
     """What was trained."""
+    network = facts["model"]
+    kind = "moving average of the weights" if facts["weights"] == "average" else "weights as trained"
     return _pairs(
         "Model",
         {
-            "Network": facts["backbone"],
-            **{f"Option {name}": _value(value) for name, value in facts["options"].items()},
+            "Network": network["backbone"],
+            **{f"Option {name}": _value(value) for name, value in network["options"].items()},
+            "Head": network["head"],
+            "Pretrained weights": f"SHA-256 {facts['pretrained_sha256']}"
+            if facts["pretrained_sha256"]
+            else "none",
             "Loss": facts["loss"],
-            "Input": f"{facts['size']} × {facts['size']} pixels, one channel",
+            "Input": f"{facts['size']} × {facts['size']} pixels, gray",
             "Outputs": f"{counted(len(facts['findings']), 'finding', 'findings')}: {facts['outputs']}",
-            "Weights kept": f"epoch {facts['best_epoch']} of {epochs}, the best validation macro AP",
+            "Weights kept": f"{kind}, epoch {facts['best_epoch']} of {epochs}: the best validation macro AP",
             "Pixel mean and deviation": f"{facts['pixel_mean']:.3f} and {facts['pixel_deviation']:.3f} "
             "(training films, 0 to 255)",
         },

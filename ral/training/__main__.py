@@ -25,6 +25,7 @@ from ral.data.dataset import Dataset, open_dataset
 from ral.errors import UserError
 from ral.files import read_json, write_json
 from ral.processes import LOST_PEER, die_with_parent
+from ral.training.state import HISTORY
 
 
 def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
@@ -101,7 +102,7 @@ def write_outputs(
         {"data": data, "weights": fit.chosen, "val": {"epoch": best_row["epoch"], **figures}},
     )
     with (out / "history.csv").open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, [*fit.state.history[0], "data"], lineterminator="\n")
+        table = csv.DictWriter(stream, [*HISTORY, "data"], lineterminator="\n")
         table.writeheader()
         table.writerows({**row, "data": data} for row in fit.state.history)
 
@@ -146,7 +147,9 @@ def main() -> None:
 def leave_word(path: Path, error: UserError) -> None:
     """Write the error to `path` for the launcher, unless another process was first."""
     own = path.with_name(f"{path.name}.{os.getpid()}")
-    own.write_text(json.dumps({"kind": error.kind, "retry": error.retry, "message": str(error)}), encoding="utf-8")
+    own.write_text(
+        json.dumps({"kind": error.kind, "retry": error.retry, "message": str(error)}), encoding="utf-8"
+    )
     with contextlib.suppress(FileExistsError):
         os.link(own, path)  # the whole file appears at once, or not at all
     own.unlink()
@@ -154,7 +157,14 @@ def leave_word(path: Path, error: UserError) -> None:
 
 def _peer_is_gone(error: RuntimeError) -> bool:
     """Whether gloo or nccl complains of another process's end, which is then the one to report."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Socket closed", "recvValue failed")
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "NCCL",
+        "Socket closed",
+        "recvValue failed",
+    )
     return any(sign in str(error) for sign in signs)
 
 

@@ -6,24 +6,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every batch norm of the model take its statistics over the micro-batches of all processes.
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
+    """Make every batch norm within the model take its statistics over the micro-batches of all processes.
 
     Names and shapes of the weights stay as they are.
     """
     if device.type == "cuda":
         from ral.models import import_timm
 
-        import_timm()
-        from timm.layers import convert_sync_batchnorm
-
-        return convert_sync_batchnorm(model)
+        convert = import_timm().layers.convert_sync_batchnorm
+        for name, child in model.named_children():
+            setattr(model, name, convert(child))
+        return
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             kind = type(module)
             # The class is changed, not the object's forward, so that copying and scripting see a usual module.
             module.__class__ = type(f"Synchronised{kind.__name__}", (_Synchronised, kind), {})
-    return model
 
 
 class _Synchronised(_BatchNorm):

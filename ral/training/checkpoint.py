@@ -39,12 +39,14 @@ def key(params: dict[str, Any], prepared: Path) -> str:
     code = sorted(
         (name, sha256(Path(module.__file__)))
         for name, module in list(sys.modules.items())
-        if name.split(".")[0] == "ral" and getattr(module, "__file__", None)
+        if name.split(".")[0] == "ral" and module.__file__ is not None
     )
     content = {
         "params": params | {"train": train},
         # dataset.json holds the SHA-256 of every shard.
-        "data": [sha256(prepared / name) for name in ("dataset.json", "class_counts.json", "studies.parquet")],
+        "data": [
+            sha256(prepared / name) for name in ("dataset.json", "class_counts.json", "studies.parquet")
+        ],
         "code": code,
         "versions": [platform.python_version(), *(version(name) for name in PACKAGES)],
     }

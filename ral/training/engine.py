@@ -196,7 +196,7 @@ def moments(engine: Any) -> dict[str, Tensor]:
     """AdamW's moments as `<moment>/<weight>`, complete; empty before the first step. Every process must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    found = {}
+    found: dict[str, Tensor] = {}
     if not _optimizer(engine).state:
         return found
     for name, weight in _trained(engine):
@@ -250,5 +250,5 @@ def _held(engine: Any) -> list[Tensor]:
     return [weight for _, weight in _trained(engine)]
 
 
-def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
+def _trained(engine: Any) -> list[tuple[str, Any]]:
     return [(name, weight) for name, weight in engine.module.named_parameters() if weight.requires_grad]

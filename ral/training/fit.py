@@ -24,7 +24,7 @@ from ral.training.batch_norm import synchronise_batch_norm
 from ral.training.checkpoint import Checkpoints
 from ral.training.loop import Phase, Place, Trainer
 from ral.training.scoring import Scorer, validation_scores
-from ral.training.state import State, StopRequest, under
+from ral.training.state import HISTORY, State, StopRequest, under
 
 
 @dataclass
@@ -103,11 +103,22 @@ class Fit:
         )
         engine = deepspeed_engine.start_engine(model, groups, config, place.world)
         deepspeed_engine.restore_moments(
-            engine, {k: v for k, v in tensors.items() if k.split("/")[0] in deepspeed_engine.MOMENTS}, state.adam_steps
+            engine,
+            {k: v for k, v in tensors.items() if k.split("/")[0] in deepspeed_engine.MOMENTS},
+            state.adam_steps,
         )
         counted = place.rank == 0
         trainer = Trainer(
-            engine, frozen, self.dataset, self.params, phase, place, state, self.stop, self._time_to_save, self.save
+            engine,
+            frozen,
+            self.dataset,
+            self.params,
+            phase,
+            place,
+            state,
+            self.stop,
+            self._time_to_save,
+            self.save,
         )
         self.trainer = trainer
         if config.average_decay is not None:
@@ -120,7 +131,7 @@ class Fit:
         films = int(trainer.ends[-1])
         total = (phase.epochs - state.epoch) * films - int(trainer.ends[state.step])
         with ExitStack() as stack:
-            say: Callable[[str], None] = lambda line: None
+            say: Callable[[str], None] = quiet
             if counted:
                 progress = stack.enter_context(Progress("training", total, "films"))
                 trainer.show, say = progress.add, progress.say
@@ -159,15 +170,13 @@ class Fit:
         if weights:
             model.load_state_dict(weights)
         if self.place.world > 1:
-            model = synchronise_batch_norm(model, self.place.device)
+            synchronise_batch_norm(model, self.place.device)
         return model, frozen
 
-    def _end_epoch(
-        self, phase: Phase, trainer: Trainer, scorer: Scorer, say: Callable[[str], None]
-    ) -> None:
+    def _end_epoch(self, phase: Phase, trainer: Trainer, scorer: Scorer, say: Callable[[str], None]) -> None:
         """Score validation with the last and the averaged weights, and note what was best."""
         state, engine = self.state, trainer.engine
-        row: dict[str, Any] = {
+        row: dict[str, Any] = dict.fromkeys(HISTORY) | {
             "epoch": len(state.history) + 1,
             "phase": phase.name,
             "learning_rate": trainer.rate(trainer.steps - 1),
@@ -184,7 +193,6 @@ class Fit:
             logits = scorer.score(weights, self.val_rows)
             prefix = "" if kind == "last" else "average_"
             if not np.isfinite(logits).all():
-                row |= {f"{prefix}val_macro_ap": None, f"{prefix}val_macro_auroc": None}
                 continue
             scores = validation_scores(trainer.targets[self.val_rows], logits)
             row |= {prefix + name: value for name, value in scores.items()}
@@ -241,7 +249,7 @@ class Fit:
 
     def _load(self) -> dict[str, Tensor]:
         """Set the state from the newest checkpoint; its tensors, or none."""
-        say: Callable[[str], None] = print if self.place.rank == 0 else (lambda line: None)
+        say: Callable[[str], None] = print if self.place.rank == 0 else quiet
         found = self.checkpoints.newest(say)
         if found is None:
             return {}
@@ -258,6 +266,10 @@ class Fit:
             draft.write_text(f"{old}{epoch},{films},{seconds:.3f},{films / seconds:.1f}\n", encoding="utf-8")
 
 
+def quiet(*_: object) -> None:
+    """Says nothing: the processes beside rank 0."""
+
+
 def _line(row: dict[str, Any], phase: Phase, epochs: int, phantom: bool) -> str:
     """An epoch as a line for people."""
 
@@ -268,8 +280,10 @@ def _line(row: dict[str, Any], phase: Phase, epochs: int, phantom: bool) -> str:
     where = f"epoch {row['epoch']:3d}" + (f" of {epochs}" if phase.name == "network" else f" ({phase.name})")
     loss = "no finite loss" if row["train_loss"] is None else f"loss {row['train_loss']:.5f}"
     text = f"{kind}{where}: {loss}, validation macro AP {shown('val_macro_ap')}, AUROC {shown('val_macro_auroc')}"
-    if "average_val_macro_ap" in row:
-        text += f"; of the averaged weights {shown('average_val_macro_ap')}, {shown('average_val_macro_auroc')}"
+    if row["average_val_macro_ap"] is not None:
+        text += (
+            f"; of the averaged weights {shown('average_val_macro_ap')}, {shown('average_val_macro_auroc')}"
+        )
     if row["passed_over"]:
         text += f"; {row['passed_over']} steps passed over, their loss or gradient not finite"
     return text

@@ -78,7 +78,7 @@ class Trainer:
         self.engine, self.frozen, self.dataset, self.config = engine, frozen, dataset, params.train
         self.phase, self.place, self.state = phase, place, state
         self.stop, self.timer, self.save = stop, timer, save
-        self.show: Callable[[int, str], None] = lambda films, note: None
+        self.show: Callable[[int, str], None] | None = None
         """Told of every optimizer step: films, and a note now and then."""
         self.targets = dataset.targets()
         self.rows = dataset.rows("train")
@@ -96,7 +96,9 @@ class Trainer:
         reweight = self.config.reweight
         if reweight is not None:
             if not self.loss.by_label:
-                raise UserError(f"train.reweight weighs labels, and loss {params.loss.name} has none. Set it to null.")
+                raise UserError(
+                    f"train.reweight weighs labels, and loss {params.loss.name} has none. Set it to null."
+                )
             self.weights = effective_weights(counts.positives, reweight.beta).float().to(place.device)
         self.average: Average | None = None
         # Batch statistics of a step that is passed over may hold no number: they are taken back.
@@ -167,7 +169,9 @@ class Trainer:
     def draw(self, *key: int) -> int:
         """A seed that (train.seed, phase, key) decides."""
         phase = int(self.phase.name != "network")
-        return int(np.random.SeedSequence([self.config.seed, phase, *key]).generate_state(1, np.uint64)[0] >> 1)
+        return int(
+            np.random.SeedSequence([self.config.seed, phase, *key]).generate_state(1, np.uint64)[0] >> 1
+        )
 
     def _backward(self, batch: MicroBatch) -> Tensor:
         """Forward and backward of one micro-batch; returns its share of the global batch's loss."""
@@ -183,7 +187,9 @@ class Trainer:
             poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
             self.engine.backward(loss * (place.world * self.accumulation) * poison)
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(
+                error
+            ):
                 raise
             raise UserError(
                 f"Memory ran out on {place.device} with {len(batch.films)} films per forward and backward pass. Set "
@@ -228,7 +234,8 @@ class Trainer:
         state.step, state.total_steps = step + 1, state.total_steps + 1
         rate = self.rate(step + 1)
         deepspeed_engine.set_learning_rate(self.engine, rate)
-        self.show(int(self.ends[step + 1] - self.ends[step]), self._note(rate))
+        if self.show is not None:
+            self.show(int(self.ends[step + 1] - self.ends[step]), self._note(rate))
         self._read(1)
 
     def rate(self, step: int) -> float:

@@ -1,7 +1,6 @@
 """What is trained when: pure functions of (films, batch size, epoch, step), whoever shares the work out."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,8 +36,3 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rise:
         return peak * (step + 1) / rise
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def total_steps(epochs: Sequence[int]) -> np.ndarray:
-    """Optimizer steps before each epoch, and at the end all of them, given the steps of every epoch."""
-    return np.concatenate([[0], np.cumsum(epochs)])

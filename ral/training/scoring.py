@@ -35,9 +35,15 @@ class Scorer:
     """
 
     def __init__(
-        self, network: nn.Module, dataset: Dataset, dtype: torch.dtype, rank: int, world: int, device: torch.device
+        self,
+        network: nn.Module,
+        dataset: Dataset,
+        dtype: torch.dtype,
+        rank: int,
+        world: int,
+        device: torch.device,
     ) -> None:
-        self.network = copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
+        self.network = copy.deepcopy(network).eval().to(device).to(memory_format=torch.channels_last)
         self.dataset, self.dtype = dataset, dtype
         self.rank, self.world, self.device = rank, world, device
 

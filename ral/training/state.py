@@ -6,6 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
+# Columns of history.csv: a row per epoch, of all phases.
+HISTORY = (
+    "epoch",
+    "phase",
+    "learning_rate",
+    "train_loss",
+    "passed_over",
+    "val_macro_ap",
+    "val_macro_auroc",
+    "average_val_macro_ap",
+    "average_val_macro_auroc",
+)
+
 
 @dataclass
 class Best:
@@ -41,8 +54,8 @@ class State:
     """Steps of the moving average in this phase."""
     total_steps: int = 0
     """Optimizer steps since the start of the first phase; names checkpoints."""
-    history: list[dict[str, float | None]] = field(default_factory=list)
-    """A row per epoch."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A row of `HISTORY` per epoch."""
     best: dict[str, Best] = field(default_factory=lambda: {"last": Best(), "average": Best()})
     """The best epoch of the weights as trained ("last") and of their moving average."""
     waited: int = 0

@@ -37,7 +37,9 @@ DRAW: dict[str, Callable[[bool], str]] = {
     "ap": lambda phantom: plots.forest("ap", "ap", ROWS, None, phantom),
     "auroc": lambda phantom: plots.forest("auroc", "auroc", ROWS, 0.5, phantom),
     "curve": lambda phantom: plots.curve_pair("curve", ROWS[0], CURVE, CURVE, phantom),
-    "epochs": lambda phantom: plots.epochs("epochs", "Loss", [1, 2, 3], [0.3, math.nan, 0.1], 3, phantom),
+    "epochs": lambda phantom: plots.epochs(
+        "epochs", "Loss", [1, 2, 3], [0.3, math.nan, 0.1], [0.2, 0.2, 0.1], 3, phantom
+    ),
     "prevalences": lambda phantom: plots.prevalences("prevalences", ROWS, 0.1, 0.01, phantom),
 }
 every_plot = pytest.mark.parametrize("name", DRAW)
@@ -111,7 +113,7 @@ def test_nothing_to_draw() -> None:
     assert "not estimable" in plots.forest("ap", "ap", nothing, None, False)
     assert "not estimable" in plots.forest("auroc", "auroc", nothing, 0.5, False)
     assert "0.00 %" in plots.prevalences("p", nothing, 0.1, 0.01, False)
-    assert "svg" in plots.epochs("e", "Loss", [1], [math.nan], 0, False)
+    assert "svg" in plots.epochs("e", "Loss", [1], [math.nan], [], 0, False)
 
 
 def test_a_perfect_or_a_hopeless_score_can_be_drawn() -> None:

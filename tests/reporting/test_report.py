@@ -17,6 +17,7 @@ import pytest
 
 from ral.config.params import ReportParams
 from ral.reporting.report import Inputs, installed_versions, render
+from ral.training.state import HISTORY
 from tasks import report
 
 HOSTILE = "<script>alert('x')</script> $a_1$ \"&"
@@ -133,13 +134,17 @@ def make(phantom: bool) -> Inputs:
             for name in ("train", "val", "test")
         },
         model={
-            "backbone": "resnet10t", "best_epoch": 2, "findings": list(FINDINGS), "loss": "ral",
-            "options": {"channels": [8, 16]}, "outputs": "raw logits", "phantom": phantom,
+            "model": {"backbone": "resnet10t", "options": {"channels": [8, 16]}, "head": "linear"},
+            "best_epoch": 2, "findings": list(FINDINGS), "loss": "ral", "weights": "average",
+            "pretrained_sha256": None, "outputs": "raw logits", "phantom": phantom,
             "pixel_deviation": 63.0, "pixel_mean": 134.0, "size": 64,
         },
         history=pd.DataFrame(
-            [[1, 0.002, 0.3, 0.1, 0.6], [2, 1e-6, 0.2, 0.2, 0.7]],
-            columns=["epoch", "learning_rate", "train_loss", "val_macro_ap", "val_macro_auroc"],
+            [
+                [1, "network", 0.002, 0.3, 0, 0.1, 0.6, 0.05, 0.55],
+                [2, "network", 1e-6, 0.2, 1, 0.2, 0.7, 0.25, 0.75],
+            ],
+            columns=list(HISTORY),
         ),
         metrics=metrics("phantom" if phantom else "films"),
         findings=findings(),

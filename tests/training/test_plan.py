@@ -8,21 +8,25 @@ import pytest
 from ral.training import plan
 
 
-def test_order_is_a_permutation_that_seed_and_epoch_fix() -> None:
-    rows = np.arange(100, 200)
-    order = plan.epoch_order(rows, 0, 3)
-    assert sorted(order) == list(rows)
-    assert (order == plan.epoch_order(rows, 0, 3)).all()
-    assert (order != plan.epoch_order(rows, 0, 4)).any()
-    assert (order != plan.epoch_order(rows, 1, 3)).any()
+@pytest.mark.parametrize(("films", "size"), [(1000, 128), (1024, 128), (1, 128), (127, 128), (129, 128)])
+def test_batches_hold_every_film_once_and_none_is_small(films: int, size: int) -> None:
+    ends = plan.batches(films, size)
+    sizes = np.diff(ends)
+    assert ends[0] == 0
+    assert ends[-1] == films
+    assert len(sizes) == -(-films // size)
+    assert sizes.max() <= size
+    assert sizes.max() - sizes.min() <= 1
 
 
-@pytest.mark.parametrize(("world", "micro"), [(1, 24), (1, 8), (2, 12), (2, 4), (4, 6), (4, 1)])
-def test_shares_make_up_the_batch(world: int, micro: int) -> None:
-    batch = np.arange(24)
-    parts = [part for rank in range(world) for part in plan.share(batch, rank, world, micro)]
+@pytest.mark.parametrize("films", [24, 23, 17])
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 3), (4, 1), (4, 4)])
+def test_shares_make_up_the_batch(films: int, world: int, accumulation: int) -> None:
+    batch = np.arange(films)
+    parts = [part for rank in range(world) for part in plan.share(batch, rank, world, accumulation)]
     assert (np.concatenate(parts) == batch).all()
-    assert all(len(part) == micro for part in parts)
+    assert len(parts) == world * accumulation
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
