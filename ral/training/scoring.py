@@ -19,7 +19,7 @@ BATCH = 512
 
 def normalised(pixels: Tensor, facts: dict[str, Any]) -> Tensor:
     """Films float32 [films, 1, size, size] from uint8 [films, size, size], by the training films' mean and deviation."""
-    return (pixels.unsqueeze(1).float() - facts["pixel_mean"]) / facts["pixel_deviation"]
+    return (pixels.unsqueeze(1) - facts["pixel_mean"]).div_(facts["pixel_deviation"])
 
 
 class Scorer:
@@ -43,7 +43,7 @@ class Scorer:
         world: int,
         device: torch.device,
     ) -> None:
-        self.network = copy.deepcopy(network).eval().to(device).to(memory_format=torch.channels_last)
+        self.network = copy.deepcopy(network).eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dataset, self.dtype = dataset, dtype
         self.rank, self.world, self.device = rank, world, device
 

@@ -1,0 +1,139 @@
+"""Films per second from shards against decoding every film again in every epoch, on the same cores.
+
+    python -m benchmarks.input_pipeline            # 224 px from films of 1024 px, about two minutes
+    python -m benchmarks.input_pipeline --quick    # fewer films
+
+The peer does what the official RAL repository does: a torch DataLoader whose workers open each PNG with Pillow, resize it,
+and make a normalised float tensor of it; one worker per core. Ours gathers batches of random rows from memory-mapped
+shards and normalises them. Both deliver float32 batches [256, 1, 224, 224]; they are run in turns, and rates are medians.
+Prints a table and, as the last line, JSON: input_ratio (without augmentation), augmented_ratio (with the same affine
+maps, per film in the peer and per batch in ours).
+"""
+
+import argparse
+import io
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.utils.data
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.synthetic import write_dataset
+from ral.config.data import PhantomConfig
+from ral.config.train import AugmentConfig
+from ral.data.augment import draw_transforms, transform
+from ral.data.dataset import Dataset
+from ral.data.films import list_films, read_films
+from ral.data.phantom.archive import write_phantom
+from ral.training.feed import Ahead, gather
+from ral.training.scoring import normalised
+
+SIZE, RAW, BATCH, CORES = 224, 1024, 256, 2
+AUGMENT = AugmentConfig(flip=0.5, rotate=8.0, shift=0.06, zoom=0.1)
+FACTS = {"pixel_mean": 127.5, "pixel_deviation": 73.9}
+
+
+class Decoded(torch.utils.data.Dataset[Tensor]):
+    """Opens, resizes and normalises one film, and augments it if asked."""
+
+    def __init__(self, paths: list[Path], films: int, augment: bool) -> None:
+        self.paths, self.films, self.augment = paths, films, augment
+
+    def __len__(self) -> int:
+        return self.films
+
+    def __getitem__(self, row: int) -> Tensor:
+        with Image.open(self.paths[row % len(self.paths)]) as image:
+            small = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        film = normalised(torch.from_numpy(np.array(small)).unsqueeze(0), FACTS)
+        if self.augment:
+            film = transform(film, draw_transforms(1, AUGMENT, torch.Generator().manual_seed(row)))
+        return film[0]
+
+
+def peer(paths: list[Path], films: int, augment: bool) -> float:
+    """Films per second of the DataLoader, its start left out."""
+    loader = torch.utils.data.DataLoader(
+        Decoded(paths, films + BATCH, augment), BATCH // 4, shuffle=True, num_workers=CORES
+    )
+    batches = iter(loader)
+    next(batches)
+    start, done = time.perf_counter(), 0
+    for batch in batches:
+        done += len(batch)
+    return done / (time.perf_counter() - start)
+
+
+def ours(dataset: Dataset, films: int, augment: bool) -> float:
+    """Films per second from shards, an epoch of random order."""
+    order = np.resize(np.random.default_rng(0).permutation(len(dataset.studies)), films)
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, films, BATCH):
+            yield gather(dataset, order[start : start + BATCH], pin=False)
+
+    start, done = time.perf_counter(), 0
+    generator = torch.Generator().manual_seed(0)
+    with Ahead(batches) as ahead:
+        for pixels in ahead:
+            batch = normalised(pixels, FACTS)
+            if augment:
+                batch = transform(batch, draw_transforms(len(batch), AUGMENT, generator))
+            done += len(batch)
+    return done / (time.perf_counter() - start)
+
+
+def write_films(folder: Path, films: int) -> list[Path]:
+    """Phantom films enlarged to 1024 px with noise, as PNG files of about the size of NIH's (0.4 MB)."""
+    archive = folder / "archive"
+    archive.mkdir()
+    write_phantom(archive, PhantomConfig(films=200, size=128, floor=0.009, seed=1))
+    listed, _ = list_films(archive, lambda _: None)
+    path, rng, paths = str(listed["path"].iloc[0]), np.random.default_rng(0), []
+    for image_id, content in read_films(archive, path, set(listed["image_id"][listed["path"] == path])):
+        with Image.open(io.BytesIO(content)) as image:
+            large = np.asarray(image.resize((RAW, RAW), Image.Resampling.BICUBIC), np.float32)
+        noisy = np.clip(large + rng.normal(0, 1.0, large.shape), 0, 255).astype(np.uint8)
+        paths.append(folder / image_id)
+        Image.fromarray(noisy).save(paths[-1])
+        if len(paths) == films:
+            break
+    return paths
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer films, under a minute")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(CORES)
+    rounds, decoded, gathered = (2, 512, 8192) if quick else (5, 1024, 32768)
+    print(f"{platform.processor() or platform.machine()}, {CORES} cores; {RAW} px films to {SIZE} px batches")
+    print(f"{'augmentation':14}{'decode films/s':>16}{'shards films/s':>16}{'ratio':>8}")
+    ratios = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = write_films(folder, 64)
+        (folder / "prepared").mkdir()
+        dataset = write_dataset(folder / "prepared", 8192, SIZE)
+        ours(dataset, 8192, False)  # reads the shards into the page cache, as the films are
+        for augment in (False, True):
+            rates = [(peer(paths, decoded, augment), ours(dataset, gathered, augment)) for _ in range(rounds)]
+            theirs, own = (statistics.median(part) for part in zip(*rates, strict=True))
+            ratios[augment] = round(own / theirs, 1)
+            print(f"{'with' if augment else 'without':14}{theirs:16.0f}{own:16.0f}{ratios[augment]:8.1f}")
+    print(json.dumps({"input_ratio": ratios[False], "augmented_ratio": ratios[True]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Prepared data of random pixels and labels, for benchmarks that need no films."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ral.data.dataset import Dataset, open_dataset
+from ral.data.pixels import write_shard
+from ral.files import sha256, write_json
+
+FINDINGS = tuple(f"Finding {number}" for number in range(14))
+# Share of positives: the mean over NIH ChestX-ray14's findings.
+POSITIVES = 0.05
+
+
+def write_dataset(folder: Path, films: int, size: int, shard_films: int = 4096) -> Dataset:
+    """Write shards of random films with random labels, nine in ten of them for training, and open them."""
+    rng = np.random.default_rng(0)
+    ids = [f"random_{number:08d}.png" for number in range(films)]
+    split = np.where(np.arange(films) % 10 == 0, "val", "train")
+    labels = (rng.random((films, len(FINDINGS))) < POSITIVES).astype(np.int8)
+    studies = pd.DataFrame({"image_id": ids, "split": split}).join(pd.DataFrame(labels, columns=list(FINDINGS)))
+    studies.to_parquet(folder / "studies.parquet", index=False)
+    (folder / "shards").mkdir()
+    shards = []
+    for start in range(0, films, shard_films):
+        part = ids[start : start + shard_films]
+        path = folder / "shards" / f"{len(shards):05}.arrow"
+        write_shard(path, part, rng.integers(0, 256, (len(part), size, size), np.uint8))
+        shards.append({"name": path.name, "films": len(part), "sha256": sha256(path)})
+    positives = {name: int(labels[split == "train", place].sum()) for place, name in enumerate(FINDINGS)}
+    number = int((split == "train").sum())
+    counts = {"positives": positives, "negatives": {name: number - n for name, n in positives.items()}}
+    write_json(folder / "class_counts.json", {"train": counts})
+    facts = {"findings": list(FINDINGS), "size": size, "shards": shards, "phantom": True}
+    write_json(folder / "dataset.json", facts | {"pixel_mean": 127.5, "pixel_deviation": 73.9})
+    return open_dataset(folder)
