@@ -160,6 +160,8 @@ def test_checkpointing_gives_the_same_gradients(backbone: str) -> None:
         torch.manual_seed(2)  # the same paths are dropped
         model(films(8)).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
+        with torch.inference_mode():  # as scoring does
+            assert model.eval()(films()).shape == (2, FINDINGS)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
