@@ -67,7 +67,12 @@ def test_swin_gives_its_channels_last_map(head: str) -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "places", "width"),
-    [("test_resnet", 25, 96), ("test_vit", 100, 64), ("test_vit_relpos", 100, 96), ("test_mambaout", 25, 256)],
+    [
+        ("test_resnet", 25, 96),
+        ("test_vit", 100, 64),
+        ("test_vit_relpos", 100, 96),
+        ("test_mambaout", 25, 256),
+    ],
 )
 def test_heads_see_places_of_the_film_and_nothing_else(backbone: str, places: int, width: int) -> None:
     """160 pixels: maps of 5 × 5, or 10 × 10 patches and a class token that is no place."""
