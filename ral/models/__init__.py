@@ -31,6 +31,9 @@ class Network(nn.Module):
         weights_sha256: of the file of pretrained weights; None if there was none.
     """
 
+    backbone: Any  # a timm model has more than torch's type of a module tells
+    head: nn.Module | None
+
     def __init__(
         self, backbone: nn.Module, head: nn.Module | None, channels: int, weights_sha256: str | None
     ) -> None:
@@ -65,6 +68,7 @@ def build_model(config: ModelConfig, findings: int) -> Network:
             f"Similar: {', '.join(near)}. All: python -c 'import timm; print(timm.list_models())'."
         )
     backbone, digest = _backbone(config, findings, timm)
+    model = Network(backbone, _head(config, backbone, findings), config.channels, digest)
     if config.gradient_checkpointing:
         try:
             backbone.set_grad_checkpointing(True)
@@ -73,7 +77,7 @@ def build_model(config: ModelConfig, findings: int) -> Network:
                 f"model.gradient_checkpointing: {config.backbone} does not support it. Set it to false, or make "
                 "train.micro_batch smaller."
             ) from None
-    return Network(backbone, _head(config, backbone, findings), config.channels, digest)
+    return model
 
 
 def classifier(model: Network) -> nn.Module:
@@ -91,9 +95,11 @@ def reset_classifier(model: Network, seed: int) -> None:
     fresh = copy.deepcopy(part).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in [fresh] if hasattr(fresh, "reset_parameters") else fresh.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+        whole = hasattr(fresh, "reset_parameters")
+        for module in [fresh] if whole else fresh.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset:
+                reset()
     part.load_state_dict(fresh.state_dict())
 
 
@@ -106,7 +112,7 @@ def positions(backbone: nn.Module, features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
-def _backbone(config: ModelConfig, findings: int, timm: Any) -> tuple[nn.Module, str | None]:
+def _backbone(config: ModelConfig, findings: int, timm: Any) -> tuple[Any, str | None]:
     """The timm model, without pooling and classifier if another head follows, and the SHA-256 of its weights."""
     arguments: dict[str, Any] = {**config.options, "in_chans": config.channels, "num_classes": findings}
     if config.head != "linear":
@@ -121,9 +127,8 @@ def _backbone(config: ModelConfig, findings: int, timm: Any) -> tuple[nn.Module,
             shown = {
                 name: value for name, value in arguments.items() if name not in ("in_chans", "num_classes")
             }
-            raise UserError(
-                f"model.options: {config.backbone} cannot be built with {shown}: {error}"
-            ) from None
+            key = "model.options" if config.head == "linear" else "model.options or model.head"
+            raise UserError(f"{key}: {config.backbone} cannot be built with {shown}: {error}") from None
     if path is None:
         return backbone, None
     tensors, digest = read_weights(path)

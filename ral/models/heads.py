@@ -45,7 +45,7 @@ class CSRA(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Logits [batch, findings] from features [batch, positions, features]."""
         scores = functional.linear(positions, self.weight)
-        logits = self.bias
+        logits: Tensor = self.bias
         for sharpness, head in zip(self.sharpness, scores.chunk(len(self.sharpness), dim=2), strict=True):
             if math.isinf(sharpness):
                 peak = head.amax(dim=1)

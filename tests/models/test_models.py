@@ -10,7 +10,7 @@ from torch import nn
 
 from ral.config.model import ModelConfig
 from ral.errors import UserError
-from ral.models import Network, build_model, classifier, import_timm, reset_classifier
+from ral.models import Network, build_model, classifier, import_timm, positions, reset_classifier
 from ral.models.groups import parameter_groups
 
 # Convolutions, a class token, register-free tokens, channels last, and a head with layers of its own.
@@ -63,6 +63,30 @@ def test_swin_gives_its_channels_last_map(head: str) -> None:
     options = {"img_size": 64, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
     model = network("swin_tiny_patch4_window7_224", head=head, options=options)
     assert model(films()[:, :, :64, :64]).shape == (2, FINDINGS)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "places", "width"),
+    [
+        ("test_resnet", 25, 96),
+        ("test_vit", 100, 64),
+        ("test_vit_relpos", 100, 96),
+        ("test_mambaout", 25, 256),
+    ],
+)
+def test_heads_see_places_of_the_film_and_nothing_else(backbone: str, places: int, width: int) -> None:
+    """160 pixels: maps of 5 × 5, or 10 × 10 patches and a class token that is no place."""
+    body = network(backbone, head="csra").backbone.eval()
+    with torch.no_grad():
+        features = body(films())
+        found = positions(body, features)
+    assert found.shape == (2, places, width)
+    if backbone == "test_vit":
+        assert torch.equal(found, features[:, 1:])
+    elif backbone == "test_mambaout":
+        assert torch.equal(found[:, 7], features[:, 1, 2])
+    elif backbone == "test_resnet":
+        assert torch.equal(found[:, 7], features[:, :, 1, 2])
 
 
 def test_the_seed_alone_draws_the_weights() -> None:
@@ -160,6 +184,8 @@ def test_checkpointing_gives_the_same_gradients(backbone: str) -> None:
         torch.manual_seed(2)  # the same paths are dropped
         model(films(8)).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
+        with torch.inference_mode():  # as scoring does
+            assert model.eval()(films()).shape == (2, FINDINGS)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
