@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.files import new_file
 from ral.models import Network, build_model, classifier, reset_classifier
 from ral.models.groups import parameter_groups
 from ral.progress import Progress
@@ -48,7 +47,7 @@ class Fit:
         place: this process.
         checkpoints: where to save and go on from.
         minutes: between two checkpoints.
-        run: folder for what differs from run to run (speed.csv).
+        run: folder for what differs from run to run (speed.csv, steps.csv).
         stop: whether someone asked for the end.
     """
 
@@ -143,9 +142,9 @@ class Fit:
                 self.stop.at_once = True  # what scoring gives is not saved before it is complete
                 if self.stop.asked:
                     raise SystemExit(143)
-                self._end_epoch(phase, trainer, scorer, say)
                 if counted:
-                    self._note_speed(len(state.history), films - first, seconds)
+                    self._note(films - first, seconds)
+                self._end_epoch(phase, trainer, scorer, say)
                 if config.patience is not None and state.waited >= config.patience:
                     break
         engine.destroy()
@@ -258,12 +257,19 @@ class Fit:
         say(f"going on from the checkpoint after {self.state.total_steps:,} steps: {self.checkpoints.folder}")
         return tensors
 
-    def _note_speed(self, epoch: int, films: int, seconds: float) -> None:
-        """Add a line to speed.csv: what differs from run to run is no output."""
-        path = self.run / "speed.csv"
-        old = path.read_text(encoding="utf-8") if path.exists() else "epoch,films,seconds,films_per_second\n"
-        with new_file(path) as draft:
-            draft.write_text(f"{old}{epoch},{films},{seconds:.3f},{films / seconds:.1f}\n", encoding="utf-8")
+    def _note(self, films: int, seconds: float) -> None:
+        """Add to speed.csv and steps.csv what is no output, since it differs from run to run or is too much."""
+        epoch = len(self.state.history) + 1
+        _append(self.run / "speed.csv", "epoch,films,seconds,films_per_second",
+                [f"{epoch},{films},{seconds:.3f},{films / seconds:.1f}"])  # fmt: skip
+        _append(self.run / "steps.csv", "epoch,step,loss",
+                [f"{epoch},{step},{loss!r}" for step, loss in enumerate(self.state.losses, 1)])  # fmt: skip
+
+
+def _append(path: Path, header: str, lines: list[str]) -> None:
+    start = [] if path.exists() else [header]
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("".join(f"{line}\n" for line in [*start, *lines]))
 
 
 def quiet(*_: object) -> None:

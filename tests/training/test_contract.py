@@ -1,0 +1,101 @@
+"""The global batch is the contract: processes, accumulation and ZeRO share it out and change nothing but rounding."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from trainings import BATCH_NORM, history, outputs, steps, train
+
+MEASURED = ["val_macro_ap", "val_macro_auroc", "average_val_macro_ap", "average_val_macro_auroc"]
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, the whole batch at once: 56 steps."""
+    return train(prepared, tmp_path_factory.mktemp("alone") / "out", epochs=7)
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes"),
+    [
+        (1, {"micro_batch": 8}),
+        (1, {"zero_stage": 3, "micro_batch": 16}),
+        (2, {}),
+        (2, {"zero_stage": 1, "micro_batch": 8}),
+        (2, {"zero_stage": 2, "micro_batch": 4}),
+        (2, {"zero_stage": 3}),
+        (4, {"zero_stage": 1}),
+        (4, {"micro_batch": 4, "zero_stage": 3}),
+    ],
+)
+def test_sharing_the_batch_out_changes_only_rounding(
+    prepared: Path, tmp_path: Path, alone: Path, processes: int, changes: dict
+) -> None:
+    other = train(prepared, tmp_path / "out", processes, epochs=7, **changes)
+    assert len(steps(alone)) >= 50
+    np.testing.assert_allclose(steps(other), steps(alone), rtol=1e-4)
+    np.testing.assert_allclose(history(other)[MEASURED], history(alone)[MEASURED], rtol=1e-3)
+    for split in ("val", "test"):
+        ours, theirs = (pd.read_parquet(folder / f"logits/{split}.parquet") for folder in (other, alone))
+        assert ours["image_id"].tolist() == theirs["image_id"].tolist()
+        np.testing.assert_allclose(ours.iloc[:, 1:], theirs.iloc[:, 1:], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"zero_stage": 2}])
+def test_batch_statistics_are_those_of_the_whole_batch(
+    prepared: Path, tmp_path: Path, changes: dict
+) -> None:
+    one = train(prepared, tmp_path / "one", model=BATCH_NORM)
+    two = train(prepared, tmp_path / "two", 2, model=BATCH_NORM, **changes)
+    np.testing.assert_allclose(steps(two), steps(one), rtol=1e-4)
+    np.testing.assert_allclose(history(two)["val_macro_ap"], history(one)["val_macro_ap"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["bce", "hill", "zlpr", "ldam"])
+def test_every_separable_loss_keeps_the_contract(prepared: Path, tmp_path: Path, loss: str) -> None:
+    one = train(prepared, tmp_path / "one", loss=loss, epochs=1)
+    shared = train(prepared, tmp_path / "shared", 2, loss=loss, epochs=1, micro_batch=4)
+    np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
+
+
+def test_unknown_labels_weigh_the_same_wherever_they_fall(prepared: Path, tmp_path: Path) -> None:
+    masked = tmp_path / "masked"
+    masked.mkdir()
+    for entry in prepared.iterdir():
+        (masked / entry.name).symlink_to(entry)
+    studies = pd.read_parquet(prepared / "studies.parquet")
+    findings = studies.columns[studies.columns.get_loc("split") + 1 :]
+    holes = np.random.default_rng(0).random((len(studies), len(findings))) < np.linspace(0, 0.8, len(studies))[:, None]
+    studies[findings] = studies[findings].astype("Int8").mask(holes)
+    (masked / "studies.parquet").unlink()
+    studies.to_parquet(masked / "studies.parquet", index=False)
+    one = train(masked, tmp_path / "one", epochs=1)
+    shared = train(masked, tmp_path / "shared", 2, epochs=1, micro_batch=4)
+    np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["inverse_frequency", "class_aware", "repeat_factor", "temperature"])
+def test_samplers_keep_the_contract(prepared: Path, tmp_path: Path, name: str) -> None:
+    sampler = {"name": name}
+    one = train(prepared, tmp_path / "one", epochs=1, sampler=sampler)
+    two = train(prepared, tmp_path / "two", 2, epochs=1, sampler=sampler)
+    np.testing.assert_allclose(steps(two), steps(one), rtol=1e-4)
+
+
+def test_same_bytes_twice_and_another_seed_differs(prepared: Path, tmp_path: Path) -> None:
+    first, second = (outputs(train(prepared, tmp_path / name)) for name in ("a", "b"))
+    assert first == second
+    assert outputs(train(prepared, tmp_path / "c", seed=1))["history.csv"] != first["history.csv"]
+
+
+def test_every_film_is_trained_and_scored_once(prepared: Path, tmp_path: Path) -> None:
+    out = train(prepared, tmp_path / "out", 2)
+    studies = pd.read_parquet(prepared / "studies.parquet")
+    for split in ("val", "test"):
+        logits = pd.read_parquet(out / f"logits/{split}.parquet")
+        assert logits["image_id"].tolist() == studies["image_id"][studies["split"] == split].tolist()
+        assert (logits.dtypes.iloc[1:] == np.float32).all()
+        assert np.isfinite(logits.iloc[:, 1:]).all().all()
+    films = pd.read_csv(out / "speed.csv")["films"]
+    assert (films == (studies["split"] == "train").sum()).all()

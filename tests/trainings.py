@@ -1,0 +1,90 @@
+"""Small trainings for the tests: parameters, prepared films, real processes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
+from ral.config.environment import TrainingTarget
+from ral.config.losses import LossConfig
+from ral.config.model import ModelConfig
+from ral.config.train import TrainConfig, TrainParams
+from ral.data.films import list_films
+from ral.data.prepare import prepare
+from ral.files import write_json
+from ral.launch import launch
+
+# Layer norm keeps films of a batch apart, so that sharing the batch out changes nothing but rounding.
+SEPARABLE = ModelConfig(backbone="test_convnext")
+BATCH_NORM = ModelConfig(backbone="test_resnet")
+
+TRAIN = {
+    "epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "threads": 1, "average_decay": 0.9,
+    "augment": {"flip": 0.5, "rotate": 5.0, "shift": 0.05, "zoom": 0.1},
+}  # fmt: skip
+
+OUTPUTS = (
+    "model.safetensors", "weights/last.safetensors", "weights/average.safetensors", "model.json", "validation.json",
+    "history.csv", "logits/val.parquet", "logits/test.parquet",
+)  # fmt: skip
+
+RANK = (sys.executable, "-m", "ral.training")
+
+
+def prepare_phantom(films: Path, folder: Path) -> Path:
+    """Prepare phantom films at 32 pixels in shards of 100."""
+    data = DataConfig(source="nih", root=str(films), missing_films="fail", views=["PA", "AP"])
+    split = SplitConfig(method="official", val=0.2, test=0.2, seed=0)
+    listed, _ = list_films(films, lambda _: None)
+    params = PreprocessParams(data=data, split=split, preprocess=PreprocessConfig(size=32, shard_films=100))
+    prepare(params, listed, folder, 2, lambda _: None)
+    return folder
+
+
+def params(model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any) -> TrainParams:
+    """The parameters above with changes to the section train."""
+    return TrainParams(
+        model=model, loss=LossConfig(name=loss), train=TrainConfig.model_validate(TRAIN | changes)
+    )
+
+
+def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 10.0, keep: int = 2) -> Path:
+    """Write what a process reads; state_dir lies beside `out`, so that another try with the same `out` goes on."""
+    out.mkdir(exist_ok=True)
+    spec = out / "spec.json"
+    write_json(
+        spec,
+        {
+            "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
+            "state_dir": str(out.with_name(out.name + ".state")), "failure": str(out / "rank_failure.json"),
+            "checkpoint_minutes": minutes, "keep": keep,
+        },
+    )  # fmt: skip
+    return spec
+
+
+def train(
+    prepared: Path, out: Path, processes: int = 1, minutes: float = 10.0, command: tuple[str, ...] = RANK,
+    model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any,
+) -> Path:  # fmt: skip
+    """Train into `out` and wait."""
+    spec = write_spec(prepared, out, params(model, loss, **changes), minutes)
+    launch(spec, TrainingTarget(processes=processes), out, command)
+    return out
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Bytes of everything that a training gives."""
+    return {name: (folder / name).read_bytes() for name in OUTPUTS}
+
+
+def steps(folder: Path) -> pd.Series:
+    """Loss of every optimizer step."""
+    return pd.read_csv(folder / "steps.csv")["loss"]
+
+
+def history(folder: Path) -> pd.DataFrame:
+    """A row per epoch."""
+    return pd.read_csv(folder / "history.csv")
