@@ -1,6 +1,7 @@
 """Child processes that never outlive their parent.
 
-python -m ral.processes PID        # a guard: waits for PID to end, then kills what PID started and left
+python -m ral.processes PID                 # a guard: waits for PID to end, then kills what PID started and left
+python -m ral.processes at-death COMMAND    # runs COMMAND when its standard input ends without a good word
 """
 
 import contextlib
@@ -10,16 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 
 # Exit code of a process that ended because another one had gone; that one is the cause.
 LOST_PEER = 69
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, even by `kill -9` (Linux; elsewhere nothing)."""
+def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel to send `by` to this process when its parent ends, even by `kill -9` (Linux; elsewhere nothing)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, by)
 
 
 def end_group(process: subprocess.Popen, patience: float = 5.0) -> None:
@@ -33,6 +35,11 @@ def end_group(process: subprocess.Popen, patience: float = 5.0) -> None:
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(patience)
+    kill_group(process)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Kill a process started with `start_new_session=True` and everything it started, and wait for it."""
     with contextlib.suppress(ProcessLookupError):  # the leader may be gone while its children linger
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -47,6 +54,37 @@ def start_guard() -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is for the process it guards
     )
+
+
+@contextlib.contextmanager
+def at_our_death(command: Sequence[str]) -> Iterator[None]:
+    """Have `command` run if this process is killed inside the block; what it says goes nowhere.
+
+    For what lives elsewhere, such as a job in a queue, and would outlive even `kill -9` of this process.
+    """
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "ral.processes", "at-death", *command],
+        stdin=subprocess.PIPE,  # ends when this process does, however it does
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        assert keeper.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            keeper.stdin.write(_ALL_WELL)
+            keeper.stdin.close()
+        keeper.wait()
+
+
+_ALL_WELL = b"well"
+
+
+def _wait_for_death(command: Sequence[str]) -> None:
+    if sys.stdin.buffer.read() != _ALL_WELL:
+        subprocess.run(command)
 
 
 def guard(pid: int, every: float = 0.5) -> None:
@@ -65,4 +103,7 @@ def guard(pid: int, every: float = 0.5) -> None:
 
 
 if __name__ == "__main__":
-    guard(int(sys.argv[1]))
+    if sys.argv[1] == "at-death":
+        _wait_for_death(sys.argv[2:])
+    else:
+        guard(int(sys.argv[1]))

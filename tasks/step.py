@@ -1,24 +1,33 @@
-"""The edge of every step: its command line, and errors as one clear message with exit code 1."""
+"""The edge of every step: its command line, and errors as one clear message with exit code 1.
+
+What failed is also left for programs, in runs/<id>/failure.json: {"step", "kind", "retry", "message"} (DVC turns every exit
+code into 255). The file is absent when the step succeeds.
+"""
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ral import runs
-from ral.errors import UserError
+from ral.errors import Kind, UserError
+from ral.files import write_json
 from ral.processes import die_with_parent
 
 
-def parse(description: str, paths: dict[str, tuple[str, str]]) -> argparse.Namespace:
+def parse(
+    description: str, paths: dict[str, tuple[str, str]], flags: dict[str, str] | None = None
+) -> argparse.Namespace:
     """Read a step's command line.
 
     Args:
         description: what the step does; the module's docstring.
         paths: option name -> (default path, what it is); the defaults are those of dvc.yaml.
+        flags: option name -> what it does; off unless given.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -26,28 +35,74 @@ def parse(description: str, paths: dict[str, tuple[str, str]]) -> argparse.Names
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (params.yaml)")
     for name, (default, what) in paths.items():
         parser.add_argument(f"--{name}", type=Path, default=Path(default), help=f"{what} ({default})")
+    for name, what in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=what)
     return parser.parse_args()
 
 
-def main(name: str, step: Callable[[], None]) -> None:
-    """Run a step and record it; what the user can mend ends as `error: ...` and exit code 1, a bug keeps its trace."""
+def main(name: str, step: Callable[[], None], record: bool = True) -> None:
+    """Run a step and record it; what the user can mend ends as `error: ...` and exit code 1, a bug keeps its trace.
+
+    Args:
+        name: of the step.
+        step: does the work.
+        record: whether this is a run; a look at what would be run leaves nothing behind.
+    """
     if "DVC_STAGE" in os.environ:  # DVC, when it is killed, leaves the stages it started
-        die_with_parent()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that drafts are removed and the record is closed
+        # Training waits in Python, so it hears a signal at once and can save; other steps may be deep in a library.
+        die_with_parent(signal.SIGTERM if name == "train" else signal.SIGKILL)
+    signal.signal(signal.SIGTERM, _asked_to_end)
     try:
-        with runs.recorded(name):
+        with _recorded(name) if record else contextlib.nullcontext():
             step()
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{os.strerror(error.errno)}. {_REMEDIES[error.errno]}")
+        sys.exit(f"error: {_explain(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _asked_to_end(number: int, frame: object) -> None:
+    """Leave by an exception, so that drafts are removed and the record is closed; asking twice changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
+@contextlib.contextmanager
+def _recorded(name: str) -> Iterator[None]:
+    """Record the step in the run's manifest, and what failed in failure.json."""
+    path = runs.folder() / "failure.json"
+    path.unlink(missing_ok=True)
+    try:
+        with runs.recorded(name):
+            yield
+    except BaseException as error:
+        kind, retry, message = _classify(error)
+        with contextlib.suppress(OSError):  # the disk may be full; the error itself is what must be told
+            write_json(path, {"step": name, "kind": kind, "retry": retry, "message": message})
+        raise
+
+
+def _classify(error: BaseException) -> tuple[Kind, bool, str]:
+    """Kind, whether a retry can help, and the message of a failure."""
+    if isinstance(error, UserError):
+        return error.kind, error.retry, str(error)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted", True, "The step was asked to end."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk", False, _explain(error)
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return "input", False, _explain(error)
+    return "bug", False, f"{type(error).__name__}: {error}"
+
+
+def _explain(error: OSError) -> str:
+    """A failure of the machine for people: where, what, and what helps."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{os.strerror(error.errno or 0)}. {_REMEDIES[error.errno or 0]}"
 
 
 # Failures of the machine rather than of the input, and what helps.

@@ -1,38 +1,60 @@
 """Train the network on the prepared films, with DeepSpeed: one process per GPU, or one on the CPU.
 
     python -m tasks.train
+    python -m tasks.train --dry-run      # shows the exact script, commands or manifest, and starts nothing
 
 Writes model.safetensors and model.json, history.csv, validation.json (the figures to choose by), and raw logits of validation and test. What is started,
-once per process, is `python -m ral.training runs/<id>/train.json`.
+once per process, is `python -m ral.training runs/<id>/train.json`; where and how, ral.toml says (docs/launching.md).
 """
 
+import os
 from pathlib import Path
 
 from ral.config.base import load
+from ral.config.environment import Environment, load_environment
 from ral.config.train import TrainParams
 from tasks import step
 
 
-def run(params: TrainParams, prepared: Path, out: Path) -> None:
+def run(params: TrainParams, environment: Environment, prepared: Path, out: Path) -> None:
     """Train on the data in `prepared` and write the model and its logits into `out`.
 
     Raises:
         UserError: a parameter does not fit the data or the machine, or a training process failed.
     """
-    import torch
-
     from ral import runs
     from ral.files import new_folder, read_json, write_json
-    from ral.launch import launch_local
+    from ral.launch import launch
 
     read_json(prepared / "dataset.json")  # says here, not from a child, that preprocess has not run
+    folder = runs.folder().resolve()
     with new_folder(out) as draft:
-        spec = runs.folder() / "train.json"
+        spec = folder / "train.json"
         write_json(
             spec,
-            {"params": params.model_dump(), "prepared": str(prepared.resolve()), "out": str(draft.resolve())},
+            {
+                "params": params.model_dump(),
+                "prepared": str(prepared.resolve()),
+                "out": str(draft.resolve()),
+                "failure": str(folder / "rank_failure.json"),
+                "state_dir": str(environment.state_dir),
+                "run": str(folder),
+            },
         )
-        launch_local(spec, draft / "error.txt", max(1, torch.cuda.device_count()))
+        launch(spec, environment.training, folder)
+
+
+def show(environment: Environment) -> None:
+    """Print what `run` would start; nothing is started or written.
+
+    Raises:
+        UserError: something that the launcher needs is missing.
+    """
+    from ral import runs
+    from ral.launch import dry_run
+
+    folder = Path("runs") / os.environ.get(runs.RUN_ID, "DRY-RUN")
+    print(dry_run(folder / "train.json", environment.training, folder), end="")
 
 
 if __name__ == "__main__":
@@ -42,5 +64,12 @@ if __name__ == "__main__":
             "prepared": ("data/prepared", "what the step preprocess wrote"),
             "out": ("models", "folder to write"),
         },
+        {"dry-run": "show what would be launched, and start nothing"},
     )
-    step.main("train", lambda: run(load(options.params, TrainParams), options.prepared, options.out))
+    if options.dry_run:
+        step.main("train", lambda: show(load_environment()), record=False)
+    else:
+        step.main(
+            "train",
+            lambda: run(load(options.params, TrainParams), load_environment(), options.prepared, options.out),
+        )

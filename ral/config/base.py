@@ -71,7 +71,8 @@ def explain(error: ValidationError, model: type[BaseModel], path: Path) -> str:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             owner, _, name = key.rpartition(".")
-            lines.append(f"{owner}: {_unknown_key(name, _fields(model, item['loc'][:-1]))}")
+            where = f"{owner}: " if owner else ""
+            lines.append(f"{where}{_unknown_key(name, _fields(model, item['loc'][:-1]))}")
         elif item["type"] == "missing":
             lines.append(f"{key}: this key is missing; every key is listed in docs/parameters.md")
         elif item["type"] == "value_error":

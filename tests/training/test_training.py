@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
+from ral.config.environment import TrainingTarget
 from ral.config.losses import LossConfig
 from ral.config.train import AugmentConfig, ModelConfig, TrainConfig, TrainParams
 from ral.data.films import list_films
 from ral.data.prepare import prepare
 from ral.errors import UserError
 from ral.files import write_json
-from ral.launch import launch_local
+from ral.launch import launch
 
 TRAIN = TrainConfig(
     epochs=2, batch_size=32, learning_rate=1e-3, weight_decay=0.05, warmup=0.1, clip_norm=1.0,
@@ -45,9 +46,20 @@ def train(prepared: Path, out: Path, processes: int = 1, model: ModelConfig = SE
     out.mkdir()
     params = TrainParams(model=model, loss=LossConfig(name="ral"), train=TRAIN.model_copy(update=changes))
     spec = out / "spec.json"
-    write_json(spec, {"params": params.model_dump(), "prepared": str(prepared), "out": str(out)})
-    launch_local(spec, out / "error.txt", processes)
+    write_json(spec, specification(params, prepared, out))
+    launch(spec, TrainingTarget(processes=processes), out)
     return out
+
+
+def specification(params: TrainParams, prepared: Path, out: Path) -> dict:
+    return {
+        "params": params.model_dump(),
+        "prepared": str(prepared),
+        "out": str(out),
+        "failure": str(out / "error.txt"),
+        "state_dir": str(out / "state"),
+        "run": str(out),
+    }
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -142,7 +154,7 @@ def test_a_dead_rank_ends_the_others(prepared: Path, tmp_path: Path, monkeypatch
             self.kill()
 
     monkeypatch.setattr(subprocess.Popen, "__init__", kill_second)
-    with pytest.raises(UserError, match="Training process 1 of 2 ended with signal 9"):
+    with pytest.raises(UserError, match=r"Training process 1 of 2 on .* ended with signal 9"):
         train(prepared, tmp_path / "out", 2, epochs=50)
     assert not _ranks(str(tmp_path))
 
@@ -158,7 +170,7 @@ def test_ranks_end_with_a_killed_launcher(
         {"params": params.model_dump(), "prepared": str(prepared), "out": str(tmp_path)},
     )
     script = (
-        "from pathlib import Path; from ral.launch import launch_local; "
+        "from pathlib import Path; from ral.launch import launch; "
         f"launch_local(Path({str(tmp_path / 'spec.json')!r}), Path('none'), 2)"
     )
     launcher = subprocess.Popen(["python", "-c", script], env=environment, stderr=subprocess.DEVNULL)

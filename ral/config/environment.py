@@ -1,0 +1,197 @@
+"""Where and how things run on this machine: ral.toml in the working folder, and RAL_… variables over it.
+
+    RAL_TRAINING_LAUNCHER=slurm RAL_TRAINING_SLURM_NODES=4 python -m tasks.train
+
+Nothing here changes a result; what does is in params.yaml.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ral.config.base import Section, explain
+from ral.errors import UserError
+
+PREFIX = "RAL_"
+
+
+def _own_folder(value: Any) -> Any:
+    """A path as text, with ~ for the user's own folder."""
+    return Path(value).expanduser() if isinstance(value, str) and value else value
+
+
+# A path in TOML or in a variable is text.
+File = Annotated[Path, BeforeValidator(_own_folder)]
+
+
+class SlurmConfig(Section):
+    """What is asked of SLURM."""
+
+    partition: str | None = None
+    """Partition; the cluster's default if absent."""
+    account: str | None = None
+    """Account that is charged; the user's default if absent."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines."""
+    tasks_per_node: int = Field(default=1, ge=1)
+    """Training processes per machine; with GPUs, one for each."""
+    gpus_per_node: int = Field(default=0, ge=0)
+    """GPUs per machine."""
+    cpus_per_task: int | None = Field(default=None, ge=1)
+    """Processor cores per training process; the cluster's default if absent."""
+    time: str | None = None
+    """Time limit as SLURM writes it (08:00:00); the partition's if absent. Training saves and ends before it."""
+    signal_seconds: int = Field(default=120, ge=1, le=65535)
+    """Seconds before the time limit at which training is asked to save a checkpoint."""
+    lines: list[str] = Field(default_factory=list)
+    """Further options of sbatch, such as --constraint=a100, one each."""
+
+
+class KubernetesConfig(Section):
+    """What is asked of Kubernetes with Kubeflow."""
+
+    kind: Literal["TrainJob", "PyTorchJob"] = "TrainJob"
+    """TrainJob of Kubeflow Trainer 2.2 or later, or PyTorchJob of the older training operator."""
+    runtime: str = "torch-distributed"
+    """ClusterTrainingRuntime that a TrainJob refers to."""
+    image: str = ""
+    """Container image with this project's packages."""
+    namespace: str = "default"
+    """Namespace of the job."""
+    nodes: int = Field(default=1, ge=1)
+    """Pods."""
+    processes_per_node: int = Field(default=1, ge=1)
+    """Training processes per pod; with GPUs, one for each."""
+    gpus_per_node: int = Field(default=0, ge=0)
+    """GPUs per pod."""
+    claim: str = ""
+    """PersistentVolumeClaim with the project's folder and state_dir; every pod mounts it."""
+    mount: str = ""
+    """Where the claim is mounted, here and in the pods; the project's folder and state_dir lie in it."""
+
+
+class TrainingTarget(Section):
+    """Where training runs, and how its processes are started."""
+
+    launcher: Literal["local", "hostfile", "slurm", "kubernetes"] = "local"
+    """Who starts the processes: this machine, DeepSpeed's launcher, SLURM or Kubernetes."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes of the local launcher; if absent one per GPU, or one on the processor."""
+    grace: float = Field(default=8.0, ge=0)
+    """Seconds that processes get to save a checkpoint between being asked to end and being killed."""
+    hostfile: File | None = None
+    """DeepSpeed's hostfile: a line `NAME slots=N` per machine, with N training processes."""
+    ssh: bool = True
+    """Whether the hostfile launcher starts the other machines through pdsh; if not, start each by hand."""
+    port: int | None = Field(default=None, ge=1024, le=65535)
+    """Port at which processes meet where no scheduler gives one (local, hostfile); if absent a free one."""
+    slurm: SlurmConfig = SlurmConfig()
+    """What is asked of SLURM."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """What is asked of Kubernetes."""
+
+
+def default_state_dir() -> Path:
+    """ral's folder among the user's state, as the XDG rules have it."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "ral"
+
+
+class Environment(Section):
+    """Where and how things run; never what comes out."""
+
+    state_dir: File = Field(default_factory=default_state_dir)
+    """Private folder for checkpoints of unfinished training; all machines of a run must see it."""
+    training: TrainingTarget = TrainingTarget()
+    """Where training runs, and how its processes are started."""
+
+
+def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None = None) -> Environment:
+    """Read `folder`/ral.toml, if there is one, and the RAL_… variables, which win.
+
+    Args:
+        folder: the working folder.
+        variables: environment variables; those of this process if None. An empty one counts as not set.
+
+    Raises:
+        UserError: ral.toml is no TOML; a key or variable is unknown or has a wrong value.
+    """
+    path = folder / "ral.toml"
+    content = _read_toml(path) if path.exists() else {}
+    environment = _validate(content, path)
+    known = {variable_name(key): (key, kind) for key, kind in keys()}
+    for name, text in sorted((os.environ if variables is None else variables).items()):
+        if name in known and text:
+            key, kind = known[name]
+            _set(content, key, _value(text, kind))
+            environment = _validate(content, Path(name))
+        elif name not in known:
+            _refuse_unknown(name, list(known))
+    return environment
+
+
+def keys(model: type[Section] = Environment, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of ral.toml (`training.slurm.nodes`) with its type."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            metadata = field.metadata
+            yield f"{prefix}{name}", Annotated[field.annotation, *metadata] if metadata else field.annotation
+
+
+def variable_name(key: str) -> str:
+    """The environment variable of a key: `training.slurm.nodes` is RAL_TRAINING_SLURM_NODES."""
+    return PREFIX + key.replace(".", "_").upper()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def _validate(content: dict[str, Any], source: Path) -> Environment:
+    try:
+        return Environment.model_validate(content)
+    except ValidationError as error:
+        raise UserError(explain(error, Environment, source)) from None
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+    content[name] = value
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A variable's text as its field wants it: as it stands where that is text, else as a TOML value."""
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(text)
+        return text
+    except ValidationError:
+        pass
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _refuse_unknown(name: str, known: list[str]) -> None:
+    """Refuse a variable that begins like a section's but names no key; others belong to someone else."""
+    for section, field in Environment.model_fields.items():
+        start = f"{PREFIX}{section.upper()}_"
+        if name.startswith(start) and isinstance(field.annotation, type):
+            allowed = [other for other in known if other.startswith(start)]
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"The environment variable {name} is unknown.{hint} Allowed: {', '.join(allowed)}."
+            )

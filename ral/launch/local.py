@@ -1,0 +1,39 @@
+"""All processes on this machine: one per GPU, or one on the processor.
+
+RAL_TRAINING_PROCESSES=2 python -m tasks.train
+"""
+
+import os
+from pathlib import Path
+
+from ral.launch.base import Job, shell_line
+from ral.launch.ranks import run_ranks, variables
+
+
+def plan(job: Job) -> dict[str, str]:
+    """The command of each process with its variables."""
+    lines = [
+        shell_line(["env", *(f"{name}={value}" for name, value in rank.items()), *job.command, str(job.spec)])
+        for rank in _ranks(job)
+    ]
+    return {"launch.sh": "\n".join([*(f"{line} &" for line in lines), "wait", ""])}
+
+
+def run(job: Job) -> None:
+    """Start the processes and wait; see `ral.launch.ranks.run_ranks`."""
+    run_ranks(_ranks(job), job.command, job.spec, job.failure, job.target.grace)
+
+
+def gpus() -> int:
+    """GPUs that this process may use; torch is only asked where the machine has a device file of one."""
+    devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd"), *Path("/dev").glob("dxg")]
+    if not devices or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _ranks(job: Job) -> list[dict[str, str]]:
+    world = job.target.processes or max(1, gpus())
+    return [variables(rank, rank, world, "127.0.0.1", job.port) for rank in range(world)]
