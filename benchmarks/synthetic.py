@@ -1,6 +1,7 @@
 """Prepared data of random pixels and labels, for benchmarks that need no films."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,12 @@ def write_dataset(folder: Path, films: int, size: int, shard_films: int = 4096) 
     ids = [f"random_{number:08d}.png" for number in range(films)]
     split = np.where(np.arange(films) % 10 == 0, "val", "train")
     labels = (rng.random((films, len(FINDINGS))) < POSITIVES).astype(np.int8)
-    studies = pd.DataFrame({"image_id": ids, "split": split}).join(pd.DataFrame(labels, columns=list(FINDINGS)))
+    studies = pd.DataFrame({"image_id": ids, "split": split}).join(
+        pd.DataFrame(labels, columns=list(FINDINGS))
+    )
     studies.to_parquet(folder / "studies.parquet", index=False)
     (folder / "shards").mkdir()
-    shards = []
+    shards: list[dict[str, Any]] = []
     for start in range(0, films, shard_films):
         part = ids[start : start + shard_films]
         path = folder / "shards" / f"{len(shards):05}.arrow"

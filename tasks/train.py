@@ -3,8 +3,10 @@
     python -m tasks.train
     python -m tasks.train --dry-run      # shows the exact script, commands or manifest, and starts nothing
 
-Writes model.safetensors and model.json, history.csv, validation.json (the figures to choose by), and raw logits of validation and test. What is started,
-once per process, is `python -m ral.training runs/<id>/train.json`; where and how, ral.toml says (docs/launching.md).
+Writes model.safetensors and model.json, weights/ (as trained, and averaged), history.csv, validation.json (the figures
+to choose by), and raw logits of validation and test. What is started, once per process, is
+`python -m ral.training runs/<id>/train.json`; where and how, ral.toml says (docs/launching.md). Interrupted, the same
+command goes on from the newest checkpoint in state_dir.
 """
 
 import os
@@ -39,6 +41,8 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
                 "failure": str(folder / "rank_failure.json"),
                 "state_dir": str(environment.state_dir),
                 "run": str(folder),
+                "checkpoint_minutes": environment.training.checkpoint_minutes,
+                "keep": environment.training.keep,
             },
         )
         launch(spec, environment.training, folder)

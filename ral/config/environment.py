@@ -84,6 +84,10 @@ class TrainingTarget(Section):
     """Processes of the local launcher; if absent one per GPU, or one on the processor."""
     grace: float = Field(default=8.0, ge=0)
     """Seconds that processes get to save a checkpoint between being asked to end and being killed."""
+    checkpoint_minutes: float = Field(default=10.0, ge=0)
+    """Minutes between two checkpoints of unfinished training; 0 saves after every step."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept; more than one, since the newest may be damaged."""
     hostfile: File | None = None
     """DeepSpeed's hostfile: a line `NAME slots=N` per machine, with N training processes."""
     ssh: bool = True

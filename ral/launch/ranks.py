@@ -19,7 +19,7 @@ from pathlib import Path
 from ral.errors import UserError
 from ral.files import read_json
 from ral.launch.base import AFTER_FAILURE, state, stated
-from ral.processes import die_with_parent, kill_group
+from ral.processes import LOST_PEER, die_with_parent, kill_group
 
 ASKED_TO_END = 128 + signal.SIGTERM
 
@@ -136,7 +136,7 @@ def _state_cause(
     time.sleep(0.3)
     codes = [child.poll() for child in children]
     dead = [(rank, code) for rank, code in zip(ranks, codes, strict=True) if code]
-    dead.sort(key=lambda item: item[1] >= 0)  # killed ones first
+    dead.sort(key=lambda item: (item[1] >= 0, item[1] == LOST_PEER))  # killed ones first, victims last
     if not dead:
         return
     rank, code = dead[0]

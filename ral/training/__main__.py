@@ -12,8 +12,6 @@ written, and the exit code is 143.
 
 import contextlib
 import csv
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset, open_dataset
 from ral.errors import UserError
 from ral.files import read_json, write_json
+from ral.launch.base import state
 from ral.processes import LOST_PEER, die_with_parent
 from ral.training.state import HISTORY
 
@@ -135,24 +134,13 @@ def main() -> None:
         params = TrainParams.model_validate(spec["params"])
         train(spec, params, open_dataset(Path(spec["prepared"])))
     except UserError as error:
-        leave_word(Path(spec["failure"]), error)
+        state(Path(spec["failure"]), str(error), error.kind, error.retry)
         sys.exit(1)
     except RuntimeError as error:
         if not _peer_is_gone(error):
             raise
         print(f"a process of this training has gone: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(LOST_PEER)
-
-
-def leave_word(path: Path, error: UserError) -> None:
-    """Write the error to `path` for the launcher, unless another process was first."""
-    own = path.with_name(f"{path.name}.{os.getpid()}")
-    own.write_text(
-        json.dumps({"kind": error.kind, "retry": error.retry, "message": str(error)}), encoding="utf-8"
-    )
-    with contextlib.suppress(FileExistsError):
-        os.link(own, path)  # the whole file appears at once, or not at all
-    own.unlink()
 
 
 def _peer_is_gone(error: RuntimeError) -> bool:

@@ -43,9 +43,7 @@ def test_sharing_the_batch_out_changes_only_rounding(
 
 
 @pytest.mark.parametrize("changes", [{}, {"zero_stage": 2}])
-def test_batch_statistics_are_those_of_the_whole_batch(
-    prepared: Path, tmp_path: Path, changes: dict
-) -> None:
+def test_batch_statistics_are_those_of_the_whole_batch(prepared: Path, tmp_path: Path, changes: dict) -> None:
     one = train(prepared, tmp_path / "one", model=BATCH_NORM)
     two = train(prepared, tmp_path / "two", 2, model=BATCH_NORM, **changes)
     np.testing.assert_allclose(steps(two), steps(one), rtol=1e-4)
@@ -66,7 +64,10 @@ def test_unknown_labels_weigh_the_same_wherever_they_fall(prepared: Path, tmp_pa
         (masked / entry.name).symlink_to(entry)
     studies = pd.read_parquet(prepared / "studies.parquet")
     findings = studies.columns[studies.columns.get_loc("split") + 1 :]
-    holes = np.random.default_rng(0).random((len(studies), len(findings))) < np.linspace(0, 0.8, len(studies))[:, None]
+    holes = (
+        np.random.default_rng(0).random((len(studies), len(findings)))
+        < np.linspace(0, 0.8, len(studies))[:, None]
+    )
     studies[findings] = studies[findings].astype("Int8").mask(holes)
     (masked / "studies.parquet").unlink()
     studies.to_parquet(masked / "studies.parquet", index=False)

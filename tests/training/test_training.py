@@ -1,9 +1,7 @@
-"""Real DeepSpeed processes on small data: same bytes twice, processes only share the work, errors for people."""
+"""Real DeepSpeed processes on small data: what a training writes, its recipe, errors for people."""
 
 import json
-import os
-import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,109 +9,76 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from trainings import BATCH_NORM, SEPARABLE, history, outputs, steps, train
 
-from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
-from ral.config.environment import TrainingTarget
-from ral.config.losses import LossConfig
-from ral.config.train import AugmentConfig, ModelConfig, TrainConfig, TrainParams
-from ral.data.films import list_films
-from ral.data.prepare import prepare
+from ral.config.model import ModelConfig
 from ral.errors import UserError
-from ral.files import write_json
-from ral.launch import launch
-
-TRAIN = TrainConfig(
-    epochs=2, batch_size=32, learning_rate=1e-3, weight_decay=0.05, warmup=0.1, clip_norm=1.0,
-    precision="float32", zero_stage=0, threads=1, seed=0,
-    augment=AugmentConfig(flip=0.5, rotate=5.0, shift=0.05, zoom=0.1),
-)  # fmt: skip
-# Layer norm keeps films of a batch apart, so that sharing the batch out changes nothing but rounding.
-SEPARABLE = ModelConfig(backbone="test_convnext")
+from ral.training.state import HISTORY
 
 
-@pytest.fixture(scope="module")
-def prepared(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    data = DataConfig(source="nih", root=str(small_phantom), missing_films="fail", views=["PA", "AP"])
-    split = SplitConfig(method="official", val=0.2, test=0.2, seed=0)
-    films, _ = list_films(small_phantom, lambda _: None)
-    params = PreprocessParams(data=data, split=split, preprocess=PreprocessConfig(size=32, shard_films=100))
-    prepare(params, films, folder, 2, lambda _: None)
-    return folder
-
-
-def train(prepared: Path, out: Path, processes: int = 1, model: ModelConfig = SEPARABLE, **changes) -> Path:
-    out.mkdir()
-    params = TrainParams(model=model, loss=LossConfig(name="ral"), train=TRAIN.model_copy(update=changes))
-    spec = out / "spec.json"
-    write_json(spec, specification(params, prepared, out))
-    launch(spec, TrainingTarget(processes=processes), out)
-    return out
-
-
-def specification(params: TrainParams, prepared: Path, out: Path) -> dict:
-    return {
-        "params": params.model_dump(),
-        "prepared": str(prepared),
-        "out": str(out),
-        "failure": str(out / "error.txt"),
-        "state_dir": str(out / "state"),
-        "run": str(out),
-    }
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    names = ["model.safetensors", "model.json", "history.csv", "logits/val.parquet", "logits/test.parquet"]
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-def test_same_bytes_twice_and_another_seed_differs(prepared: Path, tmp_path: Path) -> None:
-    first, second = (outputs(train(prepared, tmp_path / name)) for name in ("a", "b"))
-    assert first == second
-    assert outputs(train(prepared, tmp_path / "c", seed=1))["history.csv"] != first["history.csv"]
-
-
-def test_every_film_is_scored_once_and_the_best_weights_are_kept(prepared: Path, tmp_path: Path) -> None:
-    out = train(prepared, tmp_path / "out")
-    studies = pd.read_parquet(prepared / "studies.parquet")
-    for split in ("val", "test"):
-        logits = pd.read_parquet(out / f"logits/{split}.parquet")
-        assert logits["image_id"].tolist() == studies["image_id"][studies["split"] == split].tolist()
-        assert (logits.dtypes.iloc[1:] == np.float32).all()
-        assert np.isfinite(logits.iloc[:, 1:]).all().all()
-    facts = json.loads((out / "model.json").read_text())
-    history = pd.read_csv(out / "history.csv")
-    assert facts["best_epoch"] == history["epoch"][history["val_macro_ap"].idxmax()]
+def test_the_best_weights_of_each_kind_are_kept(prepared: Path, tmp_path: Path) -> None:
+    out = train(prepared, tmp_path / "out", epochs=3)
+    facts, table = json.loads((out / "model.json").read_text()), history(out)
+    assert list(table) == [*HISTORY, "data"]
+    best = {"last": table["val_macro_ap"].max(), "average": table["average_val_macro_ap"].max()}
+    assert facts["weights"] == max(best, key=lambda kind: best[kind])
+    column = "average_val_macro_ap" if facts["weights"] == "average" else "val_macro_ap"
+    assert facts["best_epoch"] == table["epoch"][table[column].idxmax()]
     assert facts["phantom"] is True
-    assert list(history) == [
-        "epoch",
-        "learning_rate",
-        "train_loss",
-        "val_macro_ap",
-        "val_macro_auroc",
-        "data",
-    ]
-    assert json.loads((out / "validation.json").read_text())["val"]["epoch"] == facts["best_epoch"]
+    assert facts["pretrained_sha256"] is None
+    validation = json.loads((out / "validation.json").read_text())
+    assert validation["val"]["epoch"] == facts["best_epoch"]
+    assert validation["val"]["val_macro_ap"] == pytest.approx(max(best.values()))
+    kept = out / f"weights/{facts['weights']}.safetensors"
+    assert kept.read_bytes() == (out / "model.safetensors").read_bytes()
+    last, average = (load_file(out / f"weights/{kind}.safetensors") for kind in ("last", "average"))
+    assert last.keys() == average.keys()
+    assert any((last[name] != average[name]).any() for name in last)
 
 
-@pytest.mark.parametrize(
-    ("processes", "changes"),
-    [(1, {"micro_batch": 8}), (2, {}), (2, {"micro_batch": 8, "zero_stage": 1}), (1, {"zero_stage": 2})],
-)
-def test_sharing_the_batch_out_changes_only_rounding(
-    prepared: Path, tmp_path: Path, processes: int, changes: dict
-) -> None:
-    one = pd.read_csv(train(prepared, tmp_path / "one") / "history.csv")
-    other = pd.read_csv(train(prepared, tmp_path / "other", processes, **changes) / "history.csv")
-    np.testing.assert_allclose(other["train_loss"], one["train_loss"], rtol=1e-4)
+def test_without_average_the_last_weights_are_handed_on(prepared: Path, tmp_path: Path) -> None:
+    out = train(prepared, tmp_path / "out", epochs=1, average_decay=None)
+    assert history(out)["average_val_macro_ap"].isna().all()
+    assert [path.name for path in (out / "weights").iterdir()] == ["last.safetensors"]
+
+
+def test_early_stopping_waits_for_validation(prepared: Path, tmp_path: Path) -> None:
+    out = train(prepared, tmp_path / "out", epochs=40, patience=1, learning_rate=1e-8, average_decay=None)
+    assert len(history(out)) < 40
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_second_phase_learns_the_classifier_alone(prepared: Path, tmp_path: Path, processes: int) -> None:
+    classifier = {"epochs": 2, "learning_rate": 1e-2}
+    out = train(
+        prepared, tmp_path / "out", processes, model=BATCH_NORM, classifier=classifier, average_decay=None
+    )
+    first = train(prepared, tmp_path / "first", processes, model=BATCH_NORM, average_decay=None)
+    assert history(out)["phase"].tolist() == ["network", "network", "classifier", "classifier"]
+    pd.testing.assert_frame_equal(history(out)[:2], history(first), rtol=1e-5)
+    facts = json.loads((out / "model.json").read_text())
+    if facts["best_epoch"] > 2:
+        one, two = load_file(first / "model.safetensors"), load_file(out / "model.safetensors")
+        changed = {name for name in one if (one[name] != two[name]).any()}
+        assert changed == {"backbone.fc.weight", "backbone.fc.bias"}
+
+
+def test_deferred_weights_change_the_loss_from_their_epoch_on(prepared: Path, tmp_path: Path) -> None:
+    plain = steps(train(prepared, tmp_path / "plain", epochs=2))
+    reweight = {"from_epoch": 1}
+    deferred = steps(train(prepared, tmp_path / "deferred", epochs=2, reweight=reweight))
+    half = len(plain) // 2
+    np.testing.assert_allclose(deferred[:half], plain[:half], rtol=1e-5)
+    assert (abs(deferred[half:] / plain[half:] - 1) > 1e-3).all()
+    with pytest.raises(UserError, match=r"train\.reweight weighs labels"):
+        train(prepared, tmp_path / "zlpr", loss="zlpr", reweight=reweight)
 
 
 def test_bfloat16_trains_close_to_float32(prepared: Path, tmp_path: Path) -> None:
-    full = pd.read_csv(train(prepared, tmp_path / "full") / "history.csv")
-    half_run = train(prepared, tmp_path / "half", precision="bfloat16", zero_stage=1)
-    half = pd.read_csv(half_run / "history.csv")
-    np.testing.assert_allclose(half["train_loss"], full["train_loss"], rtol=0.05)
-    assert {array.dtype.name for array in load_file(half_run / "model.safetensors").values()} <= {
+    full = train(prepared, tmp_path / "full")
+    half = train(prepared, tmp_path / "half", precision="bfloat16")
+    np.testing.assert_allclose(steps(half), steps(full), rtol=0.05)
+    assert {array.dtype.name for array in load_file(half / "model.safetensors").values()} <= {
         "float32",
         "int64",
     }
@@ -121,10 +86,36 @@ def test_bfloat16_trains_close_to_float32(prepared: Path, tmp_path: Path) -> Non
 
 def test_weights_are_readable_by_all_and_no_pickle(prepared: Path, tmp_path: Path) -> None:
     out = train(prepared, tmp_path / "out", epochs=1)
-    assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
-    with safe_open(out / "model.safetensors", "numpy") as weights:
-        assert weights.metadata() == {"trained_on": "phantom; research, not a medical device"}
+    for path in (out / "model.safetensors", *(out / "weights").iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o644
+        with safe_open(path, "numpy") as weights:
+            assert weights.metadata() == {"trained_on": "phantom; research, not a medical device"}
     assert not list(out.rglob("*.pt")) + list(out.rglob("*.bin"))
+
+
+def test_deepspeed_settings_pass_through(prepared: Path, tmp_path: Path) -> None:
+    settings = {
+        "zero_optimization": {"overlap_comm": False, "reduce_bucket_size": 1000},
+        "wall_clock_breakdown": False,
+    }
+    one = train(prepared, tmp_path / "one", 2, epochs=1, zero_stage=2)
+    two = train(prepared, tmp_path / "two", 2, epochs=1, zero_stage=2, deepspeed_config=settings)
+    np.testing.assert_allclose(steps(two), steps(one), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train_batch_size": 8}, "deepspeed_config may not set train_batch_size: batch_size decides it"),
+        ({"zero_optimization": {"stage": 3}}, "may not set zero_optimization.stage: zero_stage decides it"),
+        ({"fp16": {"enabled": True}}, "may not set fp16"),
+    ],
+)
+def test_deepspeed_settings_that_contradict_are_refused(settings: dict, words: str) -> None:
+    from trainings import params
+
+    with pytest.raises(ValueError, match=words):
+        params(deepspeed_config=settings)
 
 
 @pytest.mark.parametrize(
@@ -132,64 +123,108 @@ def test_weights_are_readable_by_all_and_no_pickle(prepared: Path, tmp_path: Pat
     [
         (ModelConfig(backbone="resnet10x"), 1, {}, "no model `resnet10x`"),
         (ModelConfig(backbone="test_resnet", options={"wings": 2}), 1, {}, "cannot be built with"),
-        (SEPARABLE, 1, {"batch_size": 4096}, "larger than the"),
         (SEPARABLE, 2, {"batch_size": 33}, "must be a multiple of the 2 processes"),
-        (SEPARABLE, 1, {"learning_rate": 1e30, "clip_norm": 1e30}, "became infinite or no number"),
+        (
+            SEPARABLE,
+            1,
+            {"batch_size": 512, "micro_batch": 1},
+            "A batch has .* films for 1 processes with 512",
+        ),
+        (
+            SEPARABLE,
+            1,
+            {"learning_rate": 1e30, "clip_norm": 1e30, "max_bad_steps": 2},
+            "in 3 steps in a row .*phantom0",
+        ),
     ],
 )
 def test_errors_are_for_people(
     prepared: Path, tmp_path: Path, model: ModelConfig, processes: int, changes: dict, words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        train(prepared, tmp_path / "out", processes, model, **changes)
+        train(prepared, tmp_path / "out", processes, model=model, **changes)
 
 
-def test_a_dead_rank_ends_the_others(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = subprocess.Popen.__init__
-
-    def kill_second(self, command, *arguments, **options) -> None:
-        env = options.get("env") or {}
-        start(self, command, *arguments, **options)
-        if env.get("RANK") == "1":
-            self.kill()
-
-    monkeypatch.setattr(subprocess.Popen, "__init__", kill_second)
-    with pytest.raises(UserError, match=r"Training process 1 of 2 on .* ended with signal 9"):
-        train(prepared, tmp_path / "out", 2, epochs=50)
-    assert not _ranks(str(tmp_path))
+def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
+    """A rank whose `Trainer` is changed by `body` before it starts."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.loop import Trainer\n"
+        f"share = Trainer._share_of_loss\n{body}\nrank.main()\n"
+    )
+    return (sys.executable, str(script))
 
 
-def test_ranks_end_with_a_killed_launcher(
-    prepared: Path, tmp_path: Path, environment: dict[str, str], wait_until: Callable
+@pytest.mark.parametrize(
+    ("processes", "stage", "bad"),
+    [
+        (1, 0, "loss"),
+        (2, 0, "loss"),
+        (2, 1, "loss"),
+        (2, 2, "loss"),
+        (2, 3, "loss"),
+        (2, 0, "gradient"),
+        (2, 2, "gradient"),
+        (2, 3, "gradient"),
+    ],
+)
+def test_a_step_without_finite_loss_or_gradient_is_passed_over(
+    prepared: Path, tmp_path: Path, processes: int, stage: int, bad: str
 ) -> None:
-    params = TrainParams(
-        model=SEPARABLE, loss=LossConfig(name="ral"), train=TRAIN.model_copy(update={"epochs": 500})
+    value = {
+        "loss": "value * (float('nan') if hit else 1.0)",
+        # The value stays; its slope does not.
+        "gradient": "value + (torch.zeros((), device=value.device) * logits.sum() if not hit else"
+        " (logits.sum() * 1e-30 - (logits.sum() * 1e-30).detach()) * 1e38 * 1e38)",
+    }[bad]
+    body = (
+        "def changed(self, logits, batch):\n"
+        "    value = share(self, logits, batch)\n"
+        "    hit = batch.step == 2 and self.state.epoch == 0 and self.place.rank == self.place.world - 1\n"
+        f"    return {value}\n"
+        "Trainer._share_of_loss = changed\n"
     )
-    write_json(
-        tmp_path / "spec.json",
-        {"params": params.model_dump(), "prepared": str(prepared), "out": str(tmp_path)},
+    out = train(
+        prepared,
+        tmp_path / "out",
+        processes,
+        command=broken(tmp_path, body),
+        zero_stage=stage,
+        model=BATCH_NORM,
     )
-    script = (
-        "from pathlib import Path; from ral.launch import launch; "
-        f"launch_local(Path({str(tmp_path / 'spec.json')!r}), Path('none'), 2)"
-    )
-    launcher = subprocess.Popen(["python", "-c", script], env=environment, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(_ranks(str(tmp_path))) == 2)
-    os.kill(launcher.pid, 9)
-    launcher.wait()
-    wait_until(lambda: not _ranks(str(tmp_path)))
+    table = history(out)
+    assert table["passed_over"].tolist() == [1, 0]
+    assert np.isfinite(table.select_dtypes("number")).all().all()
+    whole = train(prepared, tmp_path / "whole", processes, zero_stage=stage, model=BATCH_NORM)
+    np.testing.assert_allclose(steps(out)[:2], steps(whole)[:2], rtol=1e-5)
 
 
-def _ranks(word: str = "ral.training") -> set[int]:
-    import psutil
+def test_memory_that_runs_out_names_the_micro_batch(prepared: Path, tmp_path: Path) -> None:
+    body = (
+        "def changed(self, logits, batch):\n"
+        "    return torch.empty(1 << 60)\n"
+        "Trainer._share_of_loss = changed\n"
+    )
+    with pytest.raises(
+        UserError, match=r"Memory ran out on cpu with 3\d films .* train.micro_batch to 1\d"
+    ) as caught:
+        train(prepared, tmp_path / "out", command=broken(tmp_path, body))
+    assert (caught.value.kind, caught.value.retry) == ("memory", False)
 
-    found = set()
-    for process in psutil.process_iter(["cmdline", "status"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if (
-            "-m ral.training" in command
-            and word in command
-            and process.info["status"] != psutil.STATUS_ZOMBIE
-        ):
-            found.add(process.pid)
-    return found
+
+def test_a_bug_keeps_its_trace_and_the_others_are_quiet(
+    prepared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = (
+        "def changed(self, logits, batch):\n"
+        "    if self.place.rank == 1 and batch.step == 3: raise KeyError('a bug')\n"
+        "    return share(self, logits, batch)\n"
+        "Trainer._share_of_loss = changed\n"
+    )
+    with pytest.raises(UserError, match="process 1 of 4"):
+        train(prepared, tmp_path / "out", 4, command=broken(tmp_path, body))
+    assert capfd.readouterr().err.count("Traceback") == 1
+
+
+def test_outputs_are_complete(prepared: Path, tmp_path: Path) -> None:
+    assert all(outputs(train(prepared, tmp_path / "out", epochs=1)).values())
