@@ -1,0 +1,123 @@
+"""Checkpoints: whole or absent, checksummed, private; the newest sound one is found, a second run is kept out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ral.errors import UserError
+from ral.training.checkpoint import Checkpoints, key
+
+TENSORS = {"weights/a": torch.arange(6.0).reshape(2, 3), "average/a": torch.ones(2, 3)}
+
+
+def saved(folder: Path, steps: int, keep: int = 2) -> Checkpoints:
+    checkpoints = Checkpoints(folder / "run", keep)
+    for step in range(1, steps + 1):
+        checkpoints.save(step, {name: tensor + step for name, tensor in TENSORS.items()}, {"step": step})
+    return checkpoints
+
+
+def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 5, keep=3)
+    assert sorted(path.name for path in checkpoints.folder.glob("step-*")) == [
+        "step-000000003",
+        "step-000000004",
+        "step-000000005",
+    ]
+    found = checkpoints.newest(print)
+    assert found is not None
+    tensors, facts = found
+    assert facts == {"step": 5}
+    assert all((tensors[name] == tensor + 5).all() for name, tensor in TENSORS.items())
+
+
+def test_nothing_is_there_at_first_and_after_success(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 0)
+    assert checkpoints.newest(print) is None
+    checkpoints.save(1, TENSORS, {})
+    checkpoints.remove()
+    assert not checkpoints.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "sums.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, name: str, damage: str) -> None:
+    checkpoints = saved(tmp_path, 2)
+    path = checkpoints.folder / "step-000000002" / name
+    content = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    said: list[str] = []
+    found = checkpoints.newest(said.append)
+    assert found is not None
+    assert found[1] == {"step": 1}
+    assert len(said) == 1
+    assert "step-000000002 is damaged" in said[0]
+    checkpoints.save(2, TENSORS, {"step": 2})
+    found = checkpoints.newest(said.append)
+    assert found is not None
+    assert found[1] == {"step": 2}
+
+
+def test_a_draft_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (checkpoints.folder / ".draft").mkdir()
+    (checkpoints.folder / ".draft" / "tensors.safetensors").write_bytes(b"half")
+    found = checkpoints.newest(print)
+    assert found is not None
+    assert found[1] == {"step": 1}
+    checkpoints.save(2, TENSORS, {"step": 2})
+    assert not (checkpoints.folder / ".draft").exists()
+
+
+def test_only_the_user_may_look(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    assert checkpoints.folder.stat().st_mode & 0o777 == 0o700
+    assert (checkpoints.folder / "step-000000001").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_run_is_kept_out_and_a_dead_one_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom ral.training.checkpoint import Checkpoints\n"
+        f"with Checkpoints(Path({str(folder)!r}), 1).lock():\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match=rf"running already \(process {holder.pid} on "),
+        Checkpoints(folder, 1).lock(),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with Checkpoints(folder, 1).lock():
+        pass
+
+
+def test_key_is_of_what_decides_the_result(prepared: Path, tmp_path: Path) -> None:
+    params = {"model": {"backbone": "a"}, "loss": {"name": "ral"}, "train": {"seed": 0, "micro_batch": None}}
+    first = key(params, prepared)
+    assert first == key(params, prepared)
+    assert first == key(params | {"train": {"seed": 0, "micro_batch": 4}}, prepared)
+    assert first != key(params | {"train": {"seed": 1, "micro_batch": None}}, prepared)
+    assert first != key(params | {"loss": {"name": "bce"}}, prepared)
+    other = tmp_path / "prepared"
+    other.mkdir()
+    for name in ("dataset.json", "class_counts.json", "studies.parquet"):
+        (other / name).write_bytes((prepared / name).read_bytes())
+    assert first == key(params, other)
+    facts = json.loads((other / "dataset.json").read_text())
+    facts["shards"][0]["sha256"] = "0"
+    (other / "dataset.json").write_text(json.dumps(facts))
+    assert first != key(params, other)

@@ -1,0 +1,48 @@
+"""Batches are gathered ahead in a thread that ends with its user, and whose errors arrive."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ral.training.feed import AHEAD, Ahead
+
+
+def test_items_arrive_in_order_and_ahead_of_time() -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[int]:
+        for number in range(10):
+            made.append(number)
+            yield number
+
+    with Ahead(source) as ahead:
+        first = next(ahead)
+        end = time.monotonic() + 5
+        while len(made) < AHEAD + 1 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert first == 0
+        assert len(made) >= AHEAD + 1
+        assert list(ahead) == list(range(1, 10))
+
+
+def test_an_error_in_the_thread_is_raised_here() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise KeyError("here")
+
+    with Ahead(source) as ahead, pytest.raises(KeyError, match="here"):
+        list(ahead)
+
+
+def test_the_thread_ends_when_the_user_leaves_early() -> None:
+    def source() -> Iterator[int]:
+        number = 0
+        while True:
+            yield (number := number + 1)
+
+    with pytest.raises(RuntimeError), Ahead(source) as ahead:
+        next(ahead)
+        raise RuntimeError
+    assert not [thread for thread in threading.enumerate() if thread.name == "feed"]

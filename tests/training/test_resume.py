@@ -1,0 +1,217 @@
+"""Killed at any moment, the same command goes on and ends with the bytes of an uninterrupted run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from conftest import processes_in
+from ruamel.yaml import YAML
+from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps
+
+from ral.config.train import TrainParams
+
+# Two phases, an average and batch statistics: everything a checkpoint has to hold.
+WHOLE = params(BATCH_NORM, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
+# All steps of it: 247 films in batches of 32, three epochs and one.
+STEPS = 4 * 8
+
+
+class Training:
+    """`python -m tasks.train` in a folder of its own, again and again."""
+
+    def __init__(
+        self, folder: Path, prepared: Path, params: TrainParams, environment: dict[str, str]
+    ) -> None:
+        folder.mkdir()
+        self.folder, self.prepared, self.environment = folder, prepared, environment
+        with (folder / "params.yaml").open("w") as stream:
+            YAML().dump(params.model_dump(), stream)
+
+    def start(self, processes: int = 1, run_id: str = "run") -> subprocess.Popen:
+        settings = {
+            "RAL_TRAINING_PROCESSES": str(processes), "RAL_TRAINING_CHECKPOINT_MINUTES": "0", "RAL_RUN_ID": run_id,
+            "RAL_STATE_DIR": str(self.folder / "state"), "PYTHONPATH": str(Path(__file__).parents[2]),
+        }  # fmt: skip
+        log = (self.folder / "log.txt").open("a")
+        return subprocess.Popen(
+            [sys.executable, "-m", "tasks.train", "--prepared", str(self.prepared), "--out", "out"],
+            cwd=self.folder, env=self.environment | settings, stdout=log, stderr=log,
+        )  # fmt: skip
+
+    def finish(self, processes: int = 1, run_id: str = "run") -> Path:
+        """Run to the end; nothing may be left but the outputs."""
+        code = self.start(processes, run_id).wait()
+        assert code == 0, self.log()
+        self.nothing_runs()
+        assert not list((self.folder / "state").rglob("step-*")), "checkpoints go when training succeeds"
+        assert not list(self.folder.glob(".*.draft"))
+        return self.folder / "out"
+
+    def steps_done(self) -> int:
+        """Optimizer steps of the newest checkpoint."""
+        found = sorted(path.name for path in (self.folder / "state").rglob("step-*"))
+        return int(found[-1].removeprefix("step-")) if found else 0
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    def ranks(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            if process.info["cwd"] == str(self.folder) and "ral.training" in (process.info["cmdline"] or []):
+                found.append(process)
+        return found
+
+    def nothing_runs(self) -> None:
+        end = time.monotonic() + 15
+        while processes_in(self.folder) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not processes_in(self.folder)
+
+
+def kill(training: Training, launcher: subprocess.Popen, how: str, chance: random.Random) -> None:
+    """End a training in one of the ways it may end."""
+    if how == "rank":
+        ranks = training.ranks()
+        if ranks:
+            chance.choice(sorted(ranks, key=lambda process: process.pid)).kill()
+    elif how == "launcher":
+        launcher.kill()
+    else:
+        launcher.send_signal({"term": signal.SIGTERM, "ctrl-c": signal.SIGINT}[how])
+    launcher.wait()
+    training.nothing_runs()
+
+
+@pytest.fixture(scope="module")
+def reference(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> dict[int, dict[str, bytes]]:
+    """Outputs of uninterrupted runs of one and of two processes."""
+    folder = tmp_path_factory.mktemp("reference")
+    return {
+        world: outputs(Training(folder / str(world), prepared, WHOLE, environment).finish(world))
+        for world in (1, 2)
+    }
+
+
+@pytest.mark.parametrize(("how", "world"), [("rank", 2), ("launcher", 1), ("term", 2)])
+def test_killed_once_it_ends_with_the_same_bytes(
+    prepared: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
+    reference: dict,
+    wait_until: Callable,
+    how: str,
+    world: int,
+) -> None:
+    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    launcher = training.start(world)
+    wait_until(lambda: training.steps_done() >= 11 or launcher.poll() is not None, 120)
+    kill(training, launcher, how, random.Random(0))
+    assert launcher.returncode != 0, training.log()
+    before = training.steps_done()
+    assert before >= 11
+    failure = (
+        json.loads((training.folder / "runs/run/failure.json").read_text()) if how != "launcher" else None
+    )
+    assert failure is None or failure["retry"] is True
+    assert failure is None or failure["kind"] == {"rank": "lost_process", "term": "interrupted"}[how]
+    out = training.finish(world)
+    assert f"going on from the checkpoint after {before} steps" in training.log()
+    assert outputs(out) == reference[world]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], reference: dict, wait_until: Callable
+) -> None:
+    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    launcher = training.start()
+    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None, 120)
+    kill(training, launcher, "launcher", random.Random(0))
+    newest = sorted((training.folder / "state").rglob("step-*"))[-1] / "tensors.safetensors"
+    with newest.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last[0] ^ 1]))
+    out = training.finish()
+    assert "is damaged (tensors.safetensors does not match its checksum): going back" in training.log()
+    assert outputs(out) == reference[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "first", "second"), [(0, 2, 1), (1, 1, 2), (2, 2, 1), (3, 1, 2), (3, 2, 1)]
+)
+def test_another_world_size_goes_on_where_the_first_stopped(
+    prepared: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
+    wait_until: Callable,
+    stage: int,
+    first: int,
+    second: int,
+) -> None:
+    chosen = params(SEPARABLE, zero_stage=stage)
+    whole = Training(tmp_path / "whole", prepared, chosen, environment)
+    whole.finish()
+    training = Training(tmp_path / "run", prepared, chosen, environment)
+    launcher = training.start(first)
+    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None, 120)
+    kill(training, launcher, "launcher", random.Random(0))
+    training.finish(second)
+    expected = steps(whole.folder / "runs/run")
+    np.testing.assert_allclose(steps(training.folder / "runs/run"), expected, rtol=1e-4)
+
+
+def test_the_same_training_twice_at_once_is_refused(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], wait_until: Callable
+) -> None:
+    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    first = training.start(run_id="first")
+    wait_until(lambda: training.steps_done() >= 1 or first.poll() is not None, 120)
+    second = training.start(run_id="second")
+    assert second.wait() == 1
+    assert "The same training is running already (process " in training.log()
+    assert first.poll() is None
+    kill(training, first, "launcher", random.Random(0))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("how", ["rank", "launcher", "term", "ctrl-c"])
+def test_killed_at_ten_random_moments(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], reference: dict, how: str, world: int
+) -> None:
+    chance = random.Random(f"{how} {world}")
+    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    shared_memory, temporary = set(os.listdir("/dev/shm")), set(os.listdir("/tmp"))
+    kills = 0
+    while kills < 10:
+        launcher = training.start(world)
+        # From the start of the interpreter to some steps on, so that every part of a run is hit.
+        goal, end = training.steps_done() + chance.randrange(4), time.monotonic() + 60
+        if chance.random() < 0.3:
+            time.sleep(chance.uniform(0, 6))
+        else:
+            while training.steps_done() < goal and launcher.poll() is None and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, 0.4))
+        if launcher.poll() is not None:
+            break
+        kill(training, launcher, how, chance)
+        kills += 1
+    out = training.folder / "out" if launcher.returncode == 0 else training.finish(world)
+    assert kills >= 5, "the training ended before it was killed often enough"
+    assert outputs(out) == reference[world]
+    assert set(os.listdir("/dev/shm")) == shared_memory
+    assert not [name for name in set(os.listdir("/tmp")) - temporary if "ral" in name or "deepspeed" in name]
