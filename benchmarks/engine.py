@@ -1,0 +1,223 @@
+"""Our training loop with DeepSpeed against a bare torch loop, and real input against input that is already there.
+
+    python -m benchmarks.engine            # several minutes on two cores; with a GPU, ConvNeXt-B as well
+    python -m benchmarks.engine --quick    # under a minute
+
+The bare loop does the least that trains the same network: augment, forward, RAL, backward, clip, fused AdamW; ours adds
+DeepSpeed, the check for bad steps and the message between processes. Blocks of steps of both alternate within one
+process, on the same batches, which are in memory. engine_overhead is ours over bare minus 1 (median of paired blocks);
+real_over_synthetic is films/s of whole epochs from shards over films/s of the same steps on a batch that is there.
+On a GPU also: eager_ratio, the same network as the official recipe runs it (eager, float16 autocast with a gradient
+scaler, cuDNN off) against ours in bfloat16, compiled.
+Prints a table and, as the last line, JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.synthetic import write_dataset
+from ral.config.losses import LossConfig
+from ral.config.model import ModelConfig
+from ral.config.train import TrainConfig, TrainParams
+from ral.data.augment import transform
+from ral.data.dataset import Dataset
+from ral.launch.base import free_port
+from ral.losses import RAL
+from ral.models import build_model
+from ral.models.groups import parameter_groups
+from ral.training.engine import init_process, start_engine
+from ral.training.feed import MicroBatch
+from ral.training.loop import Phase, Place, Trainer
+from ral.training.scoring import normalised
+from ral.training.state import State, StopRequest
+
+AUGMENT = {"flip": 0.5, "rotate": 8.0, "shift": 0.06, "zoom": 0.1}
+
+
+def parameters(backbone: str, options: dict[str, Any], batch: int, **changes: Any) -> TrainParams:
+    """What is trained."""
+    train = {
+        "epochs": 1,
+        "batch_size": batch,
+        "learning_rate": 1e-4,
+        "augment": AUGMENT,
+        "average_decay": None,
+    }
+    return TrainParams(
+        model=ModelConfig(backbone=backbone, options=options),
+        loss=LossConfig(name="ral"),
+        train=TrainConfig.model_validate(train | changes),
+    )
+
+
+def build(params: TrainParams, dataset: Dataset, place: Place) -> Trainer:
+    """Our loop."""
+    torch.manual_seed(0)
+    model = build_model(params.model, len(dataset.findings))
+    if params.train.compile:
+        model.compile()
+    groups = parameter_groups(model, params.train.weight_decay, params.train.learning_rate, 1.0)
+    engine = start_engine(model, groups, params.train, place.world)
+    phase = Phase("network", 1, params.train.learning_rate, params.train.sampler)
+    return Trainer(
+        engine, [], dataset, params, phase, place, State(), StopRequest(), lambda: False, lambda: None
+    )
+
+
+def synthetic(trainer: Trainer) -> MicroBatch:
+    """The first batch of the epoch, on the device."""
+    batch = next(trainer._micro_batches(0, 0))
+    device = trainer.place.device
+    moved = {name: getattr(batch, name).to(device) for name in ("films", "targets", "maps")}
+    return batch._replace(**moved)
+
+
+def ours(trainer: Trainer, batch: MicroBatch) -> Callable[[], None]:
+    """One optimizer step of our loop."""
+    trainer.engine.train()
+    trainer.before = [buffer.clone() for buffer in trainer.buffers]
+
+    def step() -> None:
+        share = trainer._backward(batch)
+        trainer.engine.step()
+        trainer._after_step(0, share)
+
+    return step
+
+
+def bare(
+    params: TrainParams, dataset: Dataset, batch: MicroBatch, official: bool = False
+) -> Callable[[], None]:
+    """One optimizer step of plain torch; `official`: as the official recipe runs it."""
+    torch.manual_seed(0)
+    device = batch.films.device
+    model = build_model(params.model, len(dataset.findings)).to(device)
+    if not official:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=not official)
+    half = torch.float16 if official else torch.bfloat16
+    use_half = official or params.train.precision == "bfloat16"
+    scaler = torch.amp.GradScaler(device.type, enabled=official)
+    loss_function = RAL()
+    model.train()
+    layout = torch.contiguous_format if official else torch.channels_last
+
+    def step() -> None:
+        films = transform(normalised(batch.films, dataset.facts), batch.maps)
+        with torch.autocast(device.type, half, enabled=use_half):
+            logits = model(films.contiguous(memory_format=layout))
+        loss = loss_function(logits, batch.targets)
+        scaler.scale(loss).backward()
+        if not official:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def paired(
+    steps: dict[str, Callable[[], None]], rounds: int, block: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds per step of each, blocks in turns; the first round is thrown away."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
+            _wait(device)
+            start = time.perf_counter()
+            for _ in range(block):
+                step()
+            _wait(device)
+            times[name].append((time.perf_counter() - start) / block)
+    return {name: found[1:] for name, found in times.items()}
+
+
+def epoch_rate(trainer: Trainer) -> float:
+    """Films per second of an epoch with real input."""
+    trainer.state = State()
+    _wait(trainer.place.device)
+    start = time.perf_counter()
+    trainer.train_epoch()
+    _wait(trainer.place.device)
+    return float(trainer.ends[-1]) / (time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    quick = parser.parse_args().quick
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(free_port())
+    torch.set_num_threads(2)
+    place = Place(*init_process())
+    gpu = place.device.type == "cuda"
+    size, films, batch = (224, 16384, 256) if gpu else (64, 2048, 128)
+    backbone, options = (
+        ("convnext_base", {}) if gpu else ("resnet10t", {"channels": [32, 64, 128, 256], "stem_width": 16})
+    )
+    changes = {"precision": "bfloat16", "compile": True} if gpu else {}
+    params = parameters(backbone, options, batch, **changes)
+    rounds, block = (4, 4) if quick else (30, 10)
+    name = torch.cuda.get_device_name() if gpu else f"{platform.processor() or platform.machine()}, 2 threads"
+    print(f"torch {torch.__version__}, {name}; {backbone}, {size} px, batch {batch}")
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(Path(folder), films, size)
+        trainer = build(params, dataset, place)
+        there = synthetic(trainer)
+        # Overhead is of the same arithmetic: both eager or both compiled would do; eager needs no compiling twice.
+        eager = (
+            build(parameters(backbone, options, batch, **(changes | {"compile": False})), dataset, place)
+            if gpu
+            else trainer
+        )
+        times = paired(
+            {"ours": ours(eager, there), "bare": bare(params, dataset, there)}, rounds, block, place.device
+        )
+        overhead = statistics.median(a / b for a, b in zip(times["ours"], times["bare"], strict=True)) - 1
+        mine, plain = (statistics.median(times[kind]) * 1e3 for kind in ("ours", "bare"))
+        print(f"{'bare torch':28}{plain:10.1f} ms/step\n{'ours':28}{mine:10.1f} ms/step{overhead:+10.1%}")
+        result: dict[str, float] = {"engine_overhead": round(overhead, 4)}
+        step, ratios = ours(trainer, there), []
+        epoch_rate(trainer)
+        for _ in range(2 if quick else 7):
+            seconds = statistics.median(paired({"there": step}, 1, trainer.steps, place.device)["there"])
+            ratios.append((epoch_rate(trainer), len(there.films) / seconds))
+        real, there_rate = (statistics.median(part) for part in zip(*ratios, strict=True))
+        result["real_over_synthetic"] = round(statistics.median(a / b for a, b in ratios), 4)
+        print(
+            f"{'input that is there':28}{there_rate:10.1f} films/s\n{'input from shards':28}{real:10.1f} films/s{result['real_over_synthetic']:10.3f}"
+        )
+        if gpu:
+            torch.backends.cudnn.enabled = False
+            official = paired({"official": bare(params, dataset, there, official=True)}, 3, 5, place.device)[
+                "official"
+            ]
+            torch.backends.cudnn.enabled = True
+            rate = len(there.films) / statistics.median(official)
+            result["eager_ratio"] = round(real / rate, 2)
+            print(f"{'official recipe, eager':28}{rate:10.1f} films/s{result['eager_ratio']:10.2f}")
+    torch.distributed.destroy_process_group()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
