@@ -165,13 +165,11 @@ def test_ranks_end_with_a_killed_launcher(
     params = TrainParams(
         model=SEPARABLE, loss=LossConfig(name="ral"), train=TRAIN.model_copy(update={"epochs": 500})
     )
-    write_json(
-        tmp_path / "spec.json",
-        {"params": params.model_dump(), "prepared": str(prepared), "out": str(tmp_path)},
-    )
+    write_json(tmp_path / "spec.json", specification(params, prepared, tmp_path))
     script = (
         "from pathlib import Path; from ral.launch import launch; "
-        f"launch_local(Path({str(tmp_path / 'spec.json')!r}), Path('none'), 2)"
+        "from ral.config.environment import TrainingTarget; "
+        f"folder = Path({str(tmp_path)!r}); launch(folder / 'spec.json', TrainingTarget(processes=2), folder)"
     )
     launcher = subprocess.Popen(["python", "-c", script], env=environment, stderr=subprocess.DEVNULL)
     wait_until(lambda: len(_ranks(str(tmp_path))) == 2)
