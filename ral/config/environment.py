@@ -21,12 +21,12 @@ PREFIX = "RAL_"
 
 
 def _own_folder(value: Any) -> Any:
-    """A path as text, with ~ for the user's own folder."""
-    return Path(value).expanduser() if isinstance(value, str) and value else value
+    """Put the user's own folder for ~."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 # A path in TOML or in a variable is text.
-File = Annotated[Path, BeforeValidator(_own_folder)]
+File = Annotated[Path, Field(strict=False), BeforeValidator(_own_folder)]
 
 
 class SlurmConfig(Section):
