@@ -91,5 +91,5 @@ def test_every_key_has_a_line_of_doc_and_stands_in_the_docs() -> None:
             model = model.model_fields[section].annotation
         assert model.model_fields[name].description, key
         assert f"| `{key}` |" in text, key
-    assert text.count("\n| `") == len(list(keys()))
+    assert text.partition("## Every key")[2].count("\n| `") == len(list(keys()))
     assert variable_name("training.slurm.nodes") in text
