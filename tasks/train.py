@@ -43,6 +43,7 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
                 "run": str(folder),
                 "checkpoint_minutes": environment.training.checkpoint_minutes,
                 "keep": environment.training.keep,
+                "tensorboard": environment.training.tensorboard,
             },
         )
         launch(spec, environment.training, folder)

@@ -21,12 +21,12 @@ PREFIX = "RAL_"
 
 
 def _own_folder(value: Any) -> Any:
-    """A path as text, with ~ for the user's own folder."""
-    return Path(value).expanduser() if isinstance(value, str) and value else value
+    """Put the user's own folder for ~."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 # A path in TOML or in a variable is text.
-File = Annotated[Path, BeforeValidator(_own_folder)]
+File = Annotated[Path, Field(strict=False), BeforeValidator(_own_folder)]
 
 
 class SlurmConfig(Section):
@@ -88,6 +88,8 @@ class TrainingTarget(Section):
     """Minutes between two checkpoints of unfinished training; 0 saves after every step."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept; more than one, since the newest may be damaged."""
+    tensorboard: bool = False
+    """Whether the losses are written for TensorBoard as well, into runs/<id>/tensorboard; needs the extra `tensorboard`."""
     hostfile: File | None = None
     """DeepSpeed's hostfile: a line `NAME slots=N` per machine, with N training processes."""
     ssh: bool = True

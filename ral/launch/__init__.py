@@ -50,7 +50,12 @@ def dry_run(spec: Path, training: TrainingTarget, run_folder: Path, command: Seq
 
 
 def _launcher(training: TrainingTarget) -> Launcher:
-    from ral.launch import local
+    from ral.launch import hostfile, kubernetes, local, slurm
 
-    launchers: dict[str, Launcher] = {"local": local}
+    launchers: dict[str, Launcher] = {
+        "local": local,
+        "hostfile": hostfile,
+        "slurm": slurm,
+        "kubernetes": kubernetes,
+    }
     return launchers[training.launcher]

@@ -1,4 +1,7 @@
-"""What the launchers share: a job, the word that the first process to fail leaves, and how long to wait for it."""
+"""What the launchers share: a job, the word that the first process to fail leaves, and how long to wait for it.
+
+python -m ral.launch.base FAILURE.json      # leaves word that the launcher was killed; processes everywhere end
+"""
 
 import contextlib
 import json
@@ -114,3 +117,7 @@ def free_port() -> int:
 def shell_line(arguments: Sequence[str]) -> str:
     """A command as a person may paste it into a shell."""
     return shlex.join(arguments)
+
+
+if __name__ == "__main__":
+    state(Path(sys.argv[1]), "The launcher of training was killed.", "interrupted", True)

@@ -85,6 +85,8 @@ def run_ranks(
         UserError: a process of the job failed.
         KeyboardInterrupt, SystemExit: this process was asked to end; the others have ended.
     """
+    if (known := stated(failure)) is not None:  # a scheduler started a pod or task again, or late
+        raise known
     children: list[subprocess.Popen] = []
     patience = AFTER_FAILURE
     try:

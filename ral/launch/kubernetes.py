@@ -1,0 +1,226 @@
+"""A Kubeflow job: TrainJob (Trainer 2.2 or later) or PyTorchJob (training operator 1), through kubectl.
+
+    kubectl apply --filename runs/ID/job.yaml
+
+Each pod runs `ral.launch.ranks`, which starts the pod's training processes. The job is deleted when the launcher ends,
+however it ends.
+"""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ral.errors import UserError
+from ral.files import read_json
+from ral.launch.base import AFTER_FAILURE, Job, stated
+from ral.processes import at_our_death, die_with_parent, kill_group
+
+MANIFEST = "job.yaml"
+
+# What chooses a job's pods, by its kind.
+POD_LABEL = {"TrainJob": "jobset.sigs.k8s.io/jobset-name", "PyTorchJob": "training.kubeflow.org/job-name"}
+
+
+def plan(job: Job) -> dict[str, str]:
+    """The manifest.
+
+    Raises:
+        UserError: image, claim or mount is not set, or the project's folder is outside the mount.
+    """
+    from ruamel.yaml import YAML
+
+    kubernetes = job.target.kubernetes
+    for key in ("image", "claim", "mount"):
+        if not getattr(kubernetes, key):
+            raise UserError(f"The launcher kubernetes needs training.kubernetes.{key}.")
+    _inside(Path.cwd(), kubernetes.mount, "The project's folder")
+    manifest = _train_job(job) if kubernetes.kind == "TrainJob" else _pytorch_job(job)
+    stream = io.StringIO()
+    YAML(typ="safe", pure=True).dump(manifest, stream)
+    return {MANIFEST: stream.getvalue()}
+
+
+def run(job: Job) -> None:
+    """Apply the manifest, show the pods' lines, wait for the end, and delete the job.
+
+    Raises:
+        UserError: kubectl refused, or training failed.
+    """
+    if not shutil.which("kubectl"):
+        raise UserError("kubectl is not found: install it, and check that `kubectl get pods` works.")
+    _inside(Path(read_json(job.spec)["state_dir"]), job.target.kubernetes.mount, "state_dir")
+    delete = _kubectl(job, "delete", _kind(job), _name(job), "--ignore-not-found")
+    followers: dict[str, subprocess.Popen] = {}
+    with at_our_death([*delete, "--wait=false"]):
+        try:
+            _call(delete)  # of an earlier try with the same id
+            _call(_kubectl(job, "apply", "--filename", str(job.folder / MANIFEST)))
+            ended = _wait(job, followers)
+            if ended == "Complete" and not job.failure.exists():
+                return
+            raise stated(job.failure) or UserError(
+                f"{_kind(job)} {_name(job)} ended as {ended}; its own lines stand above.",
+                "lost_process",
+                True,
+            )
+        finally:
+            # Waits until the pods are gone; Kubernetes asks their processes to end first, and they save.
+            subprocess.run([*delete, "--cascade=foreground"], stdout=subprocess.DEVNULL, check=False)
+            for follower in followers.values():
+                kill_group(follower)
+
+
+def _wait(job: Job, followers: dict[str, subprocess.Popen]) -> str:
+    """Wait for the job's end: the type of its last condition (and reason). A failed process ends the wait too."""
+    while True:
+        told = json.loads(_call(_kubectl(job, "get", _kind(job), _name(job), "--output", "json")))
+        true = [c for c in told.get("status", {}).get("conditions", []) if c["status"] == "True"]
+        for condition in true:
+            if condition["type"] in ("Complete", "Succeeded"):
+                return "Complete"
+            if condition["type"] == "Failed":
+                return f"Failed ({condition.get('reason', 'no reason given')})"
+        _follow(job, followers)
+        if job.failure.exists():
+            time.sleep(AFTER_FAILURE)
+            return "Failed"
+        time.sleep(2)
+
+
+def _follow(job: Job, followers: dict[str, subprocess.Popen]) -> None:
+    """Show the lines of each pod that has started."""
+    selector = f"{POD_LABEL[_kind(job)]}={_name(job)}"
+    pods = json.loads(_call(_kubectl(job, "get", "pods", "--selector", selector, "--output", "json")))[
+        "items"
+    ]
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        if name not in followers and pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed"):
+            followers[name] = subprocess.Popen(
+                _kubectl(job, "logs", "--follow", name),
+                stdout=sys.stderr, start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+
+
+def _train_job(job: Job) -> dict[str, Any]:
+    kubernetes = job.target.kubernetes
+    trainer: dict[str, Any] = {
+        "image": kubernetes.image,
+        "numNodes": kubernetes.nodes,
+        "command": _command(job),
+        "env": _variables(job),
+    }
+    if kubernetes.gpus_per_node:
+        trainer["resourcesPerNode"] = _resources(job)
+    volumes, mounts = _volumes(job)
+    pod = {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]}
+    node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    patch = {
+        "manager": "ral.dev/launch",
+        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},
+    }
+    return {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": _name(job), "namespace": kubernetes.namespace},
+        "spec": {"runtimeRef": {"name": kubernetes.runtime}, "trainer": trainer, "runtimePatches": [patch]},
+    }
+
+
+def _pytorch_job(job: Job) -> dict[str, Any]:
+    kubernetes = job.target.kubernetes
+    volumes, mounts = _volumes(job)
+    container: dict[str, Any] = {
+        "name": "pytorch",  # the operator looks for this name
+        "image": kubernetes.image,
+        "command": _command(job),
+        "env": _variables(job),
+        "volumeMounts": mounts,
+    }
+    if kubernetes.gpus_per_node:
+        container["resources"] = _resources(job)
+    pod = {
+        "containers": [container],
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": int(job.target.grace) + 10,
+    }
+    replicas = {"Master": 1, "Worker": kubernetes.nodes - 1}
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": _name(job), "namespace": kubernetes.namespace},
+        "spec": {
+            "runPolicy": {"backoffLimit": 0, "cleanPodPolicy": "None"},
+            "pytorchReplicaSpecs": {
+                role: {"replicas": count, "restartPolicy": "Never", "template": {"spec": pod}}
+                for role, count in replicas.items()
+                if count
+            },
+        },
+    }
+
+
+def _command(job: Job) -> list[str]:
+    """What a pod runs: in the project's folder, with the image's own Python."""
+    command = ["python", *job.command[1:]] if job.command[0] == sys.executable else list(job.command)
+    watcher = ["python", "-m", "ral.launch.ranks", "kubeflow", str(job.target.grace), str(job.spec), *command]
+    return ["env", f"--chdir={Path.cwd()}", *watcher]  # a TrainJob cannot set the working folder
+
+
+def _variables(job: Job) -> list[dict[str, str]]:
+    kubernetes = job.target.kubernetes
+    values = {"RAL_NODES": kubernetes.nodes, "RAL_PER_NODE": kubernetes.processes_per_node}
+    return [{"name": name, "value": str(value)} for name, value in values.items()]
+
+
+def _resources(job: Job) -> dict[str, Any]:
+    return {"limits": {"nvidia.com/gpu": job.target.kubernetes.gpus_per_node}}
+
+
+def _volumes(job: Job) -> tuple[list[dict], list[dict]]:
+    """The claim, and memory for the exchange between the processes of a pod (the default is 64 MB)."""
+    kubernetes = job.target.kubernetes
+    volumes = [
+        {"name": "project", "persistentVolumeClaim": {"claimName": kubernetes.claim}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+    mounts = [{"name": "project", "mountPath": kubernetes.mount}, {"name": "shm", "mountPath": "/dev/shm"}]
+    return volumes, mounts
+
+
+def _inside(path: Path, mount: str, what: str) -> None:
+    if not path.resolve().is_relative_to(Path(mount).resolve()):
+        raise UserError(
+            f"{what} ({path.resolve()}) is outside training.kubernetes.mount ({mount}): pods would not see it."
+        )
+
+
+def _kind(job: Job) -> str:
+    return job.target.kubernetes.kind
+
+
+def _name(job: Job) -> str:
+    """The run's id as a name that Kubernetes takes, short enough for the names it makes of it."""
+    return ("ral-" + re.sub(r"[^a-z0-9]+", "-", job.folder.name.lower()))[:40].strip("-")
+
+
+def _kubectl(job: Job, *arguments: str) -> list[str]:
+    return ["kubectl", f"--namespace={job.target.kubernetes.namespace}", *arguments]
+
+
+def _call(command: list[str]) -> str:
+    """Run kubectl and return what it printed.
+
+    Raises:
+        UserError: it failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"kubectl {command[2]} failed: {done.stderr.strip()}", "queue", True)
+    return done.stdout

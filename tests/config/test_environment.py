@@ -1,0 +1,95 @@
+"""ral.toml and the RAL_… variables: which wins, how values are read, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from ral.config.environment import Environment, keys, load_environment, variable_name
+from ral.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    environment = load_environment(tmp_path, {})
+    assert environment.state_dir == tmp_path / "ral"
+    assert (environment.training.launcher, environment.training.processes) == ("local", None)
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert load_environment(tmp_path, {}).state_dir == tmp_path / "me/.local/state/ral"
+
+
+def test_a_variable_wins_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "ral.toml").write_text(
+        '[training]\nlauncher = "slurm"\nprocesses = 2\n[training.slurm]\nnodes = 4\n'
+    )
+    variables = {
+        "RAL_TRAINING_PROCESSES": "3",
+        "RAL_TRAINING_GRACE": "30",
+        "RAL_TRAINING_SSH": "false",
+        "RAL_TRAINING_HOSTFILE": "~/hosts",
+        "RAL_TRAINING_SLURM_TIME": "01:00:00",
+        "RAL_TRAINING_SLURM_LINES": '["--constraint=a100"]',
+        "RAL_TRAINING_SLURM_ACCOUNT": "",
+        "RAL_STATE_DIR": "/scratch/ral",
+        "RAL_RUN_ID": "somebody else's",
+    }
+    environment = load_environment(tmp_path, variables)
+    training = environment.training
+    assert (training.launcher, training.processes, training.slurm.nodes) == ("slurm", 3, 4)
+    assert (training.grace, training.ssh) == (30.0, False)
+    assert training.hostfile == Path.home() / "hosts"
+    assert (training.slurm.time, training.slurm.lines) == ("01:00:00", ["--constraint=a100"])
+    assert training.slurm.account is None
+    assert environment.state_dir == Path("/scratch/ral")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[trainig]\n", ["ral.toml: unknown key `trainig`", "Did you mean `training`?", "state_dir"]),
+        ("[training]\nlauncer = 'local'\n", ["training: unknown key `launcer`", "`launcher`", "hostfile"]),
+        ("[training.slurm]\nnode = 1\n", ["training.slurm: unknown key `node`", "`nodes`"]),
+        ("[training]\nlauncher = 'sun'\n", ["training.launcher", "'slurm'", "'sun'"]),
+        ("[training]\nprocesses = 0\n", ["training.processes", "greater than or equal to 1"]),
+        ("[training]\nprocesses = '2'\n", ["training.processes", "integer", "'2'"]),
+        ("[training\n", ["ral.toml is not valid TOML"]),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "ral.toml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_environment(tmp_path, {})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("RAL_TRAINING_PROCESSES", "two", ["RAL_TRAINING_PROCESSES: training.processes", "'two'"]),
+        (
+            "RAL_TRAINING_PROCESES",
+            "2",
+            ["unknown", "Did you mean RAL_TRAINING_PROCESSES?", "RAL_TRAINING_GRACE"],
+        ),
+        ("RAL_TRAINING_LAUNCHER", "sun", ["RAL_TRAINING_LAUNCHER: training.launcher", "'sun'"]),
+    ],
+)
+def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_environment(tmp_path, {name: value})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_every_key_has_a_line_of_doc_and_stands_in_the_docs() -> None:
+    text = (ROOT / "docs/launching.md").read_text()
+    for key, _ in keys():
+        model: type = Environment
+        *sections, name = key.split(".")
+        for section in sections:
+            model = model.model_fields[section].annotation
+        assert model.model_fields[name].description, key
+        assert f"| `{key}` |" in text, key
+    assert text.partition("## Every key")[2].count("\n| `") == len(list(keys()))
+    assert variable_name("training.slurm.nodes") in text

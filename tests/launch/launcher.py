@@ -1,0 +1,23 @@
+"""Launches stand-ins in a process of its own, as a step does, so that a test may end it.
+
+python launcher.py RUN_FOLDER TARGET.json     # prints the error, if any, as one line of JSON
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+from ral.config.environment import TrainingTarget
+from ral.errors import UserError
+from ral.launch import launch
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+folder = Path(sys.argv[1])
+target = TrainingTarget.model_validate_json(Path(sys.argv[2]).read_text())
+rank = (sys.executable, str(Path(__file__).with_name("rank.py")))
+try:
+    launch(folder / "train.json", target, folder, rank)
+except UserError as error:
+    print(json.dumps({"message": str(error), "kind": error.kind, "retry": error.retry}))
+    sys.exit(1)

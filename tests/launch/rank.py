@@ -1,0 +1,46 @@
+"""Stands in for a training process: does what the specification's `mode` says, without torch.
+
+Leaves rank-N.json (its variables) in the run's folder. Modes: ok; hang (saves and leaves with 143 when asked to end); stubborn
+(does not leave); exit:R:C (rank R leaves with code C); kill:R (rank R is killed); say:R (rank R leaves word and fails).
+The ranks that no mode names hang.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+spec = json.loads(Path(sys.argv[1]).read_text())
+folder, rank = Path(spec["run"]), os.environ["RANK"]
+
+
+def save(number: int, frame: object) -> None:
+    (folder / f"saved-{rank}").touch()
+    if spec["mode"] != "stubborn":
+        os._exit(143)
+
+
+signal.signal(signal.SIGTERM, save)
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+draft = folder / f".rank-{rank}"
+draft.write_text(json.dumps({name: os.environ[name] for name in names} | {"pid": os.getpid()}))
+draft.replace(folder / f"rank-{rank}.json")
+print(f"rank {rank} speaks", flush=True)
+while len(list(folder.glob("rank-*.json"))) < int(os.environ["WORLD_SIZE"]):
+    time.sleep(0.02)
+mode, *rest = spec["mode"].split(":")
+if mode == "ok":
+    sys.exit(0)
+if rest and rest[0] == rank:
+    if mode == "exit":
+        sys.exit(int(rest[1]))
+    if mode == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "say":
+        word = {"kind": "memory", "retry": False, "message": "out of memory: set train.micro_batch"}
+        Path(spec["failure"]).write_text(json.dumps(word))
+        sys.exit(1)
+while True:
+    time.sleep(0.05)

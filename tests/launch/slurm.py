@@ -1,0 +1,137 @@
+"""Stands in for SLURM: run as sbatch, srun, scontrol or scancel it does what they do with our script, on one machine.
+
+State is in the folder SLURM_STANDIN: job.json, and `how` with what shall befall the job: refuse, timeout, node_fail. A job's batch script
+runs in a session of its own, as under slurmd, so it outlives who submitted it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+STATE = Path(os.environ["SLURM_STANDIN"])
+NUMBER, KILL_WAIT = "4711", 3.0
+
+
+def how() -> str:
+    path = STATE / "how"
+    return path.read_text() if path.exists() else ""
+
+
+def options(script: str) -> dict[str, str]:
+    """The #SBATCH lines before the first command, unquoted."""
+    lines = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
+    words = [word for line in lines for word in shlex.split(line)]
+    return dict((*word.lstrip("-").split("=", 1), "")[:2] for word in words)
+
+
+def write_state(**changes: object) -> None:
+    path = STATE / "job.json"
+    job = (json.loads(path.read_text()) if path.exists() else {}) | changes
+    draft = STATE / f".job.{os.getpid()}"
+    draft.write_text(json.dumps(job))
+    draft.replace(path)
+
+
+def sbatch(arguments: list[str]) -> int:
+    """Submit with --parsable --wait: print the number, wait for the end, leave with the job's code."""
+    assert {"--parsable", "--wait"} <= set(arguments)
+    if how() == "refuse":
+        print("sbatch: error: invalid partition specified: gpu", file=sys.stderr)
+        return 1
+    given = options(Path(arguments[-1]).read_text())
+    write_state(state="RUNNING", name=given["job-name"], options=given)
+    slurmd = [sys.executable, __file__, "slurmd", arguments[-1]]
+    daemon = subprocess.Popen(slurmd, start_new_session=True)
+    print(NUMBER, flush=True)
+    return daemon.wait()
+
+
+def slurmd(script: str) -> int:
+    """Run the batch script with SLURM's variables; SLURM's own warnings and ends come from here."""
+    given = json.loads((STATE / "job.json").read_text())["options"]
+    nodes, per_node = int(given["nodes"]), int(given["ntasks-per-node"])
+    env = os.environ | {
+        "SLURM_JOB_ID": NUMBER,
+        "SLURM_JOB_NODELIST": "localhost,node[2-3]",
+        "SLURM_NTASKS": str(nodes * per_node),
+        "SLURM_NTASKS_PER_NODE": str(per_node),
+    }
+    with open(given["output"].replace("%j", NUMBER), "ab") as output:
+        batch = subprocess.Popen(
+            ["bash", script],
+            env=env,
+            cwd=given["chdir"],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    code = batch.wait()
+    state = json.loads((STATE / "job.json").read_text())["state"]
+    if state == "RUNNING":
+        write_state(state={"node_fail": "NODE_FAIL"}.get(how(), "FAILED") if code else "COMPLETED")
+    return code if code >= 0 else 128 - code
+
+
+def srun(arguments: list[str]) -> int:
+    """Start a task per process; one that ends badly ends all (--kill-on-bad-exit)."""
+    assert "--kill-on-bad-exit=1" in arguments
+    command = [word for word in arguments if not word.startswith("--")]
+    world, per_node = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
+    tasks = []
+    for rank in range(world):
+        env = os.environ | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % per_node)}
+        tasks.append(subprocess.Popen(command, env=env, start_new_session=True))
+    write_state(tasks=[task.pid for task in tasks])
+    warn = time.monotonic() + 3 if how() == "timeout" else float("inf")
+    while any(task.poll() is None for task in tasks) and not any(task.poll() for task in tasks):
+        if time.monotonic() > warn:  # --signal=TERM@…
+            end(signal.SIGTERM)
+            warn = float("inf")
+        time.sleep(0.05)
+    if any(task.poll() for task in tasks):
+        end(signal.SIGTERM)
+        deadline = time.monotonic() + KILL_WAIT
+        while any(task.poll() is None for task in tasks) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        end(signal.SIGKILL)
+    return max((task.wait() % 256 for task in tasks), default=0)
+
+
+def end(number: signal.Signals) -> None:
+    """Send a signal to every task."""
+    for pid in json.loads((STATE / "job.json").read_text()).get("tasks", []):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def scontrol(arguments: list[str]) -> int:
+    if arguments[:2] == ["show", "hostnames"]:
+        assert arguments[2] == "localhost,node[2-3]"
+        print("localhost\nnode2\nnode3")
+    else:
+        assert arguments == ["--oneliner", "show", "job", NUMBER]
+        print(f"JobId={NUMBER} JobState={json.loads((STATE / 'job.json').read_text())['state']} Reason=None")
+    return 0
+
+
+def scancel(arguments: list[str]) -> int:
+    """Cancel by name: ask the tasks to end; srun's own patience kills those that do not."""
+    path = STATE / "job.json"
+    if path.exists() and f"--name={json.loads(path.read_text())['name']}" in arguments:
+        write_state(state="CANCELLED")
+        end(signal.SIGKILL if "--signal=KILL" in arguments else signal.SIGTERM)
+    return 0
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    if name == "slurmd":
+        sys.exit(slurmd(*arguments))
+    sys.exit({"sbatch": sbatch, "srun": srun, "scontrol": scontrol, "scancel": scancel}[name](arguments))

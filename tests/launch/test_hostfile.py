@@ -1,0 +1,92 @@
+"""Two machines, simulated on this one, with DeepSpeed's real launcher and without ssh."""
+
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ral.config.environment import TrainingTarget
+from ral.errors import UserError
+from ral.launch import dry_run
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> TrainingTarget:
+    path = tmp_path / "hosts"
+    path.write_text("# two names of one machine\n127.0.0.1 slots=1\nlocalhost slots=2\n")
+    return TrainingTarget(launcher="hostfile", hostfile=path, ssh=False, grace=3.0)
+
+
+def start_both(job, mode: str, target: TrainingTarget, wait_until: Callable) -> list[subprocess.Popen]:
+    """Machine 0 through the launcher, machine 1 by hand with the command that the run's folder tells."""
+    first = job.start(mode, target)
+    script = job.folder / "launch.sh"
+    wait_until(lambda: script.exists() and script.read_text().count("\n") == 2)
+    second = shlex.split(script.read_text().splitlines()[1])
+    assert second[second.index("--node_rank") + 1] == "1"
+    return [first, subprocess.Popen(second, env=job.environment, start_new_session=True)]
+
+
+def test_two_machines_make_one_run(job, target: TrainingTarget, wait_until: Callable) -> None:
+    both = start_both(job, "ok", target, wait_until)
+    assert [process.wait(120) for process in both] == [0, 0]
+    ranks = job.ranks()
+    assert [(rank["RANK"], rank["LOCAL_RANK"]) for rank in ranks] == [("0", "0"), ("1", "0"), ("2", "1")]
+    assert {rank["WORLD_SIZE"] for rank in ranks} == {"3"}
+    assert len({(rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in ranks}) == 1
+    assert ranks[0]["MASTER_PORT"] != "29500"
+    assert not job.left()
+
+
+@pytest.mark.parametrize("dead", ["0", "2"])
+def test_a_dead_process_ends_both_machines(
+    job, target: TrainingTarget, wait_until: Callable, dead: str
+) -> None:
+    first, second = start_both(job, f"kill:{dead}", target, wait_until)
+    wait_until(lambda: len(job.ranks()) == 3, 120)
+    begin = time.monotonic()
+    assert first.wait(60) == 1
+    second.wait(60)
+    assert time.monotonic() - begin < 20
+    assert f"Training process {dead} of 3" in first.stdout.read()
+    wait_until(lambda: not job.left(), 10)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_launcher_ends_both_machines(
+    job, target: TrainingTarget, wait_until: Callable, how: signal.Signals
+) -> None:
+    first, _ = start_both(job, "hang", target, wait_until)
+    wait_until(lambda: len(job.ranks()) == 3, 120)
+    first.send_signal(how)
+    first.wait(30)
+    wait_until(lambda: not job.left(), 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a slots=1\n", "lists 1 machine"),
+        ("a slots=1\na slots=2\n", "line 2.*names a machine twice"),
+        ("a slots=0\nb slots=1\n", "line 1.*is not `NAME slots=N`"),
+        ("-oProxyCommand=evil slots=1\nb slots=1\n", "line 1.*is not"),
+    ],
+)
+def test_a_bad_hostfile_is_refused(job, target: TrainingTarget, text: str, words: str) -> None:
+    assert target.hostfile is not None
+    target.hostfile.write_text(text)
+    with pytest.raises(UserError, match=words):
+        dry_run(job.specify("ok"), target, job.folder)
+
+
+def test_with_ssh_one_command_starts_all(job, target: TrainingTarget) -> None:
+    shown = dry_run(job.specify("ok"), target.model_copy(update={"ssh": True}), job.folder)
+    assert len(re.findall("deepspeed.launcher.runner", shown)) == 1
+    assert "--launcher pdsh" in shown
+    with pytest.raises(UserError, match="paths may have letters"):
+        dry_run(job.folder / "a;b.json", target.model_copy(update={"ssh": True}), job.folder)

@@ -1,0 +1,114 @@
+"""The batch script, executed by stand-ins as SLURM would."""
+
+import json
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from _pytest.monkeypatch import MonkeyPatch
+
+from ral.config.environment import SlurmConfig, TrainingTarget
+from ral.errors import UserError
+from ral.launch import dry_run
+
+TARGET = TrainingTarget(
+    launcher="slurm",
+    grace=2.0,
+    slurm=SlurmConfig(
+        nodes=3, tasks_per_node=2, cpus_per_task=4, partition="a b;c", account="acc", time="01:00:00",
+        gpus_per_node=2, signal_seconds=90, lines=["--constraint=a100"],
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, job, monkeypatch: MonkeyPatch) -> Path:
+    """Folder of the stand-in's state; its commands come first on the path."""
+    state, programs = tmp_path / "slurm", tmp_path / "bin"
+    state.mkdir()
+    programs.mkdir()
+    for name in ("sbatch", "srun", "scontrol", "scancel"):
+        words = [sys.executable, str(Path(__file__).with_name("slurm.py")), name]
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{job.environment['PATH']}"
+    job.environment |= {"PATH": path, "SLURM_STANDIN": str(state)}
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setenv("SLURM_STANDIN", str(state))
+    return state
+
+
+def test_tasks_meet_by_slurms_variables(job, cluster: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert job.launch("ok", TARGET) is None
+    ranks = job.ranks()
+    assert [(rank["RANK"], rank["LOCAL_RANK"]) for rank in ranks] == [(str(r), str(r % 2)) for r in range(6)]
+    assert {(rank["WORLD_SIZE"], rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in ranks} == {
+        ("6", "localhost", "24711")
+    }
+    shown = capfd.readouterr().err
+    assert all(shown.count(f"rank {rank} speaks") == 1 for rank in range(6))
+    given = json.loads((cluster / "job.json").read_text())["options"]
+    wanted = {
+        "nodes": "3", "ntasks-per-node": "2", "gpus-per-node": "2", "cpus-per-task": "4", "partition": "a b;c",
+        "account": "acc", "time": "01:00:00", "signal": "TERM@90", "constraint": "a100",
+    }  # fmt: skip
+    assert wanted.items() <= given.items()
+    assert not job.left()
+
+
+@pytest.mark.parametrize(
+    ("mode", "how", "kind", "retry", "words"),
+    [
+        ("ok", "refuse", "queue", True, ["did not take the job", "invalid partition", "train.sbatch"]),
+        ("kill:4", "", "lost_process", True, ["process 4 of 6", "SIGKILL"]),
+        ("exit:0:3", "", "lost_process", True, ["process 0 of 6", "exit code 3"]),
+        ("say:5", "", "memory", False, ["set train.micro_batch"]),
+        ("hang", "timeout", "queue", True, ["ended job 4711", "same command again"]),
+        ("exit:2:3", "node_fail", "queue", True, ["NODE_FAIL"]),
+    ],
+)
+def test_failures_are_told_by_their_cause(
+    job, cluster: Path, mode: str, how: str, kind: str, retry: bool, words: list[str]
+) -> None:
+    (cluster / "how").write_text(how)
+    error = job.launch(mode, TARGET)
+    assert error is not None
+    assert (error.kind, error.retry) == (kind, retry), str(error)
+    assert all(word in str(error) for word in words), str(error)
+    assert how != "timeout" or len(list(job.folder.glob("saved-*"))) == 6
+    assert not job.left()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_the_job_ends_with_its_launcher(
+    job, cluster: Path, wait_until: Callable, how: signal.Signals
+) -> None:
+    launcher = job.start("hang", TARGET)
+    wait_until(lambda: len(job.ranks()) == 6)
+    launcher.send_signal(how)
+    launcher.wait(30)
+    wait_until(lambda: not job.left(), 20)
+    assert json.loads((cluster / "job.json").read_text())["state"] == "CANCELLED"
+    assert len(list(job.folder.glob("saved-*"))) == 6
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"lines": ["rm -rf /"]}, {"lines": ["--x\nrm -rf /"]}, {"partition": "a\nrm"}],
+)
+def test_no_option_becomes_a_command(job, bad: dict) -> None:
+    target = TARGET.model_copy(update={"slurm": TARGET.slurm.model_copy(update=bad)})
+    with pytest.raises(UserError, match=r"training\.slurm"):
+        dry_run(job.specify("ok"), target, job.folder)
+
+
+def test_without_slurm_it_says_so(job) -> None:
+    if shutil.which("sbatch"):
+        pytest.skip("SLURM is installed here")
+    error = job.launch("ok", TARGET)
+    assert error is not None
+    assert "sbatch is not found" in str(error)
