@@ -59,7 +59,7 @@ def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 
         {
             "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
             "state_dir": str(out.with_name(out.name + ".state")), "failure": str(out / "rank_failure.json"),
-            "checkpoint_minutes": minutes, "keep": keep,
+            "checkpoint_minutes": minutes, "keep": keep, "tensorboard": False,
         },
     )  # fmt: skip
     return spec

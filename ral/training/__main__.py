@@ -4,7 +4,7 @@
         python -m ral.training spec.json
 
 spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder, "state_dir": folder,
-"failure": file, "checkpoint_minutes": number, "keep": number}. The process of rank 0 writes model.safetensors,
+"failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or false}. The process of rank 0 writes model.safetensors,
 weights/{last,average}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`.
 The first process to fail leaves {"kind", "retry", "message"} in `failure` and exits with 1. SIGTERM: a checkpoint is
 written, and the exit code is 143.
@@ -34,6 +34,7 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     from ral.training.checkpoint import Checkpoints, key
     from ral.training.engine import init_process
     from ral.training.fit import Fit
+    from ral.training.log import Log
     from ral.training.loop import Place
     from ral.training.state import StopRequest
 
@@ -44,9 +45,8 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     checkpoints = Checkpoints(Path(spec["state_dir"]) / "training" / name, spec["keep"])
     with checkpoints.lock() if place.rank == 0 else contextlib.nullcontext():
         torch.distributed.barrier()
-        fit = Fit(
-            params, dataset, place, checkpoints, spec["checkpoint_minutes"], Path(spec["run"]), stop
-        ).fit()
+        log = Log(Path(spec["run"]), spec["tensorboard"]) if place.rank == 0 else None
+        fit = Fit(params, dataset, place, checkpoints, spec["checkpoint_minutes"], log, stop).fit()
         chosen = fit.state.best[fit.chosen].weights
         logits = {split: fit.scorer.score(chosen, dataset.rows(split)) for split in ("val", "test")}
         if place.rank == 0:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ral.training import engine as deepspeed_engine
 from ral.training.average import Average
 from ral.training.batch_norm import synchronise_batch_norm
 from ral.training.checkpoint import Checkpoints
+from ral.training.log import Log
 from ral.training.loop import Phase, Place, Trainer
 from ral.training.scoring import Scorer, validation_scores
 from ral.training.state import HISTORY, State, StopRequest, under
@@ -47,16 +47,16 @@ class Fit:
         place: this process.
         checkpoints: where to save and go on from.
         minutes: between two checkpoints.
-        run: folder for what differs from run to run (speed.csv, steps.csv).
+        log: of the run; None beside rank 0.
         stop: whether someone asked for the end.
     """
 
     def __init__(
         self, params: TrainParams, dataset: Dataset, place: Place, checkpoints: Checkpoints, minutes: float,
-        run: Path, stop: StopRequest,
+        log: Log | None, stop: StopRequest,
     ) -> None:  # fmt: skip
         self.params, self.config, self.dataset, self.place = params, params.train, dataset, place
-        self.checkpoints, self.minutes, self.run, self.stop = checkpoints, minutes, run, stop
+        self.checkpoints, self.minutes, self.log, self.stop = checkpoints, minutes, log, stop
         self.val_rows = dataset.rows("val")
         self.state = State()
         self.trainer: Trainer | None = None
@@ -142,9 +142,11 @@ class Fit:
                 self.stop.at_once = True  # what scoring gives is not saved before it is complete
                 if self.stop.asked:
                     raise SystemExit(143)
-                if counted:
-                    self._note(films - first, seconds)
+                losses = list(state.losses)
                 self._end_epoch(phase, trainer, scorer, say)
+                if self.log is not None:
+                    before = state.total_steps - trainer.steps
+                    self.log.epoch(state.history[-1], films - first, seconds, losses, before)
                 if config.patience is not None and state.waited >= config.patience:
                     break
         engine.destroy()
@@ -256,20 +258,6 @@ class Fit:
         self.state = State.of(facts, tensors)
         say(f"going on from the checkpoint after {self.state.total_steps:,} steps: {self.checkpoints.folder}")
         return tensors
-
-    def _note(self, films: int, seconds: float) -> None:
-        """Add to speed.csv and steps.csv what is no output, since it differs from run to run or is too much."""
-        epoch = len(self.state.history) + 1
-        _append(self.run / "speed.csv", "epoch,films,seconds,films_per_second",
-                [f"{epoch},{films},{seconds:.3f},{films / seconds:.1f}"])  # fmt: skip
-        _append(self.run / "steps.csv", "epoch,step,loss",
-                [f"{epoch},{step},{loss!r}" for step, loss in enumerate(self.state.losses, 1)])  # fmt: skip
-
-
-def _append(path: Path, header: str, lines: list[str]) -> None:
-    start = [] if path.exists() else [header]
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write("".join(f"{line}\n" for line in [*start, *lines]))
 
 
 def quiet(*_: object) -> None:

@@ -48,7 +48,11 @@ def test_yaml_is_read_as_dvc_reads_it() -> None:
         ("flip: 0.5", "flip: 2", ["train.augment.flip", "less than or equal to 1"]),
         ("source: nih", "source: nhi", ["data.source", "'nih'", "'nhi'"]),
         ("name: ral", "name: lar", ["loss.name", "'ral'", "'bce'", "'zlpr'"]),
-        ("zero_stage: 0", "deepspeed_config: {fp16: {enabled: true}}", ["train", "may not set fp16: precision"]),
+        (
+            "zero_stage: 0",
+            "deepspeed_config: {fp16: {enabled: true}}",
+            ["train", "may not set fp16: precision"],
+        ),
         ("micro_batch: null", "micro_batch: 7", ["micro_batch (7) must divide batch_size"]),
         ("tail: 0.01", "tail: 0.5", ["evaluate", "tail (0.5) must be below head (0.1)"]),
         ("  method: official\n", "", ["split.method", "missing"]),
