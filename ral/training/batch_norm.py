@@ -1,7 +1,8 @@
 """Batch statistics over all processes: torch's own on GPUs, and the same for the CPU, where torch has none."""
 
+from typing import Any
+
 import torch
-import torch.distributed.nn.functional as collective
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,6 +26,22 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
             module.__class__ = type(f"Synchronised{kind.__name__}", (_Synchronised, kind), {})
 
 
+class _Sum(torch.autograd.Function):
+    """Sum of a tensor over all processes; every process's part moves the losses of all."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 class _Synchronised(_BatchNorm):
     """Normalises by mean and variance over all processes in training; otherwise as the class it is mixed into."""
 
@@ -43,11 +60,11 @@ class _Synchronised(_BatchNorm):
         shape = [1, -1, *([1] * (x.ndim - 2))]
         wide = x.float()
         count = torch.tensor([x.numel() / x.shape[1]], device=x.device)
-        sums = collective.all_reduce(torch.cat([wide.sum(dims), count]))
+        sums = _Sum.apply(torch.cat([wide.sum(dims), count]))
         number = sums[-1].detach()
         mean = sums[:-1] / number
         centred = wide - mean.view(shape)
-        variance = collective.all_reduce(centred.square().sum(dims)) / number
+        variance = _Sum.apply(centred.square().sum(dims)) / number
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
