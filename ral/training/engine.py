@@ -199,6 +199,7 @@ def moments(engine: Any) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if not _optimizer(engine).state:
         return found
+    _link(engine)
     for name, weight in _trained(engine):
         for moment in MOMENTS:
             if hasattr(weight, "ds_id") or hasattr(weight, "_hp_mapping"):
@@ -222,8 +223,7 @@ def restore_moments(engine: Any, values: dict[str, Tensor], steps: int) -> None:
     for held in _held(engine):
         empty = {moment: torch.zeros_like(held) for moment in MOMENTS}
         optimizer.state[held] = {"step": torch.tensor(float(steps), device=held.device), **empty}
-    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    _link(engine)
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     for name, weight in _trained(engine):
@@ -235,6 +235,17 @@ def restore_moments(engine: Any, values: dict[str, Tensor], steps: int) -> None:
                 safe_set_full_optimizer_state(weight, value, moment)
             else:
                 optimizer.state[weight][moment].copy_(value)
+
+
+def _link(engine: Any) -> None:
+    """Have ZeRO 1 and 2 find the moments of every weight.
+
+    DeepSpeed links weights to moments once, after the step of the first parameter group, when the other groups have
+    no moments yet.
+    """
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _optimizer(engine: Any) -> torch.optim.Optimizer:
