@@ -20,13 +20,14 @@ def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("processes", "changes"),
     [
         (1, {"micro_batch": 8}),
-        (1, {"zero_stage": 3, "micro_batch": 16}),
-        (2, {}),
         (2, {"zero_stage": 1, "micro_batch": 8}),
-        (2, {"zero_stage": 2, "micro_batch": 4}),
         (2, {"zero_stage": 3}),
-        (4, {"zero_stage": 1}),
-        (4, {"micro_batch": 4, "zero_stage": 3}),
+        (4, {"zero_stage": 2, "micro_batch": 4}),
+        pytest.param(1, {"zero_stage": 3, "micro_batch": 16}, marks=pytest.mark.long),
+        pytest.param(2, {}, marks=pytest.mark.long),
+        pytest.param(2, {"zero_stage": 2, "micro_batch": 4}, marks=pytest.mark.long),
+        pytest.param(4, {"zero_stage": 1}, marks=pytest.mark.long),
+        pytest.param(4, {"micro_batch": 4, "zero_stage": 3}, marks=pytest.mark.long),
     ],
 )
 def test_sharing_the_batch_out_changes_only_rounding(
@@ -50,7 +51,9 @@ def test_batch_statistics_are_those_of_the_whole_batch(prepared: Path, tmp_path:
     np.testing.assert_allclose(history(two)["val_macro_ap"], history(one)["val_macro_ap"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["bce", "hill", "zlpr", "ldam"])
+@pytest.mark.parametrize(
+    "loss", ["zlpr", *(pytest.param(name, marks=pytest.mark.long) for name in ("bce", "hill", "ldam"))]
+)
 def test_every_separable_loss_keeps_the_contract(prepared: Path, tmp_path: Path, loss: str) -> None:
     one = train(prepared, tmp_path / "one", loss=loss, epochs=1)
     shared = train(prepared, tmp_path / "shared", 2, loss=loss, epochs=1, micro_batch=4)
@@ -76,7 +79,16 @@ def test_unknown_labels_weigh_the_same_wherever_they_fall(prepared: Path, tmp_pa
     np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["inverse_frequency", "class_aware", "repeat_factor", "temperature"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "repeat_factor",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("inverse_frequency", "class_aware", "temperature")
+        ),
+    ],
+)
 def test_samplers_keep_the_contract(prepared: Path, tmp_path: Path, name: str) -> None:
     sampler = {"name": name}
     one = train(prepared, tmp_path / "one", epochs=1, sampler=sampler)

@@ -159,13 +159,14 @@ def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
     ("processes", "stage", "bad"),
     [
         (1, 0, "loss"),
-        (2, 0, "loss"),
-        (2, 1, "loss"),
-        (2, 2, "loss"),
-        (2, 3, "loss"),
         (2, 0, "gradient"),
-        (2, 2, "gradient"),
+        (2, 2, "loss"),
         (2, 3, "gradient"),
+        pytest.param(2, 0, "loss", marks=pytest.mark.long),
+        pytest.param(2, 1, "loss", marks=pytest.mark.long),
+        pytest.param(2, 3, "loss", marks=pytest.mark.long),
+        pytest.param(2, 1, "gradient", marks=pytest.mark.long),
+        pytest.param(2, 2, "gradient", marks=pytest.mark.long),
     ],
 )
 def test_a_step_without_finite_loss_or_gradient_is_passed_over(
@@ -195,8 +196,6 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
     table = history(out)
     assert table["passed_over"].tolist() == [1, 0]
     assert np.isfinite(table.select_dtypes("number")).all().all()
-    whole = train(prepared, tmp_path / "whole", processes, zero_stage=stage, model=BATCH_NORM)
-    np.testing.assert_allclose(steps(out)[:2], steps(whole)[:2], rtol=1e-5)
 
 
 def test_memory_that_runs_out_names_the_micro_batch(prepared: Path, tmp_path: Path) -> None:
