@@ -147,8 +147,12 @@ def _error(job: Job, ticket: Path, complaint: Path) -> UserError:
     state = _state(number)
     word = stated(job.failure)
     again = "Run the same command again: it continues from the last checkpoint."
-    if state in LOST or (word is not None and word.kind == "interrupted" and state != "CANCELLED"):
+    if state in LOST:
         return UserError(f"SLURM ended job {number} ({state}). {again}", "queue", True)
+    if word is not None and word.kind == "interrupted" and state != "CANCELLED":
+        return UserError(
+            f"SLURM asked job {number} to end, for its time limit or for another job. {again}", "queue", True
+        )
     if state == "CANCELLED":
         return UserError(f"SLURM job {number} was cancelled. {again}", "interrupted", True)
     if state == "OUT_OF_MEMORY":

@@ -1,7 +1,8 @@
 """Stands in for a training process: does what the specification's `mode` says, without torch.
 
 Leaves rank-N.json (its variables) in the run's folder. Modes: ok; hang (saves and leaves with 143 when asked to end); stubborn
-(does not leave); exit:R:C (rank R leaves with code C); kill:R (rank R is killed); say:R (rank R leaves word and fails).
+(does not leave); slow (needs 3 s to save); exit:R:C (rank R leaves with code C); kill:R (rank R is killed); say:R (rank R leaves word and fails);
+break:R (rank R is killed, and the others complain of it at once).
 The ranks that no mode names hang.
 """
 
@@ -17,6 +18,8 @@ folder, rank = Path(spec["run"]), os.environ["RANK"]
 
 
 def save(number: int, frame: object) -> None:
+    if spec["mode"] == "slow":
+        time.sleep(3)
     (folder / f"saved-{rank}").touch()
     if spec["mode"] != "stubborn":
         os._exit(143)
@@ -36,11 +39,17 @@ if mode == "ok":
 if rest and rest[0] == rank:
     if mode == "exit":
         sys.exit(int(rest[1]))
-    if mode == "kill":
+    if mode in ("kill", "break"):
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "say":
         word = {"kind": "memory", "retry": False, "message": "out of memory: set train.micro_batch"}
         Path(spec["failure"]).write_text(json.dumps(word))
         sys.exit(1)
 while True:
-    time.sleep(0.05)
+    time.sleep(0.02)
+    if mode == "break":
+        peer = json.loads((folder / f"rank-{rest[0]}.json").read_text())["pid"]
+        if not Path(f"/proc/{peer}").exists():  # the launcher has taken note of its end
+            word = {"kind": "bug", "retry": False, "message": "Connection reset by peer"}
+            Path(spec["failure"]).write_text(json.dumps(word))
+            sys.exit(1)

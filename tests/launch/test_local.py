@@ -38,6 +38,7 @@ def test_each_process_knows_its_place(job) -> None:
             True,
             ["process 1 of 2", socket.gethostname(), "SIGKILL", "out of memory"],
         ),
+        ("break:1", "lost_process", True, ["process 1 of 2", "SIGKILL"]),
         ("exit:0:3", "lost_process", True, ["process 0 of 2", "exit code 3"]),
         ("exit:1:143", "interrupted", True, ["process 1 of 2", "asked to end"]),
         ("say:1", "memory", False, ["set train.micro_batch"]),
@@ -68,7 +69,7 @@ def test_a_kill_is_a_better_word_than_the_broken_exchange_it_caused(job) -> None
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_processes_asked_to_end_may_save(job, wait_until: Callable, how: signal.Signals) -> None:
-    launcher = job.start("hang", two())
+    launcher = job.start("slow", two())
     wait_until(lambda: len(job.ranks()) == 2)
     launcher.send_signal(how)
     code = launcher.wait(20)

@@ -67,7 +67,7 @@ def test_tasks_meet_by_slurms_variables(job, cluster: Path, capfd: pytest.Captur
         ("kill:4", "", "lost_process", True, ["process 4 of 6", "SIGKILL"]),
         ("exit:0:3", "", "lost_process", True, ["process 0 of 6", "exit code 3"]),
         ("say:5", "", "memory", False, ["set train.micro_batch"]),
-        ("hang", "timeout", "queue", True, ["ended job 4711", "same command again"]),
+        ("hang", "timeout", "queue", True, ["asked job 4711 to end", "same command again"]),
         ("exit:2:3", "node_fail", "queue", True, ["NODE_FAIL"]),
     ],
 )
