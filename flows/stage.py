@@ -16,6 +16,9 @@ from ral.reporting.wording import estimate
 # Lines of a failed stage repeated in the error, so that the run's page says what went wrong.
 LAST_LINES = 20
 
+# Seconds between asking a stage to end and killing it: training saves a checkpoint in `training.grace` of them.
+PATIENCE = 9.0
+
 
 class StageError(Exception):
     """A DVC stage ended with an error; the text holds its last lines."""
@@ -52,7 +55,7 @@ def run_stage(name: str) -> None:
             last = [*last, line.rstrip()][-LAST_LINES:]
         code = process.wait()
     finally:
-        end_group(process)
+        end_group(process, PATIENCE)
     if code:
         raise StageError("\n".join([f"Stage {name} failed:", *last]))
 

@@ -82,7 +82,7 @@ class TrainingTarget(Section):
     """Who starts the processes: this machine, DeepSpeed's launcher, SLURM or Kubernetes."""
     processes: int | None = Field(default=None, ge=1)
     """Processes of the local launcher; if absent one per GPU, or one on the processor."""
-    grace: float = Field(default=8.0, ge=0)
+    grace: float = Field(default=6.0, ge=0)
     """Seconds that processes get to save a checkpoint between being asked to end and being killed."""
     checkpoint_minutes: float = Field(default=10.0, ge=0)
     """Minutes between two checkpoints of unfinished training; 0 saves after every step."""

@@ -183,7 +183,7 @@ def test_another_world_size_goes_on_where_the_first_stopped(
 def test_the_same_training_twice_at_once_is_refused(
     prepared: Path, tmp_path: Path, environment: dict[str, str], wait_until: Callable
 ) -> None:
-    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    training = Training(tmp_path / "run", prepared, params(epochs=1000), environment)
     first = training.start(run_id="first")
     wait_until(lambda: training.steps_done() >= 1 or first.poll() is not None, 120)
     second = training.start(run_id="second")
