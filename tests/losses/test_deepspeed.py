@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ral.launch import free_port, rendezvous
+from ral.launch.base import free_port
+from ral.launch.ranks import variables
 
 SCRIPT = """
 import os
@@ -58,7 +59,7 @@ def test_zero_3_with_accumulation(environment: dict[str, str], tmp_path: Path) -
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env=environment | rendezvous(0, 1, free_port()),
+        env=environment | variables(0, 0, 1, "127.0.0.1", free_port()),
         capture_output=True,
         text=True,
     )
