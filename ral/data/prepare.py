@@ -1,30 +1,43 @@
 """Dask: the label table to studies.parquet with its split, the films to pixel shards."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import dask
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
 from ral.config.data import PreprocessParams
+from ral.data import npz
+from ral.data.baseline import read_split
 from ral.data.films import read_films
 from ral.data.pixels import decode, write_shard
-from ral.data.sources import nih
-from ral.data.split import SPLITS, check_split, split_by_hash, split_by_lists
+from ral.data.privacy import pseudonymised, read_salt
+from ral.data.sources.base import Source, open_source
+from ral.data.split import (
+    SPLITS,
+    check_split,
+    keep_old_patients,
+    split_by_hash,
+    split_official,
+    split_stratified,
+)
 from ral.errors import UserError
 from ral.files import sha256, write_json
-from ral.labels import NIH_FINDINGS, PHANTOM_PREFIX
-
-# Bytes of the label table that one Dask task holds; bounds memory whatever the table's size.
-BLOCK = "16MB"
+from ral.labels import PHANTOM_PREFIX
 
 Report = Callable[[int], None]
 
 
-def prepare(params: PreprocessParams, films: pd.DataFrame, out: Path, workers: int, progress: Report) -> None:
+def prepare(
+    params: PreprocessParams,
+    films: pd.DataFrame,
+    out: Path,
+    workers: int,
+    progress: Report,
+    baseline: Path = Path("baseline"),
+) -> None:
     """Write studies.parquet, split.parquet, class_counts.json, quarantine.parquet, dataset.json and shards/.
 
     Args:
@@ -33,14 +46,17 @@ def prepare(params: PreprocessParams, films: pd.DataFrame, out: Path, workers: i
         out: an existing empty folder.
         workers: threads; they share the work out and change no byte of it.
         progress: told of every packed film.
+        baseline: folder with the accepted split, if there is one.
 
     Raises:
         UserError: a film is no image, an archive is damaged, the split cannot be used.
     """
     root = Path(params.data.root)
-    findings = tuple(params.data.findings or NIH_FINDINGS)
+    source = open_source(params.data)
+    findings = source.findings()
+    salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     with dask.config.set(scheduler="threads", num_workers=workers):
-        table = read_table(nih.table_path(root), films, params.data.views)
+        table = read_table(source, films, params.data.views)
         kept = (
             table[table["left_out"] == ""].drop(columns="left_out").sort_values("stored", ignore_index=True)
         )
@@ -49,15 +65,18 @@ def prepare(params: PreprocessParams, films: pd.DataFrame, out: Path, workers: i
                 f"No film of {root} is left: of {len(table)} rows, "
                 f"{counted(table['left_out'])}. Check data.root and data.views."
             )
-        if params.split.method == "official":
-            kept["split"] = split_by_lists(kept, *nih.read_lists(root), params.split)
-        else:
-            kept["split"] = split_by_hash(kept["patient_id"], params.split)
+        kept["split"] = assign_splits(source, kept, findings, params, salt, read_split(baseline))
         check_split(kept, findings)
+        if salt:
+            table = pseudonymised(table, salt)
+            kept["image_id"] = pseudonymised(kept[["image_id"]], salt)["image_id"]
         shards, sums = pack(root, kept, params.preprocess.size, params.preprocess.shard_films, out, progress)
 
     columns = ["image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split"]
     studies = kept[[*columns, *findings]]
+    if salt:  # the image ids were needed to name the packed films, and are pseudonyms already
+        studies = pseudonymised(studies.drop(columns="image_id"), salt).assign(image_id=studies["image_id"])
+        studies = studies[[*columns, *findings]]
     studies.to_parquet(out / "studies.parquet", index=False)
     patients = studies[["patient_id", "split"]].drop_duplicates().sort_values("patient_id")
     patients.to_parquet(out / "split.parquet", index=False)
@@ -90,18 +109,49 @@ def prepare(params: PreprocessParams, films: pd.DataFrame, out: Path, workers: i
     )
 
 
-def read_table(path: Path, films: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
-    """Read the label table in blocks and say of each row whether, and why, it is left out.
+def assign_splits(
+    source: Source,
+    kept: pd.DataFrame,
+    findings: Sequence[str],
+    params: PreprocessParams,
+    salt: bytes | None,
+    before: pd.Series | None,
+) -> pd.Series:
+    """Split of each kept row by `split.method`; patients of the accepted split stay where they are.
+
+    The accepted split names patients as it was written: by pseudonym where `salt` is given.
+
+    Raises:
+        UserError: the source has no official split, or a patient would move.
+    """
+    if before is not None and salt:
+        written = pseudonymised(kept[["patient_id"]], salt)["patient_id"]
+        known = pd.DataFrame({"patient_id": kept["patient_id"], "split": written.map(before)}).dropna()
+        before = known.drop_duplicates("patient_id").set_index("patient_id")["split"]
+    if params.split.method == "official":
+        split = split_official(kept, source.official(kept), params.split)
+    elif params.split.method == "hash":
+        split = split_by_hash(kept["patient_id"], params.split)
+    else:
+        split = split_stratified(kept, findings, params.split, before)
+    keep_old_patients(kept, split, before)
+    return split
+
+
+def read_table(source: Source, films: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
+    """Read a source's table in blocks and say of each row whether, and why, it is left out.
 
     Returns:
-        `nih.to_studies` and the columns path, member, stored (place of the film in stored order) and left_out
+        `Source.to_studies` and the columns path, member, stored (place of the film in stored order) and left_out
         ("" or the reason), in the order of the table.
     """
     where = films.assign(stored=np.arange(len(films))).set_index("image_id")[["path", "member", "stored"]]
-    blocks = dd.read_csv(path, blocksize=BLOCK, **nih.read_options())
-    empty = _prepare_block(nih.to_studies(blocks._meta), where, views)
+    # A film of which only that it is frontal is known is one of the two.
+    views = [*views, "FRONTAL"] if {"PA", "AP"} <= set(views) else views
+    blocks = source.blocks()
+    empty = _prepare_block(source.to_studies(blocks._meta), where, views)
     rows = blocks.map_partitions(
-        lambda block: _prepare_block(nih.to_studies(block), where, views), meta=empty
+        lambda block: _prepare_block(source.to_studies(block), where, views), meta=empty
     )
     return rows.compute().reset_index(drop=True)
 
@@ -183,11 +233,21 @@ def _pack_group(
 
 
 def _read_group(root: Path, films: pd.DataFrame) -> Any:
-    """Yield (image id, content, name for errors) of a group's films in stored order."""
-    if films["member"].iloc[0]:
-        path = films["path"].iloc[0]
-        for image_id, content in read_films(root, path, set(films["image_id"])):
+    """Yield (image id, content, name for errors) of a group's films in stored order.
+
+    An image id need not be the film's name in the archive.
+    """
+    path = films["path"].iloc[0]
+    if path.endswith(".npz"):
+        wanted = dict(zip(films["member"], films["image_id"], strict=True))
+        for image_id, content in npz.read_films(root / path, wanted):
             yield image_id, content, f"Film {image_id} in {root / path}"
+    elif films["member"].iloc[0]:
+        names = {
+            PurePosixPath(name).name: i for name, i in zip(films["member"], films["image_id"], strict=True)
+        }
+        for name, content in read_films(root, path, set(names)):
+            yield names[name], content, f"Film {name} in {root / path}"
     else:
         for image_id, path in zip(films["image_id"], films["path"], strict=True):
             yield image_id, (root / path).read_bytes(), f"Film {root / path}"

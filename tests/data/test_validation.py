@@ -5,9 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ral.config.data import DataConfig
+from ral.data import validation
 from ral.data.films import list_films
 from ral.data.sources import nih
-from ral.data.validation import check_table
 
 CASES = [
     ("image id is a file name", "Image Index", "x/../y", "error"),
@@ -26,10 +27,16 @@ CASES = [
 ]
 
 
+def check_table(raw: pd.DataFrame, films: pd.DataFrame, missing_films, docs: Path) -> list[dict]:
+    config = DataConfig(source="nih", root="x", missing_films=missing_films, views=["PA"])
+    return validation.check_table(raw, films, nih.Reader.layout, config, docs)
+
+
 @pytest.fixture(scope="module")
 def loaded(small_phantom: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     films, _ = list_films(small_phantom, lambda _: None)
-    return nih.read_raw(nih.table_path(small_phantom)), films
+    config = DataConfig(source="nih", root=str(small_phantom), missing_films="fail", views=["PA"])
+    return nih.Reader(config).read(), films
 
 
 def failed(checks: list[dict]) -> dict[str, dict]:
@@ -40,7 +47,7 @@ def test_good_table_passes_and_has_data_docs(loaded, tmp_path: Path) -> None:
     raw, films = loaded
     checks = check_table(raw, films, "fail", tmp_path / "docs")
     assert not failed(checks)
-    assert len(checks) == 13
+    assert len(checks) == 16
     page = (tmp_path / "docs/index.html").read_text()
     assert "raw_label_table" in page
     assert list((tmp_path / "docs").rglob("validations/**/*.html"))
