@@ -20,8 +20,8 @@ ACCEPT = "If the new delivery is right, accept it: `python -m ral.data.baseline 
 def added_columns(raw: pd.DataFrame, layout: Layout, films: pd.DataFrame) -> pd.DataFrame:
     """The raw rows with what the expectations need beside them.
 
-    Added: place (0, 1, …), film_bytes (null without a film), age (a number or null), label_problem (the words or
-    cells that are no labels), contradiction (findings beside No Finding), unnormal_id, sexes_of_patient, age_step
+    Added: place (0, 1, …), film_bytes (null without a film), age_as_number (null where it is none), label_problem (the words or
+    cells that are no labels), contradiction (findings beside No Finding), id_problem, sexes_of_patient, age_step
     (years since the patient's follow-up before), patient_known.
     """
     image, patient = raw[layout.image], raw[layout.patient]
@@ -35,15 +35,15 @@ def added_columns(raw: pd.DataFrame, layout: Layout, films: pd.DataFrame) -> pd.
         patient_known=1 if layout.patients_known else 0,
     )
     if layout.age:
-        table["age"] = pd.to_numeric(raw[layout.age], errors="coerce")
+        table["age_as_number"] = pd.to_numeric(raw[layout.age], errors="coerce")
     if layout.sex:
         known = raw[layout.sex].map(dict(layout.sexes))
-        table["sexes_of_patient"] = known.groupby(patient).transform("nunique")
+        table["sexes_of_patient"] = patient.map(known.groupby(patient).nunique()).astype("float64")
     if layout.follow_up and layout.age:
         order = pd.to_numeric(raw[layout.follow_up], errors="coerce")
-        ordered = pd.DataFrame({"patient": patient, "order": order, "age": table["age"]}).sort_values(
-            ["patient", "order"], kind="stable"
-        )
+        ordered = pd.DataFrame(
+            {"patient": patient, "order": order, "age": table["age_as_number"]}
+        ).sort_values(["patient", "order"], kind="stable")
         possible = ordered["age"].where(ordered["age"].between(0, OLDEST))
         table["age_step"] = possible.groupby(ordered["patient"]).diff()
     return table
@@ -168,7 +168,7 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
         )  # fmt: skip
         check(
             between, "age is possible", "warning", "Such ages are taken as unknown.",
-            shown=layout.age, column="age", min_value=0, max_value=OLDEST,
+            shown=layout.age, column="age_as_number", min_value=0, max_value=OLDEST,
         )  # fmt: skip
     if layout.age and layout.follow_up:
         check(
