@@ -11,23 +11,19 @@ from ral.config.data import DriftConfig
 from ral.data.sources.base import LABEL_VALUES, OLDEST, Columns, Joined, Layout, parse_all, says
 from ral.labels import NO_FINDING, SUPPORT_DEVICES, nearest
 
-# Columns added to the raw rows. `label_problem` and the like are null where all is well.
-PLACE = "place"
-
 ACCEPT = "If the new delivery is right, accept it: `python -m ral.data.baseline profile`."
 
 
 def added_columns(raw: pd.DataFrame, layout: Layout, films: pd.DataFrame) -> pd.DataFrame:
     """The raw rows with what the expectations need beside them.
 
-    Added: place (0, 1, …), film_bytes (null without a film), age_as_number (null where it is none), label_problem (the words or
+    Added: film_bytes (null without a film), age_as_number (null where it is none), label_problem (the words or
     cells that are no labels), contradiction (findings beside No Finding), id_problem, sexes_of_patient, age_step
     (years since the patient's follow-up before), patient_known.
     """
     image, patient = raw[layout.image], raw[layout.patient]
     sizes = films.drop_duplicates("image_id").set_index("image_id")["bytes"]
     table = raw.assign(
-        place=range(len(raw)),
         film_bytes=image.map(sizes).astype("float64"),
         label_problem=label_problems(raw, layout.labels),
         contradiction=contradictions(raw, layout.labels),
@@ -53,42 +49,49 @@ def label_problems(raw: pd.DataFrame, labels: Joined | Columns) -> pd.Series:
     """For each row the words (or column=text) that are no labels, joined by commas; null where all are."""
     if isinstance(labels, Joined):
         codes, texts = pd.factorize(raw[labels.column])
-        found = [
+        unknown = [
             "not of the form expected"
             if words is None
             else ", ".join(repr(word) for word in words if word not in labels.words) or None
             for words in parse_all(texts, labels)
         ]
-        return pd.Series(np.array(found, dtype=object)[codes], index=raw.index, dtype="str")
-    problem = pd.Series(None, index=raw.index, dtype="object")
+        return pd.Series(np.array(unknown, dtype=object)[codes], index=raw.index, dtype="str")
     named = [*labels.columns.values(), *([labels.no_finding] if labels.no_finding else [])]
+    found: dict[int, list[str]] = {}
     for column in dict.fromkeys(named):
-        for row in raw.index[~raw[column].isin(LABEL_VALUES)]:
-            before = problem[row]
-            problem[row] = f"{before + ', ' if before else ''}{column}={raw.loc[row, column]!r}"
-    return problem.astype("str")
+        for place in np.flatnonzero(~raw[column].isin(LABEL_VALUES)):
+            found.setdefault(int(place), []).append(f"{column}={raw[column].iloc[place]!r}")
+    return _joined(found, raw.index)
 
 
 def contradictions(raw: pd.DataFrame, labels: Joined | Columns) -> pd.Series:
     """For each row the findings that stand beside No Finding; null where none does."""
     if isinstance(labels, Joined):
         codes, texts = pd.factorize(raw[labels.column])
-        found = []
+        beside_none = []
         for words in parse_all(texts, labels):
             # Words that no finding is made of (an old scar, say) contradict nothing, nor do support devices.
             beside = [w for w in words or [] if set(labels.words.get(w, ())) - {SUPPORT_DEVICES, NO_FINDING}]
-            found.append(", ".join(beside) if beside and not labels.none.isdisjoint(words or []) else None)
-        return pd.Series(np.array(found, dtype=object)[codes], index=raw.index, dtype="str")
-    problem = pd.Series(None, index=raw.index, dtype="object")
-    if labels.no_finding is None:
-        return problem.astype("str")
-    healthy = says(raw, labels.no_finding, "present")
-    for finding, column in labels.columns.items():
-        if finding not in (SUPPORT_DEVICES, NO_FINDING):
-            for row in raw.index[healthy & says(raw, column, "present")]:
-                before = problem[row]
-                problem[row] = f"{before + ', ' if before else ''}{column}"
-    return problem.astype("str")
+            beside_none.append(
+                ", ".join(beside) if beside and not labels.none.isdisjoint(words or []) else None
+            )
+        return pd.Series(np.array(beside_none, dtype=object)[codes], index=raw.index, dtype="str")
+    found: dict[int, list[str]] = {}
+    if labels.no_finding is not None:
+        healthy = says(raw, labels.no_finding, "present")
+        for finding, column in labels.columns.items():
+            if finding not in (SUPPORT_DEVICES, NO_FINDING):
+                for place in np.flatnonzero(healthy & says(raw, column, "present")):
+                    found.setdefault(int(place), []).append(column)
+    return _joined(found, raw.index)
+
+
+def _joined(found: dict[int, list[str]], index: pd.Index) -> pd.Series:
+    """A text per row from lists by place; null where there is no list."""
+    texts = np.full(len(index), None, dtype=object)
+    for place, words in found.items():
+        texts[place] = ", ".join(words)
+    return pd.Series(texts, index=index, dtype="str")
 
 
 def _id_problems(ids: pd.Series) -> pd.Series:
@@ -197,7 +200,7 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
     if layout.split:
         check(
             in_set, "official split is train, val or test", "critical", "Write train, val or test.",
-            column=layout.split, value_set=["train", "val", "test"],
+            column=layout.split, value_set=["train", "val", "test", ""],
         )  # fmt: skip
     if layout.path:
         check(

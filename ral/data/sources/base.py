@@ -173,7 +173,7 @@ class Source(ABC):
             "age_years": _age(raw, layout),
         }
         if layout.split:
-            studies["official"] = raw[layout.split]
+            studies["official"] = raw[layout.split].where(raw[layout.split] != "")
         labels = read_labels(raw, layout.labels, self.config.uncertain, self.config.unmentioned)
         return pd.DataFrame({**studies, **labels})
 

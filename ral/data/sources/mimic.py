@@ -97,7 +97,7 @@ class Reader(Source):
             marks, on=["subject_id", "study_id"], how="left"
         )
         rows[list(columns)] = rows[list(columns)].fillna("")
-        return rows.assign(official=rows["split"].map(SPLITS))
+        return rows.assign(official=_translated(rows["split"]))
 
     def _cxr_lt(self, films: pd.DataFrame, files: list[Path]) -> pd.DataFrame:
         """The films of a CXR-LT release with its labels and split; patient, study and view are MIMIC's."""
@@ -108,7 +108,7 @@ class Reader(Source):
             extra = () if share else ("split",)
             part = read_text(path, ("dicom_id", *extra, *columns))
             parts.append(
-                part.assign(official=share or part["split"].map(SPLITS)).drop(
+                part.assign(official=share or _translated(part["split"])).drop(
                     columns="split", errors="ignore"
                 )
             )
@@ -121,6 +121,11 @@ class Reader(Source):
                 f"is {rows.loc[unknown, 'dicom_id'].iloc[0]}. Both must be of the same MIMIC-CXR-JPG release."
             )
         return rows
+
+
+def _translated(split: pd.Series) -> pd.Series:
+    """The owners' words for the splits in ours; an unknown word stays, for validation to find."""
+    return split.map(SPLITS).fillna(split)
 
 
 def _either(name: str) -> tuple[str, str]:
