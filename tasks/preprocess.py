@@ -24,6 +24,7 @@ def run(params: PreprocessParams, validated: Path, out: Path) -> None:
     """
     import pandas as pd
 
+    from ral.config.dask import DaskTarget
     from ral.data.prepare import prepare
     from ral.files import new_folder, read_json
     from ral.progress import Progress
@@ -34,7 +35,7 @@ def run(params: PreprocessParams, validated: Path, out: Path) -> None:
         new_folder(out) as draft,
         Progress("packing films", verdict["rows"] - verdict["rows_without_film"], "films") as progress,
     ):
-        prepare(params, films, draft, workers(), progress.add)
+        prepare(params, films, draft, DaskTarget(workers=workers()), progress.add)
     facts = read_json(out / "dataset.json")
     left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
     kind = "PHANTOM films: " if facts["phantom"] else ""
