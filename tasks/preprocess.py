@@ -24,6 +24,7 @@ def run(params: PreprocessParams, validated: Path, out: Path, baseline: Path) ->
     """
     import pandas as pd
 
+    from ral.config.dask import DaskTarget
     from ral.data.prepare import prepare
     from ral.data.split import scarce
     from ral.files import new_folder, read_json
@@ -35,7 +36,7 @@ def run(params: PreprocessParams, validated: Path, out: Path, baseline: Path) ->
         new_folder(out) as draft,
         Progress("packing films", verdict["rows"] - verdict["rows_without_film"], "films") as progress,
     ):
-        prepare(params, films, draft, workers(), progress.add, baseline)
+        prepare(params, films, draft, DaskTarget(workers=workers()), progress.add, baseline=baseline)
     facts = read_json(out / "dataset.json")
     for line in scarce(read_json(out / "class_counts.json")):
         print(f"warning: {line}")

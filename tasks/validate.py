@@ -35,7 +35,7 @@ def run(params: ValidateParams, out: Path, baseline: Path) -> None:
     source.findings()  # says now, not after the films are read, that a name is wrong
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     raw = source.read()
-    with Progress("reading films", source.film_bytes(), "B") as progress:
+    with Progress("reading films", source.film_bytes(raw), "B") as progress:
         films, archives = source.films(raw, progress.add)
     folder = runs.folder()
     studies = source.to_studies(raw)
@@ -45,8 +45,9 @@ def run(params: ValidateParams, out: Path, baseline: Path) -> None:
     checks = check_table(raw, films, source.layout, params.data, folder / "data_docs", differences)
     ids = studies["image_id"]
     tables = {
-        path.relative_to(source.root).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in source.tables()
+        if (name := path.relative_to(source.root).as_posix()) not in archives
     }
     verdict = {
         "passed": not any(check["severity"] == "error" and not check["passed"] for check in checks),

@@ -192,7 +192,15 @@ class PreprocessConfig(Section):
     size: int = Field(ge=16, le=2048)
     """Height and width of a prepared film in pixels, reached by area averaging."""
     shard_films: int = Field(ge=1)
-    """Most films in one pixel shard."""
+    """Most films in one pixel shard; a shard of large films ends earlier, at 512 MiB."""
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """How a film that is no square becomes one: stretched, its shorter side padded with black, or its longer side
+    cut evenly."""
+    on_bad_film: Literal["fail", "quarantine"] = "fail"
+    """A film that cannot be decoded, or is blank, is an error (fail), or is left out, label and all, with its reason in
+    quarantine.parquet."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Largest share of films that may be quarantined; more of them are an error, for then something else is wrong."""
 
 
 class PhantomParams(Section):

@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -36,38 +36,38 @@ def read_array(path: Path, member: str) -> np.ndarray:
         return values.reshape(shape)
 
 
-def read_films(path: Path, wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (image id, PNG) of the wanted films in their order in the archive.
+def read_films(path: Path, wanted: Sequence[str]) -> Iterator[bytes]:
+    """Yield films as PNG files.
 
     Args:
         path: the archive.
-        wanted: place, as `train_images.npy[5]`, -> image id.
+        wanted: places such as `train_images.npy[5]`; those of an array together, in ascending order.
 
     Raises:
         UserError: the archive is damaged, or an array holds no 8-bit gray films.
     """
-    places: dict[str, dict[int, str]] = {}
-    for place, image_id in wanted.items():
+    places: dict[str, list[int]] = {}
+    for place in wanted:
         member, _, number = place.removesuffix("]").partition("[")
-        places.setdefault(member, {})[int(number)] = image_id
+        places.setdefault(member, []).append(int(number))
     with _opened(path) as archive:
-        for member in (name for name in archive.namelist() if name in places):
-            rows = places[member]
+        for member, rows in places.items():
             with _member(archive, path, member) as stream:
                 shape, dtype = _header(stream, path, member)
                 if len(shape) != 3 or dtype != np.uint8:
                     raise UserError(
                         f"{path}: {member} has shape {shape} and type {dtype}, not 8-bit gray films."
                     )
+                chosen = set(rows)
                 for row in range(max(rows) + 1):
                     pixels = stream.read(shape[1] * shape[2])
                     if len(pixels) < shape[1] * shape[2]:
                         raise UserError(f"{path}: {member} is truncated. Download it again.")
-                    if row in rows:
+                    if row in chosen:
                         film = io.BytesIO()
                         # Stored, not compressed: it is decoded again at once.
                         Image.frombytes("L", shape[2:0:-1], pixels).save(film, "PNG", compress_level=0)
-                        yield rows[row], film.getvalue()
+                        yield film.getvalue()
 
 
 def _opened(path: Path) -> zipfile.ZipFile:

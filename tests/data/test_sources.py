@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import shipped
 
+from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig, ValidateParams
 from ral.data.dataset import open_dataset
 from ral.data.phantom.signs import draw_film
@@ -65,7 +66,7 @@ def test_one_table_and_films_of_their_labels(folders, name: str, tmp_path: Path)
         split=SplitConfig(method=method, val=0.2, test=0.2, seed=0),
         preprocess=PreprocessConfig(size=48, shard_films=100),
     )
-    prepare(params, films, out, 2, lambda _: None, tmp_path / "baseline")
+    prepare(params, films, out, DaskTarget(workers=2), lambda _: None, baseline=tmp_path / "baseline")
     dataset = open_dataset(out)
     source = open_source(data)
     assert dataset.findings == source.findings()
@@ -91,7 +92,7 @@ def test_pixels_are_those_of_the_row(folders, tmp_path: Path) -> None:
             split=SplitConfig(method="official", val=0.2, test=0.2, seed=0),
             preprocess=PreprocessConfig(size=size, shard_films=100),
         )
-        prepare(params, films, out, 2, lambda _: None, tmp_path / "none")
+        prepare(params, films, out, DaskTarget(workers=2), lambda _: None, baseline=tmp_path / "none")
         dataset = open_dataset(out)
         people = shipped.people()
         if name == "mimic":

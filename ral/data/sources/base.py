@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import DataConfig
-from ral.data.films import list_films, total_bytes
+from ral.data.films import COLUMNS as FILM_COLUMNS
+from ral.data.films import content_hash, list_films, total_bytes
+from ral.data.memory import Memory, Stamp
 from ral.errors import UserError
 from ral.labels import LABEL_SETS, NO_FINDING, SUPPORT_DEVICES, unknown_finding
 
@@ -145,16 +147,21 @@ class Source(ABC):
         return dd.from_pandas(self.read(), chunksize=100_000, sort=False)
 
     def films(
-        self, raw: pd.DataFrame, progress: Callable[[int], None]
+        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:
-        """Where the films are: image_id, path, member, bytes in stored order; and name -> bytes, sha256 of archives."""
+        """Where the films of the raw rows are, as `ral.data.films.list_films` says it, whose arguments these are."""
         if self.layout.path is None:
-            return list_films(self.root, progress)
-        return addressed_films(self.root, raw[self.layout.image], raw[self.layout.path]), {}
+            return list_films(self.root, progress, memory)
+        images, paths = raw[self.layout.image], raw[self.layout.path]
+        return addressed_films(self.root, images, paths, progress, memory), {}
 
-    def film_bytes(self) -> int:
+    def film_bytes(self, raw: pd.DataFrame) -> int:
         """How many bytes `films` reports to its progress."""
-        return total_bytes(self.root) if self.layout.path is None else 0
+        if self.layout.path is None:
+            return total_bytes(self.root)
+        return sum(
+            stamp.size for path in raw[self.layout.path].unique() if (stamp := _stamp(self.root, path))
+        )
 
     def to_studies(self, raw: pd.DataFrame) -> pd.DataFrame:
         """The pipeline's table from raw rows that passed validation.
@@ -308,17 +315,34 @@ def _age(raw: pd.DataFrame, layout: Layout) -> pd.Series:
     return age.where(age.between(0, OLDEST))
 
 
-def addressed_films(root: Path, images: pd.Series, paths: pd.Series) -> pd.DataFrame:
-    """The films that a table names by their files: image_id, path, member (""), bytes; sorted by path.
+def addressed_films(
+    root: Path,
+    images: pd.Series,
+    paths: pd.Series,
+    progress: Callable[[int], None],
+    memory: Memory | None = None,
+) -> pd.DataFrame:
+    """The films that a table names by their files, in the columns of `list_films`, sorted by path.
 
     A row whose file does not exist is left out; whether that is an error is for validation to say.
     """
-    sizes = []
-    for path in paths:
-        try:
-            sizes.append((root / path).stat().st_size if path else -1)
-        except (FileNotFoundError, NotADirectoryError):
-            sizes.append(-1)
-    films = pd.DataFrame({"image_id": images, "path": paths, "member": "", "bytes": sizes})
-    films = films[films["bytes"] >= 0].drop_duplicates("image_id")
-    return films.sort_values(["path", "image_id"], ignore_index=True)
+    memory = memory or Memory(None)
+    known = memory.folder(root)
+    rows, stamps = [], []
+    for path, image_id in sorted(zip(paths, images, strict=True)):
+        stamp = _stamp(root, path)
+        if stamp is not None:
+            digest = known.get((path, stamp)) or content_hash((root / path).read_bytes())
+            progress(stamp.size)
+            rows.append((image_id, path, "", -1, stamp.size, digest))
+            stamps.append(stamp)
+    films = pd.DataFrame(rows, columns=FILM_COLUMNS)
+    memory.keep_folder(root, films.assign(image_id=films["path"]), stamps)
+    return films.drop_duplicates("image_id", ignore_index=True)
+
+
+def _stamp(root: Path, path: str) -> Stamp | None:
+    """Size and time of a film below the data folder; None where there is no such file."""
+    if not path or Path(path).is_absolute() or ".." in Path(path).parts or not (root / path).is_file():
+        return None
+    return Stamp.of(root / path)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from ral.data.films import content_hash
+from ral.data.memory import Memory
 from ral.data.npz import array_shape, read_array
 from ral.data.sources.base import Columns, Layout, Source
 from ral.data.sources.text import find_table
 from ral.errors import UserError
+from ral.files import sha256
 from ral.labels import NIH_FINDINGS
 
 FILES = ("chestmnist.npz", "chestmnist_64.npz", "chestmnist_128.npz", "chestmnist_224.npz")
@@ -53,10 +56,10 @@ class Reader(Source):
         return pd.concat(parts, ignore_index=True)
 
     def films(
-        self, raw: pd.DataFrame, progress: Callable[[int], None]
+        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:
+        """Films by their places; a film's hash is made from the file's hash and its place, not from its pixels."""
         (path,) = self.tables()
-        place = raw["official"] + "_images.npy[" + raw["row"].astype("str") + "]"
         sizes = {}
         for split in SPLITS:
             shape, _ = array_shape(path, f"{split}_images.npy")
@@ -65,15 +68,20 @@ class Reader(Source):
                     f"{path}: {split} has {shape[0]} films but another number of labels. Get it again."
                 )
             sizes[split] = shape[1] * shape[2]
+        size, digest = path.stat().st_size, sha256(path)
+        progress(size)
+        places = raw["official"] + "_images.npy[" + raw["row"].astype("str") + "]"
         films = pd.DataFrame(
             {
                 "image_id": raw["image_id"],
                 "path": path.name,
-                "member": place,
+                "member": places,
+                "offset": -1,
                 "bytes": raw["official"].map(sizes),
+                "hash": [content_hash(f"{digest}:{place}".encode()) for place in places],
             }
         )
-        return films, {}
+        return films, {path.name: {"bytes": size, "sha256": digest}}
 
-    def film_bytes(self) -> int:
-        return 0
+    def film_bytes(self, raw: pd.DataFrame) -> int:
+        return self.tables()[0].stat().st_size
