@@ -132,7 +132,7 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
     check(
         null, "ids are in one Unicode form", "critical",
         "Write them in normal form C: two forms of a name look alike and count as two patients.",
-        shown=layout.patient, column="id_problem",
+        shown="ids", column="id_problem",
     )  # fmt: skip
     check(
         null, "labels are in the vocabulary", layout.vocabulary, allowed,

@@ -135,3 +135,44 @@ def test_lists(tmp_path: Path) -> None:
     (tmp_path / "test_list.txt").write_text("b.png")
     with pytest.raises(UserError, match=r"b\.png stands on both"):
         nih.read_lists(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("Cardiomegaly|Emphysema", '"Cardiomegaly|Emphysema"'),
+        lambda text: text.replace("[x,y]", "[x,y],Name").replace("0.143\n", "0.143,Jones\n"),
+    ],
+    ids=["byte order mark", "CRLF", "quoted bars", "extra column"],
+)
+def test_harmless_ways_to_write_the_table(tmp_path: Path, change) -> None:
+    path = table(tmp_path, ROW)
+    expected = studies_of(tmp_path)
+    text = path.read_text()
+    path.write_text(change(text), encoding="utf-8", newline="")
+    assert path.read_bytes() != text.encode()
+    pd.testing.assert_frame_equal(studies_of(tmp_path), expected)
+    assert "row" in reader(tmp_path).read().columns
+    assert not any("Jones" in str(value) for value in reader(tmp_path).read().to_numpy().ravel())
+
+
+def test_semicolons_are_named(tmp_path: Path) -> None:
+    header = HEADER.replace(",", ";")
+    table(tmp_path, ROW.replace(",", ";"), header=header)
+    with pytest.raises(UserError, match="is separated by semicolons, not by commas"):
+        reader(tmp_path).read()
+
+
+def test_renamed_column_names_the_nearest(tmp_path: Path) -> None:
+    table(tmp_path, ROW, header=HEADER.replace("Finding Labels", "Finding_Label"))
+    with pytest.raises(
+        UserError, match=r"lacks the column `Finding Labels`\. Did you rename it to `Finding_Label`\?"
+    ):
+        reader(tmp_path).read()
+
+
+def test_ids_of_any_script(tmp_path: Path) -> None:
+    table(tmp_path, ROW.replace("00000001_000.png", "paciënt_Ω_001.png"))
+    assert studies_of(tmp_path)["image_id"].tolist() == ["paciënt_Ω_001.png"]

@@ -275,6 +275,29 @@ def test_chestmnist_stored_and_compressed_and_damaged(tmp_path: Path) -> None:
         source_of(base | {"root": str(tmp_path / "a")}).read()
 
 
+def test_chestmnist_of_two_lengths(tmp_path: Path) -> None:
+    shipped.chestmnist(tmp_path)
+    path = tmp_path / "chestmnist_64.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **(arrays | {"val_labels": arrays["val_labels"][1:]}))
+    section = {"source": "chestmnist", "missing_films": "fail", "views": ["PA", "AP"], "root": str(tmp_path)}
+    source = source_of(section)
+    raw = source.read()
+    with pytest.raises(UserError, match=r"val has .* films but another number of labels"):
+        source.films(raw, lambda _: None)
+
+
+def test_cxr_lt_film_that_mimic_does_not_have(folders, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(folders("cxr_lt_2023")["root"], tmp_path / "films"))
+    path = root / "cxr-lt-2023/train.csv"
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([lines[0], "x" + lines[1], *lines[2:]]))
+    with pytest.raises(
+        UserError, match="1 films of the CXR-LT files are not in the metadata table, the first is x"
+    ):
+        source_of(folders("cxr_lt_2023"), root=str(root)).read()
+
+
 def test_own_table_as_parquet_reads_the_same(folders, tmp_path: Path) -> None:
     section = folders("table")
     root = Path(shutil.copytree(section["root"], tmp_path / "own"))

@@ -16,6 +16,8 @@ CASES = [
     ("labels are in the vocabulary", "Finding Labels", "Efusion", "error"),
     ("labels are in the vocabulary", "Finding Labels", "Mass,Nodule", "error"),
     ("labels are in the vocabulary", "Finding Labels", "", "error"),
+    ("labels are in the vocabulary", "Finding Labels", "effusion", "error"),
+    ("ids are in one Unicode form", "Image Index", "e\u0301.png", "error"),
     ("No Finding stands alone", "Finding Labels", "Mass|No Finding", "error"),
     ("follow-up is a number", "Follow-up #", "first", "error"),
     ("patient id is a plain number", "Patient ID", "", "error"),
@@ -73,6 +75,34 @@ def test_bad_value_is_found_with_row_and_remedy(
     assert found["remedy"]
     if value is not None:
         assert found["samples"][0]["value"] == (value if check != "age is possible" else "414")
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("Efusion", "Effusion"), ("mass", "Mass"), ("Pleural Thickening", "Pleural_Thickening")],
+)
+def test_typo_names_the_nearest(loaded, tmp_path: Path, word: str, near: str) -> None:
+    raw, films = loaded
+    raw = raw.copy()
+    raw.loc[7, "Finding Labels"] = f"Hernia|{word}"
+    found = failed(check_table(raw, films, "fail", tmp_path / "docs"))["labels are in the vocabulary"]
+    assert found["remedy"].startswith(
+        f"Did you mean `{near}` for {word!r}? Allowed, joined by |: Atelectasis"
+    )
+
+
+def test_two_sexes_and_falling_ages_are_warnings(loaded, tmp_path: Path) -> None:
+    raw, films = loaded
+    raw = raw.copy()
+    later = raw.index[raw["Follow-up #"] == "1"][0]
+    raw.loc[later, "Patient Gender"] = {"M": "F", "F": "M"}[raw.loc[later, "Patient Gender"]]
+    raw.loc[later, "Patient Age"] = "0"
+    found = failed(check_table(raw, films, "fail", tmp_path / "docs"))
+    assert {name: check["severity"] for name, check in found.items()} == {
+        "a patient has one sex": "warning",
+        "ages rise with the follow-ups": "warning",
+    }
+    assert found["ages rise with the follow-ups"]["samples"][0]["image_id"] == raw.loc[later, "Image Index"]
 
 
 def test_two_films_with_one_follow_up_number_are_a_warning(loaded, tmp_path: Path) -> None:
