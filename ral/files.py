@@ -59,6 +59,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def private_folder(path: Path) -> Path:
+    """Make a folder that only this user can enter."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.chmod(0o700)
+    return path
+
+
+@contextmanager
+def private_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it becomes `path`, readable by this user only, if the block succeeds."""
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".draft", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -1,5 +1,7 @@
-"""Label vocabularies, and the head / medium / tail tier of a finding by its training count."""
+"""Label vocabularies and their spelling, and the head / medium / tail tier of a finding by its training count."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Literal
 
 # Spelling and order of torchxrayvision's `default_pathologies` (its first fourteen are NIH ChestX-ray14's).
@@ -22,9 +24,102 @@ NIH_FINDINGS = (
 
 # Not a finding: it says that a film carries none, so it never stands beside one.
 NO_FINDING = "No Finding"
+# May stand beside "No Finding": CheXpert's labeller and its descendants count a tube as no disease.
+SUPPORT_DEVICES = "Support Devices"
 
 # Starts the image id of every phantom film, so that no table made from them can lose the fact.
 PHANTOM_PREFIX = "phantom"
+
+# Names of the data sets' owners that torchxrayvision, or another data set here, spells in another way.
+ALIASES = {
+    "Normal": NO_FINDING,
+    "No finding": NO_FINDING,
+    "normal": NO_FINDING,
+    "Pleural Effusion": "Effusion",
+    "Pleural effusion": "Effusion",
+    "pleural effusion": "Effusion",
+    "Pleural Thickening": "Pleural_Thickening",
+    "Pleural thickening": "Pleural_Thickening",
+    "pleural thickening": "Pleural_Thickening",
+    "Pulmonary fibrosis": "Fibrosis",
+    "Other disease": "Other Diseases",
+    "pneumoperitoneo": "Pneumoperitoneum",
+}
+
+
+def canonical(name: str) -> str:
+    """The project's name of a finding that an owner calls `name`: torchxrayvision's, else in capitals at the start."""
+    if name in ALIASES:
+        return ALIASES[name]
+    # VinDr-CXR's own names are kept where torchxrayvision keeps them.
+    if name in ("Aortic enlargement", "Enlarged PA"):
+        return name
+    return " ".join(word if word[:1].isupper() else word[:1].upper() + word[1:] for word in name.split(" "))
+
+
+def _set(names: str) -> dict[str, str]:
+    """Finding -> owner's name, in the order of a text with one name a line or names between commas."""
+    own = [name.strip() for name in names.replace("\n", ",").split(",") if name.strip()]
+    return {canonical(name): name for name in own}
+
+
+# CheXpert's fourteen observations less "No Finding", in the order of train.csv.
+_CHEXPERT = _set(
+    """Enlarged Cardiomediastinum, Cardiomegaly, Lung Opacity, Lung Lesion, Edema, Consolidation, Pneumonia,
+    Atelectasis, Pneumothorax, Pleural Effusion, Pleural Other, Fracture, Support Devices"""
+)
+_CXR_LT_26 = """Atelectasis, Calcification of the Aorta, Cardiomegaly, Consolidation, Edema, Emphysema,
+    Enlarged Cardiomediastinum, Fibrosis, Fracture, Hernia, Infiltration, Lung Lesion, Lung Opacity, Mass, {},
+    Nodule, Pleural Effusion, Pleural Other, Pleural Thickening, Pneumomediastinum, Pneumonia, Pneumoperitoneum,
+    Pneumothorax, Subcutaneous Emphysema, Support Devices, Tortuous Aorta"""
+_CXR_LT_2024_TASK1 = _set(
+    """Adenopathy, Atelectasis, Azygos Lobe, Calcification of the Aorta, Cardiomegaly, Clavicle Fracture,
+    Consolidation, Edema, Emphysema, Enlarged Cardiomediastinum, Fibrosis, Fissure, Fracture, Granuloma, Hernia,
+    Hydropneumothorax, Infarction, Infiltration, Kyphosis, Lobar Atelectasis, Lung Lesion, Lung Opacity, Mass,
+    Nodule, Normal, Pleural Effusion, Pleural Other, Pleural Thickening, Pneumomediastinum, Pneumonia,
+    Pneumoperitoneum, Pneumothorax, Pulmonary Embolism, Pulmonary Hypertension, Rib Fracture,
+    Round(ed) Atelectasis, Subcutaneous Emphysema, Support Devices, Tortuous Aorta, Tuberculosis"""
+)
+_CXR_LT_2024_UNSEEN = _set("Bulla, Cardiomyopathy, Hilum, Osteopenia, Scoliosis")
+_CXR_LT_2026 = _set(
+    """Normal, aortic elongation, cardiomegaly, pleural effusion, Nodule, atelectasis, pleural thickening,
+    aortic atheromatosis, Support Devices, alveolar pattern, fracture, Hernia, Emphysema, azygos lobe,
+    Hydropneumothorax, Kyphosis, Mass, Pneumothorax, Subcutaneous Emphysema, pneumoperitoneo,
+    vascular hilar enlargement, vertebral degenerative changes, hyperinflated lung, interstitial pattern,
+    central venous catheter, hypoexpansion, bronchiectasis, hemidiaphragm elevation, sternotomy,
+    calcified densities"""
+)
+# 22 local labels and 6 global ones less "No finding", in the order of image_labels_train.csv.
+_VINDR = _set(
+    """Aortic enlargement, Atelectasis, Calcification, Cardiomegaly, Clavicle fracture, Consolidation, Edema,
+    Emphysema, Enlarged PA, ILD, Infiltration, Lung Opacity, Lung cavity, Lung cyst, Mediastinal shift,
+    Nodule/Mass, Pleural effusion, Pleural thickening, Pneumothorax, Pulmonary fibrosis, Rib fracture,
+    Other lesion, COPD, Lung tumor, Pneumonia, Tuberculosis, Other diseases"""
+)
+# torchxrayvision's classes of PadChest (less its technical "Tube"); sources/padchest.py says which words make each.
+_PADCHEST = _set(
+    """Air Trapping, Aortic Atheromatosis, Aortic Elongation, Atelectasis, Bronchiectasis, Cardiomegaly,
+    Consolidation, Costophrenic Angle Blunting, Edema, Effusion, Emphysema, Fibrosis, Flattened Diaphragm,
+    Fracture, Granuloma, Hemidiaphragm Elevation, Hernia, Hilar Enlargement, Infiltration, Mass, Nodule,
+    Pleural_Thickening, Pneumonia, Pneumothorax, Scoliosis, Support Devices, Tuberculosis"""
+)
+_NIH = {finding: finding for finding in NIH_FINDINGS}
+
+# Source -> label set -> finding -> owner's name. The first set of a source is its default.
+LABEL_SETS: dict[str, dict[str, dict[str, str]]] = {
+    "nih": {"nih": _NIH},
+    "chexpert": {"chexpert": _CHEXPERT},
+    "mimic": {
+        "chexpert": _CHEXPERT,
+        "cxr_lt_2023": _set(_CXR_LT_26.format("No Finding")),
+        "cxr_lt_2024_task1": _CXR_LT_2024_TASK1,
+        "cxr_lt_2024_task2": _set(_CXR_LT_26.format("Normal")),
+        "cxr_lt_2024_all": dict(sorted((_CXR_LT_2024_TASK1 | _CXR_LT_2024_UNSEEN).items())),
+    },
+    "padchest": {"padchest": _PADCHEST, "cxr_lt_2026": _CXR_LT_2026},
+    "vindr": {"vindr": _VINDR},
+    "chestmnist": {"nih": _NIH},
+}
 
 Tier = Literal["head", "medium", "tail"]
 TIERS: tuple[Tier, ...] = ("head", "medium", "tail")
@@ -40,3 +135,23 @@ def tier(positives: int, films: int, head: float, tail: float) -> Tier:
     if prevalence > head:
         return "head"
     return "tail" if prevalence <= tail else "medium"
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that `name` most looks like, whatever its capitals; None where none is near."""
+    folded: dict[str, str] = {}
+    for known in allowed:
+        folded.setdefault(known.casefold().replace("_", " "), known)
+    near = difflib.get_close_matches(name.casefold().replace("_", " "), folded, n=1)
+    return folded[near[0]] if near else None
+
+
+def unknown_finding(names: Iterable[str], allowed: Iterable[str]) -> str | None:
+    """What is wrong with chosen findings: the first one that is not among the allowed, with the nearest; else None."""
+    allowed = tuple(allowed)
+    for name in names:
+        if name not in allowed:
+            near = nearest(name, allowed)
+            hint = f" Did you mean `{near}`?" if near else ""
+            return f"unknown finding `{name}`.{hint} Allowed: {', '.join(allowed)}"
+    return None

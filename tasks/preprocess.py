@@ -16,7 +16,7 @@ from ral.errors import UserError
 from tasks import step
 
 
-def run(params: PreprocessParams, validated: Path, out: Path) -> None:
+def run(params: PreprocessParams, validated: Path, out: Path, baseline: Path) -> None:
     """Prepare the films listed by the step validate into `out`.
 
     Raises:
@@ -24,7 +24,9 @@ def run(params: PreprocessParams, validated: Path, out: Path) -> None:
     """
     import pandas as pd
 
+    from ral.config.dask import DaskTarget
     from ral.data.prepare import prepare
+    from ral.data.split import scarce
     from ral.files import new_folder, read_json
     from ral.progress import Progress
 
@@ -34,8 +36,10 @@ def run(params: PreprocessParams, validated: Path, out: Path) -> None:
         new_folder(out) as draft,
         Progress("packing films", verdict["rows"] - verdict["rows_without_film"], "films") as progress,
     ):
-        prepare(params, films, draft, workers(), progress.add)
+        prepare(params, films, draft, DaskTarget(workers=workers()), progress.add, baseline=baseline)
     facts = read_json(out / "dataset.json")
+    for line in scarce(read_json(out / "class_counts.json")):
+        print(f"warning: {line}")
     left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
     kind = "PHANTOM films: " if facts["phantom"] else ""
     print(f"{kind}{facts['films']:,} films of {facts['patients']:,} patients prepared{left}")
@@ -59,8 +63,10 @@ if __name__ == "__main__":
         {
             "validated": ("data/validated", "what the step validate wrote"),
             "out": ("data/prepared", "folder to write"),
+            "baseline": ("baseline", "the accepted split, if there is one"),
         },
     )
     step.main(
-        "preprocess", lambda: run(load(options.params, PreprocessParams), options.validated, options.out)
+        "preprocess",
+        lambda: run(load(options.params, PreprocessParams), options.validated, options.out, options.baseline),
     )

@@ -15,47 +15,60 @@ from ral.errors import UserError
 from tasks import step
 
 
-def run(params: ValidateParams, out: Path) -> None:
+def run(params: ValidateParams, out: Path, baseline: Path) -> None:
     """Write the verdict and the list of films of `data.root` into `out`.
 
     Raises:
         UserError: the folder, table or an archive cannot be read, or a check of severity error failed.
     """
     from ral import runs
-    from ral.data.films import list_films, total_bytes
-    from ral.data.sources import nih
+    from ral.data import drift
+    from ral.data.baseline import read_profile
+    from ral.data.privacy import read_salt, veiled
+    from ral.data.sources.base import label_names, open_source
     from ral.data.validation import check_table
     from ral.files import new_folder, sha256, write_json
     from ral.labels import PHANTOM_PREFIX
     from ral.progress import Progress
 
-    root = Path(params.data.root)
-    table = nih.table_path(root)
-    raw = nih.read_raw(table)
-    with Progress("reading films", total_bytes(root), "B") as progress:
-        films, archives = list_films(root, progress.add)
+    source = open_source(params.data)
+    source.findings()  # says now, not after the films are read, that a name is wrong
+    salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
+    raw = source.read()
+    with Progress("reading films", source.film_bytes(raw), "B") as progress:
+        films, archives = source.films(raw, progress.add)
     folder = runs.folder()
-    checks = check_table(raw, films, params.data.missing_films, folder / "data_docs")
-    ids = raw["Image Index"]
+    studies = source.to_studies(raw)
+    profile = drift.profile(studies, label_names(source.layout.labels))
+    accepted = read_profile(baseline)
+    differences = drift.compare(accepted, profile) if accepted else None
+    checks = check_table(raw, films, source.layout, params.data, folder / "data_docs", differences)
+    ids = studies["image_id"]
+    tables = {
+        name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in source.tables()
+        if (name := path.relative_to(source.root).as_posix()) not in archives
+    }
     verdict = {
         "passed": not any(check["severity"] == "error" and not check["passed"] for check in checks),
         "phantom": bool(ids.str.startswith(PHANTOM_PREFIX).any()),
         "rows": len(raw),
-        "patients": int(raw["Patient ID"].nunique()),
+        "patients": profile["patients"],
         "films": len(films),
         "rows_without_film": int((~ids.isin(films["image_id"])).sum()),
         "films_without_row": int((~films["image_id"].isin(ids)).sum()),
         "checks": checks,
-        "files": {table.name: {"bytes": table.stat().st_size, "sha256": sha256(table)}, **archives},
+        "files": tables | archives,
+        "profile": profile,
     }
     write_json(folder / "verdict.json", verdict)
     if not verdict["passed"]:
-        raise UserError(explain(checks, table, folder / "data_docs" / "index.html"))
+        raise UserError(explain(checks, source.tables()[0], folder / "data_docs" / "index.html"))
     for line in warnings(verdict):
         print(f"warning: {line}")
     with new_folder(out) as draft:
         films.to_parquet(draft / "films.parquet", index=False)
-        write_json(draft / "verdict.json", verdict)
+        write_json(draft / "verdict.json", verdict | {"checks": veiled(checks, salt)} if salt else verdict)
     kind = "PHANTOM films: " if verdict["phantom"] else ""
     print(f"{kind}{len(raw):,} rows, {len(films):,} films: passed. Data Docs: {folder}/data_docs/index.html")
 
@@ -84,5 +97,11 @@ def warnings(verdict: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    options = step.parse(__doc__, {"out": ("data/validated", "folder to write")})
-    step.main("validate", lambda: run(load(options.params, ValidateParams), options.out))
+    options = step.parse(
+        __doc__,
+        {
+            "out": ("data/validated", "folder to write"),
+            "baseline": ("baseline", "the accepted profile, if there is one"),
+        },
+    )
+    step.main("validate", lambda: run(load(options.params, ValidateParams), options.out, options.baseline))

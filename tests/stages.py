@@ -43,9 +43,22 @@ def code_files(stage: str) -> set[str]:
                 queue += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.JoinedStr) and _is_source(node):
+                queue.append(f"ral.data.sources.{default_source()}")
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _has_main(node.value):
                 queue.append(f"{node.value}.__main__")
     return found
+
+
+def default_source() -> str:
+    """The source that params.yaml names; dvc.yaml names its file by `${data.source}`."""
+    return YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())["data"]["source"]
+
+
+def _is_source(node: ast.JoinedStr) -> bool:
+    """Whether a text is the name of the module of a source that is chosen by a parameter."""
+    start = node.values[0]
+    return isinstance(start, ast.Constant) and start.value == "ral.data.sources."
 
 
 def _file(module: str) -> Path | None:

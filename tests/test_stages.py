@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stages import PACKAGES, ROOT, code_files, stages
+from stages import PACKAGES, ROOT, code_files, default_source, stages
 
 from ral.config.base import SECTIONS, Section
 from ral.config.data import PhantomParams, PreprocessParams, ValidateParams
@@ -46,7 +46,8 @@ def test_declared_params_are_those_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", PARAMS)
 def test_declared_code_is_what_is_imported(name: str) -> None:
-    code = {path for path in stages()[name]["deps"] if path.split("/")[0] in PACKAGES}
+    deps = [path.replace("${data.source}", default_source()) for path in stages()[name]["deps"]]
+    code = {path for path in deps if path.split("/")[0] in PACKAGES}
     assert code == code_files(name)
 
 

@@ -1,14 +1,24 @@
 """Parameters of the data: phantom films, the source, the split, the pixels."""
 
-import difflib
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ral.config.base import Section
-from ral.labels import NIH_FINDINGS
+from ral.labels import LABEL_SETS, unknown_finding
 
-View = Literal["PA", "AP", "LATERAL"]
+# The registry of sources: each is the file of that name in ral/data/sources/.
+SourceName = Literal[
+    "nih",
+    "chexpert",
+    "mimic",
+    "padchest",
+    "vindr",
+    "chestmnist",
+    "table",
+]
+
+View = Literal["PA", "AP", "FRONTAL", "LATERAL", "OTHER"]
 
 
 class PhantomConfig(Section):
@@ -24,29 +34,94 @@ class PhantomConfig(Section):
     """Seed of everything drawn; the same seed gives the same bytes."""
 
 
+class TableConfig(Section):
+    """Which column of your own CSV or Parquet file holds what (used by `source: table`); null: there is none."""
+
+    file: str = Field(default="table.csv", min_length=1)
+    """The table, below `data.root`: .csv, .csv.gz or .parquet."""
+    separator: str = Field(default=",", min_length=1, max_length=1)
+    """What separates the columns of a CSV file."""
+    image_id: str = "image_id"
+    """Column with an id of its own for each film."""
+    patient_id: str = "patient_id"
+    """Column with the patient's id; what shares it is never split."""
+    study_id: str | None = None
+    """Column with the study's id; null: each film is a study of its own."""
+    follow_up: str | None = None
+    """Column that numbers a patient's studies in time; null: no order is checked."""
+    path: str | None = None
+    """Column with the film's file below `data.root`; null: films are found in images/ or images*.tar.gz by image id."""
+    view: str | None = None
+    """Column with the view; null: all films are FRONTAL."""
+    views: dict[str, View] = Field(default_factory=dict)
+    """What the words of the view column mean, where they are not PA, AP, FRONTAL, LATERAL or OTHER."""
+    sex: str | None = None
+    """Column with the patient's sex."""
+    sexes: dict[str, Literal["M", "F"] | None] = Field(default_factory=dict)
+    """What the words of the sex column mean, where they are not M and F; null: unknown."""
+    age_years: str | None = None
+    """Column with the age in whole years."""
+    split: str | None = None
+    """Column with the official split (train, val, test); null: there is none."""
+    labels: str | None = None
+    """Column with the names of a film's findings, joined by `label_separator`; null: a column per finding."""
+    label_separator: str = Field(default="|", min_length=1)
+    """What joins the names in the column `labels`."""
+    findings: dict[str, str] = Field(default_factory=dict)
+    """Finding -> its column (1, 0, -1 uncertain, empty unknown), or its word in the column `labels`."""
+    no_finding: str | None = None
+    """The column, or the word in the column `labels`, that says there is no finding."""
+
+
+class DriftConfig(Section):
+    """How far a delivery may be from the accepted profile (baseline/profile.json); without one nothing is compared.
+
+    The population stability index of a column or label is the sum of (now − then) · ln(now / then) over its
+    values' shares; 0.1 and 0.25 are the limits in common use.
+    """
+
+    warn: float = Field(default=0.1, gt=0)
+    """Stability index above which a column or label is a warning."""
+    fail: float = Field(default=0.25, gt=0)
+    """Stability index above which a column or label stops the run."""
+    prevalence: float = Field(default=2.0, gt=1)
+    """A finding this many times as frequent or as rare as accepted is a warning, if it is more than noise."""
+    rows: float = Field(default=0.9, gt=0, le=1)
+    """Fewer rows than this share of the accepted ones are a warning."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DriftConfig":
+        if self.fail < self.warn:
+            raise ValueError(f"fail ({self.fail}) must not be below warn ({self.warn})")
+        return self
+
+
 class DataConfig(Section):
     """Which films and labels are used."""
 
-    source: Literal["nih"]
-    """Layout of the folder `root`: nih is NIH ChestX-ray14 as NIH ships it."""
+    source: SourceName
+    """Layout of the folder `root`, each as its owners ship it (docs/sources.md); table: your own CSV or Parquet."""
     root: str = Field(min_length=1)
-    """Folder with the table, the official lists and the films (archives, or an unpacked images/)."""
+    """Folder with the tables, the official lists and the films (archives, or unpacked)."""
+    labels: str | None = None
+    """Which label set of the source. mimic: chexpert, cxr_lt_2023, cxr_lt_2024_task1, cxr_lt_2024_task2 or
+    cxr_lt_2024_all; padchest: padchest or cxr_lt_2026. null: the first named."""
     missing_films: Literal["fail", "drop"]
     """A row of the table without a film is an error (fail), or is left out and counted (drop)."""
     views: list[View] = Field(min_length=1)
-    """Views kept: PA and AP are frontal. Films of other views are left out and counted."""
+    """Views kept; films of others are left out and counted. FRONTAL: the source says no more; kept with PA and AP."""
     findings: list[str] | None = Field(default=None, min_length=1)
-    """Findings to train on, in this order; null means all fourteen of the source."""
-
-    @field_validator("findings")
-    @classmethod
-    def _known(cls, names: list[str] | None) -> list[str] | None:
-        for name in names or []:
-            if name not in NIH_FINDINGS:
-                near = difflib.get_close_matches(name, NIH_FINDINGS, n=1)
-                hint = f" Did you mean `{near[0]}`?" if near else ""
-                raise ValueError(f"unknown finding `{name}`.{hint} Allowed: {', '.join(NIH_FINDINGS)}")
-        return names
+    """Findings to train on, in this order; null means all of the source's label set."""
+    uncertain: Literal["ignore", "positive", "negative"] = "ignore"
+    """What a label of uncertain (-1) becomes: unknown, 1 or 0 (U-Ignore, U-Ones, U-Zeros of the CheXpert paper)."""
+    unmentioned: Literal["unknown", "negative"] = "unknown"
+    """What an empty label becomes where the film is not labelled No Finding."""
+    readers: Literal["majority", "any"] = "majority"
+    """vindr: a finding is positive if more than half of a film's readers see it, or if any does."""
+    pseudonymise: str | None = Field(default=None, min_length=1)
+    """Salt file: ids in the prepared data become keyed hashes and paths are left out; null: ids stay."""
+    table: TableConfig = TableConfig()
+    drift: DriftConfig = DriftConfig()
 
     @field_validator("findings", "views")
     @classmethod
@@ -55,17 +130,52 @@ class DataConfig(Section):
             raise ValueError("a name stands there twice: name each once")
         return names
 
+    @field_validator("labels")
+    @classmethod
+    def _label_set(cls, name: str | None, info: object) -> str | None:
+        source = getattr(info, "data", {}).get("source")
+        sets = LABEL_SETS.get(source or "", {})
+        if name is not None and source and name not in sets:
+            raise ValueError(
+                f"the source {source} has no label set `{name}`. Allowed: {', '.join(sets) or 'null'}"
+            )
+        return name
+
+    @field_validator("findings")
+    @classmethod
+    def _known(cls, names: list[str] | None, info: object) -> list[str] | None:
+        data = getattr(info, "data", {})
+        sets = LABEL_SETS.get(data.get("source", ""), {})
+        allowed = sets.get(data.get("labels") or next(iter(sets), ""))
+        wrong = unknown_finding(names or [], allowed) if allowed else None
+        if wrong:
+            raise ValueError(wrong)
+        return names
+
+    @model_validator(mode="after")
+    def _table_has_findings(self) -> "DataConfig":
+        if self.source == "table":
+            if not self.table.findings:
+                raise ValueError(
+                    "table.findings is empty: say which column, or word, stands for which finding"
+                )
+            wrong = unknown_finding(self.findings or [], self.table.findings)
+            if wrong:
+                raise ValueError(f"findings: {wrong}")
+        return self
+
 
 class SplitConfig(Section):
-    """How patients are shared out to train, val and test."""
+    """How patients are shared out to train, val and test. With baseline/split.parquet, its patients stay where they are."""
 
-    method: Literal["official", "hash"]
-    """official: the lists that come with the data, validation cut from the training list by patient hash.
-    hash: by a hash of the patient id, so that a new patient never moves an old one."""
+    method: Literal["official", "hash", "stratified"]
+    """official: the lists that come with the data, validation cut from the training list by patient hash where
+    they have none. hash: by a hash of the patient id, so that a new patient never moves an old one. stratified:
+    rare findings spread over the splits (iterative stratification over patients)."""
     val: float = Field(gt=0, lt=0.5)
-    """Share of patients for validation (official: of the patients on the training list)."""
+    """Share of patients for validation (official: of the patients on the training list; stratified: of the films)."""
     test: float = Field(gt=0, lt=0.5)
-    """Share of patients for test (hash only; the official test list is fixed)."""
+    """Share of patients (stratified: of the films) for test; the official test list is fixed."""
     seed: int = Field(ge=0, lt=2**31)
     """Another seed gives another assignment of patients."""
 
@@ -82,7 +192,15 @@ class PreprocessConfig(Section):
     size: int = Field(ge=16, le=2048)
     """Height and width of a prepared film in pixels, reached by area averaging."""
     shard_films: int = Field(ge=1)
-    """Most films in one pixel shard."""
+    """Most films in one pixel shard; a shard of large films ends earlier, at 512 MiB."""
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """How a film that is no square becomes one: stretched, its shorter side padded with black, or its longer side
+    cut evenly."""
+    on_bad_film: Literal["fail", "quarantine"] = "fail"
+    """A film that cannot be decoded, or is blank, is an error (fail), or is left out, label and all, with its reason in
+    quarantine.parquet."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Largest share of films that may be quarantined; more of them are an error, for then something else is wrong."""
 
 
 class PhantomParams(Section):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ral.data.pixels import open_shard
+from ral.data.shards import open_shard
 from ral.errors import UserError
 from ral.files import read_json
 

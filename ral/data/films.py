@@ -11,10 +11,17 @@ from typing import IO
 
 import pandas as pd
 
+from ral.data import npz
+from ral.data.memory import Memory, Stamp
 from ral.errors import UserError
 
+COLUMNS = ["image_id", "path", "member", "offset", "bytes", "hash"]
+
 ARCHIVE_ENDINGS = (".tar.gz", ".tgz", ".tar")
-FILM_ENDINGS = (".png", ".jpg", ".jpeg")
+FILM_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+# Bytes read at once from an archive.
+BLOCK = 1 << 20
 
 
 class _CountedHash:
@@ -55,44 +62,80 @@ def find_sources(root: Path) -> tuple[list[Path], list[Path]]:
     return archives, folders
 
 
-def list_films(root: Path, progress: Callable[[int], None]) -> tuple[pd.DataFrame, dict[str, dict]]:
-    """List every film below `root`.
+def list_films(
+    root: Path, progress: Callable[[int], None], memory: Memory | None = None
+) -> tuple[pd.DataFrame, dict[str, dict]]:
+    """List every film below `root` and name its content.
 
     Args:
         root: the data folder.
-        progress: told how many bytes were read since the last call.
+        progress: told how many bytes were read, or need not be read again, since the last call.
+        memory: what is known of files read before; None reads everything.
 
     Returns:
         Films in stored order, with columns image_id (the file's name), path (archive or file, relative to
-        `root`), member (the name inside the archive, or "") and bytes; and, per archive, `{"bytes", "sha256"}`.
+        `root`), member (the name inside the archive, or ""), offset (where the member begins in the unpacked
+        archive, or -1), bytes, and hash (`content_hash`); and, per archive, `{"bytes", "sha256"}`.
 
     Raises:
         UserError: no films, a broken archive, an unsafe member, the same film twice.
     """
     archives, folders = find_sources(root)
-    rows: list[tuple[str, str, str, int]] = []
-    hashes: dict[str, dict] = {}
+    memory = memory or Memory(None)
+    parts, hashes = [], {}
     for archive in archives:
         name = archive.relative_to(root).as_posix()
-        with archive.open("rb") as stream:
-            counted = _CountedHash(stream, progress)
-            for member, _ in _members(archive, counted):
-                rows.append((PurePosixPath(member.name).name, name, member.name, member.size))
-        hashes[name] = {"bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
+        known = memory.archive(archive)
+        if known is None:
+            stamp = Stamp.of(archive)
+            known = _list_archive(archive, progress)
+            memory.keep_archive(archive, stamp, *known)
+        else:
+            progress(archive.stat().st_size)
+        members, hashes[name] = known
+        parts.append(members.assign(path=name))
     for folder in folders:
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name.lower().endswith(FILM_ENDINGS) and entry.is_file():  # a broken link is no film
-                size = entry.stat().st_size
-                progress(size)
-                rows.append((entry.name, Path(entry.path).relative_to(root).as_posix(), "", size))
-    films = pd.DataFrame(rows, columns=["image_id", "path", "member", "bytes"])
-    twice = films[films["image_id"].duplicated(keep=False)].sort_values("image_id")
+        place = folder.relative_to(root).as_posix()
+        parts.append(_list_folder(folder, place, progress, memory))
+    films = pd.concat(parts, ignore_index=True)[COLUMNS]
+    twice = films[films["image_id"].duplicated(keep=False)].sort_values("image_id", kind="stable")
     if len(twice):
         first, second = twice["path"].iloc[0], twice["path"].iloc[1]
         raise UserError(
             f"{root}: film {twice['image_id'].iloc[0]} is there twice, in {first} and in {second}. Keep one."
         )
     return films, hashes
+
+
+def content_hash(content: bytes) -> str:
+    """Name of a film's content: the first 32 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _list_archive(archive: Path, progress: Callable[[int], None]) -> tuple[pd.DataFrame, dict]:
+    rows = []
+    with archive.open("rb") as stream:
+        counted = _CountedHash(stream, progress)
+        for member, content in _members(archive, counted):
+            name = member.name
+            rows.append((PurePosixPath(name).name, name, member.offset, member.size, content_hash(content())))
+    films = pd.DataFrame(rows, columns=["image_id", "member", "offset", "bytes", "hash"])
+    return films, {"bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
+
+
+def _list_folder(folder: Path, place: str, progress: Callable[[int], None], memory: Memory) -> pd.DataFrame:
+    known = memory.folder(folder)
+    rows, stamps = [], []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.lower().endswith(FILM_ENDINGS) and entry.is_file():  # a broken link is no film
+            stamp = Stamp.of(Path(entry.path))
+            digest = known.get((entry.name, stamp)) or content_hash(Path(entry.path).read_bytes())
+            progress(stamp.size)
+            rows.append((entry.name, f"{place}/{entry.name}", "", -1, stamp.size, digest))
+            stamps.append(stamp)
+    films = pd.DataFrame(rows, columns=COLUMNS)
+    memory.keep_folder(folder, films, stamps)
+    return films
 
 
 def total_bytes(root: Path) -> int:
@@ -104,29 +147,65 @@ def total_bytes(root: Path) -> int:
     )
 
 
-def read_films(root: Path, path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (image id, file content) of the `wanted` films of one archive, read once from front to back.
+def read_films(root: Path, films: pd.DataFrame) -> Iterator[bytes]:
+    """Yield the content of films of one archive, or of single files, in stored order.
+
+    An archive is read once, from the first of these films to the last: a plain one begins there, a gzipped one is
+    unpacked up to there.
+
+    Args:
+        root: the data folder.
+        films: rows of `list_films`, in its order; all of one archive, or all single files.
 
     Raises:
-        UserError: the archive is broken or has an unsafe member.
+        UserError: a film has changed or gone since it was listed, or the archive is broken or has an unsafe member.
     """
-    archive = root / path
+    if not films["member"].iloc[0]:
+        for path, digest in zip(films["path"], films["hash"], strict=True):
+            try:
+                content = (root / path).read_bytes()
+            except FileNotFoundError:
+                raise UserError(f"Film {root / path} has gone. Run validate again: dvc repro.") from None
+            yield _checked(content, digest, f"Film {root / path}")
+        return
+    archive = root / films["path"].iloc[0]
+    if archive.suffix == ".npz":
+        yield from npz.read_films(archive, films["member"].tolist())
+        return
+    wanted = iter(zip(films["member"], films["hash"], strict=True))
+    member, digest = next(wanted)
     with archive.open("rb") as stream:
-        for member, tar in _members(archive, stream):
-            image_id = PurePosixPath(member.name).name
-            if image_id in wanted:
-                content = tar.extractfile(member)
-                assert content is not None  # _members yields plain files only
-                yield image_id, content.read()
+        for found, content in _members(archive, stream, int(films["offset"].iloc[0])):
+            if found.name == member:
+                yield _checked(content(), digest, f"Film {PurePosixPath(member).name} in {archive}")
+                try:
+                    member, digest = next(wanted)
+                except StopIteration:
+                    return
+    raise UserError(f"{archive}: film {PurePosixPath(member).name} has gone. Run validate again: dvc repro.")
+
+
+def _checked(content: bytes, digest: str, name: str) -> bytes:
+    if content_hash(content) != digest:
+        raise UserError(f"{name} is not what it was when it was validated. Run validate again: dvc repro.")
+    return content
 
 
 def _members(
-    archive: Path, stream: IO[bytes] | _CountedHash
-) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """Yield the films of an archive in order, refusing what a well-made archive of films does not hold."""
-    packed = stream if archive.name.endswith(".tar") else gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[arg-type]
+    archive: Path, stream: IO[bytes] | _CountedHash, start: int = 0
+) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
+    """Yield the films of an archive, and how to read each, in order and from a member that begins at `start`.
+
+    What a well-made archive of films does not hold is refused.
+    """
+    plain = archive.name.endswith(".tar")
+    packed = stream if plain else gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[arg-type]
     try:
-        with tarfile.open(fileobj=packed, mode="r|") as tar:  # type: ignore[call-overload]
+        if plain and start:
+            stream.seek(start)  # type: ignore[union-attr]
+        for skipped in range(0, 0 if plain else start, BLOCK):
+            packed.read(min(BLOCK, start - skipped))
+        with tarfile.open(fileobj=packed, mode="r|", bufsize=BLOCK) as tar:  # type: ignore[call-overload]
             for member in tar:
                 parts = PurePosixPath(member.name).parts
                 if member.name.startswith("/") or ".." in parts:
@@ -142,8 +221,9 @@ def _members(
                         "Do not use this archive: get it again from its owner."
                     )
                 if member.name.lower().endswith(FILM_ENDINGS):
-                    yield member, tar
-        while packed.read(1 << 20):  # gzip compares its checksum at the very end, behind the archive's own
+                    # A plain file has content; None is for other kinds.
+                    yield member, lambda: tar.extractfile(member).read()  # noqa: B023
+        while packed.read(BLOCK):  # gzip compares its checksum at the very end, behind the archive's own
             pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno:

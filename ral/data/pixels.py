@@ -1,10 +1,9 @@
-"""From the bytes of a film to a square grayscale image of fixed size, and shards of such images."""
+"""From the bytes of a film to a square grayscale image of fixed size."""
 
 import io
-from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from ral.errors import UserError
@@ -13,65 +12,120 @@ from ral.errors import UserError
 MOST_PIXELS = 100_000_000
 Image.MAX_IMAGE_PIXELS = None
 
-# Pillow's modes of 8 bits and less.
-EIGHT_BIT = ("1", "L", "LA", "P", "RGB", "RGBA")
+# A film is enlarged by this at most: a larger factor would train on a smear of a few pixels.
+MOST_ENLARGED = 8
+
+Fit = Literal["stretch", "pad", "crop"]
+
+# Pillow's modes of 8 bits and less, and those of 16 bits.
+EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+_REMEDY = (
+    "Replace the film, take its row out of the label table, or set preprocess.on_bad_film to quarantine to go on "
+    "without it."
+)
 
 
-def decode(content: bytes, size: int, name: str) -> np.ndarray:
-    """Decode one film to uint8 [size, size], grayscale, stretched to the square by area averaging.
+class BadFilm(UserError):
+    """A film whose pixels cannot be had or are worth nothing; its label must not be trained on.
 
     Args:
-        content: the film file, PNG or JPEG.
+        name: which film, and where it is.
+        reason: what is wrong, the same words for every film with that fault; quarantine.parquet counts by it.
+        detail: what was found in this one.
+    """
+
+    def __init__(self, name: str, reason: str, detail: str = "") -> None:
+        super().__init__(f"{name} {reason}{f' ({detail})' if detail else ''}. {_REMEDY}")
+        self.name, self.reason, self.detail = name, reason, detail
+
+    def __reduce__(self) -> tuple[type["BadFilm"], tuple[str, str, str]]:
+        return type(self), (self.name, self.reason, self.detail)  # it travels between processes
+
+
+def decode(content: bytes, size: int, name: str, fit: Fit = "stretch") -> np.ndarray:
+    """Decode one film to uint8 [size, size], grayscale, resized by area averaging.
+
+    Films of 8 bits keep their values. Deeper ones (16-bit PNG, DICOM) are averaged at full depth and rounded to 8
+    bits once, at the end. A 16-bit PNG says nothing of the range that it uses, so that its own darkest pixel becomes
+    0 and its brightest 255; of a DICOM film, its window or lookup table decides (`ral.data.dicom`).
+
+    Args:
+        content: the film file: PNG, JPEG or DICOM.
         size: height and width wanted.
         name: where the film comes from, for the error.
+        fit: stretch the film to the square, pad its shorter side with black, or crop its longer side, both evenly.
 
     Raises:
-        UserError: the content is no image, is cut short, or is far too large to be a film.
+        BadFilm: the content is no film, is cut short, or its size or pixels are not those of a film.
+        UserError: a DICOM film needs a package that is not installed.
     """
+    if content[128:132] == b"DICM":
+        from ral.data.dicom import read_dicom
+
+        shown, black, white = read_dicom(content, name)
+        return _to_bytes(Image.fromarray(shown), black, white, size, name, fit)
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise UserError(
-                    f"{name} is too large to be a film: {image.width} x {image.height} pixels. {_REMEDY}"
-                )
-            if image.mode not in EIGHT_BIT:  # Pillow would cut a 16-bit film off at 255 and say nothing
-                raise UserError(f"{name} has pixels of mode {image.mode}. Convert it to 8 bits per channel.")
+            check_extent(image.width, image.height, name)
+            if image.mode in SIXTEEN_BIT:
+                values = np.asarray(image).astype(np.float32)
+                black, white = float(values.min()), float(values.max())
+                return _to_bytes(Image.fromarray(values), black, white, size, name, fit)
+            if image.mode not in EIGHT_BIT:
+                raise BadFilm(name, "has a kind of pixels that is not known", f"Pillow's mode {image.mode}")
             gray = image.convert("L")
     except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image ({len(content)} bytes). {_REMEDY}") from None
+        raise BadFilm(name, "is not an image", f"{len(content)} bytes") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name} cannot be decoded ({error}). {_REMEDY}") from None
-    if gray.size != (size, size):
-        gray = gray.resize((size, size), Image.Resampling.BOX)
-    return np.asarray(gray)
+        raise BadFilm(name, "cannot be decoded", str(error)) from None
+    _check_pixels(gray.size, gray.getextrema(), size, name)
+    return np.asarray(_resize(gray, size, fit))
 
 
-_REMEDY = "Replace the film, or take its row out of the label table."
+def check_extent(width: int, height: int, name: str) -> None:
+    """Refuse a film that claims more pixels than any film has, before memory is taken for them.
 
-
-def write_shard(path: Path, image_ids: list[str], images: np.ndarray) -> None:
-    """Write a shard: one Arrow IPC record batch with image_id and the row's pixels.
-
-    Args:
-        path: file to write.
-        image_ids: one per row.
-        images: uint8 [rows, size, size].
+    Raises:
+        BadFilm: it does.
     """
-    rows, height, width = images.shape
-    pixels = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(height * width), rows, [None, pa.py_buffer(np.ascontiguousarray(images))]
-    )
-    batch = pa.record_batch([pa.array(image_ids, pa.string()), pixels], names=["image_id", "pixels"])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    if width * height > MOST_PIXELS:
+        raise BadFilm(name, "is too large to be a film", f"{width} x {height} pixels")
 
 
-def open_shard(path: Path, size: int) -> tuple[list[str], np.ndarray]:
-    """Memory-map a shard.
+def _check_pixels(extent: tuple[int, int], extrema: Any, size: int, name: str) -> None:
+    if min(extent) * MOST_ENLARGED < size:
+        raise BadFilm(name, "is too small to be a film", f"{extent[0]} x {extent[1]} pixels")
+    low, high = extrema
+    if low == high:
+        raise BadFilm(name, "is blank", f"every pixel is {low:g}")
 
-    Returns:
-        The image ids, and a read-only uint8 view [rows, size, size] of the file; nothing is copied.
-    """
-    batch = pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
-    pixels = np.frombuffer(batch.column("pixels").buffers()[1], np.uint8)
-    return batch.column("image_id").to_pylist(), pixels.reshape(batch.num_rows, size, size)
+
+def _to_bytes(image: Image.Image, low: float, high: float, size: int, name: str, fit: Fit) -> np.ndarray:
+    """Resize a film of mode F, then map [low, high] to [0, 255]; what is outside is cut off."""
+    _check_pixels(image.size, image.getextrema(), size, name)
+    if fit == "pad":  # so that the padding is black whatever the film's range
+        image = Image.fromarray(np.asarray(image) - np.float32(low))
+        low, high = 0.0, high - low
+    values = np.asarray(_resize(image, size, fit))
+    return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+
+
+def _resize(image: Image.Image, size: int, fit: Fit) -> Image.Image:
+    width, height = image.size
+    if fit == "crop" and width != height:
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return image.resize((size, size), Image.Resampling.BOX, box=(left, top, left + side, top + side))
+    if fit == "pad" and width != height:
+        scale = size / max(width, height)
+        inner = max(1, round(width * scale)), max(1, round(height * scale))
+        square = Image.new(image.mode, (size, size))
+        square.paste(
+            image.resize(inner, Image.Resampling.BOX), ((size - inner[0]) // 2, (size - inner[1]) // 2)
+        )
+        return square
+    if image.size != (size, size):
+        return image.resize((size, size), Image.Resampling.BOX)
+    return image

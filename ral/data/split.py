@@ -1,13 +1,20 @@
 """Shares patients out to train, val and test; no patient is ever in two of them."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ral.config.data import SplitConfig
+from ral.data.stratify import stratify
 from ral.errors import UserError
 
 SPLITS = ("train", "val", "test")
+
+# Positive films of a finding in validation or test below which its figures say little.
+FEW = 5
 
 
 def position(patient_id: str, seed: int) -> float:
@@ -28,33 +35,91 @@ def split_by_hash(patients: pd.Series, config: SplitConfig) -> pd.Series:
     return patients.map({patient: place(patient) for patient in patients.unique()})
 
 
-def split_by_lists(studies: pd.DataFrame, train: set[str], test: set[str], config: SplitConfig) -> pd.Series:
-    """Split of each row by the official lists of image ids; validation is cut from the training list by patient.
+def split_official(studies: pd.DataFrame, official: pd.Series, config: SplitConfig) -> pd.Series:
+    """Split of each row as the owners share the films out.
+
+    Where they name no validation films, validation is cut from their training films by patient hash.
+
+    Args:
+        studies: image_id and patient_id.
+        official: train, val or test of each row; null where a film is on no list.
 
     Raises:
-        UserError: a film is on neither list, or a patient has films on both.
+        UserError: a film is on no list, or a patient has films on two.
     """
-    ids = studies["image_id"]
-    in_test = ids.isin(test)
-    neither = ids[~in_test & ~ids.isin(train)]
+    neither = studies["image_id"][official.isna()]
     if len(neither):
         raise UserError(
             f"{len(neither)} films are on neither official list, the first is {neither.iloc[0]}. "
             "Complete the lists, or set split.method to hash."
         )
-    sides = in_test.groupby(studies["patient_id"]).nunique()
+    sides = official.groupby(studies["patient_id"]).nunique()
     if (sides > 1).any():
         raise UserError(
             f"Patient {sides.index[sides > 1][0]} has films on both official lists, so that the test would "
             "leak. Correct the lists, or set split.method to hash."
         )
+    if (official == "val").any():
+        return official
     rest = studies["patient_id"].map(
         {
             p: "val" if position(p, config.seed) < config.val else "train"
             for p in studies["patient_id"].unique()
         }
     )
-    return rest.mask(in_test, "test")
+    return rest.mask(official == "test", "test")
+
+
+def split_stratified(
+    studies: pd.DataFrame, findings: Sequence[str], config: SplitConfig, before: pd.Series | None = None
+) -> pd.Series:
+    """Split of each row by iterative stratification over patients (`ral.data.stratify`).
+
+    It depends on the ids, labels and seed, not on the order of the rows. New patients join around those of `before`.
+
+    Args:
+        studies: patient_id and the label columns.
+        findings: what to spread evenly; unknown labels count as not positive.
+        before: split by patient id of patients who keep theirs.
+    """
+    codes, patients = pd.factorize(studies["patient_id"], sort=True)
+    films = np.bincount(codes)
+    positives = np.stack(
+        [np.bincount(codes, weights=(studies[finding] == 1)).astype(np.int64) for finding in findings], axis=1
+    )
+    order = np.argsort(np.argsort([position(patient, config.seed) for patient in patients], kind="stable"))
+    given = np.full(len(patients), -1)
+    if before is not None:
+        number = {name: index for index, name in enumerate(SPLITS)}
+        given = pd.Series(patients).map(before).map(number).fillna(-1).to_numpy(np.int64)
+    shares = (1 - config.val - config.test, config.val, config.test)
+    split = stratify(positives, films, order, shares, given)
+    return pd.Series(np.array(SPLITS, dtype=object)[split[codes]], index=studies.index, dtype="str")
+
+
+def keep_old_patients(studies: pd.DataFrame, split: pd.Series, before: pd.Series | None) -> None:
+    """Check a split against the accepted one.
+
+    Args:
+        studies: patient_id.
+        split: of each row.
+        before: accepted split by patient id, or None the first time.
+
+    Raises:
+        UserError: a patient would move.
+    """
+    if before is None:
+        return
+    old = studies["patient_id"].map(before)
+    moved = old.notna() & (old != split)
+    if moved.any():
+        row = int(np.flatnonzero(moved)[0])
+        count = studies.loc[moved, "patient_id"].nunique()
+        raise UserError(
+            f"{count} patients would leave their split, the first is {studies['patient_id'].iloc[row]} from "
+            f"{old.iloc[row]} to {split.iloc[row]}: what was tested on would be trained on. Go back to the "
+            "split parameters of the accepted split, or delete baseline/split.parquet to begin anew."
+        )
 
 
 def check_split(studies: pd.DataFrame, findings: tuple[str, ...]) -> None:
@@ -83,7 +148,23 @@ def check_split(studies: pd.DataFrame, findings: tuple[str, ...]) -> None:
         positives, negatives = (train[finding] == 1).sum(), (train[finding] == 0).sum()
         if not positives or not negatives:
             kind = "positive" if not positives else "negative"
+            others = int((studies[finding] == (1 if kind == "positive" else 0)).sum())
+            elsewhere = f" ({others} are in validation and test)" if others else ""
             raise UserError(
-                f"{finding} has no {kind} film among the {len(train)} training films, so it cannot be learned. "
-                "Give more data, or list the other findings in data.findings."
+                f"{finding} has no {kind} film among the {len(train)} training films{elsewhere}, so it cannot be "
+                "learned. Give more data, list the other findings in data.findings, or set split.method to "
+                "stratified."
             )
+
+
+def scarce(counts: dict[str, Any], few: int = FEW) -> list[str]:
+    """What class_counts.json shows too little of, a line each: findings with fewer than `few` positives to judge by."""
+    lines = []
+    for name in ("val", "test"):
+        rare = {finding: number for finding, number in counts[name]["positives"].items() if number < few}
+        if rare:
+            shown = ", ".join(f"{finding} {number}" for finding, number in rare.items())
+            lines.append(
+                f"fewer than {few} positive films in {name}: {shown}. Their figures will say little."
+            )
+    return lines

@@ -58,7 +58,11 @@ def test_yaml_is_read_as_dvc_reads_it() -> None:
         ("  method: official\n", "", ["split.method", "missing"]),
         ("test: 0.2", "test: .nan", ["split.test", "nan"]),
         ("views: [PA, AP]", "views: []", ["data.views", "at least 1"]),
-        ("views: [PA, AP]", "views: [PA, XX]", ["data.views.1", "'PA', 'AP' or 'LATERAL'"]),
+        (
+            "views: [PA, AP]",
+            "views: [PA, XX]",
+            ["data.views.1", "'PA', 'AP', 'FRONTAL', 'LATERAL' or 'OTHER'"],
+        ),
         ("views: [PA, AP]", "views: [PA, PA]", ["data.views", "twice"]),
         ("findings: null", "findings: [Efusion]", ["data.findings", "Did you mean `Effusion`?", "Hernia"]),
         ("findings: null", "findings: [Mass, Mass]", ["data.findings", "twice"]),

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
 from ral.data.dataset import open_dataset
 from ral.data.films import list_films
@@ -34,7 +35,7 @@ def params(root: Path, shard_films: int = 64, **data) -> PreprocessParams:
 def prepared(root: Path, out: Path, workers: int = 2, **options) -> Path:
     out.mkdir()
     films, _ = list_films(root, lambda _: None)
-    prepare(params(root, **options), films, out, workers, lambda _: None)
+    prepare(params(root, **options), films, out, DaskTarget(workers=workers), lambda _: None)
     return out
 
 
@@ -151,7 +152,7 @@ def test_film_that_vanishes_after_validation(phantom_copy: Path, tmp_path: Path)
     drop_films(phantom_copy, slice(0, 300))
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=r"has gone\. Run validate again"):
-        prepare(params(phantom_copy), films, tmp_path / "out", 1, lambda _: None)
+        prepare(params(phantom_copy), films, tmp_path / "out", DaskTarget(), lambda _: None)
 
 
 def test_nothing_left(small_phantom: Path, tmp_path: Path) -> None:

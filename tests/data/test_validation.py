@@ -5,9 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ral.config.data import DataConfig
+from ral.data import validation
 from ral.data.films import list_films
 from ral.data.sources import nih
-from ral.data.validation import check_table
 
 CASES = [
     ("image id is a file name", "Image Index", "x/../y", "error"),
@@ -15,6 +16,8 @@ CASES = [
     ("labels are in the vocabulary", "Finding Labels", "Efusion", "error"),
     ("labels are in the vocabulary", "Finding Labels", "Mass,Nodule", "error"),
     ("labels are in the vocabulary", "Finding Labels", "", "error"),
+    ("labels are in the vocabulary", "Finding Labels", "effusion", "error"),
+    ("ids are in one Unicode form", "Image Index", "e\u0301.png", "error"),
     ("No Finding stands alone", "Finding Labels", "Mass|No Finding", "error"),
     ("follow-up is a number", "Follow-up #", "first", "error"),
     ("patient id is a plain number", "Patient ID", "", "error"),
@@ -26,10 +29,16 @@ CASES = [
 ]
 
 
+def check_table(raw: pd.DataFrame, films: pd.DataFrame, missing_films, docs: Path) -> list[dict]:
+    config = DataConfig(source="nih", root="x", missing_films=missing_films, views=["PA"])
+    return validation.check_table(raw, films, nih.Reader.layout, config, docs)
+
+
 @pytest.fixture(scope="module")
 def loaded(small_phantom: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     films, _ = list_films(small_phantom, lambda _: None)
-    return nih.read_raw(nih.table_path(small_phantom)), films
+    config = DataConfig(source="nih", root=str(small_phantom), missing_films="fail", views=["PA"])
+    return nih.Reader(config).read(), films
 
 
 def failed(checks: list[dict]) -> dict[str, dict]:
@@ -40,7 +49,7 @@ def test_good_table_passes_and_has_data_docs(loaded, tmp_path: Path) -> None:
     raw, films = loaded
     checks = check_table(raw, films, "fail", tmp_path / "docs")
     assert not failed(checks)
-    assert len(checks) == 13
+    assert len(checks) == 16
     page = (tmp_path / "docs/index.html").read_text()
     assert "raw_label_table" in page
     assert list((tmp_path / "docs").rglob("validations/**/*.html"))
@@ -66,6 +75,34 @@ def test_bad_value_is_found_with_row_and_remedy(
     assert found["remedy"]
     if value is not None:
         assert found["samples"][0]["value"] == (value if check != "age is possible" else "414")
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("Efusion", "Effusion"), ("mass", "Mass"), ("Pleural Thickening", "Pleural_Thickening")],
+)
+def test_typo_names_the_nearest(loaded, tmp_path: Path, word: str, near: str) -> None:
+    raw, films = loaded
+    raw = raw.copy()
+    raw.loc[7, "Finding Labels"] = f"Hernia|{word}"
+    found = failed(check_table(raw, films, "fail", tmp_path / "docs"))["labels are in the vocabulary"]
+    assert found["remedy"].startswith(
+        f"Did you mean `{near}` for {word!r}? Allowed, joined by |: Atelectasis"
+    )
+
+
+def test_two_sexes_and_falling_ages_are_warnings(loaded, tmp_path: Path) -> None:
+    raw, films = loaded
+    raw = raw.copy()
+    later = raw.index[raw["Follow-up #"] == "1"][0]
+    raw.loc[later, "Patient Gender"] = {"M": "F", "F": "M"}[raw.loc[later, "Patient Gender"]]
+    raw.loc[later, "Patient Age"] = "0"
+    found = failed(check_table(raw, films, "fail", tmp_path / "docs"))
+    assert {name: check["severity"] for name, check in found.items()} == {
+        "a patient has one sex": "warning",
+        "ages rise with the follow-ups": "warning",
+    }
+    assert found["ages rise with the follow-ups"]["samples"][0]["image_id"] == raw.loc[later, "Image Index"]
 
 
 def test_two_films_with_one_follow_up_number_are_a_warning(loaded, tmp_path: Path) -> None:

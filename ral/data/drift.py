@@ -1,0 +1,113 @@
+"""How a delivery differs from an accepted one: profiles of tables, and the population stability index between them.
+
+Pure functions. A profile is accepted by a person: `python -m ral.data.baseline profile`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ral.config.data import DriftConfig
+
+# Limits of the bins of ages, in years; the last bin has no upper end.
+AGES = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
+# Least share that enters the index: an empty bin would make it infinite.
+FLOOR = 1e-4
+# Standard errors by which a prevalence must differ before its ratio counts.
+SIGMA = 3.0
+
+
+def profile(studies: pd.DataFrame, findings: Sequence[str]) -> dict[str, Any]:
+    """What is remembered of a table: rows, patients, shares of views, sexes and ages, and of each label's values.
+
+    Args:
+        studies: the one table of a source (`ral.data.sources.base.Source.to_studies`).
+        findings: its label columns.
+
+    Returns:
+        {"rows", "patients", "columns": {name: {value: share}}, "labels": {finding: {value: share}}}; shares are
+        rounded to 9 digits and sum to 1.
+    """
+    age = pd.cut(studies["age_years"], [*AGES, np.inf], right=False, labels=[f"{low}+" for low in AGES])
+    columns = {"view": studies["view"], "sex": studies["sex"], "age_years": age.astype("str")}
+    values = {1.0: "positive", 0.0: "negative"}
+    return {
+        "rows": len(studies),
+        "patients": int(studies["patient_id"].nunique()),
+        "columns": {name: _shares(column) for name, column in columns.items()},
+        "labels": {finding: _shares(studies[finding].map(values).astype("str")) for finding in findings},
+    }
+
+
+def _shares(column: pd.Series) -> dict[str, float]:
+    counts = column.fillna("unknown").value_counts(normalize=True)
+    return {str(name): round(float(share), 9) for name, share in sorted(counts.items())}
+
+
+def stability_index(then: dict[str, float], now: dict[str, float], floor: float = FLOOR) -> float:
+    """Population stability index: the sum of (now − then) · ln(now / then) over the values' shares, at least `floor`.
+
+    0 where the shares are equal, symmetric in its arguments; it is the sum of the two Kullback-Leibler divergences.
+    """
+    names = sorted(then.keys() | now.keys())
+    old, new = (np.maximum([shares.get(name, 0.0) for name in names], floor) for shares in (then, now))
+    return float(((new - old) * np.log(new / old)).sum())
+
+
+def compare(accepted: dict[str, Any], current: dict[str, Any]) -> pd.DataFrame:
+    """Compare two profiles.
+
+    Returns:
+        item (column, finding, or "rows"), psi, ratio (of a finding's prevalence to the accepted one, null where the
+        difference is less than SIGMA standard errors), rows (only for "rows": now / then). A column or finding
+        that only one of them has is not compared.
+    """
+    rows: list[dict[str, Any]] = [{"item": "rows", "rows": current["rows"] / max(accepted["rows"], 1)}]
+    for kind in ("columns", "labels"):
+        for item, then in accepted[kind].items():
+            if item not in current[kind]:
+                continue
+            now = current[kind][item]
+            ratio = prevalence_ratio(then, now, current["rows"]) if kind == "labels" else None
+            rows.append({"item": item, "psi": stability_index(then, now), "ratio": ratio})
+    return pd.DataFrame(rows, columns=["item", "psi", "ratio", "rows"]).astype(
+        {"psi": "float64", "ratio": "float64", "rows": "float64"}
+    )
+
+
+def prevalence_ratio(then: dict[str, float], now: dict[str, float], rows: int) -> float | None:
+    """Prevalence now over prevalence then, among known labels; None where the difference may be noise.
+
+    The index hardly moves when a finding of 0.2 % halves; this does.
+    """
+    old, new = _prevalence(then), _prevalence(now)
+    if old is None or new is None:
+        return None
+    known = rows * (now.get("positive", 0.0) + now.get("negative", 0.0))
+    error = (max(old, FLOOR) * (1 - old) / max(known, 1)) ** 0.5
+    if abs(new - old) <= SIGMA * error:
+        return None
+    return max(new, FLOOR / 10) / max(old, FLOOR / 10)
+
+
+def _prevalence(shares: dict[str, float]) -> float | None:
+    known = shares.get("positive", 0.0) + shares.get("negative", 0.0)
+    return shares.get("positive", 0.0) / known if known else None
+
+
+def describe(differences: pd.DataFrame, limits: DriftConfig) -> dict[str, str]:
+    """For people, by column of `compare`: what is beyond its limit, or ""."""
+    ratio = differences["ratio"]
+    beyond = {
+        "psi": differences["psi"] > limits.warn,
+        "ratio": (ratio > limits.prevalence) | (ratio < 1 / limits.prevalence),
+        "rows": differences["rows"] < limits.rows,
+    }
+    return {
+        name: ", ".join(
+            f"{item} {value:.3g}" for item, value in differences.loc[mask, ["item", name]].to_numpy()
+        )
+        for name, mask in beyond.items()
+    }

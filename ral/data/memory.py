@@ -1,0 +1,105 @@
+"""What is known of raw files that were read before, so that an unchanged archive is not read again."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ral.files import private_file, private_folder
+
+# A file that changed less than this many seconds before it was read may change again under the same time stamp.
+SETTLED = 2.0
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is replaced or written to."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The stamp of a file as it is now."""
+        found = path.stat()
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the time stamp is old enough to tell a later change."""
+        return time.time() - self.mtime_ns / 1e9 > SETTLED
+
+
+class Memory:
+    """Lists of films by archive and folder, each with the stamps that the files had when they were read.
+
+    Args:
+        state_dir: private folder of this user, in which `raw/` is kept; None remembers nothing.
+    """
+
+    def __init__(self, state_dir: Path | None) -> None:
+        self._folder = None if state_dir is None else private_folder(state_dir / "raw")
+
+    def archive(self, path: Path) -> tuple[pd.DataFrame, dict] | None:
+        """Films and hash of an archive, if it has not changed since they were kept."""
+        table = self._read(path)
+        if table is None:
+            return None
+        facts = json.loads(table.schema.metadata[b"facts"])
+        if facts.pop("stamp") != list(Stamp.of(path)):
+            return None
+        return table.replace_schema_metadata().to_pandas(), facts
+
+    def keep_archive(self, path: Path, stamp: Stamp, films: pd.DataFrame, facts: dict) -> None:
+        """Keep what was read of an archive.
+
+        Args:
+            path: the archive.
+            stamp: as it was before it was read.
+            films: its members.
+            facts: its size and hash.
+        """
+        if stamp.settled and stamp == Stamp.of(path):
+            self._write(path, pa.Table.from_pandas(films, preserve_index=False), facts | {"stamp": stamp})
+
+    def folder(self, path: Path) -> dict[tuple[str, Stamp], str]:
+        """Hashes of the files of a folder by name and stamp."""
+        table = self._read(path)
+        if table is None:
+            return {}
+        columns = (table[name].to_pylist() for name in ("image_id", "hash", *Stamp._fields))
+        return {(name, Stamp(*stamp)): digest for name, digest, *stamp in zip(*columns, strict=True)}
+
+    def keep_folder(self, path: Path, films: pd.DataFrame, stamps: Sequence[Stamp]) -> None:
+        """Keep what was read of a folder's files."""
+        found = pd.DataFrame(stamps, columns=list(Stamp._fields)).assign(
+            image_id=films["image_id"], hash=films["hash"]
+        )
+        settled = found[[stamp.settled for stamp in stamps]]
+        self._write(path, pa.Table.from_pandas(settled, preserve_index=False), {})
+
+    def _file(self, path: Path) -> Path | None:
+        name = sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+        return None if self._folder is None else self._folder / f"{name}.parquet"
+
+    def _read(self, path: Path) -> pa.Table | None:
+        file = self._file(path)
+        if file is None or not file.is_file():
+            return None
+        try:
+            return pq.read_table(file)
+        except (pa.ArrowException, OSError):
+            return None  # it is only a memory: what cannot be read is read from the raw files again
+
+    def _write(self, path: Path, table: pa.Table, facts: dict) -> None:
+        file = self._file(path)
+        if file is not None:
+            with private_file(file) as draft:
+                pq.write_table(table.replace_schema_metadata({"facts": json.dumps(facts)}), draft)

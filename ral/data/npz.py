@@ -1,0 +1,101 @@
+"""Films in a NumPy archive (.npz), read in place: a member is streamed row by row, and nothing is unpickled."""
+
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from ral.errors import UserError
+
+
+def array_shape(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array, without reading it.
+
+    Raises:
+        UserError: the archive is damaged or has no such array.
+    """
+    with _opened(path) as archive, _member(archive, path, member) as stream:
+        return _header(stream, path, member)
+
+
+def read_array(path: Path, member: str) -> np.ndarray:
+    """A whole array of numbers (labels).
+
+    Raises:
+        UserError: the archive is damaged, has no such array, or it would have to be unpickled.
+    """
+    with _opened(path) as archive, _member(archive, path, member) as stream:
+        shape, dtype = _header(stream, path, member)
+        values = np.frombuffer(stream.read(), dtype)
+        if values.size != np.prod(shape):
+            raise UserError(f"{path}: {member} is truncated. Download it again.")
+        return values.reshape(shape)
+
+
+def read_films(path: Path, wanted: Sequence[str]) -> Iterator[bytes]:
+    """Yield films as PNG files.
+
+    Args:
+        path: the archive.
+        wanted: places such as `train_images.npy[5]`; those of an array together, in ascending order.
+
+    Raises:
+        UserError: the archive is damaged, or an array holds no 8-bit gray films.
+    """
+    places: dict[str, list[int]] = {}
+    for place in wanted:
+        member, _, number = place.removesuffix("]").partition("[")
+        places.setdefault(member, []).append(int(number))
+    with _opened(path) as archive:
+        for member, rows in places.items():
+            with _member(archive, path, member) as stream:
+                shape, dtype = _header(stream, path, member)
+                if len(shape) != 3 or dtype != np.uint8:
+                    raise UserError(
+                        f"{path}: {member} has shape {shape} and type {dtype}, not 8-bit gray films."
+                    )
+                chosen = set(rows)
+                for row in range(max(rows) + 1):
+                    pixels = stream.read(shape[1] * shape[2])
+                    if len(pixels) < shape[1] * shape[2]:
+                        raise UserError(f"{path}: {member} is truncated. Download it again.")
+                    if row in chosen:
+                        film = io.BytesIO()
+                        # Stored, not compressed: it is decoded again at once.
+                        Image.frombytes("L", shape[2:0:-1], pixels).save(film, "PNG", compress_level=0)
+                        yield film.getvalue()
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise UserError(f"{path} is truncated or damaged. Download it again.") from None
+
+
+def _member(archive: zipfile.ZipFile, path: Path, member: str) -> IO[bytes]:
+    try:
+        return archive.open(member)
+    except KeyError:
+        raise UserError(
+            f"{path} has no array {member}; it holds {', '.join(archive.namelist())}. Download it again."
+        ) from None
+
+
+def _header(stream: IO[bytes], path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the header of the .npy format, which leaves the stream at the first value."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, columns_first, dtype = read(stream)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: {member} is no NumPy array ({error}). Download it again.") from None
+    if dtype.hasobject or columns_first:
+        raise UserError(f"{path}: {member} holds Python objects or is stored by columns. Download it again.")
+    return shape, dtype

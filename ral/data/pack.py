@@ -1,0 +1,280 @@
+"""Packs films into pixel shards: what was never decoded is decoded on Dask's workers, then shards are put together.
+
+Between the two stands the store (`ral.data.store`), so that a killed worker, a full disk or tomorrow's larger delivery
+costs only the films that are not in it yet. Workers hold one film and one chunk at a time, and while a shard is put
+together that shard.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ral.config.data import PreprocessConfig
+from ral.data.cluster import Pool, Report
+from ral.data.films import read_films
+from ral.data.pixels import BadFilm, Fit, decode
+from ral.data.shards import write_shard
+from ral.data.store import Damaged, Found, Store, chunk_films
+from ral.errors import UserError
+from ral.files import sha256
+
+# Most bytes of pixels in a shard: the memory that a worker needs to put one together.
+SHARD_BYTES = 512 << 20
+
+# Films of one task where any film can be read by itself.
+RUN_FILMS = 1024
+
+# Fewer archives than this for each worker are cut into runs, so that all have work to the end.
+ARCHIVES_PER_WORKER = 4
+
+# A chunk that is found damaged is decoded again; one that is so again and again means a bad disk.
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What became of the films.
+
+    `shards` has name, films and SHA-256 of each shard; `good` says of each film whether it is in them; `sums` int64
+    [good films, 2] has the sum of a film's pixels and of their squares. For each of the others, `reason` says what
+    is wrong in words that are the same for every film with that fault, `explained` with what was found in this one.
+    """
+
+    shards: list[dict[str, Any]]
+    good: np.ndarray
+    sums: np.ndarray
+    reason: list[str]
+    explained: list[str]
+
+
+def pack(
+    root: Path,
+    films: pd.DataFrame,
+    config: PreprocessConfig,
+    out: Path,
+    pool: Pool,
+    progress: Report,
+    state_dir: Path | None = None,
+) -> Packed:
+    """Decode films that were never decoded before, and write the shards of all.
+
+    Args:
+        root: the data folder.
+        films: rows of `ral.data.films.list_films`, in its order; the shards keep that order.
+        config: size and fit of a prepared film, films of a shard, what to do about bad films.
+        out: folder that gets `shards/`. Workers in other processes must see it, `root` and `state_dir`.
+        pool: who does the work.
+        progress: told of every film that is decoded or found in the store.
+        state_dir: where decoded films are kept for later runs; None keeps them only until the shards are written.
+
+    Raises:
+        UserError: a film is bad and `on_bad_film` is fail, too many are, a film has changed since it was listed, or an
+            archive is damaged.
+        OSError: the disk is full, or not writable. What was decoded is kept: run again.
+    """
+    folder = out / "shards"
+    folder.mkdir()
+    if state_dir is None:
+        store = Store(out / ".decoded", config.size)
+    else:
+        store = Store.open(state_dir, config.size, config.fit)
+    hashes = films["hash"].tolist()
+    told = 0
+    for _ in range(TRIES):
+        found = store.find(hashes)
+        missing = np.flatnonzero(found.chunk < 0)
+        progress(max(0, len(films) - len(missing) - told))
+        told = len(films)
+        if config.on_bad_film == "fail":
+            _refuse(root, films, found)
+        if len(missing):
+            runs = _runs(films.iloc[missing], pool.workers)
+            strict = config.on_bad_film == "fail"
+            items = [(root, run, store.folder, config.size, config.fit, strict) for run in runs]
+            pool.run(decode_run, items, [len(run) for run in runs], progress)
+            found = store.find(hashes)
+        good = np.array([not reason for reason in found.reason], bool)
+        _check_share(root, good, films, found, config)
+        shards = _write_shards(store, found, films["image_id"].to_numpy(), good, config, folder, pool)
+        if shards is not None:
+            break
+    else:
+        raise UserError(
+            f"{store.folder}: decoded films were damaged as soon as they were written. Check that disk.",
+            kind="disk",
+        )
+    if state_dir is None:
+        for path in store.folder.iterdir():
+            path.unlink()
+        store.folder.rmdir()
+    bad = np.flatnonzero(~good)
+    return Packed(
+        shards=[shard for shard, _ in shards],
+        good=good,
+        sums=np.concatenate([sums for _, sums in shards]),
+        reason=[f"film {found.reason[index]}" for index in bad],
+        explained=[f"film {found.reason[index]} ({found.detail[index]})" for index in bad],
+    )
+
+
+def film_name(root: Path, film: pd.Series) -> str:
+    """A film for an error: which one, and where it is."""
+    path = root / film["path"]
+    return f"Film {PurePosixPath(film['member']).name} in {path}" if film["member"] else f"Film {path}"
+
+
+def _refuse(root: Path, films: pd.DataFrame, found: Found) -> None:
+    """Raise the error of the first film that an earlier run found to be bad."""
+    for index, reason in enumerate(found.reason):
+        if reason:
+            raise BadFilm(film_name(root, films.iloc[index]), reason, found.detail[index])
+
+
+def _check_share(
+    root: Path, good: np.ndarray, films: pd.DataFrame, found: Found, config: PreprocessConfig
+) -> None:
+    bad = np.flatnonzero(~good)
+    if len(bad) > config.max_bad_fraction * len(good):
+        first = f"{film_name(root, films.iloc[bad[0]])} {found.reason[bad[0]]}"
+        raise UserError(
+            f"{len(bad)} of {len(good)} films are bad ({len(bad) / len(good):.2%}), more than "
+            f"preprocess.max_bad_fraction ({config.max_bad_fraction:.2%}) allows. The first: {first}. "
+            "Check how the films were copied, or raise that share."
+        )
+    if not good.any():
+        raise UserError("No film can be used: every one is bad. Check how the films were copied.")
+
+
+def _runs(films: pd.DataFrame, workers: int) -> list[pd.DataFrame]:
+    """Cut films into tasks, each of one archive or of single files, in stored order.
+
+    A gzipped archive can only be read from its front, so it stays whole if there are enough of them; the workers else
+    share all of them out evenly, and whoever begins in the middle of one unpacks what is before without decoding it.
+    """
+    streamed = (films["member"] != "") & ~films["path"].str.endswith(".tar")
+    many = films.loc[streamed, "path"].nunique() >= ARCHIVES_PER_WORKER * workers
+    share = np.zeros(len(films), np.int64)
+    inside = streamed.to_numpy()
+    if not many:
+        share[inside] = np.arange(inside.sum()) * workers // max(1, inside.sum())
+    share[~inside] = np.arange((~inside).sum()) // RUN_FILMS
+    place = films["path"].where(films["member"] != "", "")
+    return [run for _, run in films.groupby([place.to_numpy(), share], sort=False)]
+
+
+def decode_run(
+    root: Path, films: pd.DataFrame, folder: Path, size: int, fit: Fit, strict: bool, report: Report
+) -> None:
+    """Decode films of one archive, or single ones, into chunks of the store. A task for a worker.
+
+    Args:
+        root: the data folder.
+        films: rows of the list of films.
+        folder: the store's.
+        size: height and width of a prepared film.
+        fit: how it becomes square.
+        strict: whether a bad film is an error; else it is remembered as bad.
+        report: told of every film.
+    """
+    store = Store(folder, size)
+    step = chunk_films(size)
+    chunks = [films.iloc[start : start + step] for start in range(0, len(films), step)]
+    # Another worker, killed since, may have written some.
+    todo = [chunk for chunk in chunks if not store.path(chunk["hash"].tolist()).exists()]
+    report(len(films) - sum(map(len, todo)))
+    if not todo:
+        return
+    contents = read_films(root, pd.concat(todo))
+    images = np.empty((step, size, size), np.uint8)
+    for chunk in todo:
+        faults = []
+        for image, (_, film) in zip(images, chunk.iterrows(), strict=False):
+            fault = ("", "")
+            try:
+                image[:] = decode(next(contents), size, film_name(root, film), fit)
+            except BadFilm as error:
+                if strict:
+                    raise
+                image[:] = 0
+                fault = error.reason, error.detail
+            faults.append(fault)
+            report(1)
+        store.write(chunk["hash"].tolist(), images[: len(chunk)], faults)
+
+
+def _write_shards(
+    store: Store,
+    found: Found,
+    image_ids: np.ndarray,
+    good: np.ndarray,
+    config: PreprocessConfig,
+    folder: Path,
+    pool: Pool,
+) -> list[tuple[dict[str, Any], np.ndarray]] | None:
+    """Write all shards; None if a chunk was damaged and must be decoded again."""
+    most = max(1, min(config.shard_films, SHARD_BYTES // config.size**2))
+    rows = np.flatnonzero(good)
+    items = []
+    for number, start in enumerate(range(0, len(rows), most)):
+        part = rows[start : start + most]
+        used, chunk = np.unique(found.chunk[part], return_inverse=True)
+        names = [found.names[index] for index in used]
+        path = folder / f"{number:05}.arrow"
+        items.append(
+            (store.folder, config.size, path, image_ids[part].tolist(), names, chunk, found.row[part])
+        )
+    done = pool.run(write_one_shard, items, [0] * len(items), lambda _: None)
+    return None if any(result is None for result in done) else done
+
+
+def write_one_shard(
+    folder: Path,
+    size: int,
+    path: Path,
+    image_ids: list[str],
+    names: list[str],
+    chunk: np.ndarray,
+    row: np.ndarray,
+    report: Callable[[int], None],
+) -> tuple[dict[str, Any], np.ndarray] | None:
+    """Put one shard together from chunks of the store. A task for a worker.
+
+    Args:
+        folder: the store's.
+        size: height and width of a film.
+        path: shard to write.
+        image_ids: its films.
+        names: the chunks that have them.
+        chunk: which of `names` has each film.
+        row: and in which row.
+        report: not told anything; films are counted when they are decoded.
+
+    Returns:
+        Name, films and SHA-256 of the shard, and its films' sums; None if a chunk was damaged.
+    """
+    store = Store(folder, size)
+    images = np.empty((len(image_ids), size, size), np.uint8)
+    sums = np.empty((len(image_ids), 2), np.int64)
+    for index, name in enumerate(names):
+        here = np.flatnonzero(chunk == index)
+        try:
+            content = store.read(name)
+        except Damaged:
+            return None
+        images[here] = content.images[row[here]]
+        sums[here] = content.sums[row[here]]
+    write_shard(path, image_ids, images)
+    return {"name": path.name, "films": len(image_ids), "sha256": sha256(path)}, sums
+
+
+def pixel_statistics(sums: np.ndarray, size: int) -> tuple[float, float]:
+    """Mean and standard deviation of the pixels of films given their sums and sums of squares; exact until the end."""
+    pixels = len(sums) * size * size
+    total, squares = int(sums[:, 0].sum()), int(sums[:, 1].sum())
+    mean = total / pixels
+    variance = squares / pixels - mean**2
+    return round(mean, 6), round(max(variance, 1.0) ** 0.5, 6)

@@ -1,0 +1,348 @@
+"""What a source is: where its tables are, what their columns mean, and the pipeline's one table made from them."""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from ral.config.data import DataConfig
+from ral.data.films import COLUMNS as FILM_COLUMNS
+from ral.data.films import content_hash, list_films, total_bytes
+from ral.data.memory import Memory, Stamp
+from ral.errors import UserError
+from ral.labels import LABEL_SETS, NO_FINDING, SUPPORT_DEVICES, unknown_finding
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
+
+# Ages above this are typing errors in the table (NIH's edition of 2017 has 414); they become unknown.
+OLDEST = 120
+# A text without blanks at its ends.
+TRIMMED = r"(?s)^\S(?:.*\S)?$"
+# What a label column may hold, and what it says: present, absent, uncertain, nothing.
+LABEL_VALUES = {
+    "1": "present", "1.0": "present", "True": "present",
+    "0": "absent", "0.0": "absent", "False": "absent",
+    "-1": "uncertain", "-1.0": "uncertain",
+    "": "unmentioned",
+}  # fmt: skip
+SEXES: dict[str, str | None] = {"M": "M", "F": "F"}
+VIEWS = {view: view for view in ("PA", "AP", "FRONTAL", "LATERAL", "OTHER")}
+
+
+@dataclass(frozen=True)
+class Joined:
+    """All labels of a film in one column.
+
+    Attributes:
+        column: the column.
+        parse: the words of a text; ValueError where the text is not of that form.
+        words: every word allowed -> the findings it stands for (none, for a word that no finding is made of).
+        unknown: words after which nothing is known of the film's labels.
+        none: the words for no finding.
+        between: what joins the words, for people.
+    """
+
+    column: str
+    parse: Callable[[str], list[str]]
+    words: Mapping[str, tuple[str, ...]]
+    unknown: frozenset[str] = frozenset()
+    none: frozenset[str] = frozenset({NO_FINDING})
+    between: str = "|"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A column per finding, with LABEL_VALUES.
+
+    Attributes:
+        columns: finding -> column.
+        no_finding: the column that says there is none.
+    """
+
+    columns: Mapping[str, str]
+    no_finding: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which column of a source's raw rows holds what; checks and conversion are both made from it.
+
+    The raw rows are text throughout, "" where a cell is empty. A role without a column is None.
+    """
+
+    image: str
+    patient: str
+    labels: Joined | Columns
+    study: str | None = None
+    follow_up: str | None = None
+    view: str | None = None
+    sex: str | None = None
+    age: str | None = None
+    path: str | None = None
+    """The film's file below the data folder; None: films are found by their file names."""
+    split: str | None = None
+    """train, val or test, as the owners share the films out."""
+    views: Mapping[str, str] = field(default_factory=lambda: VIEWS)
+    """Word of the view column -> PA, AP, FRONTAL, LATERAL or OTHER."""
+    only_view: str = "FRONTAL"
+    """The view of all films where there is no view column."""
+    sexes: Mapping[str, str | None] = field(default_factory=lambda: SEXES)
+    image_pattern: str = TRIMMED
+    image_check: str = "image id is there"
+    patient_pattern: str = TRIMMED
+    patient_check: str = "patient id is there"
+    patient_remedy: str = "Correct the patient id: one person under two spellings could both train and test."
+    age_pattern: str = r"^-?\d*$"
+    vocabulary: Literal["critical", "warning"] = "critical"
+    """How bad a word is that is no label; after a warning it stands for no finding."""
+    contradiction: Literal["critical", "warning"] = "critical"
+    """How bad No Finding beside a finding is: an error in a table typed by people, a warning in a text labeller's."""
+    patients_known: bool = True
+
+
+class Source(ABC):
+    """A data set as its owners ship it. A subclass named Reader in ral/data/sources/<name>.py is a source."""
+
+    layout: Layout
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config, self.root = config, Path(config.root)
+        if not self.root.is_dir():
+            raise UserError(
+                f"The data folder {self.root} does not exist. Set data.root in params.yaml to your folder."
+            )
+
+    @property
+    def label_set(self) -> Mapping[str, str]:
+        """Finding -> owner's name, of the chosen label set."""
+        sets = LABEL_SETS[self.config.source]
+        return sets[self.config.labels or next(iter(sets))]
+
+    @abstractmethod
+    def tables(self) -> list[Path]:
+        """The label tables, whose hashes go into the verdict.
+
+        Raises:
+            UserError: one is missing, or there is more than one edition.
+        """
+
+    @abstractmethod
+    def read(self) -> pd.DataFrame:
+        """The raw rows, one per film, and a column `row`: the line of the file.
+
+        Raises:
+            UserError: a table lacks a column, has no rows or is no regular table.
+        """
+
+    def blocks(self) -> "dd.DataFrame":
+        """The raw rows as Dask blocks, so that a table larger than memory can be read. `row` may be absent."""
+        import dask.dataframe as dd
+
+        return dd.from_pandas(self.read(), chunksize=100_000, sort=False)
+
+    def films(
+        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
+    ) -> tuple[pd.DataFrame, dict[str, dict]]:
+        """Where the films of the raw rows are, as `ral.data.films.list_films` says it, whose arguments these are."""
+        if self.layout.path is None:
+            return list_films(self.root, progress, memory)
+        images, paths = raw[self.layout.image], raw[self.layout.path]
+        return addressed_films(self.root, images, paths, progress, memory), {}
+
+    def film_bytes(self, raw: pd.DataFrame) -> int:
+        """How many bytes `films` reports to its progress."""
+        if self.layout.path is None:
+            return total_bytes(self.root)
+        return sum(
+            stamp.size for path in raw[self.layout.path].unique() if (stamp := _stamp(self.root, path))
+        )
+
+    def to_studies(self, raw: pd.DataFrame) -> pd.DataFrame:
+        """The pipeline's table from raw rows that passed validation.
+
+        Returns:
+            image_id, patient_id, study_id, view, sex (null where unknown), age_years (null where unknown), official
+            (only where the layout has a split), and one float32 column per finding: 1, 0, null where unknown.
+        """
+        layout = self.layout
+        studies = {
+            "image_id": raw[layout.image],
+            "patient_id": raw[layout.patient],
+            "study_id": _study(raw, layout),
+            "view": _translated(raw, layout.view, layout.views, layout.only_view),
+            "sex": _translated(raw, layout.sex, layout.sexes, None),
+            "age_years": _age(raw, layout),
+        }
+        if layout.split:
+            studies["official"] = raw[layout.split].where(raw[layout.split] != "")
+        labels = read_labels(raw, layout.labels, self.config.uncertain, self.config.unmentioned)
+        return pd.DataFrame({**studies, **labels})
+
+    def official(self, studies: pd.DataFrame) -> pd.Series:
+        """The owners' split of each row: train, val, test; null where a film is on no list.
+
+        Raises:
+            UserError: the source has none.
+        """
+        if "official" not in studies:
+            raise UserError(
+                f"The source {self.config.source} has no official split. Set split.method to hash or stratified."
+            )
+        return studies["official"]
+
+    def findings(self) -> tuple[str, ...]:
+        """The findings to learn: data.findings, or all of the source.
+
+        Raises:
+            UserError: one is not in the source's label set; the nearest is named.
+        """
+        known = label_names(self.layout.labels)
+        if self.config.findings is None:
+            return known
+        wrong = unknown_finding(self.config.findings, known)
+        if wrong:
+            raise UserError(f"data.findings: {wrong}")
+        return tuple(self.config.findings)
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that `data.source` names, which is the file of that name in this folder.
+
+    Raises:
+        UserError: the data folder does not exist.
+    """
+    module = importlib.import_module(f"ral.data.sources.{config.source}")
+    source: Source = module.Reader(config)
+    return source
+
+
+def label_names(labels: Joined | Columns) -> tuple[str, ...]:
+    """The findings that a layout has labels of, in order."""
+    if isinstance(labels, Columns):
+        return tuple(labels.columns)
+    return tuple(dict.fromkeys(name for names in labels.words.values() for name in names))
+
+
+def read_labels(
+    raw: pd.DataFrame, labels: Joined | Columns, uncertain: str, unmentioned: str
+) -> dict[str, np.ndarray]:
+    """Labels float32 [rows] by finding: 1, 0, NaN where unknown.
+
+    A film labelled No Finding has its empty labels 0 (but for support devices, which No Finding does not exclude).
+
+    Args:
+        uncertain: what -1 becomes: ignore (NaN), positive or negative.
+        unmentioned: what an empty cell becomes else: unknown (NaN) or negative.
+    """
+    if isinstance(labels, Joined):
+        return _read_joined(raw[labels.column], labels)
+    meaning = {
+        "present": 1.0,
+        "absent": 0.0,
+        "uncertain": {"ignore": np.nan, "positive": 1.0, "negative": 0.0}[uncertain],
+        "unmentioned": 0.0 if unmentioned == "negative" else np.nan,
+    }
+    values = {text: np.float32(meaning[word]) for text, word in LABEL_VALUES.items()}
+    healthy = says(raw, labels.no_finding, "present") if labels.no_finding else np.zeros(len(raw), bool)
+    found = {}
+    for finding, column in labels.columns.items():
+        value = raw[column].map(values).to_numpy(np.float32, na_value=np.nan)
+        if finding not in (SUPPORT_DEVICES, NO_FINDING):
+            value = np.where(healthy & (raw[column] == "").to_numpy(), np.float32(0), value)
+        found[finding] = value
+    return found
+
+
+def says(raw: pd.DataFrame, column: str, word: str) -> np.ndarray:
+    """Which rows say `word` (of LABEL_VALUES) in a label column, bool [rows]."""
+    return raw[column].isin([text for text, meaning in LABEL_VALUES.items() if meaning == word]).to_numpy()
+
+
+def _read_joined(column: pd.Series, labels: Joined) -> dict[str, np.ndarray]:
+    """Few distinct label texts stand for very many rows: each is split once, then rows look theirs up by code."""
+    codes, texts = pd.factorize(column)
+    findings = label_names(labels)
+    number = {finding: index for index, finding in enumerate(findings)}
+    table = np.zeros((len(texts), len(findings)), np.float32)
+    for row, words in enumerate(parse_all(texts, labels)):
+        if words is None or not labels.unknown.isdisjoint(words):
+            table[row] = np.nan
+            continue
+        for word in words:
+            for finding in labels.words.get(word, ()):
+                table[row, number[finding]] = 1
+    return {finding: table[codes, index] for finding, index in number.items()}
+
+
+def parse_all(texts: pd.Index, labels: Joined) -> list[list[str] | None]:
+    """The words of each text; None where it is not of the form expected."""
+    parsed: list[list[str] | None] = []
+    for text in texts:
+        try:
+            parsed.append(labels.parse(text))
+        except (ValueError, SyntaxError):
+            parsed.append(None)
+    return parsed
+
+
+def _study(raw: pd.DataFrame, layout: Layout) -> pd.Series:
+    if layout.study:
+        return raw[layout.study]
+    if layout.follow_up:
+        return raw[layout.patient] + "_" + raw[layout.follow_up]
+    return raw[layout.image]
+
+
+def _translated(
+    raw: pd.DataFrame, column: str | None, words: Mapping[str, str | None], otherwise: str | None
+) -> pd.Series:
+    """The words of a column in the pipeline's terms, in the column's own type of text."""
+    if column is None:
+        return pd.Series(otherwise, index=raw.index, dtype="str")
+    return raw[column].map(dict(words)).astype(raw[column].dtype)
+
+
+def _age(raw: pd.DataFrame, layout: Layout) -> pd.Series:
+    if layout.age is None:
+        return pd.Series(np.nan, index=raw.index, dtype="float32")
+    age = pd.to_numeric(raw[layout.age], errors="coerce").astype("float32")
+    return age.where(age.between(0, OLDEST))
+
+
+def addressed_films(
+    root: Path,
+    images: pd.Series,
+    paths: pd.Series,
+    progress: Callable[[int], None],
+    memory: Memory | None = None,
+) -> pd.DataFrame:
+    """The films that a table names by their files, in the columns of `list_films`, sorted by path.
+
+    A row whose file does not exist is left out; whether that is an error is for validation to say.
+    """
+    memory = memory or Memory(None)
+    known = memory.folder(root)
+    rows, stamps = [], []
+    for path, image_id in sorted(zip(paths, images, strict=True)):
+        stamp = _stamp(root, path)
+        if stamp is not None:
+            digest = known.get((path, stamp)) or content_hash((root / path).read_bytes())
+            progress(stamp.size)
+            rows.append((image_id, path, "", -1, stamp.size, digest))
+            stamps.append(stamp)
+    films = pd.DataFrame(rows, columns=FILM_COLUMNS)
+    memory.keep_folder(root, films.assign(image_id=films["path"]), stamps)
+    return films.drop_duplicates("image_id", ignore_index=True)
+
+
+def _stamp(root: Path, path: str) -> Stamp | None:
+    """Size and time of a film below the data folder; None where there is no such file."""
+    if not path or Path(path).is_absolute() or ".." in Path(path).parts or not (root / path).is_file():
+        return None
+    return Stamp.of(root / path)

@@ -1,0 +1,87 @@
+"""ChestMNIST (Yang et al., 2023): NIH ChestX-ray14 at 28, 64, 128 or 224 pixels in one file of the package medmnist.
+
+`data.root` holds one of chestmnist.npz, chestmnist_64.npz, chestmnist_128.npz, chestmnist_224.npz; films are read
+from inside it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from ral.data.films import content_hash
+from ral.data.memory import Memory
+from ral.data.npz import array_shape, read_array
+from ral.data.sources.base import Columns, Layout, Source
+from ral.data.sources.text import find_table
+from ral.errors import UserError
+from ral.files import sha256
+from ral.labels import NIH_FINDINGS
+
+FILES = ("chestmnist.npz", "chestmnist_64.npz", "chestmnist_128.npz", "chestmnist_224.npz")
+SPLITS = ("train", "val", "test")
+# The columns of the label arrays.
+ORDER = (
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
+)  # fmt: skip
+
+
+class Reader(Source):
+    """There are no patient ids, no sex, age or view: each film counts as a patient of its own, which validation says."""
+
+    layout = Layout(
+        image="image_id",
+        patient="image_id",
+        split="official",
+        labels=Columns({finding: finding for finding in NIH_FINDINGS}),
+        patients_known=False,
+    )
+
+    def tables(self) -> list[Path]:
+        return [find_table(self.root, FILES)]
+
+    def read(self) -> pd.DataFrame:
+        (path,) = self.tables()
+        parts = []
+        for split in SPLITS:
+            labels = read_array(path, f"{split}_labels.npy")
+            if labels.ndim != 2 or labels.shape[1] != len(ORDER):
+                raise UserError(
+                    f"{path}: {split}_labels has shape {labels.shape}, not [films, {len(ORDER)}]."
+                )
+            part = pd.DataFrame(labels.astype("U2"), columns=ORDER, dtype="str")
+            images = [f"{split}_{number:06d}" for number in range(len(part))]
+            parts.append(part.assign(image_id=images, official=split, row=range(len(part))))
+        return pd.concat(parts, ignore_index=True)
+
+    def films(
+        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
+    ) -> tuple[pd.DataFrame, dict[str, dict]]:
+        """Films by their places; a film's hash is made from the file's hash and its place, not from its pixels."""
+        (path,) = self.tables()
+        sizes = {}
+        for split in SPLITS:
+            shape, _ = array_shape(path, f"{split}_images.npy")
+            if shape[0] != (raw["official"] == split).sum():
+                raise UserError(
+                    f"{path}: {split} has {shape[0]} films but another number of labels. Get it again."
+                )
+            sizes[split] = shape[1] * shape[2]
+        size, digest = path.stat().st_size, sha256(path)
+        progress(size)
+        places = raw["official"] + "_images.npy[" + raw["row"].astype("str") + "]"
+        films = pd.DataFrame(
+            {
+                "image_id": raw["image_id"],
+                "path": path.name,
+                "member": places,
+                "offset": -1,
+                "bytes": raw["official"].map(sizes),
+                "hash": [content_hash(f"{digest}:{place}".encode()) for place in places],
+            }
+        )
+        return films, {path.name: {"bytes": size, "sha256": digest}}
+
+    def film_bytes(self, raw: pd.DataFrame) -> int:
+        return self.tables()[0].stat().st_size

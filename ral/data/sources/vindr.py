@@ -1,0 +1,110 @@
+"""VinDr-CXR 1.0 (Nguyen et al., 2022) as PhysioNet ships it: one row per film and reader, DICOM films by image id.
+
+`data.root` holds annotations/image_labels_train.csv and image_labels_test.csv (or both directly), and train/ and
+test/ with <image_id>.dicom; films converted to .png or .jpg under the same ids are taken too.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ral.data.sources.base import LABEL_VALUES, Columns, Layout, Source
+from ral.data.sources.text import check_columns, check_header, read_text
+from ral.errors import UserError
+from ral.labels import LABEL_SETS
+
+# Table -> folder of its films, which is the official split too. Three read each training film, five agreed on a test film.
+TABLES = {"image_labels_train.csv": "train", "image_labels_test.csv": "test"}
+NO_FINDING_COLUMN = "No finding"
+# The test table spells one name in another way.
+SPELLINGS = {"Other disease": "Other diseases"}
+ENDINGS = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
+
+
+class Reader(Source):
+    """There are no patient ids: each film counts as a patient of its own, which validation says."""
+
+    layout = Layout(
+        image="image_id",
+        patient="image_id",
+        path="film",
+        split="official",
+        only_view="PA",
+        labels=Columns(LABEL_SETS["vindr"]["vindr"], no_finding=NO_FINDING_COLUMN),
+        contradiction="warning",
+        patients_known=False,
+    )
+
+    def tables(self) -> list[Path]:
+        folder = self.root / "annotations" if (self.root / "annotations").is_dir() else self.root
+        found = [folder / name for name in TABLES if (folder / name).is_file()]
+        if not found:
+            raise UserError(
+                f"{folder} has no label table. Put {' and '.join(TABLES)} there, or correct data.root."
+            )
+        return found
+
+    def read(self) -> pd.DataFrame:
+        columns = [NO_FINDING_COLUMN, *self.label_set.values()]
+        parts = []
+        for path in self.tables():
+            votes = _read_votes(path, columns)
+            split = TABLES[path.name]
+            names = _film_names(self.root / split)
+            merged = merge_readers(votes, columns, self.config.readers)
+            stems = merged["image_id"]
+            film = split + "/" + stems.map(names).fillna(stems + ENDINGS[0])
+            parts.append(merged.assign(official=split, film=film))
+        return pd.concat(parts, ignore_index=True)
+
+
+def _read_votes(path: Path, columns: list[str]) -> pd.DataFrame:
+    """The rows of one table with the spelling of the training table."""
+    check_header(path, ("image_id",))
+    header = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+    own = {SPELLINGS.get(name, name): name for name in header}
+    check_columns(path, columns, list(own))
+    reader = ["rad_id"] if "rad_id" in own else []
+    votes = read_text(path, ["image_id", *reader, *(own[name] for name in columns)]).rename(columns=SPELLINGS)
+    twice = votes.duplicated(["image_id", *reader])
+    if twice.any():
+        row = votes[twice].iloc[0]
+        raise UserError(f"{path}, row {row['row']}: film {row['image_id']} is twice there. Keep one row.")
+    return votes
+
+
+def merge_readers(votes: pd.DataFrame, columns: list[str], rule: str) -> pd.DataFrame:
+    """One row per film from one per film and reader.
+
+    Args:
+        votes: image_id, row, and the label columns as text.
+        columns: the label columns, "No finding" first.
+        rule: majority (more than half of a film's readers) or any. "No finding" is by majority, or by all.
+
+    Returns:
+        image_id, row (of the film's first reader) and the columns as "1" or "0", in the order of the films. A text
+        that is no label stays as it is, for validation to find.
+    """
+    codes, images = pd.factorize(votes["image_id"])
+    readers = np.bincount(codes)
+    merged: dict[str, object] = {"image_id": images}
+    for column in columns:
+        present = votes[column].isin([text for text, word in LABEL_VALUES.items() if word == "present"])
+        seen = np.bincount(codes, weights=present)
+        if rule == "majority":
+            positive = 2 * seen > readers
+        else:
+            positive = seen == readers if column == NO_FINDING_COLUMN else seen > 0
+        texts = np.where(positive, "1", "0").astype(object)
+        for row in np.flatnonzero(~votes[column].isin(LABEL_VALUES).to_numpy()):
+            texts[codes[row]] = votes[column].iloc[row]
+        merged[column] = pd.Series(texts, dtype="str")
+    return pd.DataFrame(merged).assign(row=votes["row"].to_numpy()[np.unique(codes, return_index=True)[1]])
+
+
+def _film_names(folder: Path) -> dict[str, str]:
+    """Image id -> file name of the films in a folder."""
+    if not folder.is_dir():
+        return {}
+    return {path.stem: path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS}

@@ -1,0 +1,56 @@
+"""Each source's small folder through the whole chain to a report."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import shipped
+from conftest import ROOT, SMALL, set_params
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+# Each of these reads another layout; the other label sets of MIMIC differ in their columns only.
+SOURCES = [
+    "chexpert",
+    "mimic",
+    "cxr_lt_2024_task1",
+    "padchest",
+    "cxr_lt_2026",
+    "vindr",
+    "chestmnist",
+    "table",
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SOURCES)
+def test_source_to_report(run: Run, tmp_path: Path, name: str) -> None:
+    section = shipped.write(name, tmp_path / "films")
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder)
+    method = "official" if name in shipped.OFFICIAL else "stratified"
+    findings = section.pop("findings", None)
+    table = section.pop("table", None)
+    set_params(
+        folder, SMALL | {"data": section | {"findings": findings}, "split": {"method": method, "val": 0.2}}
+    )
+    if table:
+        set_params(folder, {"data": {"findings": ["Effusion", "Cardiomegaly"], "source": "table"}})
+        text = (folder / "params.yaml").read_text()
+        (folder / "params.yaml").write_text(
+            text.replace("data:\n", f"data:\n  table: {json.dumps(table)}\n", 1)
+        )
+    for step in ("validate", "preprocess", "train", "evaluate", "report"):
+        run("python", "-m", f"tasks.{step}", cwd=folder, PYTHONPATH=str(ROOT))
+    report = (folder / "reports/report.html").read_text()
+    verdict = json.loads((folder / "data/validated/verdict.json").read_text())
+    assert verdict["rows"] == 240
+    assert "not a medical device" in report
+    findings = json.loads((folder / "data/prepared/dataset.json").read_text())["findings"]
+    assert all(finding.replace("&", "&amp;") in report for finding in findings)
+    if name in ("vindr", "chestmnist"):
+        assert "patients are known" in report
