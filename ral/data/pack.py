@@ -83,19 +83,18 @@ def pack(
     else:
         store = Store.open(state_dir, config.size, config.fit)
     hashes = films["hash"].tolist()
-    told = 0
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
+        report = progress if attempt == 0 else _quiet  # no film counts twice
         found = store.find(hashes)
         missing = np.flatnonzero(found.chunk < 0)
-        progress(max(0, len(films) - len(missing) - told))
-        told = len(films)
+        report(len(films) - len(missing))
         if config.on_bad_film == "fail":
             _refuse(root, films, found)
         if len(missing):
             runs = _runs(films.iloc[missing], pool.workers)
             strict = config.on_bad_film == "fail"
             items = [(root, run, store.folder, config.size, config.fit, strict) for run in runs]
-            pool.run(decode_run, items, [len(run) for run in runs], progress)
+            pool.run(decode_run, items, [len(run) for run in runs], report)
             found = store.find(hashes)
         good = np.array([not reason for reason in found.reason], bool)
         _check_share(root, good, films, found, config)
@@ -119,6 +118,10 @@ def pack(
         reason=[f"film {found.reason[index]}" for index in bad],
         explained=[f"film {found.reason[index]} ({found.detail[index]})" for index in bad],
     )
+
+
+def _quiet(_: int) -> None:
+    """No progress."""
 
 
 def film_name(root: Path, film: pd.Series) -> str:
@@ -227,7 +230,7 @@ def _write_shards(
         items.append(
             (store.folder, config.size, path, image_ids[part].tolist(), names, chunk, found.row[part])
         )
-    done = pool.run(write_one_shard, items, [0] * len(items), lambda _: None)
+    done = pool.run(write_one_shard, items, [0] * len(items), _quiet)
     return None if any(result is None for result in done) else done
 
 
