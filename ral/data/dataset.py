@@ -11,8 +11,8 @@ from ral.data.shards import open_shard
 from ral.errors import UserError
 from ral.files import read_json, sha256
 
-# Rows that are copied at once fit into this much of a processor's cache.
-CACHE_BYTES = 1 << 20
+# Bytes from which a film is copied by itself: the copy then costs far more than the call.
+LARGE_FILM = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Dataset:
     def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Copy the pixels of arbitrary rows into one array, uint8 [rows, size, size].
 
-        The shards are read in ascending order whatever the order of `rows`, and rows are copied by numpy, not one by
-        one in Python.
+        The shards are read in ascending order, whatever the order of `rows`. Small films are moved shard by shard and
+        not one by one; from a single shard it is one copy at the speed of memory.
 
         Args:
             rows: row numbers, in any order, repeated or not.
@@ -62,19 +62,28 @@ class Dataset:
         rows = np.asarray(rows)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.studies):
             raise IndexError(f"rows must be from 0 to {len(self.studies) - 1}")
+        flat = out.reshape(len(rows), size * size)
+        if len(self.shards) == 1:
+            self.shards[0].reshape(-1, size * size).take(rows, axis=0, out=flat, mode="clip")
+            return out
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
-        ends = np.searchsorted(ascending, [*self.starts[1:], len(self.studies)])
-        flat = out.reshape(len(rows), size * size)
-        # A block's rows stay in the processor's cache between being read and being written to their places.
-        block = max(1, CACHE_BYTES // (size * size))
+        ends = np.searchsorted(ascending, [*self.starts[1:], len(self.studies)]).tolist()
+        small = size * size < LARGE_FILM
+        ordered = np.empty_like(flat) if small else flat
         begin = 0
-        for shard, start, end in zip(self.shards, self.starts, ends, strict=True):
-            pixels = shard.reshape(len(shard), size * size)
-            for first in range(begin, end, block):
-                here = slice(first, min(first + block, end))
-                flat[order[here]] = pixels.take(ascending[here] - start, axis=0)
+        for shard, start, end in zip(self.shards, self.starts.tolist(), ends, strict=True):
+            if begin == end:
+                continue
+            pixels, here = shard.reshape(len(shard), size * size), ascending[begin:end] - start
+            if small:
+                pixels.take(here, axis=0, out=ordered[begin:end], mode="clip")
+            else:  # one copy for each film costs less than a second copy of all
+                for place, row in zip(order[begin:end].tolist(), here.tolist(), strict=True):
+                    flat[place] = pixels[row]
             begin = end
+        if small:
+            flat[order] = ordered
         return out
 
     def verify(self, rows: np.ndarray | None = None) -> None:

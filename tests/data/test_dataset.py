@@ -1,5 +1,6 @@
 """Batches of arbitrary rows, whole and in order; a changed byte of a shard is found."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,16 @@ def test_any_rows_in_any_order(dataset: Dataset, pixels: np.ndarray, count: int)
     assert (dataset.gather(rows) == pixels[rows]).all()
 
 
-def test_rows_of_large_films_come_in_several_blocks(
-    dataset: Dataset, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ral.data.dataset.CACHE_BYTES", 5 * SIZE * SIZE)
-    rows = np.random.default_rng(0).permutation(len(pixels))
+def test_rows_of_large_films(dataset: Dataset, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ral.data.dataset.LARGE_FILM", SIZE * SIZE)
+    rows = np.random.default_rng(0).integers(0, len(pixels), 300)
     assert (dataset.gather(rows) == pixels[rows]).all()
+
+
+def test_rows_of_a_single_shard(dataset: Dataset, pixels: np.ndarray) -> None:
+    one = replace(dataset, shards=(pixels,), starts=np.array([0]))
+    rows = np.random.default_rng(0).integers(0, len(pixels), 300)
+    assert (one.gather(rows) == pixels[rows]).all()
 
 
 def test_into_a_tensor_that_is_there_already(dataset: Dataset, pixels: np.ndarray) -> None:
