@@ -4,7 +4,8 @@
 
 Writes metrics.json (macro, micro, tiers, the figures of CXR-LT), findings.csv (a row per finding), curves.csv (ROC
 and precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (what each threshold
-gives on test), reliability.csv (reliability curves). docs/evaluation.md says how each figure is computed.
+gives on test), reliability.csv (reliability curves), audit.csv (groups of films beside the others) and
+second_reading.csv (agreement with a second reading, where evaluate.second_reading names one). docs/evaluation.md says how each figure is computed.
 """
 
 from pathlib import Path
@@ -23,7 +24,7 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, out: Path) -> None
     import pandas as pd
     from threadpoolctl import threadpool_limits
 
-    from ral.evaluation import rows, saved, score, tables
+    from ral.evaluation import audit, rows, saved, score, second_reading, tables
     from ral.files import new_file, write_json
 
     studies = rows.read_studies(prepared)
@@ -36,6 +37,8 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, out: Path) -> None
             "curves.csv": tables.curves(evaluation),
             "operating.csv": tables.operating(evaluation),
             "reliability.csv": tables.reliability(evaluation),
+            "audit.csv": audit.audit(evaluation),
+            "second_reading.csv": second_reading.table(evaluation),
         }
     for name, table in written.items():
         with new_file(out / name) as draft:

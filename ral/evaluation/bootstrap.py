@@ -73,21 +73,22 @@ class Resamples:
         return len(self.weights)
 
     def rows(self, chosen: Array) -> "Resamples":
-        """The same resamples of some of the rows (bool [rows], or their numbers)."""
-        return replace(self, patient=self.patient[chosen])
+        """The same resamples of some of the rows (bool [rows]) and of their patients."""
+        if chosen.all():
+            return self
+        used, patient = np.unique(self.patient[chosen], return_inverse=True)
+        return replace(self, patient=patient, weights=self.weights[used])
 
     def totals(self, values: Array) -> Array:
         """Sum of each column of `values` [rows, k] in every resample, float64 [columns, k]."""
         rows = np.arange(len(self.patient))
         member = csr_array((np.ones(len(rows)), (self.patient, rows)), shape=(self.patients, len(rows)))
         sums = member @ np.asarray(values, dtype=np.float64)
-        used = np.unique(self.patient)
-        size = max(16, BLOCK // max(1, len(used)))
-        sums, weights = sums[used], self.weights[used]
+        size = max(16, BLOCK // max(1, self.patients))
         return np.concatenate(
             [
-                weights[:, start : start + size].T.astype(np.float64) @ sums
-                for start in range(0, weights.shape[1], size)
+                self.weights[:, start : start + size].T.astype(np.float64) @ sums
+                for start in range(0, self.weights.shape[1], size)
             ]
         )
 

@@ -114,13 +114,13 @@ def calibration(scored: Scored, resamples: Resamples, bins: int, raw: bool = Fal
     return {name: Sampled(found[name], patients, share=False) for name in ERRORS}
 
 
-def too_few(scored: Scored, least: int) -> str | None:
+def too_few(scored: Scored, least: int, split: str = "test") -> str | None:
     """Why a finding is not estimable on these rows; None if it is."""
     reasons = []
     for label, kind in ((1, "positive"), (0, "negative")):
         count = int((scored.labels == label).sum())
         if count < least:
-            reasons.append(f"{count} {kind} test films, at least {least} needed")
+            reasons.append(f"{count} {kind} {split} films, at least {least} needed")
     return "; ".join(reasons) or None
 
 

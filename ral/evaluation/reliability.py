@@ -46,7 +46,7 @@ def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dic
 
     ece is the mean over the films of |mean score − share of positives| of their bin. Chance alone makes it larger
     than 0; ece_debiased takes off how much larger it would be, with the shares normally distributed about those
-    observed (Kumar et al., 2019), and ends at 0. Resampling adds chance to that of the sample; both errors of the
+    observed (Kumar et al., 2019), to first order, and ends at 0. Resampling adds chance to that of the sample; both errors of the
     replicates are therefore moved so that their mean is the value of the sample.
     """
     films, positives, sums = binned(scores, labels, resamples, bins)
@@ -57,7 +57,9 @@ def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dic
     gap = np.abs(divide(sums, films, filled, 0.0) - observed)
     share = films / np.maximum(total, 1)[:, None]
     ece = (share * gap).sum(axis=1)
-    spread = np.sqrt(divide(observed * (1 - observed), films, filled, 0.0))
+    # Half a positive and half a negative are added: a bin without positives is not free of chance.
+    near = (positives + 0.5) / (films + 1)
+    spread = np.sqrt(divide(near * (1 - near), films, filled, 0.0))
     # The mean of |N(gap, spread²)|.
     ratio = divide(gap, spread, spread > 0, 0.0)
     inflated = np.where(

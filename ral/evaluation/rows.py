@@ -39,17 +39,20 @@ def findings_of(studies: pd.DataFrame) -> list[str]:
     return [str(name) for name in studies.columns if name not in (*KEYS, *ATTRIBUTES)]
 
 
-def align(studies: pd.DataFrame, logits: pd.DataFrame, split: Split) -> tuple[pd.DataFrame, pd.DataFrame]:
+def align(
+    studies: pd.DataFrame, logits: pd.DataFrame, split: Split, name: str = ""
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of one split by image id, and the logits of its findings as float64 in the same order.
 
-    Sorted, so that the order in which tables hold their films changes no digit.
+    Sorted, so that the order in which tables hold their films changes no digit. `name` says in errors whose logits
+    they are.
 
     Raises:
         UserError: a table holds an image_id twice; a patient_id is empty; a label is not 1, 0 or empty; the
             columns of the logits are not image_id and the findings in their order; a film of the split has no
             logits, or logits belong to no film of it; a logit is not finite.
     """
-    findings, where = findings_of(studies), f"{split} logits"
+    findings, where = findings_of(studies), f"{name}: {split} logits".removeprefix(": ")
     _check_studies(studies, findings)
     _check_columns(logits, findings, where)
     _check_unique(logits, where)

@@ -1,14 +1,24 @@
 """Studies and logits that the tests of the evaluation share."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 import pytest
+from threadpoolctl import threadpool_limits
 
 # Head, medium, tail in training, and one that never occurs in test.
 PREVALENCE = {"Effusion": 0.3, "Mass": 0.05, "Hernia": 0.005, "Edema": 0.08}
 FINDINGS = list(PREVALENCE)
 
 Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the step: on small problems more threads only wait for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 def logits_of(studies: pd.DataFrame, split: str) -> pd.DataFrame:
