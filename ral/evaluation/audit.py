@@ -101,7 +101,8 @@ def audit(evaluation: Evaluation) -> pd.DataFrame:
     limit = 1 - evaluation.config.confidence
     table.loc[tested, "flagged"] = np.where(table.loc[tested, "p_holm"] <= limit, "yes", "no")
     table["metric"] = table["metric"].fillna("")
-    return rounded(table, text=TEXT)
+    counts = dict.fromkeys(("films", "patients", "positives"), "Int64")
+    return rounded(table.astype(counts), text=TEXT)
 
 
 # Attribute -> column of the studies.

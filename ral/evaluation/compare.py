@@ -196,20 +196,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV to write, too")
     options = parser.parse_args()
     try:
-        config = load(options.params, EvaluateParams).evaluate
         if len({str(path) for path in options.models}) < len(options.models):
             raise UserError("A model is named twice: give each once.")
         models = {str(path): read_logits(path, options.split) for path in options.models}
-        first = next(iter(models.values()))
-        studies = read_table(options.studies, [str(name) for name in first.columns if name != "image_id"])
-        with threadpool_limits(1):
-            table = compare(studies, models, options.split, config)
+        show(models, options.studies, options.split, options.params, options.out)
     except UserError as error:
         sys.exit(f"error: {error}")
-    inside = studies[studies["split"] == options.split]
-    print(text(table, config.confidence, len(inside), inside["patient_id"].nunique(), options.split))
-    if options.out:
-        with new_file(options.out) as draft:
+
+
+def show(
+    models: Mapping[str, pd.DataFrame], studies_file: Path, split: Split, params: Path, out: Path | None
+) -> None:
+    """Compare, print, and write the table to `out` if there is one.
+
+    Raises:
+        UserError: see `compare`, `read_table` and `ral.config.base.load`.
+    """
+    config = load(params, EvaluateParams).evaluate
+    first = next(iter(models.values()))
+    studies = read_table(studies_file, [str(name) for name in first.columns if name != "image_id"])
+    with threadpool_limits(1):
+        table = compare(studies, models, split, config)
+    inside = studies[studies["split"] == split]
+    print(text(table, config.confidence, len(inside), inside["patient_id"].nunique(), split))
+    if out:
+        with new_file(out) as draft:
             table.to_csv(draft, index=False, lineterminator="\n")
 
 

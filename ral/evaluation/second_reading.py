@@ -118,7 +118,8 @@ def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
             for metric, value in ranking(scored, inside, AGAINST).items():
                 row |= _entry(f"{metric}_{label}", value, inside)
         rows.append(row | {"note": "; ".join(notes)})
-    return rounded(pd.DataFrame(rows, columns=list(COLUMNS)), text=TEXT)
+    counts = dict.fromkeys(COLUMNS[1:6], "Int64")
+    return rounded(pd.DataFrame(rows, columns=list(COLUMNS)).astype(counts), text=TEXT)
 
 
 def _agreement(one: Array, two: Array, resamples: Resamples) -> dict[str, Array]:
