@@ -155,7 +155,8 @@ class Resamples:
     def mean(self, parts: Sequence[Sampled]) -> Sampled:
         """Mean of several metrics; a replicate in which some have no value is a mean over the others.
 
-        The effective number of patients is Satterthwaite's, as if the metrics varied independently.
+        The effective number of patients is Satterthwaite's, as if the metrics varied independently. A finding of one
+        patient counts as one of two, so that it does not take the interval from all others.
         """
         if not parts:
             return Sampled(np.full(self.weights.shape[1], np.nan), 0.0)
@@ -166,7 +167,7 @@ class Resamples:
         total = np.where(finite, stack, 0.0).sum(axis=0)
         mean = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
         spreads = np.array([np.var(self.drawn(part)) if self.drawn(part).size else 0.0 for part in parts])
-        freedom = np.array([max(part.patients - 1, 1e-9) for part in parts])
+        freedom = np.array([max(part.patients - 1, 1.0) for part in parts])
         if spreads.sum() == 0:
             return Sampled(mean, float(freedom.min()) + 1, share)
         return Sampled(mean, float(spreads.sum() ** 2 / np.sum(spreads**2 / freedom)) + 1, share)

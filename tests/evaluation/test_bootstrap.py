@@ -140,6 +140,7 @@ def test_effective_patients_of_a_mean_are_those_of_what_varies() -> None:
     wild, calm = (Sampled(generator.normal(0, spread, size=2001), 5.0) for spread in (1.0, 0.001))
     assert resamples.mean([wild, calm]).patients == pytest.approx(5, abs=0.01)
     assert resamples.mean([wild, wild]).patients == pytest.approx(9, abs=0.01)  # 4 + 4 degrees of freedom
+    assert resamples.mean([replace(wild, patients=1.0), calm]).patients == pytest.approx(2, abs=0.01)
 
 
 def test_bca_is_that_of_scipy() -> None:
