@@ -1,8 +1,11 @@
-"""Score the test logits: AP, AUROC and F1 per finding, macro and per tier, with intervals.
+"""Score the test logits: metrics with intervals, calibration, thresholds, audit.
 
     python -m tasks.evaluate
 
-Writes metrics.json (macro and tiers), findings.csv (a row per finding) and curves.csv (ROC and precision-recall).
+Writes metrics.json (macro, micro, tiers, the figures of CXR-LT), findings.csv (a row per finding), curves.csv (ROC
+and precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (what each threshold
+gives on test), reliability.csv (reliability curves), audit.csv (groups of films beside the others) and
+second_reading.csv (agreement with a second reading, where evaluate.second_reading names one). docs/evaluation.md says how each figure is computed.
 """
 
 from pathlib import Path
@@ -19,25 +22,29 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, out: Path) -> None
         UserError: logits and labels do not belong together, or a logit is not finite.
     """
     import pandas as pd
+    from threadpoolctl import threadpool_limits
 
-    from ral.evaluation import score
-    from ral.files import new_file, read_json, write_json
+    from ral.evaluation import audit, rows, saved, score, second_reading, tables
+    from ral.files import new_file, write_json
 
-    findings = read_json(prepared / "dataset.json")["findings"]
-    studies = pd.read_parquet(
-        prepared / "studies.parquet", columns=["image_id", "patient_id", "split", *findings]
-    )
+    studies = rows.read_studies(prepared)
     val, test = (pd.read_parquet(logits / f"{split}.parquet") for split in ("val", "test"))
-    evaluation = score.evaluate(studies, val, test, params.evaluate)
-    rows, scores = score.align(studies, test, "test")
-    tables = {
-        "findings.csv": score.to_table(evaluation),
-        "curves.csv": score.curves(rows, scores, evaluation.estimable),
-    }
-    for name, table in tables.items():
+    # Some linear algebra gives other last digits on more threads.
+    with threadpool_limits(1):
+        evaluation = score.evaluate(studies, val, test, params.evaluate)
+        written = {
+            "findings.csv": tables.to_table(evaluation),
+            "curves.csv": tables.curves(evaluation),
+            "operating.csv": tables.operating(evaluation),
+            "reliability.csv": tables.reliability(evaluation),
+            "audit.csv": audit.audit(evaluation),
+            "second_reading.csv": second_reading.table(evaluation),
+        }
+    for name, table in written.items():
         with new_file(out / name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
-    write_json(out / "metrics.json", score.to_metrics(evaluation))
+    write_json(out / "calibration.json", saved.to_json(evaluation))
+    write_json(out / "metrics.json", tables.to_metrics(evaluation))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,72 @@
 """Parameters of the evaluation and of the report."""
 
-from pydantic import Field, model_validator
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from ral.config.base import Section
+
+Rule = Literal["max_f1", "sensitivity", "cost"]
+RULES: tuple[Rule, ...] = ("max_f1", "sensitivity", "cost")
+
+
+class CalibrationConfig(Section):
+    """How raw logits become probabilities; the maps are fitted on validation."""
+
+    own: int = Field(ge=10)
+    """A finding with fewer positive validation patients keeps the slope that all findings share."""
+    isotonic: int = Field(ge=50)
+    """Isotonic regression is tried from this many positive validation patients on."""
+    bins: int = Field(ge=2, le=100)
+    """Bins of equal numbers of films for the calibration error and the reliability curves."""
+
+
+class ThresholdConfig(Section):
+    """From which calibrated score on a film is called positive; chosen on validation."""
+
+    rule: Rule
+    """max_f1: highest F1; sensitivity: highest threshold that reaches it; cost: least cost of misses and false alarms."""
+    sensitivity: float = Field(gt=0, lt=1)
+    """Least validation sensitivity of the rule sensitivity."""
+    miss_cost: float = Field(gt=0)
+    """Cost of a miss, in false alarms, for the rule cost."""
+
+
+class AuditConfig(Section):
+    """Groups of films whose figures are compared with those of the other films."""
+
+    by: list[Literal["sex", "age", "view", "source"]]
+    """Attributes; one that the data does not have is left out, and the output says so. Empty: no audit."""
+    age_bands: list[float]
+    """First years of the age bands after the youngest, rising."""
+    min_positives: int = Field(ge=5)
+    """A group with fewer patients with the finding (or without it) has too few for figures of it."""
+
+    @field_validator("by")
+    @classmethod
+    def _once(cls, by: list[str]) -> list[str]:
+        if len(set(by)) < len(by):
+            raise ValueError("an attribute is named twice")
+        return by
+
+    @field_validator("age_bands")
+    @classmethod
+    def _rising(cls, bands: list[float]) -> list[float]:
+        if not bands or bands[0] <= 0 or any(b <= a for a, b in pairwise(bands)):
+            raise ValueError("the ages must be above 0 and rise, such as [18, 40, 60, 80]")
+        return bands
+
+
+class SecondReadingConfig(Section):
+    """A second reading of some films: a CSV or Parquet table with a row per film."""
+
+    file: str = Field(min_length=1)
+    """Path of the table."""
+    image_id: str = Field(min_length=1)
+    """Its column of image ids."""
+    columns: dict[str, str] = Field(min_length=1)
+    """Finding -> column with 1, 0 or empty."""
 
 
 class EvaluateConfig(Section):
@@ -18,8 +82,15 @@ class EvaluateConfig(Section):
     """Bootstrap resamples of the test patients."""
     confidence: float = Field(gt=0.5, lt=1)
     """Coverage of the intervals."""
+    interval: Literal["bca", "percentile"]
+    """How intervals are read from the resamples: bca corrects for bias and skew."""
     seed: int = Field(ge=0, lt=2**31)
-    """Seed of the resamples."""
+    """Seed of the resamples and of the folds of calibration."""
+    calibration: CalibrationConfig
+    threshold: ThresholdConfig
+    audit: AuditConfig
+    second_reading: SecondReadingConfig | None
+    """null, or a second reading to compare with: file (CSV or Parquet), image_id (its column of image ids), columns (finding: its column with 1, 0 or empty)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "EvaluateConfig":

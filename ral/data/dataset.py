@@ -11,9 +11,6 @@ from ral.data.shards import open_shard
 from ral.errors import UserError
 from ral.files import read_json, sha256
 
-# Bytes from which a film is copied by itself: the copy then costs far more than the call.
-LARGE_FILM = 16 << 10
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -42,8 +39,8 @@ class Dataset:
     def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Copy the pixels of arbitrary rows into one array, uint8 [rows, size, size].
 
-        The shards are read in ascending order, whatever the order of `rows`. Small films are moved shard by shard and
-        not one by one; from a single shard it is one copy at the speed of memory.
+        The shards are read in ascending order, whatever the order of `rows`, and films are moved shard by shard, not one
+        by one; from a single shard it is one copy at the speed of memory.
 
         Args:
             rows: row numbers, in any order, repeated or not.
@@ -69,21 +66,14 @@ class Dataset:
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
         ends = np.searchsorted(ascending, [*self.starts[1:], len(self.studies)]).tolist()
-        small = size * size < LARGE_FILM
-        ordered = np.empty_like(flat) if small else flat
+        ordered = np.empty_like(flat)
         begin = 0
         for shard, start, end in zip(self.shards, self.starts.tolist(), ends, strict=True):
-            if begin == end:
-                continue
-            pixels, here = shard.reshape(len(shard), size * size), ascending[begin:end] - start
-            if small:
-                pixels.take(here, axis=0, out=ordered[begin:end], mode="clip")
-            else:  # one copy for each film costs less than a second copy of all
-                for place, row in zip(order[begin:end].tolist(), here.tolist(), strict=True):
-                    flat[place] = pixels[row]
-            begin = end
-        if small:
-            flat[order] = ordered
+            if begin < end:
+                pixels = shard.reshape(len(shard), size * size)
+                pixels.take(ascending[begin:end] - start, axis=0, out=ordered[begin:end], mode="clip")
+                begin = end
+        flat[order] = ordered
         return out
 
     def verify(self, rows: np.ndarray | None = None) -> None:

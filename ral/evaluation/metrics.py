@@ -1,19 +1,31 @@
-"""AUROC, average precision and F1 of one finding, plain and under bootstrap weights.
+"""AUROC, average precision and operating points of one finding, plain and under many sets of patient weights.
 
-Scores are logits [rows], any finite real numbers. Labels [rows] are 1, 0 or NaN; a row with NaN is unknown
-and counts nowhere. Weights [replicates, rows] say how often each replicate holds a row.
+A finding is sorted once. Between two scores that carry a positive, nothing but the number of negatives matters, so
+the rows are folded into one segment per such score, a sparse matrix [segments, patients]. Its product with the
+weights [patients, columns] gives the counts of every resample at once, and running sums over the segments the
+metrics. Weights are whole numbers, so all counts are exact.
+
+Scores are logits [rows], any finite real numbers. Labels [rows] are 1, 0 or NaN; a row with NaN is unknown and counts
+nowhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 Array = NDArray[Any]
 
-# Most weights handled at a time: keeps the work in the cache of the processor and the memory small.
-BLOCK = 200_000
+# Numbers of a block of resamples at a time: they stay in the cache of the processor.
+BLOCK = 50_000
+
+# The specificity at which sensitivity is read, and the other way round.
+LEVEL = 0.9
+
+RANKED = ("auroc", "ap", "sensitivity_at_90_specificity", "specificity_at_90_sensitivity")
 
 
 @dataclass(frozen=True)
@@ -28,100 +40,148 @@ class Cuts:
     """Negative rows with a score of at least the threshold, int64 [cuts]."""
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """The known rows of a finding in falling order of the score, folded by patient; see `rank`.
+
+    A step is a distinct score that at least one positive row has.
+    """
+
+    positives: csr_array
+    """Positive rows of each patient at each step, [steps, patients]."""
+    negatives: csr_array
+    """Negative rows of each patient above the step and not above the one before, ties included, [steps + 1, patients];
+    the last row is what lies below all steps."""
+    tied: csr_array
+    """Negative rows of each patient that share the score of the step, [steps with a tie, patients]."""
+    tied_steps: Array
+    """Which steps those are, int64 [steps with a tie]."""
+
+
+def rank(scores: Array, labels: Array, patients: Array, count: int) -> Ranking:
+    """Sort a finding once.
+
+    Args:
+        scores: logits [rows].
+        labels: 1, 0 or NaN [rows].
+        patients: number of each row's patient, 0 to count - 1 [rows].
+        count: patients there are.
+    """
+    known = np.flatnonzero(~np.isnan(labels))
+    scores = np.asarray(scores, dtype=np.float64)[known]
+    positive, patients = labels[known] == 1, patients[known]
+    rising = np.unique(scores[positive])
+    # The highest step that a row reaches; steps are numbered from the top, and the last number is below all.
+    step = len(rising) - np.searchsorted(rising, scores, side="right")
+    tied = ~positive & np.isin(scores, rising)
+    tied_steps, tied_row = np.unique(step[tied], return_inverse=True)
+    return Ranking(
+        positives=_counts(step[positive], patients[positive], (len(rising), count)),
+        negatives=_counts(step[~positive], patients[~positive], (len(rising) + 1, count)),
+        tied=_counts(tied_row, patients[tied], (len(tied_steps), count)),
+        tied_steps=tied_steps,
+    )
+
+
+def ranked(ranking: Ranking, weights: Array, names: Sequence[str] = RANKED) -> dict[str, Array]:
+    """Metrics of a ranking under each column of `weights`, from one pass: name -> float64 [columns].
+
+    AUROC counts a tie half; AP is the step-wise area under precision over recall. Sensitivity at 90 % specificity
+    is the highest that a threshold reaches whose specificity is at least that, without interpolation; specificity
+    at 90 % sensitivity likewise. A column without a positive is NaN, and so, except for AP, is one without a
+    negative.
+
+    Args:
+        ranking: see `rank`.
+        weights: how often each patient is in each resample, whole numbers [patients, columns].
+        names: those of `RANKED` that are wanted.
+    """
+    steps, columns = ranking.positives.shape[0], weights.shape[1]
+    values = {name: np.full(columns, np.nan) for name in names}
+    if steps == 0:
+        return values
+    size = max(16, BLOCK // max(steps, weights.shape[0]))
+    for start in range(0, columns, size):
+        stop = min(start + size, columns)
+        block = _ranked(ranking, weights[:, start:stop].astype(np.float64), names)
+        for name in names:
+            values[name][start:stop] = block[name]
+    return values
+
+
 def auroc(scores: Array, labels: Array) -> float:
     """Area under the ROC curve, a tie counted half; NaN without a positive or without a negative."""
-    return float(auroc_and_ap(scores, labels, _once(scores))[0][0])
+    return _plain(scores, labels, "auroc")
 
 
 def ap(scores: Array, labels: Array) -> float:
     """Average precision, the step-wise area under precision over recall; NaN without a positive."""
-    return float(auroc_and_ap(scores, labels, _once(scores))[1][0])
+    return _plain(scores, labels, "ap")
 
 
-def f1(scores: Array, labels: Array, threshold: float) -> float:
-    """F1 when a score of at least `threshold` is called positive; NaN without a positive."""
-    return float(f1_weighted(scores, labels, threshold, _once(scores))[0])
-
-
-def auroc_and_ap(scores: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
-    """AUROC [replicates] and AP [replicates] under integer `weights` [replicates, rows], from one sort.
-
-    A replicate without a positive is NaN in both, one without a negative is NaN in AUROC.
-    """
-    order, positive, last, _ = _sorted(scores, labels)
-    size = max(1, BLOCK // max(1, len(order)))
-    blocks = [
-        _auroc_and_ap(weights[start : start + size][:, order], positive, last)
-        for start in range(0, len(weights), size)
-    ]
-    return np.concatenate([block[0] for block in blocks]), np.concatenate([block[1] for block in blocks])
-
-
-def f1_weighted(scores: Array, labels: Array, threshold: float, weights: Array) -> Array:
-    """F1 [replicates] at one threshold under integer `weights` [replicates, rows]; NaN without a positive."""
-    called, positive = scores >= threshold, labels == 1
-    true_positives = _total(weights, called & positive)
-    false_positives = _total(weights, called & (labels == 0))
-    positives = _total(weights, positive)
+def f1(true_positives: Array, false_positives: Array, positives: Array) -> Array:
+    """F1 from counts of any shape; NaN without a positive."""
     # 2 TP + FP + FN, written without the FN.
-    return _divide(2 * true_positives, true_positives + false_positives + positives, positives > 0)
-
-
-def best_f1_threshold(scores: Array, labels: Array) -> float:
-    """The observed score with the highest F1 as threshold, of several the highest; NaN without a positive."""
-    cut = cuts(scores, labels)
-    positives = int((labels == 1).sum())
-    if positives == 0:
-        return float("nan")
-    value = 2 * cut.true_positives / (cut.true_positives + cut.false_positives + positives)
-    return float(cut.thresholds[np.argmax(value)])  # argmax takes the first, and the cuts fall
+    return divide(2 * true_positives, true_positives + false_positives + positives, positives > 0)
 
 
 def cuts(scores: Array, labels: Array) -> Cuts:
     """Every threshold at which the calls on the known rows change; no cut without a known row."""
-    _, positive, last, thresholds = _sorted(scores, labels)
-    return Cuts(thresholds, np.cumsum(positive)[last], np.cumsum(~positive)[last])
+    known = ~np.isnan(labels)
+    thresholds, place = np.unique(-np.asarray(scores, dtype=np.float64)[known], return_inverse=True)
+    true = np.bincount(place[labels[known] == 1], minlength=len(thresholds))
+    false = np.bincount(place[labels[known] == 0], minlength=len(thresholds))
+    return Cuts(-thresholds, np.cumsum(true), np.cumsum(false))
 
 
-def _sorted(scores: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
-    """Known rows from high to low score, which are positive, the last of each tie, the distinct scores."""
-    known = np.flatnonzero(~np.isnan(labels))
-    falling = -np.asarray(scores, dtype=np.float64)[known]
-    order = known[np.argsort(falling, kind="stable")]
-    values, sizes = np.unique(falling, return_counts=True)
-    return order, labels[order] == 1, np.cumsum(sizes) - 1, -values
-
-
-def _auroc_and_ap(weights: Array, positive: Array, last: Array) -> tuple[Array, Array]:
-    """AUROC and AP [replicates] from weights [replicates, rows] in falling order of the score."""
-    weights = weights.astype(np.int64)
-    above = np.cumsum(weights, axis=1)[:, last]
-    true = np.cumsum(weights * positive, axis=1)[:, last]
-    gained = np.diff(true, axis=1, prepend=0)
-    rows, positives = weights.sum(axis=1), weights[:, positive].sum(axis=1)
-    negatives = rows - positives
-    # A trapezoid per tie, doubled to stay in whole numbers.
-    area = (np.diff(above - true, axis=1, prepend=0) * (2 * true - gained)).sum(axis=1)
-    # Above the first row drawn there is no precision, and nothing is gained either.
-    steps = (gained * _divide(true, above, above > 0, otherwise=0.0)).sum(axis=1)
-    return (
-        _divide(area, 2 * positives * negatives, (positives > 0) & (negatives > 0)),
-        _divide(steps, positives, positives > 0),
-    )
-
-
-def _once(scores: Array) -> Array:
-    """One replicate that holds every row once."""
-    return np.ones((1, len(scores)), dtype=np.uint16)
-
-
-def _total(weights: Array, chosen: Array) -> Array:
-    """Weight of the chosen rows, int64 [replicates]."""
-    return np.asarray(weights[:, chosen].sum(axis=1, dtype=np.int64))
-
-
-def _divide(top: Array, bottom: Array, where: Array, otherwise: float = float("nan")) -> Array:
+def divide(top: Array, bottom: Array, where: Array, otherwise: float = float("nan")) -> Array:
     """`top` / `bottom`, and `otherwise` outside `where`."""
-    ratio = np.full(top.shape, otherwise)
+    ratio = np.full(np.shape(top), otherwise)
     np.divide(top, bottom, out=ratio, where=where)
     return ratio
+
+
+def _ranked(ranking: Ranking, weights: Array, names: Sequence[str]) -> dict[str, Array]:
+    """The metrics of one block of float64 weights [patients, columns]."""
+    gained = ranking.positives @ weights
+    true = np.cumsum(gained, axis=0)
+    false = ranking.negatives @ weights
+    np.cumsum(false, axis=0, out=false)
+    positives, negatives = true[-1].copy(), false[-1].copy()
+    false = false[:-1]
+    both = (positives > 0) & (negatives > 0)
+    values = {}
+    if "sensitivity_at_90_specificity" in names:
+        # The slack keeps a rate that is 0.9 but for rounding.
+        allowed = false <= (1 - LEVEL + 1e-12) * negatives
+        found = np.einsum("kc,kc->c", gained, allowed)
+        values["sensitivity_at_90_specificity"] = divide(found, positives, both)
+    if "specificity_at_90_sensitivity" in names:
+        first = (true < (LEVEL - 1e-12) * positives).sum(axis=0)
+        wrong = false[np.minimum(first, len(false) - 1), np.arange(len(first))]
+        values["specificity_at_90_sensitivity"] = divide(negatives - wrong, negatives, both)
+    if "auroc" in names:
+        area = positives * negatives - np.einsum("kc,kc->c", gained, false)
+        if len(ranking.tied_steps):
+            half = ranking.tied @ weights
+            area += 0.5 * np.einsum("kc,kc->c", gained[ranking.tied_steps], half)
+        values["auroc"] = divide(area, positives * negatives, both)
+    if "ap" in names:
+        above = false
+        above += true
+        # Above the first row drawn there is no precision, and nothing is gained either.
+        np.maximum(above, 1, out=above)
+        true /= above
+        values["ap"] = divide(np.einsum("kc,kc->c", gained, true), positives, positives > 0)
+    return values
+
+
+def _counts(steps: Array, patients: Array, shape: tuple[int, int]) -> csr_array:
+    """How many rows each patient has at each step; entries of the same place are added up."""
+    return csr_array((np.ones(len(steps)), (steps, patients)), shape=shape)
+
+
+def _plain(scores: Array, labels: Array, name: str) -> float:
+    """A metric of the rows as they are."""
+    once = np.ones((1, 1), np.uint16)
+    return float(ranked(rank(scores, labels, np.zeros(len(scores), np.int64), 1), once, (name,))[name][0])

@@ -1,57 +1,202 @@
-"""Resampling of patients: what a weight means, and that the draw is reproducible."""
+"""Resampling of patients: what a weight means, that the draw is reproducible, intervals and p values."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest, norm, ttest_1samp
+from scipy.stats import bootstrap as scipy_bootstrap
+from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ral.evaluation.bootstrap import interval, patient_weights
-from ral.evaluation.metrics import auroc_and_ap
+from ral.errors import UserError
+from ral.evaluation import bootstrap
+from ral.evaluation.bootstrap import Interval, Resamples, Sampled, bca_levels, draw, holm, levels
+from ral.evaluation.metrics import rank, ranked
 
 PATIENTS = np.array([f"p{number:02d}" for number in np.random.default_rng(0).integers(30, size=100)])
-
-
-def test_the_rows_of_a_patient_come_together() -> None:
-    weights = patient_weights(PATIENTS, replicates=50, seed=1)
-    assert weights.shape == (50, 100)
-    assert weights.dtype == np.uint16
-    for name in np.unique(PATIENTS):
-        own = weights[:, name == PATIENTS]
-        assert (own == own[:, :1]).all()
+NAMES = np.unique(PATIENTS)
 
 
 def test_each_replicate_draws_as_many_patients_as_there_are() -> None:
-    names, first = np.unique(PATIENTS, return_index=True)
-    weights = patient_weights(PATIENTS, replicates=2000, seed=1)[:, first]
-    assert (weights.sum(axis=1) == len(names)).all()
+    resamples = draw(PATIENTS, replicates=2000, seed=1)
+    assert resamples.weights.shape == (len(NAMES), 2001)
+    assert resamples.weights.dtype == np.uint16
+    assert (NAMES[resamples.patient] == PATIENTS).all()
+    assert (resamples.weights[:, 0] == 1).all()
+    drawn = resamples.weights[:, 1:]
+    assert (drawn.sum(axis=0) == len(NAMES)).all()
     # Drawn with replacement: a patient is absent with a chance of (1 - 1/P)^P.
-    assert (weights == 0).mean() == pytest.approx((1 - 1 / len(names)) ** len(names), abs=0.01)
+    assert (drawn == 0).mean() == pytest.approx((1 - 1 / len(NAMES)) ** len(NAMES), abs=0.01)
 
 
 def test_weighting_equals_writing_the_rows_of_a_drawn_patient_again() -> None:
     generator = np.random.default_rng(2)
     labels = (generator.random(100) < 0.3).astype(float)
     scores = np.round(generator.normal(size=100) + labels, 1)
-    weights = patient_weights(PATIENTS, replicates=20, seed=3)
-    aurocs, aps = auroc_and_ap(scores, labels, weights)
-    for row, weight in enumerate(weights):
-        again = np.repeat(np.arange(100), weight)
-        assert aurocs[row] == pytest.approx(roc_auc_score(labels[again], scores[again]), abs=1e-12)
-        assert aps[row] == pytest.approx(average_precision_score(labels[again], scores[again]), abs=1e-12)
+    resamples = draw(PATIENTS, replicates=20, seed=3)
+    found = ranked(rank(scores, labels, resamples.patient, resamples.patients), resamples.weights)
+    for column in range(21):
+        again = np.repeat(np.arange(100), resamples.weights[resamples.patient, column])
+        assert found["auroc"][column] == pytest.approx(roc_auc_score(labels[again], scores[again]), abs=1e-12)
+        expected = average_precision_score(labels[again], scores[again])
+        assert found["ap"][column] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_draw_follows_the_patients_and_the_seed_only() -> None:
-    weights = patient_weights(PATIENTS, 20, seed=1)
-    np.testing.assert_array_equal(weights, patient_weights(PATIENTS, 20, seed=1))
+    first = draw(PATIENTS, 20, seed=1)
     mixed = np.random.default_rng(4).permutation(100)
-    np.testing.assert_array_equal(weights[:, mixed], patient_weights(PATIENTS[mixed], 20, seed=1))
-    assert (weights != patient_weights(PATIENTS, 20, seed=2)).any()
+    again = draw(PATIENTS[mixed], 20, seed=1)
+    np.testing.assert_array_equal(first.weights, again.weights)
+    np.testing.assert_array_equal(first.patient[mixed], again.patient)
+    assert (first.weights != draw(PATIENTS, 20, seed=2).weights).any()
+
+
+def test_bca_needs_the_same_replicates_and_leaves_each_patient_out_once() -> None:
+    percentile, bca = draw(PATIENTS, 20, seed=1), draw(PATIENTS, 20, seed=1, method="bca")
+    np.testing.assert_array_equal(percentile.weights, bca.weights[:, :21])
+    left_out = bca.weights[:, 21:]
+    assert left_out.shape == (len(NAMES), len(NAMES))
+    assert (left_out.sum(axis=0) == len(NAMES) - 1).all()
+    assert (left_out.sum(axis=1) == len(NAMES) - 1).all()
+
+
+def test_many_patients_are_left_out_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "JACKKNIFE", 7)
+    left_out = 1 - draw(PATIENTS, 20, seed=1, method="bca").weights[:, 21:]
+    assert left_out.shape[1] == 7
+    assert (left_out.sum(axis=1) == 1).all()
+    assert set(left_out.sum(axis=0)) <= {len(NAMES) // 7, len(NAMES) // 7 + 1}
+
+
+def test_one_patient_cannot_be_resampled() -> None:
+    with pytest.raises(UserError, match=r"1 patient\(s\)"):
+        draw(np.array(["p1", "p1"]), 100, seed=0)
+
+
+def test_totals_are_weighted_sums_of_rows() -> None:
+    resamples = draw(PATIENTS, 50, seed=5)
+    values = np.random.default_rng(6).integers(0, 9, size=(100, 3))
+    by_row = resamples.weights[resamples.patient].astype(float)
+    np.testing.assert_array_equal(resamples.totals(values), by_row.T @ values)
+    chosen = np.arange(100) % 3 == 0
+    np.testing.assert_array_equal(
+        resamples.rows(chosen).totals(values[chosen]), by_row[chosen].T @ values[chosen]
+    )
+
+
+def of(values: np.ndarray, confidence: float, patients: float = 1e9) -> tuple[float | None, float | None]:
+    """Percentile interval of replicates whose sample has the value 50."""
+    resamples = Resamples(np.zeros(1, int), np.ones((1, 1)), len(values), confidence, "percentile")
+    found = resamples.interval(Sampled(np.append(50.0, values), patients))
+    assert found.value == 50
+    return found.low, found.high
 
 
 def test_interval_is_the_percentiles_of_the_finite_values() -> None:
     values = np.append(np.arange(101.0), [np.nan, np.nan])
-    assert interval(values, 0.9) == pytest.approx((5, 95))
-    assert interval(values, 0.5) == pytest.approx((25, 75))
+    assert of(values, 0.9) == pytest.approx((5, 95), abs=1e-6)
+    assert of(values, 0.5) == pytest.approx((25, 75), abs=1e-6)
 
 
-def test_interval_of_nothing_finite_is_nan() -> None:
-    assert np.isnan(interval(np.array([np.nan]), 0.9)).all()
+def test_interval_of_nothing_finite_or_of_one_patient_is_none() -> None:
+    assert of(np.array([np.nan]), 0.9) == (None, None)
+    assert of(np.arange(101.0), 0.9, patients=1.0) == (None, None)
+    resamples = draw(PATIENTS, 20, seed=1)
+    nothing = Sampled(np.full(21, np.nan), 9.0)
+    assert resamples.interval(nothing) == Interval(None, None, None)
+
+
+def test_few_patients_widen_the_interval_as_a_t_interval_is_wider() -> None:
+    np.testing.assert_allclose(levels(0.95, 1e9), [0.025, 0.975], atol=1e-6)
+    for patients in (5, 20, 50):
+        wide = student.ppf(0.975, patients - 1) * np.sqrt(patients / (patients - 1))
+        np.testing.assert_allclose(norm.ppf(levels(0.95, patients)), [-wide, wide], atol=1e-9)
+
+
+def test_effective_patients_count_equal_ones_fully() -> None:
+    resamples = draw(np.repeat(["a", "b", "c", "d"], 3), 20, seed=1)
+    labels = np.array([1, 1, 0] * 4, float)
+    assert resamples.effective(labels) == pytest.approx(4)
+    labels[3:] = 0  # all positive films of one patient
+    assert resamples.effective(labels) == pytest.approx(1)
+    assert resamples.effective(0 * labels) == 0
+    labels[:9] = [1, 1, 1, 1, 0, 0, 0, 0, 0]  # 3 and 1 films
+    assert resamples.effective(labels) == pytest.approx(16 / 10)
+
+
+def test_mean_is_over_the_findings_a_replicate_has() -> None:
+    resamples = draw(PATIENTS, 3, seed=1)
+    mean = resamples.mean(
+        [Sampled(np.array([1, 2, 3, np.nan]), 9), Sampled(np.array([3, np.nan, 4, np.nan]), 9)]
+    )
+    np.testing.assert_array_equal(mean.values, [2, 2, 3.5, np.nan])
+    assert np.isnan(resamples.mean([]).values).all()
+
+
+def test_effective_patients_of_a_mean_are_those_of_what_varies() -> None:
+    resamples = draw(PATIENTS, 2000, seed=1)
+    generator = np.random.default_rng(2)
+    wild, calm = (Sampled(generator.normal(0, spread, size=2001), 5.0) for spread in (1.0, 0.001))
+    assert resamples.mean([wild, calm]).patients == pytest.approx(5, abs=0.01)
+    assert resamples.mean([wild, wild]).patients == pytest.approx(9, abs=0.01)  # 4 + 4 degrees of freedom
+    assert resamples.mean([replace(wild, patients=1.0), calm]).patients == pytest.approx(2, abs=0.01)
+
+
+def test_bca_is_that_of_scipy() -> None:
+    data = np.random.default_rng(7).exponential(size=40)
+    resamples = draw(np.arange(40).astype(str), 4000, seed=8, method="bca")
+    order = np.unique(np.arange(40).astype(str), return_index=True)[1]
+    totals = resamples.weights.T.astype(float) @ np.stack([data[order], np.ones(40)], axis=1)
+    means = totals[:, 0] / totals[:, 1]
+    found = resamples.interval(Sampled(means, 1e9))
+    low, high = found.low or 0, found.high or 0
+    theirs = scipy_bootstrap(
+        (data,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(9)
+    ).confidence_interval
+    assert low == pytest.approx(theirs.low, abs=0.02)
+    assert high == pytest.approx(theirs.high, abs=0.03)
+    # Of a skewed sample it lies further up than the percentile interval.
+    assert low > np.quantile(means[1:4001], 0.025) + 0.005
+
+
+def test_bca_without_bias_and_skew_is_percentile() -> None:
+    drawn = np.append(np.arange(-50, 50) + 0.5, 0.0)
+    levels = bca_levels(0.0, drawn, np.array([-1.0, 1.0, np.nan]), np.array([0.025, 0.975]))
+    np.testing.assert_allclose(levels, [0.025, 0.975], atol=1e-12)
+
+
+def test_where_nothing_varies_the_other_end_is_the_exact_binomial_one() -> None:
+    resamples = draw(PATIENTS, 100, seed=1, method="bca")
+    ones = Sampled(np.ones(resamples.weights.shape[1]), 9.0)
+    exact = binomtest(9, 9).proportion_ci(0.95)  # Clopper-Pearson
+    found = resamples.interval(ones)
+    assert (found.low, found.high) == (pytest.approx(exact.low, abs=1e-9), 1.0)
+    none = resamples.interval(replace(ones, values=0 * ones.values))
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - exact.low, abs=1e-9))
+    # No share: a difference of nothing is nothing, whatever the patients.
+    assert resamples.interval(ones - ones) == Interval(0, 0, 0)
+    half = replace(ones, values=ones.values / 2)
+    assert resamples.interval(half) == Interval(0.5, 0.5, 0.5)
+
+
+def test_p_value_is_that_of_a_t_test() -> None:
+    generator = np.random.default_rng(10)
+    data = generator.normal(0.5, 1.0, size=12)
+    ids = np.array([f"p{number:02d}" for number in range(12)])
+    resamples = draw(ids, 20_000, seed=11)
+    means = resamples.totals(data[:, None])[:, 0] / 12
+    assert resamples.p_value(Sampled(means, 12)) == pytest.approx(ttest_1samp(data, 0).pvalue, rel=0.1)
+    assert resamples.p_value(Sampled(-means, 12)) == resamples.p_value(Sampled(means, 12))
+    assert resamples.p_value(Sampled(means, 12), least_variance=1e6) == pytest.approx(1, abs=0.01)
+    assert resamples.p_value(Sampled(0 * means, 12)) == 1
+    assert np.isnan(resamples.p_value(Sampled(0 * means + 1, 12)))  # nothing varies: nothing can be said
+    assert np.isnan(resamples.p_value(Sampled(means * np.nan, 12)))
+    assert np.isnan(resamples.p_value(Sampled(means, 1)))
+
+
+def test_holm_by_hand() -> None:
+    np.testing.assert_allclose(holm(np.array([0.01, np.nan, 0.04, 0.03])), [0.03, np.nan, 0.06, 0.06])
+    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])
+    assert holm(np.array([])).size == 0
+    assert np.isnan(holm(np.array([np.nan]))).all()

@@ -1,62 +1,37 @@
 """The evaluation as a whole: what is scored, what is not estimable, what is refused."""
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
-from ral.config.evaluate import EvaluateConfig
+from ral.config.base import load
+from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
-from ral.evaluation.bootstrap import interval, patient_weights
-from ral.evaluation.metrics import ap, auroc_and_ap, best_f1_threshold
-from ral.evaluation.score import Evaluation, align, curves, evaluate, to_metrics, to_table
+from ral.evaluation.bootstrap import Sampled, draw
+from ral.evaluation.metrics import rank, ranked
+from ral.evaluation.rows import align
+from ral.evaluation.score import METRICS, MICRO, Evaluation, evaluate
+from ral.evaluation.tables import to_metrics
 
-CONFIG = EvaluateConfig(head=0.1, tail=0.01, min_positives=5, replicates=200, confidence=0.95, seed=7)
-# Head, medium, tail in training, and one that never occurs in test.
-PREVALENCE = {"Effusion": 0.3, "Mass": 0.05, "Hernia": 0.005, "Edema": 0.08}
-FINDINGS = list(PREVALENCE)
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(
+    update={"replicates": 200, "min_positives": 5, "seed": 7}
+)
+FINDINGS = ["Effusion", "Mass", "Hernia", "Edema"]  # see the fixture `tables`; Edema never occurs in test
 
 Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
-
-
-def logits_of(studies: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Logits that know a little about the labels, in an order of rows of their own."""
-    rows = studies[studies["split"] == split].sample(frac=1, random_state=1)
-    generator = np.random.default_rng(len(rows))
-    logits = pd.DataFrame({"image_id": rows["image_id"].to_numpy()})
-    for name in FINDINGS:
-        noise = generator.normal(size=len(rows))
-        logits[name] = (noise + 1.5 * rows[name].fillna(0).to_numpy()).astype(np.float32)
-    return logits
-
-
-@pytest.fixture
-def tables() -> Tables:
-    """Studies of 1800 films, three a patient, and logits for val and test."""
-    generator = np.random.default_rng(0)
-    rows = 1800
-    number = np.arange(rows)
-    split = np.repeat(["train", "val", "test"], rows // 3)
-    studies = pd.DataFrame(
-        {
-            "image_id": [f"film{n:04d}" for n in number],
-            "patient_id": [f"p{n // 3:03d}" for n in number],
-            "split": split,
-        }
-    )
-    for name, prevalence in PREVALENCE.items():
-        label = np.zeros(rows)
-        for part, scale in (("train", 1.0), ("val", 2.0), ("test", 4.0 if name == "Hernia" else 2.0)):
-            inside = np.flatnonzero(split == part)
-            label[generator.choice(inside, int(prevalence * scale * len(inside)), replace=False)] = 1
-        studies[name] = label
-    studies.loc[studies["split"] == "test", "Edema"] = 0.0
-    studies.loc[number % 7 == 0, "Mass"] = np.nan
-    return studies, logits_of(studies, "val"), logits_of(studies, "test")
 
 
 def scored(tables: Tables, **changes: object) -> Evaluation:
@@ -64,20 +39,68 @@ def scored(tables: Tables, **changes: object) -> Evaluation:
 
 
 def test_values_are_those_of_sklearn_on_the_known_rows(tables: Tables) -> None:
-    studies, val_logits, test_logits = tables
-    for finding in scored(tables).findings[:3]:
+    studies, _, test_logits = tables
+    evaluation = scored(tables)
+    for finding in evaluation.findings[:3]:
         name = finding.name
         test = studies[studies["split"] == "test"].merge(test_logits, on="image_id", suffixes=("", "_logit"))
         test = test[test[name].notna()]
-        labels, scores = test[name], test[f"{name}_logit"].astype(np.float64)
+        labels, logits = test[name], test[f"{name}_logit"].astype(np.float64)
         assert finding.test_rows == len(test)
         assert finding.test_positives == labels.sum()
-        assert finding.scores.auroc.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-        assert finding.scores.ap.value == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-        val = studies[studies["split"] == "val"].merge(val_logits, on="image_id", suffixes=("", "_logit"))
-        assert finding.threshold == best_f1_threshold(val[f"{name}_logit"].to_numpy(), val[name].to_numpy())
-        expected = f1_score(labels, scores >= finding.threshold)
-        assert finding.scores.f1.value == pytest.approx(expected, abs=1e-12)
+        assert finding.map is not None
+        calibrated = finding.map.apply(logits.to_numpy())
+        expected = {
+            "auroc": roc_auc_score(labels, logits),
+            "ap": average_precision_score(labels, logits),
+            "f1": f1_score(labels, calibrated >= finding.thresholds["max_f1"]),
+            "sensitivity": recall_score(labels, calibrated >= finding.thresholds["max_f1"]),
+            "ppv": precision_score(labels, calibrated >= finding.thresholds["max_f1"], zero_division=np.nan),
+            "brier": brier_score_loss(labels, calibrated),
+            "log_loss": log_loss(labels, calibrated),
+        }
+        for metric, value in expected.items():
+            assert finding.scores[metric].value == pytest.approx(value, abs=1e-12), metric
+        raw = 1 / (1 + np.exp(-logits))
+        assert finding.uncalibrated["brier"].value == pytest.approx(brier_score_loss(labels, raw), abs=1e-12)
+
+
+def test_micro_is_that_of_sklearn_over_all_pairs(tables: Tables) -> None:
+    studies, _, test_logits = tables
+    evaluation = scored(tables)
+    assert set(evaluation.micro) == set(MICRO)
+    test = studies[studies["split"] == "test"].merge(test_logits, on="image_id", suffixes=("", "_logit"))
+    labels, logits = (
+        np.concatenate([test[f"{name}{end}"].to_numpy(float) for name in FINDINGS[:3]])
+        for end in ("", "_logit")
+    )
+    known = ~np.isnan(labels)
+    assert evaluation.micro["auroc"].value == pytest.approx(roc_auc_score(labels[known], logits[known]))
+    assert evaluation.micro["ap"].value == pytest.approx(
+        average_precision_score(labels[known], logits[known])
+    )
+    calls = [
+        evaluation.scored[name].scores >= evaluation.scored[name].thresholds["max_f1"]
+        for name in FINDINGS[:3]
+    ]
+    expected = f1_score(labels[known], np.concatenate(calls)[known])
+    assert evaluation.micro["f1"].value == pytest.approx(expected, abs=1e-12)
+    assert evaluation.micro["f1"].findings == 3
+
+
+def test_the_figures_of_cxr_lt_are_means_with_f1_at_one_half(tables: Tables) -> None:
+    evaluation = scored(tables)
+    official = evaluation.cxr_lt
+    assert official["mAP"] == evaluation.macro["ap"]
+    assert official["mAUROC"] == evaluation.macro["auroc"]
+    assert official["mECE"] == evaluation.macro["ece"]
+    by_finding = []
+    for name in FINDINGS[:3]:
+        one = evaluation.scored[name]
+        known = one.known()
+        by_finding.append(f1_score(one.labels[known], one.scores[known] >= 0.5))
+    assert official["mF1"].value == pytest.approx(np.mean(by_finding), abs=1e-12)
+    assert official["mF1"].findings == 3
 
 
 def test_tier_and_prevalence_come_from_the_known_training_films(tables: Tables) -> None:
@@ -95,16 +118,20 @@ def test_a_class_without_positives_is_not_estimable_and_the_macro_goes_over_the_
 ) -> None:
     evaluation = scored(tables)
     edema = evaluation.findings[3]
-    assert [estimate.value for estimate in vars(edema.scores).values()] == [None, None, None]
+    assert set(edema.scores) == set(METRICS)
+    assert {estimate.value for estimate in edema.scores.values()} == {None}
     assert evaluation.estimable == FINDINGS[:3]
-    for metric in ("auroc", "ap", "f1"):
-        values = [getattr(finding.scores, metric).value for finding in evaluation.findings[:3]]
-        assert getattr(evaluation.macro, metric).value == pytest.approx(np.mean(values), abs=1e-12)
+    for metric in METRICS:
+        values = [finding.scores[metric].value for finding in evaluation.findings[:3]]
+        if None not in values:
+            assert evaluation.macro[metric].value == pytest.approx(np.mean(values), abs=1e-12)
     content = to_metrics(evaluation)
     assert content["not_estimable"] == {"Edema": "0 positive test films, at least 5 needed"}
     assert content["macro"]["findings"] == 3
     assert content["tiers"]["medium"]["findings"] == 1
-    assert content["tiers"]["medium"]["ap"]["value"] == round(evaluation.findings[1].scores.ap.value or 0, 6)
+    assert content["tiers"]["medium"]["ap"]["value"] == round(
+        evaluation.findings[1].scores["ap"].value or 0, 6
+    )
 
 
 def test_too_few_negatives_are_not_estimable_either(tables: Tables) -> None:
@@ -123,18 +150,21 @@ def test_without_a_validation_positive_only_f1_is_missing(tables: Tables) -> Non
     evaluation = scored(tables)
     hernia = evaluation.findings[2]
     assert hernia.threshold is None
-    assert hernia.scores.f1.value is None
-    assert hernia.scores.ap.value is not None
+    assert hernia.map is None
+    assert hernia.scores["f1"].value is hernia.scores["brier"].value is None
+    assert hernia.scores["ap"].value is not None
     assert "no positive validation film" in (hernia.not_estimable or "")
-    assert (evaluation.macro.ap.findings, evaluation.macro.f1.findings) == (3, 2)
-    assert evaluation.tiers["tail"].f1.value is None
+    assert (evaluation.macro["ap"].findings, evaluation.macro["f1"].findings) == (3, 2)
+    assert evaluation.tiers["tail"]["f1"].value is None
 
 
 def test_nothing_estimable_is_null_not_zero(tables: Tables) -> None:
     content = to_metrics(scored(tables, min_positives=10_000))
-    nothing = {"value": None, "low": None, "high": None}
-    assert content["macro"] == {"auroc": nothing, "ap": nothing, "f1": nothing, "findings": 0}
+    nothing = {"value": None, "low": None, "high": None, "findings": 0}
+    assert content["macro"] == dict.fromkeys(METRICS, nothing) | {"findings": 0}
+    assert content["micro"] == dict.fromkeys(MICRO, nothing) | {"findings": 0}
     assert content["tiers"]["tail"] == content["macro"]
+    assert set(map(str, content["cxr_lt"].values())) == {str(nothing)}
     assert list(content["not_estimable"]) == FINDINGS
 
 
@@ -148,11 +178,19 @@ def test_intervals_contain_the_value_and_follow_the_seed(tables: Tables) -> None
     first = scored(tables)
     assert to_metrics(first) == to_metrics(scored(tables))
     other = scored(tables, seed=8)
-    for scores in (first.macro, *first.tiers.values(), *(f.scores for f in first.findings[:3])):
-        for estimate in vars(scores).values():
-            assert estimate.low < estimate.value < estimate.high
-    assert other.macro.ap.value == first.macro.ap.value
-    assert other.macro.ap.low != first.macro.ap.low
+    for scores in (first.macro, first.micro, *first.tiers.values(), *(f.scores for f in first.findings[:3])):
+        for metric, estimate in scores.items():
+            if estimate.value is not None:
+                assert estimate.low <= estimate.value <= estimate.high, metric
+                assert estimate.low < estimate.high, metric
+    assert other.macro["ap"].value == first.macro["ap"].value
+    assert other.macro["ap"].low != first.macro["ap"].low
+
+
+def test_bca_and_percentile_differ_in_their_ends_only(tables: Tables) -> None:
+    bca, percentile = (scored(tables, interval=interval).macro["ap"] for interval in ("bca", "percentile"))
+    assert bca.value == percentile.value
+    assert bca.low != percentile.low
 
 
 def test_the_macro_interval_comes_from_the_replicates_of_the_findings(tables: Tables) -> None:
@@ -161,14 +199,25 @@ def test_the_macro_interval_comes_from_the_replicates_of_the_findings(tables: Ta
     # All positives of one patient: a third of the replicates lacks them and is a mean over the others.
     studies.loc[studies["patient_id"] == "p400", "Hernia"] = 1.0
     rows, scores = align(studies, tables[2], "test")
-    weights = patient_weights(rows["patient_id"].to_numpy(dtype=str), CONFIG.replicates, CONFIG.seed)
-    aps = [auroc_and_ap(scores[name].to_numpy(), rows[name].to_numpy(), weights)[1] for name in FINDINGS[:3]]
-    assert 0.2 < np.isnan(aps[2]).mean() < 0.5
-    low, high = interval(np.nanmean(aps, axis=0), CONFIG.confidence)
-    evaluation = scored(tables, min_positives=3)
-    macro, hernia = evaluation.macro.ap, evaluation.findings[2].scores.ap
-    assert (macro.low, macro.high) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12))
-    assert (hernia.low, hernia.high) == interval(aps[2], CONFIG.confidence)
+    patients = rows["patient_id"].to_numpy(dtype=str)
+    resamples = draw(patients, CONFIG.replicates, CONFIG.seed, CONFIG.confidence, "percentile")
+    aps = [
+        Sampled(
+            ranked(
+                rank(scores[name].to_numpy(), rows[name].to_numpy(), resamples.patient, resamples.patients),
+                resamples.weights,
+            )["ap"],
+            resamples.effective(rows[name].to_numpy()),
+        )
+        for name in FINDINGS[:3]
+    ]
+    assert 0.2 < np.isnan(aps[2].values).mean() < 0.5
+    expected = resamples.interval(resamples.mean(aps))
+    evaluation = scored(tables, min_positives=3, interval="percentile")
+    macro, hernia = evaluation.macro["ap"], evaluation.findings[2].scores["ap"]
+    assert (macro.low, macro.high) == (expected.low, expected.high)
+    assert hernia.value is not None
+    assert hernia.low is hernia.high is None  # one patient says nothing of others
 
 
 def test_thresholds_never_see_the_test_labels(tables: Tables) -> None:
@@ -196,11 +245,12 @@ def test_perfect_and_random_scorers(tables: Tables) -> None:
         labels = studies.set_index("image_id").loc[logits["image_id"], FINDINGS].fillna(0).to_numpy()
         logits[FINDINGS] = labels.astype(np.float32)
     perfect = scored(tables).macro
-    for estimate in vars(perfect).values():
-        assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
+    for metric in ("auroc", "ap", "f1", "sensitivity_at_90_specificity"):
+        assert (perfect[metric].value, perfect[metric].high) == (1, 1), metric
+        assert 0.5 < perfect[metric].low < 1  # nothing varies, but that is no certainty
     for logits in (val_logits, test_logits):
         logits[FINDINGS] = generator.normal(size=(len(logits), 4)).astype(np.float32)
-    chance = scored(tables).macro.auroc
+    chance = scored(tables).macro["auroc"]
     assert chance.low is not None
     assert chance.high is not None
     assert chance.low < 0.5 < chance.high
@@ -250,7 +300,7 @@ BAD = {
     "label": (change(0, put(3, "Mass", -1.0)), ["studies", "Mass", "film0003"]),
     "no patient": (change(0, put(3, "patient_id", None)), ["studies", "patient_id", "film0003"]),
     "no column patient_id": (change(0, lambda t: t.drop(columns="patient_id")), ["studies", "patient_id"]),
-    "one patient": (change(0, lambda t: t.assign(patient_id="p1")), ["studies", "test", "1 patient"]),
+    "one patient": (change(0, lambda t: t.assign(patient_id="p1")), ["scored films", "1 patient"]),
     "never labelled in training": (
         change(0, lambda t: t.assign(Mass=t["Mass"].where(t["split"] != "train"))),
         ["studies", "Mass", "no training film"],
@@ -265,50 +315,3 @@ def test_bad_input_is_refused_by_name(case: str, tables: Tables) -> None:
         scored(break_it(tables))
     for word in words:
         assert word in str(error.value)
-
-
-def test_metrics_are_plain_json_with_six_decimals(tables: Tables) -> None:
-    content = to_metrics(scored(tables))
-    assert json.loads(json.dumps(content, allow_nan=False)) == content
-    assert set(content) == {"data", "test", "macro", "tiers", "not_estimable", "confidence", "replicates"}
-    assert content["test"] == {"rows": 600, "patients": 200}
-    assert list(content["tiers"]) == ["head", "medium", "tail"]
-    assert content["macro"]["ap"]["value"] == round(content["macro"]["ap"]["value"], 6)
-
-
-def test_table_has_a_row_per_finding_by_prevalence(tables: Tables) -> None:
-    evaluation = scored(tables)
-    table = to_table(evaluation)
-    assert list(table["finding"]) == ["Effusion", "Edema", "Mass", "Hernia"]
-    assert " ".join(table.columns) == (
-        "finding tier train_prevalence train_positives test_positives test_rows threshold "
-        "auroc auroc_low auroc_high ap ap_low ap_high f1 f1_low f1_high not_estimable"
-    )
-    assert np.isnan(table.loc[1, "ap"])
-    assert "0 positive" in table.loc[1, "not_estimable"]
-    assert table.loc[0, "ap"] == round(evaluation.findings[0].scores.ap.value or 0, 6)
-    empty = to_table(replace(evaluation, findings=evaluation.findings[3:]))
-    assert empty["ap"].dtype == empty["threshold"].dtype == np.float64
-    assert empty["test_rows"].dtype == np.int64
-
-
-def test_curves_lie_on_those_of_sklearn(tables: Tables) -> None:
-    rows, scores = align(tables[0], tables[2], "test")
-    table = curves(rows, scores, FINDINGS[:3], points=2001)
-    assert table.groupby(["finding", "curve"]).size().eq(2001).all()
-    for name in FINDINGS[:3]:
-        known = rows[name].notna()
-        labels, logits = rows.loc[known, name].to_numpy(), scores.loc[known, name].to_numpy()
-        own = table[table["finding"] == name]
-        roc, pr = own[own["curve"] == "roc"], own[own["curve"] == "pr"]
-        assert (roc.iloc[0][["x", "y"]] == 0).all()
-        assert (roc.iloc[-1][["x", "y"]] == 1).all()
-        assert np.trapezoid(roc["y"], roc["x"]) == pytest.approx(roc_auc_score(labels, logits), abs=1e-3)
-        assert pr["y"].iloc[1:].mean() == pytest.approx(ap(logits, labels), abs=2e-3)
-        precision, _, _ = precision_recall_curve(labels, logits)
-        assert set(pr["y"]) <= set(np.round(precision, 6))
-
-
-def test_curves_of_no_finding_are_an_empty_table(tables: Tables) -> None:
-    rows, scores = align(tables[0], tables[2], "test")
-    assert list(curves(rows, scores, []).columns) == ["finding", "curve", "x", "y"]

@@ -43,7 +43,10 @@ PARAMS: dict[str, Any] = {
         "augment": {"flip": 0.5, "rotate": 8.0, "shift": 0.06, "zoom": 0.1},
     },
     "evaluate": {
-        "head": 0.1, "tail": 0.01, "min_positives": 5, "replicates": 1000, "confidence": 0.95, "seed": 0,
+        "head": 0.1, "tail": 0.01, "min_positives": 5, "replicates": 1000, "confidence": 0.95,
+        "interval": "bca", "seed": 0, "calibration": {"own": 20, "isotonic": 100, "bins": 15},
+        "threshold": {"rule": "max_f1", "sensitivity": 0.9, "miss_cost": 10.0},
+        "audit": {"by": ["sex"], "age_bands": [18, 65], "min_positives": 10}, "second_reading": None,
     },
     "report": {"title": f"Trial {HOSTILE}"},
 }  # fmt: skip

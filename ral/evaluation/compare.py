@@ -1,0 +1,228 @@
+"""Two or more models on the same films: paired differences with intervals and p values.
+
+    python -m ral.evaluation.compare models/baseline models/ral
+    python -m ral.evaluation.compare a.parquet b.parquet c.parquet --split val --out comparison.csv
+
+Each argument is a table of logits (image_id and a column per finding) or a folder that holds
+`logits/test.parquet` or `test.parquet`. The first is the baseline. Choose models with `--split val`; the test films
+are for the report. The parameters (tiers, replicates, interval, seed) are those of `evaluate` in params.yaml.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from ral.config.base import load
+from ral.config.evaluate import EvaluateConfig, EvaluateParams
+from ral.errors import UserError
+from ral.evaluation.bootstrap import Resamples, Sampled, draw, holm
+from ral.evaluation.measure import Scored, ranking, too_few
+from ral.evaluation.rows import ATTRIBUTES, KEYS, Split, align, findings_of, floats
+from ral.evaluation.score import data_of, tier_of
+from ral.evaluation.tables import rounded
+from ral.files import new_file
+from ral.labels import TIERS
+
+METRICS = ("ap", "auroc")
+TEXT = ("metric", "level", "name", "model", "baseline", "note", "data")
+COLUMNS = (
+    "metric", "level", "name", "model", "baseline", "findings", "value", "baseline_value",
+    "difference", "low", "high", "p", "p_holm", "note", "data",
+)  # fmt: skip
+
+
+def compare(
+    studies: pd.DataFrame, models: Mapping[str, pd.DataFrame], split: Split, config: EvaluateConfig
+) -> pd.DataFrame:
+    """Differences of AP and AUROC to the first model, per finding, tier and macro.
+
+    All figures are of the same resamples of the patients, so that what the models have in common cancels. The p value
+    is that of a t test with the spread of the resampled differences; p_holm is corrected (Holm) among the rows of
+    the same metric and level (finding, tier, macro), all models together.
+
+    Args:
+        studies: as for `score.evaluate`.
+        models: name -> logits of all films of the split, at least two.
+        split: the films to compare on.
+        config: tiers, least positives and the bootstrap.
+
+    Returns:
+        The columns `COLUMNS`; a finding or tier that is not estimable has a note and no numbers.
+
+    Raises:
+        UserError: fewer than two models, or see `rows.align`.
+    """
+    if len(models) < 2:
+        raise UserError("A comparison needs at least two models.")
+    names = findings_of(studies)
+    aligned = {model: align(studies, logits, split, model) for model, logits in models.items()}
+    rows = next(iter(aligned.values()))[0]
+    resamples = draw(
+        rows["patient_id"].to_numpy(dtype=str), config.replicates, config.seed, config.confidence, config.interval
+    )  # fmt: skip
+    train = studies[studies["split"] == "train"]
+    tiers = {name: tier_of(name, train[name], config)[0] for name in names}
+    values: dict[str, dict[str, dict[str, Sampled]]] = {model: {} for model in models}
+    reasons = {}
+    for model, (_, scores) in aligned.items():
+        for name in names:
+            scored = Scored(floats(rows[name]), scores[name].to_numpy(), None, {})
+            reasons[name] = too_few(scored, config.min_positives, split)
+            if not reasons[name]:
+                values[model][name] = ranking(scored, resamples, METRICS)
+    baseline, *others = models
+    found: list[dict[str, Any]] = []
+    for metric in METRICS:
+        for model in others:
+            sides = (values[model], values[baseline])
+            for level, name, members in [
+                ("macro", "macro", names),
+                *(("tier", tier, [n for n in names if tiers[n] == tier]) for tier in TIERS),
+                *(("finding", name, [name]) for name in names),
+            ]:
+                estimable = [n for n in members if not reasons[n]]
+                row: dict[str, Any] = {
+                    "metric": metric,
+                    "level": level,
+                    "name": name,
+                    "model": model,
+                    "baseline": baseline,
+                }
+                row |= {"findings": len(estimable), "note": ""}
+                if estimable:
+                    own, other = (_mean([side[n][metric] for n in estimable], resamples) for side in sides)
+                    found.append(row | _difference(own, other, resamples))
+                else:
+                    reason = reasons[name] if level == "finding" else "no estimable finding"
+                    found.append(row | {"note": f"not estimable: {reason}"})
+    table = pd.DataFrame(found, columns=list(COLUMNS))
+    for _, family in table.groupby(["metric", "level"]):
+        table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(dtype=np.float64))
+    return rounded(table.assign(data=data_of(studies)), text=TEXT)
+
+
+def _mean(parts: list[Sampled], resamples: Resamples) -> Sampled:
+    return parts[0] if len(parts) == 1 else resamples.mean(parts)
+
+
+def _difference(own: Sampled, other: Sampled, resamples: Resamples) -> dict[str, Any]:
+    gap = resamples.interval(own - other)
+    return {
+        "value": float(own.values[0]),
+        "baseline_value": float(other.values[0]),
+        "difference": gap.value,
+        "low": gap.low,
+        "high": gap.high,
+        "p": resamples.p_value(own - other),
+    }
+
+
+def read_logits(path: Path, split: Split) -> pd.DataFrame:
+    """The logits that an argument names.
+
+    Raises:
+        UserError: there is no such file, or it is no Parquet table.
+    """
+    places = [path / "logits" / f"{split}.parquet", path / f"{split}.parquet"] if path.is_dir() else [path]
+    for place in places:
+        if place.is_file():
+            try:
+                return pd.read_parquet(place)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{place} is not a Parquet table: {error}") from None
+    raise UserError(
+        f"{path}: no logits there. Give a Parquet table, or a folder with logits/{split}.parquet or {split}.parquet."
+    )
+
+
+def read_table(path: Path, findings: list[str]) -> pd.DataFrame:
+    """studies.parquet with the columns that `compare` reads.
+
+    Raises:
+        UserError: the file is missing, or has no column for a finding of the logits.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Run the step preprocess, or pass --studies.")
+    table = pd.read_parquet(path)
+    missing = [name for name in (*KEYS, *findings) if name not in table.columns]
+    if missing:
+        raise UserError(
+            f"{path} has no column {', '.join(missing)}, which the logits have or the split needs."
+        )
+    return table[[*KEYS, *(name for name in ATTRIBUTES if name in table.columns), *findings]]
+
+
+def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split: str) -> str:
+    """The comparison as lines for a terminal."""
+    lines = [
+        "PHANTOM FILMS: drawn, not X-rays of people; these figures say nothing about clinical use"
+        if (table["data"] == "phantom").any()
+        else "Research software, not a medical device",
+        f"{rows:,} {split} films of {patients:,} patients; {100 * confidence:g} % intervals; p after Holm's correction",
+    ]
+    for (metric, model), part in table.groupby(["metric", "model"], sort=False):
+        lines += ["", f"{str(metric).upper()}: {model} − {part['baseline'].iloc[0]}"]
+        width = part["name"].str.len().max()
+        for row in part.to_dict("records"):
+            if row["note"]:
+                lines.append(f"  {row['name']:<{width}}  {row['note']}")
+                continue
+            ends = "no interval" if np.isnan(row["low"]) else f"{row['low']:+.3f} to {row['high']:+.3f}"
+            p = "none" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
+            lines.append(
+                f"  {row['name']:<{width}}  {row['baseline_value']:.3f} → {row['value']:.3f}  "
+                f"{row['difference']:+.3f} ({ends})  p {p}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Compare what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", type=Path, help="logits; the first is the baseline")
+    parser.add_argument(
+        "--studies", type=Path, default=Path("data/prepared/studies.parquet"), help="labels and split"
+    )
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--out", type=Path, help="CSV to write, too")
+    options = parser.parse_args()
+    try:
+        if len({str(path) for path in options.models}) < len(options.models):
+            raise UserError("A model is named twice: give each once.")
+        models = {str(path): read_logits(path, options.split) for path in options.models}
+        show(models, options.studies, options.split, options.params, options.out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def show(
+    models: Mapping[str, pd.DataFrame], studies_file: Path, split: Split, params: Path, out: Path | None
+) -> None:
+    """Compare, print, and write the table to `out` if there is one.
+
+    Raises:
+        UserError: see `compare`, `read_table` and `ral.config.base.load`.
+    """
+    config = load(params, EvaluateParams).evaluate
+    first = next(iter(models.values()))
+    studies = read_table(studies_file, [str(name) for name in first.columns if name != "image_id"])
+    with threadpool_limits(1):
+        table = compare(studies, models, split, config)
+    inside = studies[studies["split"] == split]
+    print(text(table, config.confidence, len(inside), inside["patient_id"].nunique(), split))
+    if out:
+        with new_file(out) as draft:
+            table.to_csv(draft, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Label noise: how far a second reading of the films agrees with the labels, and what the metrics are against it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ral.config.evaluate import SecondReadingConfig
+from ral.errors import UserError
+from ral.evaluation.bootstrap import Resamples, Sampled
+from ral.evaluation.measure import Scored, ranking, too_few
+from ral.evaluation.metrics import Array, divide
+from ral.evaluation.rows import floats
+from ral.evaluation.score import Evaluation
+from ral.evaluation.tables import rounded
+
+AGREEMENT = ("kappa", "positive_agreement", "negative_agreement")
+AGAINST = ("auroc", "ap")
+
+TEXT = ("finding", "note")
+COLUMNS = (
+    "finding", "films", "patients", "first_positives", "second_positives", "both_positive",
+    *(f"{name}{end}" for name in AGREEMENT for end in ("", "_low", "_high")),
+    *(f"{name}_{reading}{end}" for name in AGAINST for reading in ("first", "second") for end in ("", "_low", "_high")),
+    "note",
+)  # fmt: skip
+
+
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """second_reading.csv: see `agreement`; without rows if the parameters name no second reading."""
+    config = evaluation.config.second_reading
+    if config is None:
+        return pd.DataFrame(columns=list(COLUMNS))
+    return agreement(evaluation, read(config, list(evaluation.scored)))
+
+
+def read(config: SecondReadingConfig, findings: list[str]) -> pd.DataFrame:
+    """The second reading: image_id and a column per finding that was read, with 1, 0 or NaN.
+
+    Raises:
+        UserError: the file or a column is missing, a finding is unknown, a film is there twice, a value is not 1, 0
+            or empty.
+    """
+    path, where = Path(config.file), f"evaluate.second_reading: {config.file}"
+    if not path.is_file():
+        raise UserError(f"{where} does not exist.")
+    unknown = [name for name in config.columns if name not in findings]
+    if unknown:
+        raise UserError(
+            f"evaluate.second_reading.columns: no finding {', '.join(unknown)}; there are {', '.join(findings)}."
+        )
+    raw = (
+        pd.read_parquet(path)
+        if path.suffix == ".parquet"
+        else pd.read_csv(path, dtype={config.image_id: str})
+    )
+    missing = [name for name in (config.image_id, *config.columns.values()) if name not in raw.columns]
+    if missing:
+        raise UserError(
+            f"{where} has no column {', '.join(missing)}; it has {', '.join(map(str, raw.columns))}."
+        )
+    twice = raw.loc[raw[config.image_id].duplicated(), config.image_id]
+    if len(twice):
+        raise UserError(
+            f"{where}: {len(twice)} film(s) more than once, such as {twice.iloc[0]}. Keep one row per film."
+        )
+    reading = pd.DataFrame({"image_id": raw[config.image_id].astype(str)})
+    for name, column in config.columns.items():
+        wrong = raw.loc[~(raw[column].isin([0, 1]) | raw[column].isna()), config.image_id]
+        if len(wrong):
+            raise UserError(
+                f"{where}: {column} is not 1, 0 or empty for {len(wrong)} film(s), such as {wrong.iloc[0]}."
+            )
+        reading[name] = raw[column].astype("float64")
+    return reading
+
+
+def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
+    """A row per finding that was read twice, over the test films that both readings know.
+
+    kappa is Cohen's (1960); positive_agreement is 2 × both positive over the positives of either reading, the F1 of
+    one against the other, negative_agreement the same of negatives. The metrics are given against the first
+    reading (the labels) and the second, on the same films and resamples.
+
+    Raises:
+        UserError: no test film was read twice.
+    """
+    films = evaluation.rows["image_id"].astype(str)
+    if not films.isin(reading["image_id"]).any():
+        raise UserError("evaluate.second_reading: no test film is in it. Check its column of image ids.")
+    second_of = reading.set_index("image_id").reindex(films)
+    rows = []
+    for name in reading.columns.drop("image_id"):
+        first, second = evaluation.scored[name].labels, floats(second_of[name])
+        both = ~np.isnan(first) & ~np.isnan(second)
+        row: dict[str, Any] = {"finding": name, "films": int(both.sum())}
+        if not both.any():
+            rows.append(row | {"note": "no test film was read twice"})
+            continue
+        inside = evaluation.resamples.rows(both)
+        one, two = first[both], second[both]
+        row |= {
+            "patients": inside.patients,
+            "first_positives": int(one.sum()),
+            "second_positives": int(two.sum()),
+            "both_positive": int((one * two).sum()),
+        }
+        for metric, values in _agreement(one, two, inside).items():
+            row |= _entry(metric, Sampled(values, inside.effective(np.maximum(one, two))), inside)
+        notes = []
+        for label, labels in (("first", one), ("second", two)):
+            scored = Scored(labels, evaluation.scored[name].logits[both], None, {})
+            reason = too_few(scored, evaluation.config.min_positives)
+            if reason:
+                notes.append(f"{label} reading: {reason}")
+                continue
+            for metric, value in ranking(scored, inside, AGAINST).items():
+                row |= _entry(f"{metric}_{label}", value, inside)
+        rows.append(row | {"note": "; ".join(notes)})
+    counts = dict.fromkeys(COLUMNS[1:6], "Int64")
+    return rounded(pd.DataFrame(rows, columns=list(COLUMNS)).astype(counts), text=TEXT)
+
+
+def _agreement(one: Array, two: Array, resamples: Resamples) -> dict[str, Array]:
+    """The figures of `AGREEMENT` in every resample."""
+    cells = [one * two, one * (1 - two), (1 - one) * two, (1 - one) * (1 - two)]
+    yes, first, second, no = resamples.totals(np.stack(cells, axis=1)).T
+    films = yes + first + second + no
+    observed = divide(yes + no, films, films > 0)
+    chance = divide((yes + first) * (yes + second) + (no + first) * (no + second), films**2, films > 0)
+    return {
+        "kappa": divide(observed - chance, 1 - chance, 1 - chance > 1e-12),
+        "positive_agreement": divide(2 * yes, 2 * yes + first + second, 2 * yes + first + second > 0),
+        "negative_agreement": divide(2 * no, 2 * no + first + second, 2 * no + first + second > 0),
+    }
+
+
+def _entry(name: str, sampled: Sampled, resamples: Resamples) -> dict[str, Any]:
+    found = resamples.interval(sampled)
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -1,0 +1,100 @@
+"""A second reading: agreement against scikit-learn, metrics against both readings, bad tables refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
+
+from ral.config.base import load
+from ral.config.evaluate import EvaluateParams, SecondReadingConfig
+from ral.errors import UserError
+from ral.evaluation.score import Evaluation, evaluate
+from ral.evaluation.second_reading import COLUMNS, agreement, read, table
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 200})
+
+Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
+
+
+@pytest.fixture
+def evaluation(tables: Tables) -> Evaluation:
+    return evaluate(*tables, CONFIG)
+
+
+@pytest.fixture
+def second(evaluation: Evaluation) -> pd.DataFrame:
+    """Every other film read again, one label in ten differently; in an order of its own."""
+    films = evaluation.rows[::2].sample(frac=1, random_state=1)
+    turned = np.random.default_rng(2).random((len(films), 2)) < 0.1
+    reading = films[["image_id"]].copy()
+    for place, name in enumerate(("Effusion", "Mass")):
+        reading[f"{name} again"] = (films[name] - turned[:, place]).abs()
+    return reading
+
+
+def config(path: Path, **columns: str) -> SecondReadingConfig:
+    return SecondReadingConfig(
+        file=str(path),
+        image_id="image_id",
+        columns=columns or {"Effusion": "Effusion again", "Mass": "Mass again"},
+    )
+
+
+def test_agreement_is_that_of_sklearn(evaluation: Evaluation, second: pd.DataFrame, tmp_path: Path) -> None:
+    second.to_csv(tmp_path / "second.csv", index=False)
+    found = agreement(evaluation, read(config(tmp_path / "second.csv"), list(evaluation.scored)))
+    assert list(found.columns) == list(COLUMNS)
+    for row in found.to_dict("records"):
+        name = row["finding"]
+        both = evaluation.rows.merge(second, on="image_id").dropna(subset=[name, f"{name} again"])
+        one, two = both[name], both[f"{name} again"]
+        assert row["films"] == len(both)
+        assert row["kappa"] == pytest.approx(cohen_kappa_score(one, two), abs=1e-6)
+        assert row["positive_agreement"] == pytest.approx(f1_score(one, two), abs=1e-6)
+        assert row["negative_agreement"] == pytest.approx(f1_score(1 - one, 1 - two), abs=1e-6)
+        assert row["kappa_low"] < row["kappa"] < row["kappa_high"]
+        logits = pd.Series(evaluation.scored[name].logits, evaluation.rows["image_id"])[both["image_id"]]
+        assert row["auroc_first"] == pytest.approx(roc_auc_score(one, logits), abs=1e-6)
+        assert row["auroc_second"] == pytest.approx(roc_auc_score(two, logits), abs=1e-6)
+        assert row["auroc_second"] < row["auroc_first"]
+        assert row["note"] == ""
+
+
+def test_a_reading_that_agrees_fully_says_so(evaluation: Evaluation) -> None:
+    same = evaluation.rows[["image_id", "Effusion", "Edema"]]
+    row = agreement(evaluation, same).set_index("finding")
+    assert row.loc["Effusion", "kappa"] == row.loc["Effusion", "positive_agreement"] == 1
+    # Nobody saw any: there is nothing to agree on beyond chance, and nothing to rank.
+    assert np.isnan(row.loc["Edema", "kappa"])
+    assert np.isnan(row.loc["Edema", "auroc_second"])
+    assert "second reading: 0 positive" in row.loc["Edema", "note"]
+
+
+def test_without_a_second_reading_the_table_is_empty(evaluation: Evaluation) -> None:
+    empty = table(evaluation)
+    assert list(empty.columns) == list(COLUMNS)
+    assert len(empty) == 0
+
+
+def test_bad_tables_are_refused_by_name(evaluation: Evaluation, second: pd.DataFrame, tmp_path: Path) -> None:
+    findings, path = list(evaluation.scored), tmp_path / "second.csv"
+    with pytest.raises(UserError, match="does not exist"):
+        read(config(path), findings)
+    cases = {
+        "has no column Mass again": second.drop(columns="Mass again"),
+        "more than once": pd.concat([second, second[:1]]),
+        "not 1, 0 or empty for 1 film": second.assign(**{"Mass again": [2.0, *second["Mass again"][1:]]}),
+    }
+    for words, bad in cases.items():
+        bad.to_csv(path, index=False)
+        with pytest.raises(UserError, match=words):
+            read(config(path), findings)
+    second.to_csv(path, index=False)
+    with pytest.raises(UserError, match="no finding Masses"):
+        read(config(path, Masses="Mass again"), findings)
+    strangers = second.assign(image_id="x" + second["image_id"]).rename(columns={"Mass again": "Mass"})
+    with pytest.raises(UserError, match="no test film is in it"):
+        agreement(evaluation, strangers[["image_id", "Mass"]])

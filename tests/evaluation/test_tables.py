@@ -1,0 +1,107 @@
+"""What is written of an evaluation: plain, rounded, complete."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, roc_auc_score
+
+from ral.config.base import load
+from ral.config.evaluate import EvaluateParams
+from ral.evaluation import tables as written
+from ral.evaluation.score import Evaluation, evaluate
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 200})
+FINDINGS = ["Effusion", "Mass", "Hernia"]
+
+Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
+
+
+@pytest.fixture
+def evaluation(tables: Tables) -> Evaluation:
+    return evaluate(*tables, CONFIG)
+
+
+def test_metrics_are_plain_json_with_six_decimals(evaluation: Evaluation) -> None:
+    content = written.to_metrics(evaluation)
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert set(content) == {
+        "data", "test", "macro", "micro", "tiers", "cxr_lt", "not_estimable", "confidence", "interval", "replicates",
+    }  # fmt: skip
+    assert content["test"] == {"rows": 600, "patients": 200}
+    assert list(content["tiers"]) == ["head", "medium", "tail"]
+    assert content["macro"]["ap"]["value"] == round(content["macro"]["ap"]["value"], 6)
+    assert content["macro"]["findings"] == content["macro"]["ap"]["findings"] == 3
+    assert list(content["cxr_lt"]) == ["mAP", "mAUROC", "mF1", "mECE"]
+
+
+def test_table_has_a_row_per_finding_by_prevalence(evaluation: Evaluation) -> None:
+    table = written.to_table(evaluation)
+    assert list(table["finding"]) == ["Effusion", "Edema", "Mass", "Hernia"]
+    assert " ".join(table.columns).startswith(
+        "finding tier train_prevalence train_positives test_positives test_rows threshold auroc auroc_low auroc_high"
+    )
+    assert {"f1_low", "brier", "brier_uncalibrated", "ece_debiased_high", "calibration"} <= set(table.columns)
+    assert table.columns[-1] == "not_estimable"
+    assert np.isnan(table.loc[1, "ap"])
+    assert "0 positive" in table.loc[1, "not_estimable"]
+    assert table.loc[0, "ap"] == round(evaluation.findings[0].scores["ap"].value or 0, 6)
+    empty = written.to_table(replace(evaluation, findings=evaluation.findings[3:]))
+    assert empty["ap"].dtype == empty["threshold"].dtype == np.float64
+    assert empty["test_rows"].dtype == np.int64
+
+
+def test_operating_points_are_counts_of_calls(evaluation: Evaluation) -> None:
+    table = written.operating(evaluation)
+    assert len(table) == 9  # three estimable findings, three rules
+    assert list(table.loc[table["chosen"], "rule"]) == ["max_f1"] * 3
+    for row in table.to_dict("records"):
+        scored = evaluation.scored[row["finding"]]
+        known = scored.known()
+        called = scored.scores[known] >= scored.thresholds[row["rule"]]
+        tn, fp, fn, tp = confusion_matrix(scored.labels[known], called, labels=[0, 1]).ravel()
+        assert [row[name] for name in ("tp", "fp", "fn", "tn")] == [tp, fp, fn, tn]
+        assert row["sensitivity"] == pytest.approx(tp / (tp + fn), abs=1e-6)
+        assert row["sensitivity_low"] <= row["sensitivity"] <= row["sensitivity_high"]
+    assert list(written.operating(replace(evaluation, findings=())).columns) == list(table.columns)
+
+
+def test_reliability_counts_every_known_film_once(evaluation: Evaluation) -> None:
+    table = written.reliability(evaluation)
+    films = table.groupby(["finding", "scores"])["films"].sum().unstack()
+    for name in FINDINGS:
+        assert set(films.loc[name]) == {evaluation.scored[name].known().sum()}
+    assert table["mean_score"].between(0, 1).all()
+    bounded = table.dropna(subset="low")
+    assert len(bounded) > 20
+    assert (bounded["low"] <= bounded["observed"]).all()
+    assert (bounded["observed"] <= bounded["high"]).all()
+
+
+def test_curves_lie_on_those_of_sklearn(evaluation: Evaluation) -> None:
+    table = written.curves(evaluation, points=2001)
+    assert list(table.columns) == ["finding", "curve", "x", "y"]
+    assert table.groupby(["finding", "curve"]).size().eq(2001).all()
+    for name in FINDINGS:
+        scored = evaluation.scored[name]
+        labels, logits = scored.labels[scored.known()], scored.logits[scored.known()]
+        own = table[table["finding"] == name]
+        roc, pr = own[own["curve"] == "roc"], own[own["curve"] == "pr"]
+        assert (roc.iloc[0][["x", "y"]] == 0).all()
+        assert (roc.iloc[-1][["x", "y"]] == 1).all()
+        assert np.trapezoid(roc["y"], roc["x"]) == pytest.approx(roc_auc_score(labels, logits), abs=1e-3)
+        assert pr["y"].iloc[1:].mean() == pytest.approx(average_precision_score(labels, logits), abs=2e-3)
+        precision, _, _ = precision_recall_curve(labels, logits)
+        assert set(pr["y"]) <= set(np.round(precision, 6))
+
+
+def test_nothing_estimable_gives_empty_tables(tables: Tables) -> None:
+    nothing = evaluate(*tables, CONFIG.model_copy(update={"min_positives": 10_000}))
+    for table in (written.curves(nothing), written.operating(nothing), written.reliability(nothing)):
+        assert len(table) == 0
+        assert table.columns[0] == "finding"
+    assert len(written.to_table(nothing)) == 4
