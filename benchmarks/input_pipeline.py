@@ -97,15 +97,14 @@ def write_films(folder: Path, films: int) -> list[Path]:
     archive.mkdir()
     write_phantom(archive, PhantomConfig(films=200, size=128, floor=0.009, seed=1))
     listed, _ = list_films(archive, lambda _: None)
-    path, rng, paths = str(listed["path"].iloc[0]), np.random.default_rng(0), []
-    for image_id, content in read_films(archive, path, set(listed["image_id"][listed["path"] == path])):
+    first = listed[listed["path"] == listed["path"].iloc[0]].head(films)
+    rng, paths = np.random.default_rng(0), []
+    for image_id, content in zip(first["image_id"], read_films(archive, first), strict=True):
         with Image.open(io.BytesIO(content)) as image:
             large = np.asarray(image.resize((RAW, RAW), Image.Resampling.BICUBIC), np.float32)
         noisy = np.clip(large + rng.normal(0, 1.0, large.shape), 0, 255).astype(np.uint8)
         paths.append(folder / image_id)
         Image.fromarray(noisy).save(paths[-1])
-        if len(paths) == films:
-            break
     return paths
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ral.data.dataset import Dataset, open_dataset
-from ral.data.pixels import write_shard
+from ral.data.shards import write_shard
 from ral.files import sha256, write_json
 
 FINDINGS = tuple(f"Finding {number}" for number in range(14))

@@ -36,11 +36,12 @@ def real_films() -> Path:
 
 
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
-    """Environment in which `python` and `dvc` are the ones that run the tests."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment in which `python` and `dvc` are the ones that run the tests, and the user's own state is left alone."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAL_", "PREFECT_"))}
-    return keep | {"PATH": path, "DO_NOT_TRACK": "1"}
+    state = str(tmp_path_factory.mktemp("state"))
+    return keep | {"PATH": path, "DO_NOT_TRACK": "1", "RAL_STATE_DIR": state}
 
 
 @pytest.fixture(scope="session")

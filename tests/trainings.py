@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
 from ral.config.environment import TrainingTarget
 from ral.config.losses import LossConfig
@@ -39,7 +40,7 @@ def prepare_phantom(films: Path, folder: Path) -> Path:
     split = SplitConfig(method="official", val=0.2, test=0.2, seed=0)
     listed, _ = list_films(films, lambda _: None)
     params = PreprocessParams(data=data, split=split, preprocess=PreprocessConfig(size=32, shard_films=100))
-    prepare(params, listed, folder, 2, lambda _: None)
+    prepare(params, listed, folder, DaskTarget(workers=2), lambda _: None)
     return folder
 
 

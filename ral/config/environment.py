@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ral.config.base import Section, explain
+from ral.config.dask import DaskTarget
 from ral.errors import UserError
 
 PREFIX = "RAL_"
@@ -112,7 +113,9 @@ class Environment(Section):
     """Where and how things run; never what comes out."""
 
     state_dir: File = Field(default_factory=default_state_dir)
-    """Private folder for checkpoints of unfinished training; all machines of a run must see it."""
+    """Private folder for checkpoints of unfinished training, decoded films and hashes of raw files; all machines of a run must see it."""
+    dask: DaskTarget = DaskTarget()
+    """Where the films are decoded and packed."""
     training: TrainingTarget = TrainingTarget()
     """Where training runs, and how its processes are started."""
 

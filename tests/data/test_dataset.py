@@ -41,12 +41,6 @@ def test_any_rows_in_any_order(dataset: Dataset, pixels: np.ndarray, count: int)
     assert (dataset.gather(rows) == pixels[rows]).all()
 
 
-def test_rows_of_large_films(dataset: Dataset, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ral.data.dataset.LARGE_FILM", SIZE * SIZE)
-    rows = np.random.default_rng(0).integers(0, len(pixels), 300)
-    assert (dataset.gather(rows) == pixels[rows]).all()
-
-
 def test_rows_of_a_single_shard(dataset: Dataset, pixels: np.ndarray) -> None:
     one = replace(dataset, shards=(pixels,), starts=np.array([0]))
     rows = np.random.default_rng(0).integers(0, len(pixels), 300)

@@ -186,7 +186,7 @@ def full_disk(tmp_path: Path):
 
 def test_bad_worker_count(run: Run, project: Path) -> None:
     validated(run, project)
-    refuse(run, project, "preprocess", "RAL_WORKERS is 'many'", "whole number", RAL_WORKERS="many")
+    refuse(run, project, "preprocess", "RAL_DASK_WORKERS", "integer", "'many'", RAL_DASK_WORKERS="many")
 
 
 def test_logits_of_another_run(run: Run, project: Path) -> None:
