@@ -1,6 +1,6 @@
 """How often 95 % intervals of AUROC and AP hold the truth, by simulation: the table of docs/evaluation.md.
 
-    python -m benchmarks.coverage                                # 1,000 samples of each size, half an hour on 2 cores
+    python -m benchmarks.coverage                                # 2,000 samples of each size, half an hour on 2 cores
     python -m benchmarks.coverage --samples 100 --positives 50   # one size, roughly
 
 A sample is drawn as a test set is: patients with one to many films, one patient in twenty with the finding, and scores
@@ -21,7 +21,7 @@ import numpy as np
 from ral.evaluation.bootstrap import Method, Sampled, draw
 from ral.evaluation.metrics import Array, rank, ranked
 
-POSITIVES = (5, 10, 20, 50, 100, 200)
+POSITIVES = (5, 10, 20, 50, 100)
 # Patients for each one with the finding; share of a score's variance that is the patient's; distance of the means.
 PATIENTS_PER_POSITIVE, WITHIN, DISTANCE = 20, 0.5, 1.5
 REPLICATES = 1000
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=1000, help="samples of each size")
+    parser.add_argument("--samples", type=int, default=2000, help="samples of each size")
     parser.add_argument("--positives", type=int, nargs="+", default=POSITIVES, help="positive patients")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import ndtri, owens_t
 
 from ral.config.evaluate import AuditConfig
 from ral.evaluation import measure
@@ -223,14 +224,16 @@ def _share_variance(share: Sampled) -> float:
 
 
 def _auroc_variance(area: Sampled) -> float:
-    """What n patients of the smaller class add to the variance of an AUROC (Hanley and McNeil, 1982).
+    """What n patients of the smaller class add to the variance of the AUROC of normally distributed scores.
 
-    Taken a little nearer to one half, for where few patients are ranked nearly perfectly, resamples hardly vary.
+    Of an AUROC a little nearer to one half than it is: where few patients are ranked nearly perfectly, resamples
+    hardly vary, though other patients may.
     """
     n = area.patients
     near = (float(area.values[0]) * n + 1) / (n + 2)
-    far = max(near, 1 - near)
-    return (2 * far**2 / (1 + far) - far**2) / n
+    # The chance that a positive is above two negatives is near − 2 T(z, 1/√3), with Owen's T.
+    both = near - 2 * owens_t(ndtri(near), 1 / np.sqrt(3))
+    return float(both - near**2) / n
 
 
 LEAST_VARIANCE = {"auroc": _auroc_variance, "sensitivity": _share_variance}

@@ -88,9 +88,7 @@ def operating(evaluation: Evaluation) -> pd.DataFrame:
                 found = estimate(calls[rule][name], evaluation.resamples)
                 row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
             rows.append(row)
-    return rounded(
-        pd.DataFrame(rows, columns=list(rows[0]) if rows else OPERATING), text=("finding", "rule", "chosen")
-    )
+    return rounded(pd.DataFrame(rows, columns=OPERATING), text=("finding", "rule", "chosen"))
 
 
 OPERATING = [

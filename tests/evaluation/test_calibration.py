@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
@@ -14,7 +15,7 @@ from ral.config.base import load
 from ral.config.evaluate import CalibrationConfig, EvaluateParams
 from ral.errors import UserError
 from ral.evaluation import saved
-from ral.evaluation.calibration import EDGE, KINDS, Map, calibrate, fit, log_losses, shared_slopes
+from ral.evaluation.calibration import EDGE, KINDS, LOOSE, Map, calibrate, fit, log_losses, shared_slopes
 from ral.evaluation.score import evaluate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,6 +48,22 @@ def test_platt_is_logistic_regression() -> None:
     theirs = LogisticRegression(C=1e9, tol=1e-10).fit(logits[:, None], labels)
     assert ours.numbers[0] == ours.numbers[1] == pytest.approx(theirs.coef_[0, 0], rel=0.01)
     assert ours.numbers[2] == pytest.approx(theirs.intercept_[0], rel=0.01)
+
+
+def test_few_rows_are_drawn_towards_the_shared_slope_as_the_prior_says() -> None:
+    logits, labels = sample(6, 80, 1.0, -1.0)
+
+    def objective(values: np.ndarray) -> float:
+        score = np.exp(values[0]) * logits + values[1]
+        loss = np.sum(np.logaddexp(0, score) - labels * score)
+        return loss + (values[0] - np.log(4.0)) ** 2 / (2 * LOOSE**2)
+
+    best = minimize(objective, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}).x
+    found = fit("platt", logits, labels, (4.0, 4.0))
+    assert found.numbers[0] == pytest.approx(np.exp(best[0]), rel=1e-5)
+    assert found.numbers[2] == pytest.approx(best[1], rel=1e-5)
+    free = fit("platt", logits, labels, FREE)
+    assert free.numbers[0] < found.numbers[0] < 4.0
 
 
 def test_isotonic_has_the_steps_of_sklearn() -> None:
@@ -162,6 +179,12 @@ def test_saved_maps_give_the_same_scores_and_calls(tables: Tables) -> None:
     for name, scored in evaluation.scored.items():
         np.testing.assert_allclose(scores[name], scored.scores, rtol=1e-6)
         np.testing.assert_array_equal(calls[name], scored.scores >= scored.thresholds["max_f1"])
+    # The threshold is the score of a validation film, which must stay called though digits were cut off.
+    val_calls = saved.apply(content, tables[1])[1]
+    for finding in evaluation.findings:
+        if finding.map:
+            own = finding.map.apply(tables[1][finding.name].to_numpy(dtype=float))
+            np.testing.assert_array_equal(val_calls[finding.name], own >= finding.thresholds["max_f1"])
     other = saved.apply(content, logits, "sensitivity")[1]
     assert (other["Mass"] != calls["Mass"]).any()
     moved = tables[1].assign(Mass=tables[1]["Mass"] + 1)

@@ -1,6 +1,9 @@
 """What is written of an evaluation: plain, rounded, complete."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
 from ral.evaluation import tables as written
+from ral.evaluation.audit import audit
 from ral.evaluation.score import Evaluation, evaluate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -105,3 +109,39 @@ def test_nothing_estimable_gives_empty_tables(tables: Tables) -> None:
         assert len(table) == 0
         assert table.columns[0] == "finding"
     assert len(written.to_table(nothing)) == 4
+
+
+def test_the_evaluation_loads_neither_torch_nor_deepspeed() -> None:
+    script = (
+        "import sys\n"
+        "from ral.evaluation import audit, compare, saved, score, second_reading, tables\n"
+        "sys.exit(str([name for name in ('torch', 'deepspeed', 'timm') if name in sys.modules] or '') or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_3000_films_14_findings_and_2000_resamples_take_less_than_a_minute() -> None:
+    generator = np.random.default_rng(0)
+    rows, findings = 9000, [f"Finding {number}" for number in range(14)]
+    patient = generator.integers(3000, size=rows)
+    studies = pd.DataFrame(
+        {
+            "image_id": [f"film{n}" for n in range(rows)],
+            "patient_id": [f"p{n}" for n in patient],
+            "split": np.array(["train", "val", "test"])[patient % 3],
+            "sex": np.array(["F", "M"])[patient % 2],
+            "age_years": (patient * 7 % 90).astype(float),
+            "view": generator.choice(["PA", "AP"], rows),
+        }
+    )
+    logits = studies[["image_id"]].copy()
+    for place, name in enumerate(findings):
+        studies[name] = (generator.random(rows) < 0.2 / (1 + place)).astype(float)
+        logits[name] = generator.normal(size=rows) + 1.5 * studies[name]
+    val, test = (logits[studies["split"] == split] for split in ("val", "test"))
+    start = time.process_time()
+    found = evaluate(studies, val, test, CONFIG.model_copy(update={"replicates": 2000}))
+    for table in (written.to_table, written.operating, written.reliability, written.curves, audit):
+        assert len(table(found)) > 0
+    assert time.process_time() - start < 60  # of one core, whatever else the machine does
