@@ -161,7 +161,7 @@ def _slurm(target: DaskTarget) -> Any:
         job_extra_directives=target.directives,
         job_script_prologue=[f"cd {os.getcwd()}", *target.setup],
         python=sys.executable,
-        scheduler_options={"dashboard_address": None},
+        scheduler_options={"dashboard": False},
     )
 
 

@@ -9,7 +9,10 @@ import pandas as pd
 
 from ral.data.shards import open_shard
 from ral.errors import UserError
-from ral.files import read_json
+from ral.files import read_json, sha256
+
+# Bytes from which a film is copied by itself: the copy then costs far more than the call.
+LARGE_FILM = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Dataset:
     class_counts: dict[str, Any]
     shards: tuple[np.ndarray, ...]
     starts: np.ndarray
+    folder: Path
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -35,15 +39,71 @@ class Dataset:
         """Labels float32 [films, findings]: 1, 0, NaN where unknown."""
         return self.studies[list(self.findings)].to_numpy(np.float32)
 
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Copy the pixels of arbitrary rows into one array, uint8 [rows, size, size]."""
+    def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy the pixels of arbitrary rows into one array, uint8 [rows, size, size].
+
+        The shards are read in ascending order, whatever the order of `rows`. Small films are moved shard by shard and
+        not one by one; from a single shard it is one copy at the speed of memory.
+
+        Args:
+            rows: row numbers, in any order, repeated or not.
+            out: where to put them, such as the view of a pinned tensor (`tensor.numpy()`); null allocates.
+
+        Raises:
+            IndexError: a row is not there.
+            ValueError: `out` has another shape or type.
+        """
         size = self.facts["size"]
-        batch = np.empty((len(rows), size, size), np.uint8)
-        shard = np.searchsorted(self.starts, rows, side="right") - 1
-        for index in np.unique(shard):
-            here = np.flatnonzero(shard == index)
-            batch[here] = self.shards[index][rows[here] - self.starts[index]]
-        return batch
+        shape = len(rows), size, size
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"out must be contiguous uint8 {shape}, but it is {out.dtype} {out.shape}")
+        rows = np.asarray(rows)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.studies):
+            raise IndexError(f"rows must be from 0 to {len(self.studies) - 1}")
+        flat = out.reshape(len(rows), size * size)
+        if len(self.shards) == 1:
+            self.shards[0].reshape(-1, size * size).take(rows, axis=0, out=flat, mode="clip")
+            return out
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        ends = np.searchsorted(ascending, [*self.starts[1:], len(self.studies)]).tolist()
+        small = size * size < LARGE_FILM
+        ordered = np.empty_like(flat) if small else flat
+        begin = 0
+        for shard, start, end in zip(self.shards, self.starts.tolist(), ends, strict=True):
+            if begin == end:
+                continue
+            pixels, here = shard.reshape(len(shard), size * size), ascending[begin:end] - start
+            if small:
+                pixels.take(here, axis=0, out=ordered[begin:end], mode="clip")
+            else:  # one copy for each film costs less than a second copy of all
+                for place, row in zip(order[begin:end].tolist(), here.tolist(), strict=True):
+                    flat[place] = pixels[row]
+            begin = end
+        if small:
+            flat[order] = ordered
+        return out
+
+    def verify(self, rows: np.ndarray | None = None) -> None:
+        """Check the bytes of the shards that hold `rows` (None: of all) against the hashes that preprocess wrote.
+
+        Raises:
+            UserError: a shard is not what was written; names it.
+        """
+        wanted = range(len(self.shards))
+        if rows is not None:
+            wanted = np.unique(np.searchsorted(self.starts, rows, side="right") - 1).tolist()
+        for index in wanted:
+            shard = self.facts["shards"][index]
+            path = self.folder / "shards" / shard["name"]
+            if sha256(path) != shard["sha256"]:
+                raise UserError(
+                    f"{path} is not what preprocess wrote: its pixels have changed. Run `dvc checkout`, or "
+                    "preprocess again.",
+                    kind="disk",
+                )
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -67,4 +127,5 @@ def open_dataset(folder: Path) -> Dataset:
         class_counts=read_json(folder / "class_counts.json"),
         shards=tuple(pixels for _, pixels in opened),
         starts=np.cumsum([0, *lengths[:-1]]),
+        folder=folder,
     )

@@ -1,6 +1,5 @@
 """Finds the films of a data folder (tar archives or unpacked) and reads them in the order they are stored."""
 
-import gzip
 import hashlib
 import os
 import tarfile
@@ -38,6 +37,29 @@ class _CountedHash:
         self.bytes += len(block)
         self._progress(len(block))
         return block
+
+
+class _Unpacked:
+    """A gzipped stream, unpacked as it is read; checksums are compared. (gzip.GzipFile reads 8 kB at a time.)"""
+
+    def __init__(self, stream: IO[bytes] | _CountedHash) -> None:
+        self._stream, self._unpacker = stream, zlib.decompressobj(wbits=31)
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end."""
+        while True:
+            if self._unpacker.eof:  # another gzip member may follow, or zeros
+                block = self._unpacker.unused_data.lstrip(b"\0") or self._stream.read(BLOCK).lstrip(b"\0")
+                if not block:
+                    return b""
+                self._unpacker = zlib.decompressobj(wbits=31)
+            else:
+                block = self._unpacker.unconsumed_tail or self._stream.read(BLOCK)
+                if not block:
+                    raise EOFError("the compressed stream ends too early")
+            content = self._unpacker.decompress(block, size)
+            if content:
+                return content
 
 
 def find_sources(root: Path) -> tuple[list[Path], list[Path]]:
@@ -118,7 +140,7 @@ def _list_archive(archive: Path, progress: Callable[[int], None]) -> tuple[pd.Da
         counted = _CountedHash(stream, progress)
         for member, content in _members(archive, counted):
             name = member.name
-            rows.append((PurePosixPath(name).name, name, member.offset, member.size, content_hash(content())))
+            rows.append((PurePosixPath(name).name, name, member.offset, member.size, content_hash(content)))
     films = pd.DataFrame(rows, columns=["image_id", "member", "offset", "bytes", "hash"])
     return films, {"bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
 
@@ -177,7 +199,7 @@ def read_films(root: Path, films: pd.DataFrame) -> Iterator[bytes]:
     with archive.open("rb") as stream:
         for found, content in _members(archive, stream, int(films["offset"].iloc[0])):
             if found.name == member:
-                yield _checked(content(), digest, f"Film {PurePosixPath(member).name} in {archive}")
+                yield _checked(content, digest, f"Film {PurePosixPath(member).name} in {archive}")
                 try:
                     member, digest = next(wanted)
                 except StopIteration:
@@ -193,18 +215,22 @@ def _checked(content: bytes, digest: str, name: str) -> bytes:
 
 def _members(
     archive: Path, stream: IO[bytes] | _CountedHash, start: int = 0
-) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
-    """Yield the films of an archive, and how to read each, in order and from a member that begins at `start`.
+) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Yield the films of an archive and their content, in order and from a member that begins at `start`.
 
     What a well-made archive of films does not hold is refused.
     """
     plain = archive.name.endswith(".tar")
-    packed = stream if plain else gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[arg-type]
+    packed = stream if plain else _Unpacked(stream)
     try:
         if plain and start:
             stream.seek(start)  # type: ignore[union-attr]
-        for skipped in range(0, 0 if plain else start, BLOCK):
-            packed.read(min(BLOCK, start - skipped))
+        elif start:
+            skipped = 0
+            while skipped < start:
+                skipped += (
+                    len(packed.read(min(BLOCK, start - skipped))) or start
+                )  # the archive has become shorter
         with tarfile.open(fileobj=packed, mode="r|", bufsize=BLOCK) as tar:  # type: ignore[call-overload]
             for member in tar:
                 parts = PurePosixPath(member.name).parts
@@ -221,8 +247,9 @@ def _members(
                         "Do not use this archive: get it again from its owner."
                     )
                 if member.name.lower().endswith(FILM_ENDINGS):
-                    # A plain file has content; None is for other kinds.
-                    yield member, lambda: tar.extractfile(member).read()  # noqa: B023
+                    content = tar.extractfile(member)
+                    assert content is not None  # it is so of links and folders only
+                    yield member, content.read()
         while packed.read(BLOCK):  # gzip compares its checksum at the very end, behind the archive's own
             pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

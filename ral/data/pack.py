@@ -7,7 +7,7 @@ together that shard.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,19 +83,18 @@ def pack(
     else:
         store = Store.open(state_dir, config.size, config.fit)
     hashes = films["hash"].tolist()
-    told = 0
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
+        report = progress if attempt == 0 else _quiet  # no film counts twice
         found = store.find(hashes)
         missing = np.flatnonzero(found.chunk < 0)
-        progress(max(0, len(films) - len(missing) - told))
-        told = len(films)
+        report(len(films) - len(missing))
         if config.on_bad_film == "fail":
             _refuse(root, films, found)
         if len(missing):
             runs = _runs(films.iloc[missing], pool.workers)
             strict = config.on_bad_film == "fail"
             items = [(root, run, store.folder, config.size, config.fit, strict) for run in runs]
-            pool.run(decode_run, items, [len(run) for run in runs], progress)
+            pool.run(decode_run, items, [len(run) for run in runs], report)
             found = store.find(hashes)
         good = np.array([not reason for reason in found.reason], bool)
         _check_share(root, good, films, found, config)
@@ -121,17 +120,24 @@ def pack(
     )
 
 
-def film_name(root: Path, film: pd.Series) -> str:
+def _quiet(_: int) -> None:
+    """No progress."""
+
+
+def film_name(root: Path, path: str, member: str) -> str:
     """A film for an error: which one, and where it is."""
-    path = root / film["path"]
-    return f"Film {PurePosixPath(film['member']).name} in {path}" if film["member"] else f"Film {path}"
+    return f"Film {member.rpartition('/')[2]} in {root}/{path}" if member else f"Film {root}/{path}"
+
+
+def _name(root: Path, films: pd.DataFrame, index: int) -> str:
+    return film_name(root, films["path"].iloc[index], films["member"].iloc[index])
 
 
 def _refuse(root: Path, films: pd.DataFrame, found: Found) -> None:
     """Raise the error of the first film that an earlier run found to be bad."""
     for index, reason in enumerate(found.reason):
         if reason:
-            raise BadFilm(film_name(root, films.iloc[index]), reason, found.detail[index])
+            raise BadFilm(_name(root, films, index), reason, found.detail[index])
 
 
 def _check_share(
@@ -139,7 +145,7 @@ def _check_share(
 ) -> None:
     bad = np.flatnonzero(~good)
     if len(bad) > config.max_bad_fraction * len(good):
-        first = f"{film_name(root, films.iloc[bad[0]])} {found.reason[bad[0]]}"
+        first = f"{_name(root, films, bad[0])} {found.reason[bad[0]]}"
         raise UserError(
             f"{len(bad)} of {len(good)} films are bad ({len(bad) / len(good):.2%}), more than "
             f"preprocess.max_bad_fraction ({config.max_bad_fraction:.2%}) allows. The first: {first}. "
@@ -192,10 +198,10 @@ def decode_run(
     images = np.empty((step, size, size), np.uint8)
     for chunk in todo:
         faults = []
-        for image, (_, film) in zip(images, chunk.iterrows(), strict=False):
+        for image, path, member in zip(images, chunk["path"], chunk["member"], strict=False):
             fault = ("", "")
             try:
-                image[:] = decode(next(contents), size, film_name(root, film), fit)
+                image[:] = decode(next(contents), size, film_name(root, path, member), fit)
             except BadFilm as error:
                 if strict:
                     raise
@@ -227,7 +233,7 @@ def _write_shards(
         items.append(
             (store.folder, config.size, path, image_ids[part].tolist(), names, chunk, found.row[part])
         )
-    done = pool.run(write_one_shard, items, [0] * len(items), lambda _: None)
+    done = pool.run(write_one_shard, items, [0] * len(items), _quiet)
     return None if any(result is None for result in done) else done
 
 

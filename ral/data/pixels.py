@@ -1,7 +1,7 @@
 """From the bytes of a film to a square grayscale image of fixed size."""
 
 import io
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -80,8 +80,7 @@ def decode(content: bytes, size: int, name: str, fit: Fit = "stretch") -> np.nda
         raise BadFilm(name, "is not an image", f"{len(content)} bytes") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise BadFilm(name, "cannot be decoded", str(error)) from None
-    _check_pixels(gray.size, gray.getextrema(), size, name)
-    return np.asarray(_resize(gray, size, fit))
+    return np.asarray(_resize_checked(gray, size, name, fit))
 
 
 def check_extent(width: int, height: int, name: str) -> None:
@@ -94,21 +93,36 @@ def check_extent(width: int, height: int, name: str) -> None:
         raise BadFilm(name, "is too large to be a film", f"{width} x {height} pixels")
 
 
-def _check_pixels(extent: tuple[int, int], extrema: Any, size: int, name: str) -> None:
-    if min(extent) * MOST_ENLARGED < size:
-        raise BadFilm(name, "is too small to be a film", f"{extent[0]} x {extent[1]} pixels")
-    low, high = extrema
-    if low == high:
-        raise BadFilm(name, "is blank", f"every pixel is {low:g}")
+def _resize_checked(image: Image.Image, size: int, name: str, fit: Fit) -> Image.Image:
+    if min(image.size) * MOST_ENLARGED < size:
+        raise BadFilm(name, "is too small to be a film", f"{image.width} x {image.height} pixels")
+    resized = _resize(image, size, fit)
+    # A blank film stays blank when it is resized, and the small one is looked through in no time; not so if padded.
+    if fit == "pad" or _blank(resized):
+        low, high = _range(image)
+        if low == high:
+            raise BadFilm(name, "is blank", f"every pixel is {low:g}")
+    return resized
+
+
+def _blank(image: Image.Image) -> bool:
+    low, high = _range(image)
+    return high - low <= 1e-6 * abs(high)  # averages of equal floats differ in their last digits
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    low, high = image.getextrema()
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    return low, high
 
 
 def _to_bytes(image: Image.Image, low: float, high: float, size: int, name: str, fit: Fit) -> np.ndarray:
     """Resize a film of mode F, then map [low, high] to [0, 255]; what is outside is cut off."""
-    _check_pixels(image.size, image.getextrema(), size, name)
-    if fit == "pad":  # so that the padding is black whatever the film's range
+    if fit == "pad" and high > low:  # so that the padding is black whatever the film's range
         image = Image.fromarray(np.asarray(image) - np.float32(low))
         low, high = 0.0, high - low
-    values = np.asarray(_resize(image, size, fit))
+    values = np.asarray(_resize_checked(image, size, name, fit))
     return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
 
 

@@ -1,0 +1,92 @@
+"""An unchanged file is not read again; a changed one is."""
+
+import os
+import shutil
+import stat
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from ral.data import films as module
+from ral.data.films import list_films
+from ral.data.memory import Memory
+
+
+def age(folder: Path) -> None:
+    """Make the files look as if they had been there for an hour."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 3600 * 10**9))
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the films that were read."""
+    seen: list[int] = []
+    real = module.content_hash
+    monkeypatch.setattr(module, "content_hash", lambda content: seen.append(len(content)) or real(content))
+    return seen
+
+
+def listed(root: Path, tmp_path: Path) -> tuple:
+    counted: list[int] = []
+    films, hashes = list_films(root, counted.append, Memory(tmp_path / "state"))
+    assert sum(counted) == module.total_bytes(root)
+    return films, hashes
+
+
+@pytest.mark.parametrize("loose", [False, True])
+def test_unchanged_files_are_not_read_again(
+    phantom_copy: Path, tmp_path: Path, hashed: list[int], loose: bool
+) -> None:
+    if loose:
+        with tarfile.open(phantom_copy / "images_001.tar.gz") as tar:
+            tar.extractall(phantom_copy, filter="data")
+        (phantom_copy / "images_001.tar.gz").unlink()
+    age(phantom_copy)
+    first = listed(phantom_copy, tmp_path)
+    assert len(hashed) == 400
+    second = listed(phantom_copy, tmp_path)
+    assert len(hashed) == 400
+    assert first[0].equals(second[0])
+    assert first[1] == second[1]
+
+
+def test_changed_archive_is_read_again(phantom_copy: Path, tmp_path: Path, hashed: list[int]) -> None:
+    age(phantom_copy)
+    listed(phantom_copy, tmp_path)
+    os.utime(phantom_copy / "images_001.tar.gz")
+    listed(phantom_copy, tmp_path)
+    assert len(hashed) == 800
+
+
+def test_only_the_new_film_of_a_folder_is_read(phantom_copy: Path, tmp_path: Path, hashed: list[int]) -> None:
+    with tarfile.open(phantom_copy / "images_001.tar.gz") as tar:
+        tar.extractall(phantom_copy, filter="data")
+    (phantom_copy / "images_001.tar.gz").unlink()
+    age(phantom_copy)
+    films, _ = listed(phantom_copy, tmp_path)
+    shutil.copy(phantom_copy / films["path"].iloc[7], phantom_copy / "images/new.png")
+    again, _ = listed(phantom_copy, tmp_path)
+    assert len(hashed) == 401
+    assert again.set_index("image_id").loc["new.png", "hash"] == films["hash"].iloc[7]
+
+
+def test_file_that_may_still_change_is_not_remembered(
+    phantom_copy: Path, tmp_path: Path, hashed: list[int]
+) -> None:
+    os.utime(phantom_copy / "images_001.tar.gz")
+    listed(phantom_copy, tmp_path)
+    listed(phantom_copy, tmp_path)
+    assert len(hashed) == 800
+
+
+def test_damaged_memory_is_no_memory(phantom_copy: Path, tmp_path: Path, hashed: list[int]) -> None:
+    age(phantom_copy)
+    listed(phantom_copy, tmp_path)
+    for path in (tmp_path / "state/raw").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        path.write_bytes(b"PAR1")
+    listed(phantom_copy, tmp_path)
+    assert len(hashed) == 800

@@ -1,0 +1,114 @@
+"""The store gives back what was put in, or knows that it cannot; it is private, and what is old goes."""
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ral.data.store import Damaged, Store, chunk_films, decoding_version, prune
+
+GOOD = ("", "")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "state", 8, "stretch")
+
+
+def images(films: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (films, 8, 8), dtype=np.uint8)
+
+
+def test_films_are_found_by_their_content(store: Store) -> None:
+    first, second = images(3), images(2, 1)
+    store.write(["a", "b", "c"], first, [GOOD] * 3)
+    store.write(["d", "e"], second, [GOOD, ("is blank", "every pixel is 0")])
+    found = store.find(["e", "x", "b", "d", "b"])
+    assert (found.chunk < 0).tolist() == [False, True, False, False, False]
+    assert found.reason == ["is blank", "", "", "", ""]
+    assert found.detail[0] == "every pixel is 0"
+    for place, pixels in ((2, first[1]), (3, second[0]), (4, first[1])):
+        chunk = store.read(found.names[found.chunk[place]])
+        assert (chunk.images[found.row[place]] == pixels).all()
+        assert chunk.sums[found.row[place]].tolist() == [pixels.sum(), (pixels.astype(int) ** 2).sum()]
+
+
+def test_empty_store_has_nothing(store: Store) -> None:
+    assert store.find(["a"]).chunk.tolist() == [-1]
+    assert store.find([]).chunk.tolist() == []
+
+
+@pytest.mark.parametrize("where", ["pixels", "end"])
+def test_damage_is_noticed_and_removed(store: Store, where: str) -> None:
+    store.write(["a", "b"], images(2), [GOOD] * 2)
+    path = store.path(["a", "b"])
+    content = bytearray(path.read_bytes())
+    if where == "pixels":
+        content[content.index(images(2).tobytes()) + 70] ^= 1
+    else:
+        del content[len(content) // 2 :]
+    path.write_bytes(content)
+    with pytest.raises(Damaged):
+        store.read(path.name)
+    assert not path.exists()
+    assert store.find(["a"]).chunk.tolist() == [-1]
+
+
+def test_chunk_that_cannot_be_opened_is_as_if_it_were_not_there(store: Store) -> None:
+    store.write(["a"], images(1), [GOOD])
+    (store.folder / "b.arrow").write_bytes(b"")
+    assert store.find(["a"]).chunk.tolist() == [0]
+    assert not (store.folder / "b.arrow").exists()
+
+
+def test_only_this_user_may_look(store: Store, tmp_path: Path) -> None:
+    store.write(["a"], images(1), [GOOD])
+    for path in (tmp_path / "state", tmp_path / "state/films", store.folder):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(store.path(["a"]).stat().st_mode) == 0o600
+
+
+def test_failed_write_leaves_nothing(store: Store) -> None:
+    with pytest.raises(TypeError):
+        store.write(["a"], images(1), [(None, object())])  # type: ignore[list-item]
+    assert list(store.folder.iterdir()) == []
+
+
+def test_other_parameters_are_another_store() -> None:
+    assert len({decoding_version(size, fit) for size in (8, 9) for fit in ("stretch", "pad")}) == 4  # type: ignore[arg-type]
+    assert decoding_version(8, "pad") == decoding_version(8, "pad")
+
+
+def test_other_code_is_another_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = decoding_version(8, "pad")
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"# another way")
+    assert decoding_version(8, "pad") != before
+
+
+def test_chunk_of_large_films_is_short() -> None:
+    assert chunk_films(64) == 256
+    assert chunk_films(1024) == 64
+    assert chunk_films(2048) == 16
+
+
+def test_prune_by_age_and_by_size(store: Store, tmp_path: Path) -> None:
+    for age, name in enumerate("abcd"):
+        store.write([name], images(1), [GOOD])
+        os.utime(store.path([name]), (0, os.path.getmtime(store.path([name])) - age * 86400))
+    size = store.path(["a"]).stat().st_size
+    assert prune(tmp_path / "state", most_days=2.5) == size
+    assert store.find(list("abcd")).chunk.tolist() == [*store.find(list("abc")).chunk.tolist(), -1]
+    assert prune(tmp_path / "state", most_bytes=size) == 2 * size
+    assert (store.find(list("abcd")).chunk >= 0).tolist() == [True, False, False, False]
+    assert prune(tmp_path / "state", most_bytes=0) == size
+    assert not store.folder.exists()
+
+
+def test_what_is_read_is_in_use(store: Store, tmp_path: Path) -> None:
+    store.write(["a"], images(1), [GOOD])
+    os.utime(store.path(["a"]), (0, 0))
+    store.read(store.path(["a"]).name)
+    assert prune(tmp_path / "state", most_days=1) == 0
