@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ral.errors import UserError
+
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
@@ -37,15 +39,23 @@ def new_folder(path: Path) -> Iterator[Path]:
     Entries of the same name in an older folder are replaced; others are not this step's and stay.
 
     Raises:
+        UserError: another process is writing the same folder.
         OSError: the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f".{path.name}.*.draft"):
-        if not _alive(int(old.name.split(".")[-2])):  # left by a process that was killed
-            shutil.rmtree(old, ignore_errors=True)
     draft = path.parent / f".{path.name}.{os.getpid()}.draft"
     draft.mkdir()
     try:
+        # Made first, looked round second: of two runs that begin at once, at least one sees the other.
+        for other in path.parent.glob(f".{path.name}.*.draft"):
+            if other != draft and _alive(int(other.name.split(".")[-2])):
+                raise UserError(
+                    f"Another run is writing {path} at this moment (it works in {other}). Wait for its end, or work in "
+                    "another copy of the project.",
+                    retry=True,
+                )
+            if other != draft:  # left by a process that was killed
+                shutil.rmtree(other, ignore_errors=True)
         yield draft
         if not path.exists():
             draft.replace(path)

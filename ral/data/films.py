@@ -6,7 +6,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import pandas as pd
 
@@ -107,18 +107,11 @@ def list_films(
     parts, hashes = [], {}
     for archive in archives:
         name = archive.relative_to(root).as_posix()
-        known = memory.archive(archive)
-        if known is None:
-            stamp = Stamp.of(archive)
-            known = _list_archive(archive, progress)
-            memory.keep_archive(archive, stamp, *known)
-        else:
-            progress(archive.stat().st_size)
-        members, hashes[name] = known
+        members, hashes[name] = list_archive(archive, progress, memory)
         parts.append(members.assign(path=name))
     for folder in folders:
         place = folder.relative_to(root).as_posix()
-        parts.append(_list_folder(folder, place, progress, memory))
+        parts.append(list_folder(folder, place, progress, memory))
     films = pd.concat(parts, ignore_index=True)[COLUMNS]
     twice = films[films["image_id"].duplicated(keep=False)].sort_values("image_id", kind="stable")
     if len(twice):
@@ -134,18 +127,28 @@ def content_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _list_archive(archive: Path, progress: Callable[[int], None]) -> tuple[pd.DataFrame, dict]:
-    rows = []
+def list_archive(
+    archive: Path, progress: Callable[[int], None], memory: Memory
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The films of one archive (no column path), and its bytes and sha256; see `list_films`."""
+    known = memory.archive(archive)
+    if known is not None:
+        progress(known[1]["bytes"])
+        return known
+    stamp, rows = Stamp.of(archive), []
     with archive.open("rb") as stream:
         counted = _CountedHash(stream, progress)
         for member, content in _members(archive, counted):
             name = member.name
             rows.append((PurePosixPath(name).name, name, member.offset, member.size, content_hash(content)))
     films = pd.DataFrame(rows, columns=["image_id", "member", "offset", "bytes", "hash"])
-    return films, {"bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
+    facts = {"bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
+    memory.keep_archive(archive, stamp, films, facts)
+    return films, facts
 
 
-def _list_folder(folder: Path, place: str, progress: Callable[[int], None], memory: Memory) -> pd.DataFrame:
+def list_folder(folder: Path, place: str, progress: Callable[[int], None], memory: Memory) -> pd.DataFrame:
+    """The single films of one folder; see `list_films`. `place` is the folder relative to the data folder."""
     known = memory.folder(folder)
     rows, stamps = [], []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -153,7 +156,8 @@ def _list_folder(folder: Path, place: str, progress: Callable[[int], None], memo
             stamp = Stamp.of(Path(entry.path))
             digest = known.get((entry.name, stamp)) or content_hash(Path(entry.path).read_bytes())
             progress(stamp.size)
-            rows.append((entry.name, f"{place}/{entry.name}", "", -1, stamp.size, digest))
+            path = entry.name if place == "." else f"{place}/{entry.name}"
+            rows.append((entry.name, path, "", -1, stamp.size, digest))
             stamps.append(stamp)
     films = pd.DataFrame(rows, columns=COLUMNS)
     memory.keep_folder(folder, films, stamps)

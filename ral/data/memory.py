@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ral.files import private_file, private_folder
+from ral.files import sha256 as file_sha256
 
 # A file that changed less than this many seconds before it was read may change again under the same time stamp.
 SETTLED = 2.0
@@ -68,6 +69,18 @@ class Memory:
         """
         if stamp.settled and stamp == Stamp.of(path):
             self._write(path, pa.Table.from_pandas(films, preserve_index=False), facts | {"stamp": stamp})
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of a file that is no film; read only if it has changed since the last time."""
+        table = self._read(path)
+        facts = {} if table is None else json.loads(table.schema.metadata[b"facts"])
+        stamp = Stamp.of(path)
+        if facts.get("stamp") == list(stamp) and "sha256" in facts:
+            return facts["sha256"]
+        digest = file_sha256(path)
+        if stamp.settled and stamp == Stamp.of(path):
+            self._write(path, pa.table({}), {"sha256": digest, "stamp": stamp})
+        return digest
 
     def folder(self, path: Path) -> dict[tuple[str, Stamp], str]:
         """Hashes of the files of a folder by name and stamp."""

@@ -1,12 +1,15 @@
 """Packing: nothing is decoded twice, nothing is lost when it is cut off, and no bad film keeps its label."""
 
+import errno
 import gzip
 import io
+import os
 import resource
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +250,43 @@ def test_disk_full_while_decoding_keeps_what_is_whole(root: Path, tmp_path: Path
     packed(root, tmp_path / "b", state)
     assert len(decoded) < 700
     assert kept
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of a given size, which grows when it is asked for again."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: str) -> Path:
+        remount = ",remount" if os.path.ismount(place) else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}{remount}", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this user may not mount a file system; a limit on file sizes is tested above")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # the failed run's maps are open yet
+
+
+@pytest.mark.parametrize("size", ["100k", "320k"])
+def test_full_disk(
+    root: Path, tmp_path: Path, decoded: list[str], small_disk: Callable[[str], Path], size: str
+) -> None:
+    """100k: full while films are decoded; 320k: full while shards are written."""
+    disk = small_disk(size)
+    films, _ = list_films(root, lambda _: None)
+    with pytest.raises(OSError, match="No space left") as caught:
+        packed(root, disk / "a", disk / "state")
+    assert caught.value.errno == errno.ENOSPC
+    first = len(decoded)
+    shutil.rmtree(disk / "a")  # as the step does with its draft
+    small_disk("10m")
+    decoded.clear()
+    packed(root, disk / "b", disk / "state")
+    assert list(read_shards(disk / "b")) == films["image_id"].tolist()
+    assert len(decoded) < first if size == "320k" else len(decoded) < len(films)
 
 
 def test_two_runs_at_once_share_a_store(root: Path, tmp_path: Path) -> None:

@@ -305,14 +305,19 @@ def _translated(
     """The words of a column in the pipeline's terms, in the column's own type of text."""
     if column is None:
         return pd.Series(otherwise, index=raw.index, dtype="str")
-    return raw[column].map(dict(words)).astype(raw[column].dtype)
+    codes, texts = pd.factorize(raw[column], use_na_sentinel=False)
+    translated = pd.Series([words.get(text) for text in texts], dtype=raw[column].dtype)
+    return translated.take(codes).set_axis(raw.index)
 
 
 def _age(raw: pd.DataFrame, layout: Layout) -> pd.Series:
+    """Ages in years, float32; each distinct text is read once, for there are few."""
     if layout.age is None:
         return pd.Series(np.nan, index=raw.index, dtype="float32")
-    age = pd.to_numeric(raw[layout.age], errors="coerce").astype("float32")
-    return age.where(age.between(0, OLDEST))
+    codes, texts = pd.factorize(raw[layout.age], use_na_sentinel=False)
+    ages = pd.to_numeric(pd.Series(texts, dtype="str"), errors="coerce").astype("float32")
+    known = ages.where(ages.between(0, OLDEST)).to_numpy()
+    return pd.Series(known[codes], index=raw.index, dtype="float32")
 
 
 def addressed_films(

@@ -1,0 +1,100 @@
+"""Names the raw data by its content, not by its place: two folders with the same files have the same manifest."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ral.data.films import ARCHIVE_ENDINGS, FILM_ENDINGS, list_archive, list_folder
+from ral.data.memory import Memory
+from ral.errors import UserError
+
+
+def read_manifest(
+    root: Path, progress: Callable[[int], None], memory: Memory | None = None
+) -> dict[str, Any]:
+    """What is in a data folder.
+
+    Args:
+        root: the data folder; subfolders that are links are followed, names that begin with a dot are left out.
+        progress: told how many bytes were read, or need not be read again.
+        memory: what is known of files read before; None reads everything.
+
+    Returns:
+        `files`: path relative to `root` -> bytes and sha256, of tables, lists and archives. `folders`: the same for
+        the single films of a folder as a whole, with their number; its sha256 is of the lines "hash name", by name.
+        No time and no absolute path is in it.
+
+    Raises:
+        UserError: the folder is missing or holds nothing, or an archive of films is damaged.
+        OSError: a file or folder cannot be read.
+    """
+    memory = memory or Memory(None)
+    files, folders = {}, {}
+    for folder, names in walk(root):
+        place = folder.relative_to(root).as_posix()
+        films = False
+        for name in names:
+            if name.lower().endswith(FILM_ENDINGS):
+                films = True
+            else:
+                path = folder / name
+                files[path.relative_to(root).as_posix()] = _file(path, progress, memory)
+        if films:
+            folders[place] = _folder(list_folder(folder, place, progress, memory))
+    if not files and not folders:
+        raise UserError(f"{root} holds no files. Put the data there, or correct data.root.")
+    return {"files": files, "folders": folders}
+
+
+def manifest_bytes(root: Path) -> int:
+    """Bytes that `read_manifest` tells its progress."""
+    return sum((folder / name).stat().st_size for folder, names in walk(root) for name in names)
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders below `root` with the names of their files, both sorted.
+
+    Raises:
+        UserError: `root` is missing.
+        OSError: a folder cannot be read.
+    """
+    if not root.is_dir():
+        raise UserError(f"The data folder {root} does not exist. Correct data.root.")
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for here, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            seen.add(real)
+            yield (
+                Path(here),
+                sorted(n for n in names if not n.startswith(".") and os.path.isfile(os.path.join(here, n))),
+            )
+
+
+def _file(path: Path, progress: Callable[[int], None], memory: Memory) -> dict[str, Any]:
+    if path.name.startswith("images") and path.name.endswith(ARCHIVE_ENDINGS):
+        return list_archive(path, progress, memory)[1]  # read through once, for its films and its hash
+    size = path.stat().st_size
+    digest = memory.sha256(path)
+    progress(size)
+    return {"bytes": size, "sha256": digest}
+
+
+def _folder(films: pd.DataFrame) -> dict[str, Any]:
+    lines = "".join(
+        f"{digest} {name}\n" for digest, name in zip(films["hash"], films["image_id"], strict=True)
+    )
+    return {
+        "films": len(films),
+        "bytes": int(films["bytes"].sum()),
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+    }

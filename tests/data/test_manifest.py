@@ -1,0 +1,98 @@
+"""The manifest tells content apart, and nothing else."""
+
+import json
+import os
+import shutil
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from ral.data import films, memory
+from ral.data.manifest import manifest_bytes, read_manifest
+from ral.data.memory import Memory
+from ral.errors import UserError
+from ral.files import sha256
+
+
+def read(root: Path, known: Memory | None = None) -> dict:
+    counted: list[int] = []
+    found = read_manifest(root, counted.append, known)
+    assert sum(counted) == manifest_bytes(root)
+    return found
+
+
+def test_says_what_is_there(phantom_copy: Path) -> None:
+    found = read(phantom_copy)
+    assert set(found["files"]) == {path.name for path in phantom_copy.iterdir()}
+    for name, facts in found["files"].items():
+        path = phantom_copy / name
+        assert facts == {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    assert found["folders"] == {}
+
+
+def test_two_places_with_the_same_files_agree(phantom_copy: Path, tmp_path: Path) -> None:
+    with tarfile.open(phantom_copy / "images_001.tar.gz") as tar:
+        tar.extractall(phantom_copy, filter="data")
+    other = tmp_path / "elsewhere/deep"
+    shutil.copytree(phantom_copy, other)
+    (other / ".hidden").write_text("no data")
+    link = tmp_path / "link"
+    link.mkdir()
+    for path in phantom_copy.iterdir():
+        (link / path.name).symlink_to(path)
+    first = read(phantom_copy)
+    assert first == read(other) == read(link)
+    assert str(tmp_path) not in json.dumps(first)
+    assert first["folders"]["images"]["films"] == 400
+
+
+@pytest.mark.parametrize("change", ["film", "name", "table"])
+def test_a_change_is_seen(phantom_copy: Path, change: str) -> None:
+    with tarfile.open(phantom_copy / "images_001.tar.gz") as tar:
+        tar.extractall(phantom_copy, filter="data")
+    before = read(phantom_copy)
+    film = min((phantom_copy / "images").iterdir())
+    if change == "film":
+        film.write_bytes(film.read_bytes() + b"x")
+    elif change == "name":
+        film.rename(film.with_name("other.png"))
+    else:
+        table = phantom_copy / "Data_Entry_2017.csv"
+        table.write_text(table.read_text() + "\n")
+    assert read(phantom_copy) != before
+
+
+def test_unchanged_files_are_not_read_again(
+    phantom_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = time.time() - 3600
+    for path in phantom_copy.rglob("*"):
+        os.utime(path, (hour, hour))
+    known = Memory(tmp_path / "state")
+    before = read(phantom_copy, known)
+
+    def refuse(_: object) -> str:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(films, "content_hash", refuse)
+    monkeypatch.setattr(memory, "file_sha256", refuse)
+    assert read(phantom_copy, known) == before
+    assert len(films.list_films(phantom_copy, lambda _: None, known)[0]) == 400
+    os.utime(phantom_copy / "test_list.txt")
+    with pytest.raises(AssertionError, match="read again"):
+        read(phantom_copy, known)
+
+
+def test_folder_that_leads_back_into_itself(phantom_copy: Path) -> None:
+    before = read(phantom_copy)
+    (phantom_copy / "again").symlink_to(phantom_copy)
+    assert read(phantom_copy) == before
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no files"):
+        read_manifest(tmp_path, lambda _: None)
+    with pytest.raises(UserError, match="does not exist"):
+        read_manifest(tmp_path / "x", lambda _: None)
