@@ -4,7 +4,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -109,10 +109,16 @@ def list_films(
         name = archive.relative_to(root).as_posix()
         members, hashes[name] = list_archive(archive, progress, memory)
         parts.append(members.assign(path=name))
-    for folder in folders:
-        place = folder.relative_to(root).as_posix()
-        parts.append(list_folder(folder, place, progress, memory))
-    films = pd.concat(parts, ignore_index=True)[COLUMNS]
+    loose = [
+        (entry.name, (folder / entry.name).relative_to(root).as_posix())
+        for folder in folders
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
+        if entry.name.lower().endswith(FILM_ENDINGS) and entry.is_file()  # a broken link is no film
+    ]
+    if loose:
+        files = list_files(root, [path for _, path in loose], progress, memory)
+        parts.append(files.assign(image_id=[image_id for image_id, _ in loose]))
+    films = pd.concat(parts, ignore_index=True)[COLUMNS] if parts else pd.DataFrame(columns=COLUMNS)
     twice = films[films["image_id"].duplicated(keep=False)].sort_values("image_id", kind="stable")
     if len(twice):
         first, second = twice["path"].iloc[0], twice["path"].iloc[1]
@@ -147,21 +153,26 @@ def list_archive(
     return films, facts
 
 
-def list_folder(folder: Path, place: str, progress: Callable[[int], None], memory: Memory) -> pd.DataFrame:
-    """The single films of one folder; see `list_films`. `place` is the folder relative to the data folder."""
-    known = memory.folder(folder)
-    rows, stamps = [], []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.lower().endswith(FILM_ENDINGS) and entry.is_file():  # a broken link is no film
-            stamp = Stamp.of(Path(entry.path))
-            digest = known.get((entry.name, stamp)) or content_hash(Path(entry.path).read_bytes())
-            progress(stamp.size)
-            path = entry.name if place == "." else f"{place}/{entry.name}"
-            rows.append((entry.name, path, "", -1, stamp.size, digest))
-            stamps.append(stamp)
-    films = pd.DataFrame(rows, columns=COLUMNS)
-    memory.keep_folder(folder, films, stamps)
-    return films
+def list_files(
+    root: Path, paths: Sequence[str], progress: Callable[[int], None], memory: Memory
+) -> pd.DataFrame:
+    """Single films by their paths relative to `root`, in that order: all columns of `list_films` but image_id.
+
+    Raises:
+        OSError: one is missing or cannot be read.
+    """
+    known = memory.films(root)
+    stamps, hashes = [], []
+    for path in paths:
+        stamp = Stamp.of(root / path)
+        hashes.append(known.get((path, stamp)) or content_hash((root / path).read_bytes()))
+        stamps.append(stamp)
+        progress(stamp.size)
+    if paths:
+        memory.keep_films(root, paths, stamps, hashes)
+    sizes = [stamp.size for stamp in stamps]
+    frame = {"path": list(paths), "member": "", "offset": -1, "bytes": sizes, "hash": hashes}
+    return pd.DataFrame(frame, index=range(len(paths)))
 
 
 def total_bytes(root: Path) -> int:
@@ -171,6 +182,27 @@ def total_bytes(root: Path) -> int:
     return size + sum(
         entry.stat().st_size for folder in folders for entry in os.scandir(folder) if entry.is_file()
     )
+
+
+def add_content(
+    root: Path, films: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
+) -> pd.DataFrame:
+    """Give films that a source found by itself (image_id, path, member "" and bytes) the columns offset and hash.
+
+    Args:
+        root: the data folder.
+        films: single files, in the order in which they are to be stored.
+        progress: told how many bytes were read, or need not be read again.
+        memory: what is known of files read before.
+
+    Returns:
+        The films with all columns of `list_films`.
+
+    Raises:
+        OSError: a film cannot be read.
+    """
+    found = list_files(root, films["path"].tolist(), progress, memory or Memory(None))
+    return found.assign(image_id=films["image_id"].to_numpy())[COLUMNS]
 
 
 def read_films(root: Path, films: pd.DataFrame) -> Iterator[bytes]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ral.data.films import ARCHIVE_ENDINGS, FILM_ENDINGS, list_archive, list_folder
+from ral.data.films import ARCHIVE_ENDINGS, FILM_ENDINGS, list_archive, list_files
 from ral.data.memory import Memory
 from ral.errors import UserError
 
@@ -33,18 +34,17 @@ def read_manifest(
         OSError: a file or folder cannot be read.
     """
     memory = memory or Memory(None)
-    files, folders = {}, {}
+    files, loose = {}, []
     for folder, names in walk(root):
-        place = folder.relative_to(root).as_posix()
-        films = False
         for name in names:
+            path = (folder / name).relative_to(root).as_posix()
             if name.lower().endswith(FILM_ENDINGS):
-                films = True
+                loose.append(path)
             else:
-                path = folder / name
-                files[path.relative_to(root).as_posix()] = _file(path, progress, memory)
-        if films:
-            folders[place] = _folder(list_folder(folder, place, progress, memory))
+                files[path] = _file(root / path, progress, memory)
+    films = list_files(root, loose, progress, memory)
+    places = [path.rpartition("/")[0] or "." for path in loose]
+    folders = {str(place): _folder(rows) for place, rows in films.groupby(np.array(places, object))}
     if not files and not folders:
         raise UserError(f"{root} holds no files. Put the data there, or correct data.root.")
     return {"files": files, "folders": folders}
@@ -90,9 +90,8 @@ def _file(path: Path, progress: Callable[[int], None], memory: Memory) -> dict[s
 
 
 def _folder(films: pd.DataFrame) -> dict[str, Any]:
-    lines = "".join(
-        f"{digest} {name}\n" for digest, name in zip(films["hash"], films["image_id"], strict=True)
-    )
+    names = [path.rpartition("/")[2] for path in films["path"]]
+    lines = "".join(f"{digest} {name}\n" for digest, name in zip(films["hash"], names, strict=True))
     return {
         "films": len(films),
         "bytes": int(films["bytes"].sum()),

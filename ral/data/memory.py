@@ -82,21 +82,29 @@ class Memory:
             self._write(path, pa.table({}), {"sha256": digest, "stamp": stamp})
         return digest
 
-    def folder(self, path: Path) -> dict[tuple[str, Stamp], str]:
-        """Hashes of the files of a folder by name and stamp."""
-        table = self._read(path)
+    def films(self, root: Path) -> dict[tuple[str, Stamp], str]:
+        """Hashes of the single films below a data folder, by path relative to it and stamp."""
+        table = self._read(root)
         if table is None:
             return {}
-        columns = (table[name].to_pylist() for name in ("image_id", "hash", *Stamp._fields))
-        return {(name, Stamp(*stamp)): digest for name, digest, *stamp in zip(*columns, strict=True)}
+        columns = (table[name].to_pylist() for name in ("path", "hash", *Stamp._fields))
+        return {(path, Stamp(*stamp)): digest for path, digest, *stamp in zip(*columns, strict=True)}
 
-    def keep_folder(self, path: Path, films: pd.DataFrame, stamps: Sequence[Stamp]) -> None:
-        """Keep what was read of a folder's files."""
-        found = pd.DataFrame(stamps, columns=list(Stamp._fields)).assign(
-            image_id=films["image_id"], hash=films["hash"]
-        )
-        settled = found[[stamp.settled for stamp in stamps]]
-        self._write(path, pa.Table.from_pandas(settled, preserve_index=False), {})
+    def keep_films(
+        self, root: Path, paths: Sequence[str], stamps: Sequence[Stamp], hashes: Sequence[str]
+    ) -> None:
+        """Keep what was read of single films; what is known of others stays."""
+        listed = set(paths)
+        rows = [
+            (path, digest, *stamp)
+            for path, stamp, digest in zip(paths, stamps, hashes, strict=True)
+            if stamp.settled
+        ]
+        rows += [
+            (path, digest, *stamp) for (path, stamp), digest in self.films(root).items() if path not in listed
+        ]
+        frame = pd.DataFrame(rows, columns=["path", "hash", *Stamp._fields])
+        self._write(root, pa.Table.from_pandas(frame, preserve_index=False), {})
 
     def _file(self, path: Path) -> Path | None:
         name = sha256(os.fsencode(path.resolve())).hexdigest()[:32]
