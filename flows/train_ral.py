@@ -15,6 +15,7 @@ from prefect import flow, task
 from flows.stage import StageError, publish_metrics, publish_report, publish_verdict, run_stage
 from ral import runs
 from ral.config.base import load
+from ral.config.environment import load_environment
 from ral.config.params import Params
 from ral.processes import start_guard
 
@@ -25,6 +26,12 @@ PHANTOM = Path("data/phantom")
 def phantom() -> None:
     """Draw the embedded data set."""
     run_stage("phantom")
+
+
+@task
+def manifest() -> None:
+    """Name the raw data by content."""
+    run_stage("manifest")
 
 
 @task
@@ -71,8 +78,9 @@ def train_ral() -> None:
     """Films in, report out: each task runs its DVC stage, and an unchanged stage costs nothing."""
     os.environ[runs.RUN_ID] = runs.new_id()
     params = load(Path("params.yaml"), Params)
-    if Path(params.data.root) == PHANTOM:
+    if Path(load_environment().located(params.data).root) == PHANTOM:
         phantom()
+    manifest()
     validate()
     preprocess()
     train()

@@ -30,6 +30,7 @@ def run(
     from ral.files import new_folder, read_json
     from ral.progress import Progress
 
+    params = params.model_copy(update={"data": environment.located(params.data)})
     verdict = read_json(validated / "verdict.json")
     films = pd.read_parquet(validated / "films.parquet")
     with (

@@ -11,11 +11,12 @@ from typing import Any
 
 from ral.config.base import load
 from ral.config.data import ValidateParams
+from ral.config.environment import Environment, load_environment
 from ral.errors import UserError
 from tasks import step
 
 
-def run(params: ValidateParams, out: Path, baseline: Path) -> None:
+def run(params: ValidateParams, environment: Environment, out: Path, baseline: Path) -> None:
     """Write the verdict and the list of films of `data.root` into `out`.
 
     Raises:
@@ -24,6 +25,7 @@ def run(params: ValidateParams, out: Path, baseline: Path) -> None:
     from ral import runs
     from ral.data import drift
     from ral.data.baseline import read_profile
+    from ral.data.memory import Memory
     from ral.data.privacy import read_salt, veiled
     from ral.data.sources.base import label_names, open_source
     from ral.data.validation import check_table
@@ -31,12 +33,13 @@ def run(params: ValidateParams, out: Path, baseline: Path) -> None:
     from ral.labels import PHANTOM_PREFIX
     from ral.progress import Progress
 
-    source = open_source(params.data)
+    data = environment.located(params.data)
+    source = open_source(data)
     source.findings()  # says now, not after the films are read, that a name is wrong
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     raw = source.read()
     with Progress("reading films", source.film_bytes(raw), "B") as progress:
-        films, archives = source.films(raw, progress.add)
+        films, archives = source.films(raw, progress.add, Memory(environment.state_dir))
     folder = runs.folder()
     studies = source.to_studies(raw)
     profile = drift.profile(studies, label_names(source.layout.labels))
@@ -104,4 +107,7 @@ if __name__ == "__main__":
             "baseline": ("baseline", "the accepted profile, if there is one"),
         },
     )
-    step.main("validate", lambda: run(load(options.params, ValidateParams), options.out, options.baseline))
+    step.main(
+        "validate",
+        lambda: run(load(options.params, ValidateParams), load_environment(), options.out, options.baseline),
+    )

@@ -102,7 +102,7 @@ class DataConfig(Section):
     source: SourceName
     """Layout of the folder `root`, each as its owners ship it (docs/sources.md); table: your own CSV or Parquet."""
     root: str = Field(min_length=1)
-    """Folder with the tables, the official lists and the films (archives, or unpacked)."""
+    """Folder with the tables, the official lists and the films (archives, or unpacked). DVC's steps depend on its content, not on its place; RAL_DATA_ROOT overrides it."""
     labels: str | None = None
     """Which label set of the source. mimic: chexpert, cxr_lt_2023, cxr_lt_2024_task1, cxr_lt_2024_task2 or
     cxr_lt_2024_all; padchest: padchest or cxr_lt_2026. null: the first named."""
@@ -207,6 +207,12 @@ class PhantomParams(Section):
     """Read by the step phantom."""
 
     phantom: PhantomConfig
+
+
+class ManifestParams(Section):
+    """Read by the step manifest."""
+
+    data: DataConfig
 
 
 class ValidateParams(Section):

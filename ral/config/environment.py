@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 
 from ral.config.base import Section, explain
 from ral.config.dask import DaskTarget
+from ral.config.data import DataConfig
 from ral.errors import UserError
 
 PREFIX = "RAL_"
@@ -114,10 +115,16 @@ class Environment(Section):
 
     state_dir: File = Field(default_factory=default_state_dir)
     """Private folder for checkpoints of unfinished training, decoded films and hashes of raw files; all machines of a run must see it."""
+    data_root: str | None = None
+    """Data folder on this machine, instead of data.root in params.yaml."""
     dask: DaskTarget = DaskTarget()
     """Where the films are decoded and packed."""
     training: TrainingTarget = TrainingTarget()
     """Where training runs, and how its processes are started."""
+
+    def located(self, data: DataConfig) -> DataConfig:
+        """`data` with this machine's folder."""
+        return data if self.data_root is None else data.model_copy(update={"root": self.data_root})
 
 
 def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None = None) -> Environment:

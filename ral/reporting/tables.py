@@ -272,8 +272,9 @@ def checks(verdict: dict[str, Any]) -> Table:
 
 
 def parameters(content: dict[str, Any]) -> Table:
-    """Every parameter by its dotted name; of the losses' options only those of the loss that was used."""
+    """Every parameter by its dotted name but data.root, a place; of the losses' options those of the loss used."""
     loss = content["loss"]
+    content = {**content, "data": {name: value for name, value in content["data"].items() if name != "root"}}
     used = {name: loss[name] for name in ("name", loss["name"])}
     return _pairs("Parameters", dict(_flat({**content, "loss": used})), style="code")
 

@@ -332,7 +332,7 @@ def addressed_films(
     A row whose file does not exist is left out; whether that is an error is for validation to say.
     """
     memory = memory or Memory(None)
-    known = memory.folder(root)
+    known = memory.films(root)
     rows, stamps = [], []
     for path, image_id in sorted(zip(paths, images, strict=True)):
         stamp = _stamp(root, path)
@@ -342,7 +342,7 @@ def addressed_films(
             rows.append((image_id, path, "", -1, stamp.size, digest))
             stamps.append(stamp)
     films = pd.DataFrame(rows, columns=FILM_COLUMNS)
-    memory.keep_folder(root, films.assign(image_id=films["path"]), stamps)
+    memory.keep_films(root, films["path"].tolist(), stamps, films["hash"].tolist())
     return films.drop_duplicates("image_id", ignore_index=True)
 
 

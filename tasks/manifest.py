@@ -1,0 +1,37 @@
+"""Name the raw data by its content, so that the other steps depend on what it is and not on where it lies.
+
+    python -m tasks.manifest
+
+Writes manifest.json: bytes and SHA-256 of every table and archive, and of the single films of each folder. A file whose
+size and time stamp are as they were is not read again. DVC runs this step every time, and the others only if the
+manifest has changed.
+"""
+
+from pathlib import Path
+
+from ral.config.base import load
+from ral.config.data import ManifestParams
+from ral.config.environment import Environment, load_environment
+from tasks import step
+
+
+def run(params: ManifestParams, environment: Environment, out: Path) -> None:
+    """Write the manifest of the data folder.
+
+    Raises:
+        UserError: the folder is missing or holds nothing, or an archive is damaged.
+    """
+    from ral.data.manifest import manifest_bytes, read_manifest
+    from ral.data.memory import Memory
+    from ral.files import write_json
+    from ral.progress import Progress
+
+    root = Path(environment.located(params.data).root)
+    with Progress("reading raw data", manifest_bytes(root), "B") as progress:
+        manifest = read_manifest(root, progress.add, Memory(environment.state_dir))
+    write_json(out, manifest)
+
+
+if __name__ == "__main__":
+    options = step.parse(__doc__, {"out": ("data/manifest.json", "file to write")})
+    step.main("manifest", lambda: run(load(options.params, ManifestParams), load_environment(), options.out))
