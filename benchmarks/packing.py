@@ -1,7 +1,7 @@
 """Packing films into shards against bare decoding and resizing of the same films on the same cores.
 
     python -m benchmarks.packing            # 1,200 films of 1024 x 1024
-    python -m benchmarks.packing --quick    # 120 of 768 x 768, within a minute
+    python -m benchmarks.packing --quick    # 240 of 768 x 768, within a minute
 
 Bare is a loop over the films' files that reads, decodes (Pillow), resizes and throws away, shared out over as many threads as
 packing has workers. Packing does the same, checks each film's hash, keeps it in the store, and writes the shards.
@@ -102,7 +102,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer and smaller films, within a minute")
     quick = parser.parse_args().quick
-    count, side, rounds = (120, 768, 3) if quick else (1200, 1024, 5)
+    count, side, rounds = (240, 768, 3) if quick else (1200, 1024, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         roots = lay_out(folder, draw(count, side))

@@ -25,8 +25,8 @@ from ral.files import sha256
 # Most bytes of pixels in a shard: the memory that a worker needs to put one together.
 SHARD_BYTES = 512 << 20
 
-# Films of one task where any film can be read by itself.
-RUN_FILMS = 1024
+# Most films of one task where any film can be read by itself, and the least tasks for each worker.
+RUN_FILMS, RUNS_PER_WORKER = 1024, 4
 
 # Fewer archives than this for each worker are cut into runs, so that all have work to the end.
 ARCHIVES_PER_WORKER = 4
@@ -167,7 +167,8 @@ def _runs(films: pd.DataFrame, workers: int) -> list[pd.DataFrame]:
     inside = streamed.to_numpy()
     if not many:
         share[inside] = np.arange(inside.sum()) * workers // max(1, inside.sum())
-    share[~inside] = np.arange((~inside).sum()) // RUN_FILMS
+    single = int((~inside).sum())
+    share[~inside] = np.arange(single) // max(1, min(RUN_FILMS, -(-single // (RUNS_PER_WORKER * workers))))
     place = films["path"].where(films["member"] != "", "")
     return [run for _, run in films.groupby([place.to_numpy(), share], sort=False)]
 
