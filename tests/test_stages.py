@@ -13,6 +13,7 @@ from stages import PACKAGES, ROOT, code_files, stages
 from ral.config.base import SECTIONS, Section
 from ral.config.data import PhantomParams, PreprocessParams, ValidateParams
 from ral.config.evaluate import EvaluateParams
+from ral.config.explain import ExplainParams
 from ral.config.params import Params, ReportParams
 from ral.config.train import TrainParams
 
@@ -21,6 +22,7 @@ PARAMS: dict[str, type[Section]] = {
     "validate": ValidateParams,
     "preprocess": PreprocessParams,
     "train": TrainParams,
+    "explain": ExplainParams,
     "evaluate": EvaluateParams,
     "report": ReportParams,
 }
