@@ -19,7 +19,7 @@ class ExplainConfig(Section):
     thumbnail: int = Field(default=128, ge=16, le=512)
     """Longest side of a picture in pixels; smaller films are not enlarged. 128 keeps the gallery of 14 findings below 5 MB."""
     confused: int = Field(default=3, ge=1)
-    """A finding counts as confused with another when it is among this many highest ranked findings of a film. 3: a film with findings has two on average."""
+    """A finding counts as confused with another when it is among this many highest ranked findings of a film. 3, since a film with findings mostly has one or two."""
     geometry_films: int = Field(default=2000, ge=100)
     """Most training films whose features are computed for the class means: half for all films, half shared out to the positives of each finding."""
     threads: int = Field(default=2, ge=1)

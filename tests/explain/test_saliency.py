@@ -93,10 +93,12 @@ def test_enlarge_is_bilinear() -> None:
 
 
 def test_roll_out_of_two_layers_by_hand() -> None:
-    first = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]]])  # mean: .5 .5 / .5 .5
+    first = torch.tensor(
+        [[[[1.0, 0.0], [0.2, 0.8]], [[0.0, 1.0], [0.4, 0.6]]]]
+    )  # mean of two heads: .5 .5 / .3 .7
     second = torch.tensor([[[[0.2, 0.8], [1.0, 0.0]]]])
-    # ½A + ½I: .75 .25 / .25 .75, then .6 .4 / .5 .5; the product second × first:
-    expected = torch.tensor([[[0.6 * 0.75 + 0.4 * 0.25, 0.6 * 0.25 + 0.4 * 0.75], [0.5, 0.5]]])
+    # ½A + ½I: .75 .25 / .15 .85, then .6 .4 / .5 .5; the second times the first:
+    expected = torch.tensor([[[0.6 * 0.75 + 0.4 * 0.15, 0.6 * 0.25 + 0.4 * 0.85], [0.45, 0.55]]])
     torch.testing.assert_close(roll_out([first, second]), expected)
 
 
