@@ -60,6 +60,12 @@ def train() -> None:
 
 
 @task
+def explain() -> None:
+    """Heat maps of hits and errors, confused findings."""
+    run_stage("explain")
+
+
+@task
 def evaluate() -> None:
     """Metrics with intervals."""
     run_stage("evaluate")
@@ -84,6 +90,7 @@ def train_ral() -> None:
     validate()
     preprocess()
     train()
+    explain()
     evaluate()
     report()
 

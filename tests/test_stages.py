@@ -13,6 +13,7 @@ from stages import PACKAGES, ROOT, code_files, default_source, stages
 from ral.config.base import SECTIONS, Section
 from ral.config.data import DataConfig, ManifestParams, PhantomParams, PreprocessParams, ValidateParams
 from ral.config.evaluate import EvaluateParams
+from ral.config.explain import ExplainParams
 from ral.config.params import Params, ReportParams
 from ral.config.train import TrainParams
 
@@ -22,6 +23,7 @@ PARAMS: dict[str, type[Section]] = {
     "validate": ValidateParams,
     "preprocess": PreprocessParams,
     "train": TrainParams,
+    "explain": ExplainParams,
     "evaluate": EvaluateParams,
     "report": ReportParams,
 }

@@ -10,7 +10,18 @@ from ruamel.yaml import YAML, YAMLError
 from ral.errors import UserError
 
 # The top level of params.yaml. A test holds it to `ral.config.params.Params`.
-SECTIONS = ("phantom", "data", "split", "preprocess", "model", "loss", "train", "evaluate", "report")
+SECTIONS = (
+    "phantom",
+    "data",
+    "split",
+    "preprocess",
+    "model",
+    "loss",
+    "train",
+    "explain",
+    "evaluate",
+    "report",
+)
 
 
 class Section(BaseModel):

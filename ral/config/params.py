@@ -3,6 +3,7 @@
 from ral.config.base import Section
 from ral.config.data import DataConfig, PhantomConfig, PreprocessConfig, SplitConfig
 from ral.config.evaluate import EvaluateConfig, ReportConfig
+from ral.config.explain import ExplainConfig
 from ral.config.losses import LossConfig
 from ral.config.train import ModelConfig, TrainConfig
 
@@ -17,6 +18,7 @@ class Params(Section):
     model: ModelConfig
     loss: LossConfig
     train: TrainConfig
+    explain: ExplainConfig
     evaluate: EvaluateConfig
     report: ReportConfig
 

@@ -204,7 +204,7 @@ def test_logits_of_another_run(run: Run, project: Path) -> None:
     assert not (project / "reports").exists()
 
 
-@pytest.mark.parametrize("step", ["preprocess", "train", "evaluate", "report"])
+@pytest.mark.parametrize("step", ["preprocess", "train", "explain", "evaluate", "report"])
 def test_step_before_has_not_run(run: Run, project: Path, step: str) -> None:
     printed = run("python", "-m", f"tasks.{step}", cwd=project, code=1, PYTHONPATH=str(ROOT)).stdout
     assert "error: " in printed

@@ -1,0 +1,185 @@
+"""Directions of the classifier and class means of the features, ordered by prevalence: a diagnostic of the long tail.
+
+A network trained to the end pulls a class's features together and its class means apart (neural collapse: Papyan, Han
+and Donoho, PNAS 2020); under imbalance the directions of rare classes move towards each other, up to minority collapse
+(Fang et al., PNAS 2021). Films with several findings blur both, so the figures compare findings and trainings; they
+have no ideal value here.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ral.data.dataset import Dataset
+from ral.explain.gallery import NOTICE
+from ral.explain.halves import NoMapError, feature_map, pooled
+from ral.models import Network, classifier
+from ral.models.heads import CSRA
+from ral.training.scoring import normalised
+
+Array = NDArray[Any]
+
+# Films per pass.
+BATCH = 128
+DECIMALS = 6
+
+
+def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: int) -> dict[str, Any]:
+    """The content of geometry.json.
+
+    Args:
+        network: in eval mode, on the device to compute on.
+        facts: model.json.
+        dataset: the prepared data; only training films are used.
+        most: training films whose features are computed.
+    """
+    labels = dataset.targets()
+    train = dataset.rows("train")
+    whole, positive = sample(labels[train], most)
+    used = np.unique(np.concatenate([whole, *positive]))
+    place = {row: index for index, row in enumerate(used)}
+    about = {
+        "notice": NOTICE,
+        "data": "phantom" if facts["phantom"] or dataset.facts["phantom"] else "films",
+    }
+    try:
+        features = _features(network, facts, dataset, train[used])
+    except NoMapError as error:
+        return about | {"not_available": str(error)}
+    groups = [features[[place[row] for row in rows]] for rows in positive]
+    means = class_means(groups, features[[place[row] for row in whole]].mean(axis=0))
+    weights, why = class_vectors(network, len(dataset.findings))
+    if weights is not None and weights.shape[1] != features.shape[1]:
+        weights, why = None, "the classifier does not read the pooled features alone"
+    known = (~np.isnan(labels[train])).sum(axis=0)
+    counts = np.nansum(labels[train], axis=0)
+    prevalence = counts / np.maximum(known, 1)
+    order = np.argsort(-prevalence, kind="stable")
+    findings = []
+    for index in order:
+        finding: dict[str, Any] = {
+            "finding": dataset.findings[index],
+            "train_prevalence": float(round(prevalence[index], DECIMALS)),
+            "train_positives": int(counts[index]),
+            "films": len(groups[index]),
+            **spread(groups[index], means[index]),
+        }
+        if weights is not None:
+            finding["weight_norm"] = _round(np.linalg.norm(weights[index]))
+            finding["alignment"] = _round(cosines(np.stack([weights[index], means[index]]))[0, 1])
+        findings.append(finding)
+    return about | {
+        "films": len(used),
+        "width": features.shape[1],
+        "findings": findings,
+        "class_means": similarity(means[order]),
+        "classifier": {"not_available": why} if weights is None else similarity(weights[order]),
+    }
+
+
+def sample(labels: Array, most: int) -> tuple[Array, list[Array]]:
+    """Rows to compute features of: evenly spaced ones of all films, and for each finding evenly spaced positives.
+
+    Args:
+        labels: [films, findings], 1, 0 or NaN.
+        most: how many films in all; half for all films, half shared out to the findings.
+    """
+    films, findings = labels.shape
+    share = max(most // 2 // findings, 1)
+    positive = [_evenly(np.flatnonzero(labels[:, index] == 1), share) for index in range(findings)]
+    return _evenly(np.arange(films), most // 2), positive
+
+
+def class_means(groups: list[Array], centre: Array) -> Array:
+    """Mean feature of each finding's films, from the mean of all films: [findings, width], NaN without a film."""
+    return np.stack(
+        [group.mean(axis=0) - centre if len(group) else np.full_like(centre, np.nan) for group in groups]
+    )
+
+
+def spread(group: Array, mean: Array) -> dict[str, float | None]:
+    """How far a finding's films lie from their mean, and that mean from the mean of all films (squared lengths).
+
+    `between` is less the within / n by which a mean of n films misses the true one, so that few films do not look
+    like a mean far away; about 0 or below it, the mean cannot be told from that of all films. `variability` is
+    within / between (NC1 of one class): small is collapsed.
+
+    Args:
+        group: features of the finding's films, [films, width].
+        mean: their mean, from the mean of all films.
+    """
+    if len(group) < 2:
+        return {"within": None, "between": None, "variability": None}
+    within = float(group.var(axis=0, ddof=1).sum())
+    between = float((mean**2).sum()) - within / len(group)
+    ratio = within / between if between > 0 else None
+    return {"within": _round(within), "between": _round(between), "variability": _round(ratio)}
+
+
+def class_vectors(network: Network, findings: int) -> tuple[Array | None, str | None]:
+    """The classifier's weight vector of each finding [findings, width]; or None and why there is none.
+
+    CSRA with several attention heads has one per head; they are added, as their scores are.
+    """
+    part = classifier(network)
+    if isinstance(part, CSRA):
+        return _numpy(part.weight).reshape(len(part.sharpness), findings, -1).sum(axis=0), None
+    weight = part.weight if isinstance(part, nn.Linear | nn.Conv2d) else None
+    if weight is not None and weight.numel() == len(weight) * weight.shape[1] and len(weight) == findings:
+        return _numpy(weight).reshape(findings, -1), None
+    return None, f"the head {type(part).__name__} has no weight vector per finding"
+
+
+def cosines(vectors: Array) -> Array:
+    """Cosine similarity of each pair of rows; NaN where a row is NaN or 0. Means of few films are drawn towards 0."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.where(lengths > 0, lengths, np.nan)
+    return unit @ unit.T
+
+
+def similarity(vectors: Array) -> dict[str, Any]:
+    """Cosines of vectors that are ordered by prevalence: the matrix, and its means within and between two halves.
+
+    common is the more frequent half of the findings (the larger one if they are odd), rare the other.
+    """
+    matrix = cosines(vectors)
+    half = -(-len(vectors) // 2)
+    off = np.where(np.eye(len(vectors), dtype=bool), np.nan, matrix)
+    parts = {
+        "common": off[:half, :half],
+        "rare": off[half:, half:],
+        "common_to_rare": off[:half, half:],
+    }
+    means = {
+        name: _round(part[~np.isnan(part)].mean()) if (~np.isnan(part)).any() else None
+        for name, part in parts.items()
+    }
+    return {"cosines": [[_round(value) for value in row] for row in matrix], "mean_cosine": means}
+
+
+def _features(network: Network, facts: dict[str, Any], dataset: Dataset, rows: Array) -> Array:
+    """Pooled features of films, float64 [rows, width]."""
+    device = next(network.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), BATCH):
+            pixels = torch.from_numpy(dataset.gather(rows[start : start + BATCH])).to(device)
+            parts.append(_numpy(pooled(network, feature_map(network, normalised(pixels, facts)))))
+    return np.concatenate(parts)
+
+
+def _evenly(rows: Array, most: int) -> Array:
+    if len(rows) <= most:
+        return rows
+    return rows[np.arange(most) * len(rows) // most]
+
+
+def _numpy(tensor: Tensor) -> Array:
+    return tensor.detach().float().cpu().numpy().astype(np.float64)
+
+
+def _round(value: Any) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(float(value), DECIMALS) + 0.0

@@ -1,0 +1,71 @@
+"""Look into the trained network: heat maps of hits and errors, confused findings, geometry of the classifier.
+
+    python -m tasks.explain
+
+Writes gallery/ (gallery.json and small pictures; with explain.films false, no picture), confusion.csv (which findings
+are taken for which) and geometry.json (directions of the classifier, class means). Uses a GPU if there is one.
+"""
+
+from pathlib import Path
+
+from ral.config.base import load
+from ral.config.explain import ExplainParams
+from tasks import step
+
+
+def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
+    """Explain the network in `models` on the films in `prepared` and write what was found into `out`.
+
+    Raises:
+        UserError: network, logits and films do not belong together, or the network does not allow the method.
+    """
+    import pandas as pd
+    import torch
+
+    from ral.data.dataset import open_dataset
+    from ral.errors import UserError
+    from ral.evaluation.confusion import confusion
+    from ral.evaluation.rows import align, read_studies
+    from ral.explain.gallery import write_gallery
+    from ral.explain.geometry import geometry
+    from ral.explain.select import select
+    from ral.files import new_folder, write_json
+    from ral.models.load import load_model
+
+    config = params.explain
+    torch.set_num_threads(config.threads)
+    dataset = open_dataset(prepared)
+    network, facts = load_model(models)
+    for name in ("findings", "size", "phantom"):
+        if facts[name] != dataset.facts[name]:
+            raise UserError(
+                f"{models / 'model.json'} and {prepared / 'dataset.json'} differ in `{name}` ({facts[name]} and "
+                f"{dataset.facts[name]}): the network was trained on other films. Train again."
+            )
+    network = network.to("cuda" if torch.cuda.is_available() else "cpu")
+    logits = pd.read_parquet(models / "logits" / "test.parquet")
+    rows, scores = align(read_studies(prepared), logits, "test")
+    data = "phantom" if facts["phantom"] else "films"
+    with new_folder(out) as draft:
+        # A folder of the draft replaces the older one whole, so that no picture of an earlier run stays.
+        (draft / "gallery").mkdir()
+        selections = select(rows, scores, config.per_kind)
+        write_gallery(draft / "gallery", network, facts, dataset, selections, config)
+        write_json(draft / "geometry.json", geometry(network, facts, dataset, config.geometry_films))
+        table = confusion(rows, scores, config.confused).assign(data=data)
+        table.to_csv(draft / "confusion.csv", index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    options = step.parse(
+        __doc__,
+        {
+            "prepared": ("data/prepared", "what the step preprocess wrote"),
+            "models": ("models", "what the step train wrote"),
+            "out": ("reports", "folder to write"),
+        },
+    )
+    step.main(
+        "explain",
+        lambda: run(load(options.params, ExplainParams), options.prepared, options.models, options.out),
+    )

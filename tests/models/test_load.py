@@ -1,0 +1,101 @@
+"""A trained network is found again as it was, or the error says what is wrong with its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ral.config.model import ModelConfig
+from ral.errors import UserError
+from ral.models import Network, build_model
+from ral.models.load import load_model
+
+
+def save(folder: Path, **changes: object) -> Network:
+    """Write a network with random weights as the step train does; its config may name pretrained weights."""
+    torch.manual_seed(1)
+    config = ModelConfig.model_validate({"backbone": "test_resnet", **changes})
+    network = build_model(config.model_copy(update={"pretrained": "none"}), 3)
+    folder.mkdir(exist_ok=True)
+    save_file(network.state_dict(), folder / "model.safetensors")
+    facts = {"size": 64, "pixel_mean": 1.0, "pixel_deviation": 2.0, "phantom": False, "findings": list("abc")}
+    (folder / "model.json").write_text(json.dumps({"model": config.model_dump(), **facts}))
+    return network
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "csra", "channels": 3},
+        {"head": "ml_decoder", "ml_decoder": {"embedding": 32}},
+        {"pretrained": "hub"},
+        {"pretrained": "gone/weights.safetensors"},
+        {"gradient_checkpointing": True, "drop_path": 0.3},
+        {"options": {"channels": [8, 16, 16, 24]}},
+    ],
+)
+def test_found_as_it_was(tmp_path: Path, changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ral.models.pretrained._download", None)  # nothing may be downloaded
+    saved = save(tmp_path, **changes)
+    before = torch.get_rng_state()
+    network, facts = load_model(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert facts["findings"] == list("abc")
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    films = torch.randn(2, 1, 64, 64)
+    assert torch.equal(network(films), saved.eval().requires_grad_(False)(films))
+
+
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.json does not exist.*Train first"):
+        load_model(tmp_path)
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load_model(tmp_path)
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load_model(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors does not exist"):
+        load_model(tmp_path)
+
+
+def test_weights_of_another_network(tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = "backbone.fc.weight"
+    save_file({**tensors, name: torch.zeros(4, tensors[name].shape[1])}, path)
+    with pytest.raises(UserError, match=r"1 of \d+ tensors do not fit.*fc\.weight.*\(3, .*\(4, "):
+        load_model(tmp_path)
+    save_file({key: value for key, value in tensors.items() if key != name}, path)
+    with pytest.raises(UserError, match=r"fc\.weight.*not in the file"):
+        load_model(tmp_path)
+    save_file({**tensors, "extra": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"extra: not in the network expected"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"size": None}, "does not say size"),
+        ({"model": {"backbone": "test_resnet", "heads": 1}}, "unknown key `heads`"),
+        ({"model": {"backbone": "no_such_net"}}, "has no model `no_such_net`"),
+    ],
+)
+def test_model_json_is_checked(tmp_path: Path, change: dict, words: str) -> None:
+    save(tmp_path)
+    facts = json.loads((tmp_path / "model.json").read_text()) | change
+    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in facts.items() if v is not None}))
+    with pytest.raises(UserError, match=words):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        load_model(tmp_path)
