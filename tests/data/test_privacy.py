@@ -9,6 +9,7 @@ import shipped
 
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig, ValidateParams
+from ral.config.environment import Environment
 from ral.data.dataset import open_dataset
 from ral.data.prepare import prepare
 from ral.data.privacy import LEAST, pseudonyms, read_salt
@@ -23,7 +24,12 @@ def chain(section: dict, folder: Path, method: str = "stratified", **changes: ob
     from tasks.validate import run
 
     data = DataConfig(**(section | changes))
-    run(ValidateParams(data=data), folder / "validated", folder / "baseline")
+    run(
+        ValidateParams(data=data),
+        Environment(state_dir=folder / "state"),
+        folder / "validated",
+        folder / "baseline",
+    )
     out = folder / "prepared"
     out.mkdir()
     params = PreprocessParams(

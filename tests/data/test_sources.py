@@ -11,6 +11,7 @@ import shipped
 
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig, ValidateParams
+from ral.config.environment import Environment
 from ral.data.dataset import open_dataset
 from ral.data.phantom.signs import draw_film
 from ral.data.prepare import prepare
@@ -51,7 +52,12 @@ def test_one_table_and_films_of_their_labels(folders, name: str, tmp_path: Path)
     monkey = pytest.MonkeyPatch()
     monkey.chdir(tmp_path)
     data = DataConfig(**section)
-    run(ValidateParams(data=data), tmp_path / "validated", tmp_path / "baseline")
+    run(
+        ValidateParams(data=data),
+        Environment(state_dir=tmp_path / "state"),
+        tmp_path / "validated",
+        tmp_path / "baseline",
+    )
     monkey.undo()
     verdict = json.loads((tmp_path / "validated/verdict.json").read_text())
     assert verdict["passed"]

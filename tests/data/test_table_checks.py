@@ -11,6 +11,7 @@ import pytest
 import shipped
 
 from ral.config.data import DataConfig, DriftConfig, ValidateParams
+from ral.config.environment import Environment
 from ral.data import baseline, drift
 from ral.data.sources.base import open_source
 from ral.errors import UserError
@@ -32,7 +33,12 @@ def validate(section: dict, root: Path, **changes: object) -> dict:
 
     data = DataConfig(**(section | {"root": str(root)} | changes))
     try:
-        run(ValidateParams(data=data), Path("validated"), Path("baseline"))
+        run(
+            ValidateParams(data=data),
+            Environment(state_dir=Path("state")),
+            Path("validated"),
+            Path("baseline"),
+        )
     except UserError as error:
         verdict = max(Path("runs").glob("*/verdict.json"), key=lambda path: path.stat().st_mtime_ns)
         return read_json(verdict) | {"message": str(error)}
