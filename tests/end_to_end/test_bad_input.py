@@ -6,11 +6,9 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import SMALL, set_params
-from PIL import Image
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TABLE = "Data_Entry_2017.csv"
@@ -226,11 +224,3 @@ def test_files_of_the_user_stay(run: Run, project: Path) -> None:
         "verdict.json",
     ]
     assert (project / "mine/notes.txt").read_text() == "precious"
-
-
-def test_16_bit_film_is_refused_not_cut_off(run: Run, project: Path, phantom_copy: Path) -> None:
-    unpack(phantom_copy)
-    film = sorted((phantom_copy / "images").iterdir())[7]
-    Image.fromarray(np.full((48, 48), 30_000, np.uint16)).save(film)
-    validated(run, project)
-    refuse(run, project, "preprocess", film.name, "mode I;16", "Convert it to 8 bits")

@@ -13,7 +13,7 @@ import pytest
 from conftest import SMALL, copy_project, processes_in, set_params
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-STAGES = ["phantom", "validate", "preprocess", "train", "explain", "evaluate", "report"]
+STAGES = ["phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"]
 
 
 @pytest.fixture(scope="module")
