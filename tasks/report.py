@@ -23,7 +23,8 @@ def run(
 
     def table(path: Path) -> pd.DataFrame:
         # Only an empty cell is missing: a finding may be called NA.
-        return pd.read_csv(path, dtype={"finding": str}, keep_default_na=False, na_values=[""])
+        names = ("finding", "taken_for", "attribute", "group", "metric", "flagged", "note", "not_estimable")
+        return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
 
     inputs = Inputs(
         params=params,
@@ -35,6 +36,15 @@ def run(
         metrics=read_json(reports / "metrics.json"),
         findings=table(reports / "findings.csv"),
         curves=table(reports / "curves.csv"),
+        calibration=read_json(reports / "calibration.json"),
+        reliability=table(reports / "reliability.csv"),
+        operating=table(reports / "operating.csv"),
+        audit=table(reports / "audit.csv"),
+        second_reading=table(reports / "second_reading.csv"),
+        gallery=read_json(reports / "gallery" / "gallery.json"),
+        pictures={path.name: path.read_bytes() for path in sorted((reports / "gallery").glob("*.jpg"))},
+        geometry=read_json(reports / "geometry.json"),
+        confusion=table(reports / "confusion.csv"),
         versions=installed_versions(),
     )
     with new_file(out_file) as draft:
