@@ -1,4 +1,4 @@
-"""Write the report: one HTML page with the result, how it was trained, and on what data.
+"""Write the report, one HTML page with the result, how it was trained and on what data, and the model card.
 
     python -m tasks.report
 
@@ -11,14 +11,23 @@ from ral.config.base import load
 from ral.config.params import ReportParams
 from tasks import step
 
+# Bytes: what mail and browsers still take.
+LARGEST = 15_000_000
+
 
 def run(
     params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path, out_file: Path
 ) -> None:
-    """Render the outputs of the steps into `out_file`."""
+    """Render the outputs of the steps into `out_file`, and model_card.md beside it.
+
+    Raises:
+        UserError: the report is larger than 15 MB.
+    """
     import pandas as pd
 
+    from ral.errors import UserError
     from ral.files import new_file, read_json
+    from ral.reporting.card import card
     from ral.reporting.report import Inputs, installed_versions, render
 
     def table(path: Path) -> pd.DataFrame:
@@ -47,8 +56,16 @@ def run(
         confusion=table(reports / "confusion.csv"),
         versions=installed_versions(),
     )
+    page = render(inputs).encode()
+    if len(page) >= LARGEST:
+        raise UserError(
+            f"{out_file} would have {len(page):,} bytes, at most {LARGEST:,} are allowed. "
+            "Show fewer films (explain.per_kind) or none (report.show_films: false)."
+        )
     with new_file(out_file) as draft:
-        draft.write_text(render(inputs), encoding="utf-8")
+        draft.write_bytes(page)
+    with new_file(out_file.with_name("model_card.md")) as draft:
+        draft.write_text(card(inputs), encoding="utf-8", newline="\n")
     print(f"{'PHANTOM FILMS: ' if inputs.phantom else ''}report: {out_file}")
 
 

@@ -1,7 +1,9 @@
 """What every step writes for the report, small; and a page taken apart."""
 
+import json
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,3 +194,35 @@ class Page(HTMLParser):
     def attributes(self) -> Iterator[tuple[str, str]]:
         for _, attributes, _ in self.elements:
             yield from attributes.items()
+
+
+def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
+    """The files of the steps before, as they would write them."""
+    texts = {
+        "validated/verdict.json": inputs.verdict,
+        "prepared/dataset.json": inputs.dataset,
+        "prepared/class_counts.json": inputs.class_counts,
+        "models/model.json": inputs.model,
+        "models/history.csv": inputs.history,
+        "reports/metrics.json": inputs.metrics,
+        "reports/findings.csv": inputs.findings,
+        "reports/curves.csv": inputs.curves,
+        "reports/calibration.json": inputs.calibration,
+        "reports/reliability.csv": inputs.reliability,
+        "reports/operating.csv": inputs.operating,
+        "reports/audit.csv": inputs.audit,
+        "reports/second_reading.csv": inputs.second_reading,
+        "reports/gallery/gallery.json": inputs.gallery,
+        "reports/geometry.json": inputs.geometry,
+        "reports/confusion.csv": inputs.confusion,
+    }
+    for name, content in texts.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        if isinstance(content, pd.DataFrame):
+            content.to_csv(path, index=False)
+        else:
+            path.write_text(json.dumps(content), encoding="utf-8")
+    for name, picture in inputs.pictures.items():
+        (folder / "reports/gallery" / name).write_bytes(picture)
+    return folder / "validated", folder / "prepared", folder / "models", folder / "reports"

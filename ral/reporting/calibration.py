@@ -62,7 +62,15 @@ def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
             )
             axes.plot([0, top], [0, top], color=INK, alpha=0.5, linewidth=0.9, linestyle=(0, (4, 3)))
             axes.vlines(x, low, high, color=TIER_COLOURS[row["tier"]], linewidth=1, alpha=0.6)
-            axes.plot(x, y, color=TIER_COLOURS[row["tier"]], linewidth=1.3, marker="o", markersize=3.5)
+            axes.plot(
+                x,
+                y,
+                color=TIER_COLOURS[row["tier"]],
+                linewidth=1.3,
+                marker="o",
+                markersize=3.5,
+                clip_on=False,
+            )
             axes.set(title=title, xlabel="mean score", xlim=(-0.03 * top, top), ylim=(-0.03 * top, top))
             axes.locator_params(nbins=4)
             axes.grid(True)

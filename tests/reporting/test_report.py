@@ -1,7 +1,6 @@
 """The report: what it says, what it must not say, and that it needs nothing but itself."""
 
 import html
-import json
 import re
 import shutil
 import subprocess
@@ -9,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from evaluated import HOSTILE, NOTHING
-from report_inputs import LISTS, Page, make, metrics
+from report_inputs import LISTS, Page, make, metrics, write
 
-from ral.reporting.report import Inputs, installed_versions, render
+from ral.reporting.card import card
+from ral.reporting.report import installed_versions, render
 from tasks import report
 
 
@@ -189,43 +188,13 @@ def test_versions() -> None:
     assert "not installed" not in (versions["pandas"], versions["torch"])
 
 
-def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
-    """The files of the steps before, as they would write them."""
-    texts = {
-        "validated/verdict.json": inputs.verdict,
-        "prepared/dataset.json": inputs.dataset,
-        "prepared/class_counts.json": inputs.class_counts,
-        "models/model.json": inputs.model,
-        "models/history.csv": inputs.history,
-        "reports/metrics.json": inputs.metrics,
-        "reports/findings.csv": inputs.findings,
-        "reports/curves.csv": inputs.curves,
-        "reports/calibration.json": inputs.calibration,
-        "reports/reliability.csv": inputs.reliability,
-        "reports/operating.csv": inputs.operating,
-        "reports/audit.csv": inputs.audit,
-        "reports/second_reading.csv": inputs.second_reading,
-        "reports/gallery/gallery.json": inputs.gallery,
-        "reports/geometry.json": inputs.geometry,
-        "reports/confusion.csv": inputs.confusion,
-    }
-    for name, content in texts.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True, parents=True)
-        if isinstance(content, pd.DataFrame):
-            content.to_csv(path, index=False)
-        else:
-            path.write_text(json.dumps(content), encoding="utf-8")
-    for name, picture in inputs.pictures.items():
-        (folder / "reports/gallery" / name).write_bytes(picture)
-    return folder / "validated", folder / "prepared", folder / "models", folder / "reports"
-
-
 def test_the_step_renders_what_the_files_hold(tmp_path: Path) -> None:
     inputs = make(phantom=True)
     out = tmp_path / "out" / "report.html"
     report.run(inputs.params, *write(inputs, tmp_path), out)
     assert out.read_text(encoding="utf-8") == render(replace(inputs, versions=installed_versions()))
+    written = (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
+    assert written == card(inputs)
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium to lay the page out")
