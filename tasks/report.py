@@ -1,4 +1,4 @@
-"""Write the report: one HTML page with the result, how it was trained, and on what data.
+"""Write the report, one HTML page with the result, how it was trained and on what data, and the model card.
 
     python -m tasks.report
 
@@ -11,19 +11,29 @@ from ral.config.base import load
 from ral.config.params import ReportParams
 from tasks import step
 
+# Bytes: what mail and browsers still take.
+LARGEST = 15_000_000
+
 
 def run(
     params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path, out_file: Path
 ) -> None:
-    """Render the outputs of the steps into `out_file`."""
+    """Render the outputs of the steps into `out_file`, and model_card.md beside it.
+
+    Raises:
+        UserError: the report is larger than 15 MB.
+    """
     import pandas as pd
 
+    from ral.errors import UserError
     from ral.files import new_file, read_json
+    from ral.reporting.card import card
     from ral.reporting.report import Inputs, installed_versions, render
 
     def table(path: Path) -> pd.DataFrame:
         # Only an empty cell is missing: a finding may be called NA.
-        return pd.read_csv(path, dtype={"finding": str}, keep_default_na=False, na_values=[""])
+        names = ("finding", "taken_for", "attribute", "group", "metric", "flagged", "note", "not_estimable")
+        return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
 
     inputs = Inputs(
         params=params,
@@ -35,10 +45,27 @@ def run(
         metrics=read_json(reports / "metrics.json"),
         findings=table(reports / "findings.csv"),
         curves=table(reports / "curves.csv"),
+        calibration=read_json(reports / "calibration.json"),
+        reliability=table(reports / "reliability.csv"),
+        operating=table(reports / "operating.csv"),
+        audit=table(reports / "audit.csv"),
+        second_reading=table(reports / "second_reading.csv"),
+        gallery=read_json(reports / "gallery" / "gallery.json"),
+        pictures={path.name: path.read_bytes() for path in sorted((reports / "gallery").glob("*.jpg"))},
+        geometry=read_json(reports / "geometry.json"),
+        confusion=table(reports / "confusion.csv"),
         versions=installed_versions(),
     )
+    page = render(inputs).encode()
+    if len(page) >= LARGEST:
+        raise UserError(
+            f"{out_file} would have {len(page):,} bytes, at most {LARGEST:,} are allowed. "
+            "Show fewer films (explain.per_kind) or none (report.show_films: false)."
+        )
     with new_file(out_file) as draft:
-        draft.write_text(render(inputs), encoding="utf-8")
+        draft.write_bytes(page)
+    with new_file(out_file.with_name("model_card.md")) as draft:
+        draft.write_text(card(inputs), encoding="utf-8", newline="\n")
     print(f"{'PHANTOM FILMS: ' if inputs.phantom else ''}report: {out_file}")
 
 

@@ -99,13 +99,6 @@ class EvaluateConfig(Section):
         return self
 
 
-class ReportConfig(Section):
-    """What the report shows."""
-
-    title: str = Field(min_length=1)
-    """Title of the report."""
-
-
 class EvaluateParams(Section):
     """Read by the step evaluate."""
 

@@ -1,11 +1,22 @@
 """The whole of params.yaml."""
 
+from pydantic import Field
+
 from ral.config.base import Section
 from ral.config.data import DataConfig, PhantomConfig, PreprocessConfig, SplitConfig
-from ral.config.evaluate import EvaluateConfig, ReportConfig
+from ral.config.evaluate import EvaluateConfig
 from ral.config.explain import ExplainConfig
 from ral.config.losses import LossConfig
 from ral.config.train import ModelConfig, TrainConfig
+
+
+class ReportConfig(Section):
+    """What the report shows."""
+
+    title: str = Field(min_length=1)
+    """Title of the report."""
+    show_films: bool = True
+    """Whether the report has the pictures of the gallery. false, for data whose terms forbid to pass films on; explain.films false leaves them out too."""
 
 
 class Params(Section):

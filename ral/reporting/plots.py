@@ -98,7 +98,7 @@ def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, ph
         f"{metric.upper()} of {len(rows)} findings with intervals, the most frequent finding first. "
         f"Chance level: {level}. {_extremes(rows, metric)}The numbers are in the table of findings."
     )
-    return _svg(name, alt, phantom, (5.0, 1.1 + 0.235 * max(len(rows), 3)), paint)
+    return svg(name, alt, phantom, (5.0, 1.1 + 0.235 * max(len(rows), 3)), paint)
 
 
 def curve_pair(
@@ -127,7 +127,7 @@ def curve_pair(
         f"{plain(row['finding'])}: ROC curve and precision over recall on the test films. Dashed: chance. "
         "Points of the curves are in the table below the plots."
     )
-    return _svg(name, alt, phantom, (4.4, 2.3), paint)
+    return svg(name, alt, phantom, (4.4, 2.3), paint)
 
 
 def epochs(
@@ -186,7 +186,7 @@ def epochs(
         f"{label} after each of {len(numbers)} epochs; the weights of epoch {best} were kept. "
         "The numbers are in the table of epochs."
     )
-    return _svg(name, alt, phantom, (4.4, 2.6), paint)
+    return svg(name, alt, phantom, (4.4, 2.6), paint)
 
 
 def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phantom: bool) -> str:
@@ -221,7 +221,7 @@ def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phanto
         f"{percent(max(shares, default=0.0))} to {percent(min(shares, default=0.0))}. "
         "The numbers are in the table of labels."
     )
-    return _svg(name, alt, phantom, (5.0, 1.1 + 0.235 * max(len(rows), 3)), paint)
+    return svg(name, alt, phantom, (5.0, 1.1 + 0.235 * max(len(rows), 3)), paint)
 
 
 def prevalence(row: Row) -> float:
@@ -260,7 +260,7 @@ def _extremes(rows: Sequence[Row], metric: str) -> str:
     return f"Highest: {highest}, {high:.3f}; lowest: {lowest}, {low:.3f}. "
 
 
-def _svg(
+def svg(
     name: str, alt: str, phantom: bool, size: tuple[float, float], paint: Callable[[Figure], None]
 ) -> str:
     """Draw a figure of `size` inches and return it as an SVG element for an HTML page."""

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ral.config.params import ReportParams
-from ral.reporting import plots, tables, wording
+from ral.reporting import audit, calibration, gallery, network, plots, tables, wording
 
 # Packages whose version can change a figure of the report.
 PACKAGES = (
@@ -48,15 +49,39 @@ class Inputs:
     """findings.csv of the step evaluate."""
     curves: pd.DataFrame
     """curves.csv of the step evaluate."""
+    calibration: dict[str, Any]
+    """calibration.json of the step evaluate."""
+    reliability: pd.DataFrame
+    """reliability.csv of the step evaluate."""
+    operating: pd.DataFrame
+    """operating.csv of the step evaluate."""
+    audit: pd.DataFrame
+    """audit.csv of the step evaluate."""
+    second_reading: pd.DataFrame
+    """second_reading.csv of the step evaluate."""
+    gallery: dict[str, Any]
+    """gallery.json of the step explain."""
+    pictures: Mapping[str, bytes]
+    """The pictures of the step explain by their names."""
+    geometry: dict[str, Any]
+    """geometry.json of the step explain."""
+    confusion: pd.DataFrame
+    """confusion.csv of the step explain."""
     versions: dict[str, str]
     """Package -> version; see `installed_versions`."""
 
     @property
     def phantom(self) -> bool:
         """Whether any step saw phantom films: one is enough to mark the whole report."""
-        return self.metrics["data"] == "phantom" or any(
+        said = (self.metrics, self.calibration, self.gallery, self.geometry)
+        return any(content["data"] == "phantom" for content in said) or any(
             facts["phantom"] for facts in (self.verdict, self.dataset, self.model)
         )
+
+    @property
+    def films(self) -> bool:
+        """Whether films may be shown."""
+        return self.params.report.show_films and self.gallery["films"]
 
 
 def render(inputs: Inputs) -> str:
@@ -72,6 +97,7 @@ def render(inputs: Inputs) -> str:
     )
     metrics, config = inputs.metrics, inputs.params.evaluate
     best = int(inputs.model["best_epoch"])
+    audited = audit.audit(inputs.audit)
     return environment.get_template("report.html").render(
         title=inputs.params.report.title,
         phantom=inputs.phantom,
@@ -81,11 +107,29 @@ def render(inputs: Inputs) -> str:
         headline=_headline(metrics, rows),
         empty_tiers=_empty_tiers(metrics, rows),
         without_curves=[row["finding"] for row in rows if not wording.known(row["auroc"])],
+        audit=audited,
+        audit_said=audit.said(audited, metrics["confidence"]),
+        rules=calibration.rules(config.threshold),
+        gallery=gallery.gallery(inputs.gallery, inputs.pictures, inputs.phantom) if inputs.films else None,
+        geometry=inputs.geometry,
+        directions=None if "not_available" in inputs.geometry else network.directions(inputs.geometry)[1],
+        parameters=inputs.params,
+        show_films=inputs.params.report.show_films,
         confidence=f"{100 * metrics['confidence']:g} %",
         plots=_plots(inputs, rows, best),
         tables={
             "tiers": tables.tiers(metrics, rows),
+            "cxr_lt": tables.cxr_lt(metrics),
             "findings": tables.findings(rows),
+            "calibration": calibration.maps(rows),
+            "bins": calibration.bins(inputs.reliability, rows),
+            "operating": _operating(inputs, rows),
+            "second_reading": tables.second_reading(inputs.second_reading)
+            if len(inputs.second_reading)
+            else None,
+            "confused": network.confused(inputs.confusion, config.min_positives),
+            "gallery": gallery.listed(inputs.gallery),
+            **_geometry(inputs.geometry),
             "curves": tables.curve_points(inputs.curves, rows),
             "model": tables.model(inputs.model, len(inputs.history)),
             "history": tables.history(inputs.history, best),
@@ -113,10 +157,32 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
+def _operating(inputs: Inputs, rows: list[plots.Row]) -> dict[str, tables.Table]:
+    """A table per rule, that of the rule of the parameters first."""
+    threshold = inputs.params.evaluate.threshold
+    rules = calibration.rules(threshold)
+    return {
+        rule: calibration.operating(
+            inputs.operating, rows, rule, f"On test, with thresholds for {rules[rule]}"
+        )
+        for rule in sorted(rules, key=lambda rule: rule != threshold.rule)
+    }
+
+
+def _geometry(geometry: dict[str, Any]) -> dict[str, tables.Table]:
+    """Tables of geometry.json; none where the network has no features to look at."""
+    if "not_available" in geometry:
+        return {}
+    return {
+        "halves": network.halves(geometry),
+        "cosines": network.cosines(geometry),
+        "spread": network.spread(geometry["findings"]),
+    }
+
+
 def _rows(findings: pd.DataFrame) -> list[plots.Row]:
     """The rows of findings.csv, the most frequent in training first."""
-    rows: list[plots.Row] = [{str(k): v for k, v in row.items()} for row in findings.to_dict("records")]
-    return sorted(rows, key=lambda row: (-row["train_prevalence"], row["finding"]))
+    return sorted(tables.records(findings), key=lambda row: (-row["train_prevalence"], row["finding"]))
 
 
 def _headline(metrics: dict[str, Any], rows: list[plots.Row]) -> list[dict[str, str]]:
@@ -162,7 +228,17 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
         if len(roc[0]) and len(pr[0]):
             svg = plots.curve_pair(f"curve{place}", row, roc, pr, phantom)
             curves.append({"row": row, "svg": Markup(svg)})
+    reliability = []
+    for place, row in enumerate(rows):
+        bins = inputs.reliability[inputs.reliability["finding"] == row["finding"]]
+        if len(bins):
+            svg = calibration.reliability(f"reliability{place}", row, bins, phantom)
+            reliability.append({"row": row, "svg": Markup(svg)})
     return {
+        "reliability": reliability,
+        "cosines": None
+        if "not_available" in inputs.geometry
+        else Markup(network.heat("cosines", inputs.geometry, phantom)),
         "ap": Markup(plots.forest("ap", "ap", rows, None, phantom)),
         "auroc": Markup(plots.forest("auroc", "auroc", rows, 0.5, phantom)),
         "curves": curves,

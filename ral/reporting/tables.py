@@ -15,6 +15,7 @@ from ral.reporting.wording import counted, estimate, known, number, percent, wit
 FALSE_POSITIVE_RATES = (0.05, 0.1, 0.2, 0.5)
 RECALLS = (0.25, 0.5, 0.75)
 
+OVERALL = {"macro": "all findings (macro)", "micro": "all pairs of film and finding (micro)"}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -39,19 +40,19 @@ class Table:
 
 
 def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
-    """Means over all findings and per tier."""
-    means = {"macro": metrics["macro"], **metrics["tiers"]}
+    """Means over all findings and per tier, and the figures of all pairs of film and finding together."""
+    means = {"macro": metrics["macro"], "micro": metrics["micro"], **metrics["tiers"]}
     content = []
     for name, mean in means.items():
-        members = [row for row in rows if name in ("macro", row["tier"])]
+        members = [row for row in rows if name in ("macro", "micro", row["tier"])]
         scored = [prevalence(row) for row in members if known(row["ap"])]
-        title = "all findings (macro)" if name == "macro" else Cell(name, f"tier {name}")
+        title = OVERALL[name] if name in OVERALL else Cell(name, f"tier {name}")
         content.append(
             [
                 title,
                 f"{mean['findings']} of {len(members)}",
                 *(estimate(mean[metric]) for metric in ("ap", "auroc", "f1")),
-                number(sum(scored) / len(scored) if scored else None),
+                "" if name == "micro" else number(sum(scored) / len(scored) if scored else None),
             ]
         )
     return Table(
@@ -59,6 +60,19 @@ def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
         ("Findings", "Estimable", "AP", "AUROC", "F1", "Chance level of AP"),
         "lrrrrr",
         content,
+    )
+
+
+def cxr_lt(metrics: dict[str, Any]) -> Table:
+    """The figures that the CXR-LT challenges report, under their names."""
+    return Table(
+        "Figures of the CXR-LT challenges",
+        ("Figure", "Value", "Mean over"),
+        "lrr",
+        [
+            [name, estimate(found), counted(found["findings"], "finding", "findings")]
+            for name, found in metrics["cxr_lt"].items()
+        ],
     )
 
 
@@ -296,6 +310,40 @@ def hashes(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
 def versions(packages: dict[str, str]) -> Table:
     """Versions of what computed the figures."""
     return _pairs("Versions", packages, ("Package", "Version"))
+
+
+def second_reading(readings: pd.DataFrame) -> Table:
+    """How far a second reading of the films agrees with the labels, and the metrics against each."""
+    figures = {
+        "kappa": "Cohen's kappa", "positive_agreement": "Positive agreement",
+        "negative_agreement": "Negative agreement", "auroc_first": "AUROC, labels", "auroc_second": "AUROC, second reading",
+        "ap_first": "AP, labels", "ap_second": "AP, second reading",
+    }  # fmt: skip
+    return Table(
+        "Labels and second reading",
+        ("Finding", "Films", "Positive in the labels", "Positive in the second reading", "In both",
+         *figures.values(), "Note"),
+        "lrrrr" + "r" * len(figures) + "w",
+        [
+            [
+                row["finding"],
+                *(f"{int(row[name]):,}" for name in ("films", "first_positives", "second_positives", "both_positive")),
+                *(_metric(row, name) for name in figures),
+                text(row["note"]),
+            ]
+            for row in records(readings)
+        ],
+    )  # fmt: skip
+
+
+def records(table: pd.DataFrame) -> list[Row]:
+    """The rows of a table."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def text(value: Any) -> str:
+    """A cell of text as read from a CSV file: an empty one is NaN there."""
+    return value if isinstance(value, str) else ""
 
 
 def _metric(row: Row, metric: str) -> str:

@@ -1,0 +1,177 @@
+"""The report's part on the audit: flagged gaps first, then the groups of every attribute."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ral.reporting.tables import Cell, Table, records, text
+from ral.reporting.wording import NOT_ESTIMABLE, counted, known, with_interval
+
+# As audit.csv names the figures, and as the report does.
+FIGURES = {
+    "auroc": "AUROC",
+    "ap": "AP",
+    "sensitivity": "Sensitivity",
+    "false_negative_rate": "False negative rate",
+    "calibration": "Calibration gap",
+}
+TOO_FEW = "too few"
+MACRO = "macro"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the report shows of audit.csv."""
+
+    tested: int
+    """Gaps that were tested, all of them corrected for together."""
+    flagged: Table | None
+    """None if no gap is flagged."""
+    missing: tuple[str, ...]
+    """Attributes that the data does not have."""
+    groups: list[Table]
+    """Means over the findings, a table per attribute and pair of attributes."""
+    findings: list[Table]
+    """Every finding, a table per attribute that is no pair."""
+
+
+def audit(table: pd.DataFrame) -> Audit:
+    """Audit.csv as tables."""
+    rows = records(table)
+    flagged = [row for row in rows if text(row["flagged"]) == "yes"]
+    present = [row for row in rows if text(row["group"])]
+    attributes = list(dict.fromkeys(text(row["attribute"]) for row in present))
+    parts = {name: [row for row in present if text(row["attribute"]) == name] for name in attributes}
+    return Audit(
+        tested=sum(known(row["p"]) for row in rows),
+        flagged=_flagged(flagged) if flagged else None,
+        missing=tuple(text(row["attribute"]) for row in rows if not text(row["group"])),
+        groups=[_groups(name, part) for name, part in parts.items()],
+        findings=[_findings(name, part) for name, part in parts.items() if " × " not in name],
+    )
+
+
+def said(found: Audit, confidence: float) -> str:
+    """How many gaps were looked at and what came of it, as a sentence."""
+    if not found.tested:
+        return "No gap could be tested: no group and its other films have enough patients with a finding."
+    gaps = f"{counted(found.tested, 'gap', 'gaps')} between a group and all other films"
+    flags = len(found.flagged.rows) if found.flagged else 0
+    result = f"{counted(flags, 'is', 'are')} flagged" if flags else "none is flagged"
+    return (
+        f"{gaps} {'was' if found.tested == 1 else 'were'} tested and corrected together by Holm's method; {result} "
+        f"(corrected p of at most {1 - confidence:.3g}). No flag does not mean no gap: small groups have wide intervals."
+    )
+
+
+def _flagged(rows: list[dict[str, Any]]) -> Table:
+    return Table(
+        "Flagged gaps",
+        (
+            "Group", "Attribute", "Finding", "Figure", "Group's value", "All other films", "Difference",
+            "Corrected p", "Patients", "Positive films",
+        ),
+        "llllrrrrrr",
+        [
+            [
+                Cell(text(row["group"]), "failed error"),
+                text(row["attribute"]),
+                text(row["finding"]),
+                FIGURES[row["metric"]],
+                _value(row),
+                f"{row['others']:.3f}",
+                f"{row['difference']:+.3f} ({_signed(row['difference_low'], row['difference_high'])})",
+                f"{row['p_holm']:.2g}",
+                _count(row["patients"]),
+                _count(row["positives"]),
+            ]
+            for row in sorted(rows, key=lambda row: (row["p_holm"], row["p"]))
+        ],
+    )  # fmt: skip
+
+
+def _groups(attribute: str, rows: list[dict[str, Any]]) -> Table:
+    """Means over the findings of each group of an attribute."""
+    content = []
+    for group, part in _split(rows, "group"):
+        own = {row["metric"]: row for row in part if text(row["finding"]) == MACRO}
+        estimable = {
+            text(row["finding"])
+            for row in part
+            if text(row["metric"]) == "auroc" and text(row["finding"]) != MACRO
+        }
+        content.append(
+            [
+                group,
+                _count(part[0]["films"]),
+                _count(part[0]["patients"]),
+                f"{len(estimable)}",
+                *(_figure(own.get(figure)) for figure in FIGURES),
+            ]
+        )
+    return Table(
+        f"Groups by {attribute}: means over the findings that the group and the other films have",
+        ("Group", "Films", "Patients", "Findings with enough patients", *FIGURES.values()),
+        "l" + "r" * (3 + len(FIGURES)),
+        content,
+    )
+
+
+def _findings(attribute: str, rows: list[dict[str, Any]]) -> Table:
+    """Every finding in each group of an attribute."""
+    content = []
+    for group, part in _split(rows, "group"):
+        for finding, figures in _split(part, "finding"):
+            if finding == MACRO:
+                continue
+            own = {text(row["metric"]): row for row in figures}
+            note = text(own[""]["note"]) if "" in own else ""
+            content.append(
+                [
+                    group,
+                    finding,
+                    _count(figures[0]["positives"]),
+                    *(
+                        Cell(TOO_FEW, "missing", note) if note else _figure(own.get(figure))
+                        for figure in FIGURES
+                    ),
+                ]
+            )
+    return Table(
+        f"Every finding by {attribute}",
+        ("Group", "Finding", "Positive films", *FIGURES.values()),
+        "llr" + "r" * len(FIGURES),
+        content,
+    )
+
+
+def _split(rows: list[dict[str, Any]], column: str) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    names = list(dict.fromkeys(text(row[column]) for row in rows))
+    return [(name, [row for row in rows if text(row[column]) == name]) for name in names]
+
+
+def _figure(row: dict[str, Any] | None) -> str | Cell:
+    if row is None:
+        return Cell(TOO_FEW, "missing")
+    if text(row["flagged"]) == "yes":
+        return Cell(f"{_value(row)} flagged", "failed error")
+    return _value(row)
+
+
+def _value(row: dict[str, Any]) -> str:
+    if row["metric"] != "calibration":
+        return with_interval(row["value"], row["low"], row["high"])
+    # Signed: above 0 the scores are too high.
+    return (
+        f"{row['value']:+.3f} ({_signed(row['low'], row['high'])})" if known(row["value"]) else NOT_ESTIMABLE
+    )
+
+
+def _signed(low: float | None, high: float | None) -> str:
+    return f"{low:+.3f} to {high:+.3f}" if known(low) and known(high) else "no interval"
+
+
+def _count(value: float | None) -> str:
+    return f"{int(value):,}" if known(value) else ""

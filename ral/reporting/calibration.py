@@ -1,0 +1,150 @@
+"""The report's part on calibration and thresholds: reliability curves, and what each threshold gives on test."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ral.config.evaluate import ThresholdConfig
+from ral.reporting.plots import INK, TIER_COLOURS, Row, plain, svg
+from ral.reporting.tables import Table, records, text
+from ral.reporting.wording import known, number, with_interval
+
+# As reliability.csv calls the scores, and as the report does.
+SCORES = {"uncalibrated": "before", "calibrated": "after"}
+NO_MAP = "none"
+# Rules as columns of operating.csv name them.
+SHARES = ("sensitivity", "specificity", "ppv", "npv", "f1")
+
+
+def maps(rows: Sequence[Row]) -> Table:
+    """The map of every finding and its errors before and after."""
+    return Table(
+        "Calibration of every finding on the test films",
+        (
+            "Finding", "Map", "Brier score before", "Brier score after", "Log loss before", "Log loss after",
+            "ECE before", "ECE after", "Debiased ECE before", "Debiased ECE after",
+        ),
+        "ll" + "r" * 8,
+        [
+            [
+                row["finding"],
+                text(row.get("calibration")) or NO_MAP,
+                *(
+                    cell
+                    for error in ("brier", "log_loss", "ece", "ece_debiased")
+                    for cell in (number(row.get(f"{error}_uncalibrated")), _metric(row, error))
+                ),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
+    """Share of positive films over the mean score of each bin, before and after calibration, of one finding.
+
+    Args:
+        name: prefix of the ids, distinct within a page.
+        row: the finding's row of findings.csv.
+        bins: its rows of reliability.csv.
+        phantom: whether to draw the watermark.
+    """
+    ends = bins[["mean_score", "observed", "high"]].to_numpy(dtype=float)
+    top = min(1.0, max([0.05, *(1.05 * end for end in ends.flat if known(end))]))
+
+    def paint(figure: Figure) -> None:
+        for axes, (scores, title) in zip(figure.subplots(1, 2, sharey=True), SCORES.items(), strict=True):
+            part = bins[bins["scores"] == scores]
+            x, y, low, high = (
+                part[column].to_numpy(dtype=float) for column in ("mean_score", "observed", "low", "high")
+            )
+            axes.plot([0, top], [0, top], color=INK, alpha=0.5, linewidth=0.9, linestyle=(0, (4, 3)))
+            axes.vlines(x, low, high, color=TIER_COLOURS[row["tier"]], linewidth=1, alpha=0.6)
+            axes.plot(
+                x,
+                y,
+                color=TIER_COLOURS[row["tier"]],
+                linewidth=1.3,
+                marker="o",
+                markersize=3.5,
+                clip_on=False,
+            )
+            axes.set(title=title, xlabel="mean score", xlim=(-0.03 * top, top), ylim=(-0.03 * top, top))
+            axes.locator_params(nbins=4)
+            axes.grid(True)
+        figure.axes[0].set_ylabel("share positive")
+
+    alt = (
+        f"{plain(row['finding'])}: share of positive test films over the mean score of bins, before calibration "
+        f"(ECE {number(row.get('ece_uncalibrated'))}) and after (ECE {number(row.get('ece'))}). Dashed: perfect "
+        "calibration. The numbers are in the table of bins below the plots."
+    )
+    return svg(name, alt, phantom, (4.4, 2.4), paint)
+
+
+def bins(reliability: pd.DataFrame, rows: Sequence[Row]) -> Table:
+    """The points of the reliability curves."""
+    content = []
+    for row in rows:
+        part = reliability[reliability["finding"] == row["finding"]]
+        for scores, title in SCORES.items():
+            for point in part[part["scores"] == scores].to_dict("records"):
+                content.append(
+                    [
+                        row["finding"],
+                        title,
+                        f"{int(point['films']):,}",
+                        f"{int(point['positives']):,}",
+                        number(point["mean_score"]),
+                        with_interval(point["observed"], point["low"], point["high"]),
+                    ]
+                )
+    return Table(
+        "Bins of the reliability curves",
+        ("Finding", "Calibration", "Films", "Positive", "Mean score", "Share positive"),
+        "llrrrr",
+        content,
+    )
+
+
+def rules(config: ThresholdConfig) -> dict[str, str]:
+    """What each rule looks for on the validation films, in words."""
+    return {
+        "max_f1": "the highest F1",
+        "sensitivity": f"the highest threshold with a sensitivity of at least {100 * config.sensitivity:g} %",
+        "cost": f"the lowest cost, where a miss costs as much as {config.miss_cost:g} false alarms",
+    }
+
+
+def operating(table: pd.DataFrame, rows: Sequence[Row], rule: str, caption: str) -> Table:
+    """What a rule's thresholds give on test."""
+    found = {point["finding"]: point for point in records(table[table["rule"] == rule])}
+    return Table(
+        caption,
+        (
+            "Finding", "Threshold", "True positives", "False positives", "False negatives", "True negatives",
+            "Sensitivity", "Specificity", "PPV", "NPV", "F1",
+        ),
+        "l" + "r" * 10,
+        [
+            [
+                row["finding"],
+                _threshold(point["threshold"]),
+                *(f"{int(point[count]):,}" for count in ("tp", "fp", "fn", "tn")),
+                *(_metric(point, share) for share in SHARES),
+            ]
+            for row in rows
+            if (point := found.get(row["finding"]))
+        ],
+    )  # fmt: skip
+
+
+def _threshold(value: float) -> str:
+    """A threshold of calibrated scores; none of them reaches 1."""
+    return "1 (calls no film)" if value >= 1 else f"{value:.4f}"
+
+
+def _metric(row: dict[str, Any], metric: str) -> str:
+    return with_interval(row.get(metric), row.get(f"{metric}_low"), row.get(f"{metric}_high"))

@@ -1,0 +1,181 @@
+"""The model card: what the model is for, on what it was trained, what it reaches and where its limits are.
+
+Markdown with the front matter that Hugging Face reads (https://huggingface.co/docs/hub/model-cards).
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from ral.reporting import audit, calibration, tables
+from ral.reporting.plots import Row
+from ral.reporting.report import Inputs
+from ral.reporting.tables import Table
+from ral.reporting.wording import PHANTOM, RESEARCH, counted, interval, known
+
+# What would be HTML, a formula, or a link in Markdown.
+ENTITIES = {character: f"&#{ord(character)};" for character in "&<>\"'$@"}
+
+
+def escape(value: str) -> str:
+    """Text from data as Markdown that shows it as it is, on one line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    line = re.sub(r"[\\`*_\[\]|~!#{}]", lambda found: f"\\{found[0]}", line)
+    line = "".join(ENTITIES.get(character, character) for character in line)
+    # Addresses would become links.
+    return re.sub(
+        r"://|www\.", lambda found: found[0].replace(":", "&#58;").replace(".", "&#46;"), line, flags=re.I
+    )
+
+
+def card(inputs: Inputs) -> str:
+    """The model card as Markdown; the same inputs give the same bytes."""
+    rows = tables.records(inputs.findings)
+    rows.sort(key=lambda row: (-row["train_prevalence"], row["finding"]))
+    mark = "PHANTOM: " if inputs.phantom else ""
+    parts = [
+        f"---\n{_front(inputs)}---",
+        f"# {mark}{escape(inputs.params.report.title)}",
+        *([f"**{PHANTOM}**"] if inputs.phantom else []),
+        f"**{RESEARCH}.**",
+    ]
+    for title, body in _sections(inputs, rows).items():
+        parts += [f"## {mark}{title}", *body]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(inputs: Inputs) -> str:
+    """The front matter; the licence of the weights is not known to the program."""
+    metrics = inputs.metrics
+    source = inputs.params.data.source
+    tags = ["chest-x-ray", "multi-label-classification", "long-tailed", "ral", "not-a-medical-device"]
+    results = [
+        {
+            "type": name.lower().replace(" ", "_"),
+            "name": f"{name} ({_percent(metrics)} interval {interval(found['low'], found['high'])})",
+            "value": found["value"],
+        }
+        for name, found in _headline(metrics).items()
+        if known(found["value"])
+    ]
+    content: dict[str, Any] = {
+        "license": "other",
+        "license_name": "unknown",
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": [*tags, *(["phantom"] if inputs.phantom else [])],
+    }
+    if results:
+        task = {"type": "image-classification", "name": "Findings of chest X-ray films"}
+        name = "Phantom films, drawn by a program" if inputs.phantom else f"Films of the source {source}"
+        dataset = {"type": "phantom" if inputs.phantom else source, "name": name, "split": "test"}
+        title = ("PHANTOM: " if inputs.phantom else "") + inputs.params.report.title
+        content["model-index"] = [
+            {"name": title, "results": [{"task": task, "dataset": dataset, "metrics": results}]}
+        ]
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 200
+    yaml.allow_unicode = True
+    file = io.StringIO()
+    yaml.dump(content, file)
+    return file.getvalue()
+
+
+def _headline(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    means = {f"Macro {name.upper()}": metrics["macro"][name] for name in ("ap", "auroc", "f1")}
+    return means | {f"CXR-LT {name}": found for name, found in metrics["cxr_lt"].items()}
+
+
+def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Title -> paragraphs."""
+    params, metrics, dataset = inputs.params, inputs.metrics, inputs.dataset
+    audited = audit.audit(inputs.audit)
+    config = params.evaluate
+    rules = calibration.rules(config.threshold)
+    missing = [f"{escape(name)}: {escape(reason)}." for name, reason in metrics["not_estimable"].items()]
+    flagged = [_table(audited.flagged)] if audited.flagged else []
+    absent = ", ".join(escape(name) for name in audited.missing)
+    return {
+        "Model overview": [
+            "Scores frontal chest X-ray films for "
+            f"{counted(len(inputs.model['findings']), 'finding', 'findings')}, several of which a film may have. "
+            "The outputs are raw logits; their sigmoid is no probability. Calibrated scores need the maps of "
+            "calibration.json.",
+            _table(tables.model(inputs.model, len(inputs.history))),
+        ],
+        "Intended use": [
+            "Research on long-tailed, multi-label classification of chest X-ray films: to compare losses, "
+            "networks and trainings, and to study their errors.",
+        ],
+        "Out of scope": [
+            "- Diagnosis, triage, treatment or any other clinical decision.\n"
+            "- Films of another kind: lateral views, other parts of the body, other modalities.\n"
+            "- Films of another source, population or device than those below, without an evaluation on them.\n"
+            "- Findings that are not in the list, and any claim that a film is normal.",
+        ],
+        "Data": [
+            f"{dataset['films']:,} films of {dataset['patients']:,} patients; source: "
+            f"{'phantom films, drawn by a program' if inputs.phantom else escape(params.data.source)}; views: "
+            f"{', '.join(params.data.views) if params.data.views else 'all'}.",
+            _table(tables.split(dataset)),
+            _table(tables.labels(inputs.class_counts, rows)),
+        ],
+        "Training": [
+            f"Loss: {escape(inputs.model['loss'])}. {counted(len(inputs.history), 'epoch', 'epochs')}; the weights are those of "
+            f"epoch {inputs.model['best_epoch']}, chosen by the macro AP on the validation films. Global batch "
+            f"{params.train.batch_size}, learning rate {params.train.learning_rate:g}, weight decay "
+            f"{params.train.weight_decay:g}, precision {params.train.precision}, seed {params.train.seed}. All parameters "
+            "are in the report.",
+        ],
+        "Metrics": [
+            f"On {metrics['test']['rows']:,} test films of {metrics['test']['patients']:,} patients, with "
+            f"{_percent(metrics)} intervals of {metrics['replicates']:,} resamples of the patients. AP by chance is the finding's "
+            "share of the films, AUROC by chance is 0.5.",
+            _table(tables.tiers(metrics, rows)),
+            _table(tables.cxr_lt(metrics)),
+            _table(tables.findings(rows)),
+            "Not estimable: " + (" ".join(missing) if missing else "no finding."),
+        ],
+        "Calibration and thresholds": [
+            "A map per finding, fitted on the validation films; before is the sigmoid of the raw logit.",
+            _table(calibration.maps(rows)),
+            f"Thresholds were chosen on the validation films, each for {rules[config.threshold.rule]}.",
+            _table(
+                calibration.operating(inputs.operating, rows, config.threshold.rule, "Thresholds on test")
+            ),
+        ],
+        "Audit": [
+            audit.said(audited, metrics["confidence"]),
+            *flagged,
+            *([f"Not in the data: {absent}."] if absent else []),
+            *(_table(part) for part in audited.groups if " × " not in part.caption),
+        ],
+        "Limits": [
+            "- The labels are those of the data set and hold its errors; the metrics measure agreement with them.\n"
+            "- PPV, NPV and AP depend on the shares of the findings in the test films.\n"
+            "- Test films are of the same source as the training films: nothing here says how the model does elsewhere.\n"
+            "- Small groups and rare findings have wide intervals; no flag in the audit does not mean no gap.\n"
+            "- The licence of the weights follows that of the data and of the pretrained weights, which this program does not know.",
+        ],
+    }
+
+
+def _percent(metrics: dict[str, Any]) -> str:
+    return f"{100 * metrics['confidence']:g} %"
+
+
+def _table(content: Table) -> str:
+    """A table as Markdown with its caption, every cell escaped."""
+    if not content.rows:
+        return f"{escape(content.caption)}: none."
+    lines = [
+        [escape(column) for column in content.columns],
+        ["---:" if align == "r" else "---" for align in content.align],
+        *([escape(cell if isinstance(cell, str) else cell.text) for cell in row] for row in content.rows),
+    ]
+    return f"{escape(content.caption)}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

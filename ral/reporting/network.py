@@ -1,0 +1,138 @@
+"""The report's part on what the network confuses: pairs of findings, and directions of the classifier."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ral.reporting.plots import plain, svg
+from ral.reporting.tables import Table
+from ral.reporting.wording import number, percent
+
+# Pairs shown; all of them are in confusion.csv.
+PAIRS = 15
+
+
+def confused(pairs: pd.DataFrame, least: int) -> Table:
+    """The pairs of findings that are confused most beyond what the other's ranking alone would give.
+
+    Args:
+        pairs: confusion.csv.
+        least: films a pair needs to be listed.
+    """
+    excess = (pairs["share"] - pairs["share_without"]).rename("excess")
+    found = pairs.assign(excess=excess)[(pairs["films"] >= least) & (excess > 0)]
+    found = found.sort_values(["excess", "finding", "taken_for"], ascending=[False, True, True]).head(PAIRS)
+    return Table(
+        f"The {len(found)} pairs with the largest excess; all pairs are in confusion.csv",
+        (
+            "Finding present", "Taken for", "Films with the one and not the other", "Times taken for it",
+            "Share", "Share among films with neither",
+        ),
+        "llrrrr",
+        [
+            [
+                row["finding"],
+                row["taken_for"],
+                f"{int(row['films']):,}",
+                f"{int(row['times']):,}",
+                percent(row["share"]),
+                percent(row["share_without"]),
+            ]
+            for row in found.to_dict("records")
+        ],
+    )  # fmt: skip
+
+
+def directions(content: dict[str, Any]) -> tuple[str, str]:
+    """Which vectors of geometry.json are shown (its key and their name): of the classifier, else the class means."""
+    if "cosines" in content["classifier"]:
+        return "classifier", "classifier directions"
+    return "class_means", "class means"
+
+
+def heat(name: str, content: dict[str, Any], phantom: bool) -> str:
+    """Cosines of the findings' directions as a small map, the most frequent finding first."""
+    key, title = directions(content)
+    names = [finding["finding"] for finding in content["findings"]]
+    cosines = np.array(content[key]["cosines"], dtype=float)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        # So few colours that matplotlib draws the bar as shapes and not as a picture.
+        colours = matplotlib.colormaps["RdBu_r"].resampled(21)
+        shade = axes.pcolormesh(np.ma.masked_invalid(cosines), cmap=colours, vmin=-1, vmax=1)
+        axes.set_yticks(np.arange(len(names)) + 0.5, [plain(finding, 22) for finding in names])
+        axes.set_xticks(np.arange(len(names)) + 0.5, [plain(finding, 22) for finding in names], rotation=90)
+        axes.set_ylim(len(names), 0)
+        axes.tick_params(length=0)
+        axes.set_aspect("equal")
+        figure.colorbar(shade, ax=axes, shrink=0.6, ticks=(-1, 0, 1), label="cosine")
+
+    means = content[key]["mean_cosine"]
+    alt = (
+        f"Cosine similarity of the {title} of {len(names)} findings, the most frequent first. Mean between the more "
+        f"frequent half: {number(means['common'])}, between the rarer half: {number(means['rare'])}, between the two "
+        f"halves: {number(means['common_to_rare'])}. The numbers are in the table of cosines."
+    )
+    side = 2.2 + 0.2 * len(names)
+    return svg(name, alt, phantom, (side + 0.6, side), paint)
+
+
+def cosines(content: dict[str, Any]) -> Table:
+    """The numbers of the map."""
+    key, title = directions(content)
+    names = [finding["finding"] for finding in content["findings"]]
+    return Table(
+        f"Cosines of the {title}",
+        ("Finding", *names),
+        "l" + "r" * len(names),
+        [
+            [name, *(number(value, 2) for value in row)]
+            for name, row in zip(names, content[key]["cosines"], strict=True)
+        ],
+    )
+
+
+def halves(content: dict[str, Any]) -> Table:
+    """Mean cosines within and between the more frequent and the rarer half of the findings."""
+    kinds = {"classifier": "classifier directions", "class_means": "class means"}
+    return Table(
+        "Mean cosines",
+        ("Vectors", "Within the more frequent half", "Within the rarer half", "Between the halves"),
+        "lrrr",
+        [
+            [
+                title,
+                *(number(content[key]["mean_cosine"][part]) for part in ("common", "rare", "common_to_rare")),
+            ]
+            for key, title in kinds.items()
+            if "cosines" in content[key]
+        ],
+    )
+
+
+def spread(findings: Sequence[dict[str, Any]]) -> Table:
+    """Spread of every finding's features, and how they lie to its direction of the classifier."""
+    return Table(
+        "Geometry of every finding",
+        (
+            "Finding", "Training prevalence", "Films", "Variability (within / between)",
+            "Length of the classifier direction", "Cosine of classifier direction and class mean",
+        ),
+        "lrrrrr",
+        [
+            [
+                finding["finding"],
+                percent(finding["train_prevalence"]),
+                f"{finding['films']:,}",
+                number(finding["variability"]),
+                number(finding.get("weight_norm")),
+                number(finding.get("alignment")),
+            ]
+            for finding in findings
+        ],
+    )  # fmt: skip

@@ -1,0 +1,169 @@
+"""What the steps evaluate and explain write for the report, small and with a name that tries to be more than text."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+HOSTILE = "<script>alert('x')</script> $a_1$ \"&"
+ERRORS = ("brier", "log_loss", "ece", "ece_debiased")
+NOTHING = {"value": None, "low": None, "high": None}
+
+
+def jpeg(gray: int) -> bytes:
+    """A picture of one gray."""
+    file = io.BytesIO()
+    Image.new("L", (8, 8), gray).save(file, "JPEG")
+    return file.getvalue()
+
+
+PICTURES = {"film_001.jpg": jpeg(10), "map_001.jpg": jpeg(20), "film_002.jpg": jpeg(30)}
+
+
+def calibration_columns(row: dict[str, Any], estimable: bool) -> dict[str, Any]:
+    """The columns of findings.csv about calibration."""
+    found: dict[str, Any] = {"calibration": "shared" if estimable else np.nan}
+    for place, error in enumerate(ERRORS):
+        value = 0.0123 + place / 1000 if estimable else np.nan
+        found |= {error: value, f"{error}_low": value - 0.01, f"{error}_high": value + 0.01}
+        found[f"{error}_uncalibrated"] = value + 0.3
+    return row | found
+
+
+def tables(data: str, names: list[str]) -> dict[str, Any]:
+    """The fields of Inputs that the steps evaluate (but metrics, findings, curves) and explain give.
+
+    Args:
+        data: phantom or films.
+        names: the findings; the last is not estimable.
+    """
+    known = names[:-1]
+    return {
+        "calibration": {"data": data, "findings": {name: {"kind": "shared"} for name in known}},
+        "reliability": pd.DataFrame(
+            [
+                {"finding": name, "scores": scores, "films": 50, "positives": 5 * place, "mean_score": 0.11 * place,
+                 "observed": 0.1 * place, "low": 0.05 * place if place else np.nan, "high": 0.2 * place if place else np.nan}
+                for name in known for scores in ("calibrated", "uncalibrated") for place in range(4)
+            ]
+        ),
+        "operating": pd.DataFrame([_operating(name, rule) for name in known for rule in ("max_f1", "sensitivity", "cost")]),
+        "audit": audit(known),
+        "second_reading": pd.DataFrame([_reading(names[0], ""), _reading(names[1], f"too few: {HOSTILE}")]),
+        "gallery": gallery(data, names),
+        "pictures": PICTURES,
+        "geometry": geometry(data, names),
+        "confusion": pd.DataFrame(
+            [
+                {"finding": a, "taken_for": b, "films": 40, "times": 10, "share": 0.25 + 0.01 * place, "share_without": 0.1}
+                for place, (a, b) in enumerate((a, b) for a in names for b in names if a != b)
+            ]
+        ),
+    }  # fmt: skip
+
+
+def audit(names: list[str]) -> pd.DataFrame:
+    """One attribute whose groups are F, a name that is no text, and a small one; and one that the data lacks."""
+    blank = dict.fromkeys(
+        ("value", "low", "high", "others", "difference", "difference_low", "difference_high", "p", "p_holm"),
+        np.nan,
+    )
+    counts = {"films": 100, "patients": 50, "positives": 20}
+    rows: list[dict[str, Any]] = [{"attribute": "source", "note": "not in the data"} | blank]
+    for group in ("F", HOSTILE):
+        for finding in (*names, "macro"):
+            for place, metric in enumerate(
+                ("auroc", "ap", "sensitivity", "false_negative_rate", "calibration")
+            ):
+                flagged = group == HOSTILE and metric == "sensitivity" and finding == names[0]
+                tested = metric in ("auroc", "sensitivity", "calibration")
+                rows.append(
+                    {"attribute": "sex", "group": group, "finding": finding, "metric": metric} | counts
+                    | {"value": 0.7 + place / 100, "low": 0.61, "high": 0.83, "others": 0.75, "difference": -0.05,
+                       "difference_low": -0.1, "difference_high": 0.01, "p": 0.002 if tested else np.nan,
+                       "p_holm": (0.004 if flagged else 0.9) if tested else np.nan,
+                       "flagged": ("yes" if flagged else "no") if tested else np.nan}
+                )  # fmt: skip
+    rows.append(
+        {"attribute": "sex", "group": "small", "finding": names[0], "metric": np.nan} | counts | blank
+        | {"note": f"too few: 3 patients {HOSTILE}"}
+    )  # fmt: skip
+    columns = [
+        "attribute",
+        "group",
+        "finding",
+        "films",
+        "patients",
+        "positives",
+        "metric",
+        *blank,
+        "flagged",
+        "note",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def gallery(data: str, names: list[str]) -> dict[str, Any]:
+    """A gallery whose first finding has a film of each kind, and whose last has none."""
+
+    def film(image_id: str, picture: str, rank: int, **more: Any) -> dict[str, Any]:
+        facts = {
+            "image_id": image_id,
+            "logit": 1.25,
+            "rank": rank,
+            "film": picture,
+            "labels": [names[1]],
+            "unknown": [],
+        }
+        return facts | more
+
+    heat = {"map": "map_001.jpg", "empty_map": False}
+    first = {
+        "hits": [film(HOSTILE, "film_001.jpg", 1, **heat)],
+        "false_positives": [film("b.png", "film_002.jpg", 2, labels=[])],
+        "misses": [film("c.png", "film_001.jpg", 1199, unknown=[HOSTILE])],
+    }
+    empty: dict[str, Any] = {"hits": [], "false_positives": [], "misses": []}
+    counts = {"positives": 200, "negatives": 1000, "unknown": 0, "note": None}
+    return {
+        "data": data, "films": True, "per_kind": 1, "method": "grad_cam", "no_maps": None, "positions": [2, 2],
+        "findings": [
+            {"finding": names[0], **counts, **first},
+            *({"finding": name, **counts, "note": f"No test film: {name}", **empty} for name in names[1:]),
+        ],
+    }  # fmt: skip
+
+
+def geometry(data: str, names: list[str]) -> dict[str, Any]:
+    """Directions of the classifier, the last one without a value."""
+    matrix = [[1.0 if a == b else 0.31 for b in range(len(names))] for a in range(len(names))]
+    matrix[-1] = [None] * len(names)  # type: ignore[list-item]
+    part = {"cosines": matrix, "mean_cosine": {"common": 0.31, "rare": None, "common_to_rare": 0.29}}
+    return {
+        "data": data, "films": 100, "width": 8, "class_means": part, "classifier": part,
+        "findings": [
+            {"finding": name, "train_prevalence": 0.1, "films": 10, "variability": None, "weight_norm": 1.5}
+            for name in names
+        ],
+    }  # fmt: skip
+
+
+def _operating(name: str, rule: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"finding": name, "rule": rule, "chosen": rule == "max_f1"}
+    row |= {"threshold": 1.0 if rule == "cost" else 0.3217, "tp": 31, "fp": 17, "fn": 9, "tn": 1143}
+    for place, share in enumerate(("sensitivity", "specificity", "ppv", "npv", "f1")):
+        row |= {share: 0.775 + place / 100, f"{share}_low": 0.6, f"{share}_high": 0.9}
+    return row
+
+
+def _reading(name: str, note: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"finding": name, "films": 90, "patients": 60, "first_positives": 12}
+    row |= {"second_positives": 14, "both_positive": 10, "note": note or np.nan}
+    for figure in ("kappa", "positive_agreement", "negative_agreement", *_AGAINST):
+        row |= {figure: np.nan if note else 0.654, f"{figure}_low": 0.5, f"{figure}_high": 0.8}
+    return row
+
+
+_AGAINST = tuple(f"{name}_{reading}" for name in ("auroc", "ap") for reading in ("first", "second"))

@@ -1,0 +1,148 @@
+"""What the report makes of the evaluation and of the step explain: audit, thresholds, pictures, geometry."""
+
+import base64
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from evaluated import HOSTILE, PICTURES
+from evaluated import audit as audit_rows
+from evaluated import gallery as gallery_json
+from evaluated import geometry as geometry_json
+from report_inputs import FINDINGS, Page, make, write
+
+from ral.config.evaluate import ThresholdConfig
+from ral.errors import UserError
+from ral.reporting import audit, calibration, gallery, network
+from ral.reporting.report import Inputs, render
+from ral.reporting.tables import Table
+from tasks import report
+
+NAMES = list(FINDINGS)
+ROWS = [{"finding": name, "tier": "head"} for name in NAMES]
+
+
+def texts(table: Table) -> list[list[str]]:
+    return [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
+
+
+def test_flagged_gaps_come_first_and_all_tests_are_counted() -> None:
+    found = audit.audit(audit_rows(["Effusion", "Mass"]))
+    assert found.flagged is not None
+    assert [row[:4] for row in texts(found.flagged)] == [[HOSTILE, "sex", "Effusion", "Sensitivity"]]
+    assert found.tested == 18
+    said = audit.said(found, 0.95)
+    assert said.startswith(
+        "18 gaps between a group and all other films were tested and corrected together by Holm's"
+    )
+    assert "1 is flagged (corrected p of at most 0.05)" in said
+    assert found.missing == ("source",)
+
+
+def test_too_few_is_said_and_no_number() -> None:
+    found = audit.audit(audit_rows(["Effusion", "Mass"]))
+    small = texts(found.groups[0])[-1]
+    assert small == ["small", "100", "50", "0", *["too few"] * 5]
+    assert texts(found.findings[0])[-1] == ["small", "Effusion", "20", *["too few"] * 5]
+
+
+def test_no_flag_does_not_mean_no_gap() -> None:
+    rows = audit_rows(["Effusion", "Mass"])
+    said = audit.said(audit.audit(rows[rows["flagged"] != "yes"]), 0.95)
+    assert "none is flagged" in said
+    assert "No flag does not mean no gap" in said
+
+
+def test_thresholds_of_a_rule_and_one_that_calls_nothing() -> None:
+    inputs = make(phantom=False)
+    rules = calibration.rules(ThresholdConfig(rule="cost", sensitivity=0.9, miss_cost=10.0))
+    assert list(rules) == ["max_f1", "sensitivity", "cost"]
+    found = texts(calibration.operating(inputs.operating, ROWS, "max_f1", ""))
+    assert [row[0] for row in found] == NAMES[:2]
+    assert found[0][1:7] == ["0.3217", "31", "17", "9", "1,143", "0.775 (0.600–0.900)"]
+    assert texts(calibration.operating(inputs.operating, ROWS, "cost", ""))[0][1] == "1 (calls no film)"
+
+
+def test_pictures_are_in_the_page_and_are_those_of_the_files() -> None:
+    images = [a for tag, a, _ in Page(render(make(phantom=False))).elements if tag == "img"]
+    shown = [base64.b64decode(image["src"].removeprefix("data:image/jpeg;base64,")) for image in images]
+    assert shown == [
+        PICTURES[name] for name in ("film_001.jpg", "map_001.jpg", "film_002.jpg", "film_001.jpg")
+    ]
+    assert images[0]["alt"] == f"Film {HOSTILE}, a hit for Effusion"
+    assert images[2]["alt"] == "Film b.png, a false alarm for Effusion"
+    assert images[3]["alt"] == "Film c.png, a miss for Effusion"
+
+
+def without_films(inputs: Inputs, by: str) -> Inputs:
+    """The same inputs with films switched off in one of the two ways."""
+    if by == "report.show_films":
+        section = inputs.params.report.model_copy(update={"show_films": False})
+        return replace(inputs, params=inputs.params.model_copy(update={"report": section}))
+    return replace(inputs, gallery=inputs.gallery | {"films": False}, pictures={})
+
+
+@pytest.mark.parametrize("by", ["report.show_films", "explain.films"])
+def test_films_that_may_not_be_shown_are_left_out(by: str) -> None:
+    content = render(without_films(make(phantom=False), by))
+    assert f"Pictures are left out: {by} is false." in Page(content).text("p")
+    assert "<img" not in content
+    assert "image/jpeg" not in content
+    # Ids and ranks stay.
+    assert "Effusion Hits" in Page(content).text("body")[0]
+
+
+def test_pictures_beyond_the_limit_are_left_out_first_films_first() -> None:
+    content = gallery_json("films", NAMES)
+    extra = content["findings"][0]["hits"] * 2
+    content["findings"][0]["hits"] = extra
+    one = sum(
+        4 * len(PICTURES[name]) // 3 + 4
+        for name in ("film_001.jpg", "map_001.jpg", "film_002.jpg", "film_001.jpg")
+    )
+    found = gallery.gallery(content, PICTURES, False, most=one)
+    assert found.beyond == 1
+    assert [len(film.pictures) for film in found.parts[0].kinds["Hits"]] == [2, 0]
+    assert gallery.gallery(content, PICTURES, False).beyond == 0
+
+
+def test_a_page_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "LARGEST", 1000)
+    inputs = make(phantom=False)
+    out = tmp_path / "report.html"
+    with pytest.raises(UserError, match=r"report\.show_films: false"):
+        report.run(inputs.params, *write(inputs, tmp_path), out)
+    assert not out.exists()
+
+
+def test_confused_pairs_are_ordered_by_what_exceeds_the_others() -> None:
+    rows = [
+        ("a", "b", 40, 0.9, 0.85),
+        ("b", "a", 40, 0.3, 0.1),
+        ("a", "c", 2, 1.0, 0.0),
+        ("c", "a", 40, 0.1, 0.2),
+    ]
+    columns = ["finding", "taken_for", "films", "share", "share_without"]
+    table = network.confused(pd.DataFrame(rows, columns=columns).assign(times=1), 5)
+    assert [row[:2] for row in texts(table)] == [["b", "a"], ["a", "b"]]
+
+
+def test_geometry_without_classifier_shows_class_means_and_without_features_nothing() -> None:
+    content = geometry_json("films", NAMES)
+    assert network.directions(content) == ("classifier", "classifier directions")
+    lacking = content | {"classifier": {"not_available": f"why {HOSTILE}"}}
+    assert network.directions(lacking) == ("class_means", "class means")
+    inputs = make(phantom=False)
+    body = Page(render(replace(inputs, geometry=lacking))).text("body")[0]
+    assert f"Class means only: why {HOSTILE}." in body
+    body = Page(render(replace(inputs, geometry={"data": "films", "not_available": HOSTILE}))).text("body")[0]
+    assert f"Not available: {HOSTILE}." in body
+
+
+def test_no_second_reading_no_section() -> None:
+    inputs = make(phantom=False)
+    assert "Second reading" in Page(render(inputs)).text("h2")
+    assert "Second reading" not in Page(
+        render(replace(inputs, second_reading=inputs.second_reading[:0]))
+    ).text("h2")
