@@ -97,23 +97,23 @@ def _groups(attribute: str, rows: list[dict[str, Any]]) -> Table:
     content = []
     for group, part in _split(rows, "group"):
         own = {row["metric"]: row for row in part if text(row["finding"]) == MACRO}
-        estimable = {
+        compared = {
             text(row["finding"])
             for row in part
-            if text(row["metric"]) == "auroc" and text(row["finding"]) != MACRO
+            if text(row["metric"]) == "auroc" and text(row["finding"]) != MACRO and known(row["others"])
         }
         content.append(
             [
                 group,
                 _count(part[0]["films"]),
                 _count(part[0]["patients"]),
-                f"{len(estimable)}",
+                f"{len(compared)}",
                 *(_figure(own.get(figure)) for figure in FIGURES),
             ]
         )
     return Table(
-        f"Groups by {attribute}: means over the findings that the group and the other films have",
-        ("Group", "Films", "Patients", "Findings with enough patients", *FIGURES.values()),
+        f"Groups by {attribute}: means over the findings that can be compared",
+        ("Group", "Films", "Patients", "Findings compared", *FIGURES.values()),
         "l" + "r" * (3 + len(FIGURES)),
         content,
     )

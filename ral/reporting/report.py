@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ral.config.params import ReportParams
-from ral.reporting import audit, calibration, gallery, network, plots, tables, wording
+from ral.reporting import audit, calibration, gallery, network, plots, sorting, tables, wording
 
 # Packages whose version can change a figure of the report.
 PACKAGES = (
@@ -101,6 +101,8 @@ def render(inputs: Inputs) -> str:
     return environment.get_template("report.html").render(
         title=inputs.params.report.title,
         phantom=inputs.phantom,
+        script=Markup(sorting.SCRIPT),
+        script_policy=Markup(sorting.policy()),
         wording=wording,
         metrics=metrics,
         config=config,

@@ -37,6 +37,8 @@ class Table:
     align: str
     """A letter per column: l for text, r for numbers, w for text that may take several lines."""
     rows: Sequence[Sequence[str | Cell]]
+    sortable: bool = False
+    """Whether a click on a column's head sorts by it."""
 
 
 def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
@@ -45,14 +47,20 @@ def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
     content = []
     for name, mean in means.items():
         members = [row for row in rows if name in ("macro", "micro", row["tier"])]
-        scored = [prevalence(row) for row in members if known(row["ap"])]
+        scored = [row for row in members if known(row["ap"])]
+        # All pairs are ranked together in micro: there a finding counts by its films.
+        chance = (
+            sum(row["test_positives"] for row in scored) / max(sum(row["test_rows"] for row in scored), 1)
+            if name == "micro"
+            else sum(map(prevalence, scored)) / max(len(scored), 1)
+        )
         title = OVERALL[name] if name in OVERALL else Cell(name, f"tier {name}")
         content.append(
             [
                 title,
                 f"{mean['findings']} of {len(members)}",
                 *(estimate(mean[metric]) for metric in ("ap", "auroc", "f1")),
-                "" if name == "micro" else number(sum(scored) / len(scored) if scored else None),
+                number(chance if scored else None),
             ]
         )
     return Table(
@@ -108,6 +116,7 @@ def findings(rows: Sequence[Row]) -> Table:
             ]
             for row in rows
         ],
+        sortable=True,
     )
 
 

@@ -44,7 +44,7 @@ def test_source_to_report(run: Run, tmp_path: Path, name: str) -> None:
         (folder / "params.yaml").write_text(
             text.replace("data:\n", f"data:\n  table: {json.dumps(table)}\n", 1)
         )
-    for step in ("validate", "preprocess", "train", "evaluate", "report"):
+    for step in ("validate", "preprocess", "train", "explain", "evaluate", "report"):
         run("python", "-m", f"tasks.{step}", cwd=folder, PYTHONPATH=str(ROOT))
     report = (folder / "reports/report.html").read_text()
     verdict = json.loads((folder / "data/validated/verdict.json").read_text())

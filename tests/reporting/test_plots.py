@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+from evaluated import geometry, tables
 
-from ral.reporting import plots
+from ral.reporting import calibration, network, plots
 
 HOSTILE = '<script>alert("1")</script> $x_1$ &'
 
@@ -33,6 +34,8 @@ ROWS = [
 ]
 CURVE = (np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.7, 1.0]))
 
+BINS = tables("films", [HOSTILE, "Mass"])["reliability"]
+
 DRAW: dict[str, Callable[[bool], str]] = {
     "ap": lambda phantom: plots.forest("ap", "ap", ROWS, None, phantom),
     "auroc": lambda phantom: plots.forest("auroc", "auroc", ROWS, 0.5, phantom),
@@ -40,6 +43,8 @@ DRAW: dict[str, Callable[[bool], str]] = {
     "epochs": lambda phantom: plots.epochs(
         "epochs", "Loss", [1, 2, 3], [0.3, math.nan, 0.1], [0.2, 0.2, 0.1], 3, phantom
     ),
+    "reliability": lambda phantom: calibration.reliability("reliability", ROWS[0], BINS, phantom),
+    "cosines": lambda phantom: network.heat("cosines", geometry("films", [HOSTILE, "Mass"]), phantom),
     "prevalences": lambda phantom: plots.prevalences("prevalences", ROWS, 0.1, 0.01, phantom),
 }
 every_plot = pytest.mark.parametrize("name", DRAW)

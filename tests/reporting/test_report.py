@@ -14,6 +14,7 @@ from report_inputs import LISTS, Page, make, metrics, write
 
 from ral.reporting.card import card
 from ral.reporting.report import installed_versions, render
+from ral.reporting.sorting import SCRIPT, policy
 from tasks import report
 
 
@@ -72,7 +73,11 @@ def test_one_step_that_saw_phantom_films_is_enough(source: str) -> None:
 def test_data_stays_text(phantom: str) -> None:
     page = Page(phantom)
     tags = {tag for tag, _, _ in page.elements}
-    assert not tags & {"script", "iframe", "object", "embed", "form", "input"}
+    scripts = [text for tag, _, text in page.elements if tag == "script"]
+    assert scripts == [[SCRIPT]]
+    rule = next(a["content"] for _, a, _ in page.elements if a.get("http-equiv"))
+    assert rule.endswith(f"script-src {policy()}")
+    assert not tags & {"iframe", "object", "embed", "form", "input"}
     assert not [name for name, _ in page.attributes() if name.startswith("on")]
     body = page.text("body")[0]
     # The title, a finding, an image id, a value, a remedy, a reason, a file, a version.
