@@ -104,7 +104,8 @@ def test_bytecode_is_no_change(done: Path, run: Run) -> None:
 
 
 def test_run_folder_holds_what_the_outputs_must_not(done: Path) -> None:
-    (path,) = (done / "runs").glob("*/manifest.json")  # the stages of one `dvc repro` share a folder
+    # The stages of one `dvc repro` share a folder; another run made the manifest alone.
+    path = min((done / "runs").glob("*/manifest.json"))
     manifest = json.loads(path.read_text())
     assert set(manifest["steps"]) == set(stages())
     assert {step["status"] for step in manifest["steps"].values()} == {"done"}
