@@ -19,8 +19,8 @@ def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("processes", "changes"),
     [
-        (1, {"micro_batch": 8}),
         (2, {"zero_stage": 1, "micro_batch": 8}),
+        pytest.param(1, {"micro_batch": 8}, marks=pytest.mark.long),
         (2, {"zero_stage": 3}),
         (4, {"zero_stage": 2, "micro_batch": 4}),
         pytest.param(1, {"zero_stage": 3, "micro_batch": 16}, marks=pytest.mark.long),

@@ -152,10 +152,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 @pytest.mark.parametrize(
     ("stage", "first", "second"),
     [
-        (0, 2, 1),
         (1, 1, 2),
-        (3, 2, 1),
+        pytest.param(0, 2, 1, marks=pytest.mark.long),
         pytest.param(2, 2, 1, marks=pytest.mark.long),
+        pytest.param(3, 2, 1, marks=pytest.mark.long),
         pytest.param(3, 1, 2, marks=pytest.mark.long),
     ],
 )

@@ -158,10 +158,10 @@ def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("processes", "stage", "bad"),
     [
-        (1, 0, "loss"),
         (2, 0, "gradient"),
         (2, 2, "loss"),
-        (2, 3, "gradient"),
+        pytest.param(1, 0, "loss", marks=pytest.mark.long),
+        pytest.param(2, 3, "gradient", marks=pytest.mark.long),
         pytest.param(2, 0, "loss", marks=pytest.mark.long),
         pytest.param(2, 1, "loss", marks=pytest.mark.long),
         pytest.param(2, 3, "loss", marks=pytest.mark.long),
