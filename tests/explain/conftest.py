@@ -11,7 +11,7 @@ import torch
 
 from ral.config.model import ModelConfig
 from ral.data.dataset import Dataset, open_dataset
-from ral.data.pixels import write_shard
+from ral.data.shards import write_shard
 from ral.files import write_json
 from ral.models import build_model
 from ral.training.__main__ import write_weights

@@ -36,14 +36,14 @@ class Training:
         with (folder / "params.yaml").open("w") as stream:
             YAML().dump(params.model_dump(), stream)
 
-    def start(self, processes: int = 1, run_id: str = "run") -> subprocess.Popen:
+    def start(self, processes: int = 1, run_id: str = "run", out: str = "out") -> subprocess.Popen:
         settings = {
             "RAL_TRAINING_PROCESSES": str(processes), "RAL_TRAINING_CHECKPOINT_MINUTES": "0", "RAL_RUN_ID": run_id,
             "RAL_STATE_DIR": str(self.folder / "state"), "PYTHONPATH": str(Path(__file__).parents[2]),
         }  # fmt: skip
         log = (self.folder / "log.txt").open("a")
         return subprocess.Popen(
-            [sys.executable, "-m", "tasks.train", "--prepared", str(self.prepared), "--out", "out"],
+            [sys.executable, "-m", "tasks.train", "--prepared", str(self.prepared), "--out", out],
             cwd=self.folder, env=self.environment | settings, stdout=log, stderr=log,
         )  # fmt: skip
 
@@ -186,7 +186,7 @@ def test_the_same_training_twice_at_once_is_refused(
     training = Training(tmp_path / "run", prepared, params(epochs=1000), environment)
     first = training.start(run_id="first")
     wait_until(lambda: training.steps_done() >= 1 or first.poll() is not None, 120)
-    second = training.start(run_id="second")
+    second = training.start(run_id="second", out="elsewhere")
     assert second.wait() == 1
     assert "The same training is running already (process " in training.log()
     assert first.poll() is None
