@@ -8,7 +8,7 @@ import pandas as pd
 
 from ral.data.dataset import Dataset, open_dataset
 from ral.data.shards import write_shard
-from ral.files import sha256, write_json
+from ral.files import write_json
 
 FINDINGS = tuple(f"Finding {number}" for number in range(14))
 # Share of positives: the mean over NIH ChestX-ray14's findings.
@@ -30,8 +30,8 @@ def write_dataset(folder: Path, films: int, size: int, shard_films: int = 4096) 
     for start in range(0, films, shard_films):
         part = ids[start : start + shard_films]
         path = folder / "shards" / f"{len(shards):05}.arrow"
-        write_shard(path, part, rng.integers(0, 256, (len(part), size, size), np.uint8))
-        shards.append({"name": path.name, "films": len(part), "sha256": sha256(path)})
+        digest = write_shard(path, part, rng.integers(0, 256, (len(part), size, size), np.uint8))
+        shards.append({"name": path.name, "films": len(part), "sha256": digest})
     positives = {name: int(labels[split == "train", place].sum()) for place, name in enumerate(FINDINGS)}
     number = int((split == "train").sum())
     counts = {"positives": positives, "negatives": {name: number - n for name, n in positives.items()}}

@@ -219,7 +219,7 @@ def read_films(root: Path, films: pd.DataFrame) -> Iterator[bytes]:
         UserError: a film has changed or gone since it was listed, or the archive is broken or has an unsafe member.
     """
     if not films["member"].iloc[0]:
-        for path, digest in zip(films["path"], films["hash"], strict=True):
+        for path, digest in zip(films["path"].tolist(), films["hash"].tolist(), strict=True):
             try:
                 content = (root / path).read_bytes()
             except FileNotFoundError:

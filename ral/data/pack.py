@@ -20,7 +20,6 @@ from ral.data.pixels import BadFilm, Fit, decode
 from ral.data.shards import write_shard
 from ral.data.store import Damaged, Found, Store, chunk_films
 from ral.errors import UserError
-from ral.files import sha256
 
 # Most bytes of pixels in a shard: the memory that a worker needs to put one together.
 SHARD_BYTES = 512 << 20
@@ -199,7 +198,9 @@ def decode_run(
     images = np.empty((step, size, size), np.uint8)
     for chunk in todo:
         faults = []
-        for image, path, member in zip(images, chunk["path"], chunk["member"], strict=False):
+        for image, path, member in zip(
+            images, chunk["path"].tolist(), chunk["member"].tolist(), strict=False
+        ):
             fault = ("", "")
             try:
                 image[:] = decode(next(contents), size, film_name(root, path, member), fit)
@@ -274,8 +275,8 @@ def write_one_shard(
             return None
         images[here] = content.images[row[here]]
         sums[here] = content.sums[row[here]]
-    write_shard(path, image_ids, images)
-    return {"name": path.name, "films": len(image_ids), "sha256": sha256(path)}, sums
+    digest = write_shard(path, image_ids, images)
+    return {"name": path.name, "films": len(image_ids), "sha256": digest}, sums
 
 
 def pixel_statistics(sums: np.ndarray, size: int) -> tuple[float, float]:

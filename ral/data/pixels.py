@@ -75,7 +75,11 @@ def decode(content: bytes, size: int, name: str, fit: Fit = "stretch") -> np.nda
                 return _to_bytes(Image.fromarray(values), black, white, size, name, fit)
             if image.mode not in EIGHT_BIT:
                 raise BadFilm(name, "has a kind of pixels that is not known", f"Pillow's mode {image.mode}")
-            gray = image.convert("L")
+            if image.mode == "L":
+                image.load()  # `convert` would copy it
+                gray: Image.Image = image
+            else:
+                gray = image.convert("L")
     except UnidentifiedImageError:
         raise BadFilm(name, "is not an image", f"{len(content)} bytes") from None
     except (OSError, SyntaxError, ValueError) as error:

@@ -1,26 +1,59 @@
 """Pixel shards: Arrow files of fixed-size images with their image ids, memory-mapped when they are read."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 
-def write_shard(path: Path, image_ids: list[str], images: np.ndarray) -> None:
+class _Hashed:
+    """A file that is hashed as it is written, so that it need not be read again."""
+
+    closed = False
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self.digest = hashlib.sha256()
+
+    def write(self, block: bytes | memoryview) -> int:
+        self.digest.update(block)
+        rest = memoryview(block)
+        while rest:  # the system may take less than all at once
+            rest = rest[self._file.write(rest) :]
+        return len(block)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        self._file.close()
+        self.closed = True
+
+
+def write_shard(path: Path, image_ids: list[str], images: np.ndarray) -> str:
     """Write a shard: one Arrow IPC record batch with image_id and the row's pixels.
 
     Args:
         path: file to write.
         image_ids: one per row.
         images: uint8 [rows, size, size].
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        OSError: the disk is full, or not writable.
     """
     rows, height, width = images.shape
     pixels = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(height * width), rows, [None, pa.py_buffer(np.ascontiguousarray(images))]
     )
     batch = pa.record_batch([pa.array(image_ids, pa.string()), pixels], names=["image_id", "pixels"])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+    file = _Hashed(path)
+    with pa.PythonFile(file, "w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
+    return file.digest.hexdigest()
 
 
 def open_shard(path: Path, size: int) -> tuple[list[str], np.ndarray]:
