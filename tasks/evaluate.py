@@ -4,8 +4,9 @@
 
 Writes metrics.json (macro, micro, tiers, the figures of CXR-LT), findings.csv (a row per finding), curves.csv (ROC
 and precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (what each threshold
-gives on test), reliability.csv (reliability curves), audit.csv (groups of films beside the others) and
-second_reading.csv (agreement with a second reading, where evaluate.second_reading names one). docs/evaluation.md says how each figure is computed.
+gives on test), reliability.csv (reliability curves), audit.csv (groups of films beside the others), second_reading.csv
+(agreement with a second reading, where evaluate.second_reading names one) and comparison.csv (differences to the model
+whose test logits baseline/ holds, if it does). docs/evaluation.md says how each figure is computed.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from ral.config.evaluate import EvaluateParams
 from tasks import step
 
 
-def run(params: EvaluateParams, prepared: Path, logits: Path, out: Path) -> None:
+def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, out: Path) -> None:
     """Evaluate the logits in `logits` against the labels in `prepared` and write the figures into `out`.
 
     Raises:
@@ -24,7 +25,8 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, out: Path) -> None
     import pandas as pd
     from threadpoolctl import threadpool_limits
 
-    from ral.evaluation import audit, rows, saved, score, second_reading, tables
+    from ral.data.baseline import read_logits
+    from ral.evaluation import audit, previous, rows, saved, score, second_reading, tables
     from ral.files import new_file, write_json
 
     studies = rows.read_studies(prepared)
@@ -39,6 +41,7 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, out: Path) -> None
             "reliability.csv": tables.reliability(evaluation),
             "audit.csv": audit.audit(evaluation),
             "second_reading.csv": second_reading.table(evaluation),
+            "comparison.csv": previous.comparison(studies, test, read_logits(baseline), params.evaluate),
         }
     for name, table in written.items():
         with new_file(out / name) as draft:
@@ -53,10 +56,17 @@ if __name__ == "__main__":
         {
             "prepared": ("data/prepared", "what the step preprocess wrote"),
             "logits": ("models/logits", "logits that the step train wrote"),
+            "baseline": ("baseline", "folder that may have the accepted model's test_logits.parquet"),
             "out": ("reports", "folder to write"),
         },
     )
     step.main(
         "evaluate",
-        lambda: run(load(options.params, EvaluateParams), options.prepared, options.logits, options.out),
+        lambda: run(
+            load(options.params, EvaluateParams),
+            options.prepared,
+            options.logits,
+            options.baseline,
+            options.out,
+        ),
     )

@@ -32,7 +32,9 @@ def run(
 
     def table(path: Path) -> pd.DataFrame:
         # Only an empty cell is missing: a finding may be called NA.
-        names = ("finding", "taken_for", "attribute", "group", "metric", "flagged", "note", "not_estimable")
+        names = (
+            "finding", "taken_for", "attribute", "group", "metric", "flagged", "note", "not_estimable", "name", "level"
+        )  # fmt: skip
         return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
 
     inputs = Inputs(
@@ -50,6 +52,7 @@ def run(
         operating=table(reports / "operating.csv"),
         audit=table(reports / "audit.csv"),
         second_reading=table(reports / "second_reading.csv"),
+        comparison=table(reports / "comparison.csv"),
         gallery=read_json(reports / "gallery" / "gallery.json"),
         pictures={path.name: path.read_bytes() for path in sorted((reports / "gallery").glob("*.jpg"))},
         geometry=read_json(reports / "geometry.json"),

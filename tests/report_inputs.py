@@ -21,7 +21,7 @@ FINDINGS: dict[str, tuple[str, int, int, float | None]] = {
     "Hernia": ("tail", 2, 1, None),
 }
 # Tables that may be without rows.
-LISTS = ("reliability", "operating", "audit", "second_reading", "confusion")
+LISTS = ("reliability", "operating", "audit", "second_reading", "comparison", "confusion")
 PARAMS: dict[str, Any] = {
     "phantom": {"films": 600, "size": 64, "floor": 0.01, "seed": 1},
     "data": {
@@ -212,6 +212,7 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
         "reports/operating.csv": inputs.operating,
         "reports/audit.csv": inputs.audit,
         "reports/second_reading.csv": inputs.second_reading,
+        "reports/comparison.csv": inputs.comparison,
         "reports/gallery/gallery.json": inputs.gallery,
         "reports/geometry.json": inputs.geometry,
         "reports/confusion.csv": inputs.confusion,

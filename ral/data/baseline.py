@@ -1,7 +1,8 @@
-"""What later runs are held to, kept in the versioned folder baseline/: an accepted profile, an accepted split.
+"""What later runs are held to, kept in the versioned folder baseline/: an accepted profile, split and model's logits.
 
     python -m ral.data.baseline profile    # baseline/profile.json from data/validated/verdict.json
     python -m ral.data.baseline split      # baseline/split.parquet from data/prepared/split.parquet
+    python -m ral.data.baseline logits     # baseline/test_logits.parquet from models/logits/test.parquet
 
 Accepting is a person's decision and never happens by itself; commit the file afterwards. A missing file means that
 there is nothing to compare with.
@@ -18,7 +19,7 @@ import pandas as pd
 from ral.errors import UserError
 from ral.files import new_file, read_json, write_json
 
-PROFILE, SPLIT = "profile.json", "split.parquet"
+PROFILE, SPLIT, LOGITS = "profile.json", "split.parquet", "test_logits.parquet"
 
 
 def read_profile(folder: Path) -> dict[str, Any] | None:
@@ -57,6 +58,24 @@ def read_split(folder: Path) -> pd.Series | None:
     return table.set_index("patient_id")["split"]
 
 
+def read_logits(folder: Path) -> pd.DataFrame | None:
+    """Test logits of the accepted model (image_id and a column per finding), or None.
+
+    Raises:
+        UserError: the file is no such table.
+    """
+    path = folder / LOGITS
+    if not path.is_file():
+        return None
+    try:
+        table = pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is no Parquet table ({error}). Delete it, or accept one again.") from None
+    if "image_id" not in table.columns:
+        raise UserError(f"{path} has no column image_id. Delete it, or accept one again.")
+    return table
+
+
 def accept_profile(validated: Path, folder: Path) -> Path:
     """Keep the profile of what the step validate let pass.
 
@@ -79,28 +98,43 @@ def accept_split(prepared: Path, folder: Path) -> Path:
     Raises:
         UserError: preprocess has not run.
     """
-    path = prepared / SPLIT
+    return _accept(prepared / SPLIT, folder / SPLIT, "preprocess")
+
+
+def accept_logits(models: Path, folder: Path) -> Path:
+    """Keep the test logits that the step train wrote: the model that later ones are compared with.
+
+    Raises:
+        UserError: train has not run.
+    """
+    return _accept(models / "logits/test.parquet", folder / LOGITS, "train")
+
+
+def _accept(path: Path, kept: Path, stage: str) -> Path:
     if not path.is_file():
-        raise UserError(f"{path} does not exist. Run preprocess first: dvc repro preprocess.")
-    with new_file(folder / SPLIT) as draft:
+        raise UserError(f"{path} does not exist. Run {stage} first: dvc repro {stage}.")
+    with new_file(kept) as draft:
         shutil.copyfile(path, draft)
-    return folder / SPLIT
+    return kept
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("profile", "split"), help="what to accept")
+    parser.add_argument("what", choices=("profile", "split", "logits"), help="what to accept")
     parser.add_argument("--validated", type=Path, default=Path("data/validated"), help="(data/validated)")
     parser.add_argument("--prepared", type=Path, default=Path("data/prepared"), help="(data/prepared)")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="(models)")
     parser.add_argument("--baseline", type=Path, default=Path("baseline"), help="folder to write (baseline)")
     options = parser.parse_args()
     try:
         if options.what == "profile":
             kept = accept_profile(options.validated, options.baseline)
-        else:
+        elif options.what == "split":
             kept = accept_split(options.prepared, options.baseline)
+        else:
+            kept = accept_logits(options.models, options.baseline)
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"accepted: {kept}. Commit it.")

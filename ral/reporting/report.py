@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ral.config.params import ReportParams
-from ral.reporting import audit, calibration, gallery, network, plots, sorting, tables, wording
+from ral.reporting import audit, calibration, comparison, gallery, network, plots, sorting, tables, wording
 
 # Packages whose version can change a figure of the report.
 PACKAGES = (
@@ -59,6 +59,8 @@ class Inputs:
     """audit.csv of the step evaluate."""
     second_reading: pd.DataFrame
     """second_reading.csv of the step evaluate."""
+    comparison: pd.DataFrame
+    """comparison.csv of the step evaluate; without rows where no earlier model was accepted."""
     gallery: dict[str, Any]
     """gallery.json of the step explain."""
     pictures: Mapping[str, bytes]
@@ -107,6 +109,7 @@ def render(inputs: Inputs) -> str:
         metrics=metrics,
         config=config,
         headline=_headline(metrics, rows),
+        compared=comparison.said(inputs.comparison, metrics["confidence"]),
         empty_tiers=_empty_tiers(metrics, rows),
         without_curves=[row["finding"] for row in rows if not wording.known(row["auroc"])],
         audit=audited,
@@ -129,6 +132,7 @@ def render(inputs: Inputs) -> str:
             "second_reading": tables.second_reading(inputs.second_reading)
             if len(inputs.second_reading)
             else None,
+            "comparison": comparison.tables_of(inputs.comparison),
             "confused": network.confused(inputs.confusion, config.min_positives),
             "gallery": gallery.listed(inputs.gallery),
             **_geometry(inputs.geometry),
@@ -237,6 +241,9 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
             svg = calibration.reliability(f"reliability{place}", row, bins, phantom)
             reliability.append({"row": row, "svg": Markup(svg)})
     return {
+        "comparison": Markup(comparison.forest(inputs.comparison, phantom))
+        if len(inputs.comparison)
+        else None,
         "reliability": reliability,
         "cosines": None
         if "not_available" in inputs.geometry

