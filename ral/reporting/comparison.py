@@ -1,15 +1,16 @@
 """The section of the report on the model before this one: a sentence, a plot and tables of paired differences."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ral.reporting.plots import INK, Row, svg
-from ral.reporting.tables import Table, records, text
+from ral.reporting.plots import INK, Row, plain, svg
+from ral.reporting.tables import OVERALL, Table, records, text
 from ral.reporting.wording import NOT_ESTIMABLE, counted, known, number
 
-LEVELS = {"macro": "Macro", "tier": "Tier", "finding": "Finding"}
+LEVELS = {"macro": "all", "tier": "tier", "finding": "finding"}
 
 
 def said(comparison: pd.DataFrame, confidence: float) -> str | None:
@@ -38,10 +39,10 @@ def said(comparison: pd.DataFrame, confidence: float) -> str | None:
     )
 
 
-def tables_of(comparison: pd.DataFrame) -> dict[str, Table]:
-    """A table per metric; none without a previous model."""
+def tables_of(comparison: pd.DataFrame, order: Sequence[str]) -> dict[str, Table]:
+    """A table per metric; none without a previous model. The findings stand in `order`."""
     found = {}
-    for metric, part in comparison.groupby("metric", sort=False):
+    for metric in comparison["metric"].unique():
         name = str(metric).upper()
         found[str(metric)] = Table(
             f"{name}: this model and the previous one",
@@ -49,24 +50,24 @@ def tables_of(comparison: pd.DataFrame) -> dict[str, Table]:
             "llrrrrw",
             [
                 [
-                    row["name"] if row["level"] == "finding" else str(row["name"]).capitalize(),
+                    _label(row),
                     LEVELS[row["level"]],
                     number(row["baseline_value"]),
                     number(row["value"]),
                     _difference(row),
-                    number(row["p_holm"]) if known(row["p_holm"]) else "none",
+                    _p(row["p_holm"]),
                     text(row["note"]),
                 ]
-                for row in records(part)
+                for row in _ordered(comparison, metric, order)
             ],
             sortable=True,
         )
     return found
 
 
-def forest(comparison: pd.DataFrame, phantom: bool) -> str:
-    """Difference of AP with its interval: the macro mean, the tiers, the findings."""
-    rows = records(comparison[comparison["metric"] == "ap"])
+def forest(comparison: pd.DataFrame, order: Sequence[str], phantom: bool) -> str:
+    """Difference of AP with its interval: the macro mean, the tiers, the findings in `order`."""
+    rows = _ordered(comparison, "ap", order)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -80,18 +81,33 @@ def forest(comparison: pd.DataFrame, phantom: bool) -> str:
             if known(row["low"]) and known(row["high"]):
                 axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.6)
             axes.plot([row["difference"]], [place], "o", color=INK, markersize=5)
-        axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
+        axes.set_yticks(range(len(rows)), [plain(_label(row), 22) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("AP, this model minus the previous one")
         axes.grid(True, axis="x")
 
     alt = "Difference of AP to the previous model with intervals; right of the dashed line, this model is better. "
     alt += "The numbers are in the table below."
-    return svg("comparison", alt, phantom, (6.0, 1.0 + 0.235 * max(len(rows), 3)), paint)
+    return svg("comparison", alt, phantom, (5.0, 1.0 + 0.235 * max(len(rows), 3)), paint)
 
 
 def _label(row: Row) -> str:
-    return str(row["name"]) if row["level"] == "finding" else f"{LEVELS[row['level']]}: {row['name']}"
+    if row["level"] == "macro":
+        return OVERALL["macro"]
+    return f"tier {row['name']}" if row["level"] == "tier" else str(row["name"])
+
+
+def _ordered(comparison: pd.DataFrame, metric: str, order: Sequence[str]) -> list[Row]:
+    """Macro, tiers, then the findings in `order`."""
+    places = {name: place for place, name in enumerate(order)}
+    rows = records(comparison[comparison["metric"] == metric])
+    return sorted(rows, key=lambda row: places[row["name"]] if row["level"] == "finding" else -1)
+
+
+def _p(value: float) -> str:
+    if not known(value):
+        return "none"
+    return f"{value:.3f}" if value >= 0.001 else "below 0.001"
 
 
 def _macro(comparison: pd.DataFrame) -> dict[str, Any]:

@@ -156,4 +156,4 @@ def _maps(content: dict[str, Any]) -> str:
         "rollout": "Heat maps (attention rollout) show which places reach the output; they are the same for every finding",
     }
     rows, columns = content.get("positions") or (0, 0)
-    return f"{means[method]}, on a grid of {rows} × {columns}. They are a hint and no proof of what decided."
+    return f"{means[method]}, on a grid of {rows} × {columns}. They are a hint and no proof of what decided"

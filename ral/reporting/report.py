@@ -132,7 +132,7 @@ def render(inputs: Inputs) -> str:
             "second_reading": tables.second_reading(inputs.second_reading)
             if len(inputs.second_reading)
             else None,
-            "comparison": comparison.tables_of(inputs.comparison),
+            "comparison": comparison.tables_of(inputs.comparison, [row["finding"] for row in rows]),
             "confused": network.confused(inputs.confusion, config.min_positives),
             "gallery": gallery.listed(inputs.gallery),
             **_geometry(inputs.geometry),
@@ -241,7 +241,7 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
             svg = calibration.reliability(f"reliability{place}", row, bins, phantom)
             reliability.append({"row": row, "svg": Markup(svg)})
     return {
-        "comparison": Markup(comparison.forest(inputs.comparison, phantom))
+        "comparison": Markup(comparison.forest(inputs.comparison, [row["finding"] for row in rows], phantom))
         if len(inputs.comparison)
         else None,
         "reliability": reliability,
