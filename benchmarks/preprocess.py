@@ -4,9 +4,10 @@
     python -m benchmarks.preprocess            # 112,120, 1 million and 11 million rows: about 2 GB of disk, minutes
     python -m benchmarks.preprocess --quick    # 112,120 and 450,000 rows, within a minute
 
-The work: read a label table of NIH's columns, make one column per finding, split the patients by hash, count labels per split,
-write Parquet. All three find the labels of each distinct text once. Each run is a process of its own; times are without
-imports, the best of several for the small table; memory is the process's peak.
+The work: read a label table of NIH's columns, make one column per finding, keep the rows that have a film, put them in the
+order in which the films are stored, split the patients by hash, count labels per split, write Parquet. All three find the labels of each
+distinct text once. Each run is a process of its own; times are without imports, the best of several for the small table;
+memory is the process's peak. Plain pandas and polars check nothing; the stage refuses what it does not understand.
 
 Prints a table and, as the last line, JSON: dask_over_pandas (time, 112,120 rows), dask_over_polars (time, the most rows),
 cpu_over_polars (processor time, the most rows; holds on a machine that others use too),
@@ -18,6 +19,7 @@ import argparse
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ral.config.data import SplitConfig
-from ral.data.split import SPLITS, position
+from ral.data.split import position
 from ral.labels import NIH_FINDINGS, NO_FINDING
 
 if TYPE_CHECKING:
@@ -36,17 +38,24 @@ if TYPE_CHECKING:
 
 NIH_ROWS = 112_120
 WORKERS = 2
-BLOCK = "4MB"
+TABLE = "Data_Entry_2017.csv"
 SPLIT = SplitConfig(method="hash", val=0.1, test=0.2, seed=0)
 COLUMNS = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position"]  # fmt: skip
 
 
-def write_csv(path: Path, rows: int) -> None:
-    """A table like NIH's: its columns, a few films a patient, findings joined by |."""
-    import pandas as pd
+def write_table(root: Path, rows: int) -> None:
+    """A table like NIH's (its columns, a few films a patient, findings joined by |), and the list of its films.
 
+    The films are stored in another order than the table's, as in archives that were packed by somebody else.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root.mkdir()
     rng = np.random.default_rng(0)
     chances = 0.12 / np.arange(1, 15)
+    films = []
     for start in range(0, rows, NIH_ROWS):
         count = min(NIH_ROWS, rows - start)
         present = rng.random((count, 14)) < chances
@@ -57,9 +66,10 @@ def write_csv(path: Path, rows: int) -> None:
         ]
         number = np.arange(start, start + count)
         patient, follow_up = number // 4 + 1, number % 4
+        ids = pd.Series(patient).astype(str).str.zfill(8) + "_" + pd.Series(follow_up).astype(str) + ".png"
         frame = pd.DataFrame(
             {
-                "Image Index": pd.Series(patient).astype(str).str.zfill(8) + "_" + pd.Series(follow_up).astype(str) + ".png",
+                "Image Index": ids,
                 "Finding Labels": np.array(names, object)[which],
                 "Follow-up #": follow_up,
                 "Patient ID": patient,
@@ -69,8 +79,17 @@ def write_csv(path: Path, rows: int) -> None:
                 "Width": 1024,
                 "Height": 1024,
             }
-        )  # fmt: skip
-        frame.to_csv(path, mode="a", header=start == 0, index=False)
+        )
+        frame.to_csv(root / TABLE, mode="a", header=start == 0, index=False)
+        films.append(pa.table({"image_id": pa.array(ids, pa.string())}))
+    table = pa.concat_tables(films)
+    table = table.take(pa.array(rng.permutation(rows)))
+    archive = pa.array((np.arange(rows) // 10_000).astype(str)).cast(pa.string())
+    table = table.append_column("path", pa.compute.binary_join_element_wise("images", archive, "_"))
+    table = table.append_column(
+        "member", pa.compute.binary_join_element_wise("images", table["image_id"], "/")
+    )
+    pq.write_table(table, root / "films.parquet")
 
 
 def places(patients: list[str]) -> list[str]:
@@ -105,24 +124,35 @@ def to_studies(raw: "pd.DataFrame") -> "pd.DataFrame":
     return studies
 
 
-def with_dask(table: Path, out: Path) -> int:
-    """The stage: blocks, written as they come."""
-    import dask.dataframe as dd
+def with_dask(root: Path, out: Path) -> int:
+    """The step's own functions: blocks, spilled in the order of the films, written piece by piece."""
+    import pandas as pd
 
-    from ral.data.table import write_table
+    from ral.config.dask import DaskTarget
+    from ral.config.data import DataConfig
+    from ral.data.cluster import open_pool
+    from ral.data.prepare import read_table, write_studies
+    from ral.data.sources.base import open_source
+    from ral.data.split import split_by_hash
+    from ral.data.table import Spool
 
-    blocks = dd.read_csv(
-        table, blocksize=BLOCK, usecols=COLUMNS, dtype=str, keep_default_na=False, engine="pyarrow"
-    )
-    done = write_table(blocks, to_studies, out, NIH_FINDINGS, SPLITS, WORKERS)
-    return done.counts["train"]["positives"]["Hernia"]
+    source = open_source(DataConfig(source="nih", root=str(root), missing_films="drop", views=["PA", "AP"]))
+    films = pd.read_parquet(root / "films.parquet")
+    with open_pool(DaskTarget(workers=WORKERS)) as pool, Spool(out.with_name("rows")) as spool:
+        kept, _ = read_table(source, films, source.config.views, spool, pool)
+        kept["split"] = split_by_hash(kept["patient_id"], SPLIT)
+        counts = write_studies(out, spool, kept, films, NIH_FINDINGS)
+    return int(counts["train"]["positives"]["Hernia"])
 
 
-def with_pandas(table: Path, out: Path) -> int:
+def with_pandas(root: Path, out: Path) -> int:
     """All at once."""
     import pandas as pd
 
-    studies = to_studies(pd.read_csv(table, usecols=COLUMNS, dtype=str, keep_default_na=False))
+    studies = to_studies(pd.read_csv(root / TABLE, usecols=COLUMNS, dtype=str, keep_default_na=False))
+    films = pd.read_parquet(root / "films.parquet").reset_index(names="stored")
+    studies = studies[studies["view"].isin(["PA", "AP"])].merge(films, on="image_id", how="inner")
+    studies = studies.sort_values("stored", ignore_index=True).drop(columns="stored")
     counts = {}
     for name, here in studies.groupby("split")[list(NIH_FINDINGS)]:
         counts[name] = (here == 1).sum(), (here == 0).sum(), here.isna().sum()
@@ -131,11 +161,12 @@ def with_pandas(table: Path, out: Path) -> int:
     return int(counts["train"][0]["Hernia"])
 
 
-def with_polars(table: Path, out: Path) -> int:
+def with_polars(root: Path, out: Path) -> int:
     """All at once, with polars' own threads; labels and splits are joined from the distinct ones."""
     import polars as pl
 
-    raw = pl.read_csv(table, columns=COLUMNS, schema_overrides=dict.fromkeys(COLUMNS, pl.String))
+    raw = pl.read_csv(root / TABLE, columns=COLUMNS, schema_overrides=dict.fromkeys(COLUMNS, pl.String))
+    films = pl.read_parquet(root / "films.parquet").with_row_index("stored")
     texts = raw.select(pl.col("Finding Labels").unique())
     labels = texts.with_columns(
         pl.col("Finding Labels").str.split("|").list.contains(name).cast(pl.Float32).alias(name)
@@ -145,8 +176,11 @@ def with_polars(table: Path, out: Path) -> int:
     patients = pl.DataFrame({"Patient ID": ids, "split": places(ids)})
     age = pl.col("Patient Age").cast(pl.Float32, strict=False)
     studies = (
-        raw.join(labels, on="Finding Labels", maintain_order="left")
+        raw.filter(pl.col("View Position").is_in(["PA", "AP"]))
+        .join(labels, on="Finding Labels", maintain_order="left")
         .join(patients, on="Patient ID", maintain_order="left")
+        .join(films, left_on="Image Index", right_on="image_id")
+        .sort("stored")
         .select(
             pl.col("Image Index").alias("image_id"),
             pl.col("Patient ID").alias("patient_id"),
@@ -154,6 +188,8 @@ def with_polars(table: Path, out: Path) -> int:
             pl.col("View Position").alias("view"),
             pl.col("Patient Gender").alias("sex"),
             pl.when(age <= 120).then(age).alias("age_years"),
+            "path",
+            "member",
             "split",
             *NIH_FINDINGS,
         )
@@ -173,10 +209,10 @@ KINDS = {"dask": with_dask, "pandas": with_pandas, "polars": with_polars}
 
 def one(kind: str, table: Path, out: Path) -> dict[str, Any]:
     """Run one contender in this process."""
-    small = out.with_name("small.csv")
-    write_csv(small, 500)
+    small = out.with_name("small")
+    write_table(small, 500)
     KINDS[kind](small, out)  # so that everything is imported
-    small.unlink()
+    shutil.rmtree(small)
     start, busy = time.perf_counter(), time.process_time()
     answer = KINDS[kind](table, out)
     seconds, cpu = time.perf_counter() - start, time.process_time() - busy
@@ -212,9 +248,9 @@ def main() -> None:
     print(f"{'rows':>12}" + "".join(f"{kind:>22}" for kind in KINDS))
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for rows in sizes:
-            table = Path(name) / "table.csv"
-            table.unlink(missing_ok=True)
-            write_csv(table, rows)
+            table = Path(name) / "table"
+            shutil.rmtree(table, ignore_errors=True)
+            write_table(table, rows)
             for kind in KINDS:
                 times = 1 if options.quick or rows > 1_000_000 else 3
                 found[kind, rows] = measure(kind, table, Path(name) / "out.parquet", times)

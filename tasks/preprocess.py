@@ -32,7 +32,8 @@ def run(
 
     params = params.model_copy(update={"data": environment.located(params.data)})
     verdict = read_json(validated / "verdict.json")
-    films = pd.read_parquet(validated / "films.parquet")
+    columns = ["image_id", "path", "member", "offset", "hash"]
+    films = pd.read_parquet(validated / "films.parquet", columns=columns)
     with (
         new_folder(out) as draft,
         Progress("packing films", verdict["rows"] - verdict["rows_without_film"], "films") as progress,

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,6 +24,9 @@ Report = Callable[[int], None]
 
 # SLURM jobs where the number is left open.
 JOBS = 4
+
+# Blocks of a stream in work or waiting for each worker; more would only take memory.
+STREAMED = 2
 
 
 # A function of a module, so that other processes can import it; it takes `report` by that name.
@@ -50,6 +55,34 @@ class Pool:
             return self._run_threads(work, items, report)
         return self._run_client(work, items, sizes, report)
 
+    def stream(self, parts: Sequence[Any]) -> Iterator[Any]:
+        """Results of Dask's delayed calls in their order; only a few of them are in work, or wait, at a time.
+
+        Raises:
+            UserError: a worker was lost again and again; or whatever a call raised first.
+        """
+        waiting: deque[Any] = deque()
+        with ThreadPoolExecutor(self.workers) as threads:
+            try:
+                for part in parts:
+                    if self._client is None:
+                        waiting.append(threads.submit(_compute, part))
+                    else:
+                        waiting.append(self._client.compute(part))
+                    if len(waiting) >= STREAMED * self.workers:
+                        yield self._result(waiting)
+                while waiting:
+                    yield self._result(waiting)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _result(self, waiting: deque[Any]) -> Any:
+        if self._client is None:
+            return waiting.popleft().result()
+        with _lost_workers():
+            return waiting.popleft().result()
+
     def _run_threads(self, work: Work, items: Sequence[tuple], report: Report) -> list[Any]:
         stop = threading.Event()
 
@@ -67,26 +100,40 @@ class Pool:
     def _run_client(
         self, work: Work, items: Sequence[tuple], sizes: Sequence[int], report: Report
     ) -> list[Any]:
-        from distributed import KilledWorker, as_completed
+        from distributed import as_completed
 
         futures = [self._client.submit(work, *item, report=_quiet, pure=False) for item in items]
         places = {future.key: place for place, future in enumerate(futures)}
         results: list[Any] = [None] * len(items)
         try:
-            for future in as_completed(futures):
-                place = places[future.key]
-                results[place] = future.result()
-                report(sizes[place])
-        except KilledWorker as error:
-            raise UserError(
-                f"A Dask worker ended in the middle of its work, {error.allowed_failures + 1} times over. It may lack "
-                "memory: look at its log, and give it more (dask.memory). What is done is kept: run again.",
-                kind="lost_process",
-                retry=True,
-            ) from None
+            with _lost_workers():
+                for future in as_completed(futures):
+                    place = places[future.key]
+                    results[place] = future.result()
+                    report(sizes[place])
         finally:
             self._client.cancel(futures)
         return results
+
+
+@contextmanager
+def _lost_workers() -> Iterator[None]:
+    """Say for people that workers were lost again and again."""
+    from distributed import KilledWorker
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise UserError(
+            f"A Dask worker ended in the middle of its work, {error.allowed_failures + 1} times over. It may lack "
+            "memory: look at its log, and give it more (dask.memory). What is done is kept: run again.",
+            kind="lost_process",
+            retry=True,
+        ) from None
+
+
+def _compute(part: Any) -> Any:
+    return dask.compute(part, scheduler="synchronous")[0]
 
 
 class _Stopped(Exception):

@@ -81,7 +81,7 @@ def pack(
         store = Store(out / ".decoded", config.size)
     else:
         store = Store.open(state_dir, config.size, config.fit)
-    hashes = films["hash"].tolist()
+    hashes = films["hash"]
     for attempt in range(TRIES):
         report = progress if attempt == 0 else _quiet  # no film counts twice
         found = store.find(hashes)
@@ -97,7 +97,7 @@ def pack(
             found = store.find(hashes)
         good = np.array([not reason for reason in found.reason], bool)
         _check_share(root, good, films, found, config)
-        shards = _write_shards(store, found, films["image_id"].to_numpy(), good, config, folder, pool)
+        shards = _write_shards(store, found, films["image_id"], good, config, folder, pool)
         if shards is not None:
             break
     else:
@@ -217,7 +217,7 @@ def decode_run(
 def _write_shards(
     store: Store,
     found: Found,
-    image_ids: np.ndarray,
+    image_ids: "pd.Series[str]",
     good: np.ndarray,
     config: PreprocessConfig,
     folder: Path,
@@ -233,7 +233,7 @@ def _write_shards(
         names = [found.names[index] for index in used]
         path = folder / f"{number:05}.arrow"
         items.append(
-            (store.folder, config.size, path, image_ids[part].tolist(), names, chunk, found.row[part])
+            (store.folder, config.size, path, image_ids.iloc[part].tolist(), names, chunk, found.row[part])
         )
     done = pool.run(write_one_shard, items, [0] * len(items), _quiet)
     return None if any(result is None for result in done) else done

@@ -10,9 +10,9 @@ import pandas as pd
 from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessParams
 from ral.data.baseline import read_split
-from ral.data.cluster import Report, open_pool
+from ral.data.cluster import Pool, Report, open_pool
 from ral.data.pack import pack, pixel_statistics
-from ral.data.privacy import pseudonymised, read_salt
+from ral.data.privacy import pseudonymised, pseudonyms, read_salt
 from ral.data.sources.base import Source, open_source
 from ral.data.split import (
     SPLITS,
@@ -22,9 +22,13 @@ from ral.data.split import (
     split_official,
     split_stratified,
 )
+from ral.data.table import Places, Spool, Writer
 from ral.errors import UserError
 from ral.files import write_json
 from ral.labels import PHANTOM_PREFIX
+
+# Columns of studies.parquet; the findings follow.
+COLUMNS = ("image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split")
 
 
 def prepare(
@@ -55,54 +59,53 @@ def prepare(
     findings = source.findings()
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     before = read_split(baseline)
-    with open_pool(target) as pool:
-        table = read_table(source, films, params.data.views)
-        kept = (
-            table[table["left_out"] == ""].drop(columns="left_out").sort_values("stored", ignore_index=True)
-        )
+    with open_pool(target) as pool, Spool(out / ".rows") as spool:
+        kept, left = read_table(source, films, params.data.views, spool, pool)
         if kept.empty:
             raise UserError(
-                f"No film of {root} is left: of {len(table)} rows, "
-                f"{counted(table['left_out'])}. Check data.root and data.views."
+                f"No film of {root} is left: of {len(left)} rows, "
+                f"{counted(left['left_out'])}. Check data.root and data.views."
             )
-        kept["split"] = assign_splits(source, kept, findings, params, salt, before)
+        kept["split"] = assign_splits(source, kept, films, findings, params, salt, before)
         check_split(kept, findings)
-        content = films[["offset", "hash"]].iloc[kept["stored"].astype("int64")].reset_index(drop=True)
-        packing = kept.join(content)
+        everything = len(kept) == len(films)  # then there is no need of a copy
+        packing = films if everything else films.iloc[kept["stored"]].reset_index(drop=True)
         if salt:  # the shards name films too
-            packing["image_id"] = pseudonymised(kept[["image_id"]], salt)["image_id"]
+            packing = packing.assign(image_id=pseudonyms(packing["image_id"], salt))
         packed = pack(root, packing, params.preprocess, out, pool, progress, state_dir)
 
-    bad = kept.loc[~packed.good, ["image_id", "patient_id"]]
-    if len(bad):  # the split is that of the films that are left, as if the others had never been there
-        kept = kept[packed.good].reset_index(drop=True)
-        kept["split"] = assign_splits(source, kept, findings, params, salt, before)
-        check_split(kept, findings)
-    columns = ["image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split"]
-    studies = kept[[*columns, *findings]]
+        rows = len(kept) + len(left)
+        bad = kept.loc[~packed.good, ["stored", "patient_id"]]
+        if len(bad):  # the split is that of the films that are left, as if the others had never been there
+            kept = kept[packed.good].reset_index(drop=True)
+            kept["split"] = assign_splits(source, kept, films, findings, params, salt, before)
+            check_split(kept, findings)
+        bad.insert(0, "image_id", _ids(bad, films))
+        bad = bad.drop(columns="stored")
+        phantom = bool(_ids(kept, films).str.startswith(PHANTOM_PREFIX).any())
+        counts = write_studies(out / "studies.parquet", spool, kept, films, findings, salt)
+    patients = kept[["patient_id", "split"]].drop_duplicates()
     if salt:
-        studies, table, bad = (pseudonymised(rows, salt) for rows in (studies, table, bad))
-    studies.to_parquet(out / "studies.parquet", index=False)
-    patients = studies[["patient_id", "split"]].drop_duplicates().sort_values("patient_id")
+        patients, left, bad = (pseudonymised(table, salt) for table in (patients, left, bad))
+    patients = patients.sort_values("patient_id")
     patients.to_parquet(out / "split.parquet", index=False)
-    left = table.loc[table["left_out"] != "", ["image_id", "patient_id", "left_out"]]
     reasons = left["left_out"]
     if len(bad):
         reasons = pd.concat([reasons, pd.Series(packed.reason)])
         left = pd.concat([left, bad.assign(left_out=packed.explained)])
     left.rename(columns={"left_out": "reason"}).to_parquet(out / "quarantine.parquet", index=False)
-    write_json(out / "class_counts.json", class_counts(studies, findings))
+    write_json(out / "class_counts.json", counts)
     mean, deviation = pixel_statistics(
-        packed.sums[(studies["split"] == "train").to_numpy()], params.preprocess.size
+        packed.sums[(kept["split"] == "train").to_numpy()], params.preprocess.size
     )
     write_json(
         out / "dataset.json",
         {
             "source": params.data.source,
-            "phantom": bool(studies["image_id"].str.startswith(PHANTOM_PREFIX).any()),
-            "films": len(studies),
-            "patients": int(studies["patient_id"].nunique()),
-            "rows": len(table),
+            "phantom": phantom,
+            "films": len(kept),
+            "patients": len(patients),
+            "rows": rows,
             "left_out": reasons.value_counts().sort_index().to_dict(),
             "findings": list(findings),
             "size": params.preprocess.size,
@@ -110,7 +113,7 @@ def prepare(
             "pixel_deviation": deviation,
             "split": {
                 name: {
-                    "films": int((studies["split"] == name).sum()),
+                    "films": counts[name]["films"],
                     "patients": int((patients["split"] == name).sum()),
                 }
                 for name in SPLITS
@@ -123,6 +126,7 @@ def prepare(
 def assign_splits(
     source: Source,
     kept: pd.DataFrame,
+    films: pd.DataFrame,
     findings: Sequence[str],
     params: PreprocessParams,
     salt: bytes | None,
@@ -140,7 +144,8 @@ def assign_splits(
         known = pd.DataFrame({"patient_id": kept["patient_id"], "split": written.map(before)}).dropna()
         before = known.drop_duplicates("patient_id").set_index("patient_id")["split"]
     if params.split.method == "official":
-        split = split_official(kept, source.official(kept), params.split)
+        named = kept.assign(image_id=_ids(kept, films))
+        split = split_official(named, source.official(named), params.split)
     elif params.split.method == "hash":
         split = split_by_hash(kept["patient_id"], params.split)
     else:
@@ -149,46 +154,86 @@ def assign_splits(
     return split
 
 
-def read_table(source: Source, films: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
-    """Read a source's table in blocks and say of each row whether, and why, it is left out.
+def read_table(
+    source: Source, films: pd.DataFrame, views: Sequence[str], spool: Spool, pool: Pool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read a source's table in blocks, and say of each row whether, and why, it is left out.
+
+    Args:
+        source: the source.
+        films: rows of `ral.data.films.list_films`.
+        views: the views to keep.
+        spool: gets the rows that are kept, all columns, with `stored`: the place of the film in `films`.
+        pool: converts the blocks.
 
     Returns:
-        `Source.to_studies` and the columns path, member, stored (place of the film in stored order) and left_out
-        ("" or the reason), in the order of the table.
+        Of the rows that are kept, in stored order, what the split is made of: stored, patient_id, the owners'
+        split where there is one, and the findings as int8 (-1: unknown). Of the others image_id, patient_id and left_out
+        (the reason), in the order of the table.
     """
-    where = films.assign(stored=np.arange(len(films))).set_index("image_id")[["path", "member", "stored"]]
+    places = Places(films["image_id"])
     # A film of which only that it is frontal is known is one of the two.
     views = [*views, "FRONTAL"] if {"PA", "AP"} <= set(views) else views
+    findings = source.findings()
     blocks = source.blocks()
-    empty = _prepare_block(source.to_studies(blocks._meta), where, views)
-    rows = blocks.map_partitions(
-        lambda block: _prepare_block(source.to_studies(block), where, views), meta=empty
-    )
-    return rows.compute().reset_index(drop=True)
+    studies = blocks.map_partitions(source.to_studies, meta=source.to_studies(blocks._meta))
+    kept, left = [], []
+    for block in pool.stream(studies.to_delayed()):
+        stored = places.find(block["image_id"])
+        left_out = pd.Series("", index=block.index, dtype="str")
+        left_out[stored < 0] = "no film"
+        left_out[~block["view"].isin(views)] = "view not in data.views"
+        block, out = block.assign(stored=stored), left_out != ""
+        left.append(block.loc[out, ["image_id", "patient_id"]].assign(left_out=left_out[out]))
+        inside = block[~out]
+        spool.add(inside)
+        labels = {name: inside[name].fillna(-1).astype(np.int8) for name in findings}
+        ids = ["stored", "patient_id", *(name for name in ("official",) if name in inside)]
+        kept.append(inside[ids].assign(**labels))
+    return pd.concat(kept).sort_values("stored", ignore_index=True), pd.concat(left, ignore_index=True)
 
 
-def _prepare_block(studies: pd.DataFrame, where: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
-    joined = studies.join(where, on="image_id")
-    left_out = pd.Series("", index=joined.index, dtype="str")
-    left_out[joined["stored"].isna()] = "no film"
-    left_out[~joined["view"].isin(views)] = "view not in data.views"
-    return joined.assign(left_out=left_out)
+def write_studies(
+    path: Path,
+    spool: Spool,
+    kept: pd.DataFrame,
+    films: pd.DataFrame,
+    findings: Sequence[str],
+    salt: bytes | None = None,
+) -> dict[str, Any]:
+    """Write studies.parquet piece by piece: rows as spooled, with their split and where their films are.
+
+    Args:
+        path: file to write.
+        spool: the rows that `read_table` kept.
+        kept: which of them to write, by `stored`, and their split.
+        films: rows of `ral.data.films.list_films`.
+        findings: columns of labels.
+        salt: for pseudonyms; None writes ids as they are.
+
+    Returns:
+        Films, and per finding positives, negatives and unknown, in each split.
+    """
+    with Writer(path, findings, SPLITS) as written:
+        for rows in spool.in_order():
+            ends = [rows["stored"].iloc[0], rows["stored"].iloc[-1] + 1]
+            first, last = np.searchsorted(kept["stored"], ends)
+            these = kept.iloc[first:last]
+            if len(these) < len(rows):  # some films turned out to be bad
+                rows = rows[rows["stored"].isin(these["stored"])]
+            where = films[["path", "member"]].iloc[these["stored"]]
+            studies = rows.assign(
+                path=where["path"].array, member=where["member"].array, split=these["split"].array
+            )[[*COLUMNS, *findings]]
+            written.add(pseudonymised(studies, salt) if salt else studies)
+    return written.class_counts
+
+
+def _ids(kept: pd.DataFrame, films: pd.DataFrame) -> "pd.Series[str]":
+    """Image ids of rows by where their films are stored."""
+    return films["image_id"].iloc[kept["stored"]].set_axis(kept.index)
 
 
 def counted(reasons: pd.Series) -> str:
     """Reasons with their counts, for people: "97125 no film, 3 view not in data.views"."""
     return ", ".join(f"{count} {reason}" for reason, count in reasons[reasons != ""].value_counts().items())
-
-
-def class_counts(studies: pd.DataFrame, findings: tuple[str, ...]) -> dict[str, Any]:
-    """Films, and per finding positives, negatives and unknown, in each split."""
-    counts = {}
-    for name in SPLITS:
-        labels = studies.loc[studies["split"] == name, list(findings)]
-        counts[name] = {
-            "films": len(labels),
-            "positives": {finding: int((labels[finding] == 1).sum()) for finding in findings},
-            "negatives": {finding: int((labels[finding] == 0).sum()) for finding in findings},
-            "unknown": {finding: int(labels[finding].isna().sum()) for finding in findings},
-        }
-    return counts

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -155,7 +156,7 @@ class Store:
             path.unlink(missing_ok=True)
             raise Damaged(name) from None
 
-    def find(self, hashes: Sequence[str]) -> Found:
+    def find(self, hashes: "Sequence[str] | pd.Series[str]") -> Found:
         """Look films up; chunks that cannot be opened are removed."""
         names, parts = [], []
         for path in sorted(self.folder.glob("*.arrow")):

@@ -1,150 +1,160 @@
-"""Writes a table of any number of rows in the memory of a few blocks, and counts what the later steps must know of it.
+"""Tables of any number of rows in little memory: where each film is stored, rows put in that order on disk, counts of labels.
 
-Blocks are transformed by Dask and written to Parquet as they come. Where the rows must stand in another order than in the
-source (that of the films' pixels), they are spilled to buckets on disk first, each of which is then sorted by itself.
+The step preprocess reads its source in blocks. What it needs of all rows at once (patient, labels) stays in memory, a few dozen
+bytes a row; the rest is spilled to buckets on disk by the place of the film's pixels, and read back bucket by bucket.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-# Rows of a bucket that is sorted by itself.
+# Rows of a bucket: what is in memory at a time.
 BUCKET_ROWS = 500_000
 
-# Blocks in work for each worker; more would only take memory.
-AHEAD = 2
+# Ids hashed at a time: each is a Python object for that long.
+HASHED = 1_000_000
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a table holds.
-
-    `patients` has patient_id and split, one row per patient, by patient_id. `counts` has per split films, and per
-    finding positives, negatives and unknown.
-    """
-
-    rows: int
-    patients: pd.DataFrame
-    counts: dict[str, Any]
-
-
-def write_table(
-    blocks: Any,
-    transform: Callable[[pd.DataFrame], pd.DataFrame],
-    path: Path,
-    findings: Sequence[str],
-    splits: Sequence[str],
-    workers: int,
-    order: str | None = None,
-) -> Summary:
-    """Transform a table block by block into a Parquet file.
+class Places:
+    """Finds films in their stored order by image id: 16 bytes a film, where a dictionary takes a hundred.
 
     Args:
-        blocks: a Dask dataframe.
-        transform: from a block to patient_id, split, one column per finding (1, 0, null) and any others.
-        path: file to write.
-        findings: columns to count.
-        splits: values of the column split.
-        workers: how many blocks are transformed at a time.
-        order: column of whole numbers from 0 by which the rows are to be sorted; it is not written. None keeps them.
-
-    Returns:
-        Summary of what was written; the same for any number of workers.
+        image_ids: of all films, in stored order, each once.
     """
-    frames = _transformed(blocks.to_delayed(), transform, workers)
-    spill = path.parent / f".{path.name}.spill"
-    pieces: list[pd.DataFrame] = []
-    counts = np.zeros((len(splits), 1 + 3 * len(findings)), np.int64)
 
-    def counted() -> Iterator[pd.DataFrame]:
-        nonlocal counts
-        for frame in frames:
-            counts = counts + _count(frame, findings, splits)
-            pieces.append(frame[["patient_id", "split"]].drop_duplicates())
-            yield frame
+    def __init__(self, image_ids: "pd.Series[str]") -> None:
+        self._ids = _array(image_ids)
+        keys = _hashes(self._ids)
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
 
-    try:
-        rows = _write(counted() if order is None else _sorted(counted(), order, spill), path)
-    finally:
-        shutil.rmtree(spill, ignore_errors=True)
-    patients = pd.concat(pieces).drop_duplicates().sort_values("patient_id", ignore_index=True)
-    return Summary(rows, patients, _named(counts, findings, splits))
-
-
-def _transformed(
-    parts: Sequence[Any], transform: Callable[[pd.DataFrame], pd.DataFrame], workers: int
-) -> Iterator[pd.DataFrame]:
-    """Blocks in their order; the next few are worked on while one is used."""
-
-    def run(part: Any) -> pd.DataFrame:
-        return transform(dask.compute(part, scheduler="synchronous")[0])
-
-    waiting: list[Future[pd.DataFrame]] = []
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for part in parts:
-                waiting.append(pool.submit(run, part))
-                if len(waiting) >= AHEAD * workers:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def find(self, image_ids: "pd.Series[str]") -> np.ndarray:
+        """Place of each film, int64; -1 where there is no such film."""
+        wanted = _array(image_ids)
+        keys = _hashes(wanted)
+        at = np.searchsorted(self._keys, keys)
+        found = np.full(len(keys), -1)
+        # More than once round only where two ids have the same hash.
+        open_ = np.flatnonzero(at < len(self._keys))
+        while len(open_):
+            open_ = open_[self._keys[at[open_]] == keys[open_]]
+            place = self._order[at[open_]]
+            same = pc.equal(self._ids.take(pa.array(place)), wanted.take(pa.array(open_))).to_numpy(
+                zero_copy_only=False
+            )
+            found[open_[same]] = place[same]
+            open_ = open_[~same]
+            at[open_] += 1
+            open_ = open_[at[open_] < len(self._keys)]
+        return found
 
 
-def _write(frames: Iterable[pd.DataFrame], path: Path) -> int:
-    writer, rows = None, 0
-    try:
-        for frame in frames:
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            if writer is None:
-                writer = pq.ParquetWriter(path, table.schema)
-            writer.write_table(table.cast(writer.schema))
-            rows += table.num_rows
-    finally:
-        if writer is not None:
-            writer.close()
-    return rows
+def _array(ids: "pd.Series[str]") -> pa.Array:
+    found = pa.array(ids, pa.large_string())
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
-def _sorted(frames: Iterable[pd.DataFrame], order: str, spill: Path) -> Iterator[pd.DataFrame]:
-    """The rows by `order`: spilled to buckets of that column's values, then bucket by bucket."""
-    spill.mkdir()
-    buckets: set[int] = set()
-    for number, frame in enumerate(frames):
-        for bucket, rows in frame.groupby(frame[order] // BUCKET_ROWS, sort=False):
-            rows.to_feather(spill / f"{int(bucket)}-{number}.arrow", compression="uncompressed")
-            buckets.add(int(bucket))
-    for bucket in sorted(buckets):
-        rows = pd.concat([pd.read_feather(file) for file in sorted(spill.glob(f"{bucket}-*.arrow"))])
-        yield rows.sort_values(order, kind="stable", ignore_index=True).drop(columns=order)
+def _hashes(ids: pa.Array) -> np.ndarray:
+    parts = [
+        pd.util.hash_array(ids[start : start + HASHED].to_numpy(zero_copy_only=False), categorize=False)
+        for start in range(0, len(ids), HASHED)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
-def _count(frame: pd.DataFrame, findings: Sequence[str], splits: Sequence[str]) -> np.ndarray:
-    labels = frame[list(findings)].to_numpy(np.float32, na_value=np.nan)
-    split = frame["split"].to_numpy()
-    counts = []
-    for name in splits:
-        here = labels[split == name]
-        counts.append([len(here), *(here == 1).sum(0), *(here == 0).sum(0), *np.isnan(here).sum(0)])
-    return np.array(counts, np.int64)
+class Spool:
+    """Rows on disk that come in any order and are read back by their place; a context manager, which removes them.
+
+    Args:
+        folder: where to put them; must not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[int, list[Path]] = {}
+        self._blocks = 0
+
+    def __enter__(self) -> "Spool":
+        self._folder.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add(self, rows: pd.DataFrame) -> None:
+        """Keep rows; their column `stored` has each one's place.
+
+        Raises:
+            OSError: the disk is full, or not writable.
+        """
+        for bucket, part in rows.groupby(rows["stored"] // BUCKET_ROWS, sort=False):
+            path = self._folder / f"{bucket}-{self._blocks}.arrow"
+            part.reset_index(drop=True).to_feather(path, compression="uncompressed")
+            self._files.setdefault(int(bucket), []).append(path)
+        self._blocks += 1
+
+    def in_order(self) -> Iterator[pd.DataFrame]:
+        """All rows by `stored`, a bucket at a time."""
+        for bucket in sorted(self._files):
+            rows = pd.concat([pd.read_feather(path) for path in self._files[bucket]])
+            yield rows.sort_values("stored", kind="stable", ignore_index=True)
 
 
-def _named(counts: np.ndarray, findings: Sequence[str], splits: Sequence[str]) -> dict[str, Any]:
-    named = {}
-    for name, row in zip(splits, counts.tolist(), strict=True):
-        kinds = np.reshape(row[1:], (3, len(findings))).tolist()
-        named[name] = {"films": row[0]} | {
-            kind: dict(zip(findings, values, strict=True))
-            for kind, values in zip(("positives", "negatives", "unknown"), kinds, strict=True)
-        }
-    return named
+class Writer:
+    """Writes a Parquet file piece by piece and counts its labels; a context manager.
+
+    Args:
+        path: file to write.
+        findings: columns to count (1, 0, null).
+        splits: values of the column split.
+    """
+
+    def __init__(self, path: Path, findings: Sequence[str], splits: Sequence[str]) -> None:
+        self._path, self._findings, self._splits = path, tuple(findings), tuple(splits)
+        self._file: pq.ParquetWriter | None = None
+        self._counts = np.zeros((len(splits), 1 + 3 * len(findings)), np.int64)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, rows: pd.DataFrame) -> None:
+        """Write rows, which have the columns of those before."""
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._path, table.schema)
+        self._file.write_table(table.cast(self._file.schema))
+        labels = rows[list(self._findings)].to_numpy(np.float32, na_value=np.nan)
+        split = rows["split"].to_numpy()
+        for number, name in enumerate(self._splits):
+            here = labels[split == name]
+            self._counts[number] += [
+                len(here), *(here == 1).sum(0), *(here == 0).sum(0), *np.isnan(here).sum(0)
+            ]  # fmt: skip
+
+    @property
+    def class_counts(self) -> dict[str, Any]:
+        """Films, and per finding positives, negatives and unknown, in each split."""
+        named = {}
+        for name, row in zip(self._splits, self._counts.tolist(), strict=True):
+            kinds = np.reshape(row[1:], (3, len(self._findings))).tolist()
+            named[name] = {"films": row[0]} | {
+                kind: dict(zip(self._findings, values, strict=True))
+                for kind, values in zip(("positives", "negatives", "unknown"), kinds, strict=True)
+            }
+        return named

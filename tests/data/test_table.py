@@ -1,14 +1,13 @@
-"""A table written block by block is the table written at once, in the order asked for, and counted right."""
+"""Films are found by id, rows come back by their place whatever order they came in, and labels are counted right."""
 
 from pathlib import Path
 
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
 
 from ral.data import table as module
-from ral.data.table import write_table
+from ral.data.table import Places, Spool, Writer
 
 FINDINGS, SPLITS = ("Mass", "Hernia"), ("train", "val", "test")
 
@@ -25,52 +24,72 @@ def frame() -> pd.DataFrame:
             "split": np.array(SPLITS)[patient % 3],
             "Mass": labels[:, 0],
             "Hernia": labels[:, 1],
-            "stored": rng.permutation(1000),
+            "stored": 3 * rng.permutation(1000),
         }
     )
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("order", [None, "stored"])
-def test_blocks_make_the_whole(
-    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, order: str | None
+def test_films_are_found_by_id_in_any_kind_of_column() -> None:
+    ids = [f"film{n}é.png" for n in range(2500)]
+    stored = pd.concat([pd.Series(ids[:999], dtype="str"), pd.Series(ids[999:], dtype="str")])
+    places = Places(stored)
+    asked = [ids[7], "nowhere", ids[2499], ids[7], ""]
+    for dtype in ("str", "object"):
+        assert places.find(pd.Series(asked, dtype=dtype)).tolist() == [7, -1, 2499, 7, -1]
+    assert places.find(pd.Series([], dtype="str")).tolist() == []
+    assert Places(stored[:0]).find(stored[:2]).tolist() == [-1, -1]
+
+
+def test_films_whose_ids_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_hashes", lambda ids: np.array([len(i.as_py()) for i in ids], np.uint64))
+    places = Places(pd.Series(["aa", "b", "cc", "d", "ee"]))
+    found = places.find(pd.Series(["ee", "cc", "xx", "d", "yyy", "aa", "b", "z"]))
+    assert found.tolist() == [4, 2, -1, 3, -1, 0, 1, -1]
+
+
+@pytest.mark.parametrize("blocks", [1, 7])
+def test_rows_come_back_by_their_place(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
 ) -> None:
-    monkeypatch.setattr(module, "BUCKET_ROWS", 300)
-    blocks = dd.from_pandas(frame, npartitions=7, sort=False)
+    monkeypatch.setattr(module, "BUCKET_ROWS", 900)
+    with Spool(tmp_path / "rows") as spool:
+        for part in np.array_split(np.arange(len(frame)), blocks):
+            spool.add(frame.iloc[part])
+        spool.add(frame[:0])
+        pieces = list(spool.in_order())
+    assert len(pieces) == 4
+    wanted = frame.sort_values("stored", ignore_index=True)
+    pd.testing.assert_frame_equal(pd.concat(pieces, ignore_index=True), wanted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_on_disk_after_a_failure(frame: pd.DataFrame, tmp_path: Path) -> None:
+    def failing() -> None:
+        with Spool(tmp_path / "rows") as spool:
+            spool.add(frame)
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        failing()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_a_table_written_in_pieces_is_whole_and_counted(
+    frame: pd.DataFrame, tmp_path: Path, pieces: int
+) -> None:
     path = tmp_path / "studies.parquet"
-    done = write_table(blocks, lambda block: block, path, FINDINGS, SPLITS, workers, order)
-    wanted = frame if order is None else frame.sort_values("stored", ignore_index=True).drop(columns="stored")
-    pd.testing.assert_frame_equal(pd.read_parquet(path).astype(wanted.dtypes), wanted)
-    assert done.rows == 1000
-    pairs = frame[["patient_id", "split"]].drop_duplicates().sort_values("patient_id", ignore_index=True)
-    pd.testing.assert_frame_equal(done.patients.astype(pairs.dtypes), pairs)
+    with Writer(path, FINDINGS, SPLITS) as written:
+        for part in np.array_split(np.arange(len(frame)), pieces):
+            written.add(frame.iloc[part])
+    pd.testing.assert_frame_equal(pd.read_parquet(path), frame)
     for name in SPLITS:
         here = frame[frame["split"] == name]
-        assert done.counts[name]["films"] == len(here)
+        assert written.class_counts[name]["films"] == len(here)
         for finding in FINDINGS:
-            counts = [done.counts[name][kind][finding] for kind in ("positives", "negatives", "unknown")]
-            assert counts == [
+            kinds = ("positives", "negatives", "unknown")
+            assert [written.class_counts[name][kind][finding] for kind in kinds] == [
                 (here[finding] == 1).sum(),
                 (here[finding] == 0).sum(),
                 here[finding].isna().sum(),
             ]
-    assert [path.name for path in tmp_path.iterdir()] == ["studies.parquet"]
-
-
-def test_bytes_do_not_depend_on_workers(frame: pd.DataFrame, tmp_path: Path) -> None:
-    blocks = dd.from_pandas(frame, npartitions=7, sort=False)
-    for workers in (1, 4):
-        write_table(blocks, lambda block: block, tmp_path / f"{workers}.parquet", FINDINGS, SPLITS, workers)
-    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "4.parquet").read_bytes()
-
-
-def test_failure_leaves_no_spill(frame: pd.DataFrame, tmp_path: Path) -> None:
-    def broken(block: pd.DataFrame) -> pd.DataFrame:
-        if block["image_id"].iloc[0] != "0.png":
-            raise ValueError("broken")
-        return block
-
-    blocks = dd.from_pandas(frame, npartitions=7, sort=False)
-    with pytest.raises(ValueError, match="broken"):
-        write_table(blocks, broken, tmp_path / "a.parquet", FINDINGS, SPLITS, 2, "stored")
-    assert not list(tmp_path.glob(".*"))
