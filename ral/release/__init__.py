@@ -1,0 +1,1 @@
+"""Deciding on, keeping and bringing back trained models: gate, registry and ledger."""
