@@ -1,0 +1,200 @@
+"""Registry: GTO reads the tags, every step may be the last before a crash, packets are held against their hashes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ral.errors import UserError
+from ral.release import registry as module
+from ral.release.registry import Registry
+
+Make = Callable[..., Any]
+
+
+def gto(registry: Registry, *arguments: str) -> Any:
+    """What the real gto says of the repository."""
+    command = [str(Path(sys.executable).parent / "gto"), "show", "--repo", str(registry.repository), "--json"]
+    return json.loads(subprocess.run([*command, *arguments], check=True, capture_output=True).stdout)
+
+
+def test_an_empty_registry_has_no_champion(registry: Registry) -> None:
+    assert registry.champion() is None
+    assert registry.releases() == []
+    assert registry.anchor(None) is None
+    with pytest.raises(UserError, match=r"no release v0\.1\.0.*none"):
+        registry.promote("v0.1.0", "Ada", "why not")
+    with pytest.raises(UserError, match="no earlier champion"):
+        registry.rollback("Ada", "why not")
+
+
+def test_versions_count_up_and_gto_lists_them(registry: Registry, release: Make) -> None:
+    assert [release("one"), release("two")] == ["v0.1.0", "v0.2.0"]
+    registry.promote("v0.1.0", "Ada <a>", "the\nfirst")
+    assert gto(registry)["ral"]["stage"] == {"champion": "v0.1.0"}
+    registry.promote("v0.2.0", "gate", "better")
+    assert gto(registry)["ral"]["stage"] == {"champion": "v0.2.0", "archived": "v0.1.0"}
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.version == "v0.2.0"
+    assert [release.stage for release in registry.releases()] == ["archived", "champion"]
+    assert registry.link.resolve() == registry.folder / "v0.2.0"
+    lines = registry.ledger.entries()
+    assert [(line["what"], line["version"], line["by"], line["reason"]) for line in lines] == [
+        ("promote", "v0.1.0", "Ada a", "the first"),
+        ("promote", "v0.2.0", "gate", "better"),
+    ]
+
+
+def test_registering_a_commit_again_changes_nothing(
+    registry: Registry, commit: Make, draft: Make, release: Make
+) -> None:
+    first = commit("one")
+    assert registry.register(first, draft(first)) == "v0.1.0"
+    assert release("two") == "v0.2.0"
+    assert registry.register(first, Path("nowhere")) == "v0.1.0"
+    assert len(registry.releases()) == 2
+
+
+def test_what_does_not_fit_is_not_registered(registry: Registry, commit: Make, draft: Make) -> None:
+    with pytest.raises(UserError, match="Push it there first"):
+        registry.register("0" * 40, draft("0" * 40))
+    with pytest.raises(UserError, match="Push it there first"):
+        registry.register("--help", draft("--help"))
+    made = commit("one")
+    with pytest.raises(UserError, match="is of commit"):
+        registry.register(made, draft("f" * 40))
+    folder = draft(made)
+    (folder / "model").write_text("other bytes")
+    with pytest.raises(UserError, match="bytes have changed"):
+        registry.register(made, folder)
+    assert registry.releases() == []
+
+
+def test_a_damaged_packet_is_no_champion(registry: Registry, release: Make) -> None:
+    release("one")
+    (registry.folder / "v0.1.0" / "model").write_text("other bytes")
+    with pytest.raises(UserError, match="bytes have changed"):
+        registry.promote("v0.1.0", "Ada", "why not")
+    with pytest.raises(UserError, match="bytes have changed"):
+        registry.anchor("v0.1.0")
+    (registry.folder / "v0.1.0" / "model").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        registry.promote("v0.1.0", "Ada", "why not")
+    assert registry.champion() is None
+
+
+def test_rollback_goes_to_the_champion_before(registry: Registry, release: Make) -> None:
+    for text in ("one", "two", "three"):
+        registry.promote(release(text), "gate", text)
+    assert registry.rollback("Ada", "it misses") == "v0.2.0"
+    assert gto(registry)["ral"]["stage"] == {"champion": "v0.2.0", "archived": "v0.3.0"}
+    assert registry.link.resolve() == registry.folder / "v0.2.0"
+    assert registry.rollback("Ada", "it misses, too") == "v0.1.0"
+    with pytest.raises(UserError, match="no earlier champion"):
+        registry.rollback("Ada", "further")
+    assert registry.rollback("Ada", "after all", to="v0.3.0") == "v0.3.0"
+    assert registry.rollback("Ada", "after all", to="v0.3.0") == "v0.3.0"
+    whats = [line["what"] for line in registry.ledger.entries()]
+    assert whats == ["promote"] * 3 + ["rollback"] * 3
+    release("four")
+    with pytest.raises(UserError, match="never the champion"):
+        registry.rollback("Ada", "wrong word", to="v0.4.0")
+
+
+def test_who_and_why_must_be_said(registry: Registry, release: Make) -> None:
+    release("one")
+    for by, reason in (("", "why"), ("Ada", " \n")):
+        with pytest.raises(UserError, match="neither may be empty"):
+            registry.promote("v0.1.0", by, reason)
+    assert registry.champion() is None
+
+
+class Crash(Exception):
+    """What a killed process looks like to the code that comes after."""
+
+
+def crash(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: str, call: int = 1) -> None:
+    """Let a step end the process before or after its work, at its `call`-th time."""
+    work, calls = getattr(owner, name), []
+
+    def step(*arguments: Any, **named: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call and when == "before":
+            raise Crash
+        result = work(*arguments, **named)
+        if len(calls) == call:
+            raise Crash
+        return result
+
+    monkeypatch.setattr(owner, name, step)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["check", "flush_tree", "rename", "_register"])
+def test_register_survives_a_crash_at_every_step(
+    registry: Registry, commit: Make, draft: Make, release: Make, step: str, when: str
+) -> None:
+    release("zero")
+    made = commit("one")
+    folder = draft(made, "first try")
+    owner: Any = {"check": module.packet, "flush_tree": module, "rename": Path, "_register": registry}[step]
+    with pytest.MonkeyPatch.context() as patch:
+        crash(patch, owner, step, when)
+        with pytest.raises(Crash):
+            registry.register(made, folder)
+    again = Registry(registry.state_dir)
+    assert [r.version for r in again.releases()] == ["v0.1.0"] + ["v0.2.0"] * (
+        (step, when) == ("_register", "after")
+    )
+    if not folder.exists():
+        folder = draft(made, "second try")
+    assert again.register(made, folder) == "v0.2.0"
+    again.anchor("v0.2.0")
+    assert len(again.releases()) == 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("step", "call"), [("_assign", 1), ("append", 1), ("append", 2), ("_assign", 2), ("point", 1)]
+)
+def test_promotion_survives_a_crash_at_every_step(
+    registry: Registry, release: Make, step: str, call: int, when: str
+) -> None:
+    registry.promote(release("one"), "gate", "first")
+    release("two")
+    owner: Any = {"_assign": registry, "append": registry.ledger, "point": module}[step]
+    with pytest.MonkeyPatch.context() as patch:
+        crash(patch, owner, step, when, call)
+        with pytest.raises(Crash):
+            registry.promote("v0.2.0", "gate", "better")
+    again = Registry(registry.state_dir)
+    champion = again.champion()
+    assert champion is not None
+    # The tag decides: before it nothing has happened, after it everything follows.
+    done = (step, when) != ("_assign", "before") or call == 2
+    assert champion.version == ("v0.2.0" if done else "v0.1.0")
+    assert again.link.resolve() == again.folder / champion.version
+    again.promote("v0.2.0", "gate", "better")
+    assert gto(again)["ral"]["stage"] == {"champion": "v0.2.0", "archived": "v0.1.0"}
+    assert [line["version"] for line in again.ledger.entries()] == ["v0.1.0", "v0.2.0"]
+    assert again.link.resolve() == again.folder / "v0.2.0"
+    assert not list(again.state_dir.glob(".champion.*"))
+
+
+def test_prune_keeps_what_may_be_needed(registry: Registry, release: Make) -> None:
+    versions = [release(text) for text in ("one", "two", "three", "four", "five", "six")]
+    for version in versions[1:3]:
+        registry.promote(version, "gate", "better")
+    assert registry.prune(keep=1, used=("v0.1.0",)) == ["v0.4.0", "v0.5.0"]
+    kept = [release.version for release in registry.releases() if release.packet]
+    assert kept == ["v0.1.0", "v0.2.0", "v0.3.0", "v0.6.0"]
+    assert registry.prune(keep=0) == ["v0.1.0", "v0.6.0"]
+    assert not list(registry.folder.glob(".*"))
+    with pytest.raises(UserError, match="no packet"):
+        registry.promote("v0.4.0", "Ada", "too late")
+    assert len(registry.releases()) == 6
