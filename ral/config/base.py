@@ -21,6 +21,7 @@ SECTIONS = (
     "explain",
     "evaluate",
     "report",
+    "gate",
 )
 
 

@@ -86,6 +86,8 @@ class EvaluateConfig(Section):
     """How intervals are read from the resamples: bca corrects for bias and skew."""
     seed: int = Field(ge=0, lt=2**31)
     """Seed of the resamples and of the folds of calibration."""
+    sealed: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the test patients that are sealed: their test films are in no figure, comparison or picture until a person opens them (python -m ral.release open-sealed)."""
     calibration: CalibrationConfig
     threshold: ThresholdConfig
     audit: AuditConfig

@@ -6,6 +6,7 @@ from ral.config.base import Section
 from ral.config.data import DataConfig, PhantomConfig, PreprocessConfig, SplitConfig
 from ral.config.evaluate import EvaluateConfig
 from ral.config.explain import ExplainConfig
+from ral.config.gate import GateConfig
 from ral.config.losses import LossConfig
 from ral.config.train import ModelConfig, TrainConfig
 
@@ -19,8 +20,8 @@ class ReportConfig(Section):
     """Whether the report has the pictures of the gallery. false, for data whose terms forbid to pass films on; explain.films false leaves them out too."""
 
 
-class Params(Section):
-    """Every section. A step reads only its own (`PreprocessParams`, `TrainParams`, …)."""
+class ReportParams(Section):
+    """Read by the step report, which shows what the other steps were run with."""
 
     phantom: PhantomConfig
     data: DataConfig
@@ -34,5 +35,7 @@ class Params(Section):
     report: ReportConfig
 
 
-class ReportParams(Params):
-    """Read by the step report, which shows all of them."""
+class Params(ReportParams):
+    """Every section. A step reads only its own (`PreprocessParams`, `TrainParams`, …), and none the gate's."""
+
+    gate: GateConfig

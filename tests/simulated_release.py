@@ -1,0 +1,99 @@
+"""Simulated films and models whose skill is known, so that the right decision is known, too."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ral.config.base import load
+from ral.config.evaluate import EvaluateConfig, EvaluateParams
+from ral.config.gate import GateConfig
+from ral.release.gate import Evidence
+from ral.release.paired import Rival
+
+ROOT = Path(__file__).parent.parent
+
+# Training prevalence: head, medium, medium, tail. In test all are frequent enough to score.
+TRAIN = {"Effusion": 0.3, "Mass": 0.06, "Edema": 0.05, "Hernia": 0.004}
+TEST = {"Effusion": 0.3, "Mass": 0.15, "Edema": 0.15, "Hernia": 0.1}
+
+PREPARED = {"size": 64, "fit": "stretch"}
+PASSED: dict[str, Any] = {"passed": True, "checks": []}
+
+
+def evaluate_config(**changes: Any) -> EvaluateConfig:
+    """The project's parameters with fewer resamples."""
+    config = load(ROOT / "params.yaml", EvaluateParams).evaluate
+    audit = config.audit.model_copy(update={"by": changes.pop("by", [])})
+    return config.model_copy(update={"replicates": 300, "audit": audit} | changes)
+
+
+def gate_config(**changes: Any) -> GateConfig:
+    """One gate set and wide floors, so that a test speaks of the rule it names."""
+    wide = {"sets": 1, "tail_floor": 0.5, "subgroup_floor": 0.5, "calibration_cap": 0.5, "first_auroc": 0.6}
+    return GateConfig.model_validate(wide | changes)
+
+
+def films(seed: int = 0, patients: int = 900, name: str = "film") -> pd.DataFrame:
+    """Studies: two films a patient, a third of the patients each for training, validation and test."""
+    generator = np.random.default_rng(seed)
+    number = np.arange(2 * patients)
+    split = np.repeat(["train", "val", "test"], 2 * patients // 3)
+    studies = pd.DataFrame(
+        {
+            "image_id": [f"{name}{n:05d}" for n in number],
+            "patient_id": [f"p{n // 2:05d}" for n in number],
+            "split": split,
+            "sex": np.where(number // 2 % 4 == 0, "F", "M"),
+            "age_years": 20.0 + number // 2 % 60,
+        }
+    )
+    for finding in TRAIN:
+        rate = np.where(split == "train", TRAIN[finding], TEST[finding])
+        studies[finding] = (generator.random(len(studies)) < rate).astype(float)
+    return studies
+
+
+def model(
+    studies: pd.DataFrame, split: str, skill: float = 1.5, seed: int = 1, own: int = 0, **other: float
+) -> pd.DataFrame:
+    """Logits of a model: its skill times the label, and noise.
+
+    Args:
+        studies: films.
+        split: of which.
+        skill: distance between positive and negative films, in standard deviations.
+        seed: of the noise that models share, as they find the same films hard.
+        own: seed of the noise that is this model's alone; 0 for none.
+        other: skill for single findings.
+    """
+    rows = studies[studies["split"] == split]
+    noise = np.random.default_rng(seed).normal(size=(len(rows), len(TRAIN)))
+    if own:
+        noise = (noise + 0.5 * np.random.default_rng(own).normal(size=noise.shape)) / np.sqrt(1.25)
+    logits = pd.DataFrame({"image_id": rows["image_id"].to_numpy()})
+    for place, finding in enumerate(name for name in TRAIN if name in rows):
+        far = other.get(finding, skill)
+        logits[finding] = noise[:, place] + far * rows[finding].to_numpy() - 2
+    return logits
+
+
+def rival(logits: pd.DataFrame, version: str = "v0.1.0", **changes: Any) -> Rival:
+    """An earlier model that saw none of the test patients."""
+    return Rival(**({"version": version, "logits": logits, "seen": frozenset(), "preparation": PREPARED} | changes))  # fmt: skip
+
+
+def evidence(studies: pd.DataFrame, test: pd.DataFrame, champion: Rival | None, **changes: Any) -> Evidence:
+    """Evidence about a challenger with these test logits."""
+    facts: dict[str, Any] = {
+        "studies": studies, "val": model(studies, "val"), "test": test, "champion": champion, "anchor": None,
+        "data": PASSED, "preparation": PREPARED, "turn": 0,
+    }  # fmt: skip
+    return Evidence(**(facts | changes))
+
+
+def rule(verdict: dict[str, Any], name: str) -> dict[str, Any]:
+    """The rule of that name."""
+    (found,) = [one for one in verdict["rules"] if one["rule"] == name]
+    return found
