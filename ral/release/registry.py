@@ -12,7 +12,6 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ral.errors import UserError
 from ral.files import private_folder
@@ -35,8 +34,8 @@ class Release:
     """Of the run that trained it."""
     stage: str
     """champion, archived (it was the champion) or registered."""
-    packet: Path | None
-    """Its folder; None once it was pruned."""
+    packet: Path
+    """Its folder, which is gone once it was pruned."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Registry:
                 version,
                 commit,
                 CHAMPION if version == champion else ARCHIVED if version in once else "registered",
-                self.folder / version if (self.folder / version).is_dir() else None,
+                self.folder / version,
             )
             for version, commit in sorted(registered.items(), key=lambda item: _key(item[0]))
         ]
@@ -211,14 +210,14 @@ class Registry:
         """
         with locked(self._lock):
             self._mend()
-            releases = [release for release in self.releases() if release.packet]
+            releases = [release for release in self.releases() if release.packet.is_dir()]
             newest = {release.version for release in releases[len(releases) - keep :]} if keep else set()
             stays = newest | {*used, self.before()}
             gone = [r for r in releases if r.stage != CHAMPION and r.version not in stays]
             for release in gone:
                 # Renamed first: a crash must not leave half a packet under its name.
                 dead = self.folder / f".{release.version}.pruned"
-                (self.folder / release.version).rename(dead)
+                release.packet.rename(dead)
             for dead in self.folder.glob(".*.pruned"):
                 shutil.rmtree(dead)
             return [release.version for release in gone]
@@ -234,7 +233,7 @@ class Registry:
 
     def _with_packet(self, version: str) -> Release:
         release = self.release(version)
-        packet.check(release.packet or self.folder / version)
+        packet.check(release.packet)
         return release
 
     def _mend(self) -> None:
@@ -332,13 +331,3 @@ def _git(*arguments: str) -> str:
     except subprocess.CalledProcessError as error:
         raise UserError(f"git {' '.join(arguments)}: {error.stderr.strip()}") from None
     return done.stdout
-
-
-def summary(release: Release) -> dict[str, Any]:
-    """A release as a line of a table."""
-    return {
-        "version": release.version,
-        "stage": release.stage,
-        "commit": release.commit[:12],
-        "packet": str(release.packet) if release.packet else "pruned",
-    }

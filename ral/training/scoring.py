@@ -24,6 +24,39 @@ def normalised(pixels: Tensor, facts: dict[str, Any]) -> Tensor:
     return films.sub_(facts["pixel_mean"]).div_(facts["pixel_deviation"])
 
 
+def score_films(
+    network: nn.Module,
+    dataset: Dataset,
+    facts: dict[str, Any],
+    rows: np.ndarray,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> np.ndarray:
+    """Raw logits float32 [rows, findings] of films.
+
+    Args:
+        network: in eval mode, on the device; its memory layout is changed.
+        dataset: the prepared data.
+        facts: findings, and the mean and deviation of pixels, of the data that the network was trained on.
+        rows: of the dataset.
+        device: where to compute.
+        dtype: of the arithmetic (autocast).
+    """
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(rows), BATCH):
+            yield gather(dataset, rows[start : start + BATCH], device.type == "cuda")
+
+    parts = [torch.empty((0, len(facts["findings"])))]
+    half = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with Ahead(batches) as ahead, torch.inference_mode(), half:
+        for pixels in ahead:
+            films = normalised(pixels.to(device, non_blocking=True), facts)
+            parts.append(network(films.contiguous(memory_format=torch.channels_last)).float())
+    return torch.cat([part.to(device) for part in parts]).cpu().numpy()
+
+
 class Scorer:
     """Scores films with given weights, by a plain copy of the network: what the engine does to its own is no matter.
 
@@ -45,7 +78,7 @@ class Scorer:
         world: int,
         device: torch.device,
     ) -> None:
-        self.network = copy.deepcopy(network).eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = copy.deepcopy(network).eval().to(device)
         self.dataset, self.dtype = dataset, dtype
         self.rank, self.world, self.device = rank, world, device
 
@@ -53,19 +86,7 @@ class Scorer:
         """Raw logits float32 [rows, findings]. Every process must call it, and gets all of them."""
         self.network.load_state_dict(weights)
         mine = np.array_split(rows, self.world)[self.rank]
-
-        def batches() -> Iterator[Tensor]:
-            for start in range(0, len(mine), BATCH):
-                yield gather(self.dataset, mine[start : start + BATCH], self.device.type == "cuda")
-
-        parts = [torch.empty((0, len(self.dataset.findings)))]
-        half = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with Ahead(batches) as ahead, torch.inference_mode(), half:
-            for pixels in ahead:
-                films = normalised(pixels.to(self.device, non_blocking=True), self.dataset.facts)
-                logits = self.network(films.contiguous(memory_format=torch.channels_last))
-                parts.append(logits.float())
-        here = torch.cat([part.to(self.device) for part in parts]).cpu().numpy()
+        here = score_films(self.network, self.dataset, self.dataset.facts, mine, self.device, self.dtype)
         gathered: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(gathered, here)
         return np.concatenate(gathered)
