@@ -41,17 +41,17 @@ def build(workspace: Path, verdict: dict[str, Any], commit: str, folder: Path) -
         UserError: a file of the run is missing, or params.yaml is wrong.
     """
     for name, source in FILES.items():
-        path = _there(workspace / source)
+        path = there(workspace / source)
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
     write_json(folder / "verdict.json", verdict)
-    data = read_json(_there(workspace / "data/validated/verdict.json"))
+    data = read_json(there(workspace / "data/validated/verdict.json"))
     write_json(folder / "profile.json", data["profile"])
     model = read_json(folder / "model/model.json")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     content = {
         "commit": commit,
-        "data_manifest": sha256(_there(workspace / "data/manifest.json")),
+        "data_manifest": sha256(there(workspace / "data/manifest.json")),
         "phantom": bool(model["phantom"]),
         "findings": model["findings"],
         "preparation": preparation(workspace / "params.yaml"),
@@ -96,7 +96,12 @@ def preparation(params: Path) -> dict[str, Any]:
     return {name: getattr(config, name) for name in PIXELS}
 
 
-def _there(path: Path) -> Path:
+def there(path: Path) -> Path:
+    """The path of a file that a run must have left.
+
+    Raises:
+        UserError: it is not there.
+    """
     if not path.is_file():
         raise UserError(
             f"{path} does not exist, but a release needs it. Run the whole pipeline first (dvc repro)."

@@ -1,0 +1,208 @@
+"""What each command of `python -m ral.release` does, as do_<command>; what is slow to import is imported where it is used."""
+
+import json
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from ral.config.base import load
+from ral.config.gate import GateParams
+from ral.errors import UserError
+from ral.files import new_file, private_folder, read_json, write_json
+from ral.release import packet
+from ral.release.ledger import Ledger
+from ral.release.registry import ARCHIVED, Registry, Release
+from ral.reporting.wording import PHANTOM_SHORT, RESEARCH
+
+GATE = "gate"
+
+
+def do_list(options: Namespace) -> None:
+    """Print the releases, oldest first, with stage, commit, and whether the packet is there."""
+    registry = Registry(options.state)
+    registry.champion()
+    releases = registry.releases()
+    for release in releases:
+        there = "" if release.packet.is_dir() else "  (packet pruned)"
+        print(f"{release.version:<8} {release.stage:<10} {release.commit[:12]}{there}")
+    if not releases:
+        print(f"No release in {options.state}.")
+
+
+def do_show(options: Namespace) -> None:
+    """Print what a release's packet says, after it was held against its hashes."""
+    release = Registry(options.state).release(options.version)
+    content = packet.check(release.packet)
+    macro = read_json(release.packet / "metrics.json")["macro"]
+    print(_notice(content))
+    print(f"{release.version}  {release.stage}  commit {release.commit}")
+    print(f"findings: {', '.join(content['findings'])}")
+    for name in ("ap", "auroc"):
+        found = macro[name]
+        print(f"macro {name.upper()}: {found['value']} ({found['low']} to {found['high']})")
+    print(read_json(release.packet / "verdict.json")["sentence"])
+    print(f"packet: {release.packet}")
+
+
+def do_promote(options: Namespace) -> None:
+    """Make a release the champion."""
+    Registry(options.state).promote(options.version, options.by, options.reason)
+    print(f"{options.version} is the champion.")
+
+
+def do_rollback(options: Namespace) -> None:
+    """Make an earlier champion the champion again."""
+    version = Registry(options.state).rollback(options.by, options.reason, options.to)
+    print(f"{version} is the champion again.")
+
+
+def do_ledger(options: Namespace) -> None:
+    """Print the ledger; a broken chain is an error."""
+    # The registry first: what a crash kept from the ledger is written now.
+    Registry(options.state).champion()
+    entries = Ledger(options.state).entries()
+    for entry in entries:
+        facts = {k: v for k, v in entry.items() if k not in ("number", "time", "what", "before")}
+        print(f"{entry['number']:>4}  {entry['time']}  {entry['what']:<11} {json.dumps(facts, ensure_ascii=False)}")  # fmt: skip
+    print(f"{len(entries)} entries; each follows from the one before.")
+
+
+def do_predict(options: Namespace) -> None:
+    """Write raw logits of prepared films."""
+    import numpy as np
+
+    from ral.data.dataset import open_dataset
+    from ral.release.rescore import score
+
+    release = _wanted(Registry(options.state), options.version)
+    packet.there(options.prepared / "dataset.json")
+    dataset = open_dataset(options.prepared)
+    table = score(release, dataset, np.arange(len(dataset.studies)))
+    with new_file(options.out) as draft:
+        table.to_parquet(draft, index=False)
+    print(_notice(packet.check(release.packet), dataset.facts["phantom"]))
+    print(f"{len(table):,} films scored by {release.version}: {options.out} (raw logits, not probabilities)")
+
+
+def do_rescore(options: Namespace) -> None:
+    """Write the champion's logits where the step evaluate looks for those of the model before; else remove them."""
+    from ral.data.baseline import LOGITS
+    from ral.release.collect import champion_logits
+
+    table, line = champion_logits(options.workspace, Registry(options.state))
+    path = options.workspace / "baseline" / LOGITS
+    if table is None:
+        path.unlink(missing_ok=True)
+    else:
+        with new_file(path) as draft:
+            table.to_parquet(draft, index=False)
+    print(line)
+
+
+def do_judge(options: Namespace) -> None:
+    """Write the gate's verdict on the model of a run."""
+    from ral.release import gate
+    from ral.release.collect import evidence
+
+    found, config, floors = evidence(options.workspace, Registry(options.state), options.run_id)
+    verdict = gate.judge(found, config, floors) | {"run_id": options.run_id}
+    write_json(options.out, verdict)
+    print(verdict["notice"])
+    for rule in verdict["rules"]:
+        print(f"  {rule['result']:<8} {rule['sentence']}")
+    print(verdict["sentence"])
+
+
+def do_register(options: Namespace) -> None:
+    """Make the model of a run a release, write the decision down, and promote if asked and allowed."""
+    verdict = _verdict(options.verdict, options.run_id)
+    registry = Registry(options.state)
+    draft = private_folder(registry.folder) / f".draft-{options.commit[:12]}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        packet.build(options.workspace, verdict, options.commit, draft)
+        version = registry.register(options.commit, draft)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    registry.ledger.append(
+        "decision", once="run_id", run_id=options.run_id, decision=verdict["decision"], version=version,
+        commit=options.commit, champion=verdict["champion"], set=verdict["set"], sentence=verdict["sentence"],
+    )  # fmt: skip
+    print(f"{version}: {verdict['sentence']}")
+    by = options.approved_by or (GATE if options.promote and verdict["decision"] == "PROMOTE" else None)
+    if by is None:
+        print(f"{version} is registered and not promoted.")
+        return
+    _still_applies(registry, version, verdict)
+    if registry.release(version).stage != ARCHIVED:
+        registry.promote(version, by, verdict["sentence"])
+    print(f"{version} is {registry.release(version).stage}.")
+
+
+def do_prune(options: Namespace) -> None:
+    """Remove old packets."""
+    gate = load(options.params, GateParams).gate
+    gone = Registry(options.state).prune(gate.keep, (gate.anchor,) if gate.anchor else ())
+    print(f"Packets removed: {', '.join(gone) or 'none'}.")
+
+
+def do_open_sealed(options: Namespace) -> None:
+    """Score a release on the sealed test films, after writing down who wanted it and why."""
+    from ral.release.opening import score_sealed
+
+    registry = Registry(options.state)
+    release = registry.release(options.version)
+    packet.check(release.packet)
+    before = sum(entry["what"] == "open-sealed" for entry in registry.ledger.entries())
+    metrics = score_sealed(
+        release,
+        options.prepared,
+        options.params,
+        lambda: registry.ledger.append(
+            "open-sealed", version=release.version, by=options.by, reason=options.reason, opened_before=before
+        ),
+    )
+    path = registry.folder / f"{release.version}.sealed-{before + 1}.json"
+    write_json(path, metrics | {"version": release.version, "opened_before": before})
+    print(PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH)
+    for name in ("ap", "auroc"):
+        found = metrics["macro"][name]
+        print(f"sealed macro {name.upper()}: {found['value']} ({found['low']} to {found['high']})")
+    times = "for the first time" if not before else f"{before} times before"
+    print(f"The sealed set was opened {times}; each look makes it worth less. Result: {path}")
+
+
+def _wanted(registry: Registry, version: str | None) -> Release:
+    release = registry.release(version) if version else registry.champion()
+    if release is None:
+        raise UserError(
+            "There is no champion yet. Name a release: --version (see python -m ral.release list)."
+        )
+    return release
+
+
+def _verdict(path: Path, run_id: str) -> dict[str, Any]:
+    try:
+        verdict = dict(read_json(packet.there(path)))
+        if verdict["run_id"] == run_id and verdict["decision"] in ("PROMOTE", "HOLD", "REJECT"):
+            return verdict
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no verdict. Run python -m ral.release judge again.") from None
+    raise UserError(f"{path} is not the verdict of run {run_id}. Run python -m ral.release judge again.")
+
+
+def _still_applies(registry: Registry, version: str, verdict: dict[str, Any]) -> None:
+    """Refuse to promote over a champion that the verdict does not speak of."""
+    champion = registry.champion()
+    now = champion.version if champion else None
+    if now not in (version, verdict["champion"]):
+        raise UserError(
+            f"{version} was compared with {verdict['champion'] or 'no champion'}, but {now} is the champion now. "
+            "Run judge again."
+        )
+
+
+def _notice(content: dict[str, Any], phantom: bool = False) -> str:
+    return PHANTOM_SHORT if content["phantom"] or phantom else RESEARCH

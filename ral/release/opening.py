@@ -1,0 +1,63 @@
+"""The sealed test films: scored once by a release, by hand, when a person wants to know."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ral.config.base import load
+from ral.config.evaluate import EvaluateParams
+from ral.data.dataset import open_dataset
+from ral.errors import UserError
+from ral.evaluation.rows import ATTRIBUTES, KEYS, read_studies
+from ral.evaluation.score import evaluate
+from ral.evaluation.sealed import sealed
+from ral.evaluation.tables import to_metrics
+from ral.release.packet import check, there
+from ral.release.registry import Release
+from ral.release.rescore import score, seen
+
+
+def score_sealed(release: Release, prepared: Path, params: Path, opened: Callable[[], Any]) -> dict[str, Any]:
+    """Metrics of a release on the sealed test films, calibrated on its validation films.
+
+    Films of patients whom the release was trained or validated with are left out of the test.
+
+    Args:
+        release: with a packet.
+        prepared: what the step preprocess wrote.
+        params: params.yaml, for the section evaluate.
+        opened: called when all is ready, before a sealed film is scored.
+
+    Returns:
+        As metrics.json.
+
+    Raises:
+        UserError: nothing is sealed, or release and films do not go together.
+    """
+    config = load(params, EvaluateParams).evaluate
+    there(prepared / "dataset.json")
+    dataset = open_dataset(prepared)
+    studies = read_studies(prepared)
+    known = studies["patient_id"].isin(seen(release)).to_numpy()
+    test = sealed(studies, config.sealed) & ~known
+    if not test.any():
+        raise UserError(
+            f"No test film in {prepared} is sealed: evaluate.sealed is {config.sealed:g} in {params}, or {release.version} "
+            "was trained or validated with all sealed patients."
+        )
+    common = [name for name in dataset.findings if name in check(release.packet)["findings"]]
+    if not common:
+        raise UserError(f"{release.version} and the films in {prepared} have no finding in common.")
+    opened()
+    logits = {
+        name: score(release, dataset, np.flatnonzero(rows))
+        for name, rows in (("val", (studies["split"] == "val").to_numpy()), ("test", test))
+    }
+    kept = studies.loc[
+        (studies["split"] != "test").to_numpy() | test,
+        [*KEYS, *(name for name in ATTRIBUTES if name in studies.columns), *common],
+    ]
+    val, own = (logits[name][["image_id", *common]] for name in ("val", "test"))
+    return to_metrics(evaluate(kept, val, own, config))

@@ -1,0 +1,274 @@
+"""The command line on a small trained model: judged, registered, promoted, predicted with, rolled back, opened."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL, set_params
+from safetensors.torch import load_file, save_file
+from trainings import BATCH_NORM, prepare_phantom, train
+
+from ral.data.dataset import open_dataset
+from ral.evaluation.rows import read_studies
+from ral.evaluation.sealed import sealed
+from ral.files import read_json, write_json
+from ral.release import packet
+from ral.release.__main__ import main
+from ral.release.paired import CHALLENGER
+from ral.release.registry import Release
+from ral.release.rescore import score
+
+COMMANDS = (
+    "list", "show", "promote", "rollback", "ledger", "open-sealed", "predict", "rescore", "judge", "register", "prune",
+)  # fmt: skip
+Ral = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace after a whole run; report and card are stubs. Copy it."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("data", "models", "reports", "baseline", "data/validated", "data/prepared"):
+        (folder / name).mkdir(exist_ok=True)
+    prepare_phantom(small_phantom, folder / "data/prepared")
+    train(folder / "data/prepared", folder / "models", model=BATCH_NORM, average_decay=None)
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(folder, SMALL | {"evaluate": SMALL["evaluate"] | {"sealed": 0.3}})
+    for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
+        (folder / name).write_text(name)
+    none = {"value": None, "low": None, "high": None}
+    write_json(folder / "reports/metrics.json", {"macro": {"ap": none, "auroc": none}})
+    write_json(folder / "data/manifest.json", {"files": {}})
+    write_json(folder / "data/validated/verdict.json", {"passed": True, "checks": [], "profile": {"rows": 1}})
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "project"))
+
+
+@pytest.fixture
+def ral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ral:
+    """Run a command on the registry of the test and return what it printed; an error is raised as SystemExit."""
+
+    def run(command: str, *arguments: object) -> str:
+        state = ["--state", str(tmp_path / "state")]
+        monkeypatch.setattr(sys, "argv", ["ral.release", command, *map(str, arguments), *state])
+        capsys.readouterr()
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def night(ral: Ral, commit: Callable[[str], str], project: Path, run: str, *arguments: str) -> str:
+    """Judge and register what is in the project."""
+    verdict = project / f"{run}.json"
+    ral("judge", "--workspace", project, "--run-id", run, "--out", verdict)
+    made = commit(run)
+    common = ("--workspace", project, "--commit", made, "--verdict", verdict, "--run-id", run)
+    return ral("register", *common, *arguments)
+
+
+def disturb(project: Path, spread: float) -> None:
+    """Another model: the same network with noise on its weights, and its logits."""
+    weights = load_file(project / "models/model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in weights.items():
+        if tensor.dtype == torch.float32 and "running" not in name:
+            weights[name] = tensor + spread * torch.randn(tensor.shape, generator=generator)
+    save_file(weights, project / "models/model.safetensors")
+    folder = project / "models/packet"
+    (folder / "model").mkdir(parents=True)
+    for name in ("model.safetensors", "model.json"):
+        shutil.copy(project / "models" / name, folder / "model")
+    write_json(folder / packet.MANIFEST, {"files": {}, "params": {"train": {"threads": 1}}})
+    dataset = open_dataset(project / "data/prepared")
+    for split in ("val", "test"):
+        table = score(Release(CHALLENGER, "", "", folder), dataset, dataset.rows(split))
+        table.to_parquet(project / f"models/logits/{split}.parquet", index=False)
+    shutil.rmtree(folder)
+
+
+def predicted(ral: Ral, project: Path, *arguments: str) -> bytes:
+    """Bytes of the logits that the champion gives."""
+    out = project / "logits.parquet"
+    assert "PHANTOM" in ral("predict", project / "data/prepared", "--out", out, *arguments)
+    return pd.read_parquet(out).drop(columns="image_id").to_numpy().tobytes()
+
+
+def test_from_a_first_model_to_a_rollback(
+    ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path
+) -> None:
+    baseline = project / "baseline/test_logits.parquet"
+    baseline.write_text("of another day")
+    assert "no champion yet" in ral("rescore", "--workspace", project)
+    assert not baseline.exists()
+    with pytest.raises(SystemExit, match="error: There is no champion yet"):
+        ral("predict", project / "data/prepared", "--out", tmp_path / "x")
+    said = night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    assert "v0.1.0 is champion" in said
+    first = predicted(ral, project)
+    logits = pd.read_parquet(project / "logits.parquet").set_index("image_id")
+    own = pd.read_parquet(project / "models/logits/test.parquet").set_index("image_id")
+    np.testing.assert_allclose(logits.loc[own.index], own, atol=1e-5)
+
+    disturb(project, 0.5)
+    assert "v0.1.0 scored on" in ral("rescore", "--workspace", project)
+    studies = read_studies(project / "data/prepared")
+    open_ = studies[(studies["split"] == "test").to_numpy() & ~sealed(studies, 0.3)]
+    table = pd.read_parquet(baseline).set_index("image_id")
+    assert set(table.index) == set(open_["image_id"])
+    np.testing.assert_allclose(table, own.loc[table.index], atol=1e-5)
+
+    said = night(ral, commit, project, "night-2", "--promote")
+    verdict = read_json(project / "night-2.json")
+    assert verdict["champion"] == "v0.1.0"
+    assert verdict["set"]["turn"] == 1
+    assert verdict["set"]["sealed_patients"] > 0
+    assert verdict["decision"] in ("HOLD", "REJECT")
+    assert "registered and not promoted" in said
+    ral("promote", "v0.2.0", "--reason", "to see what happens", "--by", "Ada")
+    second = predicted(ral, project)
+    assert second != first
+    assert "v0.1.0 is the champion again" in ral("rollback", "--reason", "it was worse", "--by", "Ada")
+    assert predicted(ral, project) == first
+    assert predicted(ral, project, "--version", "v0.2.0") == second
+
+    listed = ral("list").splitlines()
+    assert [line.split()[:2] for line in listed] == [["v0.1.0", "champion"], ["v0.2.0", "archived"]]
+    assert "PHANTOM" in ral("show", "v0.2.0")
+    said = ral("ledger")
+    assert [line.split()[2] for line in said.splitlines()[:-1]] == [
+        "decision", "promote", "decision", "promote", "rollback",
+    ]  # fmt: skip
+    assert "it was worse" in said
+
+
+def test_the_same_run_is_registered_once_and_a_retry_does_not_undo_a_rollback(
+    ral: Ral, commit: Callable[[str], str], project: Path
+) -> None:
+    night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    disturb(project, 0.5)
+    verdict = project / "night-2.json"
+    ral("judge", "--workspace", project, "--run-id", "night-2", "--out", verdict)
+    arguments = ("--workspace", project, "--commit", commit("two"), "--verdict", verdict, "--run-id", "night-2", "--approved-by", "Ada")  # fmt: skip
+    before = verdict.read_bytes()
+    ral("register", *arguments)
+    lines = ral("ledger")
+    ral("register", *arguments)
+    assert ral("ledger") == lines
+    ral("rollback", "--reason", "no")
+    ral("register", *arguments)
+    assert "v0.1.0   champion" in ral("list")
+    # Judged again, the run has its turn as before, not a later one.
+    ral("judge", "--workspace", project, "--run-id", "night-2", "--out", verdict)
+    assert verdict.read_bytes() == before
+    with pytest.raises(SystemExit, match="not the verdict of run night-3"):
+        ral("register", *arguments[:-4], "--run-id", "night-3")
+    verdict.write_text("{}")
+    with pytest.raises(SystemExit, match="is no verdict"):
+        ral("register", *arguments)
+
+
+def test_a_verdict_against_another_champion_promotes_nothing(
+    ral: Ral, commit: Callable[[str], str], project: Path
+) -> None:
+    night(ral, commit, project, "night-1")
+    verdict = read_json(project / "night-1.json")
+    night(ral, commit, project, "night-2", "--approved-by", "Ada")
+    assert verdict["champion"] is None
+    arguments = ("--workspace", project, "--commit", commit("three"), "--verdict", project / "night-1.json")
+    with pytest.raises(SystemExit, match=r"v0\.2\.0 is the champion now"):
+        ral("register", *arguments, "--run-id", "night-1", "--approved-by", "Ada")
+    assert "v0.2.0   champion" in ral("list")
+
+
+def test_opening_the_sealed_set_is_written_down(
+    ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path
+) -> None:
+    night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    arguments = ("v0.1.0", "--prepared", project / "data/prepared", "--params", project / "params.yaml")
+    said = ral("open-sealed", *arguments, "--reason", "for the paper", "--by", "Ada")
+    assert "for the first time" in said
+    assert "PHANTOM" in said
+    found = json.loads((tmp_path / "state/releases/v0.1.0.sealed-1.json").read_text())
+    studies = read_studies(project / "data/prepared")
+    assert found["test"]["rows"] == sealed(studies, 0.3).sum()
+    assert found["macro"]["auroc"]["value"] is not None
+    assert "1 times before" in ral("open-sealed", *arguments, "--reason", "again")
+    assert "for the paper" in ral("ledger")
+    set_params(project, {"evaluate": {"sealed": 0.0}})
+    with pytest.raises(SystemExit, match=r"No test film .* is sealed"):
+        ral("open-sealed", *arguments, "--reason", "nothing")
+    assert ral("ledger").count("open-sealed") == 2
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("models/logits/test.parquet", r"test.parquet does not exist"),
+        ("data/prepared/dataset.json", "dataset.json does not exist"),
+        ("params.yaml", "params.yaml does not exist"),
+        ("data/validated/verdict.json", "verdict.json does not exist"),
+    ],
+)
+def test_what_is_missing_is_named(ral: Ral, project: Path, gone: str, message: str) -> None:
+    (project / gone).unlink()
+    with pytest.raises(SystemExit, match=message):
+        ral("judge", "--workspace", project, "--run-id", "a", "--out", project / "verdict.json")
+    assert not (project / "verdict.json").exists()
+
+
+def test_films_of_another_size_are_refused(
+    ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path
+) -> None:
+    night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    set_params(project, {"preprocess": {"fit": "pad"}})
+    assert "prepared otherwise" in ral("rescore", "--workspace", project)
+    said = ral("judge", "--workspace", project, "--run-id", "b", "--out", project / "b.json")
+    assert "HOLD" in said
+    assert "preprocess.fit" in said
+    facts = read_json(project / "data/prepared/dataset.json")
+    model = read_json(project / "models/model.json") | {"size": 64}
+    assert facts["size"] == 32
+    write_json(project / "models/model.json", model)
+    night(ral, commit, project, "night-2", "--approved-by", "Ada")
+    with pytest.raises(SystemExit, match=r"preprocess\.size=64"):
+        ral("predict", project / "data/prepared", "--out", tmp_path / "x")
+
+
+def test_prune_keeps_what_params_say(ral: Ral, commit: Callable[[str], str], project: Path) -> None:
+    for run in ("night-1", "night-2", "night-3"):
+        night(ral, commit, project, run, *(("--approved-by", "Ada") if run == "night-1" else ()))
+    set_params(project, {"gate": {"keep": 1}})
+    assert "removed: v0.2.0" in ral("prune", "--params", project / "params.yaml")
+    assert "packet pruned" in ral("list").splitlines()[1]
+    with pytest.raises(SystemExit, match="was pruned"):
+        ral("promote", "v0.2.0", "--reason", "too late")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_instant(command: str) -> None:
+    heavy = ("torch", "pandas", "pyarrow", "gto", "scipy", "matplotlib")
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['ral.release', *{[command] if command else []!r}, '--help']\n"
+        "try: runpy.run_module('ral.release', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"sys.exit(str([m for m in {heavy!r} if m in sys.modules] or '') or 0)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python -m ral.release" in done.stdout
+    assert time.monotonic() - start < 20
