@@ -26,11 +26,12 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     from threadpoolctl import threadpool_limits
 
     from ral.data.baseline import read_logits
-    from ral.evaluation import audit, previous, rows, saved, score, second_reading, tables
+    from ral.evaluation import audit, previous, rows, saved, score, sealed, second_reading, tables
     from ral.files import new_file, write_json
 
-    studies = rows.read_studies(prepared)
+    whole = rows.read_studies(prepared)
     val, test = (pd.read_parquet(logits / f"{split}.parquet") for split in ("val", "test"))
+    studies, test = sealed.unsealed(whole, params.evaluate.sealed, test)
     # Some linear algebra gives other last digits on more threads.
     with threadpool_limits(1):
         evaluation = score.evaluate(studies, val, test, params.evaluate)
@@ -47,7 +48,10 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
         with new_file(out / name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
     write_json(out / "calibration.json", saved.to_json(evaluation))
-    write_json(out / "metrics.json", tables.to_metrics(evaluation))
+    write_json(
+        out / "metrics.json",
+        tables.to_metrics(evaluation, sealed.sealed_patients(whole, params.evaluate.sealed)),
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     from ral.errors import UserError
     from ral.evaluation.confusion import confusion
     from ral.evaluation.rows import align, read_studies
+    from ral.evaluation.sealed import unsealed
     from ral.explain.gallery import write_gallery
     from ral.explain.geometry import geometry
     from ral.explain.select import select
@@ -44,7 +45,8 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
             )
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = pd.read_parquet(models / "logits" / "test.parquet")
-    rows, scores = align(read_studies(prepared), logits, "test")
+    studies, logits = unsealed(read_studies(prepared), params.evaluate.sealed, logits)
+    rows, scores = align(studies, logits, "test")
     data = "phantom" if facts["phantom"] else "films"
     with new_folder(out) as draft:
         # A folder of the draft replaces the older one whole, so that no picture of an earlier run stays.

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ral.config.base import Section
+from ral.config.evaluate import EvaluateConfig
 
 
 class ExplainConfig(Section):
@@ -27,6 +28,7 @@ class ExplainConfig(Section):
 
 
 class ExplainParams(Section):
-    """Read by the step explain."""
+    """Read by the step explain; of evaluate only `sealed`."""
 
     explain: ExplainConfig
+    evaluate: EvaluateConfig

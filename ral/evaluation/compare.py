@@ -25,6 +25,7 @@ from ral.evaluation.bootstrap import Resamples, Sampled, draw, holm
 from ral.evaluation.measure import Scored, ranking, too_few
 from ral.evaluation.rows import ATTRIBUTES, KEYS, Split, align, findings_of, floats
 from ral.evaluation.score import data_of, tier_of
+from ral.evaluation.sealed import unsealed
 from ral.evaluation.tables import rounded
 from ral.files import new_file
 from ral.labels import TIERS
@@ -207,7 +208,7 @@ def main() -> None:
 def show(
     models: Mapping[str, pd.DataFrame], studies_file: Path, split: Split, params: Path, out: Path | None
 ) -> None:
-    """Compare, print, and write the table to `out` if there is one.
+    """Compare, print, and write the table to `out` if there is one; test films of sealed patients are left out.
 
     Raises:
         UserError: see `compare`, `read_table` and `ral.config.base.load`.
@@ -215,6 +216,8 @@ def show(
     config = load(params, EvaluateParams).evaluate
     first = next(iter(models.values()))
     studies = read_table(studies_file, [str(name) for name in first.columns if name != "image_id"])
+    studies, *opened = unsealed(studies, config.sealed, *models.values())
+    models = dict(zip(models, opened, strict=True))
     with threadpool_limits(1):
         table = compare(studies, models, split, config)
     inside = studies[studies["split"] == split]

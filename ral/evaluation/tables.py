@@ -20,15 +20,20 @@ Array = NDArray[Any]
 DECIMALS = 6
 
 
-def to_metrics(evaluation: Evaluation) -> dict[str, Any]:
+def to_metrics(evaluation: Evaluation, sealed: int = 0) -> dict[str, Any]:
     """The content of metrics.json: nothing but text, numbers with six decimals, and null.
 
     `findings` of a mean counts those with an AUROC and an AP, `findings` of a metric those that have it. A finding
-    that lacks only what needs a threshold is in `not_estimable`.
+    that lacks only what needs a threshold is in `not_estimable`. `sealed_patients` of the test is there where some are.
+
+    Args:
+        evaluation: of the films that are not sealed.
+        sealed: test patients that are.
     """
+    hidden = {"sealed_patients": sealed} if sealed else {}
     return {
         "data": evaluation.data,
-        "test": {"rows": evaluation.test_rows, "patients": evaluation.test_patients},
+        "test": {"rows": evaluation.test_rows, "patients": evaluation.test_patients, **hidden},
         "macro": _mean(evaluation.macro),
         "micro": _mean(evaluation.micro),
         "tiers": {name: _mean(scores) for name, scores in evaluation.tiers.items()},

@@ -14,7 +14,7 @@ from ral.reporting import audit, calibration, tables
 from ral.reporting.plots import Row
 from ral.reporting.report import Inputs
 from ral.reporting.tables import Table
-from ral.reporting.wording import PHANTOM, RESEARCH, counted, interval, known
+from ral.reporting.wording import PHANTOM, RESEARCH, counted, interval, known, sealed
 
 # What would be HTML, a formula, or a link in Markdown.
 ENTITIES = {character: f"&#{ord(character)};" for character in "&<>\"'$@"}
@@ -135,7 +135,7 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
         "Metrics": [
             f"On {metrics['test']['rows']:,} test films of {metrics['test']['patients']:,} patients, with "
             f"{_percent(metrics)} intervals of {metrics['replicates']:,} resamples of the patients. AP by chance is the finding's "
-            "share of the films, AUROC by chance is 0.5.",
+            f"share of the films, AUROC by chance is 0.5. {sealed(metrics['test'])}".rstrip(),
             _table(tables.tiers(metrics, rows)),
             _table(tables.cxr_lt(metrics)),
             _table(tables.findings(rows)),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ral.files import read_json
-from ral.reporting.wording import PHANTOM_SHORT, RESEARCH, estimate
+from ral.reporting.wording import PHANTOM_SHORT, RESEARCH, estimate, sealed
 
 
 def summary(metrics: dict[str, Any], report: Path) -> str:
@@ -38,6 +38,7 @@ def summary(metrics: dict[str, Any], report: Path) -> str:
             *table,
             f"{test['rows']:,} test films of {test['patients']:,} patients; {100 * metrics['confidence']:g} % "
             f"intervals from {metrics['replicates']:,} resamples of the patients",
+            *filter(None, [sealed(test)]),
             f"report: {report}",
         ]
     )

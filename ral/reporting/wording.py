@@ -1,6 +1,7 @@
 """Sentences and number formats that the report and the summary share."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 PHANTOM = "PHANTOM FILMS – drawn by a program, not X-rays of people. Nothing here is a clinical result."
@@ -47,3 +48,15 @@ def percent(share: float | None) -> str:
 def counted(count: int, one: str, several: str) -> str:
     """A count and its noun."""
     return f"{count:,} {one if count == 1 else several}"
+
+
+def sealed(test: Mapping[str, int]) -> str:
+    """A sentence on the test patients that no figure shows; empty if there are none.
+
+    Args:
+        test: of metrics.json.
+    """
+    count = test.get("sealed_patients", 0)
+    return (
+        f"{counted(count, 'further test patient is', 'further test patients are')} sealed." if count else ""
+    )

@@ -9,10 +9,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from ral.config.base import load
+from ral.config.evaluate import EvaluateParams
 from ral.config.explain import ExplainConfig, ExplainParams
 from ral.errors import UserError
+from ral.evaluation.sealed import sealed
 from ral.explain.gallery import overlay, save
 from tasks.explain import run
+
+ROOT = Path(__file__).parent.parent.parent
 
 # Two feature maps.
 CROSS_VIT = {
@@ -20,8 +25,10 @@ CROSS_VIT = {
 }  # fmt: skip
 
 
-def params(**changes: object) -> ExplainParams:
-    return ExplainParams(explain=ExplainConfig.model_validate({"threads": 1, "per_kind": 2, **changes}))
+def params(sealed: float = 0.0, **changes: object) -> ExplainParams:
+    evaluate = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"sealed": sealed})
+    explain = ExplainConfig.model_validate({"threads": 1, "per_kind": 2, **changes})
+    return ExplainParams(explain=explain, evaluate=evaluate)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -182,3 +189,20 @@ def test_overlay_and_thumbnail(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "small.jpg").size == (128, 128)
     save(tmp_path / "large.jpg", np.zeros((30, 30), np.uint8), 128)
     assert Image.open(tmp_path / "large.jpg").size == (30, 30)  # not enlarged
+
+
+def test_sealed_patients_are_in_no_picture(
+    prepared: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    models = make_model()
+    run(params(sealed=0.5), prepared, models, tmp_path / "before")
+    path = models / "logits/test.parquet"
+    logits, studies = pd.read_parquet(path), pd.read_parquet(prepared / "studies.parquet")
+    hidden = logits["image_id"].isin(studies.loc[sealed(studies, 0.5), "image_id"]).to_numpy()
+    assert 0 < hidden.sum() < len(hidden)
+    logits.loc[hidden, ["Effusion", "Mass", "Hernia"]] *= -100
+    logits.to_parquet(path)
+    run(params(sealed=0.5), prepared, models, tmp_path / "after")
+    assert tree(tmp_path / "after") == tree(tmp_path / "before")
+    run(params(), prepared, models, tmp_path / "open")
+    assert tree(tmp_path / "open") != tree(tmp_path / "before")
