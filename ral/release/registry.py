@@ -242,6 +242,8 @@ class Registry:
         champions = [item for item in assignments if item.stage == CHAMPION]
         for item in champions:
             what, _, reason = item.message.partition(": ")
+            if what not in ("promote", "rollback"):  # assigned with gto itself
+                what, reason = "promote", item.message
             self.ledger.append(
                 what, once="tag", tag=item.tag, version=item.version, by=item.by, reason=reason
             )

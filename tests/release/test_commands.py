@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,9 @@ from ral.evaluation.sealed import sealed
 from ral.files import read_json, write_json
 from ral.release import packet
 from ral.release.__main__ import main
+from ral.release.ledger import Ledger
 from ral.release.paired import CHALLENGER
-from ral.release.registry import Release
+from ral.release.registry import Registry, Release
 from ral.release.rescore import score
 
 COMMANDS = (
@@ -178,6 +180,31 @@ def test_the_same_run_is_registered_once_and_a_retry_does_not_undo_a_rollback(
     verdict.write_text("{}")
     with pytest.raises(SystemExit, match="is no verdict"):
         ral("register", *arguments)
+
+
+@pytest.mark.parametrize("step", ["register", "append", "promote"])
+def test_a_crash_within_register_is_mended_by_the_same_command(
+    ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path, step: str
+) -> None:
+    owner = Ledger if step == "append" else Registry
+    work = getattr(owner, step)
+
+    def crash(*arguments: Any, **named: Any) -> None:
+        work(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, step, crash)
+        with pytest.raises(KeyboardInterrupt):
+            night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    made = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path / "work", capture_output=True, text=True, check=True
+    )
+    arguments = ("--workspace", project, "--commit", made.stdout.strip(), "--run-id", "night-1")
+    said = ral("register", *arguments, "--verdict", project / "night-1.json", "--approved-by", "Ada")
+    assert "v0.1.0 is champion" in said
+    assert [line.split()[2] for line in ral("ledger").splitlines()[:-1]] == ["decision", "promote"]
+    assert [path.name for path in (tmp_path / "state/releases").iterdir()] == ["v0.1.0"]
 
 
 def test_a_verdict_against_another_champion_promotes_nothing(

@@ -1,6 +1,7 @@
 """Registry: GTO reads the tags, every step may be the last before a crash, packets are held against their hashes."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,6 +105,18 @@ def test_rollback_goes_to_the_champion_before(registry: Registry, release: Make)
     release("four")
     with pytest.raises(UserError, match="never the champion"):
         registry.rollback("Ada", "wrong word", to="v0.4.0")
+
+
+def test_a_champion_assigned_with_gto_itself_is_written_down(registry: Registry, release: Make) -> None:
+    release("one")
+    command = [str(Path(sys.executable).parent / "gto"), "assign", "--repo", str(registry.repository), "ral"]
+    who = {"GIT_COMMITTER_NAME": "Ada", "GIT_COMMITTER_EMAIL": "ada@example.org", **os.environ}
+    subprocess.run([*command, "--version", "v0.1.0", "--stage", "champion"], check=True, env=who)
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.version == "v0.1.0"
+    assert registry.ledger.entries()[-1]["what"] == "promote"
+    assert registry.link.resolve() == champion.packet
 
 
 def test_who_and_why_must_be_said(registry: Registry, release: Make) -> None:
