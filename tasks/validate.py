@@ -22,58 +22,55 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
     Raises:
         UserError: the folder, table or an archive cannot be read, or a check of severity error failed.
     """
+    import pandas as pd
+
     from ral import runs
-    from ral.data import drift
     from ral.data.baseline import read_profile
     from ral.data.memory import Memory
+    from ral.data.partition import Partitions
     from ral.data.privacy import read_salt, veiled
-    from ral.data.sources.base import label_names, open_source
-    from ral.data.validation import check_table
+    from ral.data.sources.base import open_source
+    from ral.data.validation import check_drift, check_rows
     from ral.files import new_folder, sha256, write_json
-    from ral.labels import PHANTOM_PREFIX
     from ral.progress import Progress
 
     data = environment.located(params.data)
     source = open_source(data)
     source.findings()  # says now, not after the films are read, that a name is wrong
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
-    raw = source.read()
-    with Progress("reading films", source.film_bytes(raw), "B") as progress:
-        films, archives = source.films(raw, progress.add, Memory(environment.state_dir))
-    folder = runs.folder()
-    studies = source.to_studies(raw)
-    profile = drift.profile(studies, label_names(source.layout.labels))
     accepted = read_profile(baseline)
-    differences = drift.compare(accepted, profile) if accepted else None
-    checks = check_table(raw, films, source.layout, params.data, folder / "data_docs", differences)
-    ids = studies["image_id"]
-    tables = {
-        name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in source.tables()
-        if (name := path.relative_to(source.root).as_posix()) not in archives
-    }
-    verdict = {
-        "passed": not any(check["severity"] == "error" and not check["passed"] for check in checks),
-        "phantom": bool(ids.str.startswith(PHANTOM_PREFIX).any()),
-        "rows": len(raw),
-        "patients": profile["patients"],
-        "films": len(films),
-        "rows_without_film": int((~ids.isin(films["image_id"])).sum()),
-        "films_without_row": int((~films["image_id"].isin(ids)).sum()),
-        "checks": checks,
-        "files": tables | archives,
-        "profile": profile,
-    }
-    write_json(folder / "verdict.json", verdict)
-    if not verdict["passed"]:
-        raise UserError(explain(checks, source.tables()[0], folder / "data_docs" / "index.html"))
-    for line in warnings(verdict):
-        print(f"warning: {line}")
+    folder = runs.folder()
+    docs = folder / "data_docs"
     with new_folder(out) as draft:
+        with Partitions(draft / ".rows", source.layout.patient) as rows:
+            named = []
+            for piece in source.pieces():
+                rows.add(piece)
+                named.append(piece[source.film_columns])
+            raw = pd.concat(named, ignore_index=True)
+            with Progress("reading films", source.film_bytes(raw), "B") as progress:
+                films, archives = source.films(raw, progress.add, Memory(environment.state_dir))
+            del raw, named
+            with Progress("checking rows", rows.rows, "rows") as progress:
+                facts, checks = check_rows(source, rows, films, environment.dask, progress.add, docs)
+        if accepted:
+            checks += check_drift(accepted, facts["profile"], source, docs)
+        tables = {
+            name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in source.tables()
+            if (name := path.relative_to(source.root).as_posix()) not in archives
+        }
+        passed = not any(check["severity"] == "error" and not check["passed"] for check in checks)
+        verdict = facts | {"passed": passed, "checks": checks, "files": tables | archives}
+        write_json(folder / "verdict.json", verdict)
+        if not passed:
+            raise UserError(explain(checks, source.tables()[0], docs / "index.html"))
+        for line in warnings(verdict):
+            print(f"warning: {line}")
         films.to_parquet(draft / "films.parquet", index=False)
         write_json(draft / "verdict.json", verdict | {"checks": veiled(checks, salt)} if salt else verdict)
     kind = "PHANTOM films: " if verdict["phantom"] else ""
-    print(f"{kind}{len(raw):,} rows, {len(films):,} films: passed. Data Docs: {folder}/data_docs/index.html")
+    print(f"{kind}{facts['rows']:,} rows, {len(films):,} films: passed. Data Docs: {docs}/index.html")
 
 
 def explain(checks: list[dict[str, Any]], table: Path, docs: Path) -> str:

@@ -3,6 +3,7 @@
 Pure functions. A profile is accepted by a person: `python -m ral.data.baseline profile`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,31 +20,58 @@ FLOOR = 1e-4
 SIGMA = 3.0
 
 
-def profile(studies: pd.DataFrame, findings: Sequence[str]) -> dict[str, Any]:
+def count(studies: pd.DataFrame, findings: Sequence[str]) -> dict[str, Any]:
+    """What `profile` needs of some of a table's rows, in numbers that can be added up.
+
+    Args:
+        studies: all rows of some patients, as `ral.data.sources.base.Source.to_studies` gives them.
+        findings: the label columns.
+
+    Returns:
+        {"rows", "patients", "columns": {name: {value: rows}}, "labels": {finding: {value: rows}}}.
+    """
+    age = pd.cut(studies["age_years"], [*AGES, np.inf], right=False, labels=[f"{low}+" for low in AGES])
+    columns = {"view": studies["view"], "sex": studies["sex"], "age_years": age.astype("str")}
+    values = {1.0: "positive", 0.0: "negative"}
+    labels = {finding: studies[finding].map(values).astype("str") for finding in findings}
+    return {
+        "rows": len(studies),
+        "patients": int(studies["patient_id"].nunique()),
+        "columns": {name: _counts(column) for name, column in columns.items()},
+        "labels": {finding: _counts(column) for finding, column in labels.items()},
+    }
+
+
+def profile(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What is remembered of a table: rows, patients, shares of views, sexes and ages, and of each label's values.
 
     Args:
-        studies: the one table of a source (`ral.data.sources.base.Source.to_studies`).
-        findings: its label columns.
+        counts: of `count`, for parts of the table that have no patient in common.
 
     Returns:
         {"rows", "patients", "columns": {name: {value: share}}, "labels": {finding: {value: share}}}; shares are
         rounded to 9 digits and sum to 1.
     """
-    age = pd.cut(studies["age_years"], [*AGES, np.inf], right=False, labels=[f"{low}+" for low in AGES])
-    columns = {"view": studies["view"], "sex": studies["sex"], "age_years": age.astype("str")}
-    values = {1.0: "positive", 0.0: "negative"}
+    rows = sum(part["rows"] for part in counts)
     return {
-        "rows": len(studies),
-        "patients": int(studies["patient_id"].nunique()),
-        "columns": {name: _shares(column) for name, column in columns.items()},
-        "labels": {finding: _shares(studies[finding].map(values).astype("str")) for finding in findings},
+        "rows": rows,
+        "patients": sum(part["patients"] for part in counts),
+        **{
+            kind: {name: _shares([part[kind][name] for part in counts], rows) for name in counts[0][kind]}
+            for kind in ("columns", "labels")
+        },
     }
 
 
-def _shares(column: pd.Series) -> dict[str, float]:
-    counts = column.fillna("unknown").value_counts(normalize=True)
-    return {str(name): round(float(share), 9) for name, share in sorted(counts.items())}
+def _counts(column: pd.Series) -> dict[str, int]:
+    return {str(name): int(number) for name, number in column.fillna("unknown").value_counts().items()}
+
+
+def _shares(parts: Sequence[dict[str, int]], rows: int) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return {name: round(number / rows, 9) for name, number in sorted(total.items())}
 
 
 def stability_index(then: dict[str, float], now: dict[str, float], floor: float = FLOOR) -> float:

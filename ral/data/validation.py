@@ -1,55 +1,210 @@
-"""Great Expectations on a source's raw rows, its films and their drift, reduced to one verdict."""
+"""Great Expectations on a source's raw rows, its films and their drift, reduced to one verdict.
+
+The rows are checked a partition at a time (`ral.data.partition`), as calls that Dask spreads over its workers; what is
+found is added up. However many partitions there are, the verdict is the same.
+"""
 
 import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 # Great Expectations reads this when it is imported: usage statistics only for who asks for them.
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
 
 import great_expectations as gx
-from great_expectations.checkpoint import UpdateDataDocsAction
+from great_expectations.core import ExpectationSuiteValidationResult, ExpectationSuiteValidationResultSchema
+from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.types.resource_identifiers import (
+    ExpectationSuiteIdentifier,
+    ValidationResultIdentifier,
+)
 
-from ral.config.data import DataConfig
+from ral.config.dask import DaskTarget
 from ral.data import drift
-from ral.data.sources.base import Layout
+from ral.data.cluster import Report, open_pool
+from ral.data.partition import Partition, Partitions, film_sizes, repeated
+from ral.data.sources.base import Layout, Source, label_names
 from ral.data.suite import (
     added_columns,
     drift_expectations,
     name_the_nearest,
     raw_expectations,
 )
+from ral.labels import PHANTOM_PREFIX
 
 # Rows shown of what broke a check.
 SAMPLES = 5
 
+# Great Expectations keeps one context for a whole process; and so one partition at a time is in its memory.
+_ONE_AT_A_TIME = threading.Lock()
 
-def check_table(
-    raw: pd.DataFrame,
-    films: pd.DataFrame,
-    layout: Layout,
-    config: DataConfig,
-    docs: Path,
-    differences: pd.DataFrame | None = None,
-) -> list[dict[str, Any]]:
-    """Run the expectations and write Data Docs.
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in rows of a source.
+
+    Attributes:
+        counts: of `ral.data.drift.count`.
+        phantom: whether a film is a phantom's.
+        rows_without_film: how many.
+        results: Great Expectations', each with `samples`: {place, row, image_id, value}.
+    """
+
+    counts: dict[str, Any]
+    phantom: bool
+    rows_without_film: int
+    results: list[dict[str, Any]]
+
+
+def check_rows(
+    source: Source, rows: Partitions, films: pd.DataFrame, target: DaskTarget, progress: Report, docs: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run the expectations on the rows of a source and write Data Docs.
 
     Args:
-        raw: the raw rows of a source as text, with `row`.
+        source: the source; `data.missing_films` is in its parameters.
+        rows: all its raw rows.
         films: image_id and bytes of every film found.
-        layout: what the columns of `raw` mean.
-        config: `data.missing_films` and `data.drift`.
+        target: where the work is done; it changes nothing that is found.
+        progress: told of checked rows.
         docs: folder for the Data Docs; they carry run times, so it is no DVC output.
-        differences: from the accepted profile (`ral.data.drift.compare`); None where none is accepted.
 
     Returns:
-        One dict per check: check, column, severity (error or warning), passed, unexpected (rows), samples
-        ({row, image_id, value}) and remedy.
+        Facts of the table (phantom, rows, patients, films, rows_without_film, films_without_row, profile); and one
+        dict per check: check, column, severity (error or warning), passed, unexpected (rows), samples ({row, image_id,
+        value}) and remedy.
     """
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
+    layout, parts = source.layout, rows.all()
+    sizes, films_without_row = film_sizes(parts, layout.image, films)
+    again = repeated(parts, layout.image)
+    items = [(source, *item) for item in zip(parts, sizes, again, strict=True)]
+    # One partition is sooner checked here than a worker is started.
+    with open_pool(target if len(parts) > 1 else DaskTarget(workers=1)) as pool:
+        found: list[Found] = pool.run(check_partition, items, [len(size) for size in sizes], progress)
+    profile = drift.profile([part.counts for part in found])
+    facts = {
+        "phantom": any(part.phantom for part in found),
+        "rows": profile["rows"],
+        "patients": profile["patients"],
+        "films": len(films),
+        "rows_without_film": sum(part.rows_without_film for part in found),
+        "films_without_row": films_without_row,
+        "profile": profile,
+    }
+    results = [merged(same) for same in zip(*(part.results for part in found), strict=True)]
+    _document("raw_label_table", raw_expectations(layout, source.config.missing_films), results, docs)
+    return facts, [_reduce(item, layout) for item in results]
+
+
+def check_partition(
+    source: Source, part: Partition, film_bytes: np.ndarray, again: np.ndarray, report: Report
+) -> Found:
+    """Run the expectations on one partition; called by a worker."""
+    layout = source.layout
+    with _ONE_AT_A_TIME:
+        raw = part.read()
+        places, raw = raw.index.to_numpy(), raw.reset_index(drop=True)
+        counts = drift.count(source.to_studies(raw), label_names(layout.labels))
+        table = added_columns(raw, layout, film_bytes, again)
+        results = _evaluate(table, raw_expectations(layout, source.config.missing_films))
+    for item in results:
+        item["samples"] = [
+            {"place": int(places[place]), **_sample(table.iloc[place], item, layout)}
+            for place in item["result"].get("partial_unexpected_index_list") or []
+        ]
+    report(len(raw))
+    phantom = bool(raw[layout.image].str.startswith(PHANTOM_PREFIX).any())
+    return Found(counts, phantom, int(np.isnan(film_bytes).sum()), results)
+
+
+def check_drift(
+    accepted: dict[str, Any], profile: dict[str, Any], source: Source, docs: Path
+) -> list[dict[str, Any]]:
+    """Run the expectations on how a profile differs from the accepted one; checks as of `check_rows`."""
+    limits, differences = source.config.drift, drift.compare(accepted, profile)
+    expectations = drift_expectations(limits, drift.describe(differences, limits))
+    results = [merged([item | {"samples": []}]) for item in _evaluate(differences, expectations)]
+    _document("accepted_profile", expectations, results, docs)
+    checks = [_reduce(item, source.layout) for item in results]
+    return [check | {"remedy": "" if check["passed"] else check["remedy"]} for check in checks]
+
+
+def _evaluate(table: pd.DataFrame, expectations: list[Any]) -> list[dict[str, Any]]:
+    """Great Expectations' results on a table, in the order of the expectations."""
+    context: Any = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
+    result = batch.validate(
+        gx.ExpectationSuite(name="checks", expectations=expectations),
+        # Rows are named by their place: looking up columns for each of 100,000 unexpected rows takes many seconds.
+        result_format={"result_format": "SUMMARY", "partial_unexpected_count": SAMPLES},
+    )
+    order = [expectation.meta["check"] for expectation in expectations]
+    items = [item.to_json_dict() for item in result.results]
+    for item in items:
+        crashes = [info for info in _exceptions(item["exception_info"]) if info.get("raised_exception")]
+        if crashes:
+            check = item["expectation_config"]["meta"]["check"]
+            raise RuntimeError(f"{check}: {crashes[0]['exception_traceback']}")
+    return sorted(items, key=lambda item: order.index(item["expectation_config"]["meta"]["check"]))
+
+
+def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One expectation's result on a table from its results on the table's partitions.
+
+    Every expectation is about rows, so counts add up, and the first unexpected rows are the first of all partitions'.
+    """
+    results = [part["result"] for part in parts]
+    total = {
+        name: sum(result.get(name, 0) for result in results)
+        for name in ("element_count", "missing_count", "unexpected_count")
+    }
+    known = total["element_count"] - total["missing_count"]
+    shown = [
+        (sample, value)
+        for part, result in zip(parts, results, strict=True)
+        for sample, value in zip(part["samples"], result.get("partial_unexpected_list") or [], strict=False)
+    ]
+    shown = sorted(shown, key=lambda pair: pair[0]["place"])[:SAMPLES]
+    values = [value for _, value in shown]
+    counts = Counter(map(str, values))
+    shares = {
+        "missing_percent": _percent(total["missing_count"], total["element_count"]),
+        "unexpected_percent": _percent(total["unexpected_count"], known),
+        "unexpected_percent_nonmissing": _percent(total["unexpected_count"], known),
+        "unexpected_percent_total": _percent(total["unexpected_count"], total["element_count"]),
+    }
+    result = {name: value for name, value in (total | shares).items() if name in results[0]}
+    return parts[0] | {
+        "success": all(part["success"] for part in parts),
+        "samples": [sample for sample, _ in shown],
+        "result": result
+        | {
+            "partial_unexpected_list": values,
+            "partial_unexpected_counts": [
+                {"value": value, "count": number} for value, number in counts.items()
+            ],
+            "partial_unexpected_index_list": [sample["place"] for sample, _ in shown],
+        },
+    }
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None
+
+
+def _document(name: str, expectations: list[Any], results: list[dict[str, Any]], docs: Path) -> None:
+    """Add a page with results, and one with what was expected, to the Data Docs."""
+    context: Any = gx.get_context(mode="ephemeral")
     context.add_data_docs_site(
         site_name="docs",
         site_config={
@@ -61,69 +216,55 @@ def check_table(
             },
         },
     )
-    table = added_columns(raw.reset_index(drop=True), layout, films)
-    results = _run(context, "raw_label_table", table, raw_expectations(layout, config.missing_films))
-    checks = [_reduce(item, table, layout) for item in results]
-    if differences is not None:
-        told = drift.describe(differences, config.drift)
-        results = _run(context, "accepted_profile", differences, drift_expectations(config.drift, told))
-        checks += [_reduce(item, None, layout) for item in results]
-    return checks
-
-
-def _run(context: Any, name: str, table: pd.DataFrame, expectations: list[Any]) -> list[dict[str, Any]]:
-    """Great Expectations' results on a table, in the order of the expectations."""
-    batch = (
-        context.data_sources.add_pandas(name)
-        .add_dataframe_asset("rows")
-        .add_batch_definition_whole_dataframe("all")
+    context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
+    passed = sum(item["success"] for item in results)
+    run = RunIdentifier(run_time=datetime.now(UTC))
+    outcome: ExpectationSuiteValidationResult = ExpectationSuiteValidationResultSchema().load(
+        {
+            "success": passed == len(results),
+            "results": [{key: value for key, value in item.items() if key != "samples"} for item in results],
+            "suite_name": name,
+            "statistics": {
+                "evaluated_expectations": len(results),
+                "successful_expectations": passed,
+                "unsuccessful_expectations": len(results) - passed,
+                "success_percent": _percent(passed, len(results)),
+            },
+            "meta": {"great_expectations_version": gx.__version__, "run_id": run.to_json_dict()},
+        }
     )
-    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
-    definition = context.validation_definitions.add(
-        gx.ValidationDefinition(name=name, data=batch, suite=suite)
-    )
-    checkpoint = gx.Checkpoint(
-        name=name,
-        validation_definitions=[definition],
-        actions=[UpdateDataDocsAction(name="docs", site_names=["docs"])],
-        # Rows are named by their place: looking up columns for each of 100,000 unexpected rows takes many seconds.
-        result_format={"result_format": "SUMMARY", "partial_unexpected_count": SAMPLES},
-    )
-    outcome = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": table})
-    (result,) = outcome.run_results.values()
-    order = [expectation.meta["check"] for expectation in expectations]
-    items = [item.to_json_dict() for item in result.results]
-    return sorted(items, key=lambda item: order.index(item["expectation_config"]["meta"]["check"]))
+    suite = ExpectationSuiteIdentifier(name=name)
+    key = ValidationResultIdentifier(expectation_suite_identifier=suite, run_id=run, batch_identifier="rows")
+    context.validation_results_store.set(key, outcome)
+    context.build_data_docs(resource_identifiers=[key, suite])
 
 
-def _reduce(item: dict[str, Any], table: pd.DataFrame | None, layout: Layout) -> dict[str, Any]:
+def _sample(row: pd.Series, item: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """What is shown of an unexpected row."""
+    column = _shown(item)
+    # A derived column is shown by the cell that it was made from, where there is one.
+    cell = column if column in row.index else item["expectation_config"]["kwargs"].get("column", "")
+    return {"row": int(row["row"]), "image_id": row[layout.image], "value": _text(row.get(cell))}
+
+
+def _shown(item: dict[str, Any]) -> str:
+    config = item["expectation_config"]
+    return str(config["meta"]["shown"] or " + ".join(config["kwargs"]["column_list"]))
+
+
+def _reduce(item: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """What a reader needs of one of Great Expectations' results, without its run ids and times."""
-    config, result = item["expectation_config"], item["result"]
-    crashes = [info for info in _exceptions(item["exception_info"]) if info.get("raised_exception")]
-    if crashes:
-        raise RuntimeError(f"{config['meta']['check']}: {crashes[0]['exception_traceback']}")
-    kwargs, meta = config["kwargs"], config["meta"]
-    column = meta["shown"] or " + ".join(kwargs["column_list"])
-    samples = []
-    if table is not None:
-        for place in (result.get("partial_unexpected_index_list") or [])[:SAMPLES]:
-            row = table.iloc[place]
-            # A derived column is shown by the cell that it was made from, where there is one.
-            cell = column if column in table.columns else kwargs.get("column", "")
-            samples.append(
-                {"row": int(row["row"]), "image_id": row[layout.image], "value": _text(row.get(cell))}
-            )
-    remedy = meta["remedy"]
-    if not item["success"] and kwargs.get("column") == "label_problem":
+    config = item["expectation_config"]
+    samples = [{name: value for name, value in s.items() if name != "place"} for s in item["samples"]]
+    remedy = config["meta"]["remedy"]
+    if not item["success"] and config["kwargs"].get("column") == "label_problem":
         remedy = name_the_nearest([sample["value"] or "" for sample in samples], layout) + remedy
-    if item["success"] and table is None:
-        remedy = ""
     return {
-        "check": meta["check"],
-        "column": column,
+        "check": config["meta"]["check"],
+        "column": _shown(item),
         "severity": "error" if config["severity"] == "critical" else "warning",
         "passed": item["success"],
-        "unexpected": result["unexpected_count"],
+        "unexpected": item["result"]["unexpected_count"],
         "samples": samples,
         "remedy": remedy,
     }

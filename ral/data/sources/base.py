@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -140,11 +140,20 @@ class Source(ABC):
             UserError: a table lacks a column, has no rows or is no regular table.
         """
 
+    def pieces(self) -> Iterator[pd.DataFrame]:
+        """The raw rows as `read` has them, some at a time and in order, so that validation can check a table larger than memory."""
+        yield self.read()
+
     def blocks(self) -> "dd.DataFrame":
         """The raw rows as Dask blocks, so that a table larger than memory can be read. `row` may be absent."""
         import dask.dataframe as dd
 
         return dd.from_pandas(self.read(), chunksize=100_000, sort=False)
+
+    @property
+    def film_columns(self) -> list[str]:
+        """The columns of the raw rows that `films` and `film_bytes` look at."""
+        return [self.layout.image, self.layout.path] if self.layout.path else []
 
     def films(
         self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None

@@ -55,6 +55,10 @@ class Reader(Source):
             parts.append(part.assign(image_id=images, official=split, row=range(len(part))))
         return pd.concat(parts, ignore_index=True)
 
+    @property
+    def film_columns(self) -> list[str]:
+        return ["image_id", "official", "row"]
+
     def films(
         self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:

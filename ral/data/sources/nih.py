@@ -1,12 +1,13 @@
 """NIH ChestX-ray14 (Wang et al., CVPR 2017) as NIH ships it: Data_Entry_2017*.csv and two official lists."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ral.data.sources.base import Joined, Layout, Source
-from ral.data.sources.text import check_header, find_table, read_options, read_text
+from ral.data.sources.text import check_header, find_table, read_options, read_pieces
 from ral.errors import UserError
 from ral.labels import NIH_FINDINGS, NO_FINDING
 
@@ -65,7 +66,10 @@ class Reader(Source):
         return [find_table(self.root, TABLES)]
 
     def read(self) -> pd.DataFrame:
-        return read_text(self.tables()[0], COLUMNS)
+        return pd.concat(self.pieces(), ignore_index=True)
+
+    def pieces(self) -> Iterator[pd.DataFrame]:
+        yield from read_pieces(self.tables()[0], COLUMNS)
 
     def blocks(self) -> "dd.DataFrame":
         import dask.dataframe as dd

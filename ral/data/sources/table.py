@@ -1,5 +1,6 @@
 """Your own data: any CSV or Parquet table, with `data.table` saying which column holds what."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import pandas as pd
 
 from ral.config.data import DataConfig
 from ral.data.sources.base import SEXES, VIEWS, Columns, Joined, Layout, Source
-from ral.data.sources.text import check_columns, check_header, read_options, read_text
+from ral.data.sources.text import PIECE, check_columns, check_header, read_options, read_pieces
 from ral.errors import UserError
 from ral.labels import NO_FINDING
 
@@ -72,12 +73,22 @@ class Reader(Source):
         return [path]
 
     def read(self) -> pd.DataFrame:
+        return pd.concat(self.pieces(), ignore_index=True)
+
+    def pieces(self) -> Iterator[pd.DataFrame]:
         (path,) = self.tables()
         if not _is_parquet(path):
-            return read_text(path, self.columns, self.table.separator)
+            yield from read_pieces(path, self.columns, self.table.separator)
+            return
+        import pyarrow.parquet as pq
+
         self._check_parquet(path)
-        table = as_text(pd.read_parquet(path, columns=self.columns))
-        return table.assign(row=range(1, len(table) + 1))
+        first = 1
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(PIECE, columns=self.columns):
+                piece = as_text(batch.to_pandas()[self.columns])
+                yield piece.assign(row=range(first, first + len(piece)))
+                first += len(piece)
 
     def _check_parquet(self, path: Path) -> None:
         import pyarrow as pa

@@ -2,7 +2,7 @@
 
 import csv
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ import pandas as pd
 
 from ral.errors import UserError
 from ral.labels import nearest
+
+# Rows read at a time.
+PIECE = 250_000
 
 # Signs that are taken for another separator than the one expected.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -85,17 +88,27 @@ def read_options(columns: Sequence[str], separator: str = ",") -> dict[str, Any]
     }
 
 
-def read_text(path: Path, columns: Sequence[str], separator: str = ",") -> pd.DataFrame:
+def read_pieces(path: Path, columns: Sequence[str], separator: str = ",") -> Iterator[pd.DataFrame]:
     """The columns of a CSV table as text, "" where empty, and `row`: the line of the file (the header is line 1).
+
+    Yields PIECE rows at a time, in order.
 
     Raises:
         UserError: see `check_header`; or a row has another number of fields.
     """
     check_header(path, columns, separator)
+    first = 2
     try:
-        table = pd.read_csv(path, **read_options(columns, separator))
+        with pd.read_csv(path, chunksize=PIECE, **read_options(columns, separator)) as pieces:
+            for piece in pieces:
+                yield piece.assign(row=range(first, first + len(piece)))
+                first += len(piece)
     except pd.errors.ParserError as error:
         raise UserError(f"{path} is not a regular CSV table: {error}. Mend that row.") from None
     except (EOFError, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is truncated ({error}). Get it again from its owner.") from None
-    return table.assign(row=range(2, len(table) + 2))
+
+
+def read_text(path: Path, columns: Sequence[str], separator: str = ",") -> pd.DataFrame:
+    """All rows of `read_pieces`."""
+    return pd.concat(read_pieces(path, columns, separator), ignore_index=True)
