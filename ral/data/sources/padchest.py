@@ -114,7 +114,7 @@ def vocabulary() -> dict[str, tuple[str, ...]]:
     for finding, text in MEANINGS.items():
         for word in _words(text):
             words[word] = (*words.get(word, ()), finding)
-    return words | dict.fromkeys((*_words(OTHER_WORDS), *UNKNOWN), ())
+    return words | dict.fromkeys((*_words(OTHER_WORDS), *sorted(UNKNOWN)), ())
 
 
 class Reader(Source):
