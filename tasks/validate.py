@@ -3,7 +3,8 @@
     python -m tasks.validate
 
 Writes verdict.json (what was checked, and how it ended) and films.parquet (where each film is). Great
-Expectations' own result and Data Docs carry run times and go to runs/<id>/data_docs.
+Expectations' own result and Data Docs carry run times and go to runs/<id>/data_docs. A large table is checked in
+partitions (docs/sources.md), by Dask's workers (ral.toml); the verdict does not depend on either.
 """
 
 from pathlib import Path

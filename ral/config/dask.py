@@ -8,7 +8,7 @@ from ral.config.base import Section
 
 
 class DaskTarget(Section):
-    """Where the work of the step preprocess is done; a fact of the machine, which changes no byte of any output."""
+    """Where the work of the steps validate and preprocess is done; a fact of the machine, which changes no byte of any output."""
 
     target: Literal["threads", "local", "slurm", "address"] = "threads"
     """threads: of this process. local: processes of this machine. slurm: jobs that are queued for it. address: a

@@ -118,7 +118,7 @@ class Environment(Section):
     data_root: str | None = None
     """Data folder on this machine, instead of data.root in params.yaml."""
     dask: DaskTarget = DaskTarget()
-    """Where the films are decoded and packed."""
+    """Where tables are checked, and films decoded and packed."""
     training: TrainingTarget = TrainingTarget()
     """Where training runs, and how its processes are started."""
 

@@ -4,6 +4,7 @@ The rows are checked a partition at a time (`ral.data.partition`), as calls that
 found is added up. However many partitions there are, the verdict is the same.
 """
 
+import gc
 import os
 import threading
 from collections import Counter
@@ -150,6 +151,8 @@ def _evaluate(table: pd.DataFrame, expectations: list[Any]) -> list[dict[str, An
     )
     order = [expectation.meta["check"] for expectation in expectations]
     items = [item.to_json_dict() for item in result.results]
+    del context, asset, batch, result
+    gc.collect()  # they refer to each other, and would keep the rows beside those of the next partition
     for item in items:
         crashes = [info for info in _exceptions(item["exception_info"]) if info.get("raised_exception")]
         if crashes:

@@ -299,7 +299,9 @@ def test_profile_shares() -> None:
             "age_years": [5.0, 10.0, None, 95.0], "Mass": [1.0, 0.0, None, 0.0],
         }
     )  # fmt: skip
-    profile = drift.profile(studies, ["Mass"])
+    profile = drift.profile([drift.count(studies, ["Mass"])])
+    parts = [drift.count(rows, ["Mass"]) for _, rows in studies.groupby("patient_id")]
+    assert drift.profile(parts) == profile
     assert profile["patients"] == 3
     assert profile["columns"]["age_years"] == {"0+": 0.25, "10+": 0.25, "90+": 0.25, "unknown": 0.25}
     assert profile["columns"]["sex"] == {"F": 0.25, "M": 0.5, "unknown": 0.25}

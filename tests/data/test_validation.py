@@ -5,10 +5,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig
-from ral.data import validation
 from ral.data.films import list_films
+from ral.data.partition import Partitions
 from ral.data.sources import nih
+from ral.data.validation import check_rows
 
 CASES = [
     ("image id is a file name", "Image Index", "x/../y", "error"),
@@ -30,8 +32,10 @@ CASES = [
 
 
 def check_table(raw: pd.DataFrame, films: pd.DataFrame, missing_films, docs: Path) -> list[dict]:
-    config = DataConfig(source="nih", root="x", missing_films=missing_films, views=["PA"])
-    return validation.check_table(raw, films, nih.Reader.layout, config, docs)
+    source = nih.Reader(DataConfig(source="nih", root=".", missing_films=missing_films, views=["PA"]))
+    with Partitions(docs.with_name("rows"), source.layout.patient) as rows:
+        rows.add(raw)
+        return check_rows(source, rows, films, DaskTarget(), lambda _: None, docs)[1]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,121 @@
+"""How long the checks of the step validate take and how much memory, from NIH's number of rows to very many.
+
+    python -m benchmarks.validate            # 112,120, 1 million and 11 million rows: about 4 GB of disk, a quarter of an hour
+    python -m benchmarks.validate --quick    # 112,120 and 450,000 rows, a minute
+
+The work is all that the step does but listing the films: read a table of NIH's columns, share it out to partitions, check
+them with Great Expectations, write Data Docs and make the verdict. Each run is a process of its own; times are without
+imports; memory is the process's peak. The peer is the same code with the whole table as one partition, for the second size.
+
+Prints a table and, as the last line, JSON: partitions_over_whole (time, the second size), peak_over_whole (memory, the same),
+slope (exponent of the time in the rows, from the second size to the last: 1 is linear), peak_gib (the most rows) and
+peak_growth (its peak over that at the second size: 1 is flat).
+"""
+
+import argparse
+import json
+import math
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.preprocess import NIH_ROWS, write_table
+
+
+def check(root: Path, work: Path) -> int:
+    """The step's own functions; returns the rows checked."""
+    import pandas as pd
+
+    from ral.config.dask import DaskTarget
+    from ral.config.data import DataConfig
+    from ral.data.partition import Partitions
+    from ral.data.sources.base import open_source
+    from ral.data.validation import check_rows
+
+    source = open_source(DataConfig(source="nih", root=str(root), missing_films="fail", views=["PA", "AP"]))
+    films = pd.read_parquet(root / "films.parquet").assign(offset=-1, bytes=1000, hash="0" * 32)
+    with Partitions(work / "rows", source.layout.patient) as rows:
+        for piece in source.pieces():
+            rows.add(piece)
+        facts, checks = check_rows(source, rows, films, DaskTarget(), lambda _: None, work / "docs")
+    assert all(item["passed"] or item["severity"] == "warning" for item in checks)
+    assert not facts["films_without_row"]
+    return int(facts["rows"])
+
+
+def one(whole: bool, table: Path) -> dict[str, Any]:
+    """Measure in this process."""
+    from ral.data import partition
+
+    with tempfile.TemporaryDirectory(dir=table.parent) as name:
+        small = Path(name) / "small"
+        write_table(small, 500)
+        check(small, Path(name))  # so that everything is imported
+        if whole:
+            partition.ROWS = sys.maxsize
+        start, busy = time.perf_counter(), time.process_time()
+        rows = check(table, Path(name))
+        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"rows": rows, "seconds": seconds, "cpu": cpu, "peak": peak}
+
+
+def measure(whole: bool, table: Path) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.validate", "--one", str(table), *(["--whole"] * whole)]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(answer.splitlines()[-1]))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="112,120 and 450,000 rows, a minute")
+    parser.add_argument("--folder", type=Path, help="where the tables are written for the run; about 4 GB")
+    parser.add_argument("--one", type=Path, metavar="TABLE", help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one(options.whole, options.one)))
+        return
+    sizes = [NIH_ROWS, 150_000, 450_000] if options.quick else [NIH_ROWS, 1_000_000, 11_000_000]
+    found: dict[tuple[int, bool], dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        table = Path(name) / "table"
+        for rows in sizes:
+            shutil.rmtree(table, ignore_errors=True)
+            write_table(table, rows)
+            for whole in (False, True) if rows == sizes[1] else (False,):
+                run = found[rows, whole] = measure(whole, table)
+                assert run["rows"] == rows
+                kind = "one partition" if whole else "partitions"
+                print(
+                    f"{rows:12,} rows, {kind:13}: {run['seconds']:7.2f} s {run['peak'] / 2**30:6.2f} GiB",
+                    flush=True,
+                )
+    _, middle, large = ((found[rows, False]) for rows in sizes)
+    peer = found[sizes[1], True]
+    print(
+        json.dumps(
+            {
+                "partitions_over_whole": round(middle["seconds"] / peer["seconds"], 2),
+                "peak_over_whole": round(middle["peak"] / peer["peak"], 2),
+                "slope": round(
+                    math.log(large["seconds"] / middle["seconds"]) / math.log(sizes[2] / sizes[1]), 2
+                ),
+                "peak_gib": round(large["peak"] / 2**30, 2),
+                "peak_growth": round(large["peak"] / middle["peak"], 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
