@@ -1,90 +1,274 @@
-"""Compare DVC experiments by name: paired differences of their logits on the same films.
+"""Flow compare: a grid of experiments (losses, samplers, seeds), one after the other, and the paired comparison at its end.
 
-    python -m flows.compare main ral-seed1 ral-seed2
-    python -m flows.compare workspace ral-seed1 --split val
+    python -m flows.compare loss.name=ral,bce train.seed=0,1           # here and now; `make compare` is a small one
+    prefect deployment run compare/compare --param 'grid={"loss.name": ["ral", "bce"], "train.seed": [0, 1]}'
 
-A name is that of an experiment (`dvc exp show`), a branch, a tag or a commit; `workspace` is the files as they are. The
-first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked out. All must have been prepared
-alike: a comparison needs the same films, labels and split. `ral.evaluation.compare` does the work.
+Each combination is a DVC experiment in the workspace state_dir/workspaces/compare, named after what it is made from; `dvc exp
+show` there lists them. What was done before a crash is not done again: only experiments without a result are run, each by
+
+    dvc exp run --temp --name NAME -S loss.name=bce -S train.seed=1
+
+(DVC's own queue is worked off by a process that outlives whoever started it, so the flow is the queue.) Figures are of the
+validation films, for choosing; `--split test` is for the report, once the choice is made.
 """
 
 import argparse
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
 import sys
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
+from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import create_table_artifact
 
+from flows.experiments import STUDIES, fetch
+from flows.stage import StageError
+from flows.stages import command, stages
+from flows.train_ral import interrupted
+from flows.workspace import Workspace, change_params, git, hold, open_workspace
+from ral.config.base import load
+from ral.config.environment import load_environment
+from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
-from ral.evaluation.compare import show
-from ral.evaluation.rows import Split
-from ral.files import sha256
+from ral.evaluation.compare import compare as paired
+from ral.evaluation.compare import read_table
+from ral.files import new_file
+from ral.processes import start_guard
+from ral.runs import RUN_ID, new_id
 
-STUDIES = "data/prepared/studies.parquet"
-WORKSPACE = "workspace"
+SLOT = "compare"
+SEED = "train.seed"
 
 
-def fetch(name: str, file: str, target: Path) -> Path:
-    """Write a file as it was in an experiment to `target`.
+@flow(name="compare")
+def compare(
+    grid: dict[str, list[Any]],
+    revision: str = "HEAD",
+    changes: dict[str, Any] | None = None,
+    split: Literal["val", "test"] = "val",
+) -> str:
+    """Run every combination of a grid, compare each with the first one of its seed, and return the table as text.
+
+    Args:
+        grid: values by dotted name of the parameter; the first value of each is the baseline's.
+        revision: branch, tag or commit of the project; HEAD is its default branch.
+        changes: parameters that all combinations share.
+        split: films to compare on; choose by `val`.
+    """
+    environment = load_environment()
+    state = environment.state_dir.absolute()
+    run = new_id()
+    os.environ[RUN_ID] = run
+    with hold(state, SLOT, run, str(runtime.flow_run.id)):
+        source = environment.flows.repository or str(Path.cwd())
+        workspace = open_workspace(state, SLOT, source, revision, changes or {})
+        shutil.rmtree(
+            workspace.folder / ".dvc/tmp/exps", ignore_errors=True
+        )  # copies of experiments that were killed
+        plan = experiments(workspace, grid, changes or {})
+        stage = stages(workspace.folder, environment)
+        for name in ("phantom", "manifest", "validate", "preprocess"):  # once for all of them
+            stage(name)
+        run_missing(workspace, plan, changes or {})
+        table = comparison(workspace, plan, split)
+    text = summary(table, split)
+    create_table_artifact(
+        key="comparison", table=json.loads(table.to_json(orient="records")), description=text
+    )
+    get_run_logger().info("%s", text)
+    return text
+
+
+def experiments(
+    workspace: Workspace, grid: Mapping[str, Sequence[Any]], changes: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Name -> parameters of every combination, checked before anything is run.
 
     Raises:
-        UserError: there is no such experiment, or it has no such file, or DVC does not hold its content.
+        UserError: a parameter has no values, or a value does not fit.
     """
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.scm import SCMError
+    empty = [key for key, values in grid.items() if not values]
+    if not grid or empty:
+        raise UserError(f"grid: {empty[0] if empty else 'it'} has no values.")
+    found = {}
+    with_changes = (workspace.folder / "params.yaml").read_bytes()
+    for values in itertools.product(*grid.values()):
+        combination = dict(zip(grid, values, strict=True))
+        try:
+            change_params(workspace.folder / "params.yaml", combination)
+        finally:
+            (workspace.folder / "params.yaml").write_bytes(with_changes)
+        facts = json.dumps([workspace.revision, dict(changes), combination], sort_keys=True)
+        words = "-".join(
+            "".join(c if c.isalnum() else "-" for c in str(value)).strip("-")[:20] for value in values
+        )
+        found[f"{words}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"] = combination
+    return found
 
-    try:
-        DVCFileSystem(rev=None if name == WORKSPACE else name).get_file(file, str(target))
-    except SCMError as error:
-        raise UserError(
-            f"{name}: no experiment, branch or commit of this name ({error}). See dvc exp show."
-        ) from None
-    except (DvcException, OSError) as error:
-        raise UserError(
-            f"{name}: {file} cannot be read ({error}). Run the experiment, or get its files with dvc pull."
-        ) from None
-    return target
 
-
-def compare_experiments(names: list[str], split: Split, params: Path, out: Path | None) -> None:
-    """Fetch the logits of the experiments and show the comparison.
+def run_missing(
+    workspace: Workspace, plan: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]
+) -> None:
+    """Run the experiments that have no result yet; one that fails does not keep the others from running.
 
     Raises:
-        UserError: see `fetch`; or the experiments were prepared differently; or see `ral.evaluation.compare.show`.
+        StageError: some failed.
     """
-    if len(set(names)) < len(names):
-        raise UserError("An experiment is named twice: give each once.")
-    with tempfile.TemporaryDirectory() as folder:
-        models, studies = {}, {}
-        for place, name in enumerate(names):
-            studies[name] = fetch(name, STUDIES, Path(folder, f"studies{place}.parquet"))
-            logits = fetch(name, f"models/logits/{split}.parquet", Path(folder, f"logits{place}.parquet"))
-            models[name] = pd.read_parquet(logits)
-        digests = {name: sha256(path) for name, path in studies.items()}
-        other = [name for name in names if digests[name] != digests[names[0]]]
+    failed = []
+    for name, combination in plan.items():
+        if name in done(workspace):
+            continue
+        settings = [f"{key}={_hydra(value)}" for key, value in {**changes, **combination}.items()]
+        options = [part for setting in settings for part in ("-S", setting)]
+        try:
+            command(name, workspace.folder, "-m", "dvc", "exp", "run", "--temp", "--name", name, *options)
+        except StageError as error:
+            failed.append(f"{name}: {str(error).splitlines()[-1]}")
+    if failed:
+        raise StageError(
+            "\n".join(
+                [f"{len(failed)} of {len(plan)} experiments failed; run again to repeat these only:", *failed]
+            )
+        )
+
+
+def done(workspace: Workspace) -> set[str]:
+    """Names of the experiments in the workspace that have a result."""
+    refs = git(workspace.folder, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    return {ref.rsplit("/", 1)[1] for ref in refs if ref.count("/") == 4}
+
+
+def comparison(
+    workspace: Workspace, plan: Mapping[str, Mapping[str, Any]], split: Literal["val", "test"]
+) -> pd.DataFrame:
+    """Each experiment against the first one of the same seed: the rows of `ral.evaluation.compare`, with the seed.
+
+    Raises:
+        UserError: the experiments of a seed were prepared differently.
+    """
+    config = load(workspace.folder / "params.yaml", EvaluateParams).evaluate
+    by_seed: dict[Any, list[str]] = {}
+    for name, combination in plan.items():
+        by_seed.setdefault(combination.get(SEED, ""), []).append(name)
+    tables = []
+    for seed, names in by_seed.items():
+        if len(names) < 2:
+            continue
+        logits, studies = {}, {}
+        for name in names:
+            place = workspace.folder / "runs" / os.environ[RUN_ID] / name
+            place.mkdir(parents=True, exist_ok=True)
+            logits[name] = pd.read_parquet(_get(workspace, name, f"models/logits/{split}.parquet", place))
+            findings = [column for column in logits[name].columns if column != "image_id"]
+            studies[name] = read_table(_get(workspace, name, STUDIES, place), findings)
+        first = studies[names[0]]
+        other = [name for name in names if not studies[name].equals(first)]
         if other:
             raise UserError(
-                f"{names[0]} and {other[0]} were prepared differently (data, split or preprocess), "
-                "so their films or labels are not the same. Compare experiments of the same prepared data."
+                f"{names[0]} and {other[0]} were prepared differently, so their films or labels are not the same: "
+                "a grid compares losses, samplers, models and seeds on the same data."
             )
-        show(models, studies[names[0]], split, params, out)
+        tables.append(paired(first, logits, split, config).assign(seed=seed))
+    if not tables:
+        raise UserError("grid: nothing to compare; give a parameter other than the seed two values or more.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _get(workspace: Workspace, name: str, file: str, folder: Path) -> Path:
+    return fetch(name, file, folder / Path(file).name, workspace.folder)
+
+
+def summary(table: pd.DataFrame, split: str) -> str:
+    """The differences of macro AP and AUROC for people, a line per experiment and the mean over seeds."""
+    phantom = (table["data"] == "phantom").any()
+    lines = ["PHANTOM films, no clinical result." if phantom else "Research software, not a medical device."]
+    macro = table[(table["level"] == "macro") & (table["note"] == "")]
+    for (metric, baseline), part in macro.groupby(["metric", "baseline"], sort=False):
+        lines.append(f"{str(metric).upper()}, macro, {split} films, against {baseline}:")
+        for row in part.to_dict("records"):
+            lines.append(
+                f"  {row['model']}: {row['baseline_value']:.3f} -> {row['value']:.3f}, "
+                f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            )
+    lines += _over_seeds(macro)
+    return "\n".join(lines)
+
+
+def _over_seeds(macro: pd.DataFrame) -> list[str]:
+    """Mean and spread of the differences where a combination was run with several seeds."""
+    rows = macro[macro["metric"] == "ap"].copy()
+    # Names end in seed-independent words but for the seed and the digest; the place in the grid tells who belongs together.
+    rows["place"] = rows.groupby("seed", sort=False).cumcount()
+    lines = []
+    for _, part in rows.groupby("place"):
+        if len(part) > 1:
+            spread = part["difference"].std(ddof=1)
+            lines.append(
+                f"Over {len(part)} seeds ({', '.join(part['model'])}): "
+                f"mean difference of macro AP {part['difference'].mean():+.3f}, standard deviation {spread:.3f}"
+            )
+    return lines
+
+
+def _hydra(value: Any) -> str:
+    """A value as `dvc exp run -S` reads it."""
+    return json.dumps(value)
+
+
+def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
+    """`loss.name=ral,bce` as a grid; a value is read as JSON where it is JSON, and as text otherwise.
+
+    Raises:
+        UserError: a word has no =.
+    """
+    grid: dict[str, list[Any]] = {}
+    for word in words:
+        key, equals, values = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r}: write PARAMETER=VALUE,VALUE, such as loss.name=ral,bce.")
+        grid[key] = [_value(text) for text in values.split(",")]
+    return grid
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def main() -> None:
-    """Compare what the command line names."""
+    """Run the grid that the command line names, without a server."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="+", help="experiments; the first is the baseline")
-    parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--out", type=Path, help="CSV to write, too")
+    parser.add_argument(
+        "grid", nargs="+", metavar="PARAMETER=VALUE,VALUE", help="the first values are the baseline"
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=VALUE", help="for all experiments")
+    parser.add_argument("--revision", default="HEAD", help="branch, tag or commit (HEAD)")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="films to compare on (val)")
+    parser.add_argument("--out", type=Path, help="text file for the table, too")
     options = parser.parse_args()
+    start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
+    signal.signal(signal.SIGINT, interrupted)
     try:
-        compare_experiments(options.names, options.split, options.params, options.out)
+        grid = parse_grid(options.grid)
+        changes = {key: values[0] for key, values in parse_grid(options.set).items()}
+        text = compare(grid, options.revision, changes, options.split)
     except UserError as error:
         sys.exit(f"error: {error}")
+    print(text)
+    if options.out:
+        with new_file(options.out) as draft:
+            draft.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,103 +1,147 @@
-"""Runs one DVC stage as the body of a Prefect task, and publishes what it made."""
+"""Runs a command of a workspace, a DVC stage above all, as the body of a Prefect task: lines, progress, time limit, end.
 
-import csv
+python -m dvc repro --single-item train      # what is run for the stage train, in the workspace
+"""
+
 import os
+import re
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 from prefect import get_run_logger
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from flows.workspace import python_env
+from ral import runs
 from ral.files import read_json
 from ral.processes import die_with_parent, end_group
-from ral.reporting.wording import estimate
 
-# Lines of a failed stage repeated in the error, so that the run's page says what went wrong.
+# Lines of a failed command repeated in the error, so that the run's page says what went wrong.
 LAST_LINES = 20
 
-# Seconds between asking a stage to end and killing it: training saves a checkpoint in `training.grace` of them.
+# Seconds between asking a command to end and killing it: training saves a checkpoint in `training.grace` of them.
 PATIENCE = 9.0
+
+# How `ral.progress` says how far a step is.
+SHARE = re.compile(r"(\d+) % \(\S+ of ")
 
 
 class StageError(Exception):
-    """A DVC stage ended with an error; the text holds its last lines."""
+    """A stage ended with an error; the text holds its last lines.
+
+    Args:
+        text: for people.
+        retry: whether trying again can help (a lost node, a full queue; never bad data); None if that is not known.
+    """
+
+    def __init__(self, text: str, retry: bool | None = None) -> None:
+        super().__init__(text)
+        self.retry = retry
 
 
-def run_stage(name: str) -> None:
-    """Run `dvc repro --single-item NAME` here, streaming its lines to the Prefect log.
+def run_stage(name: str, folder: Path = Path(), hours: float | None = None) -> None:
+    """Run `dvc repro --single-item NAME` in a workspace.
 
     An unchanged stage costs DVC a second and runs nothing. Whatever ends this function (a cancelled run, a
     time-out) ends every process of the stage.
 
+    Args:
+        name: of the stage.
+        folder: the workspace.
+        hours: after which the stage is ended.
+
     Raises:
-        StageError: the stage failed.
+        StageError: the stage failed, or took too long.
+    """
+    failure = folder / "runs" / os.environ[runs.RUN_ID] / "failure.json"
+    failure.unlink(missing_ok=True)
+    try:
+        run_command(["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name], folder, name, hours)
+    except StageError as error:
+        if error.retry is None and failure.is_file():
+            error.retry = bool(read_json(failure)["retry"])
+        raise
+
+
+def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float | None = None) -> None:
+    """Run `python ARGUMENTS` in a workspace, streaming its lines to the Prefect log and its progress to the run's page.
+
+    Args:
+        arguments: of Python; no shell reads them.
+        folder: the workspace.
+        name: of what is run, for messages.
+        hours: after which it is ended.
+
+    Raises:
+        StageError: it failed, or took too long.
     """
     logger = get_run_logger()
-    bin_folder = Path(sys.executable).parent
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", name],
+        [sys.executable, *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
         errors="replace",
-        # dvc.yaml says `python`; it must be the one that runs this flow.
-        env=os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"},
+        env=python_env(),
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
     assert process.stdout is not None
+    late = threading.Event()
+    clock = threading.Timer((hours or 0) * 3600, _end_late, [process, late])
+    clock.daemon = True
+    if hours is not None:
+        clock.start()
+    progress = _Progress(name)
     last: list[str] = []
     try:
         for line in process.stdout:
             logger.info(line.rstrip())
+            progress.read(line)
             last = [*last, line.rstrip()][-LAST_LINES:]
         code = process.wait()
     finally:
+        clock.cancel()
         end_group(process, PATIENCE)
+    if late.is_set():
+        raise StageError(
+            f"Stage {name} was ended after {hours:g} hours, the limit of flows.timeout_hours. Training goes on from "
+            "its checkpoint when it is run again.",
+            retry=False,
+        )
     if code:
         raise StageError("\n".join([f"Stage {name} failed:", *last]))
 
 
-def publish_verdict(path: Path) -> None:
-    """Show the validation's checks as a table on the run's page."""
-    verdict = read_json(path)
-    table = [
-        {key: check[key] for key in ("check", "column", "severity", "passed", "unexpected")}
-        for check in verdict["checks"]
-    ]
-    facts = f"{verdict['rows']:,} rows, {verdict['films']:,} films, {verdict['rows_without_film']:,} rows without film"
-    create_table_artifact(key="verdict", table=table, description=f"{_kind(verdict['phantom'])} {facts}")
+def _end_late(process: subprocess.Popen, late: threading.Event) -> None:
+    late.set()
+    end_group(process, PATIENCE)
 
 
-def publish_metrics(folder: Path) -> None:
-    """Show the metrics, macro and per tier and finding, as tables on the run's page."""
-    metrics = read_json(folder / "metrics.json")
-    groups = {"macro": metrics["macro"], **metrics["tiers"]}
-    table = [
-        {
-            "group": name,
-            "findings": group["findings"],
-            **{metric: estimate(group[metric]) for metric in ("ap", "auroc", "f1")},
-        }
-        for name, group in groups.items()
-    ]
-    kind = _kind(metrics["data"] == "phantom")
-    create_table_artifact(
-        key="metrics", table=table, description=f"{kind} Test films, {metrics['confidence']:.0%} intervals"
-    )
-    with (folder / "findings.csv").open(encoding="utf-8", newline="") as stream:
-        create_table_artifact(key="findings", table=list(csv.DictReader(stream)), description=kind)
+class _Progress:
+    """A progress artifact, made when the first share is known."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._artifact: UUID | None = None
 
-def publish_report(path: Path, metrics: Path) -> None:
-    """Link the report on the run's page."""
-    kind = _kind(read_json(metrics)["data"] == "phantom")
-    create_link_artifact(
-        key="report", link=path.resolve().as_uri(), link_text=f"Report: {path}", description=kind
-    )
-
-
-def _kind(phantom: bool) -> str:
-    return "PHANTOM films, no clinical result." if phantom else "Research software, not a medical device."
+    def read(self, line: str) -> None:
+        found = SHARE.search(line)
+        if found is None:
+            return
+        share = float(found[1])
+        if self._artifact is None:
+            made = create_progress_artifact(
+                progress=share, key=f"progress-{self._name}", description=self._name
+            )
+            assert isinstance(made, UUID)
+            self._artifact = made
+        else:
+            update_progress_artifact(self._artifact, progress=share, description=line.strip())

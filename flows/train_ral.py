@@ -1,98 +1,63 @@
 """Flow train-ral: every stage of dvc.yaml in its order, from raw films to the report.
 
-python -m flows.train_ral                          # here and now, without a server
-prefect deployment run train-ral/train-ral         # by a worker, after `prefect deploy -n train-ral`
+    python -m flows.train_ral                                       # here and now, without a server
+    prefect deployment run train-ral/train-ral                      # by a worker, after `prefect deploy -n train-ral`
+    prefect deployment run train-ral/train-ral --param 'changes={"train.epochs": 5}'
+
+As it stands it works in the folder it is started in, as `dvc repro` does. With changed parameters or a revision it works in
+a workspace of its own (state_dir/workspaces/train-ral), so that nobody's params.yaml is touched.
 """
 
 import argparse
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 
-from flows.stage import StageError, publish_metrics, publish_report, publish_verdict, run_stage
+from flows.stage import StageError
+from flows.stages import stages
+from flows.workspace import hold, open_workspace
 from ral import runs
-from ral.config.base import load
-from ral.config.environment import load_environment
-from ral.config.params import Params
+from ral.config.environment import Environment, load_environment
+from ral.errors import UserError
 from ral.processes import start_guard
-
-PHANTOM = Path("data/phantom")
-
-
-@task
-def phantom() -> None:
-    """Draw the embedded data set."""
-    run_stage("phantom")
-
-
-@task
-def manifest() -> None:
-    """Name the raw data by content."""
-    run_stage("manifest")
-
-
-@task
-def validate() -> None:
-    """Check the label table and find the films; a refused table is shown all the same."""
-    try:
-        run_stage("validate")
-    except StageError:
-        refused = runs.folder() / "verdict.json"
-        if refused.exists():
-            publish_verdict(refused)
-        raise
-    publish_verdict(Path("data/validated/verdict.json"))
-
-
-@task
-def preprocess() -> None:
-    """Split the patients, pack labels and pixels."""
-    run_stage("preprocess")
-
-
-@task
-def train() -> None:
-    """Train the network, score validation and test."""
-    run_stage("train")
-
-
-@task
-def explain() -> None:
-    """Heat maps of hits and errors, confused findings."""
-    run_stage("explain")
-
-
-@task
-def evaluate() -> None:
-    """Metrics with intervals."""
-    run_stage("evaluate")
-    publish_metrics(Path("reports"))
-
-
-@task
-def report() -> None:
-    """One HTML file."""
-    run_stage("report")
-    publish_report(Path("reports/report.html"), Path("reports/metrics.json"))
 
 
 @flow(name="train-ral")
-def train_ral() -> None:
-    """Films in, report out: each task runs its DVC stage, and an unchanged stage costs nothing."""
+def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None) -> None:
+    """Films in, report out: each task runs its DVC stage, and an unchanged stage costs nothing.
+
+    Args:
+        revision: branch, tag or commit to run; the files of this folder as they are if neither it nor `changes` is given.
+        changes: parameters by dotted name with their values, checked as params.yaml is.
+    """
     os.environ[runs.RUN_ID] = runs.new_id()
-    params = load(Path("params.yaml"), Params)
-    if Path(load_environment().located(params.data).root) == PHANTOM:
-        phantom()
-    manifest()
-    validate()
-    preprocess()
-    train()
-    explain()
-    evaluate()
-    report()
+    environment = load_environment()
+    if revision is None and not changes:
+        run_all(Path(), environment)
+        return
+    state = environment.state_dir.absolute()
+    with hold(state, "train-ral", os.environ[runs.RUN_ID], ""):
+        source = environment.flows.repository or str(Path.cwd())
+        workspace = open_workspace(state, "train-ral", source, revision or "HEAD", changes or {})
+        run_all(workspace.folder, environment)
+
+
+def run_all(folder: Path, environment: Environment) -> None:
+    """Run every stage in the workspace `folder`."""
+    run = stages(folder, environment)
+    run("phantom")
+    run("manifest")
+    run("validate")
+    run("preprocess")
+    run("train")
+    run("explain")
+    run("evaluate")
+    run("report")
 
 
 def interrupted(*_: object) -> None:
@@ -109,4 +74,7 @@ if __name__ == "__main__":
     ).parse_args()
     start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
     signal.signal(signal.SIGINT, interrupted)
-    train_ral()
+    try:
+        train_ral()
+    except (StageError, UserError) as error:
+        sys.exit(f"error: {error}")

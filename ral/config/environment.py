@@ -21,6 +21,8 @@ from ral.errors import UserError
 
 PREFIX = "RAL_"
 
+Stage = Literal["phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"]
+
 
 def _own_folder(value: Any) -> Any:
     """Put the user's own folder for ~."""
@@ -104,6 +106,27 @@ class TrainingTarget(Section):
     """What is asked of Kubernetes."""
 
 
+class FlowsTarget(Section):
+    """How the flows run the stages, and whom they tell."""
+
+    repository: str | None = None
+    """Folder or address of the project's git repository, from which workspaces are checked out; the folder the flow runs in if absent."""
+    timeout_hours: dict[Stage, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Hours after which a stage is ended, by its name; a stage that is not named may take any time."""
+    retries: int = Field(default=2, ge=0)
+    """How often a stage is tried again after a failure that a retry can mend, such as a lost node."""
+    retry_seconds: float = Field(default=60.0, ge=0)
+    """Seconds before the first retry; each further one waits twice as long."""
+    notify: str | None = None
+    """Prefect notification block that is told of failures and decisions, such as slack-webhook/ral; its address is a secret that Prefect keeps."""
+    keep: int = Field(default=14, ge=1)
+    """Folders of runs (runs/<id>) kept in a workspace."""
+    push_git: str | None = None
+    """Address of a git repository that gets the record (branch nightly, releases) after each night; none if absent."""
+    push_dvc: str | None = None
+    """Name of a DVC remote of the project that gets the night's outputs; none if absent."""
+
+
 def default_state_dir() -> Path:
     """ral's folder among the user's state, as the XDG rules have it."""
     base = os.environ.get("XDG_STATE_HOME", "")
@@ -121,6 +144,8 @@ class Environment(Section):
     """Where tables are checked, and films decoded and packed."""
     training: TrainingTarget = TrainingTarget()
     """Where training runs, and how its processes are started."""
+    flows: FlowsTarget = FlowsTarget()
+    """How the flows run the stages, and whom they tell."""
 
     def located(self, data: DataConfig) -> DataConfig:
         """`data` with this machine's folder."""

@@ -16,7 +16,7 @@ class GateConfig(Section):
     """Largest loss of macro AP within a group of films (attributes of evaluate.audit.by) that is tolerated."""
     calibration_cap: float = Field(default=0.1, gt=0, lt=1)
     """Highest calibration error (debiased ECE, mean over the findings) of the challenger's calibrated scores."""
-    seed_deviation: float = Field(default=0.0, ge=0, lt=1)
+    seed_deviation: float = Field(default=0.01, ge=0, lt=1)
     """Standard deviation of macro AP between trainings that differ in nothing but train.seed, as you measured it; it widens the interval of the gain. 0 claims that the seed does not matter."""
     margin: float | None = Field(default=None, gt=0, lt=1)
     """null: only a gain is promoted. Else a challenger is promoted, too, that loses at most this much macro AP to the release `anchor`, with the whole interval, and is not shown to be worse than the champion."""

@@ -49,7 +49,7 @@ class Pool:
             report: told of progress, from any thread.
 
         Raises:
-            UserError: a worker was lost again and again; or whatever `work` raised first.
+            UserError: the scheduler was lost, or a worker again and again; or whatever `work` raised first.
         """
         if self._client is None:
             return self._run_threads(work, items, report)
@@ -59,7 +59,7 @@ class Pool:
         """Results of Dask's delayed calls in their order; only a few of them are in work, or wait, at a time.
 
         Raises:
-            UserError: a worker was lost again and again; or whatever a call raised first.
+            UserError: the scheduler was lost, or a worker again and again; or whatever a call raised first.
         """
         waiting: deque[Any] = deque()
         with ThreadPoolExecutor(self.workers) as threads:
@@ -118,11 +118,19 @@ class Pool:
 
 @contextmanager
 def _lost_workers() -> Iterator[None]:
-    """Say for people that workers were lost again and again."""
+    """Say for people that workers were lost again and again, or the scheduler was."""
     from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
 
     try:
         yield
+    except FutureCancelledError:
+        raise UserError(
+            "The Dask scheduler has gone in the middle of the work. Start it again, with its workers; what is done is "
+            "kept: run again.",
+            kind="lost_process",
+            retry=True,
+        ) from None
     except KilledWorker as error:
         raise UserError(
             f"A Dask worker ended in the middle of its work, {error.allowed_failures + 1} times over. It may lack "

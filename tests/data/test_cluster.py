@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,6 +196,19 @@ def test_scheduler_that_runs_already(scheduler: str) -> None:
         assert pool.run(pow_of, [(2, 3)], [1], lambda _: None) == [8]
 
 
+def test_a_scheduler_that_is_killed_can_be_tried_again(scheduler: str) -> None:
+    port = int(scheduler.rpartition(":")[2])
+    (process,) = {
+        c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == "LISTEN"
+    }
+    kill = threading.Timer(2, os.kill, [process, signal.SIGKILL])
+    with open_pool(DaskTarget(target="address", address=scheduler, wait=60)) as pool:
+        kill.start()
+        with pytest.raises(UserError, match="The Dask scheduler has gone") as told:
+            pool.run(nap, [(1.0,)] * 30, [1] * 30, lambda _: None)
+    assert told.value.retry
+
+
 def test_no_scheduler_there() -> None:
     target = DaskTarget(target="address", address="tcp://127.0.0.1:1", wait=1)
     with (
@@ -202,6 +216,10 @@ def test_no_scheduler_there() -> None:
         open_pool(target),
     ):
         pass
+
+
+def nap(seconds: float, report: Report) -> None:
+    time.sleep(seconds)
 
 
 def pow_of(base: int, power: int, report: Report) -> int:

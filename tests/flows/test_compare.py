@@ -1,84 +1,79 @@
-"""Experiments by name: their logits come from DVC's cache, whatever is checked out."""
+"""The grid of the flow compare: checked before anything runs, and read from the command line."""
 
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
+from conftest import copy_project
 
-ROOT = Path(__file__).parent.parent.parent
+from flows.compare import experiments, parse_grid, summary
+from flows.workspace import Workspace, open_workspace
+from ral.errors import UserError
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    (tmp_path / "state").mkdir()
+    return open_workspace(tmp_path / "state", "compare", str(copy_project(tmp_path / "source")), "HEAD", {})
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
-    """A repository with the same studies at three commits: tagged one, two (other logits), three (another split)."""
-    folder = tmp_path_factory.mktemp("experiments")
-    generator = np.random.default_rng(0)
-    rows = 600
-    label = (generator.random(rows) < 0.3).astype(float)
-    studies = pd.DataFrame(
-        {
-            "image_id": [f"film{n}" for n in range(rows)],
-            "patient_id": [f"p{n // 2}" for n in range(rows)],
-            "split": np.repeat(["train", "val", "test"], rows // 3),
-            "Mass": label,
-        }
+def test_a_grid_is_every_combination(workspace: Workspace) -> None:
+    before = (workspace.folder / "params.yaml").read_bytes()
+    plan = experiments(workspace, {"loss.name": ["ral", "bce"], "train.seed": [0, 1]}, {})
+    assert list(plan.values()) == [
+        {"loss.name": name, "train.seed": seed} for name in ("ral", "bce") for seed in (0, 1)
+    ]
+    assert all(
+        name.startswith(f"{values['loss.name']}-{values['train.seed']}-") for name, values in plan.items()
     )
-    shutil.copy2(ROOT / "params.yaml", folder / "params.yaml")
-    for command in (
-        "git init -q",
-        "git config user.name test",
-        "git config user.email t@example.org",
-        "dvc init -q",
-    ):
-        run(*command.split(), cwd=folder)
-    (folder / "data/prepared").mkdir(parents=True)
-    (folder / "models/logits").mkdir(parents=True)
-    for tag, spread in (("one", 1.0), ("two", 3.0), ("three", 3.0)):
-        table = studies if tag != "three" else studies.assign(split=studies["split"][::-1].to_numpy())
-        table.to_parquet(folder / "data/prepared/studies.parquet")
-        logits = studies[["image_id"]].assign(Mass=2 * label + generator.normal(0, spread, size=rows))
-        for split in ("val", "test"):
-            logits[table["split"] == split].to_parquet(folder / f"models/logits/{split}.parquet")
-        run("dvc", "add", "-q", "data/prepared/studies.parquet", "models/logits", cwd=folder)
-        run("git", "add", "-A", cwd=folder)
-        run("git", "commit", "-qm", tag, cwd=folder)
-        run("git", "tag", tag, cwd=folder)
-    return folder
-
-
-def compare(run: Run, folder: Path, *arguments: str, code: int = 0) -> str:
-    done = run(sys.executable, "-m", "flows.compare", *arguments, cwd=folder, code=code, PYTHONPATH=str(ROOT))
-    return done.stdout
-
-
-def test_experiments_are_compared_by_name(repository: Path, run: Run) -> None:
-    printed = compare(run, repository, "one", "two", "--out", str(repository / "out.csv"))
-    assert "AUROC: two − one" in printed
-    table = pd.read_csv(repository / "out.csv")
-    row = table[(table["metric"] == "auroc") & (table["level"] == "macro")].iloc[0]
-    assert row["high"] < 0
-    assert row["p_holm"] < 0.01
+    assert (workspace.folder / "params.yaml").read_bytes() == before
+    # The names say what an experiment is made from, so that other parameters are other experiments.
+    again = experiments(workspace, {"loss.name": ["ral", "bce"], "train.seed": [0, 1]}, {})
+    assert list(again) == list(plan)
+    assert not set(experiments(workspace, {"loss.name": ["ral", "bce"]}, {"train.epochs": 3})) & set(plan)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("grid", "says"),
     [
-        (["one", "three"], "prepared differently"),
-        (["one", "nobody"], "nobody: no experiment, branch or commit"),
-        (["one", "one"], "named twice"),
-        (["one"], "at least two"),
+        ({}, "no values"),
+        ({"loss.name": []}, "loss.name has no values"),
+        ({"loss.name": ["ral", "nonsense"]}, "loss.name"),
+        ({"los.name": ["ral"]}, "no parameter"),
     ],
 )
-def test_what_cannot_be_compared_is_said(
-    repository: Path, run: Run, arguments: list[str], words: str
-) -> None:
-    printed = compare(run, repository, *arguments, code=1)
-    assert printed.startswith("error: ")
-    assert words in printed
+def test_a_wrong_grid_is_refused_before_anything_runs(workspace: Workspace, grid: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        experiments(workspace, grid, {})
+
+
+def test_words_of_the_command_line() -> None:
+    assert parse_grid(["loss.name=ral,bce", "train.seed=0,1", "train.patience=null"]) == {
+        "loss.name": ["ral", "bce"],
+        "train.seed": [0, 1],
+        "train.patience": [None],
+    }
+    with pytest.raises(UserError, match="write PARAMETER=VALUE"):
+        parse_grid(["loss.name"])
+
+
+def test_seeds_are_summed_up_per_combination() -> None:
+    row = {
+        "metric": "ap",
+        "level": "macro",
+        "note": "",
+        "data": "phantom",
+        "baseline_value": 0.5,
+        "low": 0.0,
+        "high": 1.0,
+    }
+    table = pd.DataFrame(
+        [
+            row | {"seed": seed, "model": f"{loss}-{seed}", "baseline": f"ral-{seed}", "difference": d, "value": 0.5 + d}
+            for seed, loss, d in ((0, "bce", 0.1), (0, "asl", 0.2), (1, "bce", 0.3), (1, "asl", 0.2))
+        ]
+    )  # fmt: skip
+    text = summary(table, "val")
+    assert text.startswith("PHANTOM")
+    assert "Over 2 seeds (bce-0, bce-1): mean difference of macro AP +0.200, standard deviation 0.141" in text
+    assert "Over 2 seeds (asl-0, asl-1): mean difference of macro AP +0.200, standard deviation 0.000" in text

@@ -2,42 +2,70 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
+import pytest
 from ruamel.yaml import YAML
 from stages import ROOT, stages
 
+from ral.config.environment import Stage
 
-def test_flow_runs_every_stage_in_the_order_of_the_graph() -> None:
-    tree = ast.parse((ROOT / "flows/train_ral.py").read_text())
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    called = [
-        node.func.id
-        for node in ast.walk(functions["train_ral"])
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions
+
+def called(flow: str, function: str) -> list[str]:
+    """Names of the stages that a function of a flow runs, in the order of the text."""
+    tree = ast.parse((ROOT / flow).read_text())
+    (body,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    calls = [
+        node for node in ast.walk(body) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
-    # ast.walk goes level by level; the conditional phantom() stands a level deeper than the others.
-    assert sorted(called) == sorted(stages())
-    lines = (ROOT / "flows/train_ral.py").read_text()
-    assert list(stages()) == sorted(stages(), key=lambda name: lines.index(f"    {name}()\n"))
-    for name in stages():
-        runs = [
-            node.args[0].value
-            for node in ast.walk(functions[name])
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run_stage"
-        ]
-        assert runs == [name]
+    calls.sort(key=lambda node: node.lineno)
+    return [
+        node.args[0].value
+        for node in calls
+        if node.func.id in ("run", "stage") and isinstance(node.args[0], ast.Constant)
+    ]
 
 
-def test_deployment_is_declared_as_the_readme_says() -> None:
+@pytest.mark.parametrize(
+    ("flow", "function"), [("flows/train_ral.py", "run_all"), ("flows/nightly.py", "night")]
+)
+def test_a_flow_runs_every_stage_in_the_order_of_the_graph(flow: str, function: str) -> None:
+    assert called(flow, function) == list(stages()) == list(get_args(Stage))
+
+
+def test_deployments_are_declared_as_the_readme_says() -> None:
     content = YAML(typ="safe", pure=True).load((ROOT / "prefect.yaml").read_text())
-    (deployment,) = content["deployments"]
-    assert deployment["name"] == "train-ral"
-    path, function = deployment["entrypoint"].split(":")
-    assert f'@flow(name="train-ral")\ndef {function}(' in (ROOT / path).read_text()
+    for deployment in content["deployments"]:
+        path, function = deployment["entrypoint"].split(":")
+        text = (ROOT / path).read_text()
+        flow = deployment["name"].removesuffix("-kubernetes")  # the same flow in another work pool
+        assert re.search(rf'@flow\(\s*name="{re.escape(flow)}"[^@]*?\)\ndef {function}\(', text), deployment[
+            "name"
+        ]
+        assert f"{flow}/{deployment['name']}" in (ROOT / "README.md").read_text()
+    assert [deployment["name"] for deployment in content["deployments"]] == [
+        "train-ral",
+        "nightly",
+        "nightly-kubernetes",
+        "compare",
+    ]
+
+
+def test_a_place_held_when_the_server_died_is_freed() -> None:
+    """Prefect's default keeps the leases of deployments in memory, and never frees one that it forgot."""
+    script = (
+        "from prefect.settings import get_current_settings as s; print(s().server.concurrency.lease_storage)"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    shown = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.strip().endswith(".filesystem")
 
 
 def test_usage_statistics_are_off_by_default() -> None:

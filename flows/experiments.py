@@ -1,0 +1,91 @@
+"""Compare DVC experiments by name: paired differences of their logits on the same films.
+
+    python -m flows.experiments main ral-seed1 ral-seed2
+    python -m flows.experiments workspace ral-seed1 --split val
+
+A name is that of an experiment (`dvc exp show`), a branch, a tag or a commit; `workspace` is the files as they are. The
+first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked out. All must have been prepared
+alike: a comparison needs the same films, labels and split. `ral.evaluation.compare` does the work.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from ral.errors import UserError
+from ral.evaluation.compare import show
+from ral.evaluation.rows import Split
+from ral.files import sha256
+
+STUDIES = "data/prepared/studies.parquet"
+WORKSPACE = "workspace"
+
+
+def fetch(name: str, file: str, target: Path, folder: Path = Path()) -> Path:
+    """Write a file as it was in an experiment of the project in `folder` to `target`.
+
+    Raises:
+        UserError: there is no such experiment, or it has no such file, or DVC does not hold its content.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.scm import SCMError
+
+    try:
+        DVCFileSystem(str(folder), rev=None if name == WORKSPACE else name).get_file(file, str(target))
+    except SCMError as error:
+        raise UserError(
+            f"{name}: no experiment, branch or commit of this name ({error}). See dvc exp show."
+        ) from None
+    except (DvcException, OSError) as error:
+        raise UserError(
+            f"{name}: {file} cannot be read ({error}). Run the experiment, or get its files with dvc pull."
+        ) from None
+    return target
+
+
+def compare_experiments(names: list[str], split: Split, params: Path, out: Path | None) -> None:
+    """Fetch the logits of the experiments and show the comparison.
+
+    Raises:
+        UserError: see `fetch`; or the experiments were prepared differently; or see `ral.evaluation.compare.show`.
+    """
+    if len(set(names)) < len(names):
+        raise UserError("An experiment is named twice: give each once.")
+    with tempfile.TemporaryDirectory() as folder:
+        models, studies = {}, {}
+        for place, name in enumerate(names):
+            studies[name] = fetch(name, STUDIES, Path(folder, f"studies{place}.parquet"))
+            logits = fetch(name, f"models/logits/{split}.parquet", Path(folder, f"logits{place}.parquet"))
+            models[name] = pd.read_parquet(logits)
+        digests = {name: sha256(path) for name, path in studies.items()}
+        other = [name for name in names if digests[name] != digests[names[0]]]
+        if other:
+            raise UserError(
+                f"{names[0]} and {other[0]} were prepared differently (data, split or preprocess), "
+                "so their films or labels are not the same. Compare experiments of the same prepared data."
+            )
+        show(models, studies[names[0]], split, params, out)
+
+
+def main() -> None:
+    """Compare what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", help="experiments; the first is the baseline")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--out", type=Path, help="CSV to write, too")
+    options = parser.parse_args()
+    try:
+        compare_experiments(options.names, options.split, options.params, options.out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Flow nightly: train on what is there tonight, compare with the champion, and replace it only if the new one is better.
+
+    prefect deploy -n nightly                              # once: the schedule is in prefect.yaml
+    prefect deployment run nightly/nightly                 # now
+    python -m flows.nightly                                # here and now, without a server
+
+A night works in a workspace of its own at a revision of the project (flows/workspace.py) and ends in one of: nothing new; data
+refused; or a decision, PROMOTE, HOLD or REJECT (ral/release), in the ledger with the packet of its model. Killed at any
+point, the next run ends what was left and goes on: stages that were done come from DVC's cache, training from its checkpoint.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, runtime, task
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.states import Cancelled, Completed, State
+
+from flows.pages import decision_text, publish_decision, publish_report
+from flows.stage import StageError
+from flows.stages import command, stages
+from flows.tell import ended_badly, mark_crashed, tell
+from flows.train_ral import interrupted
+from flows.workspace import Busy, Workspace, commit_night, facts_of, git, hold, open_workspace
+from ral.config.base import load
+from ral.config.environment import Environment, load_environment
+from ral.config.params import Params
+from ral.errors import UserError
+from ral.files import read_json, sha256, write_json
+from ral.processes import die_with_parent, start_guard
+from ral.release.registry import Registry
+from ral.runs import RUN_ID
+
+SLOT = "nightly"
+
+
+class Approval(RunInput):
+    """A person's answer."""
+
+    approve: bool = False
+    """Whether the challenger becomes the champion."""
+    name: str
+    """Who decides; it goes to the ledger."""
+
+
+@flow(
+    name="nightly",
+    on_failure=[ended_badly],
+    on_crashed=[ended_badly],
+    on_cancellation=[ended_badly],
+)
+def nightly(revision: str = "HEAD", changes: dict[str, Any] | None = None) -> State:
+    """One night.
+
+    Args:
+        revision: branch, tag or commit of the project; HEAD is its default branch.
+        changes: parameters by dotted name with their values, checked as params.yaml is.
+    """
+    if (
+        "PREFECT__FLOW_RUN_ID" in os.environ
+    ):  # a worker has started this process: it ends with the worker, and says so
+        die_with_parent(signal.SIGTERM)
+    environment = load_environment()
+    state = environment.state_dir.absolute()
+    run = run_id()
+    os.environ[RUN_ID] = run
+    try:
+        with hold(state, SLOT, run, str(runtime.flow_run.id)) as lost:
+            if lost:
+                mark_crashed(lost)
+            return night(state, environment, run, revision, changes or {})
+    except Busy as busy:
+        return Cancelled(message=str(busy))
+
+
+def night(state: Path, environment: Environment, run: str, revision: str, changes: dict[str, Any]) -> State:
+    """The night itself, in the workspace that the caller holds."""
+    source = environment.flows.repository or str(Path.cwd())
+    workspace = task(name="workspace")(open_workspace)(state, SLOT, source, revision, changes)
+    folder = workspace.folder
+    gate = load(folder / "params.yaml", Params).gate
+    registry = Registry(state)
+    pull(workspace)
+    stage = stages(folder, environment)
+    stage("phantom")
+    stage("manifest")
+    facts = {
+        "revision": workspace.revision,
+        "changes": changes,
+        "manifest": sha256(folder / "data/manifest.json"),
+    }
+    if nothing_new(registry, facts):
+        return Completed(
+            name="NothingNew", message="Nothing new: data, code and parameters are those of the last night."
+        )
+    take_baseline(folder, registry)
+    stage("validate")
+    stage("preprocess")
+    stage("train")
+    command("rescore", folder, "-m", "ral.release", "rescore")
+    stage("explain")
+    stage("evaluate")
+    stage("report")
+    verdict_file = folder / "runs" / run / "decision.json"
+    command("gate", folder, "-m", "ral.release", "judge", "--run-id", run, "--out", str(verdict_file))
+    verdict = read_json(verdict_file)
+    publish_decision(verdict)
+    if gate.approval and verdict["decision"] == "PROMOTE":
+        verdict = approved(verdict, folder)
+        write_json(verdict_file, verdict)
+    commit = task(name="record")(commit_night)(workspace, run, facts)
+    command(
+        "register", folder, "-m", "ral.release", "register", "--commit", commit, "--verdict", str(verdict_file),
+        "--run-id", run, "--promote",
+    )  # fmt: skip
+    release = next(release for release in registry.releases() if release.commit == commit)
+    packet = release.packet
+    publish_report(packet / "report.html", packet / "metrics.json")
+    push(workspace, environment)
+    tidy(folder, environment)
+    champion = registry.champion()
+    text = f"{verdict['decision']}: {release.version}; champion {champion.version if champion else 'none'}"
+    tell(environment.flows.notify, f"Night {run}: {text}")
+    return Completed(name=verdict["decision"].capitalize(), message=text)
+
+
+def run_id() -> str:
+    """Id of this flow run: sortable by time, and the same when a suspended run goes on."""
+    return f"{runtime.flow_run.scheduled_start_time:%Y%m%dT%H%M%S}-{runtime.flow_run.id[:8]}"
+
+
+def pull(workspace: Workspace) -> None:
+    """Get data that the project has in DVC (files NAME.dvc) from its remote; data outside is read where it lies."""
+    if any(name.endswith(".dvc") for name in git(workspace.folder, "ls-files").splitlines()):
+        command("pull", workspace.folder, "-m", "dvc", "--wait-for-lock", "pull", "--recursive", ".")
+
+
+def nothing_new(registry: Registry, facts: dict[str, Any]) -> bool:
+    """Whether the last decision was about the same data, code and parameters."""
+    decided = [entry for entry in registry.ledger.entries() if entry["what"] == "decision"]
+    return bool(decided) and facts_of(registry.repository, decided[-1]["commit"]) == facts
+
+
+def take_baseline(folder: Path, registry: Registry) -> None:
+    """Hold tonight to the champion's profile and to the last split: no patient who has been trained on moves."""
+    releases, champion = registry.releases(), registry.champion()
+    if releases:
+        shutil.copyfile(releases[-1].packet / "split.parquet", folder / "baseline/split.parquet")
+    if champion:
+        shutil.copyfile(champion.packet / "profile.json", folder / "baseline/profile.json")
+
+
+def approved(verdict: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Ask a person; the run is suspended meanwhile and takes no worker. The verdict with the answer.
+
+    The question is about this very model: should tonight's data have changed when the run goes on, another model is
+    asked about again.
+    """
+    model = sha256(folder / "models/model.safetensors")
+    answer = suspend_flow_run(
+        wait_for_input=Approval.with_initial_data(
+            description=f"{decision_text(verdict)}\n\n[Report]({(folder / 'reports/report.html').as_uri()})\n\n"
+            f"Model {model[:12]}. Should it become the champion?",
+        ),
+        timeout=7 * 24 * 3600,
+        key=f"approve-{model}",
+    )
+    said = f"{answer.name} {'approved' if answer.approve else 'did not approve'}."
+    rule = {"rule": "approval", "result": "passes" if answer.approve else "holds", "sentence": said}
+    held = {} if answer.approve else {"decision": "HOLD", "sentence": said}
+    return verdict | held | {"rules": [*verdict["rules"], rule]}
+
+
+def push(workspace: Workspace, environment: Environment) -> None:
+    """Send the record and the outputs to where others read them, if ral.toml names a place."""
+    target = environment.flows
+    if target.push_git:
+        git(workspace.registry, "push", "--quiet", target.push_git, "refs/heads/*", "refs/tags/*")
+    if target.push_dvc:
+        command("push", workspace.folder, "-m", "dvc", "push", "-r", target.push_dvc)
+
+
+def tidy(folder: Path, environment: Environment) -> None:
+    """Remove old packets and the folders of old runs."""
+    command("tidy", folder, "-m", "ral.release", "prune")
+    for old in sorted((folder / "runs").iterdir())[: -environment.flows.keep]:
+        shutil.rmtree(old)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        nightly()
+    except (StageError, UserError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,65 @@
+"""What a flow shows on its run's page: verdict, metrics, the gate's decision, a link to the report."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from ral.files import read_json
+from ral.reporting.wording import estimate
+
+
+def publish_verdict(path: Path) -> None:
+    """Show the validation's checks as a table."""
+    verdict = read_json(path)
+    table = [
+        {key: check[key] for key in ("check", "column", "severity", "passed", "unexpected")}
+        for check in verdict["checks"]
+    ]
+    facts = f"{verdict['rows']:,} rows, {verdict['films']:,} films, {verdict['rows_without_film']:,} rows without film"
+    create_table_artifact(key="verdict", table=table, description=f"{_kind(verdict['phantom'])} {facts}")
+
+
+def publish_metrics(folder: Path) -> None:
+    """Show the metrics, macro and per tier and finding, as tables."""
+    metrics = read_json(folder / "metrics.json")
+    groups = {"macro": metrics["macro"], **metrics["tiers"]}
+    table = [
+        {
+            "group": name,
+            "findings": group["findings"],
+            **{metric: estimate(group[metric]) for metric in ("ap", "auroc", "f1")},
+        }
+        for name, group in groups.items()
+    ]
+    kind = _kind(metrics["data"] == "phantom")
+    create_table_artifact(
+        key="metrics", table=table, description=f"{kind} Test films, {metrics['confidence']:.0%} intervals"
+    )
+    with (folder / "findings.csv").open(encoding="utf-8", newline="") as stream:
+        create_table_artifact(key="findings", table=list(csv.DictReader(stream)), description=kind)
+
+
+def publish_report(path: Path, metrics: Path) -> None:
+    """Link the report."""
+    kind = _kind(read_json(metrics)["data"] == "phantom")
+    create_link_artifact(
+        key="report", link=path.resolve().as_uri(), link_text=f"Report: {path.name}", description=kind
+    )
+
+
+def decision_text(verdict: dict[str, Any]) -> str:
+    """The gate's decision and its reasons as Markdown."""
+    lines = [f"**{verdict['decision']}**. {verdict['sentence']}", ""]
+    lines += [f"- {rule['rule']} {rule['result']}: {rule['sentence']}" for rule in verdict["rules"]]
+    return "\n".join([*lines, "", verdict["notice"]])
+
+
+def publish_decision(verdict: dict[str, Any]) -> None:
+    """Show the gate's decision."""
+    create_markdown_artifact(key="decision", markdown=decision_text(verdict))
+
+
+def _kind(phantom: bool) -> str:
+    return "PHANTOM films, no clinical result." if phantom else "Research software, not a medical device."

@@ -1,0 +1,58 @@
+"""Who is told how a run ended: the log, a notification block if one is named, and Prefect of runs that were killed."""
+
+import inspect
+import logging
+from typing import Any
+from uuid import UUID
+
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import Crashed
+from prefect.utilities.asyncutils import run_coro_as_sync
+
+from ral.config.environment import load_environment
+
+logger = logging.getLogger(__name__)
+
+
+def ended_badly(flow: Any, flow_run: Any, state: Any) -> None:
+    """Hook of a flow that failed, crashed or was cancelled."""
+    text = f"{flow.name} {flow_run.name}: {state.name}. {state.message or ''}"
+    flow_run_logger(flow_run).error(text)
+    tell(load_environment().flows.notify, text)
+
+
+def tell(block: str | None, text: str) -> None:
+    """Send a text to a Prefect notification block (Slack, e-mail, …); a block that fails ends no night.
+
+    Args:
+        block: TYPE/NAME of the block; None sends nothing.
+        text: for people.
+    """
+    if block is None:
+        return
+    try:
+        told = Block.load(block)
+        assert isinstance(told, NotificationBlock), f"{block} is no notification block"
+        sending = told.notify(text, subject="ral")
+        if inspect.iscoroutine(sending):  # some blocks are only asynchronous
+            run_coro_as_sync(sending)
+    except Exception as error:  # noqa: BLE001  whatever the service or the block raises
+        logger.error("%s could not be told: %s", block, error)
+
+
+def mark_crashed(flow_run: str) -> None:
+    """Tell Prefect that a run that was killed has ended, or it would be shown as running for ever."""
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_flow_run(UUID(flow_run))
+        except Exception as error:  # noqa: BLE001  another server, or a run that was deleted
+            logger.warning(
+                "The run %s before this one was killed; Prefect does not know it (%s).", flow_run, error
+            )
+            return
+        if found.state is not None and not found.state.is_final():
+            text = "It was killed while it ran; the next run has ended what was left of it."
+            client.set_flow_run_state(found.id, Crashed(message=text), force=True)

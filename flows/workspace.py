@@ -1,0 +1,299 @@
+"""A workspace of its own for each deployment: a checkout at a revision in state_dir, and the record of its nights.
+
+    STATE/workspaces/nightly     checkout that the runs of one deployment share, one run at a time
+    STATE/workspaces/nightly.run which run holds it; the lock is the kernel's and ends with the process
+    STATE/registry.git           bare repository: a commit per recorded night (branch `nightly`), releases as tags
+    STATE/dvc                    DVC's cache of all workspaces, and the remote `state` of their outputs
+
+A checkout is never the caller's: nobody's files change under a running night. Outputs stay between runs and come from the
+cache by links, so that an unchanged archive is neither hashed nor copied again.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from ral.config.base import explain, read_yaml
+from ral.config.params import Params
+from ral.errors import UserError
+from ral.files import new_file
+from ral.runs import RUN_ID
+
+BRANCH = "nightly"
+AUTHOR = ("-c", "user.name=ral nightly", "-c", "user.email=ral@localhost")
+
+
+class Busy(Exception):
+    """Another run holds the workspace."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A checkout at a commit of the project."""
+
+    folder: Path
+    """The checkout."""
+    state: Path
+    """state_dir."""
+    revision: str
+    """Commit of the project that is checked out."""
+
+    @property
+    def registry(self) -> Path:
+        """The bare repository of the record."""
+        return self.state / "registry.git"
+
+
+@contextlib.contextmanager
+def hold(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None]:
+    """Hold the workspace `name` while the block runs; yield the flow run that was killed while it held it, if one was.
+
+    What a killed run has left running is ended first.
+
+    Args:
+        state: state_dir.
+        name: of the workspace.
+        run: id of the run, which its processes have in their environment.
+        flow_run: its id at Prefect's.
+
+    Raises:
+        Busy: another run holds it; the text says which.
+    """
+    path = state / "workspaces" / f"{name}.run"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise Busy(
+                f"The workspace {name} is in use by the run {stream.readline().strip() or 'of another process'}."
+            ) from None
+        stream.seek(0)
+        lost = stream.read().split()
+        if lost:
+            end_processes(lost[0])
+        _write(stream, f"{run}\n{flow_run}\n")
+        try:
+            yield lost[-1] if lost else None
+        finally:
+            _write(stream, "")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.seek(0)
+    stream.truncate()
+    stream.write(text)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def end_processes(run: str) -> None:
+    """Kill the processes of a run on this machine, which was itself killed."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess):
+            if process.environ().get(RUN_ID) == run and process.pid != os.getpid():
+                process.kill()
+                found.append(process)
+    psutil.wait_procs(found, timeout=10)
+
+
+def open_workspace(
+    state: Path, name: str, source: str, revision: str, changes: Mapping[str, Any]
+) -> Workspace:
+    """Check the project out at a revision, with changed parameters and the lock file of the last recorded night.
+
+    Args:
+        state: state_dir.
+        name: of the workspace, held by the caller.
+        source: folder or address of the project's git repository.
+        revision: branch, tag or commit in it; HEAD is its default branch.
+        changes: parameters by dotted name ("train.epochs"), with their values.
+
+    Raises:
+        UserError: there is no such repository or revision, or a change does not fit the parameters.
+    """
+    folder = state / "workspaces" / name
+    registry = state / "registry.git"
+    if not registry.is_dir():
+        git(state, "init", "--quiet", "--bare", "--initial-branch", BRANCH, str(registry))
+    if not (folder / ".git").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        git(folder, "init", "--quiet")
+    for lock in (folder / ".git").glob("*.lock"):  # of a git that was killed; this run holds the workspace
+        lock.unlink()
+    if revision.startswith("-"):
+        raise UserError(f"{revision!r} is no revision.")
+    try:
+        git(
+            folder, "fetch", "--quiet", "--force", "--prune", "--no-tags", source,
+            "+refs/heads/*:refs/source/heads/*", "+refs/tags/*:refs/source/tags/*", "+HEAD:refs/source/HEAD",
+        )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        raise UserError(
+            f"{source}: the project cannot be fetched from there. {error.stderr.strip()}"
+        ) from None
+    commit = _resolve(folder, source, revision)
+    git(folder, "checkout", "--quiet", "--force", "--detach", commit)
+    git(folder, "clean", "--quiet", "-fd")
+    _take_machine(folder)
+    _take_lock_file(folder, registry)
+    change_params(folder / "params.yaml", changes)
+    _configure_dvc(folder, state / "dvc")
+    return Workspace(folder, state, commit)
+
+
+def _resolve(folder: Path, source: str, revision: str) -> str:
+    for name in (
+        f"refs/source/{revision}",
+        f"refs/source/heads/{revision}",
+        f"refs/source/tags/{revision}",
+        revision,
+    ):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    raise UserError(f"{source} has no branch, tag or commit {revision!r}.")
+
+
+def _take_machine(folder: Path) -> None:
+    """This machine's ral.toml, from where the flow runs; it is no part of the record."""
+    (folder / ".git/info/exclude").write_text("/ral.toml\n", encoding="utf-8")
+    if Path("ral.toml").is_file():
+        shutil.copyfile("ral.toml", folder / "ral.toml")
+    else:
+        (folder / "ral.toml").unlink(missing_ok=True)
+
+
+def _take_lock_file(folder: Path, registry: Path) -> None:
+    """The lock file of the last night, so that what it made is not made again."""
+    with contextlib.suppress(subprocess.CalledProcessError):  # no night yet
+        git(
+            folder,
+            "fetch",
+            "--quiet",
+            "--no-tags",
+            str(registry),
+            f"+refs/heads/{BRANCH}:refs/record/{BRANCH}",
+        )
+        (folder / "dvc.lock").write_text(
+            git(folder, "show", f"refs/record/{BRANCH}:dvc.lock") + "\n", encoding="utf-8"
+        )
+
+
+def _configure_dvc(folder: Path, cache: Path) -> None:
+    """The local configuration: one cache for all workspaces, which is the remote `state` too, so nothing is held twice."""
+    lines = [
+        "[core]",
+        "    autostage = true",
+        "[cache]", f"    dir = {cache}", "    type = reflink,hardlink,symlink,copy",
+        "['remote \"state\"']", f"    url = {cache}", "",
+    ]  # fmt: skip
+    with new_file(folder / ".dvc/config.local") as draft:
+        draft.write_text("\n".join(lines), encoding="utf-8")
+
+
+def change_params(path: Path, changes: Mapping[str, Any]) -> None:
+    """Write changed parameters into params.yaml, once they have been checked with the others.
+
+    Raises:
+        UserError: a key is unknown, or a value is not allowed.
+    """
+    yaml = YAML()
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        target = content
+        for section in sections:
+            if not isinstance(target, dict) or not isinstance(target.get(section), dict):
+                raise UserError(f"changes: {key} is no parameter; docs/parameters.md has them all.")
+            target = target[section]
+        target[name] = value
+    if changes:
+        with new_file(path) as draft, draft.open("w", encoding="utf-8") as stream:
+            yaml.dump(content, stream)
+    try:
+        Params.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise UserError(
+            explain(error, Params, Path("params.yaml with the changes" if changes else "params.yaml"))
+        ) from None
+
+
+def commit_night(workspace: Workspace, run: str, facts: Mapping[str, Any]) -> str:
+    """Commit what the night was made from (code, parameters, baseline, dvc.lock) and put it on the record's branch.
+
+    The same night committed twice, after a crash say, is one commit.
+
+    Args:
+        workspace: as it is after the last stage.
+        run: id of the run, for the message.
+        facts: what `nothing_new` compares, kept in nightly.json.
+
+    Returns:
+        The commit.
+    """
+    folder = workspace.folder
+    (folder / "nightly.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    git(folder, "add", "--all")
+    tree = git(folder, "write-tree")
+    parents = [workspace.revision]
+    last = recorded(workspace)
+    if last is not None:
+        if git(folder, "rev-parse", f"{last}^{{tree}}") == tree:
+            return last
+        parents.insert(0, last)
+    options = [part for parent in parents for part in ("-p", parent)]
+    commit = git(folder, *AUTHOR, "commit-tree", tree, *options, "-m", f"Night {run}")
+    git(folder, "push", "--quiet", str(workspace.registry), f"{commit}:refs/heads/{BRANCH}")
+    git(folder, "update-ref", f"refs/record/{BRANCH}", commit)
+    return commit
+
+
+def recorded(workspace: Workspace) -> str | None:
+    """Commit of the last recorded night, or None."""
+    try:
+        return git(workspace.folder, "rev-parse", "--verify", "--quiet", f"refs/record/{BRANCH}")
+    except subprocess.CalledProcessError:
+        return None
+
+
+def facts_of(repository: Path, commit: str) -> dict[str, Any] | None:
+    """What a recorded night was made from, or None where the commit says nothing of it."""
+    try:
+        return dict(json.loads(git(repository, "show", f"{commit}:nightly.json")))
+    except subprocess.CalledProcessError:
+        return None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git prints, without the last newline.
+
+    Raises:
+        subprocess.CalledProcessError: git failed.
+    """
+    # A worker may have been started from a git hook or with another repository in its environment.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
+        env=clean | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    return done.stdout.rstrip("\n")
+
+
+def python_env() -> dict[str, str]:
+    """The environment of a command in a workspace: `python` is the one that runs the flow, lines are not held back."""
+    bin_folder = str(Path(sys.executable).parent)
+    return os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}

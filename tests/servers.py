@@ -1,0 +1,93 @@
+"""A Prefect server and a worker of a test's own: real processes that can be killed and started again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+PREFECT = (sys.executable, "-m", "prefect")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """A process that runs until it is ended; whatever it printed is in `log`."""
+
+    def __init__(self, command: tuple[str, ...], folder: Path, env: dict[str, str], log: Path) -> None:
+        self._command, self._folder, self._env, self.log = command, folder, env, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it."""
+        with self.log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                self._command, cwd=self._folder, env=self._env, start_new_session=True, stdin=subprocess.DEVNULL,
+                stdout=stream, stderr=stream,
+            )  # fmt: skip
+
+    def end(self, how: signal.Signals = signal.SIGTERM, group: bool = True) -> None:
+        """End it, with what it started in its group; `group` false sends the signal to its first process alone."""
+        if self._process is not None and self._process.poll() is None:
+            if group:
+                os.killpg(self._process.pid, how)
+            else:
+                self._process.send_signal(how)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:  # a worker waits for the run that it has started
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        self._process = None
+
+
+class Server(Daemon):
+    """A Prefect server on a port of its own, with a database in `home`."""
+
+    def __init__(self, folder: Path, home: Path, environment: dict[str, str], **settings: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.settings = {"PREFECT_API_URL": self.url, "PREFECT_HOME": str(home)}
+        command = (*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        home.mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            command, folder, environment | {"PREFECT_HOME": str(home)} | settings, home / "server.log"
+        )
+
+    def healthy(self) -> bool:
+        """Whether it answers."""
+        try:
+            return httpx.get(f"{self.url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def start_and_wait(self, wait_until: Callable[..., None]) -> None:
+        """Start it and wait until it answers."""
+        self.start()
+        wait_until(self.healthy, 120)
+
+    def ask(self, what: str, **body: Any) -> Any:
+        """The server's answer to a filter, such as `flow_runs`."""
+        return httpx.post(f"{self.url}/{what}/filter", json=body).json()
+
+    def artifacts(self) -> dict[str, dict[str, Any]]:
+        """The latest artifact of each key."""
+        return {
+            item["key"]: item for item in httpx.post(f"{self.url}/artifacts/latest/filter", json={}).json()
+        }
+
+
+def worker(folder: Path, environment: dict[str, str], log: Path) -> Daemon:
+    """A worker of the pool ral-process; `environment` has the server's settings."""
+    command = (*PREFECT, "worker", "start", "--pool", "ral-process", "--name", "test")
+    return Daemon(command, folder, environment, log)
