@@ -1,4 +1,4 @@
-# `make run`: the whole pipeline. `make test`: the tests. Everything else is for developers.
+# `make run`: the whole pipeline. `make compare`: a small grid of experiments. `make test`: the tests. Everything else is for developers.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -6,12 +6,16 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 
-.PHONY: run test test-long lint clean
+.PHONY: run compare test test-long lint clean
 
 run: .venv/installed
 	@python -m ral.config
 	@RAL_RUN_ID=$$(python -c 'from ral.runs import new_id; print(new_id())') dvc repro
 	@python -m ral.reporting.summary
+
+# Two losses, two seeds, three epochs each, and their paired comparison.
+compare: .venv/installed
+	@python -m flows.compare loss.name=ral,bce train.seed=0,1 --set train.epochs=3
 
 test: .venv/installed-dev
 	pytest -n 2 --dist loadfile

@@ -1,7 +1,12 @@
 """The pages of docs/ name what is there."""
 
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+from ral.config.environment import keys
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,3 +21,26 @@ def test_every_row_of_bad_input_has_its_test() -> None:
         assert named, f"no test is named: {row}"
         for name in named:
             assert f"def {name}(" in written, name
+
+
+def test_the_tables_of_the_sizing_page_are_those_of_its_script() -> None:
+    script = [sys.executable, str(ROOT / "docs/sizing_tables.py")]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    page = (ROOT / "docs/sizing.md").read_text()
+    for table in printed.strip().split("\n\n"):
+        assert table in page
+
+
+def test_the_runbook_names_commands_that_exist(run) -> None:
+    page = (ROOT / "docs/runbook.md").read_text()
+    for module in set(re.findall(r"python -m ((?:flows|tasks|ral)[\w.]*)", page)) - {"ral.release"}:
+        assert importlib.util.find_spec(module), module
+    for words in sorted(set(re.findall(r"prefect ((?:[a-z-]+ )*[a-z-]+)(?=[ `])", page))):
+        if words.split()[0] in ("deploy", "deployment", "flow-run", "work-pool", "worker"):
+            command = words.split()[: 3 if words.startswith("deployment schedule") else 2]
+            run(sys.executable, "-m", "prefect", *command, "--help", cwd=ROOT)
+    for named in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page):
+        assert (ROOT / "docs" / named).exists(), named
+    known = {key for key, _ in keys()}
+    for key in re.findall(r"`((?:flows|training|dask)\.(?!tidy)[\w.]+)`", page):
+        assert key in known or any(other.startswith(f"{key}.") for other in known), key
