@@ -13,6 +13,7 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -178,10 +179,21 @@ def approved(verdict: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def push(workspace: Workspace, environment: Environment) -> None:
-    """Send the record and the outputs to where others read them, if ral.toml names a place."""
+    """Send the record and the outputs to where others read them, if ral.toml names a place.
+
+    Raises:
+        UserError: the repository cannot be reached, or does not take them.
+        StageError: the same of the DVC remote.
+    """
     target = environment.flows
     if target.push_git:
-        git(workspace.registry, "push", "--quiet", target.push_git, "refs/heads/*", "refs/tags/*")
+        try:
+            git(workspace.registry, "push", "--quiet", target.push_git, "refs/heads/*", "refs/tags/*")
+        except subprocess.CalledProcessError as error:
+            raise UserError(
+                f"{target.push_git} (flows.push_git) does not take the record: {error.stderr.strip()}. The decision "
+                f"stands; push by hand: git -C {workspace.registry} push {target.push_git} 'refs/heads/*' 'refs/tags/*'"
+            ) from None
     if target.push_dvc:
         command("push", workspace.folder, "-m", "dvc", "push", "-r", target.push_dvc)
 

@@ -98,7 +98,8 @@ class Clinic:
         self.project = copy_project(folder / "project")
         set_params(self.project, PARAMS | (params or {}))
         self.git("commit", "-qam", "parameters of the nights")
-        self.state = folder / "state"
+        self.state, self.upstream = folder / "state", folder / "upstream.git"
+        run("git", "init", "-q", "--bare", str(self.upstream), cwd=folder)
         self.server = Server(
             self.project, folder / "prefect", environment,
             PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION="30",
@@ -111,7 +112,7 @@ class Clinic:
                 "RAL_DATA_ROOT": str(self.hospital.folder),
                 "PWD": str(self.project),
             }
-            | {"RAL_FLOWS_RETRY_SECONDS": "1"}
+            | {"RAL_FLOWS_RETRY_SECONDS": "1", "RAL_FLOWS_PUSH_GIT": str(folder / "upstream.git")}
             | variables
         )
         self.worker = worker(self.project, self.env, folder / "worker.log")

@@ -6,15 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ral.config.environment import keys
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_every_row_of_bad_input_has_its_test() -> None:
+@pytest.mark.parametrize(("page", "heads"), [("bad-input.md", ("| input",)), ("runbook.md", ("| in ",))])
+def test_every_row_has_its_test(page: str, heads: tuple[str, ...]) -> None:
     written = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    rows = [line for line in (ROOT / "docs/bad-input.md").read_text().splitlines() if line.startswith("| ")]
-    rows = [row for row in rows if not row.startswith(("| input", "| ---"))]
+    text = (ROOT / "docs" / page).read_text().partition("## What grows")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith((*heads, "| ---"))]
     assert len(rows) > 20
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row.rsplit("|", 2)[1])

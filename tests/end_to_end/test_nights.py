@@ -94,6 +94,10 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     patients_never_moved(clinic)
     for name in ("report.html", "model_card.md", "metrics.json", "verdict.json", "manifest.json"):
         assert (clinic.state / "releases" / second / name).is_file(), name
+    assert git(clinic.upstream, "rev-parse", "nightly") == git(
+        clinic.state / "registry.git", "rev-parse", "nightly"
+    )
+    assert f"ral@{second}" in git(clinic.upstream, "tag")
     listed = clinic.release("list")
     assert "champion" in listed
     assert "archived" in listed
@@ -174,10 +178,14 @@ def test_a_crash_loses_nothing(clinic: Clinic, how: str) -> None:
         else:
             clinic.worker.end(signal.SIGKILL, group=False)
         clinic.wait_until(lambda: not clinic.processes(), 40)
-        clinic.worker.start()
-    if how != "server":
         assert decisions(clinic) == before
         assert clinic.champion() == champion
+        late = clinic.start_night(**changes)  # nobody is there to take it
+        clinic.wait_until(lambda: clinic.state_of(late)["name"] == "Late", 60)
+        clinic.worker.start()
+        # It is cancelled if the server still holds the place for the run that was killed.
+        clinic.wait_for(late)
+    if how != "server":
         # The scheduler's lease on the deployment ends half a minute after the worker.
         clinic.wait_until(
             lambda: clinic.night(**changes | {"train__epochs": 400})["type"] == "COMPLETED", 600

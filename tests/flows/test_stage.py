@@ -128,6 +128,19 @@ def test_a_stage_that_takes_too_long_is_ended(
     wait_until(lambda: not processes_in(toy), 10)
 
 
+def test_a_stage_waits_for_somebody_elses_dvc(
+    toy: Path, server: Server, environment: dict[str, str], wait_until
+) -> None:
+    plan(toy, seconds=20)
+    other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q"], cwd=toy, env=environment)
+    wait_until(lambda: (toy / "tries").exists())
+    flow = start(toy, server, environment)
+    printed = flow.communicate()[0]
+    assert other.wait() == 0
+    assert flow.returncode == 0, printed
+    assert (toy / "tries").read_text() == "x", "the other one has done it"
+
+
 def test_a_failed_run_is_told_to_the_block_that_is_named(
     server: Server, environment: dict[str, str], run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

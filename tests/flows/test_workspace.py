@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import copy_project
 
+from flows.nightly import push
 from flows.workspace import BRANCH, Busy, commit_night, facts_of, git, hold, open_workspace, recorded
 from ral.config.base import load
+from ral.config.environment import Environment, FlowsTarget
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.runs import RUN_ID
@@ -104,6 +106,19 @@ def test_a_night_is_recorded_once(source: Path, state: Path) -> None:
     second = commit_night(next_night, "two", facts | {"manifest": "1"})
     assert git(made.registry, "rev-parse", f"{second}^1", f"{second}^2").split() == [commit, made.revision]
     assert git(source, "status", "--short") == ""
+
+
+def test_an_upstream_that_does_not_answer_is_said(source: Path, state: Path, tmp_path: Path) -> None:
+    made = open_workspace(state, "nightly", str(source), "HEAD", {})
+    commit = commit_night(made, "one", {})
+    upstream = tmp_path / "upstream.git"
+    target = Environment(flows=FlowsTarget(push_git=str(upstream)))
+    with pytest.raises(UserError, match="does not take the record"):
+        push(made, target)
+    git(tmp_path, "init", "-q", "--bare", str(upstream))
+    push(made, target)
+    assert git(upstream, "rev-parse", BRANCH) == commit
+    push(made, Environment())  # none by default
 
 
 def test_the_machine_is_no_part_of_the_record(
