@@ -70,7 +70,7 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     asked = clinic.start_night(**BETTER)
     ended = clinic.wait_for(asked)
     assert ended["type"] == "FAILED"
-    assert "did you mean mass" in clinic.lines(asked).lower()
+    assert "did you mean `mass`" in clinic.lines(asked).lower()
     assert '"passed": false' in clinic.server.artifacts()["verdict"]["data"]
     assert clinic.champion() == first
     assert decisions(clinic) == ["PROMOTE"]
