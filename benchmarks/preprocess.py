@@ -1,4 +1,4 @@
-"""The table stage of preprocess (Dask, block by block) against plain pandas and polars doing the same work.
+"""The table stage of preprocess (Dask, piece by piece) against plain pandas and polars doing the same work.
 
     pip install -e '.[bench]'                  # polars
     python -m benchmarks.preprocess            # 112,120, 1 million and 11 million rows: about 2 GB of disk, minutes
@@ -125,7 +125,7 @@ def to_studies(raw: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def with_dask(root: Path, out: Path) -> int:
-    """The step's own functions: blocks, spilled in the order of the films, written piece by piece."""
+    """The step's own functions: pieces, spilled in the order of the films, written piece by piece."""
     import pandas as pd
 
     from ral.config.dask import DaskTarget

@@ -123,11 +123,11 @@ def phantom_copy(small_phantom: Path, tmp_path: Path) -> Path:
 def wait_until() -> Callable[[Callable[[], object]], None]:
     """Wait until something holds; fail after `patience` seconds."""
 
-    def wait(holds: Callable[[], object], patience: float = 60.0) -> None:
+    def wait(holds: Callable[[], object], patience: float = 60.0, every: float = 0.2) -> None:
         end = time.monotonic() + patience
         while not holds():
             assert time.monotonic() < end, "waited in vain"
-            time.sleep(0.2)
+            time.sleep(every)
 
     return wait
 

@@ -91,6 +91,7 @@ class Clinic:
         run: Callable[..., subprocess.CompletedProcess[str]],
         wait_until: Callable[..., None],
         params: dict[str, Any] | None = None,
+        database: str | None = None,
         **variables: str,
     ) -> None:
         self._run, self.wait_until = run, wait_until
@@ -103,6 +104,7 @@ class Clinic:
         self.server = Server(
             self.project, folder / "prefect", environment,
             PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION="30",
+            **({"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}),
         )  # fmt: skip
         self.env = (
             environment
@@ -161,7 +163,7 @@ class Clinic:
     def wait_for(self, flow_run: str, *types: str, patience: float = 900) -> dict[str, Any]:
         """Wait until a flow run has ended, or is in one of the states `types`."""
         ends = types or ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        self.wait_until(lambda: self.state_of(flow_run)["type"] in ends, patience)
+        self.wait_until(lambda: self.state_of(flow_run)["type"] in ends, patience, every=2.0)
         return self.state_of(flow_run)
 
     def night(self, **changes: Any) -> dict[str, Any]:

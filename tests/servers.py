@@ -1,15 +1,18 @@
 """A Prefect server and a worker of a test's own: real processes that can be killed and started again."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 PREFECT = (sys.executable, "-m", "prefect")
 
@@ -85,6 +88,44 @@ class Server(Daemon):
         return {
             item["key"]: item for item in httpx.post(f"{self.url}/artifacts/latest/filter", json={}).json()
         }
+
+
+class Postgres(Daemon):
+    """A PostgreSQL server from Debian's packages, on a port and with data of its own."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+        if not programs:
+            pytest.skip("no PostgreSQL: apt-get install postgresql")
+        self._data = Path(tempfile.mkdtemp(prefix="ral-postgres-"))  # not under a folder that is root's alone
+        # PostgreSQL refuses to run as root.
+        self._as = ("runuser", "-u", "postgres", "--") if os.getuid() == 0 else ()
+        if self._as:
+            shutil.chown(self._data, "postgres")
+        bin_folder = programs[-1].parent
+        make = (
+            *self._as,
+            str(bin_folder / "initdb"),
+            "-D",
+            str(self._data / "db"),
+            "-U",
+            "ral",
+            "--auth=trust",
+        )
+        subprocess.run(make, check=True, capture_output=True, cwd=self._data)
+        port = free_port()
+        self.url = f"postgresql+asyncpg://ral@127.0.0.1:{port}/postgres"
+        command = (
+            *self._as, str(bin_folder / "postgres"), "-D", str(self._data / "db"), "-p", str(port),
+            "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._data}",
+        )  # fmt: skip
+        super().__init__(command, self._data, environment, self._data.with_suffix(".log"))
+
+    def remove(self) -> None:
+        """End it and remove its data."""
+        self.end(signal.SIGINT)
+        shutil.rmtree(self._data)
+        self.log.unlink()
 
 
 def worker(folder: Path, environment: dict[str, str], log: Path) -> Daemon:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -55,7 +55,7 @@ class Pool:
             return self._run_threads(work, items, report)
         return self._run_client(work, items, sizes, report)
 
-    def stream(self, parts: Sequence[Any]) -> Iterator[Any]:
+    def stream(self, parts: Iterable[Any]) -> Iterator[Any]:
         """Results of Dask's delayed calls in their order; only a few of them are in work, or wait, at a time.
 
         Raises:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from dask import delayed
 
 from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessParams
@@ -157,14 +158,14 @@ def assign_splits(
 def read_table(
     source: Source, films: pd.DataFrame, views: Sequence[str], spool: Spool, pool: Pool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a source's table in blocks, and say of each row whether, and why, it is left out.
+    """Read a source's table in pieces, and say of each row whether, and why, it is left out.
 
     Args:
         source: the source.
         films: rows of `ral.data.films.list_films`.
         views: the views to keep.
         spool: gets the rows that are kept, all columns, with `stored`: the place of the film in `films`.
-        pool: converts the blocks.
+        pool: converts the pieces.
 
     Returns:
         Of the rows that are kept, in stored order, what the split is made of: stored, patient_id, the owners'
@@ -175,10 +176,9 @@ def read_table(
     # A film of which only that it is frontal is known is one of the two.
     views = [*views, "FRONTAL"] if {"PA", "AP"} <= set(views) else views
     findings = source.findings()
-    blocks = source.blocks()
-    studies = blocks.map_partitions(source.to_studies, meta=source.to_studies(blocks._meta))
+    convert = delayed(source.to_studies, pure=False)
     kept, left = [], []
-    for block in pool.stream(studies.to_delayed()):
+    for block in pool.stream(convert(piece) for piece in source.pieces()):
         stored = places.find(block["image_id"])
         left_out = pd.Series("", index=block.index, dtype="str")
         left_out[stored < 0] = "no film"

@@ -103,18 +103,6 @@ def test_folder_and_table_are_looked_for(tmp_path: Path) -> None:
         reader(tmp_path).tables()
 
 
-def test_blocks_are_the_same_rows(small_phantom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nih, "BLOCK", "5KB")
-    source = reader(small_phantom)
-    blocks = source.blocks()
-    assert blocks.npartitions > 3
-    pd.testing.assert_frame_equal(
-        source.to_studies(blocks.compute().reset_index(drop=True)),
-        source.to_studies(source.read()),
-        check_dtype=False,  # Dask's text columns are Arrow's
-    )
-
-
 def test_official_split_is_that_of_the_lists(small_phantom: Path) -> None:
     studies = studies_of(small_phantom)
     official = reader(small_phantom).official(studies)

@@ -16,7 +16,7 @@ import httpx
 import pandas as pd
 import pytest
 from nights import Clinic
-from servers import Daemon, free_port
+from servers import Daemon, Postgres, free_port
 
 from flows.workspace import git
 
@@ -268,6 +268,31 @@ def test_a_dask_scheduler_that_dies_is_waited_for(
         hands.end()
         scheduler.end()
         made.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_nights_on_postgresql(
+    tmp_path: Path,
+    environment: dict[str, str],
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    wait_until: Callable[..., None],
+) -> None:
+    base = Postgres(environment)
+    made = None
+    try:
+        base.start()
+        made = Clinic(tmp_path, environment, run, wait_until, database=base.url)
+        made.hospital.deliver(0.5)
+        made.open()
+        assert made.night(**BETTER | {"train__epochs": 1})["name"] == "Promote"
+        assert made.night(**BETTER | {"train__epochs": 1})["name"] == "NothingNew"
+        assert not list((tmp_path / "prefect").glob("*.db")), "the server has used SQLite"
+        made.tidy()
+    finally:
+        if made:
+            made.close()
+        base.remove()
 
 
 def forget_releases(clinic: Clinic) -> None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,6 @@ from ral.data.films import content_hash, list_films, total_bytes
 from ral.data.memory import Memory, Stamp
 from ral.errors import UserError
 from ral.labels import LABEL_SETS, NO_FINDING, SUPPORT_DEVICES, unknown_finding
-
-if TYPE_CHECKING:
-    import dask.dataframe as dd
 
 # Ages above this are typing errors in the table (NIH's edition of 2017 has 414); they become unknown.
 OLDEST = 120
@@ -143,12 +140,6 @@ class Source(ABC):
     def pieces(self) -> Iterator[pd.DataFrame]:
         """The raw rows as `read` has them, some at a time and in order, so that validation can check a table larger than memory."""
         yield self.read()
-
-    def blocks(self) -> "dd.DataFrame":
-        """The raw rows as Dask blocks, so that a table larger than memory can be read. `row` may be absent."""
-        import dask.dataframe as dd
-
-        return dd.from_pandas(self.read(), chunksize=100_000, sort=False)
 
     @property
     def film_columns(self) -> list[str]:

@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ral.data.sources.base import Joined, Layout, Source
-from ral.data.sources.text import check_header, find_table, read_options, read_pieces
+from ral.data.sources.text import find_table, read_pieces
 from ral.errors import UserError
 from ral.labels import NIH_FINDINGS, NO_FINDING
-
-if TYPE_CHECKING:
-    import dask.dataframe as dd
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
@@ -28,9 +24,6 @@ COLUMNS = (
     "Patient Gender",
     "View Position",
 )
-
-# Bytes of the label table in one Dask block; bounds memory whatever the table's size.
-BLOCK = "16MB"
 
 
 def split_labels(text: str) -> list[str]:
@@ -70,13 +63,6 @@ class Reader(Source):
 
     def pieces(self) -> Iterator[pd.DataFrame]:
         yield from read_pieces(self.tables()[0], COLUMNS)
-
-    def blocks(self) -> "dd.DataFrame":
-        import dask.dataframe as dd
-
-        (path,) = self.tables()
-        check_header(path, COLUMNS)
-        return dd.read_csv(path, blocksize=BLOCK, **read_options(COLUMNS))
 
     def official(self, studies: pd.DataFrame) -> pd.Series:
         train, test = read_lists(self.root)

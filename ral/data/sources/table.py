@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ral.config.data import DataConfig
 from ral.data.sources.base import SEXES, VIEWS, Columns, Joined, Layout, Source
-from ral.data.sources.text import PIECE, check_columns, check_header, read_options, read_pieces
+from ral.data.sources.text import PIECE, check_columns, read_pieces
 from ral.errors import UserError
 from ral.labels import NO_FINDING
-
-if TYPE_CHECKING:
-    import dask.dataframe as dd
 
 
 class Reader(Source):
@@ -101,18 +97,6 @@ class Reader(Source):
         check_columns(path, self.columns, file.schema_arrow.names)
         if not file.metadata.num_rows:
             raise UserError(f"{path} has no rows.")
-
-    def blocks(self) -> "dd.DataFrame":
-        """Parquet by row group. A CSV is one block: only its end shows where a quoted text with line breaks ends."""
-        import dask.dataframe as dd
-
-        (path,) = self.tables()
-        if not _is_parquet(path):
-            check_header(path, self.columns, self.table.separator)
-            return dd.read_csv(path, blocksize=None, **read_options(self.columns, self.table.separator))
-        self._check_parquet(path)
-        rows = dd.read_parquet(path, columns=self.columns, split_row_groups=True)
-        return rows.map_partitions(as_text, meta=as_text(rows._meta))
 
 
 def _is_parquet(path: Path) -> bool:

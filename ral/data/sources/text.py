@@ -77,7 +77,7 @@ def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], sep
 
 
 def read_options(columns: Sequence[str], separator: str = ",") -> dict[str, Any]:
-    """Arguments under which pandas (or Dask, block by block) reads a label table as text, only the columns used."""
+    """Arguments under which pandas reads a label table as text, only the columns used."""
     return {
         "usecols": list(columns),
         "dtype": str,
