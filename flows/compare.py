@@ -31,6 +31,7 @@ from prefect.artifacts import create_table_artifact
 from flows.experiments import STUDIES, fetch
 from flows.stage import StageError
 from flows.stages import command, stages
+from flows.tell import ending_with_its_worker, mark_crashed
 from flows.train_ral import interrupted
 from flows.workspace import Workspace, change_params, git, hold, open_workspace
 from ral.config.base import load
@@ -66,7 +67,9 @@ def compare(
     state = environment.state_dir.absolute()
     run = new_id()
     os.environ[RUN_ID] = run
-    with hold(state, SLOT, run, str(runtime.flow_run.id)):
+    with ending_with_its_worker(), hold(state, SLOT, run, str(runtime.flow_run.id)) as lost:
+        if lost:
+            mark_crashed(lost)
         source = environment.flows.repository or str(Path.cwd())
         workspace = open_workspace(state, SLOT, source, revision, changes or {})
         shutil.rmtree(

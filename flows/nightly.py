@@ -26,7 +26,7 @@ from prefect.states import Cancelled, Completed, State
 from flows.pages import decision_text, publish_decision, publish_report
 from flows.stage import StageError
 from flows.stages import command, stages
-from flows.tell import ended_badly, mark_crashed, tell
+from flows.tell import ended_badly, ending_with_its_worker, mark_crashed, tell
 from flows.train_ral import interrupted
 from flows.workspace import Busy, Workspace, commit_night, facts_of, git, hold, open_workspace
 from ral.config.base import load
@@ -34,7 +34,7 @@ from ral.config.environment import Environment, load_environment
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.processes import die_with_parent, start_guard
+from ral.processes import start_guard
 from ral.release.registry import Registry
 from ral.runs import RUN_ID
 
@@ -63,16 +63,12 @@ def nightly(revision: str = "HEAD", changes: dict[str, Any] | None = None) -> St
         revision: branch, tag or commit of the project; HEAD is its default branch.
         changes: parameters by dotted name with their values, checked as params.yaml is.
     """
-    if (
-        "PREFECT__FLOW_RUN_ID" in os.environ
-    ):  # a worker has started this process: it ends with the worker, and says so
-        die_with_parent(signal.SIGTERM)
     environment = load_environment()
     state = environment.state_dir.absolute()
     run = run_id()
     os.environ[RUN_ID] = run
     try:
-        with hold(state, SLOT, run, str(runtime.flow_run.id)) as lost:
+        with ending_with_its_worker(), hold(state, SLOT, run, str(runtime.flow_run.id)) as lost:
             if lost:
                 mark_crashed(lost)
             return night(state, environment, run, revision, changes or {})

@@ -1,18 +1,24 @@
 """Who is told how a run ended: the log, a notification block if one is named, and Prefect of runs that were killed."""
 
+import contextlib
 import inspect
 import logging
+import os
+import signal
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Crashed
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from ral.config.environment import load_environment
+from ral.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +49,29 @@ def tell(block: str | None, text: str) -> None:
         logger.error("%s could not be told: %s", block, error)
 
 
-def mark_crashed(flow_run: str) -> None:
-    """Tell Prefect that a run that was killed has ended, or it would be shown as running for ever."""
+@contextlib.contextmanager
+def ending_with_its_worker() -> Iterator[None]:
+    """End the run in this block when the worker that started it is killed, and say so: nobody else would be left to."""
+    if "PREFECT__FLOW_RUN_ID" not in os.environ:  # started by hand
+        yield
+        return
+    worker = os.getppid()
+    die_with_parent(signal.SIGTERM)
+    try:
+        yield
+    except TerminationSignal:
+        if os.getppid() != worker:  # else it was cancelled, and the worker says so
+            mark_crashed(
+                os.environ["PREFECT__FLOW_RUN_ID"], "Its worker was killed; what it had started was ended."
+            )
+        raise
+
+
+KILLED = "It was killed while it ran; the next run has ended what was left of it."
+
+
+def mark_crashed(flow_run: str, text: str = KILLED) -> None:
+    """Tell Prefect that a run has ended that could not say so itself, or it would be shown as running for ever."""
     with get_client(sync_client=True) as client:
         try:
             found = client.read_flow_run(UUID(flow_run))
@@ -54,5 +81,4 @@ def mark_crashed(flow_run: str) -> None:
             )
             return
         if found.state is not None and not found.state.is_final():
-            text = "It was killed while it ran; the next run has ended what was left of it."
             client.set_flow_run_state(found.id, Crashed(message=text), force=True)

@@ -16,10 +16,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, runtime
 
 from flows.stage import StageError
 from flows.stages import stages
+from flows.tell import ending_with_its_worker, mark_crashed
 from flows.workspace import hold, open_workspace
 from ral import runs
 from ral.config.environment import Environment, load_environment
@@ -37,14 +38,17 @@ def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None
     """
     os.environ[runs.RUN_ID] = runs.new_id()
     environment = load_environment()
-    if revision is None and not changes:
-        run_all(Path(), environment)
-        return
-    state = environment.state_dir.absolute()
-    with hold(state, "train-ral", os.environ[runs.RUN_ID], ""):
-        source = environment.flows.repository or str(Path.cwd())
-        workspace = open_workspace(state, "train-ral", source, revision or "HEAD", changes or {})
-        run_all(workspace.folder, environment)
+    with ending_with_its_worker():
+        if revision is None and not changes:
+            run_all(Path(), environment)
+            return
+        state = environment.state_dir.absolute()
+        with hold(state, "train-ral", os.environ[runs.RUN_ID], str(runtime.flow_run.id)) as lost:
+            if lost:
+                mark_crashed(lost)
+            source = environment.flows.repository or str(Path.cwd())
+            workspace = open_workspace(state, "train-ral", source, revision or "HEAD", changes or {})
+            run_all(workspace.folder, environment)
 
 
 def run_all(folder: Path, environment: Environment) -> None:

@@ -105,7 +105,7 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     clinic.tidy()
 
     # Saturday: a drifted delivery: other ages. It is flagged, and held back.
-    clinic.hospital.deliver(1.0, lambda row: [*row[:4], str(min(int(row[4]) + 9, 95)), *row[5:]])
+    clinic.hospital.deliver(1.0, lambda row: [*row[:4], str(min(int(row[4]) + 6, 95)), *row[5:]])
     asked = clinic.start_night(**BETTER)
     ended = clinic.wait_for(asked)
     assert ended["name"] == "Hold", ended
@@ -181,7 +181,9 @@ def test_a_crash_loses_nothing(clinic: Clinic, how: str) -> None:
         assert decisions(clinic) == before
         assert clinic.champion() == champion
         late = clinic.start_night(**changes)  # nobody is there to take it
-        clinic.wait_until(lambda: clinic.state_of(late)["name"] == "Late", 60)
+        # The place of a run that could say nothing is held for some minutes more; then a late run is cancelled.
+        known = ("Late",) if how == "worker" else ("Late", "Cancelled")
+        clinic.wait_until(lambda: clinic.state_of(late)["name"] in known, 60)
         clinic.worker.start()
         # It is cancelled if the server still holds the place for the run that was killed.
         clinic.wait_for(late)
