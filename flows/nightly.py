@@ -170,7 +170,7 @@ def approved(verdict: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     said = f"{answer.name} {'approved' if answer.approve else 'did not approve'}."
     rule = {"rule": "approval", "result": "passes" if answer.approve else "holds", "sentence": said}
-    held = {} if answer.approve else {"decision": "HOLD", "sentence": said}
+    held = {} if answer.approve else {"decision": "HOLD", "sentence": f"HOLD: {said}"}
     return verdict | held | {"rules": [*verdict["rules"], rule]}
 
 

@@ -51,7 +51,7 @@ def publish_report(path: Path, metrics: Path) -> None:
 
 def decision_text(verdict: dict[str, Any]) -> str:
     """The gate's decision and its reasons as Markdown."""
-    lines = [f"**{verdict['decision']}**. {verdict['sentence']}", ""]
+    lines = [f"**{verdict['sentence']}**", ""]
     lines += [f"- {rule['rule']} {rule['result']}: {rule['sentence']}" for rule in verdict["rules"]]
     return "\n".join([*lines, "", verdict["notice"]])
 

@@ -27,15 +27,29 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
 def end_group(process: subprocess.Popen, patience: float = 5.0) -> None:
     """End a process started with `start_new_session=True` and everything it started: ask first, then kill.
 
+    Its children are waited for as well: DVC, asked to end, leaves at once, while the training that it started saves.
+
     Args:
         process: leader of the group.
         patience: seconds between asking and killing.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(patience)
+    end = time.monotonic() + patience
+    while time.monotonic() < end and (process.poll() is None or _members(process.pid)):
+        time.sleep(0.05)
     kill_group(process)
+
+
+def _members(group: int) -> bool:
+    """Whether a process of a group still runs; one that has ended and was not waited for does not."""
+    import psutil
+
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def kill_group(process: subprocess.Popen) -> None:
