@@ -170,7 +170,7 @@ def test_a_crash_loses_nothing(clinic: Clinic, how: str) -> None:
     clinic.hospital.deliver(0.7)
     before, champion = decisions(clinic), clinic.champion()
     changes = BETTER | {
-        "train__epochs": 400,
+        "train__epochs": 25,
         "train__seed": {"worker": 3, "worker and run": 4, "server": 5}[how],
     }
     asked = clinic.start_night(**changes)
