@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -12,13 +13,11 @@ from uuid import UUID
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
-from prefect.exceptions import TerminationSignal
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Crashed
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from ral.config.environment import load_environment
-from ral.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -50,28 +49,34 @@ def tell(block: str | None, text: str) -> None:
 
 
 @contextlib.contextmanager
-def ending_with_its_worker() -> Iterator[None]:
-    """End the run in this block when the worker that started it is killed, and say so: nobody else would be left to."""
+def ending_with_its_worker(every: float = 1.0) -> Iterator[None]:
+    """End the run in this block, as a crash, when the worker that started it has gone: nobody else could cancel it.
+
+    The kernel's own signal at a parent's death is no help here: it comes once for each thread of the worker.
+
+    Args:
+        every: seconds between two looks.
+    """
     if "PREFECT__FLOW_RUN_ID" not in os.environ:  # started by hand
         yield
         return
-    worker = os.getppid()
-    die_with_parent(signal.SIGTERM)
+    worker, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every):
+            if os.getppid() != worker:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
-    except TerminationSignal:
-        if os.getppid() != worker:  # else it was cancelled, and the worker says so
-            mark_crashed(
-                os.environ["PREFECT__FLOW_RUN_ID"], "Its worker was killed; what it had started was ended."
-            )
-        raise
+    finally:
+        over.set()
 
 
-KILLED = "It was killed while it ran; the next run has ended what was left of it."
-
-
-def mark_crashed(flow_run: str, text: str = KILLED) -> None:
-    """Tell Prefect that a run has ended that could not say so itself, or it would be shown as running for ever."""
+def mark_crashed(flow_run: str) -> None:
+    """Tell Prefect that a run that was killed has ended, or it would be shown as running for ever."""
     with get_client(sync_client=True) as client:
         try:
             found = client.read_flow_run(UUID(flow_run))
@@ -81,4 +86,5 @@ def mark_crashed(flow_run: str, text: str = KILLED) -> None:
             )
             return
         if found.state is not None and not found.state.is_final():
+            text = "It was killed while it ran; the next run has ended what was left of it."
             client.set_flow_run_state(found.id, Crashed(message=text), force=True)

@@ -35,7 +35,7 @@ PARAMS = {
 class Hospital:
     """A folder in NIH's layout to which films are added; `drawn` holds all that there will ever be."""
 
-    def __init__(self, folder: Path, films: int = 2400) -> None:
+    def __init__(self, folder: Path, films: int) -> None:
         self.drawn, self.folder = folder / "drawn", folder / "delivered"
         self.drawn.mkdir(parents=True)
         self.folder.mkdir()
@@ -92,10 +92,11 @@ class Clinic:
         wait_until: Callable[..., None],
         params: dict[str, Any] | None = None,
         database: str | None = None,
+        films: int = 2400,
         **variables: str,
     ) -> None:
         self._run, self.wait_until = run, wait_until
-        self.hospital = Hospital(folder / "hospital")
+        self.hospital = Hospital(folder / "hospital", films)
         self.project = copy_project(folder / "project")
         set_params(self.project, PARAMS | (params or {}))
         self.git("commit", "-qam", "parameters of the nights")

@@ -131,7 +131,7 @@ def test_a_stage_that_takes_too_long_is_ended(
 def test_a_stage_waits_for_somebody_elses_dvc(
     toy: Path, server: Server, environment: dict[str, str], wait_until
 ) -> None:
-    plan(toy, seconds=20)
+    plan(toy, seconds=10)
     other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q"], cwd=toy, env=environment)
     wait_until(lambda: (toy / "tries").exists())
     flow = start(toy, server, environment)
