@@ -323,8 +323,9 @@ def forget_releases(clinic: Clinic) -> None:
     """Begin again with the first model, which the gate lets pass whatever the draw of the weights."""
     (clinic.state / "champion").unlink(missing_ok=True)
     (clinic.state / "ledger.jsonl").unlink(missing_ok=True)
-    for name in ("registry.git", "releases"):
-        shutil.rmtree(clinic.state / name, ignore_errors=True)
+    for folder in (clinic.state / "registry.git", clinic.state / "releases", clinic.upstream):
+        shutil.rmtree(folder, ignore_errors=True)
+    git(clinic.state, "init", "-q", "--bare", str(clinic.upstream))
 
 
 def predicted(clinic: Clinic, out: Path) -> str:
