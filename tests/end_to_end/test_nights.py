@@ -325,7 +325,7 @@ def forget_releases(clinic: Clinic) -> None:
     (clinic.state / "ledger.jsonl").unlink(missing_ok=True)
     for folder in (clinic.state / "registry.git", clinic.state / "releases", clinic.upstream):
         shutil.rmtree(folder, ignore_errors=True)
-    git(clinic.state, "init", "-q", "--bare", str(clinic.upstream))
+    git(clinic.project, "init", "-q", "--bare", str(clinic.upstream))
 
 
 def predicted(clinic: Clinic, out: Path) -> str:
