@@ -166,14 +166,18 @@ def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None 
     content = _read_toml(path) if path.exists() else {}
     environment = _validate(content, path)
     known = {variable_name(key): (key, kind) for key, kind in keys()}
+    doubtful: Path | None = None
     for name, text in sorted((os.environ if variables is None else variables).items()):
         if name in known and text:
             key, kind = known[name]
             _set(content, key, _value(text, kind))
-            environment = _validate(content, Path(name))
+            try:
+                environment = _validate(content, Path(name))
+            except UserError:  # a variable that comes later may belong to it
+                doubtful = doubtful or Path(name)
         elif name not in known:
             _refuse_unknown(name, list(known))
-    return environment
+    return _validate(content, doubtful) if doubtful else environment
 
 
 def keys(model: type[Section] = Environment, prefix: str = "") -> Iterator[tuple[str, Any]]:

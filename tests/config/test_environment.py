@@ -45,6 +45,13 @@ def test_a_variable_wins_over_the_file(tmp_path: Path) -> None:
     assert environment.state_dir == Path("/scratch/ral")
 
 
+def test_variables_that_belong_together_may_come_in_any_order(tmp_path: Path) -> None:
+    both = {"RAL_DASK_ADDRESS": "tcp://node1:8786", "RAL_DASK_TARGET": "address", "RAL_STATE_DIR": "/scratch"}
+    assert load_environment(tmp_path, both).dask.target == "address"
+    with pytest.raises(UserError, match="RAL_DASK_ADDRESS: dask: target `address` and the key address"):
+        load_environment(tmp_path, {"RAL_DASK_ADDRESS": "tcp://node1:8786", "RAL_STATE_DIR": "/scratch"})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
