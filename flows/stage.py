@@ -26,6 +26,9 @@ LAST_LINES = 20
 # Seconds between asking a command to end and killing it: training saves a checkpoint in `training.grace` of them.
 PATIENCE = 9.0
 
+# What DVC says when somebody else runs a stage on the same files; its --wait-for-lock does not wait for that.
+BUSY = "is busy, it is being blocked by"
+
 # How `ral.progress` says how far a step is.
 SHARE = re.compile(r"(\d+) % \(\S+ of ")
 
@@ -62,8 +65,9 @@ def run_stage(name: str, folder: Path = Path(), hours: float | None = None) -> N
     try:
         run_command(["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name], folder, name, hours)
     except StageError as error:
-        if error.retry is None and failure.is_file():
-            error.retry = bool(read_json(failure)["retry"])
+        if error.retry is None:
+            busy = BUSY in str(error)
+            error.retry = busy or (failure.is_file() and bool(read_json(failure)["retry"]))
         raise
 
 
