@@ -18,7 +18,7 @@ compare: .venv/installed
 	@python -m flows.compare loss.name=ral,bce train.seed=0,1 --set train.epochs=3
 
 test: .venv/installed-dev
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/installed-dev
 	pytest -m long

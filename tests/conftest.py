@@ -27,6 +27,15 @@ SMALL = {
 }
 
 
+# Folders of tests that take minutes: begun first, so that no worker is left alone with one at the end.
+SLOW = ("training", "end_to_end", "flows")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow folders first; else the order stays."""
+    items.sort(key=lambda item: item.path.parent.name not in SLOW)
+
+
 @pytest.fixture(scope="session")
 def real_films() -> Path:
     """Folder of real films; without it the test is skipped."""

@@ -22,7 +22,7 @@ def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (2, {"zero_stage": 1, "micro_batch": 8}),
         pytest.param(1, {"micro_batch": 8}, marks=pytest.mark.long),
         (2, {"zero_stage": 3}),
-        (4, {"zero_stage": 2, "micro_batch": 4}),
+        pytest.param(4, {"zero_stage": 2, "micro_batch": 4}, marks=pytest.mark.long),
         pytest.param(1, {"zero_stage": 3, "micro_batch": 16}, marks=pytest.mark.long),
         pytest.param(2, {}, marks=pytest.mark.long),
         pytest.param(2, {"zero_stage": 2, "micro_batch": 4}, marks=pytest.mark.long),
@@ -43,7 +43,7 @@ def test_sharing_the_batch_out_changes_only_rounding(
         np.testing.assert_allclose(ours.iloc[:, 1:], theirs.iloc[:, 1:], rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("changes", [{}, {"zero_stage": 2}])
+@pytest.mark.parametrize("changes", [{}, pytest.param({"zero_stage": 2}, marks=pytest.mark.long)])
 def test_batch_statistics_are_those_of_the_whole_batch(prepared: Path, tmp_path: Path, changes: dict) -> None:
     one = train(prepared, tmp_path / "one", model=BATCH_NORM)
     two = train(prepared, tmp_path / "two", 2, model=BATCH_NORM, **changes)

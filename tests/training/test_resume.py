@@ -104,7 +104,14 @@ def reference(
     }
 
 
-@pytest.mark.parametrize(("how", "world"), [("rank", 2), ("launcher", 1), ("term", 2)])
+@pytest.mark.parametrize(
+    ("how", "world"),
+    [
+        ("rank", 2),
+        pytest.param("launcher", 1, marks=pytest.mark.long),
+        pytest.param("term", 2, marks=pytest.mark.long),
+    ],
+)
 def test_killed_once_it_ends_with_the_same_bytes(
     prepared: Path,
     tmp_path: Path,

@@ -47,7 +47,7 @@ def test_early_stopping_waits_for_validation(prepared: Path, tmp_path: Path) -> 
     assert len(history(out)) < 40
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_second_phase_learns_the_classifier_alone(prepared: Path, tmp_path: Path, processes: int) -> None:
     classifier = {"epochs": 2, "learning_rate": 1e-2}
     out = train(
