@@ -167,6 +167,7 @@ def test_every_source_has_one_verdict(name: str, tmp_path: Path, monkeypatch: py
     assert len(given) > 2
 
 
+@pytest.mark.long
 def test_processes_find_the_same(spoilt: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     expected = verdict_of(spoilt)

@@ -68,6 +68,7 @@ def test_nothing_changed_is_nothing_done(done: Path, run: Run) -> None:
     assert not run("git", "status", "--porcelain", cwd=done).stdout
 
 
+@pytest.mark.long
 def test_another_clone_gives_the_same_lock(done: Path, run: Run, tmp_path: Path) -> None:
     other = fresh(tmp_path / "elsewhere")
     run("dvc", "repro", "-f", cwd=other)

@@ -347,6 +347,7 @@ def patients_never_moved(clinic: Clinic) -> None:
             assert seen.setdefault(patient, split) == split, patient
 
 
+@pytest.mark.long
 def test_first_night_without_a_server(
     tmp_path: Path,
     environment: dict[str, str],

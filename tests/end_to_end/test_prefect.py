@@ -99,7 +99,10 @@ def test_flow_runs_without_a_server_and_skips_what_is_done(
     wait_until(lambda: not stage_processes(project), 10)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGKILL, *(pytest.param(how, marks=pytest.mark.long) for how in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_ended_flow_leaves_no_process(
     project: Path, tmp_path: Path, environment: dict[str, str], wait_until, how: signal.Signals
 ) -> None:

@@ -21,7 +21,7 @@ def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (2, {"zero_stage": 1, "micro_batch": 8}),
         pytest.param(1, {"micro_batch": 8}, marks=pytest.mark.long),
-        (2, {"zero_stage": 3}),
+        pytest.param(2, {"zero_stage": 3}, marks=pytest.mark.long),
         pytest.param(4, {"zero_stage": 2, "micro_batch": 4}, marks=pytest.mark.long),
         pytest.param(1, {"zero_stage": 3, "micro_batch": 16}, marks=pytest.mark.long),
         pytest.param(2, {}, marks=pytest.mark.long),
@@ -53,7 +53,7 @@ def test_batch_statistics_are_those_of_the_whole_batch(prepared: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "loss", ["zlpr", *(pytest.param(name, marks=pytest.mark.long) for name in ("bce", "hill", "ldam"))]
+    "loss", [pytest.param(name, marks=pytest.mark.long) for name in ("zlpr", "bce", "hill", "ldam")]
 )
 def test_every_separable_loss_keeps_the_contract(prepared: Path, tmp_path: Path, loss: str) -> None:
     one = train(prepared, tmp_path / "one", loss=loss, epochs=1)

@@ -159,7 +159,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 @pytest.mark.parametrize(
     ("stage", "first", "second"),
     [
-        (1, 1, 2),
+        pytest.param(1, 1, 2, marks=pytest.mark.long),
         pytest.param(0, 2, 1, marks=pytest.mark.long),
         pytest.param(2, 2, 1, marks=pytest.mark.long),
         pytest.param(3, 2, 1, marks=pytest.mark.long),

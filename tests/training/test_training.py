@@ -63,6 +63,7 @@ def test_second_phase_learns_the_classifier_alone(prepared: Path, tmp_path: Path
         assert changed == {"backbone.fc.weight", "backbone.fc.bias"}
 
 
+@pytest.mark.long
 def test_deferred_weights_change_the_loss_from_their_epoch_on(prepared: Path, tmp_path: Path) -> None:
     plain = steps(train(prepared, tmp_path / "plain", epochs=2))
     reweight = {"from_epoch": 1}
@@ -74,6 +75,7 @@ def test_deferred_weights_change_the_loss_from_their_epoch_on(prepared: Path, tm
         train(prepared, tmp_path / "zlpr", loss="zlpr", reweight=reweight)
 
 
+@pytest.mark.long
 def test_bfloat16_trains_close_to_float32(prepared: Path, tmp_path: Path) -> None:
     full = train(prepared, tmp_path / "full")
     half = train(prepared, tmp_path / "half", precision="bfloat16")
@@ -93,6 +95,7 @@ def test_weights_are_readable_by_all_and_no_pickle(prepared: Path, tmp_path: Pat
     assert not list(out.rglob("*.pt")) + list(out.rglob("*.bin"))
 
 
+@pytest.mark.long
 def test_deepspeed_settings_pass_through(prepared: Path, tmp_path: Path) -> None:
     settings = {
         "zero_optimization": {"overlap_comm": False, "reduce_bucket_size": 1000},
