@@ -284,7 +284,9 @@ def test_a_dask_scheduler_that_dies_is_waited_for(
         made.wait_for_process("tasks.preprocess")
         scheduler.end(signal.SIGKILL)
         wait_until(lambda: "Stage preprocess failed" in made.lines(asked), 120)
+        hands.end()  # without its scheduler it ends by itself
         scheduler.start()
+        hands.start()
         assert made.wait_for(asked)["type"] == "COMPLETED"
         assert "AwaitingRetry" in made.lines(asked) or "retr" in made.lines(asked).lower()
         made.tidy()
