@@ -75,12 +75,13 @@ def pack(
             archive is damaged.
         OSError: the disk is full, or not writable. What was decoded is kept: run again.
     """
-    folder = out / "shards"
+    # A worker that somebody else started works in another folder: relative paths mean nothing to it.
+    folder = (out / "shards").absolute()
     folder.mkdir()
     if state_dir is None:
-        store = Store(out / ".decoded", config.size)
+        store = Store(folder.parent / ".decoded", config.size)
     else:
-        store = Store.open(state_dir, config.size, config.fit)
+        store = Store.open(state_dir.absolute(), config.size, config.fit)
     hashes = films["hash"]
     for attempt in range(TRIES):
         report = progress if attempt == 0 else _quiet  # no film counts twice
@@ -92,7 +93,7 @@ def pack(
         if len(missing):
             runs = _runs(films.iloc[missing], pool.workers)
             strict = config.on_bad_film == "fail"
-            items = [(root, run, store.folder, config.size, config.fit, strict) for run in runs]
+            items = [(root.absolute(), run, store.folder, config.size, config.fit, strict) for run in runs]
             pool.run(decode_run, items, [len(run) for run in runs], report)
             found = store.find(hashes)
         good = np.array([not reason for reason in found.reason], bool)
