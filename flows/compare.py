@@ -18,8 +18,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +30,7 @@ from flows.experiments import STUDIES, fetch
 from flows.stage import StageError
 from flows.stages import command, stages
 from flows.tell import ending_with_its_worker, mark_crashed
-from flows.train_ral import interrupted
+from flows.train_ral import by_hand
 from flows.workspace import Workspace, change_params, git, hold, open_workspace
 from ral.config.base import load
 from ral.config.environment import load_environment
@@ -41,7 +39,6 @@ from ral.errors import UserError
 from ral.evaluation.compare import compare as paired
 from ral.evaluation.compare import read_table
 from ral.files import new_file
-from ral.processes import start_guard
 from ral.runs import RUN_ID, new_id
 
 SLOT = "compare"
@@ -260,14 +257,10 @@ def main() -> None:
     parser.add_argument("--split", choices=("val", "test"), default="val", help="films to compare on (val)")
     parser.add_argument("--out", type=Path, help="text file for the table, too")
     options = parser.parse_args()
-    start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
-    signal.signal(signal.SIGINT, interrupted)
-    try:
+    with by_hand():
         grid = parse_grid(options.grid)
         changes = {key: values[0] for key, values in parse_grid(options.set).items()}
         text = compare(grid, options.revision, changes, options.split)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     print(text)
     if options.out:
         with new_file(options.out) as draft:

@@ -12,9 +12,7 @@ point, the next run ends what was left and goes on: stages that were done come f
 import argparse
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,15 @@ from prefect.input import RunInput
 from prefect.states import Cancelled, Completed, State
 
 from flows.pages import decision_text, publish_decision, publish_report
-from flows.stage import StageError
 from flows.stages import command, stages
 from flows.tell import ended_badly, ending_with_its_worker, mark_crashed, tell
-from flows.train_ral import interrupted
+from flows.train_ral import by_hand
 from flows.workspace import Busy, Workspace, commit_night, facts_of, git, hold, open_workspace
 from ral.config.base import load
 from ral.config.environment import Environment, load_environment
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.processes import start_guard
 from ral.release.registry import Registry
 from ral.runs import RUN_ID
 
@@ -205,9 +201,5 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
-    signal.signal(signal.SIGINT, interrupted)
-    try:
+    with by_hand():
         nightly()
-    except (StageError, UserError) as error:
-        sys.exit(f"error: {error}")

@@ -9,10 +9,12 @@ a workspace of its own (state_dir/workspaces/train-ral), so that nobody's params
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from prefect import flow, runtime
 from flows.stage import StageError
 from flows.stages import stages
 from flows.tell import ending_with_its_worker, mark_crashed
-from flows.workspace import hold, open_workspace
+from flows.workspace import Busy, hold, open_workspace
 from ral import runs
 from ral.config.environment import Environment, load_environment
 from ral.errors import UserError
@@ -64,7 +66,18 @@ def run_all(folder: Path, environment: Environment) -> None:
     run("report")
 
 
-def interrupted(*_: object) -> None:
+@contextlib.contextmanager
+def by_hand() -> Iterator[None]:
+    """A flow that is run from the command line: Ctrl-C ends it, errors are one message, no server of its own is left."""
+    start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
+    signal.signal(signal.SIGINT, _interrupted)
+    try:
+        yield
+    except (Busy, StageError, UserError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _interrupted(*_: object) -> None:
     """Ctrl-C: end the stage; then this process, although Prefect waits for a server that Ctrl-C has ended as well."""
     timer = threading.Timer(15, os._exit, [130])
     timer.daemon = True
@@ -76,9 +89,5 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
-    signal.signal(signal.SIGINT, interrupted)
-    try:
+    with by_hand():
         train_ral()
-    except (StageError, UserError) as error:
-        sys.exit(f"error: {error}")
