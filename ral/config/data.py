@@ -63,6 +63,8 @@ class TableConfig(Section):
     """Column with the age in whole years."""
     split: str | None = None
     """Column with the official split (train, val, test); null: there is none."""
+    photometric: str | None = None
+    """Column that says MONOCHROME1 (high values are dark) or MONOCHROME2 of PNG and JPEG images (see `preprocess.monochrome1`); null: all are MONOCHROME2. DICOM files say it themselves."""
     labels: str | None = None
     """Column with the names of a film's findings, joined by `label_separator`; null: a column per finding."""
     label_separator: str = Field(default="|", min_length=1)
@@ -178,6 +180,8 @@ class SplitConfig(Section):
     """Share of patients (stratified: of the films) for test; the official test list is fixed."""
     seed: int = Field(ge=0, lt=2**31)
     """Another seed gives another assignment of patients."""
+    same_image: Literal["fail", "warn", "join"] = "warn"
+    """What to do where the same image (equal bytes, or equal pixels once prepared) stands under two patients: stop (fail), report the pairs (warn), or report them and put such patients into one split (join)."""
 
     @model_validator(mode="after")
     def _leaves_training_patients(self) -> "SplitConfig":
@@ -201,6 +205,10 @@ class PreprocessConfig(Section):
     quarantine.parquet."""
     max_bad_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Largest share of films that may be quarantined; more of them are an error, for then something else is wrong."""
+    range: Literal["own", "percentile"] = "own"
+    """Which values of a 16-bit PNG become black and white: its own least and greatest (own), or its 1st and 99th percentile (percentile), so that a few saturated pixels such as markers do not darken the rest."""
+    monochrome1: Literal["fail", "invert", "keep"] = "fail"
+    """A PNG or JPEG image that the table says is MONOCHROME1 (high values are dark): stop (fail), invert its pixels (invert), or use them as they are stored, because they were inverted when the files were made (keep)."""
 
 
 class PhantomParams(Section):
