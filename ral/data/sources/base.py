@@ -95,7 +95,7 @@ class Layout:
     patient_pattern: str = TRIMMED
     patient_check: str = "patient id is there"
     patient_remedy: str = "Correct the patient id: one person under two spellings could both train and test."
-    age_pattern: str = r"^-?\d*$"
+    age_pattern: str = r"^(?:-?\d+(?:\.0*)?)?$"
     vocabulary: Literal["critical", "warning"] = "critical"
     """How bad a word is that is no label; after a warning it stands for no finding."""
     contradiction: Literal["critical", "warning"] = "critical"

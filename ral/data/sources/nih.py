@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ral.data.sources.base import Joined, Layout, Source
-from ral.data.sources.text import find_table, read_pieces
+from ral.data.sources.text import find_table, read_list, read_pieces
 from ral.errors import UserError
 from ral.labels import NIH_FINDINGS, NO_FINDING
 
@@ -48,7 +48,7 @@ class Reader(Source):
         ),
         image_pattern=r"^[^/\\]+\.(?:png|jpg|jpeg)$",
         image_check="image id is a file name",
-        age_pattern=r"^\d+$",
+        age_pattern=r"^\d+(?:\.0*)?$",
         patient_pattern=r"^(?:0|[1-9]\d*)$",
         patient_check="patient id is a plain number",
         patient_remedy="Write it as a plain number without zeros in front: one person under two spellings could "
@@ -84,7 +84,7 @@ def read_lists(root: Path) -> tuple[set[str], set[str]]:
         path = root / name
         if not path.is_file():
             raise UserError(f"{path} is missing. Put NIH's list there, or set split.method to hash.")
-        ids = set(path.read_text(encoding="utf-8-sig").split())
+        ids = set(read_list(path))
         if not ids:
             raise UserError(f"{path} is empty. Download it again, or set split.method to hash.")
         lists.append(ids)

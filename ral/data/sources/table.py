@@ -7,7 +7,7 @@ import pandas as pd
 
 from ral.config.data import DataConfig
 from ral.data.sources.base import SEXES, VIEWS, Columns, Joined, Layout, Source
-from ral.data.sources.text import PIECE, check_columns, read_pieces
+from ral.data.sources.text import parquet_files, read_parquet_pieces, read_pieces
 from ral.errors import UserError
 from ral.labels import NO_FINDING
 
@@ -62,55 +62,23 @@ class Reader(Source):
 
     def tables(self) -> list[Path]:
         path = self.root / self.table.file
-        if not path.is_file():
+        if not path.exists():
             raise UserError(
                 f"{path} does not exist. Put your table there, or correct data.root or data.table.file."
             )
-        return [path]
+        return parquet_files(path) if _is_parquet(path) else [path]
 
     def read(self) -> pd.DataFrame:
         return pd.concat(self.pieces(), ignore_index=True)
 
     def pieces(self) -> Iterator[pd.DataFrame]:
-        (path,) = self.tables()
-        if not _is_parquet(path):
-            yield from read_pieces(path, self.columns, self.table.separator)
-            return
-        import pyarrow.parquet as pq
-
-        self._check_parquet(path)
-        first = 1
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(PIECE, columns=self.columns):
-                piece = as_text(batch.to_pandas()[self.columns])
-                yield piece.assign(row=range(first, first + len(piece)))
-                first += len(piece)
-
-    def _check_parquet(self, path: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            file = pq.ParquetFile(path)
-        except pa.ArrowException as error:
-            raise UserError(f"{path} is no Parquet table ({error}). Get it again.") from None
-        check_columns(path, self.columns, file.schema_arrow.names)
-        if not file.metadata.num_rows:
-            raise UserError(f"{path} has no rows.")
+        self.tables()
+        path = self.root / self.table.file
+        if _is_parquet(path):
+            return read_parquet_pieces(path, self.columns)
+        return read_pieces(path, self.columns, self.table.separator)
 
 
 def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() in (".parquet", ".pq")
-
-
-def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Every column as the text that a CSV of it would hold: whole numbers without a point, "" for what is missing."""
-
-    def column(values: pd.Series) -> pd.Series:
-        if pd.api.types.is_float_dtype(values.dtype):
-            return values.map(
-                lambda value: "" if value != value else f"{value:.0f}" if value % 1 == 0 else str(value)
-            ).astype("str")
-        return values.astype("str").fillna("")
-
-    return table.apply(column) if len(table.columns) else table
+    """Spark and Dask write a table as a folder of parts."""
+    return path.is_dir() or path.suffix.lower() in (".parquet", ".pq")

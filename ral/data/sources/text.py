@@ -1,21 +1,40 @@
-"""Label tables read as text, with errors that name the file, the column and what to do."""
+"""Label tables and lists read as text, with errors that name the file, the row, the column and what to do."""
 
 import csv
 import gzip
+import io
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING
 
 import pandas as pd
 
 from ral.errors import UserError
 from ral.labels import nearest
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # Rows read at a time.
 PIECE = 250_000
 
-# Signs that are taken for another separator than the one expected.
+# Characters that are taken for another separator than the one expected.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+# First bytes of files that are no text, and what to do with such a file.
+SIGNATURES = {
+    b"\xff\xfe": "is UTF-16 text, not UTF-8. Save it in UTF-8",
+    b"\xfe\xff": "is UTF-16 text, not UTF-8. Save it in UTF-8",
+    b"\x1f\x8b": "is compressed with gzip. Unpack it, or give its name the ending .gz",
+    b"PK\x03\x04": "is a zip archive or an Excel workbook. Unpack it, or save it as CSV in UTF-8",
+    b"PAR1": "is a Parquet file. Give its name the ending .parquet",
+}
+
+# Whole numbers above this are not all different as 64-bit floats.
+EXACT_FLOAT = 2**53
 
 
 def find_table(root: Path, names: Sequence[str]) -> Path:
@@ -24,43 +43,28 @@ def find_table(root: Path, names: Sequence[str]) -> Path:
     Raises:
         UserError: there is none, or more than one.
     """
-    found = [root / name for name in names if (root / name).is_file()]
-    if not found:
+    there = [root / name for name in names if (root / name).is_file()]
+    if not there:
         raise UserError(f"{root} has no label table. Put {' or '.join(names)} there, or correct data.root.")
-    if len(found) > 1:
-        raise UserError(f"{root} has {' and '.join(p.name for p in found)}: keep one of them.")
-    return found[0]
-
-
-def check_header(path: Path, columns: Sequence[str], separator: str = ",") -> None:
-    """Check that a CSV table has the columns used and at least one row; others are never read.
-
-    Raises:
-        UserError: a column is absent, or the table is empty or not text.
-    """
-    opening = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opening(path, "rt", encoding="utf-8-sig", newline="") as stream:
-            rows = csv.reader(stream, delimiter=separator)
-            header = next(rows, [])
-            first = next(rows, None)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}). Save it as CSV in UTF-8.") from None
-    except (gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}). Get it again from its owner.") from None
-    check_columns(path, columns, header, separator)
-    if first is None:
-        raise UserError(f"{path} has a header but no rows: download it again.")
+    if len(there) > 1:
+        raise UserError(f"{root} has {' and '.join(p.name for p in there)}: keep one of them.")
+    return there[0]
 
 
 def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], separator: str = ",") -> None:
-    """Check that the columns used are in a header.
+    """Check that each of the columns used is in a header, once.
 
     Raises:
-        UserError: one is absent; the nearest name is given, or the other separator that the header shows.
+        UserError: one is absent (the nearest name is given, or the other separator that the header shows) or is there
+            twice.
     """
     missing = [name for name in columns if name not in header]
     if not missing:
+        twice = [name for name in columns if list(header).count(name) > 1]
+        if twice:
+            raise UserError(
+                f"{path} has the column `{twice[0]}` more than once, and they may differ. Keep one of them."
+            )
         return
     for sign, word in SEPARATORS.items():
         if sign != separator and len(header) == 1 and set(columns) <= set(header[0].split(sign)):
@@ -76,39 +80,184 @@ def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], sep
     )
 
 
-def read_options(columns: Sequence[str], separator: str = ",") -> dict[str, Any]:
-    """Arguments under which pandas reads a label table as text, only the columns used."""
-    return {
-        "usecols": list(columns),
-        "dtype": str,
-        "keep_default_na": False,
-        "index_col": False,
-        "encoding": "utf-8-sig",
-        "sep": separator,
-    }
+def read_header(path: Path, separator: str = ",") -> list[str]:
+    """The column names of a CSV table; none where the file is empty.
+
+    Raises:
+        UserError: the file is no UTF-8 text, or damaged.
+    """
+    with _text(path) as stream:
+        return next(csv.reader(stream, delimiter=separator), [])
+
+
+def read_list(path: Path) -> list[str]:
+    """The words of a list, one or more on a line.
+
+    Raises:
+        UserError: the file is no UTF-8 text, or damaged.
+    """
+    with _text(path) as stream:
+        return stream.read().split()
 
 
 def read_pieces(path: Path, columns: Sequence[str], separator: str = ",") -> Iterator[pd.DataFrame]:
-    """The columns of a CSV table as text, "" where empty, and `row`: the line of the file (the header is line 1).
+    """The columns of a CSV table as text, "" where empty, and `row`: the line of the file on which the row begins.
 
-    Yields PIECE rows at a time, in order.
+    Yields PIECE rows at a time, in order. Columns that are not asked for are not kept, but every row must have a field
+    for each column of the header: a separator too many would move the labels of a row.
 
     Raises:
-        UserError: see `check_header`; or a row has another number of fields.
+        UserError: see `check_columns`; the table has no rows, a row has another number of fields than the header, a
+            quote is open, or the file is no UTF-8 text or damaged.
     """
-    check_header(path, columns, separator)
-    first = 2
-    try:
-        with pd.read_csv(path, chunksize=PIECE, **read_options(columns, separator)) as pieces:
-            for piece in pieces:
-                yield piece.assign(row=range(first, first + len(piece)))
-                first += len(piece)
-    except pd.errors.ParserError as error:
-        raise UserError(f"{path} is not a regular CSV table: {error}. Mend that row.") from None
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is truncated ({error}). Get it again from its owner.") from None
+    with _text(path) as stream:
+        reader = csv.reader(stream, delimiter=separator, strict=True)
+        line, any_rows = 1, False
+        rows: list[tuple[str, ...]] = []
+        lines: list[int] = []
+        try:
+            header = next(reader, [])
+            check_columns(path, columns, header, separator)
+            width, pick = len(header), itemgetter(*(header.index(name) for name in columns))
+            line = reader.line_num + 1
+            for fields in reader:
+                if len(fields) == width:
+                    rows.append(pick(fields))
+                    lines.append(line)
+                elif fields:  # an empty line is no row
+                    raise UserError(_irregular(path, line, len(fields), width))
+                line = reader.line_num + 1
+                if len(rows) == PIECE:
+                    yield _frame(rows, lines, columns)
+                    rows, lines, any_rows = [], [], True
+        except csv.Error as error:
+            raise UserError(
+                f"{path} is not a regular CSV table: {error}, in the row that begins at line {line}. A quote may be open "
+                "there: a quote inside a quoted cell is written twice."
+            ) from None
+        if rows:
+            yield _frame(rows, lines, columns)
+        elif not any_rows:
+            raise UserError(f"{path} has a header but no rows: download it again.")
 
 
 def read_text(path: Path, columns: Sequence[str], separator: str = ",") -> pd.DataFrame:
     """All rows of `read_pieces`."""
     return pd.concat(read_pieces(path, columns, separator), ignore_index=True)
+
+
+def read_parquet_pieces(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """The columns of a Parquet table as the text that a CSV of it would hold, and `row`: the number of the row, from 1.
+
+    Args:
+        path: a file, or a folder of parts as Spark and Dask write them, read in the order of their names.
+        columns: what to read.
+
+    Raises:
+        UserError: see `check_columns`; the table has no rows, is damaged, or a column is no text, number, truth value or
+            date.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    try:
+        table = ds.dataset(str(path), format="parquet", partitioning="hive" if path.is_dir() else None)
+        check_columns(path, columns, table.schema.names)
+        first = 1
+        for batch in table.to_batches(columns=list(columns), batch_size=PIECE, use_threads=False):
+            if len(batch):
+                piece = pd.DataFrame({name: _as_text(batch.column(name), path, name) for name in columns})
+                yield piece.assign(row=range(first, first + len(piece)))
+                first += len(piece)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise UserError(f"{path} is no Parquet table, or damaged ({error}). Get it again.") from None
+    if first == 1:
+        raise UserError(f"{path} has no rows.")
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The files of a Parquet table: itself, or the parts of a folder."""
+    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+
+
+def _frame(rows: list[tuple[str, ...]], lines: list[int], columns: Sequence[str]) -> pd.DataFrame:
+    texts = zip(*rows, strict=True) if len(columns) > 1 else [rows]
+    table = {name: pd.array(values, dtype="str") for name, values in zip(columns, texts, strict=True)}
+    return pd.DataFrame(table).assign(row=lines)
+
+
+def _irregular(path: Path, line: int, fields: int, width: int) -> str:
+    if fields > width:
+        return (
+            f"{path}, row {line}: it has more fields than the header ({fields} instead of {width}), so that values stand "
+            "under wrong columns. A separator inside a cell, such as a decimal comma, needs quotes around the cell."
+        )
+    return (
+        f"{path}, row {line}: it is cut short ({fields} fields instead of {width}). "
+        "Get the table again from its owner, or complete that row."
+    )
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[IO[str]]:
+    """A file as UTF-8 text, unpacked if its name ends in .gz; what is wrong with its bytes is told by file and line."""
+    packed = path.suffix == ".gz"
+    try:
+        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+            start = stream.read(4)
+            for signature, words in SIGNATURES.items():
+                if start.startswith(signature):
+                    raise UserError(f"{path} {words}.")
+            if b"\0" in start:
+                raise UserError(f"{path} holds zero bytes: it is UTF-16 or no text. Save it in UTF-8.")
+            stream.seek(0)
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")  # type: ignore[arg-type,type-var]
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: {_bad_byte(path)}. Save it in UTF-8.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}). Get it again from its owner.") from None
+
+
+def _bad_byte(path: Path) -> str:
+    """Where a file stops being UTF-8, for people."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                return f"line {number} holds the byte 0x{line[error.start]:02x}"
+    return "its end is cut off"
+
+
+def _as_text(values: "pa.Array", path: Path, name: str) -> pd.Series:
+    """A Parquet column as text: whole numbers without a point, True and False, "" for what is missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values, kind = values.dictionary_decode(), kind.value_type
+    if pa.types.is_floating(kind):
+        numbers = values.cast(pa.float64())
+        if (pc.max(pc.abs(numbers)).as_py() or 0) >= EXACT_FLOAT:
+            raise UserError(
+                f"{path}: the column `{name}` holds whole numbers of 16 digits or more as floating point, which has lost "
+                "digits. Write it as text or as 64-bit integers."
+            )
+        texts = [_number(value) for value in numbers.to_pylist()]
+        return pd.Series(texts, dtype="str")
+    if pa.types.is_boolean(kind):
+        values = pc.if_else(values, "True", "False")
+    elif pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise UserError(
+            f"{path}: the column `{name}` is of type {kind}; text, numbers, truth values or dates can be read."
+        )
+    return values.cast(pa.large_string()).fill_null("").to_pandas().astype("str")
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.0f}" if value % 1 == 0 else str(value)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ral.data.sources.base import LABEL_VALUES, Columns, Layout, Source
-from ral.data.sources.text import check_columns, check_header, read_text
+from ral.data.sources.text import check_columns, read_header, read_text
 from ral.errors import UserError
 from ral.labels import LABEL_SETS
 
@@ -61,10 +61,8 @@ class Reader(Source):
 
 def _read_votes(path: Path, columns: list[str]) -> pd.DataFrame:
     """The rows of one table with the spelling of the training table."""
-    check_header(path, ("image_id",))
-    header = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
-    own = {SPELLINGS.get(name, name): name for name in header}
-    check_columns(path, columns, list(own))
+    own = {SPELLINGS.get(name, name): name for name in read_header(path)}
+    check_columns(path, ["image_id", *columns], list(own))
     reader = ["rad_id"] if "rad_id" in own else []
     votes = read_text(path, ["image_id", *reader, *(own[name] for name in columns)]).rename(columns=SPELLINGS)
     twice = votes.duplicated(["image_id", *reader])
