@@ -1,7 +1,8 @@
 """A label table of any size, shared out to partitions on disk so that what must be seen together is in one of them.
 
-The step validate checks one partition at a time. All rows of a patient are in one, so that what is said of patients is
-exact there; what is said of image ids is found for all partitions together (`repeated`, `film_sizes`).
+The step validate checks one partition at a time. All rows of a patient are in one, and of patients whose ids look alike,
+so that what is said of patients is exact there; what is said of images is found for all partitions together (`repeated`,
+`film_sizes`, `ral.data.duplicates.same_content`).
 """
 
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from ral.data.ids import comparable_ids
 from ral.data.table import Places
 
 # Rows of a partition, more or less: what is in memory at a time. A smaller table is one partition.
@@ -62,7 +64,7 @@ class Partitions:
 
     Args:
         folder: where to put them; must not exist.
-        patient: the column whose equal values must come together.
+        patient: the column whose equal values must come together, and values that look alike.
     """
 
     def __init__(self, folder: Path, patient: str) -> None:
@@ -90,7 +92,7 @@ class Partitions:
         Raises:
             OSError: the disk is full, or not writable.
         """
-        bucket = (_hashes(piece[self._patient]) % np.uint64(BUCKETS)).astype(np.int64)
+        bucket = (_hashes(comparable_ids(piece[self._patient])) % np.uint64(BUCKETS)).astype(np.int64)
         order = np.argsort(bucket, kind="stable")
         placed = piece.assign(**{PLACE: np.arange(self.rows, self.rows + len(piece))})
         batch = pa.RecordBatch.from_pandas(placed.iloc[order], preserve_index=False)

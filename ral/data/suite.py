@@ -1,6 +1,7 @@
 """The expectations on a source's raw rows, made from its layout, and the columns that they are about."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import great_expectations.expectations as gxe
@@ -8,37 +9,56 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import DriftConfig
+from ral.data.ids import lookalikes
 from ral.data.sources.base import LABEL_VALUES, OLDEST, Columns, Joined, Layout, parse_all, says
 from ral.labels import NO_FINDING, SUPPORT_DEVICES, nearest
 
 ACCEPT = "If the new delivery is right, accept it: `python -m ral.data.baseline profile`."
 
 
-def added_columns(
-    raw: pd.DataFrame, layout: Layout, film_bytes: np.ndarray, repeated: np.ndarray
-) -> pd.DataFrame:
+@dataclass(frozen=True)
+class RowFacts:
+    """What is known of a partition's rows from the whole table and the image files; an entry per row.
+
+    Attributes:
+        film_bytes: float64, bytes of the row's image file, NaN without one.
+        id_repeated: bool, whether another row has the same image id.
+        file_repeated: bool, whether another row names the same file; all false where the table names no files.
+        same_image: text, which image of another patient has the same bytes; null where there is none.
+    """
+
+    film_bytes: np.ndarray
+    id_repeated: np.ndarray
+    file_repeated: np.ndarray
+    same_image: "pd.Series[str]"
+
+
+def added_columns(raw: pd.DataFrame, layout: Layout, facts: RowFacts) -> pd.DataFrame:
     """The raw rows with what the expectations need beside them.
 
     Added: film_bytes (null without a film), image_repeated (the image id, null where it stands in one row),
-    age_as_number (null where it is none), label_problem (the words or cells that are no labels), contradiction
+    file_repeated (the path, likewise), same_image, patient_lookalike (the ids that look like the patient's), age_as_number (null where it is none), label_problem (the words or cells that are no labels), contradiction
     (findings beside No Finding), id_problem, sexes_of_patient, age_step (years since the patient's follow-up before),
     patient_known.
 
     Args:
         raw: all rows of some patients, in the order of the table.
         layout: what the columns mean.
-        film_bytes: float64 [rows], NaN without a film.
-        repeated: bool [rows], whether the image id is in another row of the whole table.
+        facts: what the whole table and the image files say of these rows.
     """
     image, patient = raw[layout.image], raw[layout.patient]
     table = raw.assign(
-        film_bytes=film_bytes,
-        image_repeated=image.where(repeated),
+        film_bytes=facts.film_bytes,
+        image_repeated=image.where(facts.id_repeated),
+        same_image=facts.same_image.array,
+        patient_lookalike=lookalikes(patient),
         label_problem=label_problems(raw, layout.labels),
         contradiction=contradictions(raw, layout.labels),
         id_problem=_id_problems(image).fillna(_id_problems(patient)),
         patient_known=1 if layout.patients_known else 0,
     )
+    if layout.path:
+        table["file_repeated"] = raw[layout.path].where(facts.file_repeated & (raw[layout.path] != ""))
     if layout.age:
         table["age_as_number"] = _numbers(raw[layout.age])
     if layout.sex:
@@ -158,10 +178,22 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
         + ("" if layout.contradiction == "critical" else " The findings are used, not the word."),
         shown=shown, column="contradiction",
     )  # fmt: skip
+    if layout.patients_known:
+        check(
+            null, "patient ids do not look alike", "critical" if layout.one_spelling else "warning",
+            "Write a patient's id in one way: one person under two ids could both train and test.",
+            shown="patient ids", column="patient_lookalike",
+        )  # fmt: skip
+    check(
+        null, "an image belongs to one patient", "warning",
+        "One person may have two ids, or a file was copied under a wrong name. split.same_image says what becomes of "
+        "such patients.",
+        shown="image files", column="same_image",
+    )  # fmt: skip
     if layout.follow_up:
         check(
             matches, "follow-up is a number", "critical", "Write it as a whole number from 0.",
-            column=layout.follow_up, regex=r"^\d+$",
+            column=layout.follow_up, regex=r"^\d+(?:\.0*)?$",
         )  # fmt: skip
         check(
             gxe.ExpectCompoundColumnsToBeUnique, "follow-ups of a patient are distinct", "warning",
@@ -222,10 +254,16 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
             "Write the path below data.root, without `..`.",
             column=layout.path, regex=r"^/|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)",
         )  # fmt: skip
+        check(
+            null, "an image file has one row", "critical", "Keep one row per image file.",
+            shown=layout.path, column="file_repeated",
+        )  # fmt: skip
+    must = missing_films == "fail"
     check(
-        gxe.ExpectColumnValuesToNotBeNull, "film is present",
-        "critical" if missing_films == "fail" else "warning",
-        "Add the films, or set data.missing_films to drop to go on without those rows.", column="film_bytes",
+        gxe.ExpectColumnValuesToNotBeNull, "film is present", "critical" if must else "warning",
+        "Add the films, or set data.missing_films to drop to go on without those rows."
+        if must else "Those rows are left out.",
+        shown=layout.path or layout.image, column="film_bytes",
     )  # fmt: skip
     check(
         between, "film is not empty", "critical", "Get that film again from its owner.",

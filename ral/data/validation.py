@@ -31,9 +31,11 @@ from great_expectations.data_context.types.resource_identifiers import (
 from ral.config.dask import DaskTarget
 from ral.data import drift
 from ral.data.cluster import Report, open_pool
+from ral.data.duplicates import same_content
 from ral.data.partition import Partition, Partitions, film_sizes, repeated
 from ral.data.sources.base import Layout, Source, label_names
 from ral.data.suite import (
+    RowFacts,
     added_columns,
     drift_expectations,
     name_the_nearest,
@@ -73,7 +75,7 @@ def check_rows(
     Args:
         source: the source; `data.missing_films` is in its parameters.
         rows: all its raw rows.
-        films: image_id and bytes of every film found.
+        films: image_id, bytes and hash of every film found.
         target: where the work is done; it changes nothing that is found.
         progress: told of checked rows.
         docs: folder for the Data Docs; they carry run times, so it is no DVC output.
@@ -85,8 +87,11 @@ def check_rows(
     """
     layout, parts = source.layout, rows.all()
     sizes, films_without_row = film_sizes(parts, layout.image, films)
-    again = repeated(parts, layout.image)
-    items = [(source, *item) for item in zip(parts, sizes, again, strict=True)]
+    ids = repeated(parts, layout.image)
+    files = repeated(parts, layout.path) if layout.path else [np.zeros(len(size), bool) for size in sizes]
+    same = same_content(parts, layout.image, layout.patient, films)
+    known = [RowFacts(*row) for row in zip(sizes, ids, files, same, strict=True)]
+    items = [(source, *item) for item in zip(parts, known, strict=True)]
     # One partition is sooner checked here than a worker is started.
     with open_pool(target if len(parts) > 1 else DaskTarget(workers=1)) as pool:
         found: list[Found] = pool.run(check_partition, items, [len(size) for size in sizes], progress)
@@ -105,16 +110,14 @@ def check_rows(
     return facts, [_reduce(item, layout) for item in results]
 
 
-def check_partition(
-    source: Source, part: Partition, film_bytes: np.ndarray, again: np.ndarray, report: Report
-) -> Found:
+def check_partition(source: Source, part: Partition, known: RowFacts, report: Report) -> Found:
     """Run the expectations on one partition; called by a worker."""
     layout = source.layout
     with _ONE_AT_A_TIME:
         raw = part.read()
         places, raw = raw.index.to_numpy(), raw.reset_index(drop=True)
         counts = drift.count(source.to_studies(raw), label_names(layout.labels))
-        table = added_columns(raw, layout, film_bytes, again)
+        table = added_columns(raw, layout, known)
         results = _evaluate(table, raw_expectations(layout, source.config.missing_films))
     for item in results:
         item["samples"] = [
@@ -123,7 +126,7 @@ def check_partition(
         ]
     report(len(raw))
     phantom = bool(raw[layout.image].str.startswith(PHANTOM_PREFIX).any())
-    return Found(counts, phantom, int(np.isnan(film_bytes).sum()), results)
+    return Found(counts, phantom, int(np.isnan(known.film_bytes).sum()), results)
 
 
 def check_drift(

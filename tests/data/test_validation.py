@@ -53,7 +53,7 @@ def test_good_table_passes_and_has_data_docs(loaded, tmp_path: Path) -> None:
     raw, films = loaded
     checks = check_table(raw, films, "fail", tmp_path / "docs")
     assert not failed(checks)
-    assert len(checks) == 16
+    assert len(checks) == 18
     page = (tmp_path / "docs/index.html").read_text()
     assert "raw_label_table" in page
     assert list((tmp_path / "docs").rglob("validations/**/*.html"))

@@ -101,6 +101,8 @@ class Layout:
     contradiction: Literal["critical", "warning"] = "critical"
     """How bad No Finding beside a finding is: an error in a table typed by people, a warning in a text labeller's."""
     patients_known: bool = True
+    one_spelling: bool = True
+    """Whether the owners write each patient id in one way, so that two that look alike are an error and no warning."""
 
 
 class Source(ABC):
@@ -144,7 +146,8 @@ class Source(ABC):
     @property
     def film_columns(self) -> list[str]:
         """The columns of the raw rows that `films` and `film_bytes` look at."""
-        return [self.layout.image, self.layout.path] if self.layout.path else []
+        # A table may give the files' paths as image ids.
+        return list(dict.fromkeys((self.layout.image, self.layout.path))) if self.layout.path else []
 
     def films(
         self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None

@@ -31,6 +31,7 @@ class Reader(Source):
             age=self.table.age_years,
             split=self.table.split,
             labels=self._labels(),
+            one_spelling=False,
         )
 
     def _labels(self) -> Joined | Columns:

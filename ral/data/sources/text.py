@@ -213,7 +213,7 @@ def _text(path: Path) -> Iterator[IO[str]]:
             if b"\0" in start:
                 raise UserError(f"{path} holds zero bytes: it is UTF-16 or no text. Save it in UTF-8.")
             stream.seek(0)
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")  # type: ignore[arg-type,type-var]
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: {_bad_byte(path)}. Save it in UTF-8.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
