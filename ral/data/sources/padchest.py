@@ -105,7 +105,8 @@ def parse(text: str) -> list[str]:
     words = ast.literal_eval(text)
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError("not a list of words")
-    return [" ".join(word.split()).lower() for word in words]
+    # BIMCV's lists hold empty words beside findings; alone, one says that nothing is known.
+    return [" ".join(word.split()).lower() for word in words if word.strip()] or [""]
 
 
 def vocabulary() -> dict[str, tuple[str, ...]]:
