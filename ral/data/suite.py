@@ -248,6 +248,12 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
             in_set, "official split is train, val or test", "critical", "Write train, val or test.",
             column=layout.split, value_set=["train", "val", "test", ""],
         )  # fmt: skip
+    if layout.photometric:
+        check(
+            in_set, "photometric interpretation is known", layout.vocabulary,
+            "Write MONOCHROME1 (high values are dark), MONOCHROME2, or nothing; what is neither counts as MONOCHROME2.",
+            column=layout.photometric, value_set=["MONOCHROME1", "MONOCHROME2", ""],
+        )  # fmt: skip
     if layout.path:
         check(
             gxe.ExpectColumnValuesToNotMatchRegex, "film is inside the data folder", "critical",

@@ -85,6 +85,8 @@ class Layout:
     """The film's file below the data folder; None: films are found by their file names."""
     split: str | None = None
     """train, val or test, as the owners share the films out."""
+    photometric: str | None = None
+    """MONOCHROME1 (high values are dark) or MONOCHROME2, of images whose files cannot say it (PNG, JPEG)."""
     views: Mapping[str, str] = field(default_factory=lambda: VIEWS)
     """Word of the view column -> PA, AP, FRONTAL, LATERAL or OTHER."""
     only_view: str = "FRONTAL"
@@ -171,7 +173,8 @@ class Source(ABC):
 
         Returns:
             image_id, patient_id, study_id, view, sex (null where unknown), age_years (null where unknown), official
-            (only where the layout has a split), and one float32 column per finding: 1, 0, null where unknown.
+            (only where the layout has a split), monochrome1 (bool, only where the layout has photometric), and one
+            float32 column per finding: 1, 0, null where unknown.
         """
         layout = self.layout
         studies = {
@@ -184,6 +187,8 @@ class Source(ABC):
         }
         if layout.split:
             studies["official"] = raw[layout.split].where(raw[layout.split] != "")
+        if layout.photometric:
+            studies["monochrome1"] = raw[layout.photometric] == "MONOCHROME1"
         labels = read_labels(raw, layout.labels, self.config.uncertain, self.config.unmentioned)
         return pd.DataFrame({**studies, **labels})
 

@@ -30,6 +30,7 @@ class Reader(Source):
             sexes={**SEXES, "": None, **self.table.sexes},
             age=self.table.age_years,
             split=self.table.split,
+            photometric=self.table.photometric,
             labels=self._labels(),
             one_spelling=False,
         )
@@ -54,7 +55,7 @@ class Reader(Source):
         """The columns used."""
         layout, labels = self.layout, self.layout.labels
         roles = ("image", "patient", "study", "follow_up", "path", "view", "sex", "age", "split")
-        named = [getattr(layout, role) for role in roles]
+        named = [getattr(layout, role) for role in (*roles, "photometric")]
         if isinstance(labels, Joined):
             named.append(labels.column)
         else:
