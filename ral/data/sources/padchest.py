@@ -13,7 +13,7 @@ import pandas as pd
 
 from ral.config.data import DataConfig
 from ral.data.sources.base import Columns, Joined, Layout, Source
-from ral.data.sources.text import find_table, read_text
+from ral.data.sources.text import find_table, read_header, read_text
 from ral.errors import UserError
 from ral.labels import NO_FINDING
 
@@ -25,6 +25,8 @@ COLUMNS = (
     "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",
     "Projection", "Labels",
 )  # fmt: skip
+# The films of MONOCHROME1 were written to PNG as they are stored, so high values are dark. Shortened tables lack it.
+PHOTOMETRIC = "PhotometricInterpretation_DICOM"
 
 # Finding -> the words of `Labels` that make it; torchxrayvision's choice, by whole words instead of parts of words.
 MEANINGS = {
@@ -140,6 +142,7 @@ class Reader(Source):
             labels=Joined(
                 "Labels", parse, vocabulary(), UNKNOWN, frozenset({"normal"}), "commas in a Python list"
             ),
+            photometric=PHOTOMETRIC if self._has_photometric() else None,
             vocabulary="warning",
             contradiction="warning",
         )  # fmt: skip
@@ -152,6 +155,10 @@ class Reader(Source):
 
     def _has_own(self) -> bool:
         return any((self.root / name).is_file() for name in TABLES)
+
+    def _has_photometric(self) -> bool:
+        paths = [self.root / name for name in TABLES]
+        return any(path.is_file() and PHOTOMETRIC in read_header(path) for path in paths)
 
     def _base(self) -> str | None:
         """Where the numbered folders are, below the root; None where there are none."""
@@ -166,7 +173,8 @@ class Reader(Source):
 
     def read(self) -> pd.DataFrame:
         tables = self.tables()
-        own = _derive(read_text(tables[-1], COLUMNS)) if tables[-1].name in TABLES else None
+        columns = (*COLUMNS, PHOTOMETRIC) if self.layout.photometric else COLUMNS
+        own = _derive(read_text(tables[-1], columns)) if tables[-1].name in TABLES else None
         if own is not None and self._base() is not None:
             own["film"] = str(self._base()) + own["ImageDir"] + "/" + own["ImageID"]
         if not self.cxr_lt:
