@@ -2,9 +2,9 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from ral.errors import UserError
@@ -23,6 +23,21 @@ SECTIONS = (
     "report",
     "gate",
 )
+
+
+def below(path: str) -> str:
+    """A path of params.yaml as it is, if it is relative and does not leave its folder.
+
+    Raises:
+        ValueError: it does; params.yaml may come from somebody else, and its files are opened and quoted in messages.
+    """
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError("the path must be relative and must not contain `..`: copy the file there")
+    return path
+
+
+# A file below the folder that the key's doc names.
+FileBelow = Annotated[str, Field(min_length=1), AfterValidator(below)]
 
 
 class Section(BaseModel):

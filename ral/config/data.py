@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ral.config.base import Section
-from ral.labels import LABEL_SETS, unknown_finding
+from ral.config.base import FileBelow, Section
+from ral.labels import LABEL_SETS, RESERVED_NAMES, unknown_finding
 
 # The registry of sources: each is the file of that name in ral/data/sources/.
 SourceName = Literal[
@@ -37,8 +37,8 @@ class PhantomConfig(Section):
 class TableConfig(Section):
     """Which column of your own CSV or Parquet file holds what (used by `source: table`); null: there is none."""
 
-    file: str = Field(default="table.csv", min_length=1)
-    """The table, below `data.root`: .csv, .csv.gz or .parquet."""
+    file: FileBelow = "table.csv"
+    """The table, below `data.root`: .csv, .csv.gz or .parquet (a file, or a folder of parts)."""
     separator: str = Field(default=",", min_length=1, max_length=1)
     """What separates the columns of a CSV file."""
     image_id: str = "image_id"
@@ -73,6 +73,16 @@ class TableConfig(Section):
     """Finding -> its column (1, 0, -1 uncertain, empty unknown), or its word in the column `labels`."""
     no_finding: str | None = None
     """The column, or the word in the column `labels`, that says there is no finding."""
+
+    @field_validator("findings")
+    @classmethod
+    def _not_reserved(cls, findings: dict[str, str]) -> dict[str, str]:
+        for name in findings:
+            if name.lower() in RESERVED_NAMES:
+                raise ValueError(
+                    f"`{name}` names a column or a group of the pipeline's own tables: call that finding otherwise"
+                )
+        return findings
 
 
 class DriftConfig(Section):

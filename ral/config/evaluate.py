@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ral.config.base import Section
+from ral.config.base import FileBelow, Section
 
 Rule = Literal["max_f1", "sensitivity", "cost"]
 RULES: tuple[Rule, ...] = ("max_f1", "sensitivity", "cost")
@@ -61,8 +61,8 @@ class AuditConfig(Section):
 class SecondReadingConfig(Section):
     """A second reading of some films: a CSV or Parquet table with a row per film."""
 
-    file: str = Field(min_length=1)
-    """Path of the table."""
+    file: FileBelow
+    """The table, below the project's folder."""
     image_id: str = Field(min_length=1)
     """Its column of image ids."""
     columns: dict[str, str] = Field(min_length=1)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ral.config.evaluate import SecondReadingConfig
+from ral.data.sources.text import read_parquet_pieces, read_text
 from ral.errors import UserError
 from ral.evaluation.bootstrap import Resamples, Sampled
 from ral.evaluation.measure import Scored, ranking, too_few
@@ -17,6 +18,9 @@ from ral.evaluation.tables import rounded
 
 AGREEMENT = ("kappa", "positive_agreement", "negative_agreement")
 AGAINST = ("auroc", "ap")
+
+# What a cell may hold, as text.
+VALUES = {"1": 1.0, "1.0": 1.0, "True": 1.0, "0": 0.0, "0.0": 0.0, "False": 0.0, "": np.nan}
 
 TEXT = ("finding", "note")
 COLUMNS = (
@@ -43,36 +47,30 @@ def read(config: SecondReadingConfig, findings: list[str]) -> pd.DataFrame:
             or empty.
     """
     path, where = Path(config.file), f"evaluate.second_reading: {config.file}"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{where} does not exist.")
     unknown = [name for name in config.columns if name not in findings]
     if unknown:
         raise UserError(
             f"evaluate.second_reading.columns: no finding {', '.join(unknown)}; there are {', '.join(findings)}."
         )
-    raw = (
-        pd.read_parquet(path)
-        if path.suffix == ".parquet"
-        else pd.read_csv(path, dtype={config.image_id: str})
-    )
-    missing = [name for name in (config.image_id, *config.columns.values()) if name not in raw.columns]
-    if missing:
-        raise UserError(
-            f"{where} has no column {', '.join(missing)}; it has {', '.join(map(str, raw.columns))}."
-        )
+    columns = [config.image_id, *dict.fromkeys(config.columns.values())]
+    parquet = path.is_dir() or path.suffix == ".parquet"
+    raw = pd.concat(read_parquet_pieces(path, columns)) if parquet else read_text(path, columns)
     twice = raw.loc[raw[config.image_id].duplicated(), config.image_id]
     if len(twice):
         raise UserError(
             f"{where}: {len(twice)} film(s) more than once, such as {twice.iloc[0]}. Keep one row per film."
         )
-    reading = pd.DataFrame({"image_id": raw[config.image_id].astype(str)})
+    reading = pd.DataFrame({"image_id": raw[config.image_id]})
     for name, column in config.columns.items():
-        wrong = raw.loc[~(raw[column].isin([0, 1]) | raw[column].isna()), config.image_id]
+        wrong = raw[~raw[column].isin(VALUES)]
         if len(wrong):
+            row, image_id = wrong[["row", config.image_id]].iloc[0]
             raise UserError(
-                f"{where}: {column} is not 1, 0 or empty for {len(wrong)} film(s), such as {wrong.iloc[0]}."
+                f"{where}: {column} is not 1, 0 or empty for {len(wrong)} film(s), such as {image_id} in row {row}."
             )
-        reading[name] = raw[column].astype("float64")
+        reading[name] = raw[column].map(VALUES).astype("float64")
     return reading
 
 

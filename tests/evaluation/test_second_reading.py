@@ -19,6 +19,12 @@ CONFIG = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={
 Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second reading lies below the folder that the step works in."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def evaluation(tables: Tables) -> Evaluation:
     return evaluate(*tables, CONFIG)
@@ -37,7 +43,7 @@ def second(evaluation: Evaluation) -> pd.DataFrame:
 
 def config(path: Path, **columns: str) -> SecondReadingConfig:
     return SecondReadingConfig(
-        file=str(path),
+        file=path.name,
         image_id="image_id",
         columns=columns or {"Effusion": "Effusion again", "Mass": "Mass again"},
     )
@@ -84,15 +90,27 @@ def test_bad_tables_are_refused_by_name(evaluation: Evaluation, second: pd.DataF
     with pytest.raises(UserError, match="does not exist"):
         read(config(path), findings)
     cases = {
-        "has no column Mass again": second.drop(columns="Mass again"),
+        "lacks the column `Mass again`": second.drop(columns="Mass again"),
         "more than once": pd.concat([second, second[:1]]),
-        "not 1, 0 or empty for 1 film": second.assign(**{"Mass again": [2.0, *second["Mass again"][1:]]}),
+        "not 1, 0 or empty for 1 film.*in row 2": second.assign(
+            **{"Mass again": [2.0, *second["Mass again"][1:]]}
+        ),
     }
     for words, bad in cases.items():
         bad.to_csv(path, index=False)
         with pytest.raises(UserError, match=words):
             read(config(path), findings)
+    with pytest.raises(ValueError, match=r"must be relative and must not contain `\.\.`"):
+        SecondReadingConfig(file="../second.csv", image_id="image_id", columns={"Mass": "Mass"})
+    path.write_text("secret first line\nsecret second line\n")
+    with pytest.raises(UserError, match="none of the columns needed") as caught:
+        read(config(path), findings)
+    assert "secret" not in str(caught.value)
+    second.to_parquet(tmp_path / "second.parquet")
     second.to_csv(path, index=False)
+    pd.testing.assert_frame_equal(
+        read(config(path), findings), read(config(tmp_path / "second.parquet"), findings), check_dtype=False
+    )
     with pytest.raises(UserError, match="no finding Masses"):
         read(config(path, Masses="Mass again"), findings)
     strangers = second.assign(image_id="x" + second["image_id"]).rename(columns={"Mass again": "Mass"})

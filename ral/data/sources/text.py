@@ -72,6 +72,10 @@ def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], sep
                 f"{path} is separated by {word}, not by {SEPARATORS.get(separator, repr(separator))}: save it "
                 "with that separator (for your own table: set data.table.separator)."
             )
+    if len(missing) == len(columns):  # what such a file holds is nobody's business
+        raise UserError(
+            f"{path} has none of the columns needed ({', '.join(columns)}). It may be another file, or lack its header."
+        )
     near = nearest(missing[0], [name for name in header if name not in columns])
     hint = f" Did you rename it to `{near}`?" if near else ""
     raise UserError(
