@@ -1,12 +1,16 @@
 """One image under two patients: by the bytes of its file, or by its pixels once prepared."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ral.data.partition import Partition
+from ral.data.privacy import pseudonymised
+from ral.data.shards import open_shard
 from ral.data.table import Places
 
 # Examples given of each kind of duplicate.
@@ -74,6 +78,30 @@ def partners(shared: pd.DataFrame) -> list[int]:
     return [chosen[row] for row in shared.index.tolist()]
 
 
+def same_pixels(shards: Sequence[Path], size: int, sums: np.ndarray) -> pd.Series:
+    """Of packed images whose pixels another one has too, a name of these pixels.
+
+    Args:
+        shards: the shards in their order.
+        size: height and width of an image.
+        sums: int64 [images, 2], sum of an image's pixels and of their squares; only where both are equal are the pixels
+            themselves read.
+
+    Returns:
+        SHA-256 by number of the image.
+    """
+    suspects = np.flatnonzero(pd.DataFrame(sums).duplicated(keep=False).to_numpy())
+    digests: dict[int, str] = {}
+    first = 0
+    for path in shards if len(suspects) else ():
+        _, images = open_shard(path, size)
+        here = suspects[(suspects >= first) & (suspects < first + len(images))]
+        digests |= {int(row): hashlib.sha256(images[row - first].tobytes()).hexdigest() for row in here}
+        first += len(images)
+    names = pd.Series(digests, dtype="str")
+    return names[names.duplicated(keep=False)]
+
+
 @dataclass(frozen=True)
 class SameImages:
     """Images that stand under more than one patient.
@@ -94,13 +122,15 @@ class SameImages:
         """How many patients have them."""
         return int(self.rows["patient_id"].nunique())
 
-    def examples(self) -> list[list[str]]:
-        """The first few, each as `IMAGE (patient ID)` of its rows."""
+    def examples(self, salt: bytes | None = None) -> list[list[str]]:
+        """The first few, each as `IMAGE (patient ID)` of its rows; by pseudonyms where a salt is given."""
         some = self.rows["content"].unique()[:EXAMPLES]
-        named = self.rows["image_id"] + " (patient " + self.rows["patient_id"] + ")"
-        return [named[self.rows["content"] == content].head(EXAMPLES).tolist() for content in some]
+        rows = self.rows[self.rows["content"].isin(some)]
+        rows = pseudonymised(rows, salt) if salt else rows
+        named = rows["image_id"] + " (patient " + rows["patient_id"] + ")"
+        return [named[rows["content"] == content].head(EXAMPLES).tolist() for content in some]
 
-    def groups(self, first: "pd.Series[str] | None" = None) -> "pd.Series[str]":
+    def groups(self, first: pd.Index | None = None) -> "pd.Series[str]":
         """The patient who stands for each patient of these rows, so that all who share an image stay together.
 
         Args:

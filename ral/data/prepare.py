@@ -12,7 +12,8 @@ from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessParams
 from ral.data.baseline import read_split
 from ral.data.cluster import Pool, Report, open_pool
-from ral.data.pack import pack, pixel_statistics
+from ral.data.duplicates import SameImages, same_pixels, shared_images
+from ral.data.pack import Packed, pack, pixel_statistics
 from ral.data.privacy import pseudonymised, pseudonyms, read_salt
 from ral.data.sources.base import Source, open_source
 from ral.data.split import (
@@ -68,7 +69,7 @@ def prepare(
                 f"{counted(left['left_out'])}. Check data.root and data.views."
             )
         kept["split"] = assign_splits(source, kept, films, findings, params, salt, before)
-        check_split(kept, findings)
+        check_split(kept, findings, params.split)
         everything = len(kept) == len(films)  # then there is no need of a copy
         packing = films if everything else films.iloc[kept["stored"]].reset_index(drop=True)
         if salt:  # the shards name films too
@@ -80,7 +81,14 @@ def prepare(
         if len(bad):  # the split is that of the films that are left, as if the others had never been there
             kept = kept[packed.good].reset_index(drop=True)
             kept["split"] = assign_splits(source, kept, films, findings, params, salt, before)
-            check_split(kept, findings)
+            check_split(kept, findings, params.split)
+        same = find_same_images(kept, films, out, packed, params.preprocess.size)
+        if same.images and params.split.same_image == "fail":
+            raise UserError(explain_same_images(same, salt))
+        if same.images and params.split.same_image == "join":
+            kept["group"] = join_patients(source, kept, films, same, params, salt, before)
+            kept["split"] = assign_splits(source, kept, films, findings, params, salt, before)
+            check_split(kept, findings, params.split)
         bad.insert(0, "image_id", _ids(bad, films))
         bad = bad.drop(columns="stored")
         phantom = bool(_ids(kept, films).str.startswith(PHANTOM_PREFIX).any())
@@ -108,6 +116,12 @@ def prepare(
             "patients": len(patients),
             "rows": rows,
             "left_out": reasons.value_counts().sort_index().to_dict(),
+            "same_image": {
+                "images": same.images,
+                "patients": same.patients,
+                "examples": same.examples(salt),
+                "joined": params.split.same_image == "join",
+            },
             "findings": list(findings),
             "size": params.preprocess.size,
             "pixel_mean": mean,
@@ -135,24 +149,96 @@ def assign_splits(
 ) -> pd.Series:
     """Split of each kept row by `split.method`; patients of the accepted split stay where they are.
 
-    The accepted split names patients as it was written: by pseudonym where `salt` is given.
+    Rows of one `group`, if there is such a column (see `join_patients`), go together as if they were one patient's. The
+    accepted split names patients as it was written: by pseudonym where `salt` is given.
 
     Raises:
         UserError: the source has no official split, or a patient would move.
     """
-    if before is not None and salt:
-        written = pseudonymised(kept[["patient_id"]], salt)["patient_id"]
-        known = pd.DataFrame({"patient_id": kept["patient_id"], "split": written.map(before)}).dropna()
-        before = known.drop_duplicates("patient_id").set_index("patient_id")["split"]
+    before = _with_plain_ids(before, kept, salt)
+    people = kept.assign(patient_id=kept["group"]) if "group" in kept else kept
     if params.split.method == "official":
-        named = kept.assign(image_id=_ids(kept, films))
+        named = people.assign(image_id=_ids(kept, films))
         split = split_official(named, source.official(named), params.split)
     elif params.split.method == "hash":
-        split = split_by_hash(kept["patient_id"], params.split)
+        split = split_by_hash(people["patient_id"], params.split)
     else:
-        split = split_stratified(kept, findings, params.split, before)
+        split = split_stratified(people, findings, params.split, before)
     keep_old_patients(kept, split, before)
     return split
+
+
+def _with_plain_ids(before: pd.Series | None, kept: pd.DataFrame, salt: bytes | None) -> pd.Series | None:
+    """The accepted split by the ids of the table."""
+    if before is None or not salt:
+        return before
+    written = pseudonymised(kept[["patient_id"]], salt)["patient_id"]
+    known = pd.DataFrame({"patient_id": kept["patient_id"], "split": written.map(before)}).dropna()
+    return known.drop_duplicates("patient_id").set_index("patient_id")["split"]
+
+
+def find_same_images(
+    kept: pd.DataFrame, films: pd.DataFrame, out: Path, packed: Packed, size: int
+) -> SameImages:
+    """Images that are equal pixel by pixel once prepared, and stand under more than one patient.
+
+    Args:
+        kept: the packed rows in their order: stored, patient_id.
+        films: rows of `ral.data.films.list_films`.
+        out: folder that has the shards.
+        packed: what `ral.data.pack.pack` returned.
+        size: height and width of a prepared image.
+    """
+    shards = [out / "shards" / shard["name"] for shard in packed.shards]
+    content = same_pixels(shards, size, packed.sums)
+    rows = kept.iloc[content.index][["stored", "patient_id"]].assign(content=content.array)
+    return SameImages(shared_images(rows.assign(image_id=_ids(rows, films))))
+
+
+def explain_same_images(same: SameImages, salt: bytes | None) -> str:
+    """The error of `split.same_image: fail`."""
+    lines = [f"  {', '.join(rows)}" for rows in same.examples(salt)]
+    return "\n".join(
+        [
+            f"{same.images} images stand under more than one patient ({same.patients} patients), equal pixel by pixel. "
+            "The first:",
+            *lines,
+            "Correct the patient ids or the files, or set split.same_image to join (such patients go into one split) or "
+            "to warn.",
+        ]
+    )
+
+
+def join_patients(
+    source: Source,
+    kept: pd.DataFrame,
+    films: pd.DataFrame,
+    same: SameImages,
+    params: PreprocessParams,
+    salt: bytes | None,
+    before: pd.Series | None,
+) -> pd.Series:
+    """For each kept row the patient who stands for all that are to be in one split with its own.
+
+    Raises:
+        UserError: the official lists put such patients into two.
+    """
+    known = _with_plain_ids(before, kept, salt)
+    leader = same.groups(None if known is None else known.index)
+    group = kept["patient_id"].map(leader).fillna(kept["patient_id"])
+    if params.split.method == "official":
+        named = kept.loc[kept["patient_id"].isin(leader.index)]
+        lists = (
+            source.official(named.assign(image_id=_ids(named, films))).groupby(group[named.index]).nunique()
+        )
+        apart = lists.index[lists > 1]
+        if len(apart):
+            members = ", ".join(sorted(leader.index[leader == apart[0]]))
+            raise UserError(
+                f"Patients {members} share an image and stand on both official lists, so that split.same_image: join and "
+                "split.method: official exclude each other. Set one of them otherwise."
+            )
+    return group
 
 
 def read_table(

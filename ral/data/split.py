@@ -119,12 +119,13 @@ def keep_old_patients(studies: pd.DataFrame, split: pd.Series, before: pd.Series
         )
 
 
-def check_split(studies: pd.DataFrame, findings: tuple[str, ...]) -> None:
+def check_split(studies: pd.DataFrame, findings: tuple[str, ...], config: SplitConfig) -> None:
     """Check a split before anything is trained on it.
 
     Args:
         studies: patient_id, split and one column per finding.
         findings: columns that are to be learned.
+        config: how the split was made.
 
     Raises:
         UserError: a patient is in two splits, a split is empty, a finding cannot be learned.
@@ -147,10 +148,10 @@ def check_split(studies: pd.DataFrame, findings: tuple[str, ...]) -> None:
             kind = "positive" if not positives else "negative"
             others = int((studies[finding] == (1 if kind == "positive" else 0)).sum())
             elsewhere = f" ({others} are in validation and test)" if others else ""
+            spread = "" if config.method == "stratified" else ", or set split.method to stratified"
             raise UserError(
                 f"{finding} has no {kind} film among the {len(train)} training films{elsewhere}, so it cannot be "
-                "learned. Give more data, list the other findings in data.findings, or set split.method to "
-                "stratified."
+                f"learned. Give more data, or list the other findings in data.findings{spread}."
             )
 
 

@@ -87,17 +87,17 @@ def labelled(splits: list[str], labels: list[float], patients: list[str] | None 
 
 def test_check_accepts_a_good_split_and_refuses_others() -> None:
     good = labelled(["train", "train", "val", "test"], [1, 0, 0, 0])
-    check_split(good, ("Mass",))
+    check_split(good, ("Mass",), CONFIG)
     with pytest.raises(UserError, match="Patient a is in two splits"):
-        check_split(good.assign(patient_id=["a", "b", "c", "a"]), ("Mass",))
+        check_split(good.assign(patient_id=["a", "b", "c", "a"]), ("Mass",), CONFIG)
     with pytest.raises(UserError, match=r"The val split is empty.*4 films of 1 patient"):
-        check_split(labelled(["train"] * 4, [1, 0, 0, 0], ["a"] * 4), ("Mass",))
+        check_split(labelled(["train"] * 4, [1, 0, 0, 0], ["a"] * 4), ("Mass",), CONFIG)
     with pytest.raises(
         UserError, match=r"Mass has no positive film among the 2 training films.*data\.findings"
     ):
-        check_split(good.assign(Mass=[0, 0, 1, 1]), ("Mass",))
+        check_split(good.assign(Mass=[0, 0, 1, 1]), ("Mass",), CONFIG)
     with pytest.raises(UserError, match="Mass has no negative"):
-        check_split(good.assign(Mass=[1, np.nan, 1, 1]), ("Mass",))
+        check_split(good.assign(Mass=[1, np.nan, 1, 1]), ("Mass",), CONFIG)
 
 
 def test_official_validation_is_kept_as_it_is() -> None:
@@ -108,7 +108,7 @@ def test_official_validation_is_kept_as_it_is() -> None:
 
 def test_finding_that_is_only_in_the_test_split_says_so() -> None:
     with pytest.raises(UserError, match=r"Mass has no positive film .* \(2 are in validation and test\)"):
-        check_split(labelled(["train", "train", "val", "test"], [0, 0, 1, 1]), ("Mass",))
+        check_split(labelled(["train", "train", "val", "test"], [0, 0, 1, 1]), ("Mass",), CONFIG)
 
 
 STRATIFIED = SplitConfig(method="stratified", val=0.1, test=0.2, seed=0)
