@@ -1,9 +1,7 @@
-"""Finds the films of a data folder (tar archives or unpacked) and reads them in the order they are stored."""
+"""Finds the films of a data folder (archives or unpacked) and reads them in the order they are stored."""
 
 import hashlib
 import os
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -11,77 +9,81 @@ from typing import IO, Any
 import pandas as pd
 
 from ral.data import npz
+from ral.data.archives import BLOCK, check_size, is_zip, members, naming_damage
 from ral.data.memory import Memory, Stamp
+from ral.data.names import (
+    ARCHIVE_ENDINGS,
+    IMAGE_ENDINGS,
+    check_names,
+    check_root,
+    is_archive,
+    is_image,
+    is_of_images,
+    shown,
+)
 from ral.errors import UserError
 
 COLUMNS = ["image_id", "path", "member", "offset", "bytes", "hash"]
-
-ARCHIVE_ENDINGS = (".tar.gz", ".tgz", ".tar")
-FILM_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-
-# Bytes read at once from an archive.
-BLOCK = 1 << 20
-
-
-class _CountedHash:
-    """A stream that hashes and counts what is read through it, so that listing an archive also names its content."""
-
-    def __init__(self, stream: IO[bytes], progress: Callable[[int], None]) -> None:
-        self._stream, self._progress = stream, progress
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-
-    def read(self, size: int = -1) -> bytes:
-        block = self._stream.read(size)
-        self.digest.update(block)
-        self.bytes += len(block)
-        self._progress(len(block))
-        return block
-
-
-class _Unpacked:
-    """A gzipped stream, unpacked as it is read; checksums are compared. (gzip.GzipFile reads 8 kB at a time.)"""
-
-    def __init__(self, stream: IO[bytes] | _CountedHash) -> None:
-        self._stream, self._unpacker = stream, zlib.decompressobj(wbits=31)
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes; none at the end."""
-        while True:
-            if self._unpacker.eof:  # another gzip member may follow, or zeros
-                block = self._unpacker.unused_data.lstrip(b"\0") or self._stream.read(BLOCK).lstrip(b"\0")
-                if not block:
-                    return b""
-                self._unpacker = zlib.decompressobj(wbits=31)
-            else:
-                block = self._unpacker.unconsumed_tail or self._stream.read(BLOCK)
-                if not block:
-                    raise EOFError("the compressed stream ends too early")
-            content = self._unpacker.decompress(block, size)
-            if content:
-                return content
 
 
 def find_sources(root: Path) -> tuple[list[Path], list[Path]]:
     """Archives and folders below `root` that hold films, each sorted by name.
 
-    Folders are `images/` and, as unpacked one by one, `images_*/` or `images_*/images/`.
+    Folders are `images/` and, as unpacked one by one, `images_*/` or `images_*/images/`; a folder `images*/` without
+    an image but with one folder of images in it stands for that one.
 
     Raises:
         UserError: there are neither.
+        OSError: the folder cannot be read.
     """
-    archives = sorted(
-        path for path in root.glob("images*") if path.name.endswith(ARCHIVE_ENDINGS) and path.is_file()
-    )
-    folders = []
-    for folder in sorted(path for path in root.glob("images*") if path.is_dir()):
-        inner = folder / "images"
-        folders.append(inner if inner.is_dir() else folder)
+    check_root(root)
+    entries = sorted(root.iterdir())
+    check_names(root, [path.name for path in entries if is_of_images(path.name)])
+    archives = [path for path in entries if is_archive(path.name) and path.is_file()]
+    folders = [_image_folder(path) for path in entries if is_of_images(path.name) and path.is_dir()]
     if not archives and not folders:
         raise UserError(
-            f"{root} has no films: neither images*.tar.gz archives nor an images/ folder. Put them there."
+            f"{shown(root)} has no films: neither archives images*.tar.gz, .tgz, .tar or .zip nor a folder images/. "
+            f"{_other_sources(entries)}"
         )
     return archives, folders
+
+
+def _image_folder(folder: Path) -> Path:
+    """The folder itself, or the one in it that has its images."""
+    if (folder / "images").is_dir():
+        return folder / "images"
+    if any(_image_entries(folder)):
+        return folder
+    with os.scandir(folder) as entries:
+        inner = [
+            folder / entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+        ]
+    found = [path for path in inner if any(_image_entries(path))]
+    return found[0] if len(found) == 1 else folder
+
+
+def _image_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """The images of a folder, in no order; links are followed, and a broken one is no image."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_image(entry.name) and (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
+                yield entry
+
+
+def _other_sources(entries: Sequence[Path]) -> str:
+    """What to do in a data folder without films, by what lies there."""
+    near = [path for path in entries if is_of_images(path.name) and not path.name.lower().endswith(".csv")]
+    near += [
+        path
+        for path in entries
+        if path.name.lower().endswith((*ARCHIVE_ENDINGS, ".tar.bz2", ".tar.xz", ".7z", ".rar"))
+    ]
+    if not near:
+        return "Put them there."
+    if near[0].is_symlink() and not near[0].exists():
+        return f"{shown(near[0].name)} is a link to {shown(os.readlink(near[0]))}, which is not there."
+    return f"{shown(near[0].name)} is not read: unpack it there into a folder images/."
 
 
 def list_films(
@@ -97,7 +99,7 @@ def list_films(
     Returns:
         Films in stored order, with columns image_id (the file's name), path (archive or file, relative to
         `root`), member (the name inside the archive, or ""), offset (where the member begins in the unpacked
-        archive, or -1), bytes, and hash (`content_hash`); and, per archive, `{"bytes", "sha256"}`.
+        archive, or in the zip, or -1), bytes, and hash (`content_hash`); and, per archive, `{"bytes", "sha256"}`.
 
     Raises:
         UserError: no films, a broken archive, an unsafe member, the same film twice.
@@ -107,30 +109,74 @@ def list_films(
     parts, hashes = [], {}
     for archive in archives:
         name = archive.relative_to(root).as_posix()
-        members, hashes[name] = list_archive(archive, progress, memory)
-        parts.append(members.assign(path=name))
+        listed, hashes[name] = list_archive(archive, progress, memory)
+        parts.append(listed.assign(path=name))
     loose = [
-        (entry.name, (folder / entry.name).relative_to(root).as_posix())
-        for folder in folders
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-        if entry.name.lower().endswith(FILM_ENDINGS) and entry.is_file()  # a broken link is no film
+        (name, (folder / name).relative_to(root).as_posix()) for folder in folders for name in _images(folder)
     ]
     if loose:
         files = list_files(root, [path for _, path in loose], progress, memory)
         parts.append(files.assign(image_id=[image_id for image_id, _ in loose]))
     films = pd.concat(parts, ignore_index=True)[COLUMNS] if parts else pd.DataFrame(columns=COLUMNS)
+    if films.empty:
+        raise UserError(_no_film(root, [*archives, *folders]))
     twice = films[films["image_id"].duplicated(keep=False)].sort_values("image_id", kind="stable")
     if len(twice):
-        first, second = twice["path"].iloc[0], twice["path"].iloc[1]
+        places = twice["path"].iloc[:2].tolist()
+        if places[0] == places[1]:
+            places = twice["member"].iloc[:2].tolist()
         raise UserError(
-            f"{root}: film {twice['image_id'].iloc[0]} is there twice, in {first} and in {second}. Keep one."
+            f"{shown(root)}: film {shown(twice['image_id'].iloc[0])} is there twice, in {shown(places[0])} and in "
+            f"{shown(places[1])}. Keep one."
         )
     return films, hashes
+
+
+def _images(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in _image_entries(folder))
+    check_names(folder, names)
+    return names
+
+
+def _no_film(root: Path, sources: Sequence[Path]) -> str:
+    """What to say of archives and folders without a single image."""
+    lines = [f"{shown(root)} has no films: none is in {shown(', '.join(path.name for path in sources))}."]
+    for folder in (path for path in sources if path.is_dir()):
+        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        if inside:
+            lines.append(
+                f"{shown(folder)} has {len(inside):,} entries, the first is {shown(inside[0].name)}."
+            )
+    lines.append(f"Images end in {', '.join(IMAGE_ENDINGS)}, and do not begin with a dot.")
+    return " ".join(lines)
 
 
 def content_hash(content: bytes) -> str:
     """Name of a film's content: the first 32 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+def stream_hash(stream: IO[bytes]) -> str:
+    """`content_hash` of what a stream has, of which only a block is in memory."""
+    digest = hashlib.sha256()
+    while block := stream.read(BLOCK):
+        digest.update(block)
+    return digest.hexdigest()[:32]
+
+
+class _CountedHash:
+    """A stream that hashes and counts what is read through it, so that listing an archive also names its content."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+
+    def read(self, size: int, /) -> bytes:
+        block = self._stream.read(size)
+        self.digest.update(block)
+        self.bytes += len(block)
+        return block
 
 
 def list_archive(
@@ -141,12 +187,20 @@ def list_archive(
     if known is not None:
         progress(known[1]["bytes"])
         return known
-    stamp, rows = Stamp.of(archive), []
-    with archive.open("rb") as stream:
-        counted = _CountedHash(stream, progress)
-        for member, content in _members(archive, counted):
-            name = member.name
-            rows.append((PurePosixPath(name).name, name, member.offset, member.size, content_hash(content)))
+    stamp, rows, told = Stamp.of(archive), [], 0
+    with archive.open("rb") as stream, naming_damage(archive):
+        counted = _CountedHash(stream)
+        # A zip's list of members is at its end, so it is read twice; any other archive once.
+        for name, offset, size, content in members(archive, stream if is_zip(archive) else counted):
+            rows.append((PurePosixPath(name).name, name, offset, size, stream_hash(content)))
+            reached = offset if is_zip(archive) else counted.bytes
+            progress(reached - told)
+            told = reached
+        if is_zip(archive):
+            stream.seek(0)
+        while counted.read(BLOCK):
+            pass
+    progress(counted.bytes - told)
     films = pd.DataFrame(rows, columns=["image_id", "member", "offset", "bytes", "hash"])
     facts = {"bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
     memory.keep_archive(archive, stamp, films, facts)
@@ -159,13 +213,19 @@ def list_files(
     """Single films by their paths relative to `root`, in that order: all columns of `list_films` but image_id.
 
     Raises:
+        UserError: one is larger than an image can be.
         OSError: one is missing or cannot be read.
     """
     known = memory.films(root)
     stamps, hashes = [], []
     for path in paths:
         stamp = Stamp.of(root / path)
-        hashes.append(known.get((path, stamp)) or content_hash((root / path).read_bytes()))
+        check_size(f"Film {shown(root / path)}", stamp.size)
+        digest = known.get((path, stamp))
+        if digest is None:
+            with (root / path).open("rb") as stream:
+                digest = stream_hash(stream)
+        hashes.append(digest)
         stamps.append(stamp)
         progress(stamp.size)
     if paths:
@@ -179,9 +239,7 @@ def total_bytes(root: Path) -> int:
     """Bytes that `list_films` reads or counts, for its progress."""
     archives, folders = find_sources(root)
     size = sum(path.stat().st_size for path in archives)
-    return size + sum(
-        entry.stat().st_size for folder in folders for entry in os.scandir(folder) if entry.is_file()
-    )
+    return size + sum(entry.stat().st_size for folder in folders for entry in _image_entries(folder))
 
 
 def add_content(
@@ -208,8 +266,8 @@ def add_content(
 def read_films(root: Path, films: pd.DataFrame) -> Iterator[bytes]:
     """Yield the content of films of one archive, or of single files, in stored order.
 
-    An archive is read once, from the first of these films to the last: a plain one begins there, a gzipped one is
-    unpacked up to there.
+    An archive is read once, from the first of these films to the last: a plain tar begins there, a gzipped one is
+    unpacked up to there, and a zip is read at these films only.
 
     Args:
         root: the data folder.
@@ -218,77 +276,47 @@ def read_films(root: Path, films: pd.DataFrame) -> Iterator[bytes]:
     Raises:
         UserError: a film has changed or gone since it was listed, or the archive is broken or has an unsafe member.
     """
+    path = films["path"].iloc[0]
     if not films["member"].iloc[0]:
         for path, digest in zip(films["path"].tolist(), films["hash"].tolist(), strict=True):
-            try:
-                content = (root / path).read_bytes()
-            except FileNotFoundError:
-                raise UserError(f"Film {root / path} has gone. Run validate again: dvc repro.") from None
-            yield _checked(content, digest, f"Film {root / path}")
-        return
-    archive = root / films["path"].iloc[0]
-    if archive.suffix == ".npz":
-        yield from npz.read_films(archive, films["member"].tolist())
-        return
-    wanted = iter(zip(films["member"], films["hash"], strict=True))
-    member, digest = next(wanted)
-    with archive.open("rb") as stream:
-        for found, content in _members(archive, stream, int(films["offset"].iloc[0])):
-            if found.name == member:
-                yield _checked(content, digest, f"Film {PurePosixPath(member).name} in {archive}")
-                try:
-                    member, digest = next(wanted)
-                except StopIteration:
-                    return
-    raise UserError(f"{archive}: film {PurePosixPath(member).name} has gone. Run validate again: dvc repro.")
+            yield _checked(read_file(root / path), digest, f"Film {shown(root / path)}")
+    elif path.endswith(".npz"):
+        yield from npz.read_films(root / path, films["member"].tolist())
+    else:
+        yield from _read_archive(root / path, films)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a film that lies there as a single file.
+
+    Raises:
+        UserError: it has gone, or is larger than an image can be.
+        OSError: it cannot be read.
+    """
+    try:
+        check_size(f"Film {shown(path)}", path.stat().st_size)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"Film {shown(path)} has gone. Run validate again: dvc repro.") from None
+
+
+def _read_archive(archive: Path, films: pd.DataFrame) -> Iterator[bytes]:
+    try:
+        stream = archive.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{shown(archive)} has gone. Run validate again: dvc repro.") from None
+    with stream, naming_damage(archive):
+        found = members(archive, stream, films["offset"].tolist())
+        for name, digest in zip(films["member"].tolist(), films["hash"].tolist(), strict=True):
+            member = next(found, None)
+            film = shown(PurePosixPath(name).name)
+            if member is None or member.name != name:
+                raise UserError(f"{shown(archive)}: film {film} has gone. Run validate again: dvc repro.")
+            content = member.stream.read(member.size)
+            yield _checked(content, digest, f"Film {film} in {shown(archive)}")
 
 
 def _checked(content: bytes, digest: str, name: str) -> bytes:
     if content_hash(content) != digest:
         raise UserError(f"{name} is not what it was when it was validated. Run validate again: dvc repro.")
     return content
-
-
-def _members(
-    archive: Path, stream: IO[bytes] | _CountedHash, start: int = 0
-) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Yield the films of an archive and their content, in order and from a member that begins at `start`.
-
-    What a well-made archive of films does not hold is refused.
-    """
-    plain = archive.name.endswith(".tar")
-    packed = stream if plain else _Unpacked(stream)
-    try:
-        if plain and start:
-            stream.seek(start)  # type: ignore[union-attr]
-        elif start:
-            skipped = 0
-            while skipped < start:
-                skipped += (
-                    len(packed.read(min(BLOCK, start - skipped))) or start
-                )  # the archive has become shorter
-        with tarfile.open(fileobj=packed, mode="r|", bufsize=BLOCK) as tar:  # type: ignore[call-overload]
-            for member in tar:
-                parts = PurePosixPath(member.name).parts
-                if member.name.startswith("/") or ".." in parts:
-                    raise UserError(
-                        f"{archive}: member `{member.name}` points outside the archive. "
-                        "Do not use this archive: get it again from its owner."
-                    )
-                if member.isdir():
-                    continue
-                if not member.isfile():
-                    raise UserError(
-                        f"{archive}: member `{member.name}` is a link or device, not a film. "
-                        "Do not use this archive: get it again from its owner."
-                    )
-                if member.name.lower().endswith(FILM_ENDINGS):
-                    content = tar.extractfile(member)
-                    assert content is not None  # it is so of links and folders only
-                    yield member, content.read()
-        while packed.read(BLOCK):  # gzip compares its checksum at the very end, behind the archive's own
-            pass
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise UserError(f"{archive} is truncated or damaged ({error}). Download it again.") from None

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ral.data.films import ARCHIVE_ENDINGS, FILM_ENDINGS, list_archive, list_files
+from ral.data.films import list_archive, list_files
 from ral.data.memory import Memory
+from ral.data.names import check_names, check_root, is_archive, is_image, shown
 from ral.errors import UserError
 
 
@@ -30,7 +31,8 @@ def read_manifest(
         No time and no absolute path is in it.
 
     Raises:
-        UserError: the folder is missing or holds nothing, or an archive of films is damaged.
+        UserError: the folder is missing or holds nothing, a name is not UTF-8, an archive of films is damaged, or an
+            image larger than one can be.
         OSError: a file or folder cannot be read.
     """
     memory = memory or Memory(None)
@@ -38,15 +40,17 @@ def read_manifest(
     for folder, names in walk(root):
         for name in names:
             path = (folder / name).relative_to(root).as_posix()
-            if name.lower().endswith(FILM_ENDINGS):
+            if is_image(name):
                 loose.append(path)
+            elif folder == root and is_archive(name):  # read through once, for its films and its hash
+                files[path] = list_archive(root / path, progress, memory)[1]
             else:
                 files[path] = _file(root / path, progress, memory)
     films = list_files(root, loose, progress, memory)
     places = [path.rpartition("/")[0] or "." for path in loose]
     folders = {str(place): _folder(rows) for place, rows in films.groupby(np.array(places, object))}
     if not files and not folders:
-        raise UserError(f"{root} holds no files. Put the data there, or correct data.root.")
+        raise UserError(f"{shown(root)} holds no files. Put the data there, or correct data.root.")
     return {"files": files, "folders": folders}
 
 
@@ -56,14 +60,13 @@ def manifest_bytes(root: Path) -> int:
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below `root` with the names of their files, both sorted.
+    """Folders below `root` with the names of their files, both sorted. Pipes, devices and broken links are no files.
 
     Raises:
-        UserError: `root` is missing.
+        UserError: `root` is missing, or a name is not UTF-8.
         OSError: a folder cannot be read.
     """
-    if not root.is_dir():
-        raise UserError(f"The data folder {root} does not exist. Correct data.root.")
+    check_root(root)
 
     def fail(error: OSError) -> None:
         raise error
@@ -71,18 +74,17 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     seen: set[str] = set()
     for here, folders, names in os.walk(root, onerror=fail, followlinks=True):
         real = os.path.realpath(here)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            seen.add(real)
-            yield (
-                Path(here),
-                sorted(n for n in names if not n.startswith(".") and os.path.isfile(os.path.join(here, n))),
-            )
+        if real in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = sorted(n for n in names if not n.startswith(".") and os.path.isfile(os.path.join(here, n)))
+        check_names(Path(here), [*folders, *names])
+        yield Path(here), names
 
 
 def _file(path: Path, progress: Callable[[int], None], memory: Memory) -> dict[str, Any]:
-    if path.name.startswith("images") and path.name.endswith(ARCHIVE_ENDINGS):
-        return list_archive(path, progress, memory)[1]  # read through once, for its films and its hash
     size = path.stat().st_size
     digest = memory.sha256(path)
     progress(size)

@@ -18,6 +18,9 @@ from ral.files import sha256 as file_sha256
 # A file that changed less than this many seconds before it was read may change again under the same time stamp.
 SETTLED = 2.0
 
+# Goes up when an archive is listed by other rules, so that what was listed by the old ones is listed again.
+LISTING = 2
+
 
 class Stamp(NamedTuple):
     """What changes when a file is replaced or written to."""
@@ -54,7 +57,8 @@ class Memory:
         if table is None:
             return None
         facts = json.loads(table.schema.metadata[b"facts"])
-        if facts.pop("stamp") != list(Stamp.of(path)):
+        # The file may have been hashed only: as one that is no archive.
+        if facts.pop("listing", None) != LISTING or facts.pop("stamp") != list(Stamp.of(path)):
             return None
         return table.replace_schema_metadata().to_pandas(), facts
 
@@ -68,7 +72,8 @@ class Memory:
             facts: its size and hash.
         """
         if stamp.settled and stamp == Stamp.of(path):
-            self._write(path, pa.Table.from_pandas(films, preserve_index=False), facts | {"stamp": stamp})
+            kept = facts | {"stamp": stamp, "listing": LISTING}
+            self._write(path, pa.Table.from_pandas(films, preserve_index=False), kept)
 
     def sha256(self, path: Path) -> str:
         """SHA-256 of a file that is no film; read only if it has changed since the last time."""

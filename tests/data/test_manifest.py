@@ -76,7 +76,7 @@ def test_unchanged_files_are_not_read_again(
     def refuse(_: object) -> str:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(films, "content_hash", refuse)
+    monkeypatch.setattr(films, "stream_hash", refuse)
     monkeypatch.setattr(memory, "file_sha256", refuse)
     assert read(phantom_copy, known) == before
     assert len(films.list_films(phantom_copy, lambda _: None, known)[0]) == 400
