@@ -1,5 +1,6 @@
 """The phantom data set: its bytes, its layout, its statistics, and that each sign shows on a film."""
 
+import gzip
 import io
 import tarfile
 from dataclasses import replace
@@ -14,8 +15,18 @@ from PIL import Image
 from ral.config.data import PhantomConfig
 from ral.data.phantom.archive import write_phantom
 from ral.data.phantom.film import mark_corner, phantom_mark
-from ral.data.phantom.population import FINDINGS, PREVALENCES, TEST_SHARE, Film, correlations, draw_population
+from ral.data.phantom.population import (
+    FINDINGS,
+    PREVALENCES,
+    TEST_SHARE,
+    Film,
+    correlation_root,
+    correlations,
+    draw_population,
+)
+from ral.data.phantom.portable import Random, cosine, decay, direction, enlarge, rotation
 from ral.data.phantom.signs import PAINT, RESHAPE, draw_film
+from ral.data.phantom.stored import Gzip, png
 from ral.labels import NIH_FINDINGS, PHANTOM_PREFIX
 
 FILES = {"Data_Entry_2017.csv", "images_001.tar.gz", "train_val_list.txt", "test_list.txt", "README.txt"}
@@ -126,6 +137,64 @@ def test_readme_says_phantom(folder: Path) -> None:
     assert "no clinical meaning" in text
 
 
+# --- arithmetic and files without a library's help
+
+
+def test_cosine_decay_and_direction_are_near_the_true_ones() -> None:
+    turns = np.linspace(-3, 3, 10001)
+    assert np.abs(cosine(turns) - np.cos(2 * np.pi * turns)).max() < 0.0011
+    values = np.linspace(0, 20, 10001)
+    assert -0.018 < (decay(values) - np.exp(-values)).min() <= (decay(values) - np.exp(-values)).max() <= 0
+    across, down = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
+    off = direction(across, down) - turns
+    assert np.abs(off - np.rint(off)).max() < 0.0023
+    assert rotation(1 / 12) == pytest.approx((3**0.5 / 2, 0.5), abs=0.0011)
+
+
+def test_normal_numbers_are_nearly_normal() -> None:
+    drawn = Random(1).normals(2, 200_000).astype(np.float64)
+    assert np.array_equal(drawn * 256, np.rint(drawn * 256))
+    assert drawn.mean() == pytest.approx(0, abs=0.005)
+    assert drawn.std() == pytest.approx(1, abs=0.005)
+    assert (drawn**4).mean() == pytest.approx(2.9, abs=0.05)
+    for limit, beyond in ((1, 0.317), (2, 0.0455), (3, 0.0027)):
+        assert (np.abs(drawn) > limit).mean() == pytest.approx(beyond, rel=0.3)
+    assert abs(np.corrcoef(drawn)[0, 1]) < 0.01
+
+
+def test_random_numbers_of_patient_film_and_sign_differ() -> None:
+    """Zeros at the end of a seed count for nothing, so that no seed may end in one that means something."""
+    seeds = [(1, 7), (1, 7, 1), (1, 7, 2), (1, 7, 1, 1), (1, 7, 1, 2)]
+    assert len({Random(*seed).uniform() for seed in seeds}) == len(seeds)
+
+
+@pytest.mark.parametrize(("cells", "size"), [(3, 96), (12, 48), (40, 96)])
+def test_enlarging_is_cubic_interpolation(cells: int, size: int) -> None:
+    values = Random(1).normals(cells, cells)
+    peer = Image.fromarray(values).resize((size, size), Image.Resampling.BICUBIC)
+    # Near the borders Pillow gives more weight to what is inside.
+    inner = slice(2 * size // cells, -2 * size // cells)
+    assert np.abs(enlarge(values, size) - np.asarray(peer))[inner, inner].max(initial=0) < 1e-5
+    assert enlarge(np.ones((cells, cells), np.float32), size) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (48, 200), (300, 300)])
+def test_png_is_read_as_it_was_written(shape: tuple[int, int]) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    with Image.open(io.BytesIO(png(gray))) as image:
+        image.verify()
+    with Image.open(io.BytesIO(png(gray))) as image:
+        assert np.array_equal(np.asarray(image), gray)
+
+
+def test_gzip_is_read_as_it_was_written(tmp_path: Path) -> None:
+    parts = [b"", b"a", bytes(range(256)) * 1000, b"z" * 65535]
+    with (tmp_path / "a.gz").open("wb") as stream, Gzip(stream) as packed:
+        for part in parts:
+            packed.write(part)
+    assert gzip.decompress((tmp_path / "a.gz").read_bytes()) == b"".join(parts)
+
+
 # --- the population
 
 
@@ -133,6 +202,7 @@ def test_correlations_can_be_sampled() -> None:
     matrix = correlations()
     assert np.array_equal(matrix, matrix.T)
     assert np.linalg.eigvalsh(matrix).min() > 0
+    assert np.allclose(correlation_root(), np.linalg.cholesky(matrix), atol=1e-12)
 
 
 def test_prevalences_follow_nih_and_the_floor(films: list[Film]) -> None:

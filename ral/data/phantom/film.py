@@ -1,21 +1,20 @@
 """A drawn chest without findings: its proportions, its anatomy in layers, and the finishing of the film.
 
 Coordinates run from -1 to 1 over the film: x to the image's right (the patient's left), y downwards.
-Brightness is 0 for air and about 1 for bone. The signs of findings (`signs`) change the proportions before
-`Canvas` draws them, or paint on the canvas afterwards.
+Brightness is 0 for air and about 1 for bone; angles are in turns. The signs of findings (`signs`) change the
+proportions before `Canvas` draws them, or paint on the canvas afterwards. Every operation here is one whose result is
+the same on every processor (`portable`).
 """
 
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-# float32 throughout: half the time of float64.
-Plane = NDArray[Any]
+from ral.data.phantom.portable import Plane, Random, cosine, decay, direction, enlarge, rotation
 
 # Brightness that opaque tissue approaches.
 OPAQUE = 0.92
@@ -66,26 +65,24 @@ class Chest:
         return self.base[side] + self.dome * off * off
 
 
-def chest_of_patient(rng: np.random.Generator) -> Chest:
+def chest_of_patient(rng: Random) -> Chest:
     """Proportions that a patient keeps from film to film."""
     chest = Chest()
     chest.wall *= rng.normal(1, 0.035)
     chest.apex += rng.normal(0, 0.02)
-    chest.base = [
-        base + shift for base, shift in zip(chest.base, rng.normal(0, 0.02, 2).tolist(), strict=True)
-    ]
+    chest.base = [base + rng.normal(0, 0.02) for base in chest.base]
     chest.dome *= rng.uniform(0.8, 1.2)
     chest.heart *= rng.normal(1, 0.05)
     chest.mediastinum *= rng.normal(1, 0.08)
     chest.spacing *= rng.normal(1, 0.06)
-    chest.rib_phase = rng.uniform(0, 1)
+    chest.rib_phase = rng.uniform()
     chest.bone *= rng.uniform(0.6, 1.3)
     chest.vessels *= rng.uniform(0.8, 1.2)
     chest.shoulders = rng.normal(0, 0.025)
     return chest
 
 
-def breathe(chest: Chest, antero_posterior: bool, rng: np.random.Generator) -> None:
+def breathe(chest: Chest, antero_posterior: bool, rng: Random) -> None:
     """Change a patient's chest to that of one film: how deep the breath was, and how it was projected.
 
     A film taken from the front (AP, mostly lying) widens heart and mediastinum and raises the diaphragm.
@@ -102,12 +99,12 @@ def breathe(chest: Chest, antero_posterior: bool, rng: np.random.Generator) -> N
 class Canvas:
     """A film being drawn: planes of `size` x `size` values that the layers and signs read and paint on."""
 
-    def __init__(self, size: int, rng: np.random.Generator) -> None:
+    def __init__(self, size: int, rng: Random) -> None:
         """Place the film's coordinates: each film is a little turned, shifted and scaled."""
         across, down = _grid(size)
-        angle, scale = rng.normal(0, 0.03), rng.normal(1.0, 0.025)
+        (cos, sin), scale = rotation(rng.normal(0, 0.005)), rng.normal(1.0, 0.025)
         shift_x, shift_y = rng.normal(0, 0.025), rng.normal(0, 0.025)
-        cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+        cos, sin = cos * scale, sin * scale
         self.size = size
         self.x: Plane = cos * across - sin * down + shift_x
         self.y: Plane = sin * across + cos * down + shift_y
@@ -135,7 +132,7 @@ class Canvas:
     def soft_spot(self, x: float, y: float, width: float, height: float) -> Plane:
         """A bell around a point, 1 in its middle."""
         across, down = (self.x - x) / width, (self.y - y) / height
-        return np.exp(-0.5 * (across * across + down * down))
+        return decay(0.5 * (across * across + down * down))
 
     def disc(self, x: float, y: float, radius: float, squash: float = 1.0) -> Plane:
         """Distance inside an upright ellipse around a point, negative outside."""
@@ -144,14 +141,14 @@ class Canvas:
 
     def line(self, x: float, y: float, angle: float, length: float, width: float) -> Plane:
         """A straight stroke with soft ends that starts at a point; the angle turns from right to down."""
-        cos, sin = math.cos(angle), math.sin(angle)
+        cos, sin = rotation(angle)
         across, down = self.x - x, self.y - y
         along, off = cos * across + sin * down, (cos * down - sin * across) / width
-        return np.exp(-0.5 * off * off) * edge(along) * edge(length - along)
+        return decay(0.5 * off * off) * edge(along) * edge(length - along)
 
-    def mottle(self, cells: int, rng: np.random.Generator) -> Plane:
+    def mottle(self, cells: int, rng: Random) -> Plane:
         """Smooth noise of about `cells` x `cells` bumps, standard normal before smoothing."""
-        return enlarge(rng.standard_normal((cells, cells), np.float32), self.size)
+        return enlarge(rng.normals(cells, cells), self.size)
 
 
 def edge(inward: Plane, width: float = _EDGE) -> Plane:
@@ -167,12 +164,7 @@ def distance(across: Plane, down: Plane) -> Plane:
     return np.sqrt(across * across + down * down)
 
 
-def enlarge(values: Plane, size: int) -> Plane:
-    """Resize a small square to the film's size, smoothly."""
-    return np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.BICUBIC))
-
-
-def draw_chest(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
+def draw_chest(canvas: Canvas, chest: Chest, rng: Random) -> None:
     """Draw the anatomy, from the skin to the bones, and set the canvas's masks."""
     _draw_body(canvas, chest)
     _draw_lungs(canvas, chest, rng)
@@ -180,19 +172,19 @@ def draw_chest(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     _draw_bones(canvas, chest)
     # The stomach's bubble of air, below the left diaphragm.
     x, depth, radius = rng.uniform(0.22, 0.42), rng.uniform(0.13, 0.18), rng.uniform(0.05, 0.09)
-    if rng.random() < 0.5:
+    if rng.uniform() < 0.5:
         canvas.cover(0.5 * edge(canvas.disc(x, chest.base[1] + depth, radius, 0.6), 0.06), 0.3)
 
 
 def _draw_body(canvas: Canvas, chest: Chest) -> None:
     """Soft tissue: a torso with sloping shoulders and a neck, denser below the diaphragm."""
     shoulder = np.clip(0.93 - chest.shoulders + canvas.y, 0, 0.4)
-    width = 0.27 + (chest.wall - 0.08) / 0.4**0.5 * np.sqrt(shoulder)
+    width = 0.27 + (chest.wall - 0.08) / math.sqrt(0.4) * np.sqrt(shoulder)
     canvas.image = 0.03 + 0.5 * edge(width - canvas.t, 0.08)
     canvas.image += 0.17 * edge(canvas.y - 0.5, 0.5) * (canvas.image > 0.3)
 
 
-def _draw_lungs(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
+def _draw_lungs(canvas: Canvas, chest: Chest, rng: Random) -> None:
     """The two lung fields with their vessels; sets the canvas's masks."""
     canvas.inside = chest.wall_at(canvas.y) - canvas.t
     dome = np.where(canvas.on_right, chest.dome_at(canvas.t, 1), chest.dome_at(canvas.t, 0))
@@ -205,14 +197,14 @@ def _draw_lungs(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     # Streaks that run out from the hila, and fork as they do.
     across, down = canvas.t - 0.16, canvas.y - HILUM_Y
     far = distance(across, down)
-    angle = np.arctan2(down, across + 0.02)
-    left, right = rng.uniform(0, 6), rng.uniform(0, 6)
-    angle += np.where(canvas.on_right, right, left)
-    trunk = np.cos(7 * angle + 3 * far)
-    twig = np.cos(15 * angle - 5 * far)
-    streaks = np.where(far < 0.22, trunk, np.maximum(trunk, twig)).clip(0, 1) ** 2
-    hilum = np.exp(-12 * (across * across + 0.5 * down * down))
-    fade = np.exp(-2.4 * far)
+    left, right = rng.uniform(), rng.uniform()
+    angle = direction(across + 0.02, down) + np.where(canvas.on_right, np.float32(right), np.float32(left))
+    trunk = cosine(7 * angle + 0.48 * far)
+    twig = cosine(15 * angle - 0.8 * far)
+    streaks = np.maximum(np.where(far < 0.22, trunk, np.maximum(trunk, twig)), 0)
+    streaks *= streaks
+    hilum = decay(12 * (across * across + 0.5 * down * down))
+    fade = decay(2.4 * far)
     canvas.markings = (
         chest.vessels * canvas.lung * (0.7 * streaks * fade * edge(far - 0.07, 0.14) + 0.55 * hilum)
     )
@@ -228,7 +220,7 @@ def _draw_mediastinum(canvas: Canvas, chest: Chest) -> None:
     heart_y = chest.base[1] - 0.13
     across = canvas.x - 0.45 * chest.heart - 0.3 * (canvas.y - heart_y)
     # A large heart grows less in height than in width.
-    height = 0.27 * (chest.heart / 0.29) ** 0.4
+    height = 0.27 * (0.65 + 0.35 * chest.heart / 0.29)
     down = (canvas.y - heart_y) * (chest.heart / height)
     heart = chest.heart - distance(across, down)
     solid = edge(np.maximum(np.maximum(band, knob), heart), 0.05)
@@ -241,38 +233,40 @@ def _draw_bones(canvas: Canvas, chest: Chest) -> None:
     """Ribs as curved bands, clavicles, and the spine with its discs."""
     t, y = canvas.t, canvas.y
     thorax = edge(canvas.inside + 0.05, 0.06) * edge(y - chest.apex - 0.02, 0.1)
-    turn = 2 * math.pi / chest.spacing
-    phase = 2 * math.pi * chest.rib_phase
+    turns = 1 / chest.spacing
+    off = t - 0.22
     # From behind, the ribs arch up and then fall outwards; in front they fall towards the midline.
-    behind = np.cos(turn * (y - 0.75 * (t - 0.22) ** 2) + phase)
-    front = np.cos(turn * 0.9 * (y + 0.5 * t) + phase)
+    behind = cosine(turns * (y - 0.75 * off * off) + chest.rib_phase)
+    front = cosine(0.9 * turns * (y + 0.5 * t) + chest.rib_phase)
     ribs = edge(behind - 0.25, 0.9) * edge(t - 0.1) + 0.6 * edge(front - 0.4, 0.8) * edge(t - 0.3, 0.2)
     # Below the diaphragm they drown in the belly's density.
     canvas.image += chest.bone * ribs * thorax * edge(0.45 - y, 0.7)
-    rise = chest.shoulders - 0.52 - 0.12 * np.sin(3.5 * t - 0.9)
+    rise = chest.shoulders - 0.52 - 0.12 * cosine(0.557 * t - 0.393)
     clavicle = edge(0.032 - np.abs(y - rise)) * edge(t - 0.1) * edge(0.85 - t)
     canvas.image += 1.5 * chest.bone * clavicle
-    discs = 0.03 * np.cos(turn * 1.3 * y)
+    discs = 0.03 * cosine(1.3 * turns * y)
     canvas.image += edge(0.08 - t) * (0.06 + discs)
 
 
-def draw_wires(canvas: Canvas, rng: np.random.Generator) -> None:
+def draw_wires(canvas: Canvas, rng: Random) -> None:
     """What a bedridden patient often has on the film: a tube in the trachea, or the wire of an electrode."""
-    tube, wire = rng.random(), rng.random()
-    x, y, angle = rng.uniform(-0.6, 0.6), rng.uniform(-0.5, 0.3), rng.uniform(0, math.pi)
+    tube, wire = rng.uniform(), rng.uniform()
+    x, y, angle = rng.uniform(-0.6, 0.6), rng.uniform(-0.5, 0.3), rng.uniform(0, 0.5)
     if tube < 0.4:
-        canvas.cover(0.6 * canvas.line(0.0, -1.1, math.pi / 2 - 0.02, 0.9, 0.014))
+        canvas.cover(0.6 * canvas.line(0.0, -1.1, 0.247, 0.9, 0.014))
     if wire < 0.4:
         canvas.cover(0.55 * canvas.line(x, y, angle, 1.2, 0.012))
         canvas.cover(0.8 * edge(canvas.disc(x, y, 0.03)))
 
 
-def develop(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
+def develop(canvas: Canvas, rng: Random) -> NDArray[np.uint8]:
     """Expose the film, add the grain and burn in the word PHANTOM; returns 8-bit gray values."""
-    gain, gamma, grain = rng.normal(1.02, 0.06), rng.normal(1.0, 0.1), rng.uniform(0.012, 0.028)
+    gain, bend, grain = rng.normal(1.02, 0.06), rng.normal(0, 0.14), rng.uniform(0.012, 0.028)
     uneven = canvas.mottle(3, rng) * 0.015
-    noise = rng.standard_normal(canvas.image.shape, np.float32) * grain
-    exposed = np.clip(canvas.image + uneven, 0, 1.2) ** gamma * gain + noise
+    noise = rng.normals(canvas.size, canvas.size) * grain
+    bright = np.clip(canvas.image + uneven, 0, 1.2)
+    # The film's curve: lighter (bend above 0) or darker in the middle.
+    exposed = bright * (1 + bend * (1 - bright)) * gain + noise
     gray = (np.clip(exposed, 0, 1) * 255).astype(np.uint8)
     mark = phantom_mark(canvas.size)
     top, left = mark_corner(canvas.size)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ral.config.data import PhantomConfig
+from ral.data.phantom.portable import Random
 from ral.labels import PHANTOM_PREFIX
 
 # The columns of the copula, alphabetical as NIH joins its labels; the last, the AP view, is no finding.
@@ -61,15 +62,8 @@ _LOWER = (
     (0.15, 0.04, 0.32, 0.53, 0.16, 0.00, -0.27, -0.23, 0.22, -0.02, -0.08, -0.14, 0.16, -0.05),
 )
 
-# Share of the latent variance that a patient's films have in common. With 0.5 a finding is on its patient's
-# next film too in 15 to 45 % of cases; NIH has 13 % (Pneumonia) to 56 % (Pneumothorax). More would leave the
-# tail findings of a small data set to very few patients.
-_PATIENT_VARIANCE = 0.5
-
-# Share of NIH's patients with 1, 2, ... 12 films; whoever has more counts as 12.
-_FILMS_PER_PATIENT = np.array(
-    [0.568, 0.134, 0.068, 0.043, 0.030, 0.026, 0.020, 0.016, 0.013, 0.010, 0.009, 0.063]
-)
+# Thousandths of NIH's patients with 1, 2, ... 12 films; whoever has more counts as 12.
+_FILMS_PER_PATIENT = np.array([568, 134, 68, 43, 30, 26, 20, 16, 13, 10, 9, 63])
 _MALE = 0.565
 _AGE_MEAN, _AGE_SD = 46.6, 16.6
 _YOUNGEST, _OLDEST = 1, 95
@@ -110,7 +104,7 @@ class Film:
 
 def draw_population(config: PhantomConfig) -> list[Film]:
     """Draw the table of `config.films` films, in the order of patient and follow-up."""
-    rng = np.random.default_rng(config.seed)
+    rng = Random(config.seed)
     owner = _draw_owners(config.films, rng)
     prevalences = np.append(np.maximum(PREVALENCES[:-1], config.floor), PREVALENCES[-1])
     labels = _draw_labels(owner, prevalences, rng)
@@ -132,25 +126,45 @@ def correlations() -> NDArray[np.float64]:
     return matrix
 
 
-def _draw_owners(films: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def correlation_root() -> NDArray[np.float64]:
+    """The lower triangle whose product with its own transpose is `correlations` (Cholesky, without a matrix library)."""
+    rest, root = correlations(), np.zeros((len(COLUMNS), len(COLUMNS)))
+    for i in range(len(COLUMNS)):
+        root[i:, i] = rest[i:, i] / np.sqrt(rest[i, i])
+        rest -= root[:, i : i + 1] * root[:, i]
+    return root
+
+
+def _draw_latent(rows: int, rng: Random) -> NDArray[np.float64]:
+    """Normal numbers [rows, COLUMNS] with those correlations; added up one by one, for the order matters."""
+    root, drawn = correlation_root(), rng.normals(len(COLUMNS), rows).astype(np.float64)
+    latent = np.zeros((rows, len(COLUMNS)))
+    for i in range(len(COLUMNS)):
+        for j in range(i + 1):
+            latent[:, i] += root[i, j] * drawn[j]
+    return latent
+
+
+def _draw_owners(films: int, rng: Random) -> NDArray[np.int64]:
     """Patient (from 0, ascending) of each film; the last patient may be cut short."""
-    shares = _FILMS_PER_PATIENT / _FILMS_PER_PATIENT.sum()
-    counts = rng.choice(np.arange(1, len(shares) + 1), size=films, p=shares)
+    ends = np.cumsum(_FILMS_PER_PATIENT)
+    counts = 1 + np.searchsorted(ends, rng.many_below(int(ends[-1]), films), side="right")
     return np.repeat(np.arange(films), counts)[:films]
 
 
 def _draw_labels(
-    owner: NDArray[np.int64], prevalences: NDArray[np.float64], rng: np.random.Generator
+    owner: NDArray[np.int64], prevalences: NDArray[np.float64], rng: Random
 ) -> NDArray[np.bool_]:
     """Which film (row) has which of COLUMNS, from a Gaussian copula over patients and films.
 
     A column is thresholded at its own empirical quantile, so that its prevalence is met exactly: with a fixed
     threshold a tail finding would vanish from a small data set by bad luck.
+
+    A patient's films have half of the variance in common. So a finding is on its patient's next film too in 15 to 45 %
+    of cases; NIH has 13 % (Pneumonia) to 56 % (Pneumothorax). More would leave the tail findings of a small data set to
+    very few patients.
     """
-    root = np.linalg.cholesky(correlations()).T
-    of_patient = rng.standard_normal((owner[-1] + 1, len(COLUMNS))) @ root
-    of_film = rng.standard_normal((len(owner), len(COLUMNS))) @ root
-    latent = np.sqrt(_PATIENT_VARIANCE) * of_patient[owner] + np.sqrt(1 - _PATIENT_VARIANCE) * of_film
+    latent = _draw_latent(int(owner[-1]) + 1, rng)[owner] + _draw_latent(len(owner), rng)
     labels = np.zeros(latent.shape, dtype=bool)
     for column, prevalence in enumerate(prevalences):
         ranked = np.argsort(-latent[:, column], kind="stable")
@@ -164,7 +178,7 @@ def _draw_labels(
 
 
 def _draw_test_patients(
-    owner: NDArray[np.int64], labels: NDArray[np.bool_], rng: np.random.Generator
+    owner: NDArray[np.int64], labels: NDArray[np.bool_], rng: Random
 ) -> NDArray[np.bool_]:
     """Which patients are on the test list.
 
@@ -172,7 +186,7 @@ def _draw_test_patients(
     column comes nearest to having TEST_SHARE of its positive films there.
     """
     films = np.bincount(owner)
-    positives = np.zeros((len(films), labels.shape[1]))
+    positives = np.zeros((len(films), labels.shape[1]), np.int64)
     np.add.at(positives, owner, labels)
     totals = positives.sum(axis=0)
     best, least = np.zeros(len(films), dtype=bool), np.inf
@@ -186,13 +200,11 @@ def _draw_test_patients(
     return best
 
 
-def _draw_people(
-    films: NDArray[np.int64], rng: np.random.Generator
-) -> Iterator[tuple[Literal["M", "F"], int, int]]:
+def _draw_people(films: NDArray[np.int64], rng: Random) -> Iterator[tuple[Literal["M", "F"], int, int]]:
     """Sex, age and follow-up number of each film of patients with so many films; ages never fall."""
     for count in films:
-        sex: Literal["M", "F"] = "M" if rng.random() < _MALE else "F"
+        sex: Literal["M", "F"] = "M" if rng.uniform() < _MALE else "F"
         age = rng.normal(_AGE_MEAN, _AGE_SD)
-        birthdays = np.cumsum(rng.random(count) < _BIRTHDAY)
-        for follow_up, later in enumerate(birthdays):
-            yield sex, int(np.clip(round(age + later), _YOUNGEST, _OLDEST)), follow_up
+        for follow_up in range(count):
+            age += rng.uniform() < _BIRTHDAY
+            yield sex, min(max(round(age), _YOUNGEST), _OLDEST), follow_up

@@ -5,7 +5,6 @@ proportions of the chest before that is drawn (RESHAPE), paint on the canvas aft
 sign draws its chances from a generator of its own: adding a finding to a film changes nothing else on it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from ral.data.phantom.film import (
     HILUM_Y,
     Canvas,
     Chest,
-    Plane,
     breathe,
     chest_of_patient,
     develop,
@@ -25,6 +23,7 @@ from ral.data.phantom.film import (
     edge,
 )
 from ral.data.phantom.population import FINDINGS, Film
+from ral.data.phantom.portable import Plane, Random, cosine, decay, rotation
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Sign:
     severity: float
     side: int
     """0 the image's left, 1 its right."""
-    rng: np.random.Generator
+    rng: Random
 
     @property
     def sign(self) -> int:
@@ -44,8 +43,8 @@ class Sign:
 
 def draw_film(film: Film, size: int, seed: int) -> NDArray[np.uint8]:
     """Draw the film of a row: `size` x `size` 8-bit gray values, a pure function of the arguments."""
-    rng = np.random.default_rng([seed, film.patient, film.follow_up])
-    chest = chest_of_patient(np.random.default_rng([seed, film.patient]))
+    rng = Random(seed, film.patient, 1 + film.follow_up)
+    chest = chest_of_patient(Random(seed, film.patient))
     breathe(chest, film.view == "AP", rng)
     signs = {name: _sign(film, name, seed) for name in film.findings}
     for name, sign in signs.items():
@@ -62,8 +61,8 @@ def draw_film(film: Film, size: int, seed: int) -> NDArray[np.uint8]:
 
 
 def _sign(film: Film, name: str, seed: int) -> Sign:
-    rng = np.random.default_rng([seed, film.patient, film.follow_up, FINDINGS.index(name)])
-    return Sign(severity=rng.uniform(0.45, 1), side=int(rng.integers(2)), rng=rng)
+    rng = Random(seed, film.patient, 1 + film.follow_up, 1 + FINDINGS.index(name))
+    return Sign(severity=rng.uniform(0.45, 1), side=rng.below(2), rng=rng)
 
 
 def _widen_heart(chest: Chest, sign: Sign) -> None:
@@ -92,7 +91,7 @@ def _shrink(chest: Chest, sign: Sign) -> None:
 
 def _paint_bullae(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Emphysema: a thin-walled bubble of air in an upper lobe."""
-    radius = 0.07 + 0.06 * sign.rng.random()
+    radius = 0.07 + 0.06 * sign.rng.uniform()
     inside = canvas.disc(sign.sign * 0.38, sign.rng.uniform(-0.5, -0.3), radius)
     canvas.cover(0.6 * sign.severity * edge(inside) * canvas.lung, 0.03)
     canvas.cover(0.3 * sign.severity * _ridge(inside, 0.02) * canvas.lung)
@@ -103,15 +102,15 @@ def _paint_plates(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     for number in range(2 if sign.severity < 0.7 else 3):
         x = sign.sign * sign.rng.uniform(0.2, 0.3)
         y = chest.base[sign.side] - 0.08 - 0.13 * number - sign.rng.uniform(0, 0.04)
-        tilt = sign.rng.uniform(-0.3, 0.15)
-        angle = tilt if sign.side else math.pi - tilt
+        tilt = sign.rng.uniform(-0.048, 0.024)
+        angle = tilt if sign.side else 0.5 - tilt
         stroke = canvas.line(x, y, angle, sign.rng.uniform(0.3, 0.42), 0.022)
         canvas.cover((0.2 + 0.4 * sign.severity) * stroke * canvas.lung)
 
 
 def _paint_consolidation(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Consolidation: a lobe turns dense up to its fissure, with dark branches of air-filled bronchi."""
-    upper = sign.rng.random() < 0.5
+    upper = sign.rng.uniform() < 0.5
     fissure = sign.rng.uniform(-0.14, -0.04) if upper else sign.rng.uniform(0.0, 0.1)
     slope = sign.rng.uniform(-0.15, 0.25)
     below = canvas.y - fissure - slope * (canvas.t - 0.4)
@@ -119,8 +118,8 @@ def _paint_consolidation(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     extent = sign.rng.uniform(0.3, 0.4)
     lobe = edge(depth) * edge(extent - depth, 0.2) * canvas.lung * canvas.side(sign.side)
     for _ in range(3):
-        angle = sign.rng.uniform(0.15, 0.85) * (-1 if upper else 1)
-        angle = angle if sign.side else math.pi - angle
+        angle = sign.rng.uniform(0.024, 0.135) * (-1 if upper else 1)
+        angle = angle if sign.side else 0.5 - angle
         y = fissure + (-0.04 if upper else 0.04)
         lobe = lobe * (1 - 0.6 * canvas.line(sign.sign * 0.2, y, angle, 0.45, 0.02))
     canvas.cover((0.3 + 0.4 * sign.severity) * lobe, 0.85)
@@ -133,15 +132,16 @@ def _paint_edema(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     )
     canvas.cover((0.2 + 0.4 * sign.severity) * wings * canvas.lung)
     zone = edge(canvas.inside - 0.02) * edge(0.17 - canvas.inside) * edge(canvas.y - 0.1, 0.1)
-    lines = edge(np.cos(2 * math.pi / 0.09 * canvas.y) - 0.2, 1.0)
+    lines = edge(cosine(1 / 0.09 * canvas.y) - 0.2, 1.0)
     canvas.cover((0.15 + 0.25 * sign.severity) * lines * zone * canvas.lung)
 
 
 def _paint_effusion(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Effusion: fluid fills the base and climbs the lateral wall in a meniscus."""
-    sides = (0, 1) if sign.rng.random() < 0.2 else (sign.side,)
+    sides = (0, 1) if sign.rng.uniform() < 0.2 else (sign.side,)
     height = 0.02 + 0.33 * sign.severity
-    climb = (canvas.t / chest.wall) ** 3
+    out = canvas.t / chest.wall
+    climb = out * out * out
     for side in sides:
         level = chest.base[side] + 0.04 - height * (0.35 + 0.9 * climb)
         # A little beyond the lung's soft outline, which would else stay as a dark line around the fluid.
@@ -152,10 +152,9 @@ def _paint_effusion(canvas: Canvas, chest: Chest, sign: Sign) -> None:
 
 def _paint_fibrosis(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Fibrosis: a net of fine lines over both bases."""
-    warp = 1.5 * canvas.mottle(7, sign.rng)
-    turn = math.pi / 0.15
-    one = np.abs(np.sin(turn * (canvas.x + canvas.y) + warp))
-    other = np.abs(np.sin(turn * (canvas.x - canvas.y) - warp))
+    warp = 0.24 * canvas.mottle(7, sign.rng)
+    one = np.abs(cosine((canvas.x + canvas.y) / 0.3 + warp))
+    other = np.abs(cosine((canvas.x - canvas.y) / 0.3 - warp))
     net = edge(0.3 - np.minimum(one, other), 0.4)
     zone = edge(canvas.y - 0.02, 0.3) * (1 - 0.5 * edge(canvas.inside - 0.35, 0.3))
     canvas.cover((0.15 + 0.4 * sign.severity) * net * zone * canvas.lung)
@@ -175,7 +174,7 @@ def _paint_hernia(canvas: Canvas, chest: Chest, sign: Sign) -> None:
 def _paint_infiltration(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Infiltration: one or two wide patchy areas without an edge."""
     patches = np.clip(0.65 + 0.75 * canvas.mottle(12, sign.rng), 0, 1.3)
-    for number in range(int(sign.rng.integers(1, 3))):
+    for number in range(1 + sign.rng.below(2)):
         x = (sign.sign if number == 0 else -sign.sign) * sign.rng.uniform(0.36, 0.46)
         spot = canvas.soft_spot(x, sign.rng.uniform(-0.25, 0.25), 0.2, 0.22)
         canvas.cover((0.2 + 0.4 * sign.severity) * spot * patches * canvas.lung, 0.8)
@@ -187,26 +186,25 @@ def _paint_mass(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     radius = 0.1 + 0.08 * sign.severity
     lobes = [canvas.disc(x, y, radius)]
     for _ in range(2):
-        angle = sign.rng.uniform(0, 2 * math.pi)
-        off_x, off_y = 0.6 * radius * math.cos(angle), 0.6 * radius * math.sin(angle)
-        lobes.append(canvas.disc(x + off_x, y + off_y, 0.65 * radius))
+        cos, sin = rotation(sign.rng.uniform())
+        lobes.append(canvas.disc(x + 0.6 * radius * cos, y + 0.6 * radius * sin, 0.65 * radius))
     inside = np.maximum(np.maximum(lobes[0], lobes[1]), lobes[2])
     canvas.cover((0.3 + 0.35 * sign.severity) * edge(inside, 0.05) * edge(canvas.inside))
 
 
 def _paint_nodules(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Nodule: one to three small round spots."""
-    for _ in range(int(sign.rng.integers(1, 4))):
+    for _ in range(1 + sign.rng.below(3)):
         x, y = _place(canvas, chest, sign)
         spot = edge(canvas.disc(x, y, sign.rng.uniform(0.04, 0.06)))
         canvas.cover((0.3 + 0.45 * sign.severity) * spot)
-        sign.side = int(sign.rng.integers(2))
+        sign.side = sign.rng.below(2)
 
 
 def _paint_pleural_thickening(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Pleural thickening: a bright, uneven rim along the lateral wall of a lung."""
     width = 0.04 + 0.06 * sign.severity
-    uneven = 1 + 0.3 * np.sin(14 * canvas.y + sign.rng.uniform(0, 6))
+    uneven = 1 + 0.3 * cosine(2.23 * canvas.y + sign.rng.uniform())
     top = sign.rng.uniform(-0.5, -0.3)
     bottom = top + sign.rng.uniform(0.45, 0.7)
     span = edge(canvas.y - top, 0.1) * edge(bottom - canvas.y, 0.1)
@@ -244,7 +242,7 @@ def _place(canvas: Canvas, chest: Chest, sign: Sign) -> tuple[float, float]:
 
 def _ridge(off: Plane, width: float) -> Plane:
     """A soft line where a distance passes through zero."""
-    return np.exp(-0.5 / width**2 * off * off)
+    return decay(0.5 / (width * width) * off * off)
 
 
 RESHAPE: dict[str, Callable[[Chest, Sign], None]] = {

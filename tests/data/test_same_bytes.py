@@ -1,0 +1,141 @@
+"""Up to data/prepared every processor writes the same bytes; older ones are imitated by switching features off."""
+
+import ast
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, copy_project, set_params
+from numpy._core import _multiarray_umath as numpy_core
+
+from ral.config.data import PhantomConfig
+from ral.data.phantom.archive import write_phantom
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+STEPS = ("phantom", "manifest", "validate", "preprocess")
+OUTPUTS = ("data/phantom", "data/manifest.json", "data/validated", "data/prepared")
+
+# numpy's kernels beyond those for its oldest processor, from old to new, as far as this processor has them.
+KERNELS = [name for name in numpy_core.__cpu_dispatch__ if numpy_core.__cpu_features__.get(name)]
+
+# Other libraries that choose their code by the processor: OpenBLAS, glibc, Arrow, libjpeg-turbo.
+OLDEST = {
+    "NPY_DISABLE_CPU_FEATURES": " ".join(KERNELS),
+    "OPENBLAS_CORETYPE": "Prescott" if platform.machine() == "x86_64" else "ARMV8",
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-FMA,-FMA4,-BMI1,-BMI2,-ERMS",
+    "ARROW_USER_SIMD_LEVEL": "NONE",
+    "JSIMD_FORCENONE": "1",
+}
+
+# The last digits of this arithmetic are as the processor likes.
+PROBES = {
+    "numpy": "numpy.exp(x.astype('f')), numpy.power(x, 0.3), numpy.sin(x)",
+    "OpenBLAS": "x @ x",
+    "glibc": "numpy.array([[math.exp(v), math.log(v), math.sin(v), math.atan(v)] for v in x.ravel().tolist()])",
+}
+PROBE = (
+    "import hashlib, math, numpy; x = numpy.random.default_rng(0).random((200, 200));"
+    " print(hashlib.sha256(b''.join(a.tobytes() for a in [{}])).hexdigest())"
+)
+
+
+# What the phantom may use: exact element by element, or on whole numbers, or not arithmetic at all.
+ALLOWED = {
+    "np": {
+        *("abs", "clip", "floor", "maximum", "minimum", "rint", "sqrt", "where"),
+        *("add", "argsort", "bincount", "cumsum", "isin", "prod", "searchsorted", "sort", "unique"),
+        *(
+            "append",
+            "arange",
+            "array",
+            "asarray",
+            "concatenate",
+            "eye",
+            "frombuffer",
+            "repeat",
+            "zeros",
+            "full",
+        ),
+        *("bool_", "float32", "float64", "inf", "int16", "int64", "random", "uint8"),
+    },
+    "np.random": {"default_rng"},
+    "self._rng": {"bytes", "integers", "permutation", "random"},
+    "math": {"sqrt"},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = copy_project(tmp_path_factory.mktemp("same_bytes") / "project")
+    set_params(
+        folder, {"phantom": {"films": 300, "size": 48}, "preprocess": {"size": 32, "shard_films": 100}}
+    )
+    return folder
+
+
+def written(project: Path, run: Run, steps: tuple[str, ...], **env: str) -> dict[str, str]:
+    """SHA-256 of every file that the steps write, by its path."""
+    shutil.rmtree(project / "data", ignore_errors=True)
+    # Else films decoded before would be found there.
+    state = project / ".state"
+    shutil.rmtree(state, ignore_errors=True)
+    for step in steps:
+        run(sys.executable, "-m", f"tasks.{step}", cwd=project, RAL_STATE_DIR=str(state), **env)
+    paths = [path for name in OUTPUTS for path in (project / name, *(project / name).rglob("*"))]
+    return {
+        path.relative_to(project).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(paths)
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("library", PROBES)
+def test_the_oldest_processor_is_imitated(library: str, run: Run, tmp_path: Path) -> None:
+    """Else the other tests would compare a processor with itself."""
+    if not KERNELS:
+        pytest.skip("numpy has no kernels for processors older than this one")
+    command = (sys.executable, "-c", PROBE.format(PROBES[library]))
+    assert run(*command, cwd=tmp_path).stdout != run(*command, cwd=tmp_path, **OLDEST).stdout
+
+
+def test_phantom_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
+    """On whatever processor. If the way of drawing was changed on purpose, so do these hashes."""
+    write_phantom(tmp_path, PhantomConfig(films=200, size=48, floor=0.02, seed=1))
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()} == {
+        "Data_Entry_2017.csv": "19495b4dcd2e9c82034c4a877e5efe6d0db3bddb32720ec6ab52cdd3d542bfbf",
+        "README.txt": "7548e71304bc5e17bfd982e3292c5cffeb3c383d2cf6652bf206509b229487d6",
+        "images_001.tar.gz": "1b01cc006a29f04dde80af798c8682a3db2b66a1d91b11ca56dd436543d25876",
+        "test_list.txt": "0185569d71221e0f504d763a8e23feb92549d03d1603c3d24900aab23873f6cc",
+        "train_val_list.txt": "70da34ad392b82c5f11ddd74eda20f1f406b09240c80bb67c15f3b3873787754",
+    }
+
+
+def test_phantom_uses_only_what_is_the_same_everywhere() -> None:
+    """What differs between processors may not differ between this one's modes, so the names are looked at too."""
+    for path in sorted((ROOT / "ral/data/phantom").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            here = f"{path.name}, line {getattr(node, 'lineno', 0)}"
+            assert not isinstance(node, ast.Pow | ast.MatMult), here
+            if isinstance(node, ast.Attribute):
+                allowed = ALLOWED.get(ast.unparse(node.value))
+                assert allowed is None or node.attr in allowed, f"{here}: {ast.unparse(node)}"
+
+
+def test_steps_write_the_same_bytes_on_the_oldest_processor(project: Path, run: Run) -> None:
+    here = written(project, run, STEPS)
+    assert {name.split("/")[1] for name in here} == {"phantom", "manifest.json", "validated", "prepared"}
+    assert "data/prepared/shards/00002.arrow" in here
+    assert written(project, run, STEPS, **OLDEST) == here
+
+
+def test_phantom_has_the_same_bytes_on_each_generation(project: Path, run: Run) -> None:
+    here = written(project, run, ("phantom",))
+    for number in range(len(KERNELS)):
+        older = " ".join(KERNELS[number:])
+        assert written(project, run, ("phantom",), NPY_DISABLE_CPU_FEATURES=older) == here, older
