@@ -25,6 +25,7 @@ def run(
     """
     import pandas as pd
 
+    from ral.data.pixels import NOTES
     from ral.data.prepare import prepare
     from ral.data.split import scarce
     from ral.files import new_folder, read_json
@@ -42,6 +43,15 @@ def run(
     facts = read_json(out / "dataset.json")
     for line in scarce(read_json(out / "class_counts.json")):
         print(f"warning: {line}")
+    same = facts["same_image"]
+    if same["images"]:
+        joined = "in one split" if same["joined"] else "perhaps in two splits (see split.same_image)"
+        print(
+            f"warning: {same['images']:,} images stand under more than one patient, equal pixel by pixel; these "
+            f"{same['patients']:,} patients are {joined}. The first: {', '.join(same['examples'][0])}."
+        )
+    for note, told in facts["notes"].items():
+        print(f"warning: {told['images']:,} images, such as {', '.join(told['examples'])}: {NOTES[note]}")
     left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
     kind = "PHANTOM films: " if facts["phantom"] else ""
     print(f"{kind}{facts['films']:,} films of {facts['patients']:,} patients prepared{left}")

@@ -3,15 +3,19 @@
     pip install 'ral[dicom]'           # pydicom, and GDCM for the compressed transfer syntaxes
 
 Uncompressed and RLE films need pydicom alone; JPEG (baseline, lossless), JPEG-LS and JPEG 2000 need GDCM.
+How stored values become what a screen shows: `ral.data.dicom_display`.
 """
 
 import io
+import struct
 import warnings
+import zlib
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ral.data.pixels import BadFilm, check_extent
+from ral.data.pixels import MOST_BYTES, BadFilm, check_extent
 from ral.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ TAGS = (
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "RescaleIntercept",
     "RescaleSlope",
     "ModalityLUTSequence",
@@ -36,19 +42,26 @@ TAGS = (
     "WindowWidth",
     "VOILUTFunction",
     "VOILUTSequence",
+    "PresentationLUTShape",
     "PixelData",
 )
 
+DEFLATED = "1.2.840.10008.1.2.1.99"
+RLE = "1.2.840.10008.1.2.5"
+# Value representations whose length takes four bytes instead of two.
+_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
-def read_dicom(content: bytes, name: str) -> tuple[np.ndarray, float, float]:
-    """The pixels of a DICOM film as a reader's screen shows them, dark to bright.
 
-    The modality's table or slope is applied, then the first lookup table or window (DICOM PS3.3 C.11.1, C.11.2);
-    MONOCHROME1, where high values are dark, is inverted.
+def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
+    """The pixels of a DICOM film as a reader's screen shows them: black is 0, white the greatest value of the type.
+
+    Args:
+        content: the file.
+        start: where its first element is (`ral.data.pixels.dicom_start`).
+        name: where the film comes from, for the error.
 
     Returns:
-        Values float32 [height, width], and the values that are black and white: the ends of the window or table
-        where the film has one, else the film's own least and greatest value.
+        Values uint16 [height, width], and a note (`ral.data.pixels.NOTES`), mostly "".
 
     Raises:
         BadFilm: the file is damaged, has no pixels, or is no single grayscale image.
@@ -56,83 +69,186 @@ def read_dicom(content: bytes, name: str) -> tuple[np.ndarray, float, float]:
     """
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut
     except ImportError:
         raise UserError(
             f"{name} is a DICOM file, and pydicom is not installed. Install it: pip install 'ral[dicom]'"
         ) from None
+    from ral.data.dicom_display import display, display_colour
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that do not keep to the standard; what matters is checked
         try:
-            film = pydicom.dcmread(io.BytesIO(content), specific_tags=list(TAGS))
-            _check(film, name)
-            values = apply_modality_lut(_pixels(film, name), film)
-            shown, low, high = _window(values, film)
+            film = pydicom.dcmread(io.BytesIO(_usual_form(content, start, name)), specific_tags=list(TAGS))
+            colour = _check(film, name)
+            stored = _pixels(film, name)
+            return (display_colour if colour else display)(film, stored, name)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001  # pydicom raises whatever a damaged file makes it stumble on
-            raise BadFilm(name, "cannot be decoded", f"{type(error).__name__}: {error}") from None
-    if not np.isfinite(shown).all():
-        raise BadFilm(name, "cannot be decoded", "its table or slope gives values that are no numbers")
-    if film.PhotometricInterpretation == "MONOCHROME1":
-        shown = low + high - shown
-    return np.ascontiguousarray(shown, np.float32), low, high
+            raise BadFilm(name, "cannot be decoded", str(error) or type(error).__name__) from None
 
 
-def _check(film: "Dataset", name: str) -> None:
+def _usual_form(content: bytes, start: int, name: str) -> bytes:
+    """The file with its 128 bytes and DICM, and not deflated."""
+    if start != 132:
+        content = bytes(128) + b"DICM" + content[start:]
+    syntax, end = _transfer_syntax(content)
+    if syntax == DEFLATED:
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        body = unpacker.decompress(content[end:], MOST_BYTES + 1)
+        if len(body) > MOST_BYTES:
+            raise BadFilm(
+                name, "is too large to be a film", f"more than {MOST_BYTES} bytes when it is inflated"
+            )
+        if not unpacker.eof:
+            raise BadFilm(name, "cannot be decoded", "its deflated part is cut short")
+        return bytes(128) + b"DICM\2\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0" + body
+    if DEFLATED.encode() in content[: end + 1024] or (not syntax and DEFLATED.encode() in content):
+        # pydicom may understand what `_transfer_syntax` does not, and inflates without a limit.
+        raise BadFilm(name, "cannot be decoded", "its transfer syntax is not where it should be")
+    return content
+
+
+def _transfer_syntax(content: bytes) -> tuple[str, int]:
+    """The transfer syntax that the meta group names, "" if none, and where the group ends."""
+    syntax, at = "", 132
+    while content[at : at + 2] == b"\2\0" and at + 12 <= len(content):
+        long = content[at + 4 : at + 6] in _LONG
+        (length,) = struct.unpack_from("<L" if long else "<H", content, at + (8 if long else 6))
+        value = at + (12 if long else 8)
+        if content[at + 2 : at + 4] == b"\x10\0":
+            syntax = content[value : value + length].decode("latin-1").strip(" \0")
+        at = value + length
+    return syntax, at
+
+
+def _check(film: "Dataset", name: str) -> bool:
+    """Refuse what is no single gray image, before its pixels are decoded; whether it is RGB, which may be gray."""
     if not film.get("PixelData"):
         raise BadFilm(name, "is a DICOM file without pixels")
-    check_extent(int(film.Columns), int(film.Rows), name)
-    kind = film.get("PhotometricInterpretation", "")
-    if kind not in ("MONOCHROME1", "MONOCHROME2") or film.get("SamplesPerPixel", 1) != 1:
+    rows, columns = (int(film.get(tag) or 0) for tag in ("Rows", "Columns"))
+    if not rows or not columns:
+        raise BadFilm(name, "is a DICOM file without a size", f"Rows {rows}, Columns {columns}")
+    check_extent(columns, rows, name)
+    kind = str(film.get("PhotometricInterpretation") or "").strip().upper()
+    samples = int(film.get("SamplesPerPixel") or 1)
+    colour = (kind, samples) == ("RGB", 3)
+    if not colour and (kind not in ("MONOCHROME1", "MONOCHROME2") or samples != 1):
         raise BadFilm(name, "is not a grayscale image", kind or "no photometric interpretation")
+    film.PhotometricInterpretation, film.SamplesPerPixel = kind, samples
     if int(film.get("NumberOfFrames") or 1) > 1:
         raise BadFilm(name, "is a sequence of images, not a film", f"{film.NumberOfFrames} frames")
+    if film.get("BitsAllocated") not in (1, 8, 16, None):
+        raise BadFilm(name, "has more bits than a film", f"{film.BitsAllocated} bits for each pixel")
+    return colour
 
 
 def _pixels(film: "Dataset", name: str) -> np.ndarray:
-    """Stored values, decompressed by whichever decoder is installed."""
+    """Stored values with all their bits, used or not, decompressed by whichever decoder is installed."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
-    syntax = UID(film.file_meta.TransferSyntaxUID)
+    syntax = UID(film.file_meta.get("TransferSyntaxUID") or _guessed_syntax(film, name))
+    film.file_meta.TransferSyntaxUID = syntax
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise BadFilm(name, "has a transfer syntax that is not known", str(syntax.name)) from None
+    if not decoder.is_available:
+        raise UserError(
+            f"{name} is compressed as {syntax.name}, and no decoder for that is installed. "
+            "Install one: pip install 'ral[dicom]'"
+        )
+    film.NumberOfFrames = 1
+    # Bits that are not used may hold the padding value, so they are left as they are.
+    options: dict[str, Any] = {"index": 0, "raw": True, "correct_unused_bits": False}
     if syntax.is_encapsulated:
-        try:
-            decoder = get_decoder(syntax)
-        except NotImplementedError:
-            raise BadFilm(name, "has a transfer syntax that is not known", str(syntax.name)) from None
-        if not decoder.is_available:
-            raise UserError(
-                f"{name} is compressed as {syntax.name}, and no decoder for that is installed. "
-                "Install one: pip install 'ral[dicom]'"
-            )
-    return film.pixel_array
+        _check_compressed(film, syntax, name)
+    else:
+        _check_length(film, name)
+        options["view_only"] = True
+    return decoder.as_array(film, **options)[0]
 
 
-def _window(values: np.ndarray, film: "Dataset") -> tuple[np.ndarray, float, float]:
-    """Values under the film's first VOI lookup table or window, and what of them is black and white."""
-    from pydicom.pixels import apply_voi
+def _guessed_syntax(film: "Dataset", name: str) -> str:
+    """A file that names no transfer syntax is uncompressed; which of the three, pydicom has seen."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    if film.get("VOILUTSequence"):
-        table = film.VOILUTSequence[0]
-        shown = apply_voi(values.astype(np.int64), film, 0)
-        return shown.astype(np.float32), 0.0, float(2 ** int(table.LUTDescriptor[2]) - 1)
-    center, width = _first(film.get("WindowCenter")), _first(film.get("WindowWidth"))
-    function = film.get("VOILUTFunction") or "LINEAR"
-    least = 1 if function == "LINEAR" else 0
-    if center is None or width is None or not width > least:
-        return values.astype(np.float32), float(values.min()), float(values.max())
-    x = values.astype(np.float32)
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -80, 80))), 0.0, 1.0
-    if function == "LINEAR_EXACT":
-        return np.clip(x, center - width / 2, center + width / 2), center - width / 2, center + width / 2
-    low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
-    return np.clip(x, low, high), low, high
+    if film["PixelData"].is_undefined_length:
+        raise BadFilm(name, "has compressed pixels but names no transfer syntax")
+    implicit, little = film.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _first(value: Any) -> float | None:
-    """The first of several windows, or the only one."""
-    if value is None or value == "":
-        return None
-    return float(value if isinstance(value, int | float | str) else value[0])
+def _check_length(film: "Dataset", name: str) -> None:
+    """Uncompressed pixels are as many as the size says; up to a row more may be padding."""
+    row = int(film.Columns) * film.SamplesPerPixel * int(film.BitsAllocated)
+    least, bits = row * int(film.Rows), 8 * len(film.PixelData)
+    if not least <= bits < least + max(row, 32):
+        raise BadFilm(
+            name, "has another number of pixels than it says",
+            f"{film.Rows} x {film.Columns} take {-(-least // 8)} bytes, {bits // 8} are there",
+        )  # fmt: skip
+
+
+def _check_compressed(film: "Dataset", syntax: str, name: str) -> None:
+    """Compressed pixels are of one image, of the size that the tags say, before memory is taken for them."""
+    from pydicom.encaps import get_frame, parse_basic_offsets
+
+    offsets = parse_basic_offsets(film.PixelData)
+    if len(offsets) > 1:
+        raise BadFilm(name, "is a sequence of images, not a film", f"{len(offsets)} frames")
+    code = get_frame(film.PixelData, 0, number_of_frames=1)
+    size = int(film.Rows), int(film.Columns)
+    if syntax == RLE:
+        _check_run_lengths(code, size[0] * size[1], name)
+        return
+    for found in _coded_sizes(code):
+        if found != size:
+            raise BadFilm(
+                name, "has another number of pixels than it says",
+                f"{size[0]} x {size[1]} in its tags, {found[0]} x {found[1]} in its compressed pixels",
+            )  # fmt: skip
+
+
+def _coded_sizes(code: bytes) -> list[tuple[int, int]]:
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream claims for itself.
+
+    Raises:
+        ValueError: it claims none.
+    """
+    found = []
+    at = code.find(b"\xff\x4f\xff\x51")
+    while at >= 0 and code[:2] != b"\xff\xd8":  # JPEG 2000, alone or in a JP2 file
+        right, bottom, left, top = struct.unpack_from(">4L", code, at + 8)
+        found.append((bottom - top, right - left))
+        at = code.find(b"\xff\x4f\xff\x51", at + 1)
+    at = 2
+    while code[:2] == b"\xff\xd8" and at + 9 <= len(code) and code[at] == 0xFF:
+        marker = code[at + 1]
+        if marker == 0xFF:  # filling
+            at += 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            found.append(struct.unpack_from(">HH", code, at + 5))
+            break
+        at += 2 + int(struct.unpack_from(">H", code, at + 2)[0])
+    if not found:
+        raise ValueError("its compressed pixels have no header")
+    return found
+
+
+def _check_run_lengths(code: bytes, pixels: int, name: str) -> None:
+    """An RLE segment unpacks to a byte of each pixel; a run of 128 takes two bytes, so a few MB could fill the memory."""
+    segments, *starts = struct.unpack_from("<16L", code)
+    starts = [*starts[:segments], len(code)]
+    for at, end in pairwise(starts):
+        unpacked = 0
+        while at + 1 < end and unpacked <= pixels + 1:
+            control = code[at]
+            unpacked += control + 1 if control < 128 else 257 - control if control > 128 else 0
+            at += control + 2 if control < 128 else 2 if control > 128 else 1
+        if unpacked > pixels + 1:
+            raise BadFilm(name, "has another number of pixels than it says", "its runs unpack to more")

@@ -16,7 +16,7 @@ import pandas as pd
 from ral.config.data import PreprocessConfig
 from ral.data.cluster import Pool, Report
 from ral.data.films import read_films
-from ral.data.pixels import BadFilm, Fit, decode
+from ral.data.pixels import BadFilm, decode_noted
 from ral.data.shards import write_shard
 from ral.data.store import Damaged, Found, Store, chunk_films
 from ral.errors import UserError
@@ -41,6 +41,7 @@ class Packed:
     `shards` has name, films and SHA-256 of each shard; `good` says of each film whether it is in them; `sums` int64
     [good films, 2] has the sum of a film's pixels and of their squares. For each of the others, `reason` says what
     is wrong in words that are the same for every film with that fault, `explained` with what was found in this one.
+    `notes` says of each film what is to be told of it though it is used (`ral.data.pixels.NOTES`), mostly "".
     """
 
     shards: list[dict[str, Any]]
@@ -48,6 +49,7 @@ class Packed:
     sums: np.ndarray
     reason: list[str]
     explained: list[str]
+    notes: list[str]
 
 
 def pack(
@@ -63,8 +65,9 @@ def pack(
 
     Args:
         root: the data folder.
-        films: rows of `ral.data.films.list_films`, in its order; the shards keep that order.
-        config: size and fit of a prepared film, films of a shard, what to do about bad films.
+        films: rows of `ral.data.films.list_films`, in its order; the shards keep that order. A column `invert` (bool),
+            where there is one, says of which PNG and JPEG films high values are dark.
+        config: how films are prepared, films of a shard, what to do about bad films.
         out: folder that gets `shards/`. Workers in other processes must see it, `root` and `state_dir`.
         pool: who does the work.
         progress: told of every film that is decoded or found in the store.
@@ -81,8 +84,9 @@ def pack(
     if state_dir is None:
         store = Store(folder.parent / ".decoded", config.size)
     else:
-        store = Store.open(state_dir.absolute(), config.size, config.fit)
-    hashes = films["hash"]
+        store = Store.open(state_dir.absolute(), config.size, config.fit, config.range)
+    films = _with_keys(films)
+    hashes = films["key"]
     for attempt in range(TRIES):
         report = progress if attempt == 0 else _quiet  # no film counts twice
         found = store.find(hashes)
@@ -92,8 +96,7 @@ def pack(
             _refuse(root, films, found)
         if len(missing):
             runs = _runs(films.iloc[missing], pool.workers)
-            strict = config.on_bad_film == "fail"
-            items = [(root.absolute(), run, store.folder, config.size, config.fit, strict) for run in runs]
+            items = [(root.absolute(), run, store.folder, config) for run in runs]
             pool.run(decode_run, items, [len(run) for run in runs], report)
             found = store.find(hashes)
         good = np.array([not reason for reason in found.reason], bool)
@@ -117,7 +120,15 @@ def pack(
         sums=np.concatenate([sums for _, sums in shards]),
         reason=[f"film {found.reason[index]}" for index in bad],
         explained=[f"film {found.reason[index]} ({found.detail[index]})" for index in bad],
+        notes=found.note,
     )
+
+
+def _with_keys(films: pd.DataFrame) -> pd.DataFrame:
+    """Films with `invert` and `key`: under which each is in the store, by its content and whether it is inverted."""
+    if "invert" not in films:
+        return films.assign(invert=False, key=films["hash"])
+    return films.assign(key=films["hash"].where(~films["invert"], films["hash"] + "-inverted"))
 
 
 def _quiet(_: int) -> None:
@@ -174,45 +185,44 @@ def _runs(films: pd.DataFrame, workers: int) -> list[pd.DataFrame]:
 
 
 def decode_run(
-    root: Path, films: pd.DataFrame, folder: Path, size: int, fit: Fit, strict: bool, report: Report
+    root: Path, films: pd.DataFrame, folder: Path, config: PreprocessConfig, report: Report
 ) -> None:
     """Decode films of one archive, or single ones, into chunks of the store. A task for a worker.
 
     Args:
         root: the data folder.
-        films: rows of the list of films.
+        films: rows of the list of films, with their keys in the store.
         folder: the store's.
-        size: height and width of a prepared film.
-        fit: how it becomes square.
-        strict: whether a bad film is an error; else it is remembered as bad.
+        config: how films are prepared, and whether a bad one is an error or remembered as bad.
         report: told of every film.
     """
+    size = config.size
     store = Store(folder, size)
     step = chunk_films(size)
     chunks = [films.iloc[start : start + step] for start in range(0, len(films), step)]
     # Another worker, killed since, may have written some.
-    todo = [chunk for chunk in chunks if not store.path(chunk["hash"].tolist()).exists()]
+    todo = [chunk for chunk in chunks if not store.path(chunk["key"].tolist()).exists()]
     report(len(films) - sum(map(len, todo)))
     if not todo:
         return
     contents = read_films(root, pd.concat(todo))
     images = np.empty((step, size, size), np.uint8)
     for chunk in todo:
-        faults = []
-        for image, path, member in zip(
-            images, chunk["path"].tolist(), chunk["member"].tolist(), strict=False
-        ):
-            fault = ("", "")
+        faults, notes = [], []
+        columns = (chunk[name].tolist() for name in ("path", "member", "invert"))
+        for image, path, member, invert in zip(images, *columns, strict=False):
+            fault, note, name = ("", ""), "", film_name(root, path, member)
             try:
-                image[:] = decode(next(contents), size, film_name(root, path, member), fit)
+                image[:], note = decode_noted(next(contents), size, name, config.fit, config.range, invert)
             except BadFilm as error:
-                if strict:
+                if config.on_bad_film == "fail":
                     raise
                 image[:] = 0
                 fault = error.reason, error.detail
             faults.append(fault)
+            notes.append(note)
             report(1)
-        store.write(chunk["hash"].tolist(), images[: len(chunk)], faults)
+        store.write(chunk["key"].tolist(), images[: len(chunk)], faults, notes)
 
 
 def _write_shards(

@@ -13,7 +13,7 @@ from ral.config.data import PreprocessParams
 from ral.data.baseline import read_split
 from ral.data.cluster import Pool, Report, open_pool
 from ral.data.duplicates import SameImages, same_pixels, shared_images
-from ral.data.pack import Packed, pack, pixel_statistics
+from ral.data.pack import Packed, film_name, pack, pixel_statistics
 from ral.data.privacy import pseudonymised, pseudonyms, read_salt
 from ral.data.sources.base import Source, open_source
 from ral.data.split import (
@@ -31,6 +31,9 @@ from ral.labels import PHANTOM_PREFIX
 
 # Columns of studies.parquet; the findings follow.
 COLUMNS = ("image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split")
+
+# Images named for each note.
+NOTED = 3
 
 
 def prepare(
@@ -74,6 +77,8 @@ def prepare(
         packing = films if everything else films.iloc[kept["stored"]].reset_index(drop=True)
         if salt:  # the shards name films too
             packing = packing.assign(image_id=pseudonyms(packing["image_id"], salt))
+        if "monochrome1" in kept:
+            packing = packing.assign(invert=find_inverted(kept, packing, root, params.preprocess.monochrome1))
         packed = pack(root, packing, params.preprocess, out, pool, progress, state_dir)
 
         rows = len(kept) + len(left)
@@ -122,6 +127,7 @@ def prepare(
                 "examples": same.examples(salt),
                 "joined": params.split.same_image == "join",
             },
+            "notes": count_notes(packed.notes, packing["image_id"]),
             "findings": list(findings),
             "size": params.preprocess.size,
             "pixel_mean": mean,
@@ -136,6 +142,43 @@ def prepare(
             "shards": packed.shards,
         },
     )
+
+
+def find_inverted(kept: pd.DataFrame, packing: pd.DataFrame, root: Path, choice: str) -> np.ndarray:
+    """Which films are to be inverted because the table says MONOCHROME1, bool; DICOM files say it themselves.
+
+    Args:
+        kept: rows of the table, with monochrome1.
+        packing: where their films are, in that order.
+        root: the data folder.
+        choice: `preprocess.monochrome1`.
+
+    Raises:
+        UserError: there are such films, and nobody has chosen what to do.
+    """
+    names = packing["member"].where(packing["member"] != "", packing["path"]).str.lower()
+    dark = kept["monochrome1"].to_numpy(bool) & ~names.str.endswith((".dcm", ".dicom")).to_numpy(bool)
+    if dark.any() and choice == "fail":
+        path, member = packing[["path", "member"]].iloc[int(np.flatnonzero(dark)[0])]
+        raise UserError(
+            f"{dark.sum()} of {len(dark)} images are MONOCHROME1 by the table: high values are dark, and PNG and JPEG cannot "
+            f"say so. The first: {film_name(root, path, member)}. Look at some of them, and set preprocess.monochrome1: "
+            "invert, if the lungs are bright (the pixels are as they were stored in DICOM); keep, if the lungs are dark "
+            "(they were inverted when the files were made); fail, the default, stops here."
+        )
+    return dark & (choice == "invert")
+
+
+def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, Any]:
+    """How many images each note (`ral.data.pixels.NOTES`) is of, and the first of them."""
+    counts: dict[str, Any] = {}
+    for index, note in enumerate(notes):
+        for word in filter(None, note.split(",")):
+            count = counts.setdefault(word, {"images": 0, "examples": []})
+            count["images"] += 1
+            if len(count["examples"]) < NOTED:
+                count["examples"].append(image_ids.iloc[index])
+    return dict(sorted(counts.items()))
 
 
 def assign_splits(
@@ -255,7 +298,7 @@ def read_table(
 
     Returns:
         Of the rows that are kept, in stored order, what the split is made of: stored, patient_id, the owners'
-        split where there is one, and the findings as int8 (-1: unknown). Of the others image_id, patient_id and left_out
+        split and monochrome1 where there are such columns, and the findings as int8 (-1: unknown). Of the others image_id, patient_id and left_out
         (the reason), in the order of the table.
     """
     places = Places(films["image_id"])
@@ -274,7 +317,7 @@ def read_table(
         inside = block[~out]
         spool.add(inside)
         labels = {name: inside[name].fillna(-1).astype(np.int8) for name in findings}
-        ids = ["stored", "patient_id", *(name for name in ("official",) if name in inside)]
+        ids = ["stored", "patient_id", *(name for name in ("official", "monochrome1") if name in inside)]
         kept.append(inside[ids].assign(**labels))
     return pd.concat(kept).sort_values("stored", ignore_index=True), pd.concat(left, ignore_index=True)
 

@@ -1,7 +1,7 @@
 """Decoded films by their content: each is decoded once in its life, whatever archive or folder it comes in.
 
-`state_dir/films/<size-fit-code>/` has Arrow files ("chunks") of a few hundred films, each film under the hash of its
-file's content. The folder's name is made of the parameters, the code and the library versions that decode, so another
+`state_dir/films/<size-fit-range-code>/` has Arrow files ("chunks") of a few hundred films, each film under the hash of its
+file's content (and whether it was inverted). The folder's name is made of the parameters, the code and the library versions that decode, so another
 way of decoding never meets these pixels. Chunks are written whole or not at all, carry a checksum, and are private.
 """
 
@@ -19,15 +19,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ral.data.pixels import Fit
+from ral.data.pixels import Range
+from ral.data.resize import Fit
 from ral.files import private_file, private_folder
 
 # Films of a chunk, and its most bytes: what a killed worker loses, and the memory that one needs.
 CHUNK_FILMS, CHUNK_BYTES = 256, 64 << 20
 
 # Files and packages that decide what a film's pixels become.
-_CODE = ("pixels.py", "dicom.py")
-_PACKAGES = ("pillow", "numpy", "pydicom", "python-gdcm")
+_CODE = ("pixels.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py")
+_PACKAGES = ("pillow", "numpy", "scipy", "pydicom", "python-gdcm")
+
+# Columns of what is said of a film.
+_REMARKS = ("reason", "detail", "note")
 
 
 class Damaged(Exception):
@@ -56,9 +60,11 @@ class Found:
     reason: list[str]
     """Why the film cannot be used, or ""."""
     detail: list[str]
+    note: list[str]
+    """What is to be said of a film that is used (`ral.data.pixels.NOTES`), or ""."""
 
 
-def decoding_version(size: int, fit: Fit) -> str:
+def decoding_version(size: int, fit: Fit, value_range: Range) -> str:
     """Name of one way of decoding: parameters, code and libraries."""
     digest = hashlib.sha256()
     for name in _CODE:
@@ -68,7 +74,7 @@ def decoding_version(size: int, fit: Fit) -> str:
             digest.update(f"{package} {version(package)}".encode())
         except PackageNotFoundError:
             digest.update(f"no {package}".encode())
-    return f"{size}-{fit}-{digest.hexdigest()[:16]}"
+    return f"{size}-{fit}-{value_range}-{digest.hexdigest()[:16]}"
 
 
 def chunk_films(size: int) -> int:
@@ -88,23 +94,30 @@ class Store:
         self.folder, self.size = private_folder(folder), size
 
     @classmethod
-    def open(cls, state_dir: Path, size: int, fit: Fit) -> "Store":
+    def open(cls, state_dir: Path, size: int, fit: Fit, value_range: Range) -> "Store":
         """The store of a user's state folder for one way of decoding."""
         private_folder(state_dir)
         private_folder(state_dir / "films")
-        return cls(state_dir / "films" / decoding_version(size, fit), size)
+        return cls(state_dir / "films" / decoding_version(size, fit, value_range), size)
 
     def path(self, hashes: Sequence[str]) -> Path:
         """The file of a chunk of just these films."""
         return self.folder / f"{hashlib.sha256(','.join(hashes).encode()).hexdigest()[:32]}.arrow"
 
-    def write(self, hashes: Sequence[str], images: np.ndarray, faults: Sequence[tuple[str, str]]) -> None:
+    def write(
+        self,
+        hashes: Sequence[str],
+        images: np.ndarray,
+        faults: Sequence[tuple[str, str]],
+        notes: Sequence[str],
+    ) -> None:
         """Write a chunk.
 
         Args:
             hashes: content hash per film.
             images: uint8 [films, size, size]; of a film with a fault, anything.
             faults: (reason, detail) per film, ("", "") for a good one.
+            notes: per film, mostly "".
 
         Raises:
             OSError: the disk is full, or not writable.
@@ -125,6 +138,7 @@ class Store:
                 "hash": pa.array(hashes, pa.string()),
                 "reason": pa.array([reason for reason, _ in faults], pa.string()),
                 "detail": pa.array([detail for _, detail in faults], pa.string()),
+                "note": pa.array(notes, pa.string()),
                 "sum": sums[:, 0],
                 "squares": sums[:, 1],
                 "pixels": pixels,
@@ -161,25 +175,26 @@ class Store:
         names, parts = [], []
         for path in sorted(self.folder.glob("*.arrow")):
             try:
-                parts.append(_open(path).select(["hash", "reason", "detail"]).replace_schema_metadata())
+                parts.append(_open(path).select(["hash", *_REMARKS]).replace_schema_metadata())
                 names.append(path.name)
             except (pa.ArrowException, OSError, KeyError):
                 path.unlink(missing_ok=True)
         if not parts:
             nowhere = np.full(len(hashes), -1)
-            return Found(nowhere, nowhere, (), [""] * len(hashes), [""] * len(hashes))
+            return Found(nowhere, nowhere, (), *([""] * len(hashes) for _ in _REMARKS))
         known = pa.Table.from_batches(parts).combine_chunks()
         place = pc.index_in(pa.array(hashes, pa.string()), known["hash"])
         starts = np.cumsum([0, *(part.num_rows for part in parts)])
         at = place.fill_null(-1).to_numpy().astype(np.int64)
         chunk = np.searchsorted(starts, at, side="right") - 1
-        reason, detail = (known[name].take(place).fill_null("") for name in ("reason", "detail"))
+        reason, detail, note = (known[name].take(place).fill_null("").to_pylist() for name in _REMARKS)
         return Found(
             chunk=np.where(at < 0, -1, chunk),
             row=at - starts[chunk],
             names=tuple(names),
-            reason=reason.to_pylist(),
-            detail=detail.to_pylist(),
+            reason=reason,
+            detail=detail,
+            note=note,
         )
 
 
@@ -214,7 +229,7 @@ def _open(path: Path) -> pa.RecordBatch:
 
 def _checksum(table: pa.RecordBatch) -> str:
     digest = hashlib.sha256()
-    for name in ("hash", "reason", "detail"):
+    for name in ("hash", *_REMARKS):
         digest.update("\0".join(table.column(name).to_pylist()).encode())
     for name in ("sum", "squares"):
         digest.update(table.column(name).to_numpy().tobytes())

@@ -62,8 +62,10 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the films that were decoded."""
     seen: list[str] = []
-    real = module.decode
-    monkeypatch.setattr(module, "decode", lambda c, s, name, f: seen.append(name) or real(c, s, name, f))
+    real = module.decode_noted
+    monkeypatch.setattr(
+        module, "decode_noted", lambda c, s, name, *way: seen.append(name) or real(c, s, name, *way)
+    )
     return seen
 
 

@@ -2,11 +2,15 @@
 
 import os
 import stat
+import subprocess
+import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ral.data import store as store_module
 from ral.data.store import Damaged, Store, chunk_films, decoding_version, prune
 
 GOOD = ("", "")
@@ -14,7 +18,7 @@ GOOD = ("", "")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "state", 8, "stretch")
+    return Store.open(tmp_path / "state", 8, "stretch", "own")
 
 
 def images(films: int, seed: int = 0) -> np.ndarray:
@@ -23,12 +27,13 @@ def images(films: int, seed: int = 0) -> np.ndarray:
 
 def test_films_are_found_by_their_content(store: Store) -> None:
     first, second = images(3), images(2, 1)
-    store.write(["a", "b", "c"], first, [GOOD] * 3)
-    store.write(["d", "e"], second, [GOOD, ("is blank", "every pixel is 0")])
+    store.write(["a", "b", "c"], first, [GOOD] * 3, [""] * 3)
+    store.write(["d", "e"], second, [GOOD, ("is blank", "every pixel is 0")], ["exif", ""])
     found = store.find(["e", "x", "b", "d", "b"])
     assert (found.chunk < 0).tolist() == [False, True, False, False, False]
     assert found.reason == ["is blank", "", "", "", ""]
     assert found.detail[0] == "every pixel is 0"
+    assert found.note == ["", "", "", "exif", ""]
     for place, pixels in ((2, first[1]), (3, second[0]), (4, first[1])):
         chunk = store.read(found.names[found.chunk[place]])
         assert (chunk.images[found.row[place]] == pixels).all()
@@ -42,7 +47,7 @@ def test_empty_store_has_nothing(store: Store) -> None:
 
 @pytest.mark.parametrize("where", ["pixels", "end"])
 def test_damage_is_noticed_and_removed(store: Store, where: str) -> None:
-    store.write(["a", "b"], images(2), [GOOD] * 2)
+    store.write(["a", "b"], images(2), [GOOD] * 2, [""] * 2)
     path = store.path(["a", "b"])
     content = bytearray(path.read_bytes())
     if where == "pixels":
@@ -57,14 +62,14 @@ def test_damage_is_noticed_and_removed(store: Store, where: str) -> None:
 
 
 def test_chunk_that_cannot_be_opened_is_as_if_it_were_not_there(store: Store) -> None:
-    store.write(["a"], images(1), [GOOD])
+    store.write(["a"], images(1), [GOOD], [""] * 1)
     (store.folder / "b.arrow").write_bytes(b"")
     assert store.find(["a"]).chunk.tolist() == [0]
     assert not (store.folder / "b.arrow").exists()
 
 
 def test_only_this_user_may_look(store: Store, tmp_path: Path) -> None:
-    store.write(["a"], images(1), [GOOD])
+    store.write(["a"], images(1), [GOOD], [""] * 1)
     for path in (tmp_path / "state", tmp_path / "state/films", store.folder):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert stat.S_IMODE(store.path(["a"]).stat().st_mode) == 0o600
@@ -72,20 +77,32 @@ def test_only_this_user_may_look(store: Store, tmp_path: Path) -> None:
 
 def test_failed_write_leaves_nothing(store: Store) -> None:
     with pytest.raises(TypeError):
-        store.write(["a"], images(1), [(None, object())])  # type: ignore[list-item]
+        store.write(["a"], images(1), [(None, object())], [""])  # type: ignore[list-item]
     assert list(store.folder.iterdir()) == []
 
 
 def test_other_parameters_are_another_store() -> None:
-    assert len({decoding_version(size, fit) for size in (8, 9) for fit in ("stretch", "pad")}) == 4  # type: ignore[arg-type]
-    assert decoding_version(8, "pad") == decoding_version(8, "pad")
+    ways = product((8, 9), ("stretch", "pad"), ("own", "percentile"))
+    assert len({decoding_version(*way) for way in ways}) == 8  # type: ignore[arg-type]
+    assert decoding_version(8, "pad", "own") == decoding_version(8, "pad", "own")
 
 
-def test_other_code_is_another_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = decoding_version(8, "pad")
+@pytest.mark.parametrize("name", ["pixels.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py"])
+def test_other_code_is_another_store(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = decoding_version(8, "pad", "own")
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"# another way")
-    assert decoding_version(8, "pad") != before
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: read(path) + (b"# another way" if path.name == name else b"")
+    )
+    assert decoding_version(8, "pad", "own") != before
+
+
+def test_every_file_that_decodes_is_part_of_the_version() -> None:
+    """What pixels.py and dicom.py import of this project, directly or not, decides pixels, but for the errors."""
+    script = "import sys, ral.data.dicom, ral.data.dicom_display; print(*(m for m in sys.modules if m.startswith('ral.')))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    named = {f"ral.data.{name.removesuffix('.py')}" for name in store_module._CODE}
+    assert set(loaded.split()) - {"ral.data", "ral.errors"} <= named
 
 
 def test_chunk_of_large_films_is_short() -> None:
@@ -96,7 +113,7 @@ def test_chunk_of_large_films_is_short() -> None:
 
 def test_prune_by_age_and_by_size(store: Store, tmp_path: Path) -> None:
     for age, name in enumerate("abcd"):
-        store.write([name], images(1), [GOOD])
+        store.write([name], images(1), [GOOD], [""] * 1)
         os.utime(store.path([name]), (0, os.path.getmtime(store.path([name])) - age * 86400))
     size = store.path(["a"]).stat().st_size
     assert prune(tmp_path / "state", most_days=2.5) == size
@@ -108,7 +125,7 @@ def test_prune_by_age_and_by_size(store: Store, tmp_path: Path) -> None:
 
 
 def test_what_is_read_is_in_use(store: Store, tmp_path: Path) -> None:
-    store.write(["a"], images(1), [GOOD])
+    store.write(["a"], images(1), [GOOD], [""] * 1)
     os.utime(store.path(["a"]), (0, 0))
     store.read(store.path(["a"]).name)
     assert prune(tmp_path / "state", most_days=1) == 0
