@@ -120,6 +120,10 @@ def make(phantom: bool) -> Inputs:
             "films": 1500,
             "findings": list(FINDINGS),
             "left_out": {"no film": 4321, HOSTILE: 3},
+            "same_image": {
+                "images": 2, "patients": 3, "joined": False,
+                "examples": [["a.png (patient 1)", f"b.png (patient {HOSTILE})"], ["c.png (patient 2)", "d.png (patient 1)"]],
+            },
             "patients": 800,
             "phantom": phantom,
             "rows": 5821,

@@ -122,6 +122,7 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             f"{dataset['films']:,} films of {dataset['patients']:,} patients; source: "
             f"{'phantom films, drawn by a program' if inputs.phantom else escape(params.data.source)}; views: "
             f"{', '.join(params.data.views) if params.data.views else 'all'}.",
+            *([_table(tables.same_images(dataset))] if dataset["same_image"]["images"] else []),
             _table(tables.split(dataset)),
             _table(tables.labels(inputs.class_counts, rows)),
         ],

@@ -140,6 +140,7 @@ def render(inputs: Inputs) -> str:
             "model": tables.model(inputs.model, len(inputs.history)),
             "history": tables.history(inputs.history, best),
             "films": tables.films(inputs.verdict, inputs.dataset),
+            "same_images": tables.same_images(inputs.dataset),
             "split": tables.split(inputs.dataset),
             "labels": tables.labels(inputs.class_counts, rows),
             "checks": tables.checks(inputs.verdict),

@@ -163,8 +163,14 @@ def read_parquet_pieces(path: Path, columns: Sequence[str]) -> Iterator[pd.DataF
     """
     import pyarrow as pa
     import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
+    files = parquet_files(path)
+    if not files:
+        raise UserError(f"{path} is a folder without a .parquet file. Put the parts of the table there.")
     try:
+        names = pq.read_schema(files[0]).names
+        check_columns(path, [name for name in columns if name in names], names)
         table = ds.dataset(str(path), format="parquet", partitioning="hive" if path.is_dir() else None)
         check_columns(path, columns, table.schema.names)
         first = 1
@@ -207,9 +213,8 @@ def _irregular(path: Path, line: int, fields: int, width: int) -> str:
 @contextmanager
 def _text(path: Path) -> Iterator[IO[str]]:
     """A file as UTF-8 text, unpacked if its name ends in .gz; what is wrong with its bytes is told by file and line."""
-    packed = path.suffix == ".gz"
     try:
-        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+        with _unpacked(path) as stream:
             start = stream.read(4)
             for signature, words in SIGNATURES.items():
                 if start.startswith(signature):
@@ -217,16 +222,25 @@ def _text(path: Path) -> Iterator[IO[str]]:
             if b"\0" in start:
                 raise UserError(f"{path} holds zero bytes: it is UTF-16 or no text. Save it in UTF-8.")
             stream.seek(0)
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            try:
+                yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            except (UserError, UnicodeDecodeError):
+                while path.suffix == ".gz" and stream.read(1 << 20):
+                    pass  # damaged data may unpack to nonsense before its checksum tells
+                raise
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: {_bad_byte(path)}. Save it in UTF-8.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is truncated or damaged ({error}). Get it again from its owner.") from None
 
 
+def _unpacked(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
 def _bad_byte(path: Path) -> str:
     """Where a file stops being UTF-8, for people."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+    with _unpacked(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 line.decode("utf-8-sig")
