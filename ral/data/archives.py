@@ -97,8 +97,9 @@ def naming_damage(archive: Path) -> Iterator[None]:
     ) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
+        other = ", or unpack it into a folder images/ if another program can" if is_zip(archive) else ""
         raise UserError(
-            f"{shown(archive)} is truncated or damaged ({shown(error)}). Download it again."
+            f"{shown(archive)} is truncated or damaged ({shown(error)}). Download it again{other}."
         ) from None
 
 
@@ -158,8 +159,7 @@ def check_size(name: str, size: int) -> None:
     """
     if size > MOST_IMAGE:
         raise UserError(
-            f"{name} has {size:,} bytes; an image has at most {MOST_IMAGE:,}. It is no image: take it out of the data "
-            "folder."
+            f"{name} has {size:,} bytes; an image has at most {MOST_IMAGE:,}. Leave it out of the data folder."
         )
 
 
@@ -278,6 +278,7 @@ def _zip_members(archive: Path, stream: IO[bytes], wanted: Sequence[int] | None)
     size = stream.seek(0, 2)
     with zipfile.ZipFile(stream) as packed:
         entries = sorted(packed.infolist(), key=lambda entry: entry.header_offset)
+        _check_count(stream, len(entries), len(packed.comment))
         images = []
         end = 0
         for entry in entries:
@@ -297,6 +298,15 @@ def _zip_members(archive: Path, stream: IO[bytes], wanted: Sequence[int] | None)
             if chosen is None or entry.header_offset in chosen:
                 with packed.open(entry) as content:
                     yield Member(name, entry.header_offset, entry.file_size, content)
+
+
+def _check_count(stream: IO[bytes], found: int, comment: int) -> None:
+    """Hold a zip's list of members to the number that its last record says; zipfile does not."""
+    stream.seek(-22 - comment, 2)
+    record = stream.read(12)
+    said = int.from_bytes(record[10:], "little")
+    if record.startswith(b"PK\5\6") and said not in (0xFFFF, found % 0x10000):
+        raise zipfile.BadZipFile(f"it lists {found} of {said} members")
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> str:

@@ -42,7 +42,18 @@ def test_progress_adds_up_to_the_bytes_there_are(small_phantom: Path) -> None:
     assert sum(seen) == total_bytes(small_phantom)
 
 
-@pytest.mark.parametrize("layout", ["images", "images_001/images", "images_001"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "images",
+        "images_001/images",
+        "images_001",
+        "images-224/images-224",
+        "Images",
+        "images.zip",
+        "images/png",
+    ],
+)
 def test_unpacked_folders_give_the_same_films(phantom_copy: Path, layout: str) -> None:
     packed, _ = list_films(phantom_copy, quiet)
     target = phantom_copy / layout
@@ -172,3 +183,110 @@ def test_film_twice_is_named_with_both_places(tmp_path: Path) -> None:
 def test_folder_without_films(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no films"):
         find_sources(tmp_path)
+    (tmp_path / "archive.zip").write_bytes(b"PK")
+    with pytest.raises(
+        UserError, match=r"has no films: .* archive\.zip is not read: unpack it there into a folder"
+    ):
+        find_sources(tmp_path)
+    (tmp_path / "images").symlink_to("/gone/images")
+    with pytest.raises(
+        UserError, match=r"has no films: .* images is a link to /gone/images, which is not there"
+    ):
+        find_sources(tmp_path)
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"film")
+
+
+def test_folder_in_a_folder_is_taken_only_if_it_is_the_one_with_films(tmp_path: Path) -> None:
+    def found() -> list[str]:
+        return [folder.relative_to(tmp_path).as_posix() for folder in find_sources(tmp_path)[1]]
+
+    put(
+        tmp_path,
+        "images-224/notes/README.txt",
+        "images-224/.hidden/x.png",
+        "images-224/a/1.png",
+        "images_002/images/2.png",
+    )
+    assert found() == ["images-224/a", "images_002/images"]
+    assert list_films(tmp_path, quiet)[0]["path"].tolist() == [
+        "images-224/a/1.png",
+        "images_002/images/2.png",
+    ]
+    put(tmp_path, "images-224/b/3.PNG")  # which of the two?
+    assert found() == ["images-224", "images_002/images"]
+    put(tmp_path, "images-224/4.dcm")
+    assert found() == ["images-224", "images_002/images"]
+
+
+def test_folders_without_a_film_say_what_is_in_them(tmp_path: Path) -> None:
+    put(tmp_path, "images/IM0001", "images/IM0002", "images_2/._a.png")
+    text = r"has no films: none is in images, images_2\. .*/images has 2 entries, the first is IM0001\. Images end in .*\.dcm"
+    with pytest.raises(UserError, match=text):
+        list_films(tmp_path, quiet)
+
+
+def test_what_is_no_file_is_no_film(tmp_path: Path) -> None:
+    put(tmp_path, "images/a.PNG", "images/b.JPG", "images/c.Dcm", "images/README.txt")
+    os.mkfifo(tmp_path / "images/pipe.png")
+    os.mkfifo(tmp_path / "images.zip")
+    (tmp_path / "images/gone.png").symlink_to("/gone/gone.png")
+    (tmp_path / "images/round.png").symlink_to("round.png")
+    (tmp_path / "images/folder.png").mkdir()
+    (tmp_path / "images_gone").symlink_to("/gone")
+    (tmp_path / "other.png").write_bytes(b"linked")
+    (tmp_path / "images/link.png").symlink_to("../other.png")
+    films, _ = list_films(tmp_path, quiet)
+    assert films["image_id"].tolist() == ["a.PNG", "b.JPG", "c.Dcm", "link.png"]
+    assert list(read_films(tmp_path, films)) == [b"film", b"film", b"film", b"linked"]
+    seen: list[int] = []
+    list_films(tmp_path, seen.append)
+    assert sum(seen) == total_bytes(tmp_path)
+
+
+def test_film_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "images/a.png")
+    (tmp_path / "images/a.png").chmod(0)
+    if os.access(tmp_path / "images/a.png", os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(PermissionError, match=r"a\.png"):
+        list_films(tmp_path, quiet)
+
+
+def test_film_that_has_gone_or_grown_too_large(tmp_path: Path) -> None:
+    put(tmp_path, "images/a.png", "images/b.png")
+    films, _ = list_films(tmp_path, quiet)
+    os.truncate(tmp_path / "images/a.png", 1 << 40)
+    with pytest.raises(UserError, match=r"images/a\.png has 1,099,511,627,776 bytes"):
+        list(read_films(tmp_path, films))
+    (tmp_path / "images/a.png").unlink()
+    with pytest.raises(UserError, match=r"images/a\.png has gone"):
+        list(read_films(tmp_path, films))
+
+
+@pytest.mark.parametrize("name", ["images/R\udcf6ntgen.png", "images_\udcf6/a.png", "images_\udcf6.tar.gz"])
+def test_name_that_is_not_utf8_is_shown_escaped(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "images/a.png", name)
+    with pytest.raises(UserError, match=r"the name `[^`]*\\xf6[^`]*` is not UTF-8\. Rename it"):
+        list_films(tmp_path, quiet)
+
+
+@pytest.mark.parametrize("name", ["NIH [2017] Ärzte", "a\nb", " x ", "*", "100%", "ä\u0301"])
+def test_data_folder_with_an_odd_name(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"{name}/images/a.png", f"{name}/images/b\nc.png")
+    films, _ = list_films(tmp_path / name, quiet)
+    assert films["image_id"].tolist() == ["a.png", "b\nc.png"]
+    (tmp_path / name / "images/b\nc.png").unlink()
+    with pytest.raises(UserError, match=r"/images/b\\nc\.png has gone") as caught:
+        list(read_films(tmp_path / name, films))
+    assert str(caught.value).isprintable()
+
+
+def test_data_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    put(tmp_path, "R\udcf6/images/a.png")
+    with pytest.raises(UserError, match=r"The name of the data folder .*/R\\xf6 is not UTF-8"):
+        list_films(tmp_path / "R\udcf6", quiet)

@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,64 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_manifest(tmp_path, lambda _: None)
     with pytest.raises(UserError, match="does not exist"):
         read_manifest(tmp_path / "x", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "name", ["table_\udcf6.csv", "folder_\udcf6/a.txt", "images/\udcf6.png", "a/b/\udcf6.png"]
+)
+def test_name_that_is_not_utf8_is_shown_escaped(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("x")
+    for read_it in (manifest_bytes, lambda root: read_manifest(root, lambda _: None)):
+        with pytest.raises(UserError, match=r"the name `[^`]*\\xf6[^`]*` is not UTF-8\. Rename it"):
+            read_it(tmp_path)
+    (tmp_path / name).unlink()
+
+
+def test_hidden_names_may_be_anything(phantom_copy: Path) -> None:
+    before = read(phantom_copy)
+    (phantom_copy / ".\udcf6").write_text("x")
+    (phantom_copy / "._images_001.tar.gz").write_text("Mac OS X")
+    assert read(phantom_copy) == before
+
+
+def test_data_folder_with_an_odd_name(phantom_copy: Path) -> None:
+    before = read(phantom_copy)
+    assert read(phantom_copy.rename(phantom_copy.with_name("a\nb [*] Ä "))) == before
+    with pytest.raises(UserError, match=r"films\\xf6 is not UTF-8"):
+        manifest_bytes(phantom_copy.with_name("films\udcf6"))
+
+
+def test_zip_is_listed_once_for_its_films_and_its_hash(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    with zipfile.ZipFile(root / "images.zip", "w") as packed:
+        packed.writestr("images/a.png", b"film")
+    hour = time.time() - 3600
+    os.utime(root / "images.zip", (hour, hour))
+    known = Memory(tmp_path / "state")
+    facts = {"bytes": (root / "images.zip").stat().st_size, "sha256": sha256(root / "images.zip")}
+    assert read(root, known)["files"] == {"images.zip": facts}
+    listed = known.archive(root / "images.zip")
+    assert listed is not None
+    assert listed[0]["image_id"].tolist() == ["a.png"]
+    assert listed[1] == facts
+
+
+def test_only_archives_in_which_films_are_looked_for_are_opened(phantom_copy: Path) -> None:
+    (phantom_copy / "old").mkdir()
+    (phantom_copy / "old/images_001.zip").write_text("no zip")
+    (phantom_copy / "notes.zip").write_text("no zip")
+    assert {"old/images_001.zip", "notes.zip"} <= set(read(phantom_copy)["files"])
+    (phantom_copy / "images_002.zip").write_text("no zip")
+    with pytest.raises(UserError, match=r"images_002\.zip is truncated or damaged"):
+        read_manifest(phantom_copy, lambda _: None)
+
+
+def test_pipes_and_broken_links_are_left_out(phantom_copy: Path) -> None:
+    before = read(phantom_copy)
+    os.mkfifo(phantom_copy / "pipe.csv")
+    os.mkfifo(phantom_copy / "images_002.tar.gz")
+    (phantom_copy / "gone.csv").symlink_to("/gone/gone.csv")
+    (phantom_copy / "round").symlink_to("round")
+    assert read(phantom_copy) == before

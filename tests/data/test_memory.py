@@ -4,13 +4,16 @@ import os
 import shutil
 import stat
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from ral.data import films as module
+from ral.data import memory
 from ral.data.films import list_films
 from ral.data.memory import Memory
+from ral.files import sha256
 
 
 def age(folder: Path) -> None:
@@ -88,5 +91,41 @@ def test_damaged_memory_is_no_memory(phantom_copy: Path, tmp_path: Path, hashed:
     for path in (tmp_path / "state/raw").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         path.write_bytes(b"PAR1")
+    listed(phantom_copy, tmp_path)
+    assert len(hashed) == 800
+
+
+def test_zip_that_has_not_changed_is_not_read_again(tmp_path: Path, hashed: list[int]) -> None:
+    root = tmp_path / "films"
+    root.mkdir()
+    with zipfile.ZipFile(root / "images.zip", "w") as packed:
+        for number in range(5):
+            packed.writestr(f"images/{number}.png", bytes([number]))
+    age(root)
+    known = Memory(tmp_path / "state")
+    known.sha256(root / "images.zip")  # as of a file that is no archive
+    first = listed(root, tmp_path)
+    assert len(hashed) == 5
+    second = listed(root, tmp_path)
+    assert len(hashed) == 5
+    assert first[0].equals(second[0])
+    assert first[1] == second[1]
+    assert first[1]["images.zip"]["sha256"] == sha256(root / "images.zip")
+    with zipfile.ZipFile(root / "images.zip", "a") as packed:
+        packed.writestr("images/5.png", b"5")
+    age(root)
+    assert len(listed(root, tmp_path)[0]) == 6
+
+
+def test_archive_that_was_listed_by_other_rules_is_read_again(
+    phantom_copy: Path, tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age(phantom_copy)
+    with monkeypatch.context() as before:
+        before.setattr(memory, "LISTING", 1)
+        listed(phantom_copy, tmp_path)
+    assert len(hashed) == 400
+    listed(phantom_copy, tmp_path)
+    assert len(hashed) == 800
     listed(phantom_copy, tmp_path)
     assert len(hashed) == 800
