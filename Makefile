@@ -1,10 +1,20 @@
 # `make run`: the whole pipeline. `make compare`: a small grid of experiments. `make test`: the tests. Everything else is for developers.
 PYTHON ?= python3
 BIN := .venv/bin
+# A further package index for builds of torch and torchvision without CUDA, which pip then prefers (about 0.4 GB instead of 3 GB on Linux):
+#     make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Only a .venv that has no torch yet is affected; else `make clean` first.
+TORCH_INDEX ?=
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # dvc.yaml and the tests say `python`: the project's own comes first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
+# DVC asks for a home and a name, which a user that the system does not know (docker run --user) lacks.
+ifeq ($(filter-out /,$(HOME)),)
+export HOME := $(CURDIR)/runs/home
+endif
+export USER ?= $(shell id -u)
 
 .PHONY: run compare test test-long lint clean
 
@@ -33,11 +43,11 @@ lint: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP_INSTALL) -e .
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 clean:
