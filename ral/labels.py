@@ -32,9 +32,12 @@ PHANTOM_PREFIX = "phantom"
 
 # Columns of the pipeline's own tables, and groups of findings in its results: no finding may have such a name.
 RESERVED_NAMES = frozenset(
-    """image_id patient_id study_id view sex age_years path member split official stored left_out reason row monochrome1
-    split_group finding level name data macro micro head medium tail""".split()
-)
+    (
+        "image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split", "official", "stored",
+        "left_out", "reason", "row", "monochrome1", "group", "finding", "level", "name", "data", "macro", "micro", "head",
+        "medium", "tail", "source",
+    )
+)  # fmt: skip
 
 # Names of the data sets' owners that torchxrayvision, or another data set here, spells in another way.
 ALIASES = {

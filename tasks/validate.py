@@ -66,10 +66,11 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
         write_json(folder / "verdict.json", verdict)
         if not passed:
             raise UserError(explain(checks, source.tables()[0], docs / "index.html"))
+        verdict = verdict | {"checks": veiled(checks, salt)} if salt else verdict
         for line in warnings(verdict):
             print(f"warning: {line}")
         films.to_parquet(draft / "films.parquet", index=False)
-        write_json(draft / "verdict.json", verdict | {"checks": veiled(checks, salt)} if salt else verdict)
+        write_json(draft / "verdict.json", verdict)
     kind = "PHANTOM films: " if verdict["phantom"] else ""
     print(f"{kind}{facts['rows']:,} rows, {len(films):,} films: passed. Data Docs: {docs}/index.html")
 
@@ -87,11 +88,14 @@ def explain(checks: list[dict[str, Any]], table: Path, docs: Path) -> str:
 
 def warnings(verdict: dict[str, Any]) -> list[str]:
     """What passed but should be known, a line each."""
-    lines = [
-        f"{check['check']}: not so in {check['unexpected']:,} rows. {check['remedy']}"
-        for check in verdict["checks"]
-        if check["severity"] == "warning" and not check["passed"]
-    ]
+    lines = []
+    for check in verdict["checks"]:
+        if check["severity"] == "warning" and not check["passed"]:
+            shown = [f"row {s['row']}, {s['image_id']}: {s['value']}" for s in check["samples"][:1]]
+            first = f" The first: {shown[0]}." if shown and check["samples"][0]["value"] else ""
+            lines.append(
+                f"{check['check']}: not so in {check['unexpected']:,} rows.{first} {check['remedy']}"
+            )
     if verdict["films_without_row"]:
         lines.append(f"{verdict['films_without_row']} films have no row in the table and are not used.")
     return lines

@@ -13,6 +13,8 @@ from ral.data.ids import lookalikes
 from ral.data.sources.base import LABEL_VALUES, OLDEST, Columns, Joined, Layout, parse_all, says
 from ral.labels import NO_FINDING, SUPPORT_DEVICES, nearest
 
+IMAGE_PRESENT = "film is present"
+
 ACCEPT = "If the new delivery is right, accept it: `python -m ral.data.baseline profile`."
 
 
@@ -266,7 +268,7 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
         )  # fmt: skip
     must = missing_films == "fail"
     check(
-        gxe.ExpectColumnValuesToNotBeNull, "film is present", "critical" if must else "warning",
+        gxe.ExpectColumnValuesToNotBeNull, IMAGE_PRESENT, "critical" if must else "warning",
         "Add the films, or set data.missing_films to drop to go on without those rows."
         if must else "Those rows are left out.",
         shown=layout.path or layout.image, column="film_bytes",

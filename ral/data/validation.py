@@ -32,9 +32,11 @@ from ral.config.dask import DaskTarget
 from ral.data import drift
 from ral.data.cluster import Report, open_pool
 from ral.data.duplicates import same_content
+from ral.data.nearest import describe_missing
 from ral.data.partition import Partition, Partitions, film_sizes, repeated
 from ral.data.sources.base import Layout, Source, label_names
 from ral.data.suite import (
+    IMAGE_PRESENT,
     RowFacts,
     added_columns,
     drift_expectations,
@@ -106,6 +108,11 @@ def check_rows(
         "profile": profile,
     }
     results = [merged(same) for same in zip(*(part.results for part in found), strict=True)]
+    for item in results:
+        if item["expectation_config"]["meta"]["check"] == IMAGE_PRESENT:
+            samples = item["samples"]
+            told = describe_missing(source.root, [s["value"] for s in samples], films, bool(layout.path))
+            item["samples"] = [s | {"value": text} for s, text in zip(samples, told, strict=True)]
     _document("raw_label_table", raw_expectations(layout, source.config.missing_films), results, docs)
     return facts, [_reduce(item, layout) for item in results]
 

@@ -81,6 +81,8 @@ def _hosts(job: Job) -> dict[str, int]:
         raise UserError(
             f"{path} cannot be read: {error.strerror}. It is named by training.hostfile."
         ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}, named by training.hostfile, is not UTF-8 text.") from None
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=([1-9]\d*)", line.split("#")[0].strip())

@@ -221,6 +221,8 @@ def test_padchest_labels_are_parsed_not_executed(text: str) -> None:
     with pytest.raises((ValueError, SyntaxError)):
         padchest.parse(text)
     assert padchest.parse("['COPD signs', ' pleural  effusion ']") == ["copd signs", "pleural effusion"]
+    assert padchest.parse("['', 'mass', ' ']") == ["mass"]  # an empty word hides no finding
+    assert padchest.parse("['']") == padchest.parse("[]") == padchest.parse("") == [""]
     assert len(padchest.vocabulary()) > 170
 
 

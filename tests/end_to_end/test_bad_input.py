@@ -95,6 +95,29 @@ def test_absent_films_by_parameter(run: Run, project: Path, phantom_copy: Path) 
     assert "1 left out: no film" in printed
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda film: film.rename(film.with_suffix(".PNG")), "(capital ending)"),
+        (lambda film: film.rename(film.with_suffix("")), "(without ending .png)"),
+        (lambda film: film.rename(film.parent.parent / film.name), "in another folder"),
+    ],
+    ids=["capitals", "no ending", "elsewhere"],
+)
+def test_missing_films_are_told_with_the_nearest(
+    run: Run, project: Path, phantom_copy: Path, change, words
+) -> None:
+    unpack(phantom_copy)
+    film = sorted((phantom_copy / "images").iterdir())[7]
+    change(film)
+    printed = refuse(run, project, "validate", f"looked for images/{film.name}; there is ")
+    assert words in printed or f"there is {film.name}" in printed
+    set_params(project, {"data": {"missing_films": "drop"}})
+    printed = run("python", "-m", "tasks.validate", cwd=project, PYTHONPATH=str(ROOT)).stdout
+    assert f"warning: film is present: not so in 1 rows. The first: row 9, {film.name}: looked for" in printed
+    assert "data.missing_films" not in printed
+
+
 def test_film_that_is_no_image(run: Run, project: Path, phantom_copy: Path) -> None:
     unpack(phantom_copy)
     film = sorted((phantom_copy / "images").iterdir())[7]

@@ -78,11 +78,12 @@ def test_an_ended_launcher_ends_both_machines(
         ("a slots=1\na slots=2\n", "line 2.*names a machine twice"),
         ("a slots=0\nb slots=1\n", "line 1.*is not `NAME slots=N`"),
         ("-oProxyCommand=evil slots=1\nb slots=1\n", "line 1.*is not"),
+        ("r\udcf6ntgen slots=1\n", "not UTF-8 text"),
     ],
 )
 def test_a_bad_hostfile_is_refused(job, target: TrainingTarget, text: str, words: str) -> None:
     assert target.hostfile is not None
-    target.hostfile.write_text(text)
+    target.hostfile.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=words):
         dry_run(job.specify("ok"), target, job.folder)
 
