@@ -247,7 +247,8 @@ def test_damaged_tar_is_named(tmp_path: Path, ending: str, damage: Callable[[byt
 
 @pytest.mark.parametrize("damage", [
     lambda content: content[:-4], lambda content: without(content, len(content) - 6),
-    lambda content: without(content, 300), lambda content: content + b"rest", lambda content: content[:5],
+    lambda content: without(content, 300), lambda content: content + b"rest",
+    lambda content: content + bytes(3 << 20) + b"rest", lambda content: content[:5],
 ])  # fmt: skip
 def test_damaged_gzip_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "images.tar.gz"

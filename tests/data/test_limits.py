@@ -100,15 +100,16 @@ def overlapping_zip() -> bytes:
     return bytes(content)
 
 
-def claiming_zip(size: int) -> bytes:
-    """A zip whose film is said to be very large."""
+def claiming_zip(size: int, films: int = 1) -> bytes:
+    """A zip whose films are said to be very large."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("a.png", b"x" * 1000)
-    content = bytearray(out.getvalue())
-    place = content.rindex(b"PK\1\2") + 24
-    content[place : place + 4] = size.to_bytes(4, "little")
-    return bytes(content)
+        for number in range(films):
+            archive.writestr(f"{number}.png", b"x" * 1000)
+    parts = out.getvalue().split(b"PK\1\2")  # each but the first begins with an entry of the list of members
+    return b"PK\1\2".join(
+        [parts[0], *(part[:20] + size.to_bytes(4, "little") + part[24:] for part in parts[1:])]
+    )
 
 
 def pax_sparse_map() -> bytes:
@@ -150,6 +151,7 @@ CASES: dict[str, tuple[str, bytes, str]] = {
     "sparse_map_without_end": ("images.tar.gz", pax_sparse_map(), "truncated or damaged"),
     "lying_zip": ("images.zip", lying_zip(384), "truncated or damaged"),
     "overlapping_zip": ("images.zip", overlapping_zip(), "members overlap"),
+    "growing_zip": ("images.zip", claiming_zip(400 * MIB, 3), "unpacks to more than 200 times its size"),
     "claiming_zip": ("images.zip", claiming_zip(0xFFFFFFF0), "has 4,294,967,280 bytes; an image has"),
 }  # fmt: skip
 
