@@ -18,15 +18,31 @@ from ral.config.base import Section, explain
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig
 from ral.errors import UserError
+from ral.files import private_folder
 
 PREFIX = "RAL_"
 
-Stage = Literal["phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"]
+Stage = Literal[
+    "locate", "phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"
+]
+
+
+def home() -> Path | None:
+    """The user's own folder; None for a user that the system does not know (`docker run --user`): HOME is absent or /."""
+    try:
+        found = Path.home()
+    except RuntimeError:
+        return None
+    return None if found == Path("/") and not os.access(found, os.W_OK) else found
 
 
 def _own_folder(value: Any) -> Any:
     """Put the user's own folder for ~."""
-    return os.path.expanduser(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if value.startswith("~") and home() is None:
+        raise ValueError("this user has no home folder, so ~ is no place: write the whole path")
+    return os.path.expanduser(value)
 
 
 # A path in TOML or in a variable is text.
@@ -128,9 +144,9 @@ class FlowsTarget(Section):
 
 
 def default_state_dir() -> Path:
-    """ral's folder among the user's state, as the XDG rules have it."""
+    """ral's folder among the user's state, as the XDG rules have it; below ~ for a user without a home."""
     base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "ral"
+    return (Path(base) if Path(base).is_absolute() else (home() or Path("~")) / ".local" / "state") / "ral"
 
 
 class Environment(Section):
@@ -155,12 +171,14 @@ class Environment(Section):
 def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None = None) -> Environment:
     """Read `folder`/ral.toml, if there is one, and the RAL_… variables, which win.
 
+    A process whose user has no home gets one in state_dir: libraries ask for it, and DVC for a user's name.
+
     Args:
         folder: the working folder.
         variables: environment variables; those of this process if None. An empty one counts as not set.
 
     Raises:
-        UserError: ral.toml is no TOML; a key or variable is unknown or has a wrong value.
+        UserError: ral.toml is no TOML; a key or variable is unknown or has a wrong value; there is no place for state_dir.
     """
     path = folder / "ral.toml"
     content = _read_toml(path) if path.exists() else {}
@@ -177,7 +195,26 @@ def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None 
                 doubtful = doubtful or Path(name)
         elif name not in known:
             _refuse_unknown(name, list(known))
-    return _validate(content, doubtful) if doubtful else environment
+    environment = _validate(content, doubtful) if doubtful else environment
+    if environment.state_dir.parts[:1] == ("~",):
+        raise UserError(
+            f"The user with the number {os.getuid()} has no home folder, so there is no place for checkpoints and other state: "
+            "set RAL_STATE_DIR (or state_dir in ral.toml) to a private folder."
+        )
+    if variables is None and home() is None:
+        _give_home(environment.state_dir)
+    return environment
+
+
+def _give_home(state_dir: Path) -> None:
+    """A home in the private folder, and a name, for this process and those that it starts."""
+    try:
+        os.environ["HOME"] = str(private_folder(private_folder(state_dir.absolute()) / "home"))
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror}. Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder that this user may write."
+        ) from None
+    os.environ.setdefault("USER", str(os.getuid()))
 
 
 def keys(model: type[Section] = Environment, prefix: str = "") -> Iterator[tuple[str, Any]]:

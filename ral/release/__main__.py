@@ -9,6 +9,7 @@ The registry, the packets and the ledger are in the state_dir of ral.toml (RAL_S
 
 import argparse
 import getpass
+import os
 import sys
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def person() -> str:
+    """Name of the user, for the ledger; the number of one that the system does not know."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
 def main() -> None:
     """Do what the command line asks for."""
     options = parser().parse_args()
@@ -89,7 +98,7 @@ def main() -> None:
 
         options.state = options.state or load_environment().state_dir
         if getattr(options, "by", "") is None:
-            options.by = getpass.getuser()
+            options.by = person()
         getattr(commands, "do_" + options.command.replace("-", "_"))(options)
     except UserError as error:
         sys.exit(f"error: {error}")

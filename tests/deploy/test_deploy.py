@@ -157,6 +157,28 @@ def test_the_image_copies_what_exists_and_runs_as_nobody() -> None:
     assert "useradd --uid 10001" in text
 
 
+def test_the_image_has_what_a_first_step_on_a_gpu_builds_with() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    # This image has Python's headers below /usr/local/include, and no compiler; its gcc alone brings no headers of C.
+    assert re.search(r"^FROM python:3\.\d+-slim$", text, re.MULTILINE)
+    (installed,) = re.findall(r"apt-get install --yes --no-install-recommends (.*?) \\$", text, re.MULTILINE)
+    assert set(installed.split()) == {"gcc", "git", "libc6-dev", "tini"}
+
+
+def test_any_user_of_the_image_has_a_home_and_a_name() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    told = dict(
+        word.split("=")
+        for line in re.findall(r"^ENV (\w+=.*)$", text, re.MULTILINE)
+        for word in line.rstrip("\\ ").split()
+    )
+    assert (told["HOME"], told["USER"]) == ("/home/ral", "ral")
+    opened = set(re.findall(r"(?:chmod|-m) 1777 (\S+)", text))
+    assert opened == {told["HOME"], f"{told['HOME']}/.prefect"}
+    (place,) = [v for v in compose()["services"]["server"]["volumes"] if v.startswith("server:")]
+    assert place == f"server:{told['HOME']}/.prefect"
+
+
 def test_pods_run_without_rights() -> None:
     for pod in pods():
         context = pod["securityContext"]
