@@ -74,7 +74,7 @@ def compare(
         )  # copies of experiments that were killed
         plan = experiments(workspace, grid, changes or {})
         stage = stages(workspace.folder, environment)
-        for name in ("phantom", "manifest", "validate", "preprocess"):  # once for all of them
+        for name in ("locate", "phantom", "manifest", "validate", "preprocess"):  # once for all of them
             stage(name)
         run_missing(workspace, plan, changes or {})
         table = comparison(workspace, plan, split)

@@ -81,6 +81,7 @@ def night(state: Path, environment: Environment, run: str, revision: str, change
     registry = Registry(state)
     pull(workspace)
     stage = stages(folder, environment)
+    stage("locate")
     stage("phantom")
     stage("manifest")
     facts = {

@@ -56,6 +56,7 @@ def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None
 def run_all(folder: Path, environment: Environment) -> None:
     """Run every stage in the workspace `folder`."""
     run = stages(folder, environment)
+    run("locate")
     run("phantom")
     run("manifest")
     run("validate")

@@ -1,6 +1,8 @@
 """Draw the embedded phantom data set, in NIH ChestX-ray14's own layout.
 
-python -m tasks.phantom
+    python -m tasks.phantom
+
+Where the data is another (location.json, by the step locate), nothing is drawn, and the folder says so.
 """
 
 from pathlib import Path
@@ -9,13 +11,20 @@ from ral.config.base import load
 from ral.config.data import PhantomParams
 from tasks import step
 
+NOT_DRAWN = "The data lies elsewhere: no phantom films are drawn.\n"
 
-def run(params: PhantomParams, out: Path) -> None:
-    """Write label table, official lists and the archive of films into `out`."""
+
+def run(params: PhantomParams, location: Path, out: Path) -> None:
+    """Write label table, official lists and the archive of films into `out`, or nothing if the data lies elsewhere."""
     from ral.data.phantom.archive import write_phantom
-    from ral.files import new_folder
+    from ral.files import new_folder, read_json
     from ral.progress import Progress
 
+    if not read_json(location)["phantom"]:
+        with new_folder(out) as draft:
+            (draft / "not_drawn.txt").write_text(NOT_DRAWN, encoding="utf-8")
+        print(NOT_DRAWN, end="")
+        return
     with (
         new_folder(out) as draft,
         Progress("drawing phantom films", params.phantom.films, "films") as progress,
@@ -24,5 +33,11 @@ def run(params: PhantomParams, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    options = step.parse(__doc__, {"out": ("data/phantom", "folder to write")})
-    step.main("phantom", lambda: run(load(options.params, PhantomParams), options.out))
+    options = step.parse(
+        __doc__,
+        {
+            "location": ("data/location.json", "whether the data is this one"),
+            "out": ("data/phantom", "folder to write"),
+        },
+    )
+    step.main("phantom", lambda: run(load(options.params, PhantomParams), options.location, options.out))

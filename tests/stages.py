@@ -1,24 +1,34 @@
 """What the tests know of dvc.yaml: its stages, and the project's own modules that a stage imports."""
 
 import ast
+from functools import cache
 from pathlib import Path
+from typing import get_args
 
 from ruamel.yaml import YAML
+
+from ral.config.data import SourceName
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("ral", "tasks", "flows")
 
 
+@cache
 def stages() -> dict[str, dict]:
-    """The stages of dvc.yaml in their order."""
+    """The stages of dvc.yaml in their order; do not change them."""
     return YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
-def code_files(stage: str) -> set[str]:
+@cache
+def code_files(stage: str, source: str) -> frozenset[str]:
     """Files a stage's module imports, however deep and wherever in the code, as paths from the project's root.
 
     A module that is started by its name (`-m ral.training`) counts as imported. An `__init__.py` of nothing but a
     docstring is no code.
+
+    Args:
+        stage: its name.
+        source: the value of data.source, which is the name of the module that reads the raw tables.
     """
     found: set[str] = set()
     queue = [f"tasks.{stage}"]
@@ -44,15 +54,21 @@ def code_files(stage: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.JoinedStr) and _is_source(node):
-                queue.append(f"ral.data.sources.{default_source()}")
+                queue.append(f"ral.data.sources.{source}")
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _has_main(node.value):
                 queue.append(f"{node.value}.__main__")
-    return found
+    return frozenset(found)
 
 
-def default_source() -> str:
-    """The source that params.yaml names; dvc.yaml names its file by `${data.source}`."""
-    return YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())["data"]["source"]
+def sources() -> list[str]:
+    """Every value of data.source; dvc.yaml names the file of the one that is chosen by `${data.source}`."""
+    return list(get_args(SourceName))
+
+
+def declared_code(stage: str, source: str) -> set[str]:
+    """The project's own files that dvc.yaml lists as dependencies of a stage."""
+    deps = [path.replace("${data.source}", source) for path in stages()[stage]["deps"]]
+    return {path for path in deps if path.split("/")[0] in PACKAGES}
 
 
 def _is_source(node: ast.JoinedStr) -> bool:

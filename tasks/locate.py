@@ -1,0 +1,36 @@
+"""Say whether the data is the embedded data set, so that it is drawn only where it is used.
+
+    python -m tasks.locate
+
+Writes location.json: {"phantom": true} if this machine's data folder (RAL_DATA_ROOT, data_root of ral.toml, data.root of
+params.yaml) is the folder that the step phantom writes. DVC runs this step every time; where other data lies is not written.
+"""
+
+from pathlib import Path
+
+from ral.config.base import load
+from ral.config.data import ManifestParams
+from ral.config.environment import Environment, load_environment
+from tasks import step
+
+
+def run(params: ManifestParams, environment: Environment, phantom: Path, out: Path) -> None:
+    """Write whether the data folder is `phantom`."""
+    from ral.files import write_json
+
+    root = Path(environment.located(params.data).root)
+    write_json(out, {"phantom": root.resolve() == phantom.resolve()})
+
+
+if __name__ == "__main__":
+    options = step.parse(
+        __doc__,
+        {
+            "phantom": ("data/phantom", "folder of the embedded data set"),
+            "out": ("data/location.json", "file to write"),
+        },
+    )
+    step.main(
+        "locate",
+        lambda: run(load(options.params, ManifestParams), load_environment(), options.phantom, options.out),
+    )
