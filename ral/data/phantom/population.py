@@ -104,12 +104,13 @@ class Film:
 
 def draw_population(config: PhantomConfig) -> list[Film]:
     """Draw the table of `config.films` films, in the order of patient and follow-up."""
-    rng = Random(config.seed)
-    owner = _draw_owners(config.films, rng)
+    # Numbers of their own for each part, so that a change of one leaves the others as they are. Patient 0 is nobody.
+    counts, latent, shuffles, ages = (Random(config.seed, 0, part) for part in range(1, 5))
+    owner = _draw_owners(config.films, counts)
     prevalences = np.append(np.maximum(PREVALENCES[:-1], config.floor), PREVALENCES[-1])
-    labels = _draw_labels(owner, prevalences, rng)
-    test = _draw_test_patients(owner, labels, rng)
-    people = _draw_people(np.bincount(owner), rng)
+    labels = _draw_labels(owner, prevalences, latent)
+    test = _draw_test_patients(owner, labels, shuffles)
+    people = _draw_people(np.bincount(owner), ages)
     films = []
     for row, patient, (sex, age, follow_up) in zip(labels, owner, people, strict=True):
         findings = tuple(name for name, there in zip(FINDINGS, row[:-1], strict=True) if there)
