@@ -85,7 +85,9 @@ def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001  # pydicom raises whatever a damaged file makes it stumble on
-            raise BadFilm(name, "cannot be decoded", str(error) or type(error).__name__) from None
+            raise BadFilm(
+                name, "cannot be decoded", " ".join(str(error).split()) or type(error).__name__
+            ) from None
 
 
 def _usual_form(content: bytes, start: int, name: str) -> bytes:
@@ -125,7 +127,7 @@ def _transfer_syntax(content: bytes) -> tuple[str, int]:
 def _check(film: "Dataset", name: str) -> bool:
     """Refuse what is no single gray image, before its pixels are decoded; whether it is RGB, which may be gray."""
     if not film.get("PixelData"):
-        raise BadFilm(name, "is a DICOM file without pixels")
+        raise BadFilm(name, "is a DICOM file without pixels", "or it is cut short")
     rows, columns = (int(film.get(tag) or 0) for tag in ("Rows", "Columns"))
     if not rows or not columns:
         raise BadFilm(name, "is a DICOM file without a size", f"Rows {rows}, Columns {columns}")
@@ -205,39 +207,50 @@ def _check_compressed(film: "Dataset", syntax: str, name: str) -> None:
     if syntax == RLE:
         _check_run_lengths(code, size[0] * size[1], name)
         return
-    for found in _coded_sizes(code):
-        if found != size:
-            raise BadFilm(
-                name, "has another number of pixels than it says",
-                f"{size[0]} x {size[1]} in its tags, {found[0]} x {found[1]} in its compressed pixels",
-            )  # fmt: skip
+    check_extent(size[1], size[0], name, len(code))
+    found = _jpeg_2000_size(code) if code[:2] != b"\xff\xd8" else _jpeg_size(code)
+    if found != (*size, film.SamplesPerPixel):
+        raise BadFilm(
+            name, "has another number of pixels than it says",
+            f"{size[0]} x {size[1]} x {film.SamplesPerPixel} in its tags, "
+            f"{' x '.join(map(str, found))} in its compressed pixels",
+        )  # fmt: skip
 
 
-def _coded_sizes(code: bytes) -> list[tuple[int, int]]:
-    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream claims for itself.
+def _jpeg_2000_size(code: bytes) -> tuple[int, int, int]:
+    """Rows, columns and samples that a JPEG 2000 stream claims, which may be in a JP2 file.
 
     Raises:
-        ValueError: it claims none.
+        ValueError: it has no such header.
     """
-    found = []
-    at = code.find(b"\xff\x4f\xff\x51")
-    while at >= 0 and code[:2] != b"\xff\xd8":  # JPEG 2000, alone or in a JP2 file
-        right, bottom, left, top = struct.unpack_from(">4L", code, at + 8)
-        found.append((bottom - top, right - left))
-        at = code.find(b"\xff\x4f\xff\x51", at + 1)
-    at = 2
-    while code[:2] == b"\xff\xd8" and at + 9 <= len(code) and code[at] == 0xFF:
-        marker = code[at + 1]
-        if marker == 0xFF:  # filling
-            at += 1
-            continue
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            found.append(struct.unpack_from(">HH", code, at + 5))
-            break
-        at += 2 + int(struct.unpack_from(">H", code, at + 2)[0])
-    if not found:
+    at, start = 0, b"\xff\x4f\xff\x51"
+    while code[at : at + 4] != start and at + 16 <= len(code):
+        length, kind = struct.unpack_from(">L4s", code, at)
+        header = 16 if length == 1 else 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", code, at + 8)
+        at += header if kind == b"jp2c" else max(length, header)
+    if code[at : at + 4] != start:
         raise ValueError("its compressed pixels have no header")
-    return found
+    right, bottom, left, top, samples = struct.unpack_from(">4L16xH", code, at + 8)
+    return bottom - top, right - left, samples
+
+
+def _jpeg_size(code: bytes) -> tuple[int, int, int]:
+    """Rows, columns and samples that a JPEG or JPEG-LS stream claims.
+
+    Raises:
+        ValueError: it has no such header.
+    """
+    at = 2
+    while at + 10 <= len(code) and code[at] == 0xFF:
+        marker = code[at + 1]
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            rows, columns, samples = struct.unpack_from(">HHB", code, at + 5)
+            return rows, columns, samples
+        # Before a marker there may be any number of FF.
+        at += 1 if marker == 0xFF else 2 + int(struct.unpack_from(">H", code, at + 2)[0])
+    raise ValueError("its compressed pixels have no header")
 
 
 def _check_run_lengths(code: bytes, pixels: int, name: str) -> None:

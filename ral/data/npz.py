@@ -1,6 +1,7 @@
 """Films in a NumPy archive (.npz), read in place: a member is streamed row by row, and nothing is unpickled."""
 
 import io
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,12 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from ral.data.archives import ANY_GROWTH, MOST_GROWTH, naming_damage
+from ral.data.pixels import MOST_PIXELS
 from ral.errors import UserError
+
+# Most bytes of an array that is read at once. The labels of a million films take some 14 MB.
+MOST_READ = 256 << 20
 
 
 def array_shape(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -18,22 +24,25 @@ def array_shape(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
     Raises:
         UserError: the archive is damaged or has no such array.
     """
-    with _opened(path) as archive, _member(archive, path, member) as stream:
-        return _header(stream, path, member)
+    with naming_damage(path), _opened(path) as archive, _member(archive, path, member) as stream:
+        return _header(stream, archive, path, member)
 
 
 def read_array(path: Path, member: str) -> np.ndarray:
     """A whole array of numbers (labels).
 
     Raises:
-        UserError: the archive is damaged, has no such array, or it would have to be unpickled.
+        UserError: the archive is damaged, has no such array, it is too large, or would have to be unpickled.
     """
-    with _opened(path) as archive, _member(archive, path, member) as stream:
-        shape, dtype = _header(stream, path, member)
-        values = np.frombuffer(stream.read(), dtype)
-        if values.size != np.prod(shape):
+    with naming_damage(path), _opened(path) as archive, _member(archive, path, member) as stream:
+        shape, dtype = _header(stream, archive, path, member)
+        size = math.prod(shape) * dtype.itemsize
+        if size > MOST_READ:
+            raise UserError(f"{path}: {member} has {size} bytes, too many for labels. Download it again.")
+        content = stream.read(size)
+        if len(content) < size:
             raise UserError(f"{path}: {member} is truncated. Download it again.")
-        return values.reshape(shape)
+        return np.frombuffer(content, dtype).reshape(shape)
 
 
 def read_films(path: Path, wanted: Sequence[str]) -> Iterator[bytes]:
@@ -50,11 +59,11 @@ def read_films(path: Path, wanted: Sequence[str]) -> Iterator[bytes]:
     for place in wanted:
         member, _, number = place.removesuffix("]").partition("[")
         places.setdefault(member, []).append(int(number))
-    with _opened(path) as archive:
+    with naming_damage(path), _opened(path) as archive:
         for member, rows in places.items():
             with _member(archive, path, member) as stream:
-                shape, dtype = _header(stream, path, member)
-                if len(shape) != 3 or dtype != np.uint8:
+                shape, dtype = _header(stream, archive, path, member)
+                if len(shape) != 3 or dtype != np.uint8 or not 0 < shape[1] * shape[2] <= MOST_PIXELS:
                     raise UserError(
                         f"{path}: {member} has shape {shape} and type {dtype}, not 8-bit gray films."
                     )
@@ -86,8 +95,13 @@ def _member(archive: zipfile.ZipFile, path: Path, member: str) -> IO[bytes]:
         ) from None
 
 
-def _header(stream: IO[bytes], path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Read the header of the .npy format, which leaves the stream at the first value."""
+def _header(
+    stream: IO[bytes], archive: zipfile.ZipFile, path: Path, member: str
+) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the header of the .npy format, which leaves the stream at the first value.
+
+    What it claims is held to the archive's own list, and that to the bytes which are there.
+    """
     try:
         version = np.lib.format.read_magic(stream)
         read = (
@@ -98,4 +112,12 @@ def _header(stream: IO[bytes], path: Path, member: str) -> tuple[tuple[int, ...]
         raise UserError(f"{path}: {member} is no NumPy array ({error}). Download it again.") from None
     if dtype.hasobject or columns_first:
         raise UserError(f"{path}: {member} holds Python objects or is stored by columns. Download it again.")
+    listed = archive.getinfo(member)
+    packed = min(listed.compress_size, path.stat().st_size)
+    claimed = stream.tell() + math.prod(shape) * dtype.itemsize
+    if claimed != listed.file_size or claimed > max(ANY_GROWTH, MOST_GROWTH * packed):
+        raise UserError(
+            f"{path}: {member} claims {claimed} bytes, has {listed.file_size} by the archive's list and takes {packed}. "
+            "Download it again."
+        )
     return shape, dtype

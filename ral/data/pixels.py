@@ -10,10 +10,13 @@ from PIL import Image, UnidentifiedImageError
 from ral.data.resize import Fit, to_square
 from ral.errors import UserError
 
-# No radiograph is near these: a chest has up to 17 million pixels, a mammogram 28. One image takes up to some 1.2 GB.
+# No radiograph is near these: a chest has up to 17 million pixels, a mammogram 28. One image takes up to MEMORY.
 # Pillow would only warn, so its own limit is off.
 MOST_PIXELS = 1 << 26
 MOST_BYTES = 256 << 20
+# Pixels of an image for each byte of its file. PNG of 8 or 16 bits cannot reach 1,033 and JPEG not 513, even if blank: more
+# is a claim, and some decoders fill in what is missing.
+MOST_PIXELS_PER_BYTE = 2048
 Image.MAX_IMAGE_PIXELS = None
 
 # A film is enlarged by this at most: a larger factor would train on a smear of a few pixels.
@@ -124,14 +127,22 @@ def decode_noted(
     return _square(values, black, white, size, name, fit, invert), note
 
 
-def check_extent(width: int, height: int, name: str) -> None:
+def check_extent(width: int, height: int, name: str, packed: int | None = None) -> None:
     """Refuse a film that claims more pixels than any film has, before memory is taken for them.
 
+    Args:
+        width: in pixels.
+        height: in pixels.
+        name: where the film comes from, for the error.
+        packed: bytes of the compressed pixels; None where they are not compressed.
+
     Raises:
-        BadFilm: it does.
+        BadFilm: it does, or claims more than its bytes can hold.
     """
     if width * height > MOST_PIXELS:
         raise BadFilm(name, "is too large to be a film", f"{width} x {height} pixels")
+    if packed is not None and width * height > MOST_PIXELS_PER_BYTE * packed:
+        raise BadFilm(name, "has too few bytes for its size", f"{width} x {height} pixels in {packed} bytes")
 
 
 def histogram(values: np.ndarray) -> np.ndarray:
@@ -176,7 +187,7 @@ def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
     """Pixels of a PNG or JPEG file as its EXIF orientation says, uint8 or uint16 [height, width], and a note."""
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            check_extent(image.width, image.height, name)
+            check_extent(image.width, image.height, name, len(content))
             deep = image.mode == SIXTEEN_BIT
             if not deep and image.mode not in EIGHT_BIT:
                 raise BadFilm(name, "has a kind of pixels that is not known", f"Pillow's mode {image.mode}")
