@@ -19,8 +19,8 @@ from typing import IO, NamedTuple, Protocol, Self
 from ral.data.names import is_image, is_utf8, shown
 from ral.errors import UserError
 
-# Bytes read at once.
-BLOCK = 1 << 20
+# Bytes read at once. tarfile copies what is left of a block at every read, so larger ones are slower.
+BLOCK = 128 << 10
 
 # No image is larger: 100 million pixels, the most that are decoded, take 200 MB at 16 bits and 300 MB in colour.
 MOST_IMAGE = 512 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 MIB = 1 << 20
-# Most memory that reading any of these may take beyond what Python and its libraries have; blocks are of 1 MiB.
+# Most memory that reading any of these may take beyond what Python and its libraries have; blocks are small.
 MOST = 48
 
 # Lists the films of each data folder and prints how it ends and by how many MiB the most memory ever used grew.
