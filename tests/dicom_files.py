@@ -1,6 +1,7 @@
 """DICOM files for tests: made tag by tag, compressed by GDCM."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def dicom(values: np.ndarray | None = RAMP, bits: int = 12, **tags: Any) -> byte
 
 def table(first: int, values: list[int], bits: int = 8) -> "pydicom.Sequence":
     item = pydicom.Dataset()
-    item.LUTDescriptor, item.LUTData = [len(values), first, bits], np.array(values, np.uint16).tobytes()
+    item.LUTDescriptor, item.LUTData = (
+        [len(values) % 65536, first, bits],
+        np.array(values, np.uint16).tobytes(),
+    )
     return pydicom.Sequence([item])
 
 
@@ -72,3 +76,18 @@ def with_pixels(code: bytes, syntax: str, **tags: Any) -> bytes:
     stream = io.BytesIO()
     pydicom.dcmwrite(stream, film, enforce_file_format=True)
     return stream.getvalue()
+
+
+def near(read: np.ndarray, wanted: np.ndarray) -> None:
+    assert np.abs(read - np.clip(wanted, 0, 1) * 255).max() <= 0.51
+
+
+def explicit(tag: int, representation: bytes, value: bytes) -> bytes:
+    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, representation, len(value)) + value
+
+
+def rewritten(content: bytes, tag: int, element: bytes) -> bytes:
+    """The file with a short element replaced by other bytes."""
+    start = content.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
+    (length,) = struct.unpack_from("<H", content, start + 6)
+    return content[:start] + element + content[start + 8 + length :]

@@ -169,7 +169,8 @@ def _pixels(film: "Dataset", name: str) -> np.ndarray:
     else:
         _check_length(film, name)
         options["view_only"] = True
-    return decoder.as_array(film, **options)[0]
+    stored = decoder.as_array(film, **options)[0]
+    return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
 def _guessed_syntax(film: "Dataset", name: str) -> str:

@@ -1,4 +1,4 @@
-"""DICOM films: the grey values a reader's screen shows, every transfer syntax, and no tag but those for pixels."""
+"""DICOM files: every transfer syntax, files that lack their beginning, no tag but those for pixels, what is no film."""
 
 import io
 import sys
@@ -7,60 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_files import NAME, RAMP, compress, dicom, table
+from dicom_files import NAME, RAMP, compress, dicom, explicit, near, pydicom, with_pixels
 
 from ral.data.dicom import TAGS, read_dicom
 from ral.data.pixels import BadFilm, decode
 from ral.errors import UserError
 
-pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
-gdcm = pytest.importorskip("gdcm", reason="needs the extra dicom")
-
-
-def near(read: np.ndarray, wanted: np.ndarray) -> None:
-    assert np.abs(read - np.clip(wanted, 0, 1) * 255).max() <= 0.51
-
-
-def test_without_a_window_the_films_own_range_decides() -> None:
-    near(decode(dicom(RAMP // 2 + 100), 64, NAME), (RAMP // 2) / 2047)
-
-
-def test_monochrome1_is_inverted() -> None:
-    plain, inverted = (dicom(PhotometricInterpretation=f"MONOCHROME{kind}") for kind in (2, 1))
-    assert np.abs(255.0 - decode(plain, 64, NAME) - decode(inverted, 64, NAME)).max() <= 1
-    assert decode(inverted, 64, NAME)[0, 0] == 255
-
-
-@pytest.mark.parametrize(
-    ("function", "wanted"),
-    [
-        ("LINEAR", (RAMP - (2000 - 0.5)) / (1000 - 1) + 0.5),  # PS3.3 C.11.2.1.2.1
-        ("LINEAR_EXACT", (RAMP - 2000.0) / 1000 + 0.5),
-        ("SIGMOID", None),
-    ],
-)
-def test_window(function: str, wanted: np.ndarray | None) -> None:
-    content = dicom(WindowCenter=[2000, 1], WindowWidth=[1000, 5], VOILUTFunction=function)
-    if wanted is None:
-        wanted = 1 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000))
-    near(decode(content, 64, NAME), wanted)
-
-
-def test_window_is_of_values_after_the_modality_slope() -> None:
-    content = dicom(RescaleSlope=2, RescaleIntercept=-1024, WindowCenter=1000, WindowWidth=3000)
-    near(decode(content, 64, NAME), (RAMP * 2.0 - 1024 - 999.5) / 2999 + 0.5)
-
-
-def test_signed_values() -> None:
-    near(decode(dicom(RAMP.astype(np.int16) - 2048), 64, NAME), RAMP / 4095)
-
-
-def test_lookup_tables() -> None:
-    voi = dicom(RAMP % 4, VOILUTSequence=table(0, [0, 10, 100, 255]))
-    assert set(decode(voi, 64, NAME).ravel()) == {0, 10, 100, 255}
-    modality = dicom(RAMP % 4, ModalityLUTSequence=table(0, [0, 51, 102, 255]))
-    assert set(decode(modality, 64, NAME).ravel()) == {0, 51, 102, 255}
-
+OWN = RAMP / 4095
 
 SYNTAXES = {
     "RLELossless": 12,
@@ -128,3 +81,104 @@ def test_only_listed_tags_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_film(content: bytes, reason: str) -> None:
     with pytest.raises(BadFilm, match=reason):
         decode(content, 64, NAME)
+
+
+def encoded(implicit: bool, little: bool = True) -> bytes:
+    """The data set of a file alone, in one of the three uncompressed encodings."""
+    film = pydicom.dcmread(io.BytesIO(dicom()))
+    if not little:
+        film.PixelData = RAMP.astype(">u2").tobytes()
+    stream = pydicom.filebase.DicomBytesIO()
+    stream.is_implicit_VR, stream.is_little_endian = implicit, little
+    body = pydicom.Dataset()
+    body.update(film)  # without its meta group
+    pydicom.filewriter.write_dataset(stream, body)
+    return stream.getvalue()
+
+
+ENCODINGS = {"implicit": encoded(True), "explicit": encoded(False), "big": encoded(False, False)}
+CLASS = explicit(0x00020002, b"UI", b"1.2.840.10008.5.1.4\0")
+STARTS = {
+    "nothing before": b"",
+    "DICM alone": b"DICM",
+    "128 bytes alone": bytes(128),
+    "no meta group": bytes(128) + b"DICM",
+    "no transfer syntax": bytes(128) + b"DICM" + CLASS,
+    "meta group alone": CLASS,
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("start", STARTS)
+def test_file_without_preamble_or_transfer_syntax(encoding: str, start: str) -> None:
+    near(decode(STARTS[start] + ENCODINGS[encoding], 64, NAME), OWN)
+
+
+def test_meta_group_without_preamble(tmp_path: Path) -> None:
+    content = compress(dicom(), "JPEGLosslessProcess14_1", tmp_path)
+    near(decode(content[132:], 64, NAME), OWN)
+
+
+def test_compressed_pixels_without_a_transfer_syntax(tmp_path: Path) -> None:
+    content = compress(dicom(), "JPEGLosslessProcess14_1", tmp_path)
+    body = content[content.index(b"\x08\0\x16\0UI") :]
+    with pytest.raises(BadFilm, match="has compressed pixels but names no transfer syntax"):
+        decode(bytes(128) + b"DICM" + CLASS + body, 64, NAME)
+
+
+def colour(values: np.ndarray, **tags: Any) -> bytes:
+    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0} | tags
+    tags = {"PixelData": values.tobytes()} | tags
+    return dicom(values[..., 0], 8 * values.itemsize, **tags)
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_gray_image_saved_as_rgb(planar: int, kind: type) -> None:
+    gray = np.random.default_rng(0).integers(10, np.iinfo(kind).max - 9, (64, 64)).astype(kind)
+    values = np.stack([gray] * 3, -1)
+    content = colour(
+        values,
+        PixelData=(values.transpose(2, 0, 1) if planar else values).tobytes(),
+        PlanarConfiguration=planar,
+    )
+    near(decode(content, 64, NAME), gray / np.iinfo(kind).max)
+
+
+def test_colour_image_is_named() -> None:
+    values = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    with pytest.raises(BadFilm, match=r"is not a grayscale image \(RGB with channels that differ\)"):
+        decode(colour(values), 64, NAME)
+    for kind in ("YBR_FULL", "YBR_FULL_422", "PALETTE COLOR"):
+        with pytest.raises(BadFilm, match=rf"is not a grayscale image \({kind}\)"):
+            decode(colour(values, PhotometricInterpretation=kind), 64, NAME)
+
+
+def test_wider_pixels_are_refused() -> None:
+    with pytest.raises(BadFilm, match=r"has more bits than a film \(32 bits for each pixel\)"):
+        decode(dicom(RAMP.astype(np.uint32), 32), 64, NAME)
+
+
+@pytest.mark.parametrize("tags", [{"Rows": None}, {"Columns": 0}])
+def test_no_size(tags: dict[str, Any]) -> None:
+    with pytest.raises(BadFilm, match="is a DICOM file without a size"):
+        decode(dicom(**tags), 64, NAME)
+
+
+def test_several_frames_in_the_offset_table(tmp_path: Path) -> None:
+    code = with_pixels(bytes(64), "1.2.840.10008.1.2.5")
+    film = pydicom.dcmread(io.BytesIO(code))
+    film.PixelData = pydicom.encaps.encapsulate([bytes(64), bytes(64)])
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, film)
+    with pytest.raises(BadFilm, match=r"is a sequence of images, not a film \(2 frames\)"):
+        decode(stream.getvalue(), 64, NAME)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_compressed_file_cut_short(syntax: str, tmp_path: Path) -> None:
+    bits = SYNTAXES[syntax]
+    content = compress(dicom(RAMP if bits == 12 else (RAMP // 16).astype(np.uint8), bits), syntax, tmp_path)
+    for share in (0.5, 0.9, 0.995):
+        with pytest.raises(BadFilm, match=r"without pixels \(or it is cut short\)|cannot be decoded"):
+            decode(content[: int(len(content) * share)], 64, NAME)
