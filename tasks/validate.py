@@ -69,7 +69,7 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
         verdict = verdict | {"checks": veiled(checks, salt)} if salt else verdict
         for line in warnings(verdict):
             print(f"warning: {line}")
-        films.to_parquet(draft / "films.parquet", index=False)
+        films.to_parquet(draft / "films.parquet", index=False, compression=None)
         write_json(draft / "verdict.json", verdict)
     kind = "PHANTOM films: " if verdict["phantom"] else ""
     print(f"{kind}{facts['rows']:,} rows, {len(films):,} films: passed. Data Docs: {docs}/index.html")

@@ -3,8 +3,10 @@
 Pure functions. A profile is accepted by a person: `python -m ral.data.baseline profile`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -80,8 +82,9 @@ def stability_index(then: dict[str, float], now: dict[str, float], floor: float 
     0 where the shares are equal, symmetric in its arguments; it is the sum of the two Kullback-Leibler divergences.
     """
     names = sorted(then.keys() | now.keys())
-    old, new = (np.maximum([shares.get(name, 0.0) for name in names], floor) for shares in (then, now))
-    return float(((new - old) * np.log(new / old)).sum())
+    pairs = [(max(then.get(name, 0.0), floor), max(now.get(name, 0.0), floor)) for name in names]
+    # Decimal's logarithm and an exact sum: the same digits on every processor, for they are shown and held to limits.
+    return math.fsum((new - old) * float(Decimal(new / old).ln()) for old, new in pairs)
 
 
 def compare(accepted: dict[str, Any], current: dict[str, Any]) -> pd.DataFrame:
@@ -114,7 +117,7 @@ def prevalence_ratio(then: dict[str, float], now: dict[str, float], rows: int) -
     if old is None or new is None:
         return None
     known = rows * (now.get("positive", 0.0) + now.get("negative", 0.0))
-    error = (max(old, FLOOR) * (1 - old) / max(known, 1)) ** 0.5
+    error = math.sqrt(max(old, FLOOR) * (1 - old) / max(known, 1))
     if abs(new - old) <= SIGMA * error:
         return None
     return max(new, FLOOR / 10) / max(old, FLOOR / 10)

@@ -102,12 +102,15 @@ def prepare(
     if salt:
         patients, left, bad = (pseudonymised(table, salt) for table in (patients, left, bad))
     patients = patients.sort_values("patient_id")
-    patients.to_parquet(out / "split.parquet", index=False)
+    # Tables are not compressed: what a compressor writes depends on how it was built.
+    patients.to_parquet(out / "split.parquet", index=False, compression=None)
     reasons = left["left_out"]
     if len(bad):
         reasons = pd.concat([reasons, pd.Series(packed.reason)])
         left = pd.concat([left, bad.assign(left_out=packed.explained)])
-    left.rename(columns={"left_out": "reason"}).to_parquet(out / "quarantine.parquet", index=False)
+    left.rename(columns={"left_out": "reason"}).to_parquet(
+        out / "quarantine.parquet", index=False, compression=None
+    )
     write_json(out / "class_counts.json", counts)
     mean, deviation = pixel_statistics(
         packed.sums[(kept["split"] == "train").to_numpy()], params.preprocess.size

@@ -137,7 +137,9 @@ class Writer:
         """Write rows, which have the columns of those before."""
         table = pa.Table.from_pandas(rows, preserve_index=False)
         if self._file is None:
-            self._file = pq.ParquetWriter(self._path, table.schema)
+            self._file = pq.ParquetWriter(
+                self._path, table.schema, compression="none"
+            )  # see ral.data.prepare
         self._file.write_table(table.cast(self._file.schema))
         labels = rows[list(self._findings)].to_numpy(np.float32, na_value=np.nan)
         split = rows["split"].to_numpy()

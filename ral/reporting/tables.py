@@ -222,12 +222,11 @@ def same_images(dataset: dict[str, Any]) -> Table:
     """Images that stand under more than one patient, the first of them."""
     same = dataset["same_image"]
     done = "such patients are in one split" if same["joined"] else "such patients may be in two splits"
-    return Table(
-        f"Images under more than one patient: {same['images']:,} of {same['patients']:,} patients; {done}",
-        ("The same pixels stand under",),
-        "l",
-        [[Cell("\n".join(rows), "code lines")] for rows in same["examples"]],
+    caption = (
+        f"Images under more than one patient: {same['images']:,} of {same['patients']:,} patients; {done}"
     )
+    content = [[Cell("\n".join(rows), "code lines")] for rows in same["examples"]]
+    return Table(caption, ("The same pixels stand under",), "l", content)
 
 
 def split(dataset: dict[str, Any]) -> Table:
