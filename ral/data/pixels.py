@@ -195,7 +195,7 @@ def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
                 # Pillow would keep the upper 8 bits alone, of which a 12-bit film uses four.
                 raise BadFilm(name, "has 16 bits with colour or transparency", "save it as 16-bit gray")
             image.load()
-            orientation, note = _orientation(image)
+            orientation, note = _orientation(image.info.get("exif", b""))
             # Transparency is dropped: `convert` would make such a palette warn.
             image.info.pop("transparency", None)
             values = np.asarray(image if deep or image.mode == "L" else image.convert("L"))
@@ -206,13 +206,24 @@ def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
     return _upright(values, orientation), note
 
 
-def _orientation(image: Image.Image) -> tuple[int, str]:
-    """EXIF's orientation 1 to 8, and a note."""
+def _orientation(exif: bytes) -> tuple[int, str]:
+    """The orientation 1 to 8 in EXIF data, and a note. (Pillow's own reader warns on the way.)"""
+    if not exif:
+        return 1, ""
+    exif = exif.removeprefix(b"Exif\0\0")
     try:
-        orientation = image.getexif().get(0x0112, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
+        order = {b"II": "<", b"MM": ">"}[exif[:2]]
+        (table,) = struct.unpack_from(f"{order}L", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, table)
+        for at in range(table + 2, table + 2 + 12 * entries, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHLL", exif, at)
+            if tag == 0x0112:
+                # A number of two bytes stands in the first half of its four.
+                value = value if kind == 4 else value & 0xFFFF if order == "<" else value >> 16
+                return (value, "") if 1 <= value <= 8 else (1, "")
+    except (KeyError, struct.error):
         return 1, "exif"
-    return (orientation, "") if orientation in range(1, 9) else (1, "")
+    return 1, ""
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
