@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,9 @@ MOST_BYTES = 256 << 20
 # is a claim, and some decoders fill in what is missing.
 MOST_PIXELS_PER_BYTE = 2048
 Image.MAX_IMAGE_PIXELS = None
+
+# It is told by a note that names the film.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")
 
 # A film is enlarged by this at most: a larger factor would train on a smear of a few pixels.
 MOST_ENLARGED = 8
@@ -207,7 +211,7 @@ def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
 
 
 def _orientation(exif: bytes) -> tuple[int, str]:
-    """The orientation 1 to 8 in EXIF data, and a note. (Pillow's own reader warns on the way.)"""
+    """The orientation 1 to 8 in EXIF data, and a note."""
     if not exif:
         return 1, ""
     exif = exif.removeprefix(b"Exif\0\0")
