@@ -51,7 +51,8 @@ def run(
             f"{same['patients']:,} patients are {joined}. The first: {', '.join(same['examples'][0])}."
         )
     for note, told in facts["notes"].items():
-        print(f"warning: {told['images']:,} images, such as {', '.join(told['examples'])}: {NOTES[note]}")
+        shown = ", ".join(told["examples"]) + (", …" if told["images"] > len(told["examples"]) else "")
+        print(f"warning: {told['images']:,} image{'s' * (told['images'] > 1)} ({shown}): {NOTES[note]}")
     left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
     kind = "PHANTOM films: " if facts["phantom"] else ""
     print(f"{kind}{facts['films']:,} films of {facts['patients']:,} patients prepared{left}")

@@ -212,9 +212,9 @@ def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
 
 def _orientation(exif: bytes) -> tuple[int, str]:
     """The orientation 1 to 8 in EXIF data, and a note."""
-    if not exif:
-        return 1, ""
     exif = exif.removeprefix(b"Exif\0\0")
+    if not any(exif):
+        return 1, ""
     try:
         order = {b"II": "<", b"MM": ">"}[exif[:2]]
         (table,) = struct.unpack_from(f"{order}L", exif, 4)

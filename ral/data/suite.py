@@ -253,7 +253,8 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
     if layout.photometric:
         check(
             in_set, "photometric interpretation is known", layout.vocabulary,
-            "Write MONOCHROME1 (high values are dark), MONOCHROME2, or nothing; what is neither counts as MONOCHROME2.",
+            "Write MONOCHROME1 (high values are dark), MONOCHROME2, or nothing."
+            + ("" if layout.vocabulary == "critical" else " Such images count as MONOCHROME2."),
             column=layout.photometric, value_set=["MONOCHROME1", "MONOCHROME2", ""],
         )  # fmt: skip
     if layout.path:

@@ -183,6 +183,13 @@ def png_with(image: np.ndarray, orientation: int) -> bytes:
     return stream.getvalue()
 
 
+def test_emptied_exif_is_none() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    for body in (b"", bytes(20)):
+        content = raw_png([row.tobytes() for row in image], 32, 8, 0, (b"eXIf", body))
+        assert decode_noted(content, 32, "a")[1] == ""
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_orientation_that_does_not_exist_is_none(orientation: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
