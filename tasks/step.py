@@ -116,5 +116,9 @@ _REMEDIES = {
     errno.EROFS: "That file system is read-only: choose another folder.",
     errno.EEXIST: "A file stands where a folder is needed: move it away.",
     errno.ENOTDIR: "A file stands where a folder is needed: move it away.",
+    errno.ENAMETOOLONG: "Give it a shorter name, or move it to a folder with a shorter path.",
+    errno.ELOOP: "Links point to each other there: replace them.",
+    errno.EIO: "The disk or the network behind it fails: check it, and run the same command again.",
+    errno.ESTALE: "The network file system lost the file: mount it again, and run the same command again.",
     errno.EISDIR: "A folder stands where a file is needed: move it away.",
 }

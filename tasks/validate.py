@@ -81,9 +81,14 @@ def explain(checks: list[dict[str, Any]], table: Path, docs: Path) -> str:
     for check in checks:
         if check["severity"] == "error" and not check["passed"]:
             lines.append(f"- {check['check']}: not so in {check['unexpected']:,} rows.")
-            lines += [f"    row {s['row']}, {s['image_id']}: {s['value']!r}" for s in check["samples"]]
+            lines += [f"    row {s['row']}, {s['image_id']}: {_cell(s['value'])}" for s in check["samples"]]
             lines.append(f"  {check['remedy']}")
     return "\n".join([*lines, f"Details: {docs}"])
+
+
+def _cell(value: str | None) -> str:
+    """A cell as it is, in quotes where one would not see what is in it."""
+    return value if value and value == value.strip() and value.isprintable() else repr(value)
 
 
 def warnings(verdict: dict[str, Any]) -> list[str]:
@@ -91,7 +96,7 @@ def warnings(verdict: dict[str, Any]) -> list[str]:
     lines = []
     for check in verdict["checks"]:
         if check["severity"] == "warning" and not check["passed"]:
-            shown = [f"row {s['row']}, {s['image_id']}: {s['value']}" for s in check["samples"][:1]]
+            shown = [f"row {s['row']}, {s['image_id']}: {_cell(s['value'])}" for s in check["samples"][:1]]
             first = f" The first: {shown[0]}." if shown and check["samples"][0]["value"] else ""
             lines.append(
                 f"{check['check']}: not so in {check['unexpected']:,} rows.{first} {check['remedy']}"

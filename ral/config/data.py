@@ -50,7 +50,7 @@ class TableConfig(Section):
     follow_up: str | None = None
     """Column that numbers a patient's studies in time; null: no order is checked."""
     path: str | None = None
-    """Column with the film's file below `data.root`; null: films are found in images/ or images*.tar.gz by image id."""
+    """Column with the film's file below `data.root`; null: films are found in images/ or in archives images* (tar.gz, tar, zip) by image id."""
     view: str | None = None
     """Column with the view; null: all films are FRONTAL."""
     views: dict[str, View] = Field(default_factory=dict)

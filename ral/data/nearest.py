@@ -15,7 +15,10 @@ from ral.errors import UserError
 
 # Endings under which other tools keep films, none of which is read.
 PACKED_ENDINGS = tuple(ending + ".gz" for ending in IMAGE_ENDINGS)
-OTHER_ENDINGS = (*PACKED_ENDINGS, *".tif .tiff .bmp .webp .gif .jp2 .npy .nii.gz .nii .ima".split())
+OTHER_ENDINGS = (
+    *PACKED_ENDINGS,
+    *[".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".npy", ".nii.gz", ".nii", ".ima"],
+)
 
 ELSEWHERE = "in another folder"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from ral.reporting import audit, calibration, tables
+from ral.reporting import audit, calibration, data_tables, tables
 from ral.reporting.plots import Row
 from ral.reporting.report import Inputs
 from ral.reporting.tables import Table
@@ -122,9 +122,9 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             f"{dataset['films']:,} films of {dataset['patients']:,} patients; source: "
             f"{'phantom films, drawn by a program' if inputs.phantom else escape(params.data.source)}; views: "
             f"{', '.join(params.data.views) if params.data.views else 'all'}.",
-            *([_table(tables.same_images(dataset))] if dataset["same_image"]["images"] else []),
-            _table(tables.split(dataset)),
-            _table(tables.labels(inputs.class_counts, rows)),
+            *([_table(data_tables.same_images(dataset))] if dataset["same_image"]["images"] else []),
+            _table(data_tables.split(dataset)),
+            _table(data_tables.labels(inputs.class_counts, rows)),
         ],
         "Training": [
             f"Loss: {escape(inputs.model['loss'])}. {counted(len(inputs.history), 'epoch', 'epochs')}; the weights are those of "

@@ -12,7 +12,18 @@ import pandas as pd
 from markupsafe import Markup
 
 from ral.config.params import ReportParams
-from ral.reporting import audit, calibration, comparison, gallery, network, plots, sorting, tables, wording
+from ral.reporting import (
+    audit,
+    calibration,
+    comparison,
+    data_tables,
+    gallery,
+    network,
+    plots,
+    sorting,
+    tables,
+    wording,
+)
 
 # Packages whose version can change a figure of the report.
 PACKAGES = (
@@ -139,13 +150,13 @@ def render(inputs: Inputs) -> str:
             "curves": tables.curve_points(inputs.curves, rows),
             "model": tables.model(inputs.model, len(inputs.history)),
             "history": tables.history(inputs.history, best),
-            "films": tables.films(inputs.verdict, inputs.dataset),
-            "same_images": tables.same_images(inputs.dataset),
-            "split": tables.split(inputs.dataset),
-            "labels": tables.labels(inputs.class_counts, rows),
-            "checks": tables.checks(inputs.verdict),
+            "films": data_tables.films(inputs.verdict, inputs.dataset),
+            "same_images": data_tables.same_images(inputs.dataset),
+            "split": data_tables.split(inputs.dataset),
+            "labels": data_tables.labels(inputs.class_counts, rows),
+            "checks": data_tables.checks(inputs.verdict),
             "parameters": tables.parameters(inputs.params.model_dump()),
-            "hashes": tables.hashes(inputs.verdict, inputs.dataset),
+            "hashes": data_tables.hashes(inputs.verdict, inputs.dataset),
             "versions": tables.versions(inputs.versions),
         },
         failed=[check for check in inputs.verdict["checks"] if not check["passed"]],

@@ -39,7 +39,13 @@ def table(people: int = 30) -> pd.DataFrame:
     """Two images a person; every second person has an effusion, every third image a mass."""
     return pd.DataFrame(
         [
-            (f"i{2 * n + turn:03}", f"p{n:03}", f"images/i{2 * n + turn:03}.png", n % 2, int((n + turn) % 3 == 0))
+            (
+                f"i{2 * n + turn:03}",
+                f"p{n:03}",
+                f"images/i{2 * n + turn:03}.png",
+                n % 2,
+                int((n + turn) % 3 == 0),
+            )
             for n in range(people)
             for turn in (0, 1)
         ],

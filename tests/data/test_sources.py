@@ -118,13 +118,10 @@ def test_chexpert_reads_path_views_and_uncertainty(folders) -> None:
         studies_of(folders("chexpert"), uncertain=policy, unmentioned="unknown")
         for policy in ("ignore", "negative", "positive")
     )
-    film = shipped.people()[0]
-    row = ignored.iloc[0]
-    assert row.name == f"patient{film.patient:05d}_study1_view1_lateral"
-    assert (row.patient_id, row.study_id) == (
-        f"patient{film.patient:05d}",
-        f"patient{film.patient:05d}_study1",
-    )
+    film = shipped.people()[0]  # every eleventh is a lateral, the first too
+    study = f"patient{film.patient:05d}_study{film.follow_up + 1}"
+    row = ignored.loc[f"{study}_view1_lateral"]
+    assert (row.patient_id, row.study_id) == (f"patient{film.patient:05d}", study)
     assert row["view"] == "LATERAL"
     assert set(ignored["view"]) == {"PA", "AP", "LATERAL"}
     assert ignored["sex"].isna().sum() == 1

@@ -1,6 +1,7 @@
 """What a source is: where its tables are, what their columns mean, and the pipeline's one table made from them."""
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import pandas as pd
 
 from ral.config.data import DataConfig
 from ral.data.films import COLUMNS as FILM_COLUMNS
-from ral.data.films import content_hash, list_films, total_bytes
+from ral.data.films import content_hash, list_films, read_file, total_bytes
 from ral.data.memory import Memory, Stamp
 from ral.errors import UserError
 from ral.labels import LABEL_SETS, NO_FINDING, SUPPORT_DEVICES, unknown_finding
@@ -345,7 +346,7 @@ def addressed_films(
     for path, image_id in sorted(zip(paths, images, strict=True)):
         stamp = _stamp(root, path)
         if stamp is not None:
-            digest = known.get((path, stamp)) or content_hash((root / path).read_bytes())
+            digest = known.get((path, stamp)) or content_hash(read_file(root / path))
             progress(stamp.size)
             rows.append((image_id, path, "", -1, stamp.size, digest))
             stamps.append(stamp)
@@ -356,6 +357,6 @@ def addressed_films(
 
 def _stamp(root: Path, path: str) -> Stamp | None:
     """Size and time of a film below the data folder; None where there is no such file."""
-    if not path or Path(path).is_absolute() or ".." in Path(path).parts or not (root / path).is_file():
+    if not path or Path(path).is_absolute() or ".." in Path(path).parts or not os.path.isfile(root / path):
         return None
     return Stamp.of(root / path)

@@ -1,0 +1,140 @@
+"""The tables of the report about the data: from the label table to the images used, its split, labels and checks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ral.reporting.plots import Row
+from ral.reporting.tables import SPLITS, Cell, Table
+from ral.reporting.wording import percent
+
+
+def films(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
+    """From the rows of the label table to the films that were used."""
+    left = [
+        [f"left out: {reason}", f"{count:,}", percent(count / dataset["rows"])]
+        for reason, count in sorted(dataset["left_out"].items())
+    ]
+    return Table(
+        "From the label table to the films used",
+        ("What", "Count", "Share of the rows"),
+        "lrr",
+        [
+            ["rows of the label table", f"{verdict['rows']:,}", ""],
+            ["patients in the label table", f"{verdict['patients']:,}", ""],
+            ["film files found", f"{verdict['films']:,}", ""],
+            ["film files without a row, not used", f"{verdict['films_without_row']:,}", ""],
+            *(left or [["left out", "0", percent(0.0)]]),
+            ["films used", f"{dataset['films']:,}", percent(dataset["films"] / dataset["rows"])],
+            ["patients used", f"{dataset['patients']:,}", ""],
+        ],
+    )
+
+
+def same_images(dataset: dict[str, Any]) -> Table:
+    """Images that stand under more than one patient, the first of them."""
+    same = dataset["same_image"]
+    done = "such patients are in one split" if same["joined"] else "such patients may be in two splits"
+    caption = (
+        f"Images under more than one patient: {same['images']:,} of {same['patients']:,} patients; {done}"
+    )
+    content = [[Cell("\n".join(rows), "code lines")] for rows in same["examples"]]
+    return Table(caption, ("The same pixels stand under",), "l", content)
+
+
+def split(dataset: dict[str, Any]) -> Table:
+    """Films and patients of each split."""
+    return Table(
+        "Split by patient: no patient is in two",
+        ("Split", "Films", "Patients", "Share of the films"),
+        "lrrr",
+        [
+            [
+                title,
+                f"{dataset['split'][name]['films']:,}",
+                f"{dataset['split'][name]['patients']:,}",
+                percent(dataset["split"][name]["films"] / dataset["films"]),
+            ]
+            for name, title in SPLITS.items()
+        ],
+    )
+
+
+def labels(counts: dict[str, Any], rows: Sequence[Row]) -> Table:
+    """Labels of each finding in each split."""
+    kinds = [
+        (name, kind)
+        for name in SPLITS
+        for kind in ("positives", "negatives", "unknown")
+        if kind != "unknown"
+        or any(counts[split]["unknown"][row["finding"]] for split in SPLITS for row in rows)
+    ]
+    return Table(
+        "Labels in each split" + ("" if len(kinds) == 9 else " (none is unknown)"),
+        (
+            "Finding",
+            "Tier",
+            "Training prevalence",
+            *(f"{SPLITS[name].capitalize()} {kind}" for name, kind in kinds),
+        ),
+        "llr" + "r" * len(kinds),
+        [
+            [
+                row["finding"],
+                Cell(row["tier"], f"tier {row['tier']}"),
+                percent(row["train_prevalence"]),
+                *(f"{counts[name][kind][row['finding']]:,}" for name, kind in kinds),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def checks(verdict: dict[str, Any]) -> Table:
+    """What was checked in the label table; the remedy is for those that failed."""
+    content = []
+    for check in verdict["checks"]:
+        samples = "\n".join(_sample(sample) for sample in check["samples"])
+        if check["unexpected"] > len(check["samples"]) > 0:
+            samples += "\n…"
+        content.append(
+            [
+                check["check"],
+                check["column"],
+                check["severity"],
+                Cell("passed", "passed")
+                if check["passed"]
+                else Cell("failed", f"failed {check['severity']}"),
+                f"{check['unexpected']:,}",
+                Cell(samples, "code lines") if samples else "none",
+                "none needed" if check["passed"] else check["remedy"],
+            ]
+        )
+    return Table(
+        "Checks of the label table",
+        ("Check", "Column", "Severity", "Result", "Rows", "First of these rows", "Remedy"),
+        "llllrww",
+        content,
+    )
+
+
+def hashes(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
+    """Contents of the raw and of the prepared files."""
+    raw = [
+        [name, f"{file['bytes']:,} bytes", _hash(file["sha256"])]
+        for name, file in sorted(verdict["files"].items())
+    ]
+    shards = [
+        [shard["name"], f"{shard['films']:,} films", _hash(shard["sha256"])] for shard in dataset["shards"]
+    ]
+    return Table(
+        "Raw and prepared files", ("File", "Size", "SHA-256, first 12 digits"), "lrl", [*raw, *shards]
+    )
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    value = "" if sample["value"] is None else f": {sample['value']}"
+    return f"row {sample['row']}, {sample['image_id']}{value}"
+
+
+def _hash(digest: str) -> Cell:
+    return Cell(digest[:12], "code", digest)
