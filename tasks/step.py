@@ -92,7 +92,7 @@ def _classify(error: BaseException) -> tuple[Kind, bool, str]:
         return error.kind, error.retry, str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted", True, "The step was asked to end."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
         return "disk", False, _explain(error)
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return "input", False, _explain(error)
