@@ -161,17 +161,17 @@ class Clinic:
         (found,) = self.server.ask("flow_runs", flow_runs={"id": {"any_": [flow_run]}})
         return dict(found["state"])
 
-    def wait_for(self, flow_run: str, *types: str, patience: float = 900) -> dict[str, Any]:
+    def wait_for(self, flow_run: str, *types: str) -> dict[str, Any]:
         """Wait until a flow run has ended, or is in one of the states `types`."""
         ends = types or ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        self.wait_until(lambda: self.state_of(flow_run)["type"] in ends, patience, every=2.0)
+        self.wait_until(lambda: self.state_of(flow_run)["type"] in ends, every=2.0)
         return self.state_of(flow_run)
 
     def night(self, **changes: Any) -> dict[str, Any]:
         """Run a night to its end; its state."""
         return self.wait_for(self.start_night(**changes))
 
-    def wait_for_process(self, words: str, patience: float = 200) -> psutil.Process:
+    def wait_for_process(self, words: str) -> psutil.Process:
         """Wait until a process of a night has `words` in its command line."""
         found: list[psutil.Process] = []
 
@@ -179,7 +179,7 @@ class Clinic:
             found[:] = [p for p in self.processes() if words in " ".join(p.info["cmdline"] or [])]
             return bool(found)
 
-        self.wait_until(there, patience)
+        self.wait_until(there)
         return found[0]
 
     def processes(self) -> list[psutil.Process]:
@@ -219,7 +219,7 @@ class Clinic:
 
     def tidy(self) -> None:
         """Assert that no process is left, the ledger is whole, and the caller's checkout is as it was."""
-        self.wait_until(lambda: not self.processes(), 15)
+        self.wait_until(lambda: not self.processes())
         if (self.state / "ledger.jsonl").exists():
             self.release("ledger")
         assert self.git("status", "--short") == ""

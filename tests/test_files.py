@@ -14,19 +14,19 @@ def _write(path: str, started, go_on) -> None:
     with new_folder(Path(path)) as draft:
         (draft / "a").write_text("first")
         started.set()
-        go_on.wait(30)
+        go_on.wait()
 
 
 def test_second_run_in_the_same_folder_is_told(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     started, go_on = context.Event(), context.Event()
-    first = context.Process(target=_write, args=(str(tmp_path / "out"), started, go_on))
+    first = context.Process(target=_write, args=(str(tmp_path / "out"), started, go_on), daemon=True)
     first.start()
-    assert started.wait(30)
+    assert started.wait()
     with pytest.raises(UserError, match=r"Another run is writing .*out"), new_folder(tmp_path / "out"):
         pytest.fail("two runs write one folder")
     go_on.set()
-    first.join(30)
+    first.join()
     assert first.exitcode == 0
     assert (tmp_path / "out/a").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -154,8 +154,8 @@ def test_training_ends_with_dvc(
     )  # fmt: skip
     wait_until(lambda: any("ral.training" in line for line in processes_in(folder)))
     dvc.send_signal(how)
-    dvc.wait(20)
-    wait_until(lambda: not processes_in(folder), 10)
+    dvc.wait()
+    wait_until(lambda: not processes_in(folder))
 
 
 def test_ended_step_closes_its_record_and_leaves_no_draft(
@@ -169,7 +169,7 @@ def test_ended_step_closes_its_record_and_leaves_no_draft(
     )  # fmt: skip
     wait_until(lambda: any("ral.training" in line for line in processes_in(folder)))
     step.terminate()
-    assert step.wait(20) == 143
+    assert step.wait() == 143
     assert not processes_in(folder)
     assert not list(folder.glob(".*.draft"))
     manifest = json.loads((folder / "runs/ended/manifest.json").read_text())

@@ -12,7 +12,7 @@ from conftest import SMALL, copy_project, processes_in, set_params
 from servers import PREFECT, Server, worker
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-STAGES = ["phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"]
+STAGES = ["locate", "phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_deployment_is_run_by_a_worker(
     hands.start()
     try:
         watched = run(
-            *PREFECT, "deployment", "run", "train-ral/train-ral", "--watch", "--watch-timeout", "400",
+            *PREFECT, "deployment", "run", "train-ral/train-ral", "--watch",
             cwd=project.parent, **settings,
         ).stdout  # fmt: skip
     finally:
@@ -66,7 +66,14 @@ def test_deployment_is_run_by_a_worker(
     assert (project / "reports/report.html").as_uri() in found["report"]["data"]
     logs = [line["message"] for line in server.ask("logs", limit=200)]
     assert any("PHANTOM films, epoch   2 of 2: loss" in line for line in logs)
-    assert run("dvc", "status", cwd=project).stdout.split() == ["manifest:", "always", "changed"]
+    assert run("dvc", "status", cwd=project).stdout.split() == [
+        "locate:",
+        "always",
+        "changed",
+        "manifest:",
+        "always",
+        "changed",
+    ]
     wait_until(lambda: not stage_processes(project))
 
 
@@ -96,7 +103,7 @@ def test_flow_runs_without_a_server_and_skips_what_is_done(
     for stage in STAGES:
         assert f"Stage '{stage}'" in printed or f"Running stage '{stage}'" in printed
     assert "Completed" in printed
-    wait_until(lambda: not stage_processes(project), 10)
+    wait_until(lambda: not stage_processes(project))
 
 
 @pytest.mark.parametrize(
@@ -113,12 +120,12 @@ def test_ended_flow_leaves_no_process(
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
-        wait_until(lambda: any("ral.training" in line for line in stage_processes(project)), 120)
+        wait_until(lambda: any("ral.training" in line for line in stage_processes(project)))
         if how == signal.SIGINT:  # Ctrl-C reaches the whole group, Prefect's temporary server included
             os.killpg(flow.pid, how)
         else:
             flow.send_signal(how)
-        flow.wait(40)
-        wait_until(lambda: not stage_processes(project), 10)
+        flow.wait()
+        wait_until(lambda: not stage_processes(project))
     finally:
         (project / "params.yaml").write_text(params)

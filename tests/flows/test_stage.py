@@ -119,13 +119,15 @@ def test_retries_come_to_an_end(toy: Path, server: Server, environment: dict[str
 def test_a_stage_that_takes_too_long_is_ended(
     toy: Path, server: Server, environment: dict[str, str], wait_until
 ) -> None:
-    plan(toy, seconds=600)
+    plan(toy, seconds=3600)
     flow = start(toy, server, environment, RAL_FLOWS_TIMEOUT_HOURS="{train = 0.002}")
     printed = flow.communicate()[0]
     assert flow.returncode != 0
     assert "Stage train was ended after 0.002 hours" in printed
-    assert (toy / "tries").read_text() == "x"
-    wait_until(lambda: not processes_in(toy), 10)
+    # Once at most: on a busy machine the time is up before the stage begins.
+    assert not (toy / "tries").exists() or (toy / "tries").read_text() == "x"
+    assert printed.count("Running stage 'train'") <= 1
+    wait_until(lambda: not processes_in(toy))
 
 
 def test_a_stage_waits_for_somebody_elses_dvc(
@@ -177,9 +179,9 @@ def test_a_failed_run_is_told_to_the_block_that_is_named(
 def test_a_run_that_was_killed_is_marked_as_crashed(
     server: Server, environment: dict[str, str], run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    flow_id = httpx.post(f"{server.url}/flows/", json={"name": "toy"}).json()["id"]
+    flow_id = httpx.post(f"{server.url}/flows/", json={"name": "toy"}, timeout=None).json()["id"]
     running = {"flow_id": flow_id, "state": {"type": "RUNNING", "name": "Running"}}
-    made = httpx.post(f"{server.url}/flow_runs/", json=running).json()["id"]
+    made = httpx.post(f"{server.url}/flow_runs/", json=running, timeout=None).json()["id"]
     mark = f"from flows.tell import mark_crashed; mark_crashed('{made}'); mark_crashed('{flow_id}')"
     run("python", "-c", mark, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings)
     (found,) = server.ask("flow_runs", flow_runs={"id": {"any_": [made]}})

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -150,14 +149,22 @@ import subprocess, sys, time
 from pathlib import Path
 from flows.workspace import hold
 with hold(Path(sys.argv[1]), "nightly", "killed", "flow-run-of-killed"):
-    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    child = subprocess.Popen(["sleep", "3600"], start_new_session=True)
     print(child.pid, flush=True)
-    time.sleep(600)
+    time.sleep(3600)
 """
 
 
-def test_what_a_killed_run_left_is_found_and_ended(state: Path) -> None:
-    bystander = subprocess.Popen(["sleep", "600"], cwd=state)
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or was not waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_what_a_killed_run_left_is_found_and_ended(state: Path, wait_until) -> None:
+    bystander = subprocess.Popen(["sleep", "3600"], cwd=state)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(state)], env=os.environ | {RUN_ID: "killed"}, stdout=subprocess.PIPE, text=True
     )  # fmt: skip
@@ -168,15 +175,7 @@ def test_what_a_killed_run_left_is_found_and_ended(state: Path) -> None:
         os.kill(child, 0)
         with hold(state, "nightly", "next", "1") as lost:
             assert lost == "flow-run-of-killed"
-            for _ in range(50):
-                if (
-                    not Path(f"/proc/{child}").exists()
-                    or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
-                ):
-                    break
-                time.sleep(0.1)
-            else:
-                raise AssertionError("the child of the killed run still runs")
+            wait_until(lambda: has_ended(child))
             assert bystander.poll() is None
     finally:
         bystander.kill()

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 STATE = Path(os.environ["SLURM_STANDIN"])
-NUMBER, KILL_WAIT = "4711", 3.0
+NUMBER, KILL_WAIT = "4711", 3600.0
 
 
 def how() -> str:
@@ -89,11 +89,14 @@ def srun(arguments: list[str]) -> int:
         env = os.environ | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % per_node)}
         tasks.append(subprocess.Popen(command, env=env, start_new_session=True))
     write_state(tasks=[task.pid for task in tasks])
-    warn = time.monotonic() + 3 if how() == "timeout" else float("inf")
+    late = how() == "timeout"
+    (run,) = [Path(word).parent for word in command if word.endswith("train.json")]
     while any(task.poll() is None for task in tasks) and not any(task.poll() for task in tasks):
-        if time.monotonic() > warn:  # --signal=TERM@…
+        if (
+            late and len(list(run.glob("rank-*.json"))) == world
+        ):  # --signal=TERM@…, when all tasks are at work
             end(signal.SIGTERM)
-            warn = float("inf")
+            late = False
         time.sleep(0.05)
     if any(task.poll() for task in tasks):
         end(signal.SIGTERM)

@@ -100,7 +100,7 @@ SCHEMA = {"TrainJob": TRAIN_JOB, "PyTorchJob": PYTORCH_JOB}
 def target(kind: str, **changes) -> TrainingTarget:
     values = {"image": "lab/ral:1", "namespace": "lab", "claim": "disk", "mount": "/", "nodes": 2} | changes
     kubernetes = KubernetesConfig.model_validate(values | {"kind": kind, "processes_per_node": 2})
-    return TrainingTarget(launcher="kubernetes", grace=2.0, kubernetes=kubernetes)
+    return TrainingTarget(launcher="kubernetes", grace=3600.0, kubernetes=kubernetes)
 
 
 @pytest.fixture
@@ -170,8 +170,8 @@ def test_the_job_is_deleted_with_its_launcher(
     launcher = job.start("hang", target("PyTorchJob"))
     wait_until(lambda: len(job.ranks()) == 4)
     launcher.send_signal(how)
-    launcher.wait(30)
-    wait_until(lambda: not job.left(), 20)
+    launcher.wait()
+    wait_until(lambda: not job.left())
     assert (cluster / "deleted").exists()
     assert len(list(job.folder.glob("saved-*"))) == 4
 

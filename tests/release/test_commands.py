@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -294,8 +293,6 @@ def test_help_is_instant(command: str) -> None:
         "except SystemExit as end: assert end.code == 0\n"
         f"sys.exit(str([m for m in {heavy!r} if m in sys.modules] or '') or 0)"
     )
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "python -m ral.release" in done.stdout
-    assert time.monotonic() - start < 20

@@ -222,7 +222,6 @@ def test_fits_the_width_of_the_screen(phantom: str, width: int, tmp_path: Path) 
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=60,
         check=True,
     )
     found = re.search(r'<p id="widths">(\d+) of (\d+)</p>', done.stdout)

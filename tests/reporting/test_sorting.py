@@ -50,7 +50,6 @@ console.log(body.rows.map(row => row.cells[0].textContent).join(""), heads.map(h
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=60,
         check=False,
     )
     assert done.stdout.split() == [order, "Finding,Positives"], done.stderr

@@ -72,10 +72,8 @@ class Training:
         return found
 
     def nothing_runs(self) -> None:
-        end = time.monotonic() + 15
-        while processes_in(self.folder) and time.monotonic() < end:
+        while processes_in(self.folder):
             time.sleep(0.1)
-        assert not processes_in(self.folder)
 
 
 def kill(training: Training, launcher: subprocess.Popen, how: str, chance: random.Random) -> None:
@@ -123,7 +121,7 @@ def test_killed_once_it_ends_with_the_same_bytes(
 ) -> None:
     training = Training(tmp_path / "run", prepared, WHOLE, environment)
     launcher = training.start(world)
-    wait_until(lambda: training.steps_done() >= 11 or launcher.poll() is not None, 120)
+    wait_until(lambda: training.steps_done() >= 11 or launcher.poll() is not None)
     kill(training, launcher, how, random.Random(0))
     assert launcher.returncode != 0, training.log()
     before = training.steps_done()
@@ -143,7 +141,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 ) -> None:
     training = Training(tmp_path / "run", prepared, WHOLE, environment)
     launcher = training.start()
-    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None, 120)
+    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None)
     kill(training, launcher, "launcher", random.Random(0))
     newest = sorted((training.folder / "state").rglob("step-*"))[-1] / "tensors.safetensors"
     with newest.open("r+b") as stream:
@@ -180,7 +178,7 @@ def test_another_world_size_goes_on_where_the_first_stopped(
     whole.finish()
     training = Training(tmp_path / "run", prepared, chosen, environment)
     launcher = training.start(first)
-    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None, 120)
+    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None)
     kill(training, launcher, "launcher", random.Random(0))
     training.finish(second)
     expected = steps(whole.folder / "runs/run")
@@ -192,7 +190,7 @@ def test_the_same_training_twice_at_once_is_refused(
 ) -> None:
     training = Training(tmp_path / "run", prepared, params(epochs=1000), environment)
     first = training.start(run_id="first")
-    wait_until(lambda: training.steps_done() >= 1 or first.poll() is not None, 120)
+    wait_until(lambda: training.steps_done() >= 1 or first.poll() is not None)
     second = training.start(run_id="second", out="elsewhere")
     assert second.wait() == 1
     assert "The same training is running already (process " in training.log()
