@@ -36,18 +36,23 @@ def display(film: "Dataset", stored: np.ndarray, name: str) -> tuple[np.ndarray,
     patterns = np.arange(256**stored.itemsize)
     values = _stored_values(film, patterns)
     padding = _padding(film, patterns, values, 8 * stored.itemsize)
-    used = (histogram(stored) > 0) & ~padding
+    shown, ends = _voi(film, _modality(film, values.astype(np.float64), name), name)
+    used = ~padding
+    if (
+        ends is None or padding.any()
+    ):  # else it does not matter which values occur, and counting them takes time
+        used &= histogram(stored) > 0
     if not used.any():
         raise BadFilm(name, "is blank", "every pixel is padding")
-    shown, black, white = _voi(film, _modality(film, values.astype(np.float64), name), used, name)
     if not np.isfinite(shown[used]).all():
         raise BadFilm(name, "cannot be decoded", "its table or slope gives values that are no numbers")
+    black, white = ends or (shown[used].min(), shown[used].max())
     if not white > black or shown[used].min() == shown[used].max():
         raise BadFilm(name, "is blank", f"every pixel is {shown[used][0]:g}")
     share = np.clip((shown - black) / (white - black), 0, 1)
     inverse, note = _polarity(film)
     table = np.rint((1 - share if inverse else share) * WHITE)
-    table[padding | ~used] = 0
+    table[padding] = 0
     return table.astype(np.uint16)[stored], note
 
 
@@ -100,27 +105,27 @@ def _modality(film: "Dataset", values: np.ndarray, name: str) -> np.ndarray:
     return values * (1 if slope is None else slope) + (intercept or 0)
 
 
-def _voi(film: "Dataset", values: np.ndarray, used: np.ndarray, name: str) -> tuple[np.ndarray, float, float]:
-    """Values under the film's first VOI lookup table or window, and what of them is black and white."""
+def _voi(film: "Dataset", values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Values under the film's first VOI lookup table or window, and what of them is black and white; None if it has neither."""
     table = _lookup_table(film, "VOILUTSequence", values, name)
     if table is not None:
         return table
     center, width = (_number(film, tag, name) for tag in ("WindowCenter", "WindowWidth"))
     function = str(film.get("VOILUTFunction") or "LINEAR").strip().upper()
     if center is None or width is None or not width > (0 if function in ("SIGMOID", "LINEAR_EXACT") else 1):
-        return values, float(values[used].min()), float(values[used].max())
+        return values, None
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -80, 80))), 0.0, 1.0
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -80, 80))), (0.0, 1.0)
     if function == "LINEAR_EXACT":
         low, high = center - width / 2, center + width / 2
     else:
         low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
-    return np.clip(values, low, high), low, high
+    return np.clip(values, low, high), (low, high)
 
 
 def _lookup_table(
     film: "Dataset", sequence: str, values: np.ndarray, name: str
-) -> tuple[np.ndarray, float, float] | None:
+) -> tuple[np.ndarray, tuple[float, float]] | None:
     """Values through the sequence's first table, and its least and greatest entry; None if no table has entries.
 
     The bits that the descriptor names are not trusted: tables of 12 bits say 16, and entries of 8 bits come in bytes or words.
@@ -140,7 +145,7 @@ def _lookup_table(
             first -= 65536
         entries = entries[:length].astype(np.float64)
         at = np.clip(np.rint(values) - first, 0, length - 1).astype(np.int64)
-        return entries[at], float(entries.min()), float(entries.max())
+        return entries[at], (float(entries.min()), float(entries.max()))
     return None
 
 
