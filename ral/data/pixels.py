@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from ral.data.resize import Fit, to_square
 from ral.errors import UserError
 
-# No radiograph is near these: a chest has up to 17 million pixels, a mammogram 28. One image takes up to MEMORY.
+# No radiograph is near these: a chest has up to 17 million pixels, a mammogram 28. One image takes up to 1.2 GB.
 # Pillow would only warn, so its own limit is off.
 MOST_PIXELS = 1 << 26
 MOST_BYTES = 256 << 20

@@ -18,6 +18,7 @@ from ral.data.dataset import open_dataset
 from ral.data.pixels import NOTES, decode
 from ral.data.prepare import COLUMNS
 from ral.data.sources.base import open_source
+from ral.data.suite import raw_expectations
 from ral.errors import UserError
 from ral.files import read_json
 
@@ -169,6 +170,8 @@ def test_padchest_says_it_in_a_column_of_its_own(tmp_path: Path) -> None:
         DataConfig(source="padchest", root=str(tmp_path), missing_films="drop", views=["PA"])
     )
     assert source.to_studies(source.read())["monochrome1"].tolist() == [True, False]
+    (check,) = [c for c in raw_expectations(source.layout, "drop") if "photometric" in c.meta["check"]]
+    assert check.severity == "warning"  # its vocabulary is not ours to know
     without = [line.replace(",PhotometricInterpretation_DICOM", "") for line in lines]
     without = [line.replace(f",MONOCHROME{n}", "") for n, line in enumerate(without)]
     path.write_bytes(gzip.compress("\n".join(without).encode()))

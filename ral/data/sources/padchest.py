@@ -25,7 +25,7 @@ COLUMNS = (
     "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",
     "Projection", "Labels",
 )  # fmt: skip
-# The films of MONOCHROME1 were written to PNG as they are stored, so high values are dark. Shortened tables lack it.
+# Of MONOCHROME1 films high values are dark, unless they were inverted when they became PNG. Shortened tables lack it.
 PHOTOMETRIC = "PhotometricInterpretation_DICOM"
 
 # Finding -> the words of `Labels` that make it; torchxrayvision's choice, by whole words instead of parts of words.
