@@ -75,13 +75,10 @@ def test_first_error_is_the_one_that_was_raised(name: str) -> None:
         pool.run(refuse, [(n,) for n in range(50)], [1] * 50, lambda _: None)
 
 
-def test_a_failure_stops_what_runs_beside_it() -> None:
-    started = time.monotonic()
+def test_a_failure_stops_what_runs_beside_it(wait_until: Callable[..., None]) -> None:
     with pytest.raises(UserError, match="0 is bad"), open_pool(DaskTarget(workers=2)) as pool:
         pool.run(_long_or_bad, [(0,), (1,)], [1, 1], lambda _: None)
-    time.sleep(0.5)
-    assert time.monotonic() - started < 10
-    assert not _RUNNING
+    wait_until(lambda: not _RUNNING)  # left alone it would run for an hour
 
 
 _RUNNING: list[int] = []
@@ -93,7 +90,7 @@ def _long_or_bad(number: int, report: Report) -> None:
         raise UserError("0 is bad")
     _RUNNING.append(number)
     try:
-        for _ in range(600):
+        for _ in range(72_000):
             time.sleep(0.05)
             report(0)
     finally:
@@ -123,7 +120,7 @@ from tests_cluster import process
 if __name__ == "__main__":
     with open_pool(DaskTarget(target="local", workers=2)) as pool:
         print(*sorted(set(pool.run(process, [(n,) for n in range(8)], [1] * 8, lambda _: None))), flush=True)
-        time.sleep(100)
+        time.sleep(3600)
 """
 
 
@@ -142,8 +139,8 @@ def test_no_worker_outlives_its_owner(
     workers = [int(text) for text in owner.stdout.readline().split()]
     assert len(workers) == 2
     owner.send_signal(how)
-    owner.wait(30)
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in workers), 10)
+    owner.wait()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in workers))
 
 
 @pytest.fixture
@@ -187,11 +184,11 @@ def scheduler(tmp_path: Path, wait_until: Callable[..., None]) -> Iterator[str]:
         for process in (second, first):
             if process is not None:
                 process.terminate()
-                process.wait(20)
+                process.wait()
 
 
 def test_scheduler_that_runs_already(scheduler: str) -> None:
-    with open_pool(DaskTarget(target="address", address=scheduler, wait=60)) as pool:
+    with open_pool(DaskTarget(target="address", address=scheduler, wait=600)) as pool:
         assert pool.workers == 1
         assert pool.run(pow_of, [(2, 3)], [1], lambda _: None) == [8]
 
@@ -202,7 +199,7 @@ def test_a_scheduler_that_is_killed_can_be_tried_again(scheduler: str) -> None:
         c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == "LISTEN"
     }
     kill = threading.Timer(2, os.kill, [process, signal.SIGKILL])
-    with open_pool(DaskTarget(target="address", address=scheduler, wait=60)) as pool:
+    with open_pool(DaskTarget(target="address", address=scheduler, wait=600)) as pool:
         kill.start()
         with pytest.raises(UserError, match="The Dask scheduler has gone") as told:
             pool.run(nap, [(1.0,)] * 30, [1] * 30, lambda _: None)
@@ -251,7 +248,7 @@ def test_slurm_jobs_are_queued_as_wanted_and_cancelled_at_the_end(
     )
     target = DaskTarget(
         target="slurm", workers=1, memory="1GiB", queue="gpu", account="xray", walltime="00:10:00",
-        directives=["--qos=low"], setup=["echo prepared"], wait=60, interface="lo",
+        directives=["--qos=low"], setup=["echo prepared"], wait=600, interface="lo",
     )  # fmt: skip
     with open_pool(target) as pool:
         assert pool.workers == 1
@@ -266,7 +263,7 @@ def test_slurm_jobs_are_queued_as_wanted_and_cancelled_at_the_end(
     ):
         assert line in script
     job = int((tmp_path / "jobs").read_text().split()[0])
-    wait_until(lambda: not any(p.info["pid"] and os.getpgid(p.info["pid"]) == job for p in _processes()), 20)
+    wait_until(lambda: not any(p.info["pid"] and os.getpgid(p.info["pid"]) == job for p in _processes()))
 
 
 def _processes() -> Iterator[psutil.Process]:
