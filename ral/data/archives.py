@@ -16,17 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, Protocol, Self
 
+from ral.data.limits import ANY_GROWTH, MOST_BYTES, MOST_GROWTH
 from ral.data.names import is_image, is_utf8, shown
 from ral.errors import UserError
 
 # Bytes read at once. tarfile copies what is left of a block at every read, so larger ones are slower.
 BLOCK = 128 << 10
-
-# No image is larger: 100 million pixels, the most that are decoded, take 200 MB at 16 bits and 300 MB in colour.
-MOST_IMAGE = 512 << 20
-
-# Images hardly shrink in an archive. One that grows more than this many times, and beyond this size, is made to harm.
-MOST_GROWTH, ANY_GROWTH = 200, 1 << 30
 
 # A member's header with its extensions; a name and its times take some hundred bytes.
 MOST_HEADER = 1 << 20
@@ -157,9 +152,9 @@ def check_size(name: str, size: int) -> None:
     Raises:
         UserError: it is larger.
     """
-    if size > MOST_IMAGE:
+    if size > MOST_BYTES:
         raise UserError(
-            f"{name} has {size:,} bytes; an image has at most {MOST_IMAGE:,}. Leave it out of the data folder."
+            f"{name} has {size:,} bytes; an image has at most {MOST_BYTES:,}. Leave it out of the data folder."
         )
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ral.data.pixels import MOST_BYTES, BadFilm, check_extent
+from ral.data.limits import MOST_BYTES
+from ral.data.pixels import BadFilm, check_extent
 from ral.errors import UserError
 
 if TYPE_CHECKING:

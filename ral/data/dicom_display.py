@@ -97,6 +97,16 @@ def _padding(film: "Dataset", patterns: np.ndarray, values: np.ndarray, bits: in
     return ((values >= low) & (values <= high)) | (beyond & (whole >= low) & (whole <= high))
 
 
+def _exp(values: np.ndarray) -> np.ndarray:
+    """exp by operations that give the same bits on every processor; numpy's own does not."""
+    whole = np.rint(values / 0.6931471805599453)
+    rest = values - whole * 0.6931471805599453
+    total = np.ones_like(values)
+    for term in range(16, 0, -1):
+        total = 1 + total * rest / term
+    return np.ldexp(total, whole.astype(np.int32))
+
+
 def _modality(film: "Dataset", values: np.ndarray, name: str) -> np.ndarray:
     table = _lookup_table(film, "ModalityLUTSequence", values, name)
     if table is not None:
@@ -115,7 +125,7 @@ def _voi(film: "Dataset", values: np.ndarray, name: str) -> tuple[np.ndarray, tu
     if center is None or width is None or not width > (0 if function in ("SIGMOID", "LINEAR_EXACT") else 1):
         return values, None
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -80, 80))), (0.0, 1.0)
+        return 1 / (1 + _exp(np.clip(-4 * (values - center) / width, -80, 80))), (0.0, 1.0)
     if function == "LINEAR_EXACT":
         low, high = center - width / 2, center + width / 2
     else:

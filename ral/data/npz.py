@@ -10,8 +10,8 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from ral.data.archives import ANY_GROWTH, MOST_GROWTH, naming_damage
-from ral.data.pixels import MOST_PIXELS
+from ral.data.archives import naming_damage
+from ral.data.limits import ANY_GROWTH, MOST_GROWTH, MOST_PIXELS
 from ral.errors import UserError
 
 # Most bytes of an array that is read at once. The labels of a million films take some 14 MB.

@@ -5,6 +5,7 @@ costs only the films that are not in it yet. Workers hold one film and one chunk
 together that shard.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,5 +296,5 @@ def pixel_statistics(sums: np.ndarray, size: int) -> tuple[float, float]:
     pixels = len(sums) * size * size
     total, squares = int(sums[:, 0].sum()), int(sums[:, 1].sum())
     mean = total / pixels
-    variance = squares / pixels - mean**2
-    return round(mean, 6), round(max(variance, 1.0) ** 0.5, 6)
+    variance = squares / pixels - mean * mean
+    return round(mean, 6), round(math.sqrt(max(variance, 1.0)), 6)

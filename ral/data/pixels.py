@@ -8,16 +8,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ral.data.limits import MOST_BYTES, MOST_PIXELS
 from ral.data.resize import Fit, to_square
 from ral.errors import UserError
 
-# No radiograph is near these: a chest has up to 17 million pixels, a mammogram 28. One image takes up to 1.2 GB.
-# Pillow would only warn, so its own limit is off.
-MOST_PIXELS = 1 << 26
-MOST_BYTES = 256 << 20
 # Pixels of an image for each byte of its file. PNG of 8 or 16 bits cannot reach 1,033 and JPEG not 513, even if blank: more
 # is a claim, and some decoders fill in what is missing.
 MOST_PIXELS_PER_BYTE = 2048
+# Pillow would only warn, so its own limit is off.
 Image.MAX_IMAGE_PIXELS = None
 
 # It is told by a note that names the film.

@@ -27,7 +27,7 @@ from ral.files import private_file, private_folder
 CHUNK_FILMS, CHUNK_BYTES = 256, 64 << 20
 
 # Files and packages that decide what a film's pixels become.
-_CODE = ("pixels.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py")
+_CODE = ("pixels.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py", "limits.py")
 _PACKAGES = ("pillow", "numpy", "scipy", "pydicom", "python-gdcm")
 
 # Columns of what is said of a film.

@@ -16,8 +16,9 @@ import pytest
 from dicom_files import NAME, RAMP, compress, dicom, with_pixels
 from PIL import Image
 
+from ral.data.limits import MOST_BYTES, MOST_PIXELS
 from ral.data.npz import array_shape, read_array, read_films
-from ral.data.pixels import MOST_BYTES, MOST_PIXELS, BadFilm, decode
+from ral.data.pixels import BadFilm, decode
 from ral.errors import UserError
 
 MIB = 1 << 20

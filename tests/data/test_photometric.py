@@ -151,7 +151,9 @@ def test_column_goes_no_further() -> None:
 @pytest.mark.parametrize("word", ["monochrome1", "RGB", "1"])
 def test_other_words_are_an_error(word: str) -> None:
     write({"i007": word})
-    with pytest.raises(UserError, match=rf"(?s)photometric interpretation is known.*row 9, i007: '?{word}'?\n"):
+    with pytest.raises(
+        UserError, match=rf"(?s)photometric interpretation is known.*row 9, i007: '?{word}'?\n"
+    ):
         run("out")
 
 

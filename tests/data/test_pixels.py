@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from ral.data import resize
-from ral.data.pixels import MOST_PIXELS, NOTES, BadFilm, decode, decode_noted
+from ral.data.limits import MOST_PIXELS
+from ral.data.pixels import NOTES, BadFilm, decode, decode_noted
 from ral.data.resize import area_sums
 from ral.errors import UserError
 
