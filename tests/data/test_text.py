@@ -41,8 +41,18 @@ def test_rows_are_lines_of_the_file(tmp_path: Path) -> None:
     }
 
 
-def test_pieces_are_the_rows_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, "id,label\n" + "".join(f"{n},{n % 2}\n" for n in range(10)))
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_pieces_are_the_rows_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quote: str, end: str
+) -> None:
+    """Plain tables and those with quotes are read in two ways, and come out alike."""
+    rows = "".join(f"{quote}{n}{quote},{n % 2},NA{end}" for n in range(10))
+    path = write(tmp_path, f"\ufeffid,label,note{end}" + rows)
+    assert text.scan(path) == (not quote)
+    monkeypatch.setattr(text, "BLOCK", 32)  # lines end where they like
+    assert text.scan(path) == (not quote)
+    assert text.read_text(path, ("id", "note")).iloc[3].tolist() == ["3", "NA", 5]
     whole = text.read_text(path, COLUMNS)
     monkeypatch.setattr(text, "PIECE", 3)
     pieces = list(text.read_pieces(path, COLUMNS))
@@ -109,8 +119,10 @@ def test_a_column_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         (b'id,label\na,1\nb,"x" y\n', "in the row that begins at line 3"),
         (b'id,label\na,1\nb,"' + b"x,1\n" * 50_000, "in the row that begins at line 3"),
         (b"id,label\na,1\nb,\xe2\x82", "holds the byte 0xe2"),
+        (b"id,label\na,1\n" + b"x" * (20 << 20) + b",1\n", "is not a regular CSV table"),
+        (b"", "none of the columns needed"),
     ],
-    ids=["row", "unread column", "UTF-16", "UTF-16 bare", "gzip", "zip", "Parquet", "quote", "inner", "long", "cut"],
+    ids=["row", "unread column", "UTF-16", "UTF-16 bare", "gzip", "zip", "Parquet", "quote", "inner", "long", "cut", "huge", "empty"],
 )  # fmt: skip
 def test_what_is_no_utf8_table_is_told_by_file_and_place(tmp_path: Path, content: bytes, words: str) -> None:
     assert words in error_of(write(tmp_path, content))

@@ -1,11 +1,11 @@
 """Label tables and lists read as text, with errors that name the file, the row, the column and what to do."""
 
+import codecs
 import csv
 import gzip
 import io
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -18,8 +18,9 @@ from ral.labels import nearest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Rows read at a time.
+# Rows of a piece, and bytes read at a time.
 PIECE = 250_000
+BLOCK = 4 << 20
 
 # Characters that are taken for another separator than the one expected.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -32,6 +33,8 @@ SIGNATURES = {
     b"PK\x03\x04": "is a zip archive or an Excel workbook. Unpack it, or save it as CSV in UTF-8",
     b"PAR1": "is a Parquet file. Give its name the ending .parquet",
 }
+
+NOT_UTF8 = "is not UTF-8 text"
 
 # Whole numbers above this are not all different as 64-bit floats.
 EXACT_FLOAT = 2**53
@@ -90,8 +93,9 @@ def read_header(path: Path, separator: str = ",") -> list[str]:
     Raises:
         UserError: the file is no UTF-8 text, or damaged.
     """
-    with _text(path) as stream:
-        return next(csv.reader(stream, delimiter=separator), [])
+    scan(path)
+    with _unpacked(path) as stream:
+        return next(csv.reader(_as_lines(stream), delimiter=separator), [])
 
 
 def read_list(path: Path) -> list[str]:
@@ -100,8 +104,9 @@ def read_list(path: Path) -> list[str]:
     Raises:
         UserError: the file is no UTF-8 text, or damaged.
     """
-    with _text(path) as stream:
-        return stream.read().split()
+    scan(path)
+    with _unpacked(path) as stream:
+        return _as_lines(stream).read().split()
 
 
 def read_pieces(path: Path, columns: Sequence[str], separator: str = ",") -> Iterator[pd.DataFrame]:
@@ -114,35 +119,17 @@ def read_pieces(path: Path, columns: Sequence[str], separator: str = ",") -> Ite
         UserError: see `check_columns`; the table has no rows, a row has another number of fields than the header, a
             quote is open, or the file is no UTF-8 text or damaged.
     """
-    with _text(path) as stream:
-        reader = csv.reader(stream, delimiter=separator, strict=True)
-        line, any_rows = 1, False
-        rows: list[tuple[str, ...]] = []
-        lines: list[int] = []
-        try:
-            header = next(reader, [])
-            check_columns(path, columns, header, separator)
-            width, pick = len(header), itemgetter(*(header.index(name) for name in columns))
-            line = reader.line_num + 1
-            for fields in reader:
-                if len(fields) == width:
-                    rows.append(pick(fields))
-                    lines.append(line)
-                elif fields:  # an empty line is no row
-                    raise UserError(_irregular(path, line, len(fields), width))
-                line = reader.line_num + 1
-                if len(rows) == PIECE:
-                    yield _frame(rows, lines, columns)
-                    rows, lines, any_rows = [], [], True
-        except csv.Error as error:
-            raise UserError(
-                f"{path} is not a regular CSV table: {error}, in the row that begins at line {line}. A quote may be open "
-                "there: a quote inside a quoted cell is written twice."
-            ) from None
-        if rows:
-            yield _frame(rows, lines, columns)
-        elif not any_rows:
-            raise UserError(f"{path} has a header but no rows: download it again.")
+    plain = scan(path) and separator.isascii()
+    with _unpacked(path) as stream:
+        header = next(csv.reader(_as_lines(stream), delimiter=separator), [])
+        check_columns(path, columns, header, separator)
+    pieces = _plain_pieces if plain else _quoted_pieces
+    any_rows = False
+    for piece in pieces(path, columns, header, separator):
+        any_rows = True
+        yield piece
+    if not any_rows:
+        raise UserError(f"{path} has a header but no rows: download it again.")
 
 
 def read_text(path: Path, columns: Sequence[str], separator: str = ",") -> pd.DataFrame:
@@ -192,6 +179,85 @@ def parquet_files(path: Path) -> list[Path]:
     return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
 
 
+def _plain_pieces(
+    path: Path, columns: Sequence[str], header: Sequence[str], separator: str
+) -> Iterator[pd.DataFrame]:
+    """The pieces of a table without quotes and empty lines, in which rows are lines; several times as fast."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    irregular: list[arrow.InvalidRow] = []
+
+    def refuse(row: "arrow.InvalidRow") -> str:
+        irregular.append(row)
+        return "error"
+
+    names = list(columns)
+    first, waiting = 2, None
+    with _unpacked(path) as stream:
+        try:
+            batches = arrow.open_csv(
+                stream,
+                # One thread: it knows the number of each row.
+                read_options=arrow.ReadOptions(use_threads=False, block_size=BLOCK),
+                parse_options=arrow.ParseOptions(
+                    delimiter=separator, quote_char=False, invalid_row_handler=refuse
+                ),
+                convert_options=arrow.ConvertOptions(
+                    include_columns=names, column_types=dict.fromkeys(names, pa.large_string())
+                ),
+            )
+            for batch in batches:
+                table = pa.Table.from_batches([batch])
+                waiting = table if waiting is None else pa.concat_tables([waiting, table])
+                while len(waiting) >= PIECE:
+                    yield _numbered(waiting[:PIECE], first)
+                    first, waiting = first + PIECE, waiting[PIECE:]
+        except pa.ArrowInvalid as error:
+            if not irregular:  # a row longer than two blocks
+                raise UserError(f"{path} is not a regular CSV table: {error}. Get it again.") from None
+            row = irregular[0]
+            raise UserError(_irregular(path, row.number, row.actual_columns, row.expected_columns)) from None
+    if waiting is not None and len(waiting):
+        yield _numbered(waiting, first)
+
+
+def _numbered(table: "pa.Table", first: int) -> pd.DataFrame:
+    return table.to_pandas().assign(row=range(first, first + len(table)))
+
+
+def _quoted_pieces(
+    path: Path, columns: Sequence[str], header: Sequence[str], separator: str
+) -> Iterator[pd.DataFrame]:
+    """The pieces of any table: a row may go over several lines, and an empty line is none."""
+    width, pick = len(header), itemgetter(*(header.index(name) for name in columns))
+    rows: list[tuple[str, ...]] = []
+    lines: list[int] = []
+    with _unpacked(path) as stream:
+        reader = csv.reader(_as_lines(stream), delimiter=separator, strict=True)
+        line = 1
+        try:
+            next(reader)
+            line = reader.line_num + 1
+            for fields in reader:
+                if len(fields) == width:
+                    rows.append(pick(fields))
+                    lines.append(line)
+                elif fields:
+                    raise UserError(_irregular(path, line, len(fields), width))
+                line = reader.line_num + 1
+                if len(rows) == PIECE:
+                    yield _frame(rows, lines, columns)
+                    rows, lines = [], []
+        except csv.Error as error:
+            raise UserError(
+                f"{path} is not a regular CSV table: {error}, in the row that begins at line {line}. A quote may be open "
+                "there: a quote inside a quoted cell is written twice."
+            ) from None
+    if rows:
+        yield _frame(rows, lines, columns)
+
+
 def _frame(rows: list[tuple[str, ...]], lines: list[int], columns: Sequence[str]) -> pd.DataFrame:
     texts = zip(*rows, strict=True) if len(columns) > 1 else [rows]
     table = {name: pd.array(values, dtype="str") for name, values in zip(columns, texts, strict=True)}
@@ -210,28 +276,51 @@ def _irregular(path: Path, line: int, fields: int, width: int) -> str:
     )
 
 
-@contextmanager
-def _text(path: Path) -> Iterator[IO[str]]:
-    """A file as UTF-8 text, unpacked if its name ends in .gz; what is wrong with its bytes is told by file and line."""
+def scan(path: Path) -> bool:
+    """Read a file once and check that it is UTF-8 text and whole; it is unpacked if its name ends in .gz.
+
+    Returns:
+        Whether it is plain: without quotes and empty lines, so that each line is a row.
+
+    Raises:
+        UserError: it is not; the line, or what kind of file it is, is named.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    plain, end, problem = True, b"\n", ""
     try:
         with _unpacked(path) as stream:
-            start = stream.read(4)
+            block = stream.read(BLOCK)
             for signature, words in SIGNATURES.items():
-                if start.startswith(signature):
-                    raise UserError(f"{path} {words}.")
-            if b"\0" in start:
-                raise UserError(f"{path} holds zero bytes: it is UTF-16 or no text. Save it in UTF-8.")
-            stream.seek(0)
-            try:
-                yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            except (UserError, UnicodeDecodeError):
-                while path.suffix == ".gz" and stream.read(1 << 20):
-                    pass  # damaged data may unpack to nonsense before its checksum tells
-                raise
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: {_bad_byte(path)}. Save it in UTF-8.") from None
+                problem = words if block.startswith(signature) else problem
+            # To the end, whatever is found: damaged data may unpack to nonsense before its checksum tells.
+            while block:
+                problem = problem or _problem(block, decoder)
+                joined = end + block
+                plain &= not any(sign in joined for sign in (b'"', b"\n\n", b"\n\r", b"\r\r"))
+                end, block = block[-1:], stream.read(BLOCK)
+            problem = problem or _problem(b"", decoder)
+        if problem == NOT_UTF8:
+            problem += f": {_bad_byte(path)}. Save it in UTF-8"
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is truncated or damaged ({error}). Get it again from its owner.") from None
+    if problem:
+        raise UserError(f"{path} {problem}.")
+    return plain
+
+
+def _problem(block: bytes, decoder: codecs.IncrementalDecoder) -> str:
+    """What is no UTF-8 text in the next bytes of a file (at its end none), or ""."""
+    if b"\0" in block:
+        return "holds zero bytes: it is UTF-16 or no text. Save it in UTF-8"
+    try:
+        decoder.decode(block, final=not block)
+    except UnicodeDecodeError:
+        return NOT_UTF8
+    return ""
+
+
+def _as_lines(stream: IO[bytes]) -> IO[str]:
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
 
 
 def _unpacked(path: Path) -> IO[bytes]:
