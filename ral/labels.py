@@ -39,6 +39,15 @@ RESERVED_NAMES = frozenset(
     )
 )  # fmt: skip
 
+# Columns that the pipeline adds to the raw rows of a table: no role may be played by a column of that name.
+ADDED_COLUMNS = frozenset(
+    (
+        "row", "film_bytes", "image_repeated", "file_repeated", "same_image", "patient_lookalike", "patient_known",
+        "label_problem", "contradiction", "id_problem", "age_as_number", "age_step", "sexes_of_patient",
+        "place in the table",
+    )
+)  # fmt: skip
+
 # Names of the data sets' owners that torchxrayvision, or another data set here, spells in another way.
 ALIASES = {
     "Normal": NO_FINDING,

@@ -19,6 +19,8 @@ def run(params: ManifestParams, environment: Environment, phantom: Path, out: Pa
     from ral.files import write_json
 
     root = Path(environment.located(params.data).root)
+    if environment.data_root is not None and root != Path(params.data.root):
+        print(f"data folder: {root} (RAL_DATA_ROOT or ral.toml), not data.root of params.yaml")
     write_json(out, {"phantom": root.resolve() == phantom.resolve()})
 
 

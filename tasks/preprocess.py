@@ -25,7 +25,6 @@ def run(
     """
     import pandas as pd
 
-    from ral.data.pixels import NOTES
     from ral.data.prepare import prepare
     from ral.data.split import scarce
     from ral.files import new_folder, read_json
@@ -45,14 +44,14 @@ def run(
         print(f"warning: {line}")
     same = facts["same_image"]
     if same["images"]:
-        joined = "in one split" if same["joined"] else "perhaps in two splits (see split.same_image)"
         print(
-            f"warning: {same['images']:,} images stand under more than one patient, equal pixel by pixel; these "
-            f"{same['patients']:,} patients are {joined}. The first: {', '.join(same['examples'][0])}."
+            f"warning: {same['images']:,} images stand under more than one patient, equal pixel by pixel "
+            f"({same['patients']:,} patients); the patients of {same['apart']:,} are in more than one split (see "
+            f"split.same_image). The first: {', '.join(same['examples'][0])}."
         )
-    for note, told in facts["notes"].items():
+    for told in facts["notes"].values():
         shown = ", ".join(told["examples"]) + (", …" if told["images"] > len(told["examples"]) else "")
-        print(f"warning: {told['images']:,} image{'s' * (told['images'] > 1)} ({shown}): {NOTES[note]}")
+        print(f"warning: {told['images']:,} image{'s' * (told['images'] > 1)} ({shown}): {told['text']}")
     left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
     kind = "PHANTOM films: " if facts["phantom"] else ""
     print(f"{kind}{facts['films']:,} films of {facts['patients']:,} patients prepared{left}")

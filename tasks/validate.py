@@ -16,6 +16,9 @@ from ral.config.environment import Environment, load_environment
 from ral.errors import UserError
 from tasks import step
 
+# Characters of a cell that a message quotes.
+LONGEST = 300
+
 
 def run(params: ValidateParams, environment: Environment, out: Path, baseline: Path) -> None:
     """Write the verdict and the list of films of `data.root` into `out`.
@@ -65,7 +68,7 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
         verdict = facts | {"passed": passed, "checks": checks, "files": tables | archives}
         write_json(folder / "verdict.json", verdict)
         if not passed:
-            raise UserError(explain(checks, source.tables()[0], docs / "index.html"))
+            raise UserError(explain(checks, source.named(), docs / "index.html"))
         verdict = verdict | {"checks": veiled(checks, salt)} if salt else verdict
         for line in warnings(verdict):
             print(f"warning: {line}")
@@ -75,20 +78,23 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
     print(f"{kind}{facts['rows']:,} rows, {len(films):,} films: passed. Data Docs: {docs}/index.html")
 
 
-def explain(checks: list[dict[str, Any]], table: Path, docs: Path) -> str:
+def explain(checks: list[dict[str, Any]], table: str, docs: Path) -> str:
     """The failed checks for people: what, how many, which rows, what to do."""
     lines = [f"{table} did not pass validation."]
     for check in checks:
         if check["severity"] == "error" and not check["passed"]:
             lines.append(f"- {check['check']}: not so in {check['unexpected']:,} rows.")
-            lines += [f"    row {s['row']}, {s['image_id']}: {_cell(s['value'])}" for s in check["samples"]]
+            lines += [
+                f"    row {s['row']}, {_cell(s['image_id'])}: {_cell(s['value'])}" for s in check["samples"]
+            ]
             lines.append(f"  {check['remedy']}")
     return "\n".join([*lines, f"Details: {docs}"])
 
 
 def _cell(value: str | None) -> str:
-    """A cell as it is, in quotes where one would not see what is in it."""
-    return value if value and value == value.strip() and value.isprintable() else repr(value)
+    """A cell as it is, in quotes where one would not see what is in it, and cut where it is long."""
+    cut = value if value is None or len(value) <= LONGEST else value[:LONGEST] + "…"
+    return cut if cut and cut == cut.strip() and cut.isprintable() else repr(cut)
 
 
 def warnings(verdict: dict[str, Any]) -> list[str]:
@@ -96,7 +102,9 @@ def warnings(verdict: dict[str, Any]) -> list[str]:
     lines = []
     for check in verdict["checks"]:
         if check["severity"] == "warning" and not check["passed"]:
-            shown = [f"row {s['row']}, {s['image_id']}: {_cell(s['value'])}" for s in check["samples"][:1]]
+            shown = [
+                f"row {s['row']}, {_cell(s['image_id'])}: {_cell(s['value'])}" for s in check["samples"][:1]
+            ]
             first = f" The first: {shown[0]}." if shown and check["samples"][0]["value"] else ""
             lines.append(
                 f"{check['check']}: not so in {check['unexpected']:,} rows.{first} {check['remedy']}"

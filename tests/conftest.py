@@ -48,7 +48,11 @@ def real_films() -> Path:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment in which `python` and `dvc` are the ones that run the tests, and the user's own state is left alone."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAL_", "PREFECT_"))}
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAL_", "PREFECT_", "MAKE", "MFLAGS"))
+    }
     state = str(tmp_path_factory.mktemp("state"))
     # Prefect's own limits, which a busy machine may break.
     patient = {

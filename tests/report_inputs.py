@@ -121,9 +121,11 @@ def make(phantom: bool) -> Inputs:
             "findings": list(FINDINGS),
             "left_out": {"no film": 4321, HOSTILE: 3},
             "same_image": {
-                "images": 2, "patients": 3, "joined": False,
+                "images": 2, "patients": 3, "apart": 1, "joined": False,
                 "examples": [["a.png (patient 1)", f"b.png (patient {HOSTILE})"], ["c.png (patient 2)", "d.png (patient 1)"]],
             },
+            "notes": {"saturated": {"images": 4, "examples": [HOSTILE], "text": f"Little contrast. {HOSTILE}"}},
+            "inverted": 1234,
             "patients": 800,
             "phantom": phantom,
             "rows": 5821,

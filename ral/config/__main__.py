@@ -7,7 +7,7 @@ python -m ral.config --markdown > docs/parameters.md
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -62,6 +62,8 @@ def _allowed(field: FieldInfo) -> str:
 
 def _type(annotation: Any) -> str:
     arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _type(arguments[0])
     if not arguments:
         return {"NoneType": "null"}.get(annotation.__name__, annotation.__name__)
     if all(isinstance(argument, str | int) for argument in arguments):

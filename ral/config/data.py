@@ -1,11 +1,11 @@
 """Parameters of the data: phantom films, the source, the split, the pixels."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ral.config.base import FileBelow, Section
-from ral.labels import LABEL_SETS, RESERVED_NAMES, unknown_finding
+from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, unknown_finding
 
 # The registry of sources: each is the file of that name in ral/data/sources/.
 SourceName = Literal[
@@ -19,6 +19,16 @@ SourceName = Literal[
 ]
 
 View = Literal["PA", "AP", "FRONTAL", "LATERAL", "OTHER"]
+
+
+def _not_added(name: str) -> str:
+    if name in ADDED_COLUMNS:
+        raise ValueError(f"the pipeline adds a column `{name}` of its own: rename it in your table")
+    return name
+
+
+# A column of one's own table.
+Column = Annotated[str, Field(min_length=1), AfterValidator(_not_added)]
 
 
 class PhantomConfig(Section):
@@ -41,43 +51,48 @@ class TableConfig(Section):
     """The table, below `data.root`: .csv, .csv.gz or .parquet (a file, or a folder of parts)."""
     separator: str = Field(default=",", min_length=1, max_length=1)
     """What separates the columns of a CSV file."""
-    image_id: str = "image_id"
+    image_id: Column = "image_id"
     """Column with an id of its own for each film."""
-    patient_id: str = "patient_id"
+    patient_id: Column = "patient_id"
     """Column with the patient's id; what shares it is never split."""
-    study_id: str | None = None
+    study_id: Column | None = None
     """Column with the study's id; null: each film is a study of its own."""
-    follow_up: str | None = None
+    follow_up: Column | None = None
     """Column that numbers a patient's studies in time; null: no order is checked."""
-    path: str | None = None
+    path: Column | None = None
     """Column with the film's file below `data.root`; null: films are found in images/ or in archives images* (tar.gz, tar, zip) by image id."""
-    view: str | None = None
+    view: Column | None = None
     """Column with the view; null: all films are FRONTAL."""
     views: dict[str, View] = Field(default_factory=dict)
     """What the words of the view column mean, where they are not PA, AP, FRONTAL, LATERAL or OTHER."""
-    sex: str | None = None
+    sex: Column | None = None
     """Column with the patient's sex."""
     sexes: dict[str, Literal["M", "F"] | None] = Field(default_factory=dict)
     """What the words of the sex column mean, where they are not M and F; null: unknown."""
-    age_years: str | None = None
+    age_years: Column | None = None
     """Column with the age in whole years."""
-    split: str | None = None
+    split: Column | None = None
     """Column with the official split (train, val, test); null: there is none."""
-    photometric: str | None = None
+    photometric: Column | None = None
     """Column that says MONOCHROME1 (high values are dark) or MONOCHROME2 of PNG and JPEG images (see `preprocess.monochrome1`); null: all are MONOCHROME2. DICOM files say it themselves."""
-    labels: str | None = None
+    labels: Column | None = None
     """Column with the names of a film's findings, joined by `label_separator`; null: a column per finding."""
     label_separator: str = Field(default="|", min_length=1)
     """What joins the names in the column `labels`."""
-    findings: dict[str, str] = Field(default_factory=dict)
+    findings: dict[str, Column] = Field(default_factory=dict)
     """Finding -> its column (1, 0, -1 uncertain, empty unknown), or its word in the column `labels`."""
-    no_finding: str | None = None
+    no_finding: Column | None = None
     """The column, or the word in the column `labels`, that says there is no finding."""
 
     @field_validator("findings")
     @classmethod
     def _not_reserved(cls, findings: dict[str, str]) -> dict[str, str]:
+        twice = [word for word in findings.values() if list(findings.values()).count(word) > 1]
+        if twice:
+            raise ValueError(f"`{twice[0]}` stands for two findings: give each its own column or word")
         for name in findings:
+            if not name.strip():
+                raise ValueError("a finding has no name")
             if name.lower() in RESERVED_NAMES:
                 raise ValueError(
                     f"`{name}` names a column or a group of the pipeline's own tables: call that finding otherwise"

@@ -165,7 +165,9 @@ class Environment(Section):
 
     def located(self, data: DataConfig) -> DataConfig:
         """`data` with this machine's folder."""
-        return data if self.data_root is None else data.model_copy(update={"root": self.data_root})
+        if self.data_root is None:
+            return data
+        return data.model_copy(update={"root": os.path.expanduser(self.data_root)})
 
 
 def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None = None) -> Environment:

@@ -68,6 +68,14 @@ class SecondReadingConfig(Section):
     columns: dict[str, str] = Field(min_length=1)
     """Finding -> column with 1, 0 or empty."""
 
+    @model_validator(mode="after")
+    def _columns_apart(self) -> "SecondReadingConfig":
+        if "row" in (self.image_id, *self.columns.values()):
+            raise ValueError("the pipeline adds a column `row` of its own: rename it in your table")
+        if self.image_id in self.columns.values():
+            raise ValueError(f"`{self.image_id}` cannot be the image id and a finding")
+        return self
+
 
 class EvaluateConfig(Section):
     """How the test logits are scored."""

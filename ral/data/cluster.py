@@ -1,7 +1,7 @@
 """Spreads calls over Dask's workers: threads, processes of this machine, SLURM jobs, or a scheduler that runs already.
 
-pip install 'ral[cluster]'         # processes and schedulers
-pip install 'ral[slurm]'           # SLURM
+pip install -c constraints.txt -e '.[cluster]'   # processes and schedulers
+pip install -c constraints.txt -e '.[slurm]'     # SLURM
 """
 
 import os
@@ -168,7 +168,9 @@ def open_pool(target: DaskTarget) -> Iterator[Pool]:
     try:
         from distributed import Client
     except ImportError:
-        raise UserError("Dask's workers need a package more: pip install 'ral[cluster]'") from None
+        raise UserError(
+            "Dask's workers need a package more: pip install -c constraints.txt -e '.[cluster]'"
+        ) from None
     with ExitStack() as stack:
         # Workers that lose their scheduler end by themselves; nothing is stored on them that could be lost.
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 3}))
@@ -204,7 +206,9 @@ def _slurm(target: DaskTarget) -> Any:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
-        raise UserError("Dask on SLURM needs a package more: pip install 'ral[slurm]'") from None
+        raise UserError(
+            "Dask on SLURM needs a package more: pip install -c constraints.txt -e '.[slurm]'"
+        ) from None
     return SLURMCluster(
         cores=1,
         processes=1,

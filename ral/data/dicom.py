@@ -1,6 +1,6 @@
 """The pixels of a DICOM film, and nothing else of it: only the tags listed here are ever read.
 
-    pip install 'ral[dicom]'           # pydicom, and GDCM for the compressed transfer syntaxes
+    pip install -c constraints.txt -e '.[dicom]'    # pydicom, and GDCM for the compressed transfer syntaxes
 
 Uncompressed and RLE films need pydicom alone; JPEG (baseline, lossless), JPEG-LS and JPEG 2000 need GDCM.
 How stored values become what a screen shows: `ral.data.dicom_display`.
@@ -72,7 +72,7 @@ def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
         import pydicom
     except ImportError:
         raise UserError(
-            f"{name} is a DICOM file, and pydicom is not installed. Install it: pip install 'ral[dicom]'"
+            f"{name} is a DICOM file, and pydicom is not installed. Install it: pip install -c constraints.txt -e '.[dicom]'"
         ) from None
     from ral.data.dicom_display import display, display_colour
 
@@ -160,7 +160,7 @@ def _pixels(film: "Dataset", name: str) -> np.ndarray:
     if not decoder.is_available:
         raise UserError(
             f"{name} is compressed as {syntax.name}, and no decoder for that is installed. "
-            "Install one: pip install 'ral[dicom]'"
+            "Install one: pip install -c constraints.txt -e '.[dicom]'"
         )
     film.NumberOfFrames = 1
     # Bits that are not used may hold the padding value, so they are left as they are.

@@ -1,16 +1,13 @@
 """One image under two patients: by the bytes of its file, or by its pixels once prepared."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ral.data.partition import Partition
 from ral.data.privacy import pseudonymised
-from ral.data.shards import open_shard
 from ral.data.table import Places
 
 # Examples given of each kind of duplicate.
@@ -69,37 +66,44 @@ def shared_images(rows: pd.DataFrame) -> pd.DataFrame:
 
 def partners(shared: pd.DataFrame) -> list[int]:
     """For each row of `shared_images` the index of the first row of the same content that another patient has."""
-    chosen: dict[int, int] = {}
-    for _, group in shared.groupby("content", sort=False):
-        rows, patients = group.index.tolist(), group["patient_id"].tolist()
-        second = next(row for row, patient in zip(rows, patients, strict=True) if patient != patients[0])
-        for row, patient in zip(rows, patients, strict=True):
-            chosen[row] = second if patient == patients[0] else rows[0]
-    return [chosen[row] for row in shared.index.tolist()]
+    first = shared.drop_duplicates("content").set_index("content")["patient_id"]
+    of_first = shared["patient_id"] == shared["content"].map(first)
+    begins, others = (
+        part.drop_duplicates("content").reset_index().set_index("content")["index"]
+        for part in (shared[of_first].rename_axis("index"), shared[~of_first].rename_axis("index"))
+    )
+    content = shared["content"]
+    return content.map(others).where(of_first, content.map(begins)).astype(int).tolist()
 
 
-def same_pixels(shards: Sequence[Path], size: int, sums: np.ndarray) -> pd.Series:
-    """Of packed images whose pixels another one has too, a name of these pixels.
+def same_images(rows: pd.DataFrame, pixels: "pd.Series[str]") -> "SameImages":
+    """Images of several patients whose files have equal bytes, or that are equal pixel by pixel once prepared.
+
+    (Equal bytes do not always become equal pixels: one of the images may be inverted.)
 
     Args:
-        shards: the shards in their order.
-        size: height and width of an image.
-        sums: int64 [images, 2], sum of an image's pixels and of their squares; only where both are equal are the pixels
-            themselves read.
-
-    Returns:
-        SHA-256 by number of the image.
+        rows: image_id, patient_id and hash of the file, of every image, in the order of the pixels.
+        pixels: of `ral.data.shards.same_pixels`, by position in `rows`; empty before there are any.
     """
-    suspects = np.flatnonzero(pd.DataFrame(sums).duplicated(keep=False).to_numpy())
-    digests: dict[int, str] = {}
-    first = 0
-    for path in shards if len(suspects) else ():
-        _, images = open_shard(path, size)
-        here = suspects[(suspects >= first) & (suspects < first + len(images))]
-        digests |= {int(row): hashlib.sha256(images[row - first].tobytes()).hexdigest() for row in here}
-        first += len(images)
-    names = pd.Series(digests, dtype="str")
-    return names[names.duplicated(keep=False)]
+    repeated = rows["hash"].duplicated(keep=False).to_numpy().copy()
+    repeated[pixels.index] = True
+    some = rows.iloc[np.flatnonzero(repeated)].reset_index(drop=True)
+    found = pixels.reindex(np.flatnonzero(repeated))
+    named = found.where(found.notna(), "file " + some["hash"].set_axis(found.index))
+    content = components(some["hash"], named)
+    return SameImages(shared_images(some.drop(columns="hash").assign(content=content)))
+
+
+def components(first: pd.Series, second: pd.Series) -> np.ndarray:
+    """Number of the component of each pair where equal values of `first`, and of `second`, belong together, int32 [pairs]."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    one, ones = pd.factorize(first.to_numpy(object))
+    two, twos = pd.factorize(second.to_numpy(object))
+    size = len(ones) + len(twos)
+    links = coo_array((np.ones(len(one)), (one, two + len(ones))), shape=(size, size))
+    return np.asarray(connected_components(links, directed=False)[1])[one]
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,16 @@ class SameImages:
         """How many patients have them."""
         return int(self.rows["patient_id"].nunique())
 
+    def apart(self, split: "pd.Series[str]", salt: bytes | None = None) -> int:
+        """How many of the images have patients in more than one split.
+
+        Args:
+            split: by patient id; by pseudonym where a salt is given.
+            salt: of the pseudonyms.
+        """
+        rows = pseudonymised(self.rows, salt) if salt else self.rows
+        return int((rows["patient_id"].map(split).groupby(rows["content"]).nunique() > 1).sum())
+
     def examples(self, salt: bytes | None = None) -> list[list[str]]:
         """The first few, each as `IMAGE (patient ID)` of its rows; by pseudonyms where a salt is given."""
         some = self.rows["content"].unique()[:EXAMPLES]
@@ -139,15 +153,11 @@ class SameImages:
         Returns:
             Patient id by patient id: the least of those that are connected by images, and are in `first` if any is.
         """
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        person, patients = pd.factorize(self.rows["patient_id"], sort=True)
-        content, contents = pd.factorize(self.rows["content"])
-        size = len(patients) + len(contents)
-        links = coo_array((np.ones(len(person)), (person, content + len(patients))), shape=(size, size))
-        _, component = connected_components(links, directed=False)
-        members = pd.DataFrame({"patient": patients, "group": component[: len(patients)]})
+        pairs = self.rows[["patient_id", "content"]]
+        members = pd.DataFrame(
+            {"patient": pairs["patient_id"], "group": components(*(pairs[name] for name in pairs))}
+        )
+        members = members.drop_duplicates("patient")
         members["new"] = ~members["patient"].isin(first) if first is not None else False
         ordered = members.sort_values(["new", "patient"], kind="stable")
         leader = ordered.groupby("group")["patient"].first()

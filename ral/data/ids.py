@@ -8,8 +8,13 @@ import pandas as pd
 
 # What a number looks like; longer exponents would be words.
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:e[+-]?\d{1,2})?")
-# Characters that no screen shows: of Unicode's categories Cc and Cf, and those that it calls default ignorable.
-_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0]")
+# Characters that no screen shows: those that Unicode calls default ignorable, beside its categories Cc and Cf.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+
+# Ids named beside one that looks like them.
+NAMED = 5
 
 
 def comparable_ids(ids: "pd.Series[str]") -> "pd.Series[str]":
@@ -26,12 +31,15 @@ def _comparable(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
         text = _INVISIBLE.sub("", text)
-    text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cf"))
-    text = " ".join(text.lower().split())
+    if not text.isprintable():
+        text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cf"))
+    # Without what was between them, letters and accents may make others.
+    text = " ".join(unicodedata.normalize("NFKC", text).lower().split())
     if not _NUMBER.fullmatch(text):
         return text
     number = f"{Decimal(text):f}"
-    return number.rstrip("0").rstrip(".") if "." in number else number
+    number = number.rstrip("0").rstrip(".") if "." in number else number
+    return "0" if number == "-0" else number
 
 
 def lookalikes(ids: "pd.Series[str]") -> "pd.Series[str]":
@@ -43,5 +51,6 @@ def lookalikes(ids: "pd.Series[str]") -> "pd.Series[str]":
     for _, group in alike.groupby(keys[alike.index]):
         names = sorted(group)
         for name in names:
-            shown[name] = f"{name!r} and " + ", ".join(repr(other) for other in names if other != name)
+            others = [repr(other) for other in names[: NAMED + 1] if other != name][:NAMED]
+            shown[name] = f"{name!r} and {', '.join(others)}"
     return ids.map(shown).astype("str") if shown else pd.Series(None, index=ids.index, dtype="str")

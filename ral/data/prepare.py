@@ -12,18 +12,13 @@ from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessParams
 from ral.data.baseline import read_split
 from ral.data.cluster import Pool, Report, open_pool
-from ral.data.duplicates import SameImages, same_pixels, shared_images
-from ral.data.pack import Packed, film_name, pack, pixel_statistics
+from ral.data.pack import film_name, pack, pixel_statistics
+from ral.data.pixels import NOTES, dicom_start
 from ral.data.privacy import pseudonymised, pseudonyms, read_salt
+from ral.data.shards import same_pixels
 from ral.data.sources.base import Source, open_source
-from ral.data.split import (
-    SPLITS,
-    check_split,
-    keep_old_patients,
-    split_by_hash,
-    split_official,
-    split_stratified,
-)
+from ral.data.split import SPLITS
+from ral.data.splitter import Splitter
 from ral.data.table import Places, Spool, Writer
 from ral.errors import UserError
 from ral.files import write_json
@@ -32,8 +27,8 @@ from ral.labels import PHANTOM_PREFIX
 # Columns of studies.parquet; the findings follow.
 COLUMNS = ("image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split")
 
-# Images named for each note.
-NOTED = 3
+# Images named for each note, and bytes that tell a DICOM file.
+NOTED, SNIFFED = 3, 136
 
 
 def prepare(
@@ -71,8 +66,9 @@ def prepare(
                 f"No film of {root} is left: of {len(left)} rows, "
                 f"{counted(left['left_out'])}. Check data.root and data.views."
             )
-        kept["split"] = assign_splits(source, kept, films, findings, params, salt, before)
-        check_split(kept, findings, params.split)
+        splitter = Splitter(source, films, findings, params.split, salt, before)
+        # Before films are decoded, which may take hours: what would stop the run stops it now.
+        kept["split"] = splitter.split(kept, splitter.same_images(kept))
         everything = len(kept) == len(films)  # then there is no need of a copy
         packing = films if everything else films.iloc[kept["stored"]].reset_index(drop=True)
         if salt:  # the shards name films too
@@ -83,17 +79,13 @@ def prepare(
 
         rows = len(kept) + len(left)
         bad = kept.loc[~packed.good, ["stored", "patient_id"]]
-        if len(bad):  # the split is that of the films that are left, as if the others had never been there
-            kept = kept[packed.good].reset_index(drop=True)
-            kept["split"] = assign_splits(source, kept, films, findings, params, salt, before)
-            check_split(kept, findings, params.split)
-        same = find_same_images(kept, films, out, packed, params.preprocess.size)
-        if same.images and params.split.same_image == "fail":
-            raise UserError(explain_same_images(same, salt))
-        if same.images and params.split.same_image == "join":
-            kept["group"] = join_patients(source, kept, films, same, params, salt, before)
-            kept["split"] = assign_splits(source, kept, films, findings, params, salt, before)
-            check_split(kept, findings, params.split)
+        kept = kept[packed.good].reset_index(drop=True)
+        shards = [out / "shards" / shard["name"] for shard in packed.shards]
+        same = splitter.same_images(kept, same_pixels(shards, params.preprocess.size, packed.sums))
+        if (
+            len(bad) or same.images
+        ):  # the split is that of the films that are left, as if the others had never been there
+            kept["split"] = splitter.split(kept, same)
         bad.insert(0, "image_id", _ids(bad, films))
         bad = bad.drop(columns="stored")
         phantom = bool(_ids(kept, films).str.startswith(PHANTOM_PREFIX).any())
@@ -126,10 +118,14 @@ def prepare(
             "left_out": reasons.value_counts().sort_index().to_dict(),
             "same_image": {
                 "images": same.images,
+                "apart": same.apart(patients.set_index("patient_id")["split"], salt),
                 "patients": same.patients,
                 "examples": same.examples(salt),
                 "joined": params.split.same_image == "join",
             },
+            "inverted": int(packing["invert"].iloc[packed.good.nonzero()[0]].sum())
+            if "invert" in packing
+            else 0,
             "notes": count_notes(packed.notes, packing["image_id"]),
             "findings": list(findings),
             "size": params.preprocess.size,
@@ -159,8 +155,10 @@ def find_inverted(kept: pd.DataFrame, packing: pd.DataFrame, root: Path, choice:
     Raises:
         UserError: there are such films, and nobody has chosen what to do.
     """
-    names = packing["member"].where(packing["member"] != "", packing["path"]).str.lower()
-    dark = kept["monochrome1"].to_numpy(bool) & ~names.str.endswith((".dcm", ".dicom")).to_numpy(bool)
+    dark = kept["monochrome1"].to_numpy(bool).copy()
+    for index in np.flatnonzero(dark):
+        path, member = packing["path"].iloc[index], packing["member"].iloc[index]
+        dark[index] = not _is_dicom(root, path, member)
     if dark.any() and choice == "fail":
         path, member = packing[["path", "member"]].iloc[int(np.flatnonzero(dark)[0])]
         raise UserError(
@@ -172,119 +170,24 @@ def find_inverted(kept: pd.DataFrame, packing: pd.DataFrame, root: Path, choice:
     return dark & (choice == "invert")
 
 
+def _is_dicom(root: Path, path: str, member: str) -> bool:
+    """Whether an image is DICOM: a file by its first bytes, whatever it is called; a member of an archive by its name."""
+    if member:
+        return member.lower().endswith((".dcm", ".dicom"))
+    with (root / path).open("rb") as stream:
+        return dicom_start(stream.read(SNIFFED)) is not None
+
+
 def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, Any]:
     """How many images each note (`ral.data.pixels.NOTES`) is of, and the first of them."""
     counts: dict[str, Any] = {}
     for index, note in enumerate(notes):
         for word in filter(None, note.split(",")):
-            count = counts.setdefault(word, {"images": 0, "examples": []})
+            count = counts.setdefault(word, {"images": 0, "examples": [], "text": NOTES[word]})
             count["images"] += 1
             if len(count["examples"]) < NOTED:
                 count["examples"].append(image_ids.iloc[index])
     return dict(sorted(counts.items()))
-
-
-def assign_splits(
-    source: Source,
-    kept: pd.DataFrame,
-    films: pd.DataFrame,
-    findings: Sequence[str],
-    params: PreprocessParams,
-    salt: bytes | None,
-    before: pd.Series | None,
-) -> pd.Series:
-    """Split of each kept row by `split.method`; patients of the accepted split stay where they are.
-
-    Rows of one `group`, if there is such a column (see `join_patients`), go together as if they were one patient's. The
-    accepted split names patients as it was written: by pseudonym where `salt` is given.
-
-    Raises:
-        UserError: the source has no official split, or a patient would move.
-    """
-    before = _with_plain_ids(before, kept, salt)
-    people = kept.assign(patient_id=kept["group"]) if "group" in kept else kept
-    if params.split.method == "official":
-        named = people.assign(image_id=_ids(kept, films))
-        split = split_official(named, source.official(named), params.split)
-    elif params.split.method == "hash":
-        split = split_by_hash(people["patient_id"], params.split)
-    else:
-        split = split_stratified(people, findings, params.split, before)
-    keep_old_patients(kept, split, before)
-    return split
-
-
-def _with_plain_ids(before: pd.Series | None, kept: pd.DataFrame, salt: bytes | None) -> pd.Series | None:
-    """The accepted split by the ids of the table."""
-    if before is None or not salt:
-        return before
-    written = pseudonymised(kept[["patient_id"]], salt)["patient_id"]
-    known = pd.DataFrame({"patient_id": kept["patient_id"], "split": written.map(before)}).dropna()
-    return known.drop_duplicates("patient_id").set_index("patient_id")["split"]
-
-
-def find_same_images(
-    kept: pd.DataFrame, films: pd.DataFrame, out: Path, packed: Packed, size: int
-) -> SameImages:
-    """Images that are equal pixel by pixel once prepared, and stand under more than one patient.
-
-    Args:
-        kept: the packed rows in their order: stored, patient_id.
-        films: rows of `ral.data.films.list_films`.
-        out: folder that has the shards.
-        packed: what `ral.data.pack.pack` returned.
-        size: height and width of a prepared image.
-    """
-    shards = [out / "shards" / shard["name"] for shard in packed.shards]
-    content = same_pixels(shards, size, packed.sums)
-    rows = kept.iloc[content.index][["stored", "patient_id"]].assign(content=content.array)
-    return SameImages(shared_images(rows.assign(image_id=_ids(rows, films))))
-
-
-def explain_same_images(same: SameImages, salt: bytes | None) -> str:
-    """The error of `split.same_image: fail`."""
-    lines = [f"  {', '.join(rows)}" for rows in same.examples(salt)]
-    return "\n".join(
-        [
-            f"{same.images} images stand under more than one patient ({same.patients} patients), equal pixel by pixel. "
-            "The first:",
-            *lines,
-            "Correct the patient ids or the files, or set split.same_image to join (such patients go into one split) or "
-            "to warn.",
-        ]
-    )
-
-
-def join_patients(
-    source: Source,
-    kept: pd.DataFrame,
-    films: pd.DataFrame,
-    same: SameImages,
-    params: PreprocessParams,
-    salt: bytes | None,
-    before: pd.Series | None,
-) -> pd.Series:
-    """For each kept row the patient who stands for all that are to be in one split with its own.
-
-    Raises:
-        UserError: the official lists put such patients into two.
-    """
-    known = _with_plain_ids(before, kept, salt)
-    leader = same.groups(None if known is None else known.index)
-    group = kept["patient_id"].map(leader).fillna(kept["patient_id"])
-    if params.split.method == "official":
-        named = kept.loc[kept["patient_id"].isin(leader.index)]
-        lists = (
-            source.official(named.assign(image_id=_ids(named, films))).groupby(group[named.index]).nunique()
-        )
-        apart = lists.index[lists > 1]
-        if len(apart):
-            members = ", ".join(sorted(leader.index[leader == apart[0]]))
-            raise UserError(
-                f"Patients {members} share an image and stand on both official lists, so that split.same_image: join and "
-                "split.method: official exclude each other. Set one of them otherwise."
-            )
-    return group
 
 
 def read_table(

@@ -1,7 +1,7 @@
 """Exact area averaging: what an image's pixels become when it is resized, in whole numbers from end to end.
 
 A pixel of the result is the mean of the area of the source that it covers; a source pixel that is covered in part counts in
-part. (Pillow's box filter takes such a pixel whole or leaves it out, which at 1024 to 224 is up to 36 gray levels off.)
+part. (Pillow's box filter takes such a pixel whole or leaves it out, which at 1024 to 224 is up to 27 gray levels off.)
 Whole numbers make the same bytes on every processor.
 """
 

@@ -1,9 +1,11 @@
 """Pixel shards: Arrow files of fixed-size images with their image ids, memory-mapped when they are read."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 
@@ -65,3 +67,27 @@ def open_shard(path: Path, size: int) -> tuple[list[str], np.ndarray]:
     batch = pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
     pixels = np.frombuffer(batch.column("pixels").buffers()[1], np.uint8)
     return batch.column("image_id").to_pylist(), pixels.reshape(batch.num_rows, size, size)
+
+
+def same_pixels(shards: Sequence[Path], size: int, sums: np.ndarray) -> pd.Series:
+    """Of packed images whose pixels another one has too, a name of these pixels.
+
+    Args:
+        shards: the shards in their order.
+        size: height and width of an image.
+        sums: int64 [images, 2], sum of an image's pixels and of their squares; only where both are equal are the pixels
+            themselves read.
+
+    Returns:
+        SHA-256 by number of the image.
+    """
+    suspects = np.flatnonzero(pd.DataFrame(sums).duplicated(keep=False).to_numpy())
+    digests: dict[int, str] = {}
+    first = 0
+    for path in shards if len(suspects) else ():
+        _, images = open_shard(path, size)
+        here = suspects[(suspects >= first) & (suspects < first + len(images))]
+        digests |= {int(row): hashlib.sha256(images[row - first].tobytes()).hexdigest() for row in here}
+        first += len(images)
+    names = pd.Series(digests, dtype="str")
+    return names[names.duplicated(keep=False)]

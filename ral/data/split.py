@@ -53,8 +53,8 @@ def split_official(studies: pd.DataFrame, official: pd.Series, config: SplitConf
     sides = official.groupby(studies["patient_id"]).nunique()
     if (sides > 1).any():
         raise UserError(
-            f"Patient {sides.index[sides > 1][0]} has films on both official lists, so that the test would "
-            "leak. Correct the lists, or set split.method to hash."
+            f"Patient {sides.index[sides > 1][0]} has films in more than one official split, so that what is tested "
+            "would be trained on. Correct the lists, or set split.method to hash."
         )
     if (official == "val").any():
         return official

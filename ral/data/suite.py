@@ -195,7 +195,7 @@ def raw_expectations(layout: Layout, missing_films: str) -> list[Any]:
     if layout.follow_up:
         check(
             matches, "follow-up is a number", "critical", "Write it as a whole number from 0.",
-            column=layout.follow_up, regex=r"^\d+(?:\.0*)?$",
+            column=layout.follow_up, regex=r"^[0-9]+(?:\.0*)?\Z",
         )  # fmt: skip
         check(
             gxe.ExpectCompoundColumnsToBeUnique, "follow-ups of a patient are distinct", "warning",

@@ -122,7 +122,11 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             f"{dataset['films']:,} films of {dataset['patients']:,} patients; source: "
             f"{'phantom films, drawn by a program' if inputs.phantom else escape(params.data.source)}; views: "
             f"{', '.join(params.data.views) if params.data.views else 'all'}.",
-            *([_table(data_tables.same_images(dataset))] if dataset["same_image"]["images"] else []),
+            *(
+                _table(part)
+                for part in (data_tables.notes(dataset), data_tables.same_images(dataset))
+                if part.rows
+            ),
             _table(data_tables.split(dataset)),
             _table(data_tables.labels(inputs.class_counts, rows)),
         ],

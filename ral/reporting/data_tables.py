@@ -33,12 +33,23 @@ def films(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
 def same_images(dataset: dict[str, Any]) -> Table:
     """Images that stand under more than one patient, the first of them."""
     same = dataset["same_image"]
-    done = "such patients are in one split" if same["joined"] else "such patients may be in two splits"
     caption = (
-        f"Images under more than one patient: {same['images']:,} of {same['patients']:,} patients; {done}"
+        f"{same['images']:,} images stand under more than one patient ({same['patients']:,} patients); "
+        f"the patients of {same['apart']:,} are in more than one split"
     )
     content = [[Cell("\n".join(rows), "code lines")] for rows in same["examples"]]
     return Table(caption, ("The same pixels stand under",), "l", content)
+
+
+def notes(dataset: dict[str, Any]) -> Table:
+    """What was done to images that are used, or is doubtful about them."""
+    rows = [
+        [told["text"], f"{told['images']:,}", ", ".join(told["examples"])]
+        for told in dataset["notes"].values()
+    ]
+    if dataset["inverted"]:
+        rows.insert(0, ["MONOCHROME1 by the table: inverted.", f"{dataset['inverted']:,}", ""])
+    return Table("Notes on images", ("Note", "Images", "The first"), "wrw", rows)
 
 
 def split(dataset: dict[str, Any]) -> Table:

@@ -151,6 +151,7 @@ def render(inputs: Inputs) -> str:
             "model": tables.model(inputs.model, len(inputs.history)),
             "history": tables.history(inputs.history, best),
             "films": data_tables.films(inputs.verdict, inputs.dataset),
+            "notes": data_tables.notes(inputs.dataset),
             "same_images": data_tables.same_images(inputs.dataset),
             "split": data_tables.split(inputs.dataset),
             "labels": data_tables.labels(inputs.class_counts, rows),

@@ -18,8 +18,8 @@ from ral.config.data import (
     ValidateParams,
 )
 from ral.config.environment import Environment
-from ral.data.duplicates import SameImages, partners, same_pixels, shared_images
-from ral.data.shards import write_shard
+from ral.data.duplicates import SameImages, partners, shared_images
+from ral.data.shards import same_pixels, write_shard
 from ral.errors import UserError
 from ral.files import read_json
 
@@ -87,14 +87,16 @@ def validate(data: DataConfig = DATA) -> dict:
     return {"failed": failed, "message": message}
 
 
-def preprocess(policy: str, method: str = "hash", data: DataConfig = DATA) -> tuple[pd.Series, dict]:
+def preprocess(
+    policy: str, method: str = "hash", data: DataConfig = DATA, monochrome1: str = "fail"
+) -> tuple[pd.Series, dict]:
     """The split by patient, and dataset.json."""
     from tasks.preprocess import run
 
     params = PreprocessParams(
         data=data,
         split=SplitConfig(method=method, val=0.2, test=0.3, seed=0, same_image=policy),
-        preprocess=PreprocessConfig(size=16, shard_films=20),
+        preprocess=PreprocessConfig(size=16, shard_films=20, monochrome1=monochrome1),
     )
     shutil.rmtree("out", ignore_errors=True)
     run(params, Environment(state_dir=Path("state")), Path("v"), Path("out"), Path("baseline"))
@@ -123,7 +125,9 @@ def test_equal_images_of_one_patient_are_no_matter() -> None:
     write(table(), {"i001": "i000"})
     assert validate()["failed"] == {}
     _, facts = preprocess("fail")
-    assert facts["same_image"] == {"images": 0, "patients": 0, "examples": [], "joined": False}
+    assert facts["same_image"] == {
+        "images": 0, "patients": 0, "apart": 0, "examples": [], "joined": False,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("recoded", [False, True], ids=["bytes", "pixels"])
@@ -139,9 +143,10 @@ def test_patients_of_one_image_are_counted_or_joined(
     assert facts["same_image"]["examples"][0] == ["i000 (patient p000)", "i030 (patient p015)"]
     assert "warning: 10 images stand under more than one patient" in capsys.readouterr().out
     pairs = [(f"p{n:03}", f"p{n + 15:03}") for n in range(10)]
-    assert any(apart[one] != apart[two] for one, two in pairs)
+    assert facts["same_image"]["apart"] == sum(apart[one] != apart[two] for one, two in pairs) > 0
     joined, facts = preprocess("join", method)
     assert facts["same_image"]["joined"]
+    assert facts["same_image"]["apart"] == 0
     assert all(joined[one] == joined[two] for one, two in pairs)
     if method == "hash":  # nobody else moves
         others = [patient for patient in apart.index if not any(patient in pair for pair in pairs)]
@@ -153,7 +158,7 @@ def test_fail_names_the_images_and_leaves_nothing() -> None:
     write(table(), SAME)
     validate()
     with pytest.raises(
-        UserError, match=r"10 images stand under more than one patient(?s:.*)i000 \(patient p000\)"
+        UserError, match=r"stand under more than one patient: 10, of 20 patients(?s:.*)i000 \(patient p000\)"
     ):
         preprocess("fail")
     assert not Path("out").exists()
@@ -168,13 +173,45 @@ def test_join_keeps_who_was_accepted_and_refuses_who_stood_in_two_splits() -> No
     )
     Path("baseline").mkdir()
     shutil.copy("out/split.parquet", "baseline/split.parquet")
-    with pytest.raises(UserError, match="would leave their split"):
+    with pytest.raises(UserError, match=r"share an image and were accepted in two splits"):
         preprocess("join")
     accepted = pd.read_parquet("out/split.parquet") if Path("out/split.parquet").exists() else None
     assert accepted is None
     pd.DataFrame({"patient_id": [two], "split": [apart[two]]}).to_parquet("baseline/split.parquet")
     joined, _ = preprocess("join")
     assert joined[one] == joined[two] == apart[two]
+
+
+@pytest.mark.parametrize("method", ["hash", "stratified"])
+def test_who_stood_for_a_group_may_be_gone(method: str) -> None:
+    write(table(), SAME)
+    validate()
+    joined, _ = preprocess("join", method)
+    Path("baseline").mkdir()
+    shutil.copy("out/split.parquet", "baseline/split.parquet")
+    rest = table()
+    write(rest[rest["patient_id"] != "p000"], SAME)
+    validate()
+    again, _ = preprocess("join", method)
+    assert again["p015"] == joined["p015"]
+    assert (again == joined[again.index]).all()
+
+
+def test_equal_files_of_which_one_is_inverted_are_one_image() -> None:
+    """The table says MONOCHROME1 of one patient's: the pixels differ, the person does not."""
+    rows = table()
+    rows["photometric"] = np.where(rows["patient_id"] >= "p015", "MONOCHROME1", "MONOCHROME2")
+    write(rows, SAME)
+    data = DATA.model_copy(update={"table": DATA.table.model_copy(update={"photometric": "photometric"})})
+    validate(data)
+    joined, facts = preprocess("join", data=data, monochrome1="invert")
+    assert facts["same_image"]["images"] == 10
+    assert facts["inverted"] == 30
+    assert all(joined[f"p{n:03}"] == joined[f"p{n + 15:03}"] for n in range(10))
+    for path in Path("films/images").iterdir():
+        path.write_bytes(b"no image")  # never decoded: what stops the run stops it before
+    with pytest.raises(UserError, match="stand under more than one patient"):
+        preprocess("fail", data=data, monochrome1="invert")
 
 
 def test_join_against_the_official_lists_is_an_error() -> None:
@@ -184,7 +221,7 @@ def test_join_against_the_official_lists_is_an_error() -> None:
     data = DATA.model_copy(update={"table": DATA.table.model_copy(update={"split": "split"})})
     validate(data)
     preprocess("warn", "official", data)
-    with pytest.raises(UserError, match="Patients p000, p015 share an image and stand on both official"):
+    with pytest.raises(UserError, match="Patients p000, p015 share an image and stand on different official"):
         preprocess("join", "official", data)
 
 

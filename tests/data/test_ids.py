@@ -33,6 +33,9 @@ def series(*ids: str) -> "pd.Series[str]":
         ("\u00c4 1", "A\u0308 1"),
         ("fi1", "\ufb011"),
         ("P7", "P7\ufe0f"),
+        ("P7", "P\U000e01007"),
+        ("0", "-0"),
+        ("\u00e9", "e\u034f\u0301"),
     ],
 )
 def test_ids_that_people_take_for_one(first: str, second: str) -> None:

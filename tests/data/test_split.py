@@ -75,7 +75,7 @@ def test_film_on_no_list_and_patient_on_both() -> None:
     ids = studies["image_id"].tolist()
     with pytest.raises(UserError, match=r"1 films are on neither official list, the first is 5\.png"):
         split_official(studies, lists(studies, set(ids[:3]), set(ids[3:5])), CONFIG)
-    with pytest.raises(UserError, match="Patient p1 has films on both"):
+    with pytest.raises(UserError, match="Patient p1 has films in more than one official split"):
         split_official(studies, lists(studies, set(ids[:4]), set(ids[4:])), CONFIG)
 
 

@@ -79,6 +79,8 @@ BAD = [
     ("table", "befunde.csv", "Datei", "../outside.png", "film is inside the data folder", "error", "../outside.png"),
     ("table", "befunde.csv", "Patient", " 7", "patient id is there", "error", " 7"),
     ("table", "befunde.csv", "Patient", "", "patient id is there", "error", ""),
+    ("table", "befunde.csv", "Patient", "7\n", "patient id is there", "error", "7\n"),
+    ("table", "befunde.csv", "Alter", "٤٠", "age is a number", "error", "٤٠"),
     ("table", "befunde.csv", "Patient", "A\u0308" + "7", "ids are in one Unicode form", "error", "A\u0308" + "7"),
     ("table", "befunde.csv", "Befund", "Efusion", "labels are in the vocabulary", "error", "Efusion"),
     ("table", "befunde.csv", "Befund", "effusion", "labels are in the vocabulary", "error", "effusion"),

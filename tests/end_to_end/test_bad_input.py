@@ -169,7 +169,7 @@ def test_patient_on_both_official_lists(run: Run, project: Path, phantom_copy: P
     both[0].write_text("\n".join([*test, moved]))
     both[1].write_text("\n".join(film for film in train if film != moved))
     validated(run, project)
-    refuse(run, project, "preprocess", "has films on both official lists", "leak", "split.method")
+    refuse(run, project, "preprocess", "has films in more than one official split", "split.method")
 
 
 def test_unwritable_output(run: Run, project: Path) -> None:

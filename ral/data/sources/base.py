@@ -21,7 +21,7 @@ from ral.labels import LABEL_SETS, NO_FINDING, SUPPORT_DEVICES, unknown_finding
 # Ages above this are typing errors in the table (NIH's edition of 2017 has 414); they become unknown.
 OLDEST = 120
 # A text without blanks at its ends.
-TRIMMED = r"(?s)^\S(?:.*\S)?$"
+TRIMMED = r"(?s)^\S(?:.*\S)?\Z"
 # What a label column may hold, and what it says: present, absent, uncertain, nothing.
 LABEL_VALUES = {
     "1": "present", "1.0": "present", "True": "present",
@@ -98,7 +98,7 @@ class Layout:
     patient_pattern: str = TRIMMED
     patient_check: str = "patient id is there"
     patient_remedy: str = "Correct the patient id: one person under two spellings could both train and test."
-    age_pattern: str = r"^(?:-?\d+(?:\.0*)?)?$"
+    age_pattern: str = r"^(?:-?[0-9]+(?:\.0*)?)?\Z"
     vocabulary: Literal["critical", "warning"] = "critical"
     """How bad a word is that is no label; after a warning it stands for no finding."""
     contradiction: Literal["critical", "warning"] = "critical"
@@ -117,7 +117,8 @@ class Source(ABC):
         self.config, self.root = config, Path(config.root)
         if not self.root.is_dir():
             raise UserError(
-                f"The data folder {self.root} does not exist. Set data.root in params.yaml to your folder."
+                f"The data folder {self.root} does not exist. Set data.root in params.yaml to your folder (or RAL_DATA_ROOT, "
+                "or data_root in ral.toml, where one of them is set)."
             )
 
     @property
@@ -133,6 +134,10 @@ class Source(ABC):
         Raises:
             UserError: one is missing, or there is more than one edition.
         """
+
+    def named(self) -> str:
+        """The tables for a message; each counts its own rows."""
+        return " and ".join(str(path) for path in self.tables())
 
     @abstractmethod
     def read(self) -> pd.DataFrame:

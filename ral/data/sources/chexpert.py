@@ -39,7 +39,7 @@ class Reader(Source):
         sexes={"Male": "M", "Female": "F", "Unknown": None},
         age="Age",
         labels=Columns(LABEL_SETS["chexpert"]["chexpert"], no_finding="No Finding"),
-        patient_pattern=r"^patient\d+$",
+        patient_pattern=r"^patient[0-9]+\Z",
         patient_remedy="The path must read <data set>/train/patient00001/study1/view1_frontal.jpg.",
         contradiction="warning",
     )

@@ -46,10 +46,10 @@ class Reader(Source):
         labels=Joined(
             "Finding Labels", split_labels, {**{name: (name,) for name in NIH_FINDINGS}, NO_FINDING: ()}
         ),
-        image_pattern=r"^[^/\\]+\.(?:png|jpg|jpeg)$",
+        image_pattern=r"^[^/\\]+\.(?:png|jpg|jpeg)\Z",
         image_check="image id is a file name",
-        age_pattern=r"^\d+(?:\.0*)?$",
-        patient_pattern=r"^(?:0|[1-9]\d*)$",
+        age_pattern=r"^[0-9]+(?:\.0*)?\Z",
+        patient_pattern=r"^(?:0|[1-9][0-9]*)\Z",
         patient_check="patient id is a plain number",
         patient_remedy="Write it as a plain number without zeros in front: one person under two spellings could "
         "both train and test.",

@@ -7,7 +7,8 @@ import pandas as pd
 
 from ral.config.data import DataConfig
 from ral.data.sources.base import SEXES, VIEWS, Columns, Joined, Layout, Source
-from ral.data.sources.text import parquet_files, read_parquet_pieces, read_pieces
+from ral.data.sources.parquet import is_parquet, parquet_files, read_parquet_pieces
+from ral.data.sources.text import read_pieces
 from ral.errors import UserError
 from ral.labels import NO_FINDING
 
@@ -33,6 +34,7 @@ class Reader(Source):
             photometric=self.table.photometric,
             labels=self._labels(),
             one_spelling=False,
+            patients_known=self.table.patient_id != self.table.image_id,
         )
 
     def _labels(self) -> Joined | Columns:
@@ -68,7 +70,10 @@ class Reader(Source):
             raise UserError(
                 f"{path} does not exist. Put your table there, or correct data.root or data.table.file."
             )
-        return parquet_files(path) if _is_parquet(path) else [path]
+        return parquet_files(path) if is_parquet(path) else [path]
+
+    def named(self) -> str:
+        return str(self.root / self.table.file)  # its parts count their rows together
 
     def read(self) -> pd.DataFrame:
         return pd.concat(self.pieces(), ignore_index=True)
@@ -76,11 +81,6 @@ class Reader(Source):
     def pieces(self) -> Iterator[pd.DataFrame]:
         self.tables()
         path = self.root / self.table.file
-        if _is_parquet(path):
+        if is_parquet(path):
             return read_parquet_pieces(path, self.columns)
         return read_pieces(path, self.columns, self.table.separator)
-
-
-def _is_parquet(path: Path) -> bool:
-    """Spark and Dask write a table as a folder of parts."""
-    return path.is_dir() or path.suffix.lower() in (".parquet", ".pq")

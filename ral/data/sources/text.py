@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import pandas as pd
 
+from ral.data.names import shown
 from ral.errors import UserError
 from ral.labels import nearest
 
@@ -35,9 +36,6 @@ SIGNATURES = {
 }
 
 NOT_UTF8 = "is not UTF-8 text"
-
-# Whole numbers above this are not all different as 64-bit floats.
-EXACT_FLOAT = 2**53
 
 
 def find_table(root: Path, names: Sequence[str]) -> Path:
@@ -82,9 +80,14 @@ def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], sep
     near = nearest(missing[0], [name for name in header if name not in columns])
     hint = f" Did you rename it to `{near}`?" if near else ""
     raise UserError(
-        f"{path} lacks the column `{missing[0]}`.{hint} Found: {', '.join(header) or 'nothing'}. "
-        f"Needed: {', '.join(columns)}."
+        f"{path} lacks the column `{missing[0]}`.{hint} Found: {_listed(header)}. Needed: {', '.join(columns)}."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message, cut where they are long or many."""
+    cut = [shown(name if len(name) <= 60 else name[:60] + "…") for name in names[:40]]
+    return ", ".join([*cut, *(["…"] if len(names) > 40 else [])])
 
 
 def read_header(path: Path, separator: str = ",") -> list[str]:
@@ -95,7 +98,17 @@ def read_header(path: Path, separator: str = ",") -> list[str]:
     """
     scan(path)
     with _unpacked(path) as stream:
-        return next(csv.reader(_as_lines(stream), delimiter=separator), [])
+        try:
+            header = next(csv.reader(_as_lines(stream), delimiter=separator, strict=True), [])
+        except csv.Error as error:
+            raise UserError(
+                f"{path}: the header cannot be read ({error}). A quote may be open there."
+            ) from None
+    if any("\n" in name or "\r" in name for name in header):
+        raise UserError(
+            f"{path}: a column's name goes over several lines. A quote may be open in the header."
+        )
+    return header
 
 
 def read_list(path: Path) -> list[str]:
@@ -120,9 +133,8 @@ def read_pieces(path: Path, columns: Sequence[str], separator: str = ",") -> Ite
             quote is open, or the file is no UTF-8 text or damaged.
     """
     plain = scan(path) and separator.isascii()
-    with _unpacked(path) as stream:
-        header = next(csv.reader(_as_lines(stream), delimiter=separator), [])
-        check_columns(path, columns, header, separator)
+    header = read_header(path, separator)
+    check_columns(path, columns, header, separator)
     pieces = _plain_pieces if plain else _quoted_pieces
     any_rows = False
     for piece in pieces(path, columns, header, separator):
@@ -135,48 +147,6 @@ def read_pieces(path: Path, columns: Sequence[str], separator: str = ",") -> Ite
 def read_text(path: Path, columns: Sequence[str], separator: str = ",") -> pd.DataFrame:
     """All rows of `read_pieces`."""
     return pd.concat(read_pieces(path, columns, separator), ignore_index=True)
-
-
-def read_parquet_pieces(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """The columns of a Parquet table as the text that a CSV of it would hold, and `row`: the number of the row, from 1.
-
-    Args:
-        path: a file, or a folder of parts as Spark and Dask write them, read in the order of their names.
-        columns: what to read.
-
-    Raises:
-        UserError: see `check_columns`; the table has no rows, is damaged, or a column is no text, number, truth value or
-            date.
-    """
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-    import pyarrow.parquet as pq
-
-    files = parquet_files(path)
-    if not files:
-        raise UserError(f"{path} is a folder without a .parquet file. Put the parts of the table there.")
-    try:
-        names = pq.read_schema(files[0]).names
-        check_columns(path, [name for name in columns if name in names], names)
-        table = ds.dataset(str(path), format="parquet", partitioning="hive" if path.is_dir() else None)
-        check_columns(path, columns, table.schema.names)
-        first = 1
-        for batch in table.to_batches(columns=list(columns), batch_size=PIECE, use_threads=False):
-            if len(batch):
-                piece = pd.DataFrame({name: _as_text(batch.column(name), path, name) for name in columns})
-                yield piece.assign(row=range(first, first + len(piece)))
-                first += len(piece)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise UserError(f"{path} is no Parquet table, or damaged ({error}). Get it again.") from None
-    if first == 1:
-        raise UserError(f"{path} has no rows.")
-
-
-def parquet_files(path: Path) -> list[Path]:
-    """The files of a Parquet table: itself, or the parts of a folder."""
-    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
 
 
 def _plain_pieces(
@@ -214,6 +184,8 @@ def _plain_pieces(
                     yield _numbered(waiting[:PIECE], first)
                     first, waiting = first + PIECE, waiting[PIECE:]
         except pa.ArrowInvalid as error:
+            if not irregular and "infer number of columns" in str(error):
+                return  # the header is all there is
             if not irregular:  # a row longer than two blocks
                 raise UserError(f"{path} is not a regular CSV table: {error}. Get it again.") from None
             row = irregular[0]
@@ -336,35 +308,3 @@ def _bad_byte(path: Path) -> str:
             except UnicodeDecodeError as error:
                 return f"line {number} holds the byte 0x{line[error.start]:02x}"
     return "its end is cut off"
-
-
-def _as_text(values: "pa.Array", path: Path, name: str) -> pd.Series:
-    """A Parquet column as text: whole numbers without a point, True and False, "" for what is missing."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        values, kind = values.dictionary_decode(), kind.value_type
-    if pa.types.is_floating(kind):
-        numbers = values.cast(pa.float64())
-        if (pc.max(pc.abs(numbers)).as_py() or 0) >= EXACT_FLOAT:
-            raise UserError(
-                f"{path}: the column `{name}` holds whole numbers of 16 digits or more as floating point, which has lost "
-                "digits. Write it as text or as 64-bit integers."
-            )
-        texts = [_number(value) for value in numbers.to_pylist()]
-        return pd.Series(texts, dtype="str")
-    if pa.types.is_boolean(kind):
-        values = pc.if_else(values, "True", "False")
-    elif pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        raise UserError(
-            f"{path}: the column `{name}` is of type {kind}; text, numbers, truth values or dates can be read."
-        )
-    return values.cast(pa.large_string()).fill_null("").to_pandas().astype("str")
-
-
-def _number(value: float | None) -> str:
-    if value is None or value != value:
-        return ""
-    return f"{value:.0f}" if value % 1 == 0 else str(value)
