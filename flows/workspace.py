@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 
 from ral.config.base import explain, read_yaml
 from ral.config.params import Params
-from ral.errors import UserError
+from ral.errors import UserError, plain
 from ral.files import new_file
 from ral.runs import RUN_ID
 
@@ -282,14 +282,18 @@ def git(folder: Path, *arguments: str) -> str:
     """What git prints, without the last newline.
 
     Raises:
-        subprocess.CalledProcessError: git failed.
+        subprocess.CalledProcessError: git failed; neither its text nor the command in it holds a password.
     """
     # A worker may have been started from a git hook or with another repository in its environment.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL,
         env=clean | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
+    if done.returncode:
+        raise subprocess.CalledProcessError(
+            done.returncode, [plain(part) for part in done.args], plain(done.stdout), plain(done.stderr)
+        )
     return done.stdout.rstrip("\n")
 
 

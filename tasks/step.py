@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ral import runs
-from ral.errors import Kind, UserError
+from ral.errors import Kind, UserError, plain
 from ral.files import write_json
 from ral.processes import die_with_parent
 
@@ -96,13 +96,13 @@ def _classify(error: BaseException) -> tuple[Kind, bool, str]:
         return "disk", False, _explain(error)
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return "input", False, _explain(error)
-    return "bug", False, f"{type(error).__name__}: {error}"
+    return "bug", False, plain(f"{type(error).__name__}: {error}")
 
 
 def _explain(error: OSError) -> str:
     """A failure of the machine for people: where, what, and what helps."""
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{os.strerror(error.errno or 0)}. {_REMEDIES[error.errno or 0]}"
+    return plain(f"{where}{os.strerror(error.errno or 0)}. {_REMEDIES[error.errno or 0]}")
 
 
 # Failures of the machine rather than of the input, and what helps.

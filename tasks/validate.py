@@ -13,7 +13,7 @@ from typing import Any
 from ral.config.base import load
 from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
-from ral.errors import UserError
+from ral.errors import UserError, plain
 from tasks import step
 
 
@@ -70,7 +70,7 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             raise UserError(explain(pages, source.tables()[0]))
         verdict = verdict | {"checks": veiled(checks, salt)} if salt else verdict
         for line in warnings(verdict):
-            print(f"warning: {line}")
+            print(f"warning: {plain(line)}")
         films.to_parquet(draft / "films.parquet", index=False, compression=None)
         write_json(draft / "verdict.json", verdict)
     kind = "PHANTOM films: " if verdict["phantom"] else ""

@@ -24,7 +24,7 @@ for share in (10, 60):
 if len(tries.read_text()) <= plan["failures"]:
     run = Path("runs", os.environ["RAL_RUN_ID"]); run.mkdir(parents=True, exist_ok=True)
     (run / "failure.json").write_text(json.dumps({"retry": plan["retry"]}))
-    sys.exit("error: the toy broke")
+    sys.exit("error: the toy broke at https://me:hunter2@127.0.0.1:1/x.git")
 time.sleep(plan["seconds"])
 Path("out.txt").write_text("done")
 """
@@ -105,7 +105,8 @@ def test_bad_data_is_not_tried_again(toy: Path, server: Server, environment: dic
     assert flow.returncode != 0
     assert (toy / "tries").read_text() == "x"
     assert "Stage train failed:" in printed
-    assert "error: the toy broke" in printed
+    assert "error: the toy broke at https://127.0.0.1:1/x.git" in printed
+    assert "hunter2" not in printed
 
 
 def test_retries_come_to_an_end(toy: Path, server: Server, environment: dict[str, str]) -> None:
