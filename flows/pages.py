@@ -7,7 +7,7 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from ral.files import read_json
-from ral.reporting.wording import estimate
+from ral.reporting.wording import escape, estimate
 
 
 def publish_verdict(path: Path) -> None:
@@ -51,9 +51,10 @@ def publish_report(path: Path, metrics: Path) -> None:
 
 def decision_text(verdict: dict[str, Any]) -> str:
     """The gate's decision and its reasons as Markdown."""
-    lines = [f"**{verdict['sentence']}**", ""]
-    lines += [f"- {rule['rule']} {rule['result']}: {rule['sentence']}" for rule in verdict["rules"]]
-    return "\n".join([*lines, "", verdict["notice"]])
+    lines = [f"**{escape(verdict['sentence'])}**", ""]
+    for rule in verdict["rules"]:
+        lines.append(f"- {escape(rule['rule'])} {rule['result']}: {escape(rule['sentence'])}")
+    return "\n".join([*lines, "", escape(verdict["notice"])])
 
 
 def publish_decision(verdict: dict[str, Any]) -> None:
