@@ -28,6 +28,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.experiments import STUDIES, fetch
 from flows.stage import StageError
+from flows.pages import shown
 from flows.stages import command, stages
 from flows.tell import ending_with_its_worker, mark_crashed
 from flows.train_ral import by_hand
@@ -80,7 +81,7 @@ def compare(
         table = comparison(workspace, plan, split)
     text = summary(table, split)
     create_table_artifact(
-        key="comparison", table=json.loads(table.to_json(orient="records")), description=text
+        key="comparison", table=shown(json.loads(table.to_json(orient="records"))), description=text
     )
     get_run_logger().info("%s", text)
     return text

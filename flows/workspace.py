@@ -25,9 +25,10 @@ import psutil
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from ral import errors
 from ral.config.base import explain, read_yaml
 from ral.config.params import Params
-from ral.errors import UserError, plain
+from ral.errors import UserError
 from ral.files import new_file
 from ral.runs import RUN_ID
 
@@ -292,7 +293,10 @@ def git(folder: Path, *arguments: str) -> str:
     )  # fmt: skip
     if done.returncode:
         raise subprocess.CalledProcessError(
-            done.returncode, [plain(part) for part in done.args], plain(done.stdout), plain(done.stderr)
+            done.returncode,
+            [errors.plain(part) for part in done.args],
+            errors.plain(done.stdout),
+            errors.plain(done.stderr),
         )
     return done.stdout.rstrip("\n")
 
