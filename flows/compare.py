@@ -27,8 +27,8 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 
 from flows.experiments import STUDIES, fetch
-from flows.stage import StageError
 from flows.pages import shown
+from flows.stage import StageError
 from flows.stages import command, stages
 from flows.tell import ending_with_its_worker, mark_crashed
 from flows.train_ral import by_hand
