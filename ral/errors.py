@@ -1,4 +1,4 @@
-"""The one exception whose text is meant for the person who runs the pipeline, and how text is made fit to be shown."""
+"""The one exception whose text is meant for the person who runs the pipeline."""
 
 import re
 from typing import Literal
@@ -12,16 +12,20 @@ _ADDRESS = re.compile(
     r"(\b[a-z][a-z0-9+.-]{0,30}://)((?:[^\s/?#]*|[^\s/?#:@]*:(?!\d*(?:[/?#'\"\s]|$))\S*))@", re.IGNORECASE
 )
 
+# The same as a part of an address's query (`?private_token=…`, Azure's `&sig=…`).
+_QUERY = re.compile(r"([?&][\w.-]*(?:token|secret|password|key|sig|signature)=)[^&#\s'\"]+", re.IGNORECASE)
+
 # What a terminal obeys (but for new lines and tabs), and what turns the direction of writing.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """Text as it may be shown and kept: addresses without user and password, control characters as escapes.
+    """Text as it may be shown and kept: addresses without passwords, control characters as escapes.
 
     Messages quote addresses of repositories, which may hold a token, and cells of tables, which may hold anything.
     """
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], _ADDRESS.sub(_without_secret, text))
+    text = _QUERY.sub(r"\1***", _ADDRESS.sub(_without_secret, text))
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _without_secret(found: re.Match) -> str:

@@ -21,6 +21,8 @@ from ral.errors import UserError, plain
         ("ssh://git:t@h/x", "ssh://h/x"),
         ("ssh://git@h/x git@h:x", "ssh://git@h/x git@h:x"),
         ("https://h:8080/a@b and https://h/a@b, x@y", "https://h:8080/a@b and https://h/a@b, x@y"),
+        ("https://h/x?a=1&private_token=t-1#y 'z'", "https://h/x?a=1&private_token=***#y 'z'"),
+        ("azure://h/x?sv=2&sig=a%2Fb", "azure://h/x?sv=2&sig=***"),
         ("file:///data/a@b", "file:///data/a@b"),
     ],
 )
