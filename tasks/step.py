@@ -16,7 +16,7 @@ from pathlib import Path
 from ral import runs
 from ral.errors import Kind, UserError
 from ral.files import write_json
-from ral.processes import die_with_parent
+from ral.processes import die_with_parent, ignore_requests_to_end, on_request_to_end
 
 
 def parse(
@@ -51,7 +51,7 @@ def main(name: str, step: Callable[[], None], record: bool = True) -> None:
     if "DVC_STAGE" in os.environ:  # DVC, when it is killed, leaves the stages it started
         # Training waits in Python, so it hears a signal at once and can save; other steps may be deep in a library.
         die_with_parent(signal.SIGTERM if name == "train" else signal.SIGKILL)
-    signal.signal(signal.SIGTERM, _asked_to_end)
+    on_request_to_end(_asked_to_end)
     try:
         with _recorded(name) if record else contextlib.nullcontext():
             step()
@@ -61,14 +61,22 @@ def main(name: str, step: Callable[[], None], record: bool = True) -> None:
         if error.errno not in _REMEDIES:
             raise
         sys.exit(f"error: {_explain(error)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as end:
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            print(f"interrupted: {_how_to_resume(end)}", file=sys.stderr, flush=True)
+        sys.exit(130 if isinstance(end, KeyboardInterrupt) else end.code)
 
 
 def _asked_to_end(number: int, frame: object) -> None:
     """Leave by an exception, so that drafts are removed and the record is closed; asking twice changes nothing."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(143)
+    ignore_requests_to_end()
+    sys.exit(128 + number)
+
+
+def _how_to_resume(end: KeyboardInterrupt | SystemExit) -> str:
+    """What a person does after an interruption; a step that knows more (training) notes it on the exception."""
+    notes = getattr(end, "__notes__", [])
+    return notes[-1] if notes else "The step was asked to end. Rerun the same command to resume."
 
 
 @contextlib.contextmanager
@@ -91,7 +99,7 @@ def _classify(error: BaseException) -> tuple[Kind, bool, str]:
     if isinstance(error, UserError):
         return error.kind, error.retry, str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "interrupted", True, "The step was asked to end."
+        return "interrupted", True, _how_to_resume(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
         return "disk", False, _explain(error)
     if isinstance(error, OSError) and error.errno in _REMEDIES:

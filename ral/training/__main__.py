@@ -6,15 +6,16 @@
 spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder, "state_dir": folder,
 "failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or false}. The process of rank 0 writes model.safetensors,
 weights/{last,average}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`.
-The first process to fail leaves {"kind", "retry", "message"} in `failure` and exits with 1. SIGTERM: a checkpoint is
-written, and the exit code is 143.
+The first process to fail leaves {"kind", "retry", "message"} in `failure` and exits with 1. SIGTERM or SIGHUP: a
+checkpoint is written, and the exit code is 143.
 """
 
 import contextlib
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,9 +23,12 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset, open_dataset
 from ral.errors import UserError
 from ral.files import read_json, write_json
-from ral.launch.base import state
+from ral.launch.base import state, stated
 from ral.processes import LOST_PEER, die_with_parent
 from ral.training.state import HISTORY
+
+if TYPE_CHECKING:
+    from ral.training.fit import Fit
 
 
 def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
@@ -46,14 +50,37 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     with checkpoints.lock() if place.rank == 0 else contextlib.nullcontext():
         torch.distributed.barrier()
         log = Log(Path(spec["run"]), spec["tensorboard"]) if place.rank == 0 else None
-        fit = Fit(params, dataset, place, checkpoints, spec["checkpoint_minutes"], log, stop).fit()
-        chosen = fit.state.best[fit.chosen].weights
-        logits = {split: fit.scorer.score(chosen, dataset.rows(split)) for split in ("val", "test")}
-        if place.rank == 0:
-            write_outputs(Path(spec["out"]), params, dataset, fit, logits)
-            checkpoints.remove()
+        training = Fit(params, dataset, place, checkpoints, spec["checkpoint_minutes"], log, stop)
+        with _saved_if_interrupted(training, Path(spec["failure"])):
+            fit = training.fit()
+            chosen = fit.state.best[fit.chosen].weights
+            logits = {split: fit.scorer.score(chosen, dataset.rows(split)) for split in ("val", "test")}
+            if place.rank == 0:
+                write_outputs(Path(spec["out"]), params, dataset, fit, logits)
+                checkpoints.remove()
         torch.distributed.barrier()  # a process that leaves early can abort the others' exit
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _saved_if_interrupted(training: "Fit", failure: Path) -> Iterator[None]:
+    """Asked to end, save what is not saved yet, and leave word of where the same command resumes."""
+    try:
+        yield
+    except SystemExit:
+        if training.place.rank == 0:
+            training.save_unsaved()
+            step = training.checkpoints.newest_step()
+            where = (
+                "No checkpoint was saved yet: rerun the same command to start again."
+                if step is None
+                else f"A checkpoint was saved after {step:,} steps: rerun the same command to resume."
+            )
+            # Who watches the processes may have said already that they were asked; this says more.
+            known = stated(failure)
+            better = known is not None and known.kind == "interrupted"
+            state(failure, f"Training was asked to end. {where}", "interrupted", True, replace=better)
+        raise
 
 
 def write_outputs(

@@ -98,7 +98,7 @@ class Checkpoints:
 
         draft = self.folder / ".draft"
         shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed
-        draft.mkdir(mode=0o700)
+        draft.mkdir(mode=0o700, parents=True)
         save_file(tensors, draft / TENSORS)
         write_json(draft / FACTS, facts)
         write_json(draft / SUMS, {name: sha256(draft / name) for name in (TENSORS, FACTS)})
@@ -110,6 +110,11 @@ class Checkpoints:
         _flush(self.folder)
         for old in self._found()[: -self.keep]:
             shutil.rmtree(old)
+
+    def newest_step(self) -> int | None:
+        """Optimizer steps of the newest checkpoint; None without any."""
+        found = self._found()
+        return int(found[-1].name.removeprefix("step-")) if found else None
 
     def newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of the newest sound checkpoint; None without any.

@@ -64,13 +64,13 @@ def test_a_kill_is_a_better_word_than_the_broken_exchange_it_caused(job) -> None
     assert [path.name for path in job.folder.glob("*rank_failure*")] == ["rank_failure.json"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_processes_asked_to_end_may_save(job, wait_until: Callable, how: signal.Signals) -> None:
     launcher = job.start("slow", two(grace=3600.0))
     wait_until(lambda: len(job.ranks()) == 2)
     launcher.send_signal(how)
     code = launcher.wait()
-    assert code == (143 if how == signal.SIGTERM else -signal.SIGINT)
+    assert code == (-signal.SIGINT if how == signal.SIGINT else 128 + how)
     assert {path.name for path in job.folder.glob("saved-*")} == {"saved-0", "saved-1"}
     assert not job.left()
 
