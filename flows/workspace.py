@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 from ral.config.base import explain, read_yaml
 from ral.config.params import Params
 from ral.errors import UserError
-from ral.files import new_file
+from ral.files import new_file, private_folder
 from ral.runs import RUN_ID
 
 BRANCH = "nightly"
@@ -72,7 +72,7 @@ def hold(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None
         Busy: another run holds it; the text says which.
     """
     path = state / "workspaces" / f"{name}.run"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     with path.open("a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

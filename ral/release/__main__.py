@@ -93,10 +93,13 @@ def main() -> None:
     """Do what the command line asks for."""
     options = parser().parse_args()
     try:
-        from ral.config.environment import load_environment
+        from ral.config.environment import check_state_dir, load_environment
         from ral.release import commands
 
-        options.state = options.state or load_environment().state_dir
+        if options.state is None:
+            options.state = load_environment().state_dir
+        options.state = options.state.absolute()
+        check_state_dir(options.state)
         if getattr(options, "by", "") is None:
             options.by = person()
         getattr(commands, "do_" + options.command.replace("-", "_"))(options)

@@ -22,7 +22,7 @@ import numpy as np
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset, open_dataset
 from ral.errors import UserError
-from ral.files import read_json, write_json
+from ral.files import follow_umask, read_json, write_json
 from ral.launch.base import state, stated
 from ral.processes import LOST_PEER, die_with_parent
 from ral.training.state import HISTORY
@@ -140,7 +140,7 @@ def write_weights(path: Path, weights: dict[str, Any], data: str) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     # One entry only: safetensors writes several in random order, and the bytes would change from run to run.
     save_file(tensors, path, {"trained_on": f"{data}; research, not a medical device"})
-    path.chmod(0o644)  # safetensors makes it private
+    follow_umask(path)  # safetensors makes it private
 
 
 def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from ral.errors import UserError
-from ral.files import read_json, sha256, write_json
+from ral.files import private_folder, read_json, sha256, write_json
 
 # Packages whose version may change a result.
 PACKAGES = ("torch", "deepspeed", "timm", "numpy", "pyarrow")
@@ -57,14 +57,13 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        folder: their folder; made private (mode 0700) if it is not there.
+        folder: their folder; made private (mode 0700) if it is not there; others may not write to it.
         keep: how many of the newest are kept.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
+        private_folder(folder)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
