@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from ral.errors import UserError
+from ral.errors import REMEDIES, UserError, explain_os_error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,6 +105,10 @@ def main() -> None:
         getattr(commands, "do_" + options.command.replace("-", "_"))(options)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        sys.exit(f"error: {explain_os_error(error)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset, open_dataset
-from ral.errors import UserError
+from ral.errors import DISK_ERRORS, UserError, explain_os_error
 from ral.files import follow_umask, read_json, write_json
 from ral.launch.base import state, stated
 from ral.processes import LOST_PEER, die_with_parent
@@ -135,11 +135,11 @@ def write_outputs(
 
 def write_weights(path: Path, weights: dict[str, Any], data: str) -> None:
     """Write weights as safetensors, readable by all."""
-    from safetensors.torch import save_file
+    from ral.training.checkpoint import save_tensors
 
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     # One entry only: safetensors writes several in random order, and the bytes would change from run to run.
-    save_file(tensors, path, {"trained_on": f"{data}; research, not a medical device"})
+    save_tensors(tensors, path, {"trained_on": f"{data}; research, not a medical device"})
     follow_umask(path)  # safetensors makes it private
 
 
@@ -162,6 +162,11 @@ def main() -> None:
         train(spec, params, open_dataset(Path(spec["prepared"])))
     except UserError as error:
         state(Path(spec["failure"]), str(error), error.kind, error.retry)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        state(Path(spec["failure"]), explain_os_error(error), "disk", False)
         sys.exit(1)
     except RuntimeError as error:
         if not _peer_is_gone(error):

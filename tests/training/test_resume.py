@@ -193,6 +193,24 @@ def test_a_terminal_that_hangs_up_costs_nothing(
     assert outputs(training.finish()) == reference[1]
 
 
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_state_dir_that_is_full_is_told_and_not_tried_again(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], small_disk: Callable[[str], Path], world: int
+) -> None:
+    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    disk = small_disk("256k")
+    disk.chmod(0o700)
+    (training.folder / "state").symlink_to(disk)
+    assert training.start(world).wait() == 1
+    training.nothing_runs()
+    failure = json.loads((training.folder / "runs/run/failure.json").read_text())
+    assert (failure["kind"], failure["retry"]) == ("disk", False)
+    assert f"{training.folder}/state/training/" in failure["message"]
+    assert "No space left on device. Free some space there" in training.log()
+    assert "Traceback" not in training.log()
+    assert not list(disk.rglob(".draft"))
+
+
 @pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_training_says_how_to_resume(
     prepared: Path, tmp_path: Path, environment: dict[str, str], wait_until: Callable, how: signal.Signals
