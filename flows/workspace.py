@@ -203,7 +203,7 @@ def _take_lock_file(folder: Path, registry: Path) -> None:
             (folder / "dvc.lock").write_text(text, encoding="utf-8")
     except subprocess.CalledProcessError as error:
         raise UserError(
-            f"{registry}: the record of the nights cannot be read. {error.stderr.strip()} Look at it with git -C {registry} "
+            f"{registry}: the record of the nights cannot be read. {' '.join(error.stderr.split())} Look at it with git -C {registry} "
             "fsck; bring it back from a backup, or from flows.push_git."
         ) from None
 
