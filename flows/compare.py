@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +28,10 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 
 from flows.experiments import STUDIES, fetch
+from flows.pages import shown
 from flows.stage import StageError
 from flows.stages import command, stages
-from flows.tell import ending_with_its_worker, mark_crashed
+from flows.tell import ended_badly, ending_with_its_worker, mark_crashed
 from flows.train_ral import by_hand
 from flows.workspace import Workspace, change_params, git, hold, open_workspace
 from ral.config.base import load
@@ -45,7 +47,12 @@ SLOT = "compare"
 SEED = "train.seed"
 
 
-@flow(name="compare")
+@flow(
+    name="compare",
+    on_failure=[ended_badly],
+    on_crashed=[ended_badly],
+    on_cancellation=[ended_badly],
+)
 def compare(
     grid: dict[str, list[Any]],
     revision: str = "HEAD",
@@ -80,7 +87,7 @@ def compare(
         table = comparison(workspace, plan, split)
     text = summary(table, split)
     create_table_artifact(
-        key="comparison", table=json.loads(table.to_json(orient="records")), description=text
+        key="comparison", table=shown(json.loads(table.to_json(orient="records"))), description=text
     )
     get_run_logger().info("%s", text)
     return text
@@ -125,7 +132,7 @@ def run_missing(
     for name, combination in plan.items():
         if name in done(workspace):
             continue
-        settings = [f"{key}={_hydra(value)}" for key, value in {**changes, **combination}.items()]
+        settings = [to_setting(key, value) for key, value in {**changes, **combination}.items()]
         options = [part for setting in settings for part in ("-S", setting)]
         try:
             command(name, workspace.folder, "-m", "dvc", "exp", "run", "--temp", "--name", name, *options)
@@ -217,31 +224,77 @@ def _over_seeds(macro: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _hydra(value: Any) -> str:
-    """A value as `dvc exp run -S` reads it."""
+def to_setting(key: str, value: Any) -> str:
+    """A parameter as `dvc exp run -S` reads it back.
+
+    Raises:
+        UserError: DVC has no way to write this value.
+    """
+    setting = f"{key}={_written(value)}"
+    if parse_word(setting) != (key, [value]):
+        raise UserError(f"{key}: {value!r} cannot be given to `dvc exp run -S`; write it into params.yaml.")
+    return setting
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_written(item) for item in value) + "]"
+    if isinstance(value, str):  # a backslash means itself, but in front of a quotation mark and at the end
+        return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value) + '"'
     return json.dumps(value)
 
 
-def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
-    """`loss.name=ral,bce` as a grid; a value is read as JSON where it is JSON, and as text otherwise.
+def parse_word(word: str) -> tuple[str, list[Any]]:
+    """Parameter and values of `loss.name=ral,bce`, read by DVC's own parser: as `dvc exp run -S` would.
 
     Raises:
-        UserError: a word has no =.
+        UserError: it is no such word, or sets no values (`~KEY`, `+KEY=…`, `interval(…)`).
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import get_hydra_sweeps, to_hydra_overrides
+    from hydra.errors import HydraException
+
+    problem = ""
+    try:
+        if word[:1] not in ("~", "+", "=") and "=" in word:
+            settings = [part["grid"][0] for part in get_hydra_sweeps({"grid": [word]})]
+            read = [to_hydra_overrides([setting])[0] for setting in settings]
+            return read[0].key_or_group, [one.value() for one in read]
+    except (DvcException, HydraException) as error:
+        problem = f" ({str(error).splitlines()[0]})"
+    raise UserError(
+        f"{word!r}: write PARAMETER=VALUE,VALUE, such as loss.name=ral,bce or data.findings=[Mass,Hernia]{problem}."
+    )
+
+
+def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
+    """Words such as `loss.name=ral,bce` as a grid.
+
+    Raises:
+        UserError: see `parse_word`; or a parameter stands twice.
     """
     grid: dict[str, list[Any]] = {}
     for word in words:
-        key, equals, values = word.partition("=")
-        if not equals:
-            raise UserError(f"{word!r}: write PARAMETER=VALUE,VALUE, such as loss.name=ral,bce.")
-        grid[key] = [_value(text) for text in values.split(",")]
+        key, values = parse_word(word)
+        if key in grid:
+            raise UserError(f"{key} stands twice: write all its values in one word, {key}=A,B.")
+        grid[key] = values
     return grid
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+def parse_changes(words: Sequence[str]) -> dict[str, Any]:
+    """Words such as `train.epochs=5`, one value each.
+
+    Raises:
+        UserError: see `parse_grid`; or a parameter has several values.
+    """
+    grid = parse_grid(words)
+    for key, values in grid.items():
+        if len(values) > 1:
+            raise UserError(f"--set {key}: one value for all experiments; a list is written [A,B].")
+    return {key: values[0] for key, values in grid.items()}
 
 
 def main() -> None:
@@ -259,8 +312,7 @@ def main() -> None:
     options = parser.parse_args()
     with by_hand():
         grid = parse_grid(options.grid)
-        changes = {key: values[0] for key, values in parse_grid(options.set).items()}
-        text = compare(grid, options.revision, changes, options.split)
+        text = compare(grid, options.revision, parse_changes(options.set), options.split)
     print(text)
     if options.out:
         with new_file(options.out) as draft:

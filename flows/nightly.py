@@ -25,12 +25,13 @@ from flows.pages import decision_text, publish_decision, publish_report
 from flows.stages import command, stages
 from flows.tell import ended_badly, ending_with_its_worker, mark_crashed, tell
 from flows.train_ral import by_hand
-from flows.workspace import Busy, Workspace, commit_night, facts_of, git, hold, open_workspace
+from flows.workspace import Busy, Workspace, commit_ledger, commit_night, facts_of, git, hold, open_workspace
 from ral.config.base import load
 from ral.config.environment import Environment, load_environment
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
+from ral.release.packet import check
 from ral.release.registry import Registry
 from ral.runs import RUN_ID
 
@@ -142,8 +143,14 @@ def nothing_new(registry: Registry, facts: dict[str, Any]) -> bool:
 
 
 def take_baseline(folder: Path, registry: Registry) -> None:
-    """Hold tonight to the champion's profile and to the last split: no patient who has been trained on moves."""
+    """Hold tonight to the champion's profile and to the last split: no patient who has been trained on moves.
+
+    Raises:
+        UserError: a packet is gone or damaged; nothing of it is used.
+    """
     releases, champion = registry.releases(), registry.champion()
+    for release in (*releases[-1:], *([champion] if champion else [])):
+        check(release.packet)
     if releases:
         shutil.copyfile(releases[-1].packet / "split.parquet", folder / "baseline/split.parquet")
     if champion:
@@ -180,6 +187,7 @@ def push(workspace: Workspace, environment: Environment) -> None:
     """
     target = environment.flows
     if target.push_git:
+        commit_ledger(workspace)
         try:
             git(workspace.registry, "push", "--quiet", target.push_git, "refs/heads/*", "refs/tags/*")
         except subprocess.CalledProcessError as error:

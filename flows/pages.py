@@ -1,13 +1,26 @@
 """What a flow shows on its run's page: verdict, metrics, the gate's decision, a link to the report."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from ral.files import read_json
-from ral.reporting.wording import estimate
+from ral.reporting.wording import escape, estimate
+
+# What would be HTML, a link, a picture or a format; names such as Pleural_Thickening stay as they are.
+_MARKDOWN = re.compile(r"[\\`*\[\]|~!#<>&]|://|www\.", re.IGNORECASE)
+
+
+def shown(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A table whose text stays text: Prefect's page reads every cell as Markdown, which may load pictures."""
+
+    def cell(value: Any) -> Any:
+        return escape(value) if isinstance(value, str) and _MARKDOWN.search(value) else value
+
+    return [{name: cell(value) for name, value in row.items()} for row in table]
 
 
 def publish_verdict(path: Path) -> None:
@@ -18,7 +31,9 @@ def publish_verdict(path: Path) -> None:
         for check in verdict["checks"]
     ]
     facts = f"{verdict['rows']:,} rows, {verdict['films']:,} films, {verdict['rows_without_film']:,} rows without film"
-    create_table_artifact(key="verdict", table=table, description=f"{_kind(verdict['phantom'])} {facts}")
+    create_table_artifact(
+        key="verdict", table=shown(table), description=f"{_kind(verdict['phantom'])} {facts}"
+    )
 
 
 def publish_metrics(folder: Path) -> None:
@@ -35,10 +50,12 @@ def publish_metrics(folder: Path) -> None:
     ]
     kind = _kind(metrics["data"] == "phantom")
     create_table_artifact(
-        key="metrics", table=table, description=f"{kind} Test films, {metrics['confidence']:.0%} intervals"
+        key="metrics",
+        table=shown(table),
+        description=f"{kind} Test films, {metrics['confidence']:.0%} intervals",
     )
     with (folder / "findings.csv").open(encoding="utf-8", newline="") as stream:
-        create_table_artifact(key="findings", table=list(csv.DictReader(stream)), description=kind)
+        create_table_artifact(key="findings", table=shown(list(csv.DictReader(stream))), description=kind)
 
 
 def publish_report(path: Path, metrics: Path) -> None:
@@ -51,9 +68,10 @@ def publish_report(path: Path, metrics: Path) -> None:
 
 def decision_text(verdict: dict[str, Any]) -> str:
     """The gate's decision and its reasons as Markdown."""
-    lines = [f"**{verdict['sentence']}**", ""]
-    lines += [f"- {rule['rule']} {rule['result']}: {rule['sentence']}" for rule in verdict["rules"]]
-    return "\n".join([*lines, "", verdict["notice"]])
+    lines = [f"**{escape(verdict['sentence'])}**", ""]
+    for rule in verdict["rules"]:
+        lines.append(f"- {escape(rule['rule'])} {rule['result']}: {escape(rule['sentence'])}")
+    return "\n".join([*lines, "", escape(verdict["notice"])])
 
 
 def publish_decision(verdict: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.workspace import python_env
 from ral import runs
+from ral.errors import plain
 from ral.files import read_json
 from ral.processes import die_with_parent, end_group
 
@@ -107,9 +108,10 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
     last: list[str] = []
     try:
         for line in process.stdout:
-            logger.info(line.rstrip())
-            progress.read(line)
-            last = [*last, line.rstrip()][-LAST_LINES:]
+            text = plain(line.rstrip())  # DVC and git name addresses of remotes
+            logger.info(text)
+            progress.read(text)
+            last = [*last, text][-LAST_LINES:]
         code = process.wait()
     finally:
         clock.cancel()

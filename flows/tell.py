@@ -61,6 +61,12 @@ def ending_with_its_worker(every: float = 1.0) -> Iterator[None]:
         yield
         return
     worker, over = os.getppid(), threading.Event()
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    ):
+        # Prefect hears SIGTERM alone; the terminal of a worker hangs up on the runs as well.
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
     def watch() -> None:
         while not over.wait(every):

@@ -22,7 +22,7 @@ from prefect import flow, runtime
 
 from flows.stage import StageError
 from flows.stages import stages
-from flows.tell import ending_with_its_worker, mark_crashed
+from flows.tell import ended_badly, ending_with_its_worker, mark_crashed
 from flows.workspace import Busy, hold, open_workspace
 from ral import runs
 from ral.config.environment import Environment, load_environment
@@ -30,7 +30,12 @@ from ral.errors import UserError
 from ral.processes import start_guard
 
 
-@flow(name="train-ral")
+@flow(
+    name="train-ral",
+    on_failure=[ended_badly],
+    on_crashed=[ended_badly],
+    on_cancellation=[ended_badly],
+)
 def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None) -> None:
     """Films in, report out: each task runs its DVC stage, and an unchanged stage costs nothing.
 

@@ -25,13 +25,21 @@ import psutil
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from ral import errors
 from ral.config.base import explain, read_yaml
 from ral.config.params import Params
 from ral.errors import UserError
-from ral.files import new_file
+from ral.files import new_file, private_folder
+from ral.release.disk import clear_git_locks, locked
+from ral.release.ledger import NAME, Ledger
+from ral.release.registry import LOCK
 from ral.runs import RUN_ID
 
 BRANCH = "nightly"
+
+# Branch of the registry with the ledger as it was pushed.
+LEDGER_BRANCH = "ledger"
+
 AUTHOR = ("-c", "user.name=ral nightly", "-c", "user.email=ral@localhost")
 
 
@@ -72,7 +80,7 @@ def hold(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None
         Busy: another run holds it; the text says which.
     """
     path = state / "workspaces" / f"{name}.run"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     with path.open("a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,13 +136,14 @@ def open_workspace(
     """
     folder = state / "workspaces" / name
     registry = state / "registry.git"
-    if not registry.is_dir():
-        git(state, "init", "--quiet", "--bare", "--initial-branch", BRANCH, str(registry))
-    if not (folder / ".git").is_dir():
+    with locked(state / LOCK):
+        if not (registry / "HEAD").is_file():
+            git(state, "init", "--quiet", "--bare", "--initial-branch", BRANCH, str(registry))
+        clear_git_locks(registry)
+    if not (folder / ".git/HEAD").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         git(folder, "init", "--quiet")
-    for lock in (folder / ".git").glob("*.lock"):  # of a git that was killed; this run holds the workspace
-        lock.unlink()
+    clear_git_locks(folder / ".git")  # this run holds the workspace
     if revision.startswith("-"):
         raise UserError(f"{revision!r} is no revision.")
     try:
@@ -178,19 +187,26 @@ def _take_machine(folder: Path) -> None:
 
 
 def _take_lock_file(folder: Path, registry: Path) -> None:
-    """The lock file of the last night, so that what it made is not made again."""
-    with contextlib.suppress(subprocess.CalledProcessError):  # no night yet
-        git(
-            folder,
-            "fetch",
-            "--quiet",
-            "--no-tags",
-            str(registry),
-            f"+refs/heads/{BRANCH}:refs/record/{BRANCH}",
-        )
-        (folder / "dvc.lock").write_text(
-            git(folder, "show", f"refs/record/{BRANCH}:dvc.lock") + "\n", encoding="utf-8"
-        )
+    """The lock file of the last night, so that what it made is not made again.
+
+    Raises:
+        UserError: the record cannot be read. Without it, the next night would not follow from the last one.
+    """
+    try:
+        # A reference that a power cut has emptied is none for git, but not the same as no night yet.
+        broken = (registry / "refs/heads" / BRANCH).exists()
+        if not git(registry, "for-each-ref", f"refs/heads/{BRANCH}") and not broken:
+            return
+        record = f"refs/record/{BRANCH}"
+        git(folder, "fetch", "--quiet", "--no-tags", str(registry), f"+refs/heads/{BRANCH}:{record}")
+        if git(folder, "ls-tree", record, "dvc.lock"):
+            text = git(folder, "show", f"{record}:dvc.lock") + "\n"
+            (folder / "dvc.lock").write_text(text, encoding="utf-8")
+    except subprocess.CalledProcessError as error:
+        raise UserError(
+            f"{registry}: the record of the nights cannot be read. {' '.join(error.stderr.split())} Look at it with git -C {registry} "
+            "fsck; bring it back from a backup, or from flows.push_git."
+        ) from None
 
 
 def _configure_dvc(folder: Path, cache: Path) -> None:
@@ -257,9 +273,32 @@ def commit_night(workspace: Workspace, run: str, facts: Mapping[str, Any]) -> st
         parents.insert(0, last)
     options = [part for parent in parents for part in ("-p", parent)]
     commit = git(folder, *AUTHOR, "commit-tree", tree, *options, "-m", f"Night {run}")
-    git(folder, "push", "--quiet", str(workspace.registry), f"{commit}:refs/heads/{BRANCH}")
+    with locked(workspace.state / LOCK):
+        git(folder, "push", "--quiet", str(workspace.registry), f"{commit}:refs/heads/{BRANCH}")
     git(folder, "update-ref", f"refs/record/{BRANCH}", commit)
     return commit
+
+
+def commit_ledger(workspace: Workspace) -> None:
+    """Put the ledger as it is on a branch of the registry, so that it goes where the registry is pushed.
+
+    Raises:
+        UserError: its chain is broken.
+    """
+    registry, ledger = workspace.registry, Ledger(workspace.state)
+    if not ledger.entries():
+        return
+    with locked(workspace.state / LOCK):
+        blob = git(registry, "hash-object", "-w", "--no-filters", str(ledger.path))
+        tree = git(registry, "mktree", text=f"100644 blob {blob}\t{NAME}\n")
+        last = git(
+            registry, "for-each-ref", "--format=%(objectname) %(tree)", f"refs/heads/{LEDGER_BRANCH}"
+        ).split()
+        if last[1:] == [tree]:
+            return
+        parent = ["-p", last[0]] if last else []
+        commit = git(registry, *AUTHOR, "commit-tree", tree, *parent, "-m", "The ledger")
+        git(registry, "update-ref", f"refs/heads/{LEDGER_BRANCH}", commit, *last[:1])
 
 
 def recorded(workspace: Workspace) -> str | None:
@@ -278,18 +317,25 @@ def facts_of(repository: Path, commit: str) -> dict[str, Any] | None:
         return None
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """What git prints, without the last newline.
+def git(folder: Path, *arguments: str, text: str = "") -> str:
+    """What git prints, without the last newline; `text` is its standard input.
 
     Raises:
-        subprocess.CalledProcessError: git failed.
+        subprocess.CalledProcessError: git failed; neither its text nor the command in it holds a password.
     """
     # A worker may have been started from a git hook or with another repository in its environment.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, input=text,
         env=clean | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
+    if done.returncode:
+        raise subprocess.CalledProcessError(
+            done.returncode,
+            [errors.plain(part) for part in done.args],
+            errors.plain(done.stdout),
+            errors.plain(done.stderr),
+        )
     return done.stdout.rstrip("\n")
 
 

@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, JSON with stable bytes, content hashes."""
 
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,12 +23,11 @@ def new_file(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    draft = Path(name)
+    draft = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    # Not by tempfile, which makes it private: the umask says who may read it.
+    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield draft
-        draft.chmod(0o644)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -43,37 +44,88 @@ def new_folder(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{os.getpid()}.draft"
-    draft.mkdir()
-    try:
-        # Made first, looked round second: of two runs that begin at once, at least one sees the other.
-        for other in path.parent.glob(f".{path.name}.*.draft"):
-            if other != draft and _alive(int(other.name.split(".")[-2])):
+    draft = path.parent / f".{path.name}.draft"
+    with _only_writer(path):
+        shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed: nobody else writes now
+        draft.mkdir()
+        try:
+            yield draft
+            if not path.exists():
+                draft.replace(path)
+            else:
+                for entry in sorted(draft.iterdir()):
+                    target = path / entry.name
+                    if target.is_dir():
+                        shutil.rmtree(target)
+                    entry.replace(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is being written; the kernel lets go of it when this process ends, however it ends.
+
+    (A process id in a name tells nothing: in a container it is the same one again.)
+
+    Raises:
+        UserError: another process holds it.
+    """
+    lock = path.parent / f".{path.name}.lock"
+    while True:
+        with lock.open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 raise UserError(
-                    f"Another run is writing {path} at this moment (it works in {other}). Wait for its end, or work in "
-                    "another copy of the project.",
+                    f"Another run is writing {path} at this moment. Wait for its end, or work in another copy of the project.",
                     retry=True,
-                )
-            if other != draft:  # left by a process that was killed
-                shutil.rmtree(other, ignore_errors=True)
-        yield draft
-        if not path.exists():
-            draft.replace(path)
-        else:
-            for entry in sorted(draft.iterdir()):
-                target = path / entry.name
-                if target.is_dir():
-                    shutil.rmtree(target)
-                entry.replace(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+                ) from None
+            try:
+                current = os.path.samestat(os.fstat(stream.fileno()), lock.stat())
+            except FileNotFoundError:
+                current = False
+            if not current:  # its holder removed it between our two calls
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file that a library made private the mode that a file made by `open` has."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only this user can enter."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.chmod(0o700)
+    """Make a folder that only this user can enter, and those above it that are missing. One that exists keeps its mode.
+
+    Raises:
+        UserError: others may write to it: what they put there would be trusted.
+    """
+    for folder in reversed([path, *path.parents]):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
+    refuse_shared(path)
     return path
+
+
+def refuse_shared(path: Path) -> None:
+    """Refuse a folder of state to which others may write; one that is not there is fine.
+
+    Raises:
+        UserError: they may.
+    """
+    if path.is_dir() and (mode := path.stat().st_mode) & 0o022:
+        raise UserError(
+            f"{path} may be written to by others (mode {mode & 0o7777:04o}), and what is in it decides which model and data "
+            f"are used. If nobody else has written there: chmod go-w '{path}'. Else set RAL_STATE_DIR (or state_dir in "
+            "ral.toml) to a folder of your own."
+        )
 
 
 @contextmanager
@@ -86,16 +138,6 @@ def private_file(path: Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it runs, as another user
-    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,10 +11,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 # Exit code of a process that ended because another one had gone; that one is the cause.
 LOST_PEER = 69
+
+
+# Both ask a process to end; SIGHUP comes when the terminal or the ssh connection it was started from goes.
+REQUESTS_TO_END = (signal.SIGTERM, signal.SIGHUP)
+
+
+def on_request_to_end(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Have `handler(number, frame)` called at SIGTERM, and at SIGHUP unless that is ignored, as under nohup."""
+    for number in REQUESTS_TO_END:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def ignore_requests_to_end() -> None:
+    """Ignore further requests: one was heard, and what it takes to end must not be cut short."""
+    for number in REQUESTS_TO_END:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
@@ -101,8 +119,11 @@ def _wait_for_death(command: Sequence[str]) -> None:
         subprocess.run(command)
 
 
-def guard(pid: int, every: float = 0.5) -> None:
-    """Wait until process `pid` has ended, then kill those of its descendants, seen while it lived, that still run."""
+def guard(pid: int, every: float = 0.5, patience: float = 9.0) -> None:
+    """Wait until process `pid` has ended, then end those of its descendants, seen while it lived, that still run.
+
+    They are asked first, and killed after `patience` seconds: training saves a checkpoint meanwhile.
+    """
     import psutil
 
     descendants: list[psutil.Process] = []
@@ -112,6 +133,9 @@ def guard(pid: int, every: float = 0.5) -> None:
             descendants = [p for p in watched.children(recursive=True) if p.pid != os.getpid()] or descendants
             time.sleep(every)
     for process in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(descendants, timeout=patience)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 

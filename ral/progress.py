@@ -1,5 +1,6 @@
 """How far a long step is, at what rate, and how long is left: a bar on a terminal, a line now and then elsewhere."""
 
+import errno
 import sys
 import threading
 import time
@@ -67,10 +68,15 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line of its own without tearing the bar."""
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(line, file=self._stream)
+            else:
+                print(line, file=self._stream, flush=True)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # The terminal has gone. SIGHUP or SIGTERM says so in a moment, and training must live to save.
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()

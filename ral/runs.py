@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from ral.errors import plain
 from ral.files import read_json, write_json
 
 # Set by whoever runs several steps as one run (make, the Prefect flow), so that they share a folder.
@@ -44,7 +45,7 @@ def recorded(step: str) -> Iterator[None]:
         yield
         entry["status"] = "done"
     except BaseException as error:
-        entry["status"] = f"failed: {error or type(error).__name__}"
+        entry["status"] = plain(f"failed: {str(error) or type(error).__name__}")
         raise
     finally:
         entry["finished"] = _now()

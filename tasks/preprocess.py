@@ -12,6 +12,7 @@ from pathlib import Path
 from ral.config.base import load
 from ral.config.data import PreprocessParams
 from ral.config.environment import Environment, load_environment
+from ral.errors import plain
 from tasks import step
 
 
@@ -41,16 +42,16 @@ def run(
         prepare(params, films, draft, environment.dask, progress.add, environment.state_dir, baseline)
     facts = read_json(out / "dataset.json")
     for line in scarce(read_json(out / "class_counts.json")):
-        print(f"warning: {line}")
+        print(f"warning: {plain(line)}")
     same = facts["same_image"]
     if same["images"]:
         print(
             f"warning: {same['images']:,} images stand under more than one patient, equal pixel by pixel "
             f"({same['patients']:,} patients); the patients of {same['apart']:,} are in more than one split (see "
-            f"split.same_image). The first: {', '.join(same['examples'][0])}."
+            f"split.same_image). The first: {plain(', '.join(same['examples'][0]))}."
         )
     for told in facts["notes"].values():
-        shown = ", ".join(told["examples"]) + (", …" if told["images"] > len(told["examples"]) else "")
+        shown = plain(", ".join(told["examples"])) + (", …" if told["images"] > len(told["examples"]) else "")
         print(f"warning: {told['images']:,} image{'s' * (told['images'] > 1)} ({shown}): {told['text']}")
     left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
     kind = "PHANTOM films: " if facts["phantom"] else ""

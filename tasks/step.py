@@ -6,7 +6,6 @@ code into 255). The file is absent when the step succeeds.
 
 import argparse
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -14,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ral import runs
-from ral.errors import Kind, UserError
+from ral.errors import DISK_ERRORS, REMEDIES, Kind, UserError, explain_os_error, plain
 from ral.files import write_json
-from ral.processes import die_with_parent
+from ral.processes import die_with_parent, ignore_requests_to_end, on_request_to_end
 
 
 def parse(
@@ -51,24 +50,32 @@ def main(name: str, step: Callable[[], None], record: bool = True) -> None:
     if "DVC_STAGE" in os.environ:  # DVC, when it is killed, leaves the stages it started
         # Training waits in Python, so it hears a signal at once and can save; other steps may be deep in a library.
         die_with_parent(signal.SIGTERM if name == "train" else signal.SIGKILL)
-    signal.signal(signal.SIGTERM, _asked_to_end)
+    on_request_to_end(_asked_to_end)
     try:
         with _recorded(name) if record else contextlib.nullcontext():
             step()
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        if error.errno not in REMEDIES:
             raise
-        sys.exit(f"error: {_explain(error)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(f"error: {explain_os_error(error)}")
+    except (KeyboardInterrupt, SystemExit) as end:
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            print(f"interrupted: {_how_to_resume(end)}", file=sys.stderr, flush=True)
+        sys.exit(130 if isinstance(end, KeyboardInterrupt) else end.code)
 
 
 def _asked_to_end(number: int, frame: object) -> None:
     """Leave by an exception, so that drafts are removed and the record is closed; asking twice changes nothing."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(143)
+    ignore_requests_to_end()
+    sys.exit(128 + number)
+
+
+def _how_to_resume(end: KeyboardInterrupt | SystemExit) -> str:
+    """What a person does after an interruption; a step that knows more (training) notes it on the exception."""
+    notes = getattr(end, "__notes__", [])
+    return notes[-1] if notes else "The step was asked to end. Rerun the same command to resume."
 
 
 @contextlib.contextmanager
@@ -91,34 +98,9 @@ def _classify(error: BaseException) -> tuple[Kind, bool, str]:
     if isinstance(error, UserError):
         return error.kind, error.retry, str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "interrupted", True, "The step was asked to end."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
-        return "disk", False, _explain(error)
-    if isinstance(error, OSError) and error.errno in _REMEDIES:
-        return "input", False, _explain(error)
-    return "bug", False, f"{type(error).__name__}: {error}"
-
-
-def _explain(error: OSError) -> str:
-    """A failure of the machine for people: where, what, and what helps."""
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{os.strerror(error.errno or 0)}. {_REMEDIES[error.errno or 0]}"
-
-
-# Failures of the machine rather than of the input, and what helps.
-_REMEDIES = {
-    errno.ENOENT: "Run the steps before this one (dvc repro), or correct the path.",
-    errno.ENOSPC: "Free some space there, or move the project to a larger disk, and run the same command again.",
-    errno.EDQUOT: "Your disk quota is used up: free some space, and run the same command again.",
-    errno.EFBIG: "The file system or a limit (ulimit -f) allows no larger file: raise it, and run again.",
-    errno.EACCES: "Give this user the right to it, or choose another folder.",
-    errno.EPERM: "Give this user the right to it, or choose another folder.",
-    errno.EROFS: "That file system is read-only: choose another folder.",
-    errno.EEXIST: "A file stands where a folder is needed: move it away.",
-    errno.ENOTDIR: "A file stands where a folder is needed: move it away.",
-    errno.ENAMETOOLONG: "Give it a shorter name, or move it to a folder with a shorter path.",
-    errno.ELOOP: "Links point to each other there: replace them.",
-    errno.EIO: "The disk or the network behind it fails: check it, and run the same command again.",
-    errno.ESTALE: "The network file system lost the file: mount it again, and run the same command again.",
-    errno.EISDIR: "A folder stands where a file is needed: move it away.",
-}
+        return "interrupted", True, _how_to_resume(error)
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return "disk", False, explain_os_error(error)
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        return "input", False, explain_os_error(error)
+    return "bug", False, plain(f"{type(error).__name__}: {error}")

@@ -27,6 +27,7 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
     from ral import runs
     from ral.files import new_folder, read_json, write_json
     from ral.launch import launch
+    from ral.launch.base import stated
 
     read_json(prepared / "dataset.json")  # says here, not from a child, that preprocess has not run
     folder = runs.folder().resolve()
@@ -46,7 +47,12 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
                 "tensorboard": environment.training.tensorboard,
             },
         )
-        launch(spec, environment.training, folder)
+        try:
+            launch(spec, environment.training, folder)
+        except (KeyboardInterrupt, SystemExit) as end:
+            if (word := stated(folder / "rank_failure.json")) is not None:
+                end.add_note(str(word))  # whether a checkpoint was saved
+            raise
 
 
 def show(environment: Environment) -> None:

@@ -3,7 +3,7 @@
     python -m tasks.validate
 
 Writes verdict.json (what was checked, and how it ended) and films.parquet (where each film is). Great
-Expectations' own result and Data Docs carry run times and go to runs/<id>/data_docs. A large table is checked in
+Expectations' Data Docs are there even of data that was refused, and go to runs/<id>/data_docs. A large table is checked in
 partitions (docs/sources.md), by Dask's workers (ral.toml); the verdict does not depend on either.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from ral.config.base import load
 from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
-from ral.errors import UserError
+from ral.errors import UserError, plain
 from tasks import step
 
 # Characters of a cell that a message quotes.
@@ -34,7 +34,7 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
     from ral.data.partition import Partitions
     from ral.data.privacy import read_salt, veiled
     from ral.data.sources.base import open_source
-    from ral.data.validation import check_drift, check_rows
+    from ral.data.validation import DRIFT_PAGE, TABLE_PAGE, check_drift, check_rows
     from ral.files import new_folder, sha256, write_json
     from ral.progress import Progress
 
@@ -57,8 +57,10 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             del raw, named
             with Progress("checking rows", rows.rows, "rows") as progress:
                 facts, checks = check_rows(source, rows, films, environment.dask, progress.add, docs)
+        pages = {docs / f"{TABLE_PAGE}.html": checks}
         if accepted:
-            checks += check_drift(accepted, facts["profile"], source, docs)
+            pages[docs / f"{DRIFT_PAGE}.html"] = check_drift(accepted, facts["profile"], source, docs)
+        checks = [check for part in pages.values() for check in part]
         tables = {
             name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in source.tables()
@@ -68,27 +70,31 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
         verdict = facts | {"passed": passed, "checks": checks, "files": tables | archives}
         write_json(folder / "verdict.json", verdict)
         if not passed:
-            raise UserError(explain(checks, source.named(), docs / "index.html"))
+            raise UserError(explain(pages, source.named()))
         verdict = verdict | {"checks": veiled(checks, salt)} if salt else verdict
         for line in warnings(verdict):
-            print(f"warning: {line}")
+            print(f"warning: {plain(line)}")
         films.to_parquet(draft / "films.parquet", index=False, compression=None)
         write_json(draft / "verdict.json", verdict)
     kind = "PHANTOM films: " if verdict["phantom"] else ""
     print(f"{kind}{facts['rows']:,} rows, {len(films):,} films: passed. Data Docs: {docs}/index.html")
 
 
-def explain(checks: list[dict[str, Any]], table: str, docs: Path) -> str:
-    """The failed checks for people: what, how many, which rows, what to do."""
-    lines = [f"{table} did not pass validation."]
-    for check in checks:
-        if check["severity"] == "error" and not check["passed"]:
-            lines.append(f"- {check['check']}: not so in {check['unexpected']:,} rows.")
-            lines += [
-                f"    row {s['row']}, {_cell(s['image_id'])}: {_cell(s['value'])}" for s in check["samples"]
-            ]
-            lines.append(f"  {check['remedy']}")
-    return "\n".join([*lines, f"Details: {docs}"])
+def explain(pages: dict[Path, list[dict[str, Any]]], table: str) -> str:
+    """The failed checks for people: what, how many, which rows, what to do, and the page that shows them."""
+    lines, details = [f"{table} did not pass validation."], []
+    for page, checks in pages.items():
+        for check in checks:
+            if check["severity"] == "error" and not check["passed"]:
+                lines.append(f"- {check['check']}: not so in {check['unexpected']:,} rows.")
+                lines += [f"    {_row(sample)}" for sample in check["samples"]]
+                lines.append(f"  {check['remedy']}")
+                details.append(f"Details: {page}")
+    return "\n".join([*lines, *dict.fromkeys(details)])
+
+
+def _row(sample: dict[str, Any]) -> str:
+    return f"row {sample['row']}, {_cell(sample['image_id'])}: {_cell(sample['value'])}"
 
 
 def _cell(value: str | None) -> str:
@@ -102,9 +108,7 @@ def warnings(verdict: dict[str, Any]) -> list[str]:
     lines = []
     for check in verdict["checks"]:
         if check["severity"] == "warning" and not check["passed"]:
-            shown = [
-                f"row {s['row']}, {_cell(s['image_id'])}: {_cell(s['value'])}" for s in check["samples"][:1]
-            ]
+            shown = [_row(sample) for sample in check["samples"][:1]]
             first = f" The first: {shown[0]}." if shown and check["samples"][0]["value"] else ""
             lines.append(
                 f"{check['check']}: not so in {check['unexpected']:,} rows.{first} {check['remedy']}"

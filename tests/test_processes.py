@@ -1,7 +1,9 @@
 """Processes that are asked to end get the time to do so, and then are killed, whoever started them."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from conftest import processes_in
@@ -43,6 +45,21 @@ def test_a_child_may_save_though_its_leader_has_left(tmp_path: Path, wait_until)
     end_group(start(tmp_path, SAVES, wait_until), 600)
     assert (tmp_path / "saved").exists()
     assert not processes_in(tmp_path)
+
+
+def test_what_a_killed_process_left_may_save_as_well(tmp_path: Path, wait_until) -> None:
+    code = (
+        "import subprocess, sys; from ral.processes import start_guard; start_guard(); "
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    owner = subprocess.Popen([sys.executable, "-c", code, SAVES], cwd=tmp_path, env=env)
+    wait_until((tmp_path / "ready").exists)
+    time.sleep(1)  # the guard looks round twice a second
+    owner.kill()
+    owner.wait()
+    wait_until(lambda: not any("saved" in line for line in processes_in(tmp_path)))
+    assert (tmp_path / "saved").exists()
 
 
 def test_who_does_not_leave_is_killed(tmp_path: Path, wait_until) -> None:

@@ -7,6 +7,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from ral.config.base import FileBelow, Section
 from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, unknown_finding
 
+# How a cell begins that a spreadsheet computes; the full-width ones, too, in some languages.
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 # The registry of sources: each is the file of that name in ral/data/sources/.
 SourceName = Literal[
     "nih",
@@ -96,6 +99,10 @@ class TableConfig(Section):
             if name.lower() in RESERVED_NAMES:
                 raise ValueError(
                     f"`{name}` names a column or a group of the pipeline's own tables: call that finding otherwise"
+                )
+            if not name.isprintable() or name.lstrip().startswith(FORMULA):
+                raise ValueError(
+                    f"`{name}` would be a formula or several cells in a spreadsheet: call that finding otherwise"
                 )
         return findings
 

@@ -7,6 +7,7 @@ Nothing here changes a result; what does is in params.yaml.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from ral.config.base import Section, explain
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig
 from ral.errors import UserError
-from ral.files import private_folder
+from ral.files import private_folder, refuse_shared
 
 PREFIX = "RAL_"
 
@@ -180,7 +181,8 @@ def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None 
         variables: environment variables; those of this process if None. An empty one counts as not set.
 
     Raises:
-        UserError: ral.toml is no TOML; a key or variable is unknown or has a wrong value; there is no place for state_dir.
+        UserError: ral.toml is no TOML; a key or variable is unknown or has a wrong value; there is no place for
+            state_dir, or the one that is named is of no use (`check_state_dir`).
     """
     path = folder / "ral.toml"
     content = _read_toml(path) if path.exists() else {}
@@ -203,9 +205,29 @@ def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None 
             f"The user with the number {os.getuid()} has no home folder, so there is no place for checkpoints and other state: "
             "set RAL_STATE_DIR (or state_dir in ral.toml) to a private folder."
         )
+    check_state_dir(environment.state_dir)
     if variables is None and home() is None:
         _give_home(environment.state_dir)
     return environment
+
+
+def check_state_dir(path: Path) -> None:
+    """Refuse a place for state that some part of the pipeline could not use.
+
+    The path goes into configurations of DVC, addresses of git, scripts of schedulers and shells on other machines, which
+    give meanings to blanks and most signs; and the flows work in other folders, where a relative one would be another.
+
+    Raises:
+        UserError: it is relative, has other characters than letters, digits and ._-+@=, or others may write to it.
+    """
+    odd = sorted(set(re.findall(r"[^\w.+@=/-]", str(path))))
+    if odd or not path.is_absolute():
+        problem = f"has {' '.join(repr(sign) for sign in odd)} in it" if odd else "is relative"
+        raise UserError(
+            f"state_dir, the folder for checkpoints and other state, {problem}: {str(path)!r}. Set RAL_STATE_DIR (or state_dir "
+            "in ral.toml) to a whole path of letters, digits and ._-+@= only, such as /srv/ral."
+        )
+    refuse_shared(path)
 
 
 def _give_home(state_dir: Path) -> None:

@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,11 @@ import pandas as pd
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
 
 import great_expectations as gx
-from great_expectations.core import ExpectationSuiteValidationResult, ExpectationSuiteValidationResultSchema
-from great_expectations.core.run_identifier import RunIdentifier
-from great_expectations.data_context.types.resource_identifiers import (
-    ExpectationSuiteIdentifier,
-    ValidationResultIdentifier,
-)
 
 from ral.config.dask import DaskTarget
 from ral.data import drift
 from ral.data.cluster import Report, open_pool
+from ral.data.data_docs import write_page
 from ral.data.duplicates import same_content
 from ral.data.nearest import describe_missing
 from ral.data.partition import Partition, Partitions, film_sizes, repeated
@@ -47,6 +41,10 @@ from ral.labels import PHANTOM_PREFIX
 
 # Rows shown of what broke a check.
 SAMPLES = 5
+
+# Pages of the Data Docs.
+TABLE_PAGE = "raw_label_table"
+DRIFT_PAGE = "accepted_profile"
 
 # Great Expectations keeps one context for a whole process; and so one partition at a time is in its memory.
 _ONE_AT_A_TIME = threading.Lock()
@@ -80,7 +78,7 @@ def check_rows(
         films: image_id, bytes and hash of every film found.
         target: where the work is done; it changes nothing that is found.
         progress: told of checked rows.
-        docs: folder for the Data Docs; they carry run times, so it is no DVC output.
+        docs: folder for the Data Docs; it is there even of data that was refused, so it is no DVC output.
 
     Returns:
         Facts of the table (phantom, rows, patients, films, rows_without_film, films_without_row, profile); and one
@@ -113,8 +111,9 @@ def check_rows(
             samples = item["samples"]
             told = describe_missing(source.root, [s["value"] for s in samples], films, bool(layout.path))
             item["samples"] = [s | {"value": text} for s, text in zip(samples, told, strict=True)]
-    _document("raw_label_table", raw_expectations(layout, source.config.missing_films), results, docs)
-    return facts, [_reduce(item, layout) for item in results]
+    checks = [_reduce(item, layout) for item in results]
+    write_page(TABLE_PAGE, "Label table", checks, results, docs)
+    return facts, checks
 
 
 def check_partition(source: Source, part: Partition, known: RowFacts, report: Report) -> Found:
@@ -143,9 +142,10 @@ def check_drift(
     limits, differences = source.config.drift, drift.compare(accepted, profile)
     expectations = drift_expectations(limits, drift.describe(differences, limits))
     results = [merged([item | {"samples": []}]) for item in _evaluate(differences, expectations)]
-    _document("accepted_profile", expectations, results, docs)
     checks = [_reduce(item, source.layout) for item in results]
-    return [check | {"remedy": "" if check["passed"] else check["remedy"]} for check in checks]
+    checks = [check | {"remedy": "" if check["passed"] else check["remedy"]} for check in checks]
+    write_page(DRIFT_PAGE, "Drift from the accepted profile", checks, results, docs)
+    return checks
 
 
 def _evaluate(table: pd.DataFrame, expectations: list[Any]) -> list[dict[str, Any]]:
@@ -213,43 +213,6 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _percent(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
-
-
-def _document(name: str, expectations: list[Any], results: list[dict[str, Any]], docs: Path) -> None:
-    """Add a page with results, and one with what was expected, to the Data Docs."""
-    context: Any = gx.get_context(mode="ephemeral")
-    context.add_data_docs_site(
-        site_name="docs",
-        site_config={
-            "class_name": "SiteBuilder",
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {
-                "class_name": "TupleFilesystemStoreBackend",
-                "base_directory": str(docs.resolve()),
-            },
-        },
-    )
-    context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
-    passed = sum(item["success"] for item in results)
-    run = RunIdentifier(run_time=datetime.now(UTC))
-    outcome: ExpectationSuiteValidationResult = ExpectationSuiteValidationResultSchema().load(
-        {
-            "success": passed == len(results),
-            "results": [{key: value for key, value in item.items() if key != "samples"} for item in results],
-            "suite_name": name,
-            "statistics": {
-                "evaluated_expectations": len(results),
-                "successful_expectations": passed,
-                "unsuccessful_expectations": len(results) - passed,
-                "success_percent": _percent(passed, len(results)),
-            },
-            "meta": {"great_expectations_version": gx.__version__, "run_id": run.to_json_dict()},
-        }
-    )
-    suite = ExpectationSuiteIdentifier(name=name)
-    key = ValidationResultIdentifier(expectation_suite_identifier=suite, run_id=run, batch_identifier="rows")
-    context.validation_results_store.set(key, outcome)
-    context.build_data_docs(resource_identifiers=[key, suite])
 
 
 def _sample(row: pd.Series, item: dict[str, Any], layout: Layout) -> dict[str, Any]:

@@ -96,8 +96,8 @@ def state(failure: Path, message: str, kind: Kind, retry: bool, replace: bool = 
     """
     word = json.dumps({"kind": kind, "retry": retry, "message": message}, ensure_ascii=False)
     draft = failure.with_name(f".{failure.name}.{socket.gethostname()}.{os.getpid()}")
-    draft.write_text(word + "\n", encoding="utf-8")
     try:
+        draft.write_text(word + "\n", encoding="utf-8")
         if replace:
             draft.replace(failure)
         else:

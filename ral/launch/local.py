@@ -4,8 +4,10 @@ RAL_TRAINING_PROCESSES=2 python -m tasks.train
 """
 
 import os
+import socket
 from pathlib import Path
 
+from ral.errors import UserError
 from ral.launch.base import Job, shell_line
 from ral.launch.ranks import run_ranks, variables
 
@@ -20,8 +22,29 @@ def plan(job: Job) -> dict[str, str]:
 
 
 def run(job: Job) -> None:
-    """Start the processes and wait; see `ral.launch.ranks.run_ranks`."""
+    """Start the processes and wait; see `ral.launch.ranks.run_ranks`.
+
+    Raises:
+        UserError: the processes could not meet, or see there.
+    """
+    _check_loopback()
     run_ranks(_ranks(job), job.command, job.spec, job.failure, job.target.grace)
+
+
+def _check_loopback() -> None:
+    """Refuse to start what would wait ten minutes for an address that cannot be reached.
+
+    Raises:
+        UserError: the loopback interface is down.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"127.0.0.1 cannot be reached ({error.strerror or error}), and training processes meet there, even a single one: "
+            "bring the loopback interface up (ip link set lo up). No other network is needed."
+        ) from None
 
 
 def gpus() -> int:

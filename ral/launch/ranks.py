@@ -19,7 +19,7 @@ from pathlib import Path
 from ral.errors import UserError
 from ral.files import read_json
 from ral.launch.base import AFTER_FAILURE, state, stated
-from ral.processes import LOST_PEER, die_with_parent, kill_group
+from ral.processes import LOST_PEER, die_with_parent, ignore_requests_to_end, kill_group, on_request_to_end
 
 ASKED_TO_END = 128 + signal.SIGTERM
 
@@ -143,8 +143,8 @@ def _state_cause(
         return
     rank, code = dead[0]
     who = f"Training process {rank['RANK']} of {rank['WORLD_SIZE']} on {socket.gethostname()}"
-    if code in (-signal.SIGTERM, ASKED_TO_END):
-        state(failure, f"{who} was asked to end (SIGTERM).", "interrupted", True)
+    if code in (-signal.SIGTERM, -signal.SIGHUP, ASKED_TO_END):
+        state(failure, f"{who} was asked to end.", "interrupted", True)
     elif code < 0:
         known = stated(failure)
         why = " The machine may have run out of memory." if code == -signal.SIGKILL else ""
@@ -176,7 +176,7 @@ def _end(children: Sequence[subprocess.Popen], patience: float) -> None:
 def main() -> None:
     """Run this machine's processes, as the scheduler's variables tell."""
     where, grace, spec, *command = sys.argv[1:]
-    signal.signal(signal.SIGTERM, _asked)
+    on_request_to_end(_asked)
     failure = Path(read_json(Path(spec))["failure"])
     try:
         run_ranks(RANKS[where](os.environ), command, Path(spec), failure, float(grace))
@@ -184,12 +184,17 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, SystemExit):
         host = socket.gethostname()
-        state(failure, f"Training was asked to end (SIGTERM) on {host}.", "interrupted", True)
+        state(
+            failure,
+            f"Training was asked to end on {host}. Rerun the same command to resume.",
+            "interrupted",
+            True,
+        )
         sys.exit(ASKED_TO_END)
 
 
 def _asked(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler may ask twice; the first time counts
+    ignore_requests_to_end()  # a scheduler may ask twice; the first time counts
     sys.exit(ASKED_TO_END)
 
 

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from ral.errors import UserError
+from ral.errors import REMEDIES, UserError, explain_os_error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,15 +93,22 @@ def main() -> None:
     """Do what the command line asks for."""
     options = parser().parse_args()
     try:
-        from ral.config.environment import load_environment
+        from ral.config.environment import check_state_dir, load_environment
         from ral.release import commands
 
-        options.state = options.state or load_environment().state_dir
+        if options.state is None:
+            options.state = load_environment().state_dir
+        options.state = options.state.absolute()
+        check_state_dir(options.state)
         if getattr(options, "by", "") is None:
             options.by = person()
         getattr(commands, "do_" + options.command.replace("-", "_"))(options)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        sys.exit(f"error: {explain_os_error(error)}")
 
 
 if __name__ == "__main__":

@@ -45,3 +45,17 @@ def point(link: Path, target: str) -> None:
     draft.symlink_to(target)
     os.replace(draft, link)
     flush(link.parent)
+
+
+def clear_git_locks(git_dir: Path) -> None:
+    """Remove what a git that was killed, or lost its power, left locked: git itself waits for ever for somebody to do so.
+
+    The caller holds a lock of this project's own that all its writers to the repository take, so that no lock that is found
+    is in use. A git that somebody else runs there at this moment loses its lock; nobody is to work there by hand.
+
+    Args:
+        git_dir: of a repository: a bare one, or .git.
+    """
+    # No reference may be named *.lock, so all of these are locks: HEAD.lock, index.lock, packed-refs.lock, refs/heads/x.lock.
+    for lock in [*git_dir.glob("*.lock"), *(git_dir / "refs").rglob("*.lock")]:
+        lock.unlink(missing_ok=True)

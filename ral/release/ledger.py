@@ -58,6 +58,7 @@ class Ledger:
 
         Raises:
             UserError: see `entries`; nothing is added to a chain that is broken.
+            OSError: the disk is full or fails; the ledger is as it was.
         """
         with locked(self._lock):
             entries = self._read()
@@ -77,9 +78,16 @@ class Ledger:
         }
         text = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        length = os.fstat(handle).st_size
         try:
-            os.write(handle, text.encode())
+            rest = memoryview(text.encode())
+            while rest:  # a disk that is nearly full takes a part of the line, and says so by the number only
+                rest = rest[os.write(handle, rest) :]
             os.fsync(handle)
+        except OSError as error:
+            os.ftruncate(handle, length)
+            error.filename = str(self.path)
+            raise
         finally:
             os.close(handle)
         flush(self.path.parent)

@@ -16,12 +16,15 @@ from pathlib import Path
 from ral.errors import UserError
 from ral.files import private_folder
 from ral.release import packet
-from ral.release.disk import flush, flush_tree, locked, point
+from ral.release.disk import clear_git_locks, flush, flush_tree, locked, point
 from ral.release.ledger import Ledger
 
 ARTIFACT = "ral"
 CHAMPION, ARCHIVED = "champion", "archived"
 EMAIL = "ral@localhost"
+
+# In state_dir: held by whoever writes to the registry's repository.
+LOCK = ".registry.lock"
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ class Registry:
         self.folder = private_folder(state_dir / "releases")
         self.link = state_dir / "champion"
         self.ledger = Ledger(state_dir)
-        self._lock = state_dir / ".registry.lock"
+        self._lock = state_dir / LOCK
         with locked(self._lock):
             if not (self.repository / "HEAD").is_file():
                 _git("init", "--quiet", "--bare", str(self.repository))
+            clear_git_locks(self.repository)
 
     def releases(self) -> list[Release]:
         """All releases, oldest first."""

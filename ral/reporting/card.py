@@ -14,21 +14,13 @@ from ral.reporting import audit, calibration, data_tables, tables
 from ral.reporting.plots import Row
 from ral.reporting.report import Inputs
 from ral.reporting.tables import Table
-from ral.reporting.wording import PHANTOM, RESEARCH, counted, interval, known, sealed
+from ral.reporting.wording import PHANTOM, RESEARCH, counted, escape, interval, known, sealed
 
-# What would be HTML, a formula, or a link in Markdown.
-ENTITIES = {character: f"&#{ord(character)};" for character in "&<>\"'$@"}
+# What is neither Markdown nor HTML: viewers that do not know front matter show it as a part of the card.
+_PLAIN = re.compile(r"(?:[^\W_]|[ .,:;%()+–-])*")
 
-
-def escape(value: str) -> str:
-    """Text from data as Markdown that shows it as it is, on one line."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
-    line = re.sub(r"[\\`*_\[\]|~!#{}]", lambda found: f"\\{found[0]}", line)
-    line = "".join(ENTITIES.get(character, character) for character in line)
-    # Addresses would become links.
-    return re.sub(
-        r"://|www\.", lambda found: found[0].replace(":", "&#58;").replace(".", "&#46;"), line, flags=re.I
-    )
+# Stands for a title until it is written as escapes, which YAML's writer would not do.
+_TITLE = "TITLE-OF-THE-CARD"
 
 
 def card(inputs: Inputs) -> str:
@@ -52,6 +44,7 @@ def _front(inputs: Inputs) -> str:
     metrics = inputs.metrics
     source = inputs.params.data.source
     tags = ["chest-x-ray", "multi-label-classification", "long-tailed", "ral", "not-a-medical-device"]
+    title = ("PHANTOM: " if inputs.phantom else "") + inputs.params.report.title
     results = [
         {
             "type": name.lower().replace(" ", "_"),
@@ -72,9 +65,11 @@ def _front(inputs: Inputs) -> str:
         task = {"type": "image-classification", "name": "Findings of chest X-ray films"}
         name = "Phantom films, drawn by a program" if inputs.phantom else f"Films of the source {source}"
         dataset = {"type": "phantom" if inputs.phantom else source, "name": name, "split": "test"}
-        title = ("PHANTOM: " if inputs.phantom else "") + inputs.params.report.title
         content["model-index"] = [
-            {"name": title, "results": [{"task": task, "dataset": dataset, "metrics": results}]}
+            {
+                "name": title if _PLAIN.fullmatch(title) else _TITLE,
+                "results": [{"task": task, "dataset": dataset, "metrics": results}],
+            }
         ]
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -83,7 +78,12 @@ def _front(inputs: Inputs) -> str:
     yaml.allow_unicode = True
     file = io.StringIO()
     yaml.dump(content, file)
-    return file.getvalue()
+    return file.getvalue().replace(f"name: {_TITLE}\n", f"name: {_escaped(title)}\n", 1)
+
+
+def _escaped(text: str) -> str:
+    """Text as a quoted scalar of YAML in which all but plain characters are escapes."""
+    return '"' + "".join(c if _PLAIN.fullmatch(c) else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def _headline(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Sentences and number formats that the report and the summary share."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -10,6 +11,21 @@ RESEARCH = "Research software, not a medical device"
 
 # Stands where a value is missing: never a zero, never an empty cell.
 NOT_ESTIMABLE = "not estimable"
+
+
+# What would be HTML, a formula, or a link in Markdown.
+ENTITIES = {character: f"&#{ord(character)};" for character in "&<>\"'$@"}
+
+
+def escape(value: str) -> str:
+    """Text from data as Markdown that shows it as it is, on one line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    line = re.sub(r"[\\`*_\[\]|~!#{}]", lambda found: f"\\{found[0]}", line)
+    line = "".join(ENTITIES.get(character, character) for character in line)
+    # Addresses would become links.
+    return re.sub(
+        r"://|www\.", lambda found: found[0].replace(":", "&#58;").replace(".", "&#46;"), line, flags=re.I
+    )
 
 
 def known(value: float | None) -> TypeGuard[float]:

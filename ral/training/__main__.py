@@ -6,25 +6,29 @@
 spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder, "state_dir": folder,
 "failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or false}. The process of rank 0 writes model.safetensors,
 weights/{last,average}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`.
-The first process to fail leaves {"kind", "retry", "message"} in `failure` and exits with 1. SIGTERM: a checkpoint is
-written, and the exit code is 143.
+The first process to fail leaves {"kind", "retry", "message"} in `failure` and exits with 1. SIGTERM or SIGHUP: a
+checkpoint is written, and the exit code is 143.
 """
 
 import contextlib
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset, open_dataset
-from ral.errors import UserError
-from ral.files import read_json, write_json
-from ral.launch.base import state
+from ral.errors import DISK_ERRORS, UserError, explain_os_error
+from ral.files import follow_umask, read_json, write_json
+from ral.launch.base import state, stated
 from ral.processes import LOST_PEER, die_with_parent
 from ral.training.state import HISTORY
+
+if TYPE_CHECKING:
+    from ral.training.fit import Fit
 
 
 def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
@@ -46,14 +50,37 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     with checkpoints.lock() if place.rank == 0 else contextlib.nullcontext():
         torch.distributed.barrier()
         log = Log(Path(spec["run"]), spec["tensorboard"]) if place.rank == 0 else None
-        fit = Fit(params, dataset, place, checkpoints, spec["checkpoint_minutes"], log, stop).fit()
-        chosen = fit.state.best[fit.chosen].weights
-        logits = {split: fit.scorer.score(chosen, dataset.rows(split)) for split in ("val", "test")}
-        if place.rank == 0:
-            write_outputs(Path(spec["out"]), params, dataset, fit, logits)
-            checkpoints.remove()
+        training = Fit(params, dataset, place, checkpoints, spec["checkpoint_minutes"], log, stop)
+        with _saved_if_interrupted(training, Path(spec["failure"])):
+            fit = training.fit()
+            chosen = fit.state.best[fit.chosen].weights
+            logits = {split: fit.scorer.score(chosen, dataset.rows(split)) for split in ("val", "test")}
+            if place.rank == 0:
+                write_outputs(Path(spec["out"]), params, dataset, fit, logits)
+                checkpoints.remove()
         torch.distributed.barrier()  # a process that leaves early can abort the others' exit
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _saved_if_interrupted(training: "Fit", failure: Path) -> Iterator[None]:
+    """Asked to end, save what is not saved yet, and leave word of where the same command resumes."""
+    try:
+        yield
+    except SystemExit:
+        if training.place.rank == 0:
+            training.save_unsaved()
+            step = training.checkpoints.newest_step()
+            where = (
+                "No checkpoint was saved yet: rerun the same command to start again."
+                if step is None
+                else f"A checkpoint was saved after {step:,} steps: rerun the same command to resume."
+            )
+            # Who watches the processes may have said already that they were asked; this says more.
+            known = stated(failure)
+            better = known is not None and known.kind == "interrupted"
+            state(failure, f"Training was asked to end. {where}", "interrupted", True, replace=better)
+        raise
 
 
 def write_outputs(
@@ -108,12 +135,12 @@ def write_outputs(
 
 def write_weights(path: Path, weights: dict[str, Any], data: str) -> None:
     """Write weights as safetensors, readable by all."""
-    from safetensors.torch import save_file
+    from ral.training.checkpoint import save_tensors
 
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     # One entry only: safetensors writes several in random order, and the bytes would change from run to run.
-    save_file(tensors, path, {"trained_on": f"{data}; research, not a medical device"})
-    path.chmod(0o644)  # safetensors makes it private
+    save_tensors(tensors, path, {"trained_on": f"{data}; research, not a medical device"})
+    follow_umask(path)  # safetensors makes it private
 
 
 def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: Path) -> None:
@@ -135,6 +162,11 @@ def main() -> None:
         train(spec, params, open_dataset(Path(spec["prepared"])))
     except UserError as error:
         state(Path(spec["failure"]), str(error), error.kind, error.retry)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        state(Path(spec["failure"]), explain_os_error(error), "disk", False)
         sys.exit(1)
     except RuntimeError as error:
         if not _peer_is_gone(error):

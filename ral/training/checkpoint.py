@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from ral.errors import UserError
-from ral.files import read_json, sha256, write_json
+from ral.files import private_folder, read_json, sha256, write_json
 
 # Packages whose version may change a result.
 PACKAGES = ("torch", "deepspeed", "timm", "numpy", "pyarrow")
@@ -57,14 +58,13 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        folder: their folder; made private (mode 0700) if it is not there.
+        folder: their folder; made private (mode 0700) if it is not there; others may not write to it.
         keep: how many of the newest are kept.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
+        private_folder(folder)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -93,23 +93,34 @@ class Checkpoints:
             step: optimizer steps done; names the checkpoint.
             tensors: contiguous, on the CPU.
             facts: everything else, as JSON.
-        """
-        from safetensors.torch import save_file
 
+        Raises:
+            OSError: the disk is full or fails; the older checkpoints are as they were.
+        """
         draft = self.folder / ".draft"
         shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed
-        draft.mkdir(mode=0o700)
-        save_file(tensors, draft / TENSORS)
-        write_json(draft / FACTS, facts)
-        write_json(draft / SUMS, {name: sha256(draft / name) for name in (TENSORS, FACTS)})
-        for path in (*draft.iterdir(), draft):
-            _flush(path)
+        try:
+            draft.mkdir(mode=0o700, parents=True)
+            save_tensors(tensors, draft / TENSORS)
+            write_json(draft / FACTS, facts)
+            write_json(draft / SUMS, {name: sha256(draft / name) for name in (TENSORS, FACTS)})
+            for path in (*draft.iterdir(), draft):
+                _flush(path)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)  # a full disk: the checkpoints that are there stay
+            error.filename = error.filename or str(self.folder)
+            raise
         target = self.folder / f"step-{step:09d}"
         shutil.rmtree(target, ignore_errors=True)  # a damaged one that was passed over
         draft.rename(target)
         _flush(self.folder)
         for old in self._found()[: -self.keep]:
             shutil.rmtree(old)
+
+    def newest_step(self) -> int | None:
+        """Optimizer steps of the newest checkpoint; None without any."""
+        found = self._found()
+        return int(found[-1].name.removeprefix("step-")) if found else None
 
     def newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of the newest sound checkpoint; None without any.
@@ -132,6 +143,24 @@ class Checkpoints:
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk is full or fails, which safetensors itself tells as an error of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        code = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def _problem(path: Path) -> str | None:

@@ -6,6 +6,8 @@ is read here from one stage and world size can be put back into another.
 
 import logging
 import os
+import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 
 from ral.config.train import TrainConfig
 from ral.errors import UserError
+
+# MASTER_ADDR where all processes are on one machine (`ral.launch.local`).
+LOOPBACK = "127.0.0.1"
 
 # AdamW's state of a weight, beside the number of steps.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,8 +46,44 @@ def init_process() -> tuple[int, int, torch.device]:
     if gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if os.environ["MASTER_ADDR"] == LOOPBACK:
+        _join_on_loopback(backend, device)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
+
+
+def _join_on_loopback(backend: str, device: torch.device) -> None:
+    """Form the process group of one machine with sockets that no other machine can reach.
+
+    By itself torch's store listens on every address, whatever MASTER_ADDR says, and asks nobody for a password.
+
+    Raises:
+        UserError: somebody else listens at MASTER_PORT.
+    """
+    from deepspeed.constants import default_pg_timeout
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    port = int(os.environ["MASTER_PORT"])
+    interface = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    listening = None
+    if rank == 0:
+        try:
+            listening = socket.create_server((LOOPBACK, port)).detach()
+        except OSError as error:
+            raise UserError(
+                f"The training processes cannot meet at port {port} of this machine: {error.strerror}. Run the same "
+                "command again, or set training.port to a free port.",
+                retry=True,
+            ) from None
+    store = torch.distributed.TCPStore(
+        LOOPBACK, port, world, rank == 0, timeout=default_pg_timeout, master_listen_fd=listening
+    )
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world, timeout=default_pg_timeout,
+        device_id=device if device.type == "cuda" and world > 1 else None,  # as DeepSpeed does it
+    )  # fmt: skip
 
 
 class AdamW(torch.optim.AdamW):

@@ -25,6 +25,9 @@ from ral.training.loop import Phase, Place, Trainer
 from ral.training.scoring import Scorer, validation_scores
 from ral.training.state import HISTORY, State, StopRequest, under
 
+# What a checkpoint is made from: optimizer steps done, tensors on the CPU, facts (`Checkpoints.save`).
+Snapshot = tuple[int, dict[str, Tensor], dict[str, Any]]
+
 
 @dataclass
 class Fitted:
@@ -61,6 +64,8 @@ class Fit:
         self.state = State()
         self.trainer: Trainer | None = None
         self.saved = time.monotonic()
+        self.unsaved: Snapshot | None = None
+        """Where training stood when scoring began, on rank 0: scoring is given up at once, and then this is saved."""
 
     def fit(self) -> Fitted:
         """Train all phases, from the newest checkpoint if there is one.
@@ -136,9 +141,10 @@ class Fit:
                 trainer.show, say = progress.add, progress.say
             while state.epoch < phase.epochs:
                 started, first = time.monotonic(), int(trainer.ends[state.step])
-                self.stop.at_once = False
+                self.stop.at_once, self.unsaved = False, None
                 trainer.train_epoch()
                 seconds = time.monotonic() - started
+                self.unsaved = self._snapshot()
                 self.stop.at_once = True  # what scoring gives is not saved before it is complete
                 if self.stop.asked:
                     raise SystemExit(143)
@@ -227,6 +233,20 @@ class Fit:
 
     def save(self) -> None:
         """Write a checkpoint. Every process must call it at the same step; rank 0 writes."""
+        snapshot = self._snapshot()
+        if snapshot is not None:
+            self.checkpoints.save(*snapshot)
+        self.saved = time.monotonic()
+        torch.distributed.barrier()
+
+    def save_unsaved(self) -> None:
+        """Write what would be lost if this process ended now, without the other processes."""
+        self.stop.at_once = False  # asked again, it still writes
+        if self.unsaved is not None and self.checkpoints.newest_step() != self.unsaved[0]:
+            self.checkpoints.save(*self.unsaved)
+
+    def _snapshot(self) -> Snapshot | None:
+        """Steps, tensors on the CPU and facts of a checkpoint, on rank 0. Every process must call it at the same step."""
         trainer, state = self.trainer, self.state
         assert trainer is not None
         tensors = {f"weights/{k}": v for k, v in deepspeed_engine.whole_tensors(trainer.engine).items()}
@@ -238,15 +258,11 @@ class Fit:
             tensors |= {f"average/{k}": v for k, v in average.items()}
         for kind, best in state.best.items():
             tensors |= {f"best_{kind}/{k}": v for k, v in best.weights.items()}
-        if self.place.rank == 0:
-            state.adam_steps = deepspeed_engine.steps_taken(trainer.engine)
-            self.checkpoints.save(
-                state.total_steps,
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                state.facts(),
-            )
-        self.saved = time.monotonic()
-        torch.distributed.barrier()
+        if self.place.rank != 0:
+            return None
+        state.adam_steps = deepspeed_engine.steps_taken(trainer.engine)
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        return state.total_steps, held, state.facts()
 
     def _load(self) -> dict[str, Tensor]:
         """Set the state from the newest checkpoint; its tensors, or none."""

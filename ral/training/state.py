@@ -1,10 +1,11 @@
 """Where a training stands, as plain values: what a checkpoint holds beside the engine's tensors."""
 
-import signal
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from ral.processes import on_request_to_end
 
 # Columns of history.csv: a row per epoch, of all phases.
 HISTORY = (
@@ -87,13 +88,13 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class StopRequest:
-    """SIGTERM (SLURM's warning, a cancel) as a flag that training looks at between two steps."""
+    """SIGTERM (SLURM's warning, a cancel) or SIGHUP as a flag that training looks at between two steps."""
 
     def __init__(self) -> None:
         self.asked = False
         self.at_once = False
-        """Whether the next SIGTERM ends the process there and then: nothing of worth would be lost."""
-        signal.signal(signal.SIGTERM, self._ask)
+        """Whether the next of them ends the process there and then: nothing of worth would be lost."""
+        on_request_to_end(self._ask)
 
     def _ask(self, *_: object) -> None:
         self.asked = True

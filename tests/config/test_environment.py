@@ -1,5 +1,6 @@
 """ral.toml and the RAL_… variables: which wins, how values are read, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,42 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words:
     with pytest.raises(UserError) as caught:
         load_environment(tmp_path, {name: value})
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["variable", "file", "default"])
+@pytest.mark.parametrize(
+    "name", ["my state", "a#b", "a,b", "50%", "$HOME", "a'b", 'a"b', "a;b", "a\tb", "a:b", "a*", "relative"]
+)
+def test_a_state_dir_that_some_part_could_not_use_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, where: str
+) -> None:
+    path = name if name == "relative" else str(tmp_path / name)
+    if where == "file":
+        (tmp_path / "ral.toml").write_text(f"state_dir = {json.dumps(path)}\n")
+    elif where == "default" and name != "relative":
+        monkeypatch.setenv("XDG_STATE_HOME", path)
+    with pytest.raises(UserError) as caught:
+        load_environment(
+            tmp_path, {} if where != "variable" and name != "relative" else {"RAL_STATE_DIR": path}
+        )
+    words = "is relative" if name == "relative" else "in it"
+    assert all(word in str(caught.value) for word in (words, "RAL_STATE_DIR", name[:1])), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_dir_of_letters_and_plain_signs_is_taken(tmp_path: Path) -> None:
+    for name in ("Zustand_ä", "a.b-c+d@e=f"):
+        assert (
+            load_environment(tmp_path, {"RAL_STATE_DIR": str(tmp_path / name)}).state_dir == tmp_path / name
+        )
+
+
+def test_a_state_dir_that_others_may_write_to_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o777)
+    with pytest.raises(UserError, match="may be written to by others"):
+        load_environment(tmp_path, {"RAL_STATE_DIR": str(tmp_path / "state")})
+    assert (tmp_path / "state").stat().st_mode & 0o7777 == 0o777
 
 
 def test_every_key_has_a_line_of_doc_and_stands_in_the_docs() -> None:

@@ -1,6 +1,7 @@
 """Bad tables of sources other than NIH's, drift from an accepted profile, and what the steps do about them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -260,6 +261,11 @@ def test_a_delivery_is_held_to_the_accepted_profile(written, tmp_path: Path) -> 
     assert found["no column or label drifted far"]["severity"] == "error"
     assert "Hernia" in found["no column or label drifted far"]["remedy"]
     assert "python -m ral.data.baseline profile" in verdict["message"]
+    # The page that shows the failed check, not that of the table, which passed.
+    (page,) = re.findall("^Details: (.*)$", verdict["message"], re.M)
+    assert page.endswith("data_docs/accepted_profile.html")
+    assert "no column or label drifted far" in Path(page).read_text()
+    assert "accepted_profile.html" in Path(page).with_name("index.html").read_text()
     assert found["prevalences are near the accepted ones"]["severity"] == "warning"
     assert found["no rows were lost"]["remedy"].startswith("rows 0.833")
     lenient = validate(section, root, drift={"warn": 9.0, "fail": 9.0, "prevalence": 100.0, "rows": 0.5})

@@ -222,6 +222,16 @@ def test_findings_may_not_be_named_like_the_pipelines_columns(name: str) -> None
         TableConfig(findings={name: "x"})
 
 
+@pytest.mark.parametrize(
+    "name", ["=1+1", "+a", "-a", "@SUM(A1)", "\t=1", "a\rb", "a\n=1", " =1", "\uff1d1", "\x1b[31m"]
+)
+def test_a_finding_is_no_formula(name: str) -> None:
+    with pytest.raises(ValueError, match="call that finding otherwise"):
+        TableConfig(findings={name: "x"})
+    for kept in ("Mass = 3 cm", "a-b", "Größe", "肺炎", "'=1", 'a, "b"; c'):
+        assert TableConfig(findings={kept: "=column"}).findings == {kept: "=column"}
+
+
 @pytest.mark.parametrize("file", ["/etc/passwd", "../table.csv", "a/../../b.csv"])
 def test_a_table_is_below_the_data_folder(file: str) -> None:
     with pytest.raises(ValueError, match="must be relative"):

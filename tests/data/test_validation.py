@@ -56,7 +56,7 @@ def test_good_table_passes_and_has_data_docs(loaded, tmp_path: Path) -> None:
     assert len(checks) == 18
     page = (tmp_path / "docs/index.html").read_text()
     assert "raw_label_table" in page
-    assert list((tmp_path / "docs").rglob("validations/**/*.html"))
+    assert "Label table: passed" in page
 
 
 def test_verdict_has_no_clock_or_run_id(loaded, tmp_path: Path) -> None:

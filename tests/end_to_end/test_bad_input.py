@@ -77,7 +77,14 @@ def test_absent_column(run: Run, project: Path, phantom_copy: Path) -> None:
 def test_label_outside_the_vocabulary(run: Run, project: Path, phantom_copy: Path) -> None:
     rewrite(phantom_copy, lambda table: table.replace({"Finding Labels": {"Mass": "Masses"}}))
     refuse(
-        run, project, "validate", TABLE, "row ", "'Masses'", "Allowed, joined by |", "data_docs/index.html"
+        run,
+        project,
+        "validate",
+        TABLE,
+        "row ",
+        "'Masses'",
+        "Allowed, joined by |",
+        "data_docs/raw_label_table.html",
     )
 
 

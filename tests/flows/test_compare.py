@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import copy_project
+from dvc.utils.hydra import to_hydra_overrides
 
-from flows.compare import experiments, parse_grid, summary
+from flows.compare import experiments, parse_changes, parse_grid, parse_word, summary, to_setting
 from flows.workspace import Workspace, open_workspace
 from ral.errors import UserError
 
@@ -55,6 +56,55 @@ def test_words_of_the_command_line() -> None:
     }
     with pytest.raises(UserError, match="write PARAMETER=VALUE"):
         parse_grid(["loss.name"])
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("data.findings=[Mass,Hernia],[Mass]", [["Mass", "Hernia"], ["Mass"]]),
+        ("model.options={a:1,b:[x,y]},{}", [{"a": 1, "b": ["x", "y"]}, {}]),
+        ("data.root='/data/a,b',/data/c", ["/data/a,b", "/data/c"]),
+        ("data.root=a\\,b", ["a,b"]),
+        ("train.learning_rate=1e-4,3e-4", [1e-4, 3e-4]),
+        ("train.seed=range(0,3)", [0, 1, 2]),
+        ("train.seed=choice(1,2)", [1, 2]),
+        ("train.patience=null,2", [None, 2]),
+        ("train.compile=true,False", [True, False]),
+        ("loss.name=ral", ["ral"]),
+        ('data.root="1"', ["1"]),
+    ],
+)
+def test_values_are_read_as_dvc_reads_them(word: str, values: list) -> None:
+    assert parse_word(word) == (word.partition("=")[0], values)
+
+
+@pytest.mark.parametrize("word", ["a", "~a", "+a=1", "a=[1", "a=interval(0,1)", "a=glob(*)", "=1", "a='x"])
+def test_a_word_that_dvc_cannot_sweep_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="write PARAMETER=VALUE"):
+        parse_word(word)
+
+
+def test_a_parameter_that_stands_twice_or_has_two_values_for_all_is_refused() -> None:
+    with pytest.raises(UserError, match="stands twice"):
+        parse_grid(["loss.name=ral", "loss.name=bce"])
+    with pytest.raises(UserError, match="one value for all"):
+        parse_changes(["train.epochs=1,2"])
+    assert parse_changes(["data.findings=[A,B]"]) == {"data.findings": ["A", "B"]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, 1.5, 1e-7, None, True, "a", "a,b", "it's", 'q"x', "a\\b", 'a\\"b', "x\\", "null", "1", "é ü", "", " x ", [1, "x", [None]],
+     {"b": 1, "c": {"d": ["e,f"]}}, [], {}],
+)  # fmt: skip
+def test_what_is_given_to_dvc_is_what_it_reads(value) -> None:
+    (read,) = to_hydra_overrides([to_setting("a.b", value)])
+    assert (read.key_or_group, read.value()) == ("a.b", value)
+
+
+def test_a_value_that_dvc_has_no_way_to_write_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot be given to"):
+        to_setting("a", {"x:y": 1})
 
 
 def test_seeds_are_summed_up_per_combination() -> None:

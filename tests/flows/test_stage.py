@@ -24,7 +24,7 @@ for share in (10, 60):
 if len(tries.read_text()) <= plan["failures"]:
     run = Path("runs", os.environ["RAL_RUN_ID"]); run.mkdir(parents=True, exist_ok=True)
     (run / "failure.json").write_text(json.dumps({"retry": plan["retry"]}))
-    sys.exit("error: the toy broke")
+    sys.exit("error: the toy broke at https://me:hunter2@127.0.0.1:1/x.git")
 time.sleep(plan["seconds"])
 Path("out.txt").write_text("done")
 """
@@ -105,7 +105,8 @@ def test_bad_data_is_not_tried_again(toy: Path, server: Server, environment: dic
     assert flow.returncode != 0
     assert (toy / "tries").read_text() == "x"
     assert "Stage train failed:" in printed
-    assert "error: the toy broke" in printed
+    assert "error: the toy broke at https://127.0.0.1:1/x.git" in printed
+    assert "hunter2" not in printed
 
 
 def test_retries_come_to_an_end(toy: Path, server: Server, environment: dict[str, str]) -> None:
@@ -143,14 +144,14 @@ def test_a_stage_waits_for_somebody_elses_dvc(
     assert (toy / "tries").read_text() == "x", "the other one has done it"
 
 
-def test_a_failed_run_is_told_to_the_block_that_is_named(
-    server: Server, environment: dict[str, str], run: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+@pytest.fixture
+def heard(server: Server, run: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator[list[str]]:
+    """What a webhook on this machine is told, through the notification block custom-webhook/told."""
     heard: list[str] = []
 
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
             self.send_response(204)
             self.end_headers()
 
@@ -161,19 +162,49 @@ def test_a_failed_run_is_told_to_the_block_that_is_named(
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
     make = (
         "from prefect.blocks.notifications import CustomWebhookNotificationBlock as B;"
-        f"B(name='t', url='http://127.0.0.1:{receiver.server_port}/', json_data={{'text': '{{{{body}}}}'}}).save('told')"
+        f"B(name='t', url='http://127.0.0.1:{receiver.server_port}/', json_data={{'text': '{{{{body}}}}'}})"
+        ".save('told', overwrite=True)"
     )
+    run("python", "-c", make, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings)
+    yield heard
+    receiver.shutdown()
+
+
+def test_a_failed_run_is_told_to_the_block_that_is_named(
+    server: Server, heard: list[str], run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     tell = "from flows.tell import tell; tell('custom-webhook/told', 'the night failed'); tell('slack-webhook/none', 'x')"
-    env = server.settings | {"PYTHONPATH": str(ROOT)}
-    try:
-        run("python", "-c", make, cwd=ROOT, **env)
-        printed = run("python", "-c", tell, cwd=ROOT, **env).stdout
-    finally:
-        receiver.shutdown()
-    assert heard == [json.dumps({"text": "the night failed"})] or json.loads(heard[0]) == {
-        "text": "the night failed"
-    }
+    printed = run("python", "-c", tell, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings).stdout
+    assert heard == ["the night failed"]
     assert "slack-webhook/none could not be told" in printed
+
+
+@pytest.mark.parametrize(
+    ("flow", "arguments", "why"),
+    [
+        ("train-ral", (), "Stage locate failed"),
+        ("nightly", (), "cannot be fetched"),
+        ("compare", ("loss.name=ral,bce",), "cannot be fetched"),
+    ],
+)
+def test_each_flow_tells_of_a_run_that_failed(
+    server: Server,
+    heard: list[str],
+    tmp_path: Path,
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    flow: str,
+    arguments: tuple[str, ...],
+    why: str,
+) -> None:
+    """In a folder that is no project, so that the first thing that each of them does fails."""
+    settings = server.settings | {"PYTHONPATH": str(ROOT), "RAL_FLOWS_NOTIFY": "custom-webhook/told"}
+    settings |= {"RAL_STATE_DIR": str(tmp_path / "state")}
+    module = f"flows.{flow.replace('-', '_')}"
+    run("python", "-m", module, *arguments, cwd=tmp_path, code=1, **settings)
+    (text,) = heard
+    assert text.startswith(f"{flow} ")
+    assert ": Failed. " in text
+    assert why in text
 
 
 def test_a_run_that_was_killed_is_marked_as_crashed(

@@ -1,20 +1,37 @@
 """Workspaces: a checkout that is nobody's, held by one run at a time, with a record that says what each night was made from."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import copy_project
 
-from flows.nightly import push
-from flows.workspace import BRANCH, Busy, commit_night, facts_of, git, hold, open_workspace, recorded
+from flows.nightly import push, take_baseline
+from flows.workspace import (
+    BRANCH,
+    LEDGER_BRANCH,
+    Busy,
+    commit_night,
+    facts_of,
+    git,
+    hold,
+    open_workspace,
+    recorded,
+)
 from ral.config.base import load
 from ral.config.environment import Environment, FlowsTarget
 from ral.config.params import Params
 from ral.errors import UserError
+from ral.files import sha256, write_json
+from ral.release.disk import locked
+from ral.release.ledger import Ledger
+from ral.release.registry import LOCK, Registry, Release
 from ral.runs import RUN_ID
 
 
@@ -118,6 +135,106 @@ def test_an_upstream_that_does_not_answer_is_said(source: Path, state: Path, tmp
     push(made, target)
     assert git(upstream, "rev-parse", BRANCH) == commit
     push(made, Environment())  # none by default
+
+
+def test_the_ledger_goes_where_the_registry_is_pushed(source: Path, state: Path, tmp_path: Path) -> None:
+    made = open_workspace(state, "nightly", str(source), "HEAD", {})
+    commit_night(made, "one", {})
+    upstream = tmp_path / "upstream.git"
+    git(tmp_path, "init", "-q", "--bare", str(upstream))
+    target = Environment(flows=FlowsTarget(push_git=str(upstream)))
+    ledger = Ledger(state)
+    for number in range(2):
+        ledger.append("decision", run_id=str(number), sentence="naïve: 50 %")
+        push(made, target)
+        assert git(upstream, "show", f"{LEDGER_BRANCH}:ledger.jsonl") + "\n" == ledger.path.read_text()
+    push(made, target)  # nothing new is no further commit
+    assert git(upstream, "rev-list", "--count", LEDGER_BRANCH) == "2"
+    ledger.path.write_text(ledger.path.read_text().replace("decision", "promote", 1))
+    with pytest.raises(UserError, match="does not follow"):
+        push(made, target)
+
+
+LOCKS = (
+    "HEAD.lock",
+    "packed-refs.lock",
+    "config.lock",
+    "refs/heads/nightly.lock",
+    "refs/record/nightly.lock",
+    "refs/a/b.lock",
+)
+
+
+def test_locks_of_a_killed_git_are_cleared(source: Path, state: Path) -> None:
+    made = open_workspace(state, "nightly", str(source), "HEAD", {})
+    first = commit_night(made, "one", {})
+    for name in LOCKS:
+        for repository in (made.registry, made.folder / ".git"):
+            (repository / name).parent.mkdir(parents=True, exist_ok=True)
+            (repository / name).touch()
+    made = open_workspace(state, "nightly", str(source), "HEAD", {})
+    second = commit_night(made, "two", {"manifest": "1"})
+    assert git(made.registry, "rev-parse", f"{second}^1") == first
+    (made.registry / "refs/tags/ral@v0.1.0.lock").touch()
+    Registry(state)
+    assert not list(made.registry.rglob("*.lock"))
+
+
+def test_a_lock_that_is_in_use_is_waited_for(state: Path, wait_until) -> None:
+    lock = Registry(state).repository / "refs/heads/nightly.lock"
+    code = "import sys; from pathlib import Path; from ral.release.registry import Registry; print('go', flush=True); "
+    code += "Registry(Path(sys.argv[1]))"
+    with locked(state / LOCK):
+        lock.touch()
+        other = subprocess.Popen([sys.executable, "-c", code, str(state)], stdout=subprocess.PIPE)
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"go\n"
+        time.sleep(0.5)
+        assert lock.exists()
+        assert other.poll() is None
+    assert other.wait() == 0
+    assert not lock.exists()
+
+
+def test_a_killed_init_is_done_again(source: Path, state: Path) -> None:
+    for folder in (state / "registry.git", state / "workspaces/nightly/.git"):
+        (folder / "refs").mkdir(parents=True)
+    made = open_workspace(state, "nightly", str(source), "HEAD", {})
+    assert commit_night(made, "one", {}) == git(made.registry, "rev-parse", BRANCH)
+
+
+@pytest.mark.parametrize("harm", ["objects", "reference"])
+def test_a_record_that_cannot_be_read_stops_the_night(source: Path, state: Path, harm: str) -> None:
+    made = open_workspace(state, "nightly", str(source), "HEAD", {})
+    commit_night(made, "one", {})
+    shutil.rmtree(made.folder)
+    if harm == "objects":
+        shutil.rmtree(made.registry / "objects")
+        (made.registry / "objects").mkdir()
+    else:
+        (made.registry / "refs/heads" / BRANCH).write_bytes(b"")
+    with pytest.raises(UserError, match=r"the record of the nights cannot be read.*fsck.*backup"):
+        open_workspace(state, "nightly", str(source), "HEAD", {})
+
+
+@pytest.mark.parametrize("name", ["split.parquet", "profile.json"])
+def test_a_damaged_packet_is_no_baseline(tmp_path: Path, name: str) -> None:
+    """Tonight is held to nothing that is not what was registered."""
+    packet, folder = tmp_path / "v0.1.0", tmp_path / "workspace"
+    (folder / "baseline").mkdir(parents=True)
+    packet.mkdir()
+    for each in ("split.parquet", "profile.json"):
+        (packet / each).write_text("registered")
+    files = {each: sha256(packet / each) for each in ("split.parquet", "profile.json")}
+    write_json(packet / "manifest.json", {"files": files})
+    release = Release("v0.1.0", "0" * 40, "champion", packet)
+    registry = SimpleNamespace(releases=lambda: [release], champion=lambda: release)
+    take_baseline(folder, registry)
+    assert (folder / "baseline" / name).read_text() == "registered"
+    (packet / name).write_text("changed")
+    with pytest.raises(UserError, match=rf"{name} is not what was registered"):
+        take_baseline(folder, registry)
+    assert (folder / "baseline" / name).read_text() == "registered"
 
 
 def test_the_machine_is_no_part_of_the_record(

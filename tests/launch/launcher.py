@@ -4,15 +4,15 @@ python launcher.py RUN_FOLDER TARGET.json     # prints the error, if any, as one
 """
 
 import json
-import signal
 import sys
 from pathlib import Path
 
 from ral.config.environment import TrainingTarget
 from ral.errors import UserError
 from ral.launch import launch
+from ral.processes import on_request_to_end
 
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+on_request_to_end(lambda number, _: sys.exit(128 + number))
 folder = Path(sys.argv[1])
 target = TrainingTarget.model_validate_json(Path(sys.argv[2]).read_text())
 rank = (sys.executable, str(Path(__file__).with_name("rank.py")))

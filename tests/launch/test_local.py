@@ -3,7 +3,10 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
@@ -64,13 +67,13 @@ def test_a_kill_is_a_better_word_than_the_broken_exchange_it_caused(job) -> None
     assert [path.name for path in job.folder.glob("*rank_failure*")] == ["rank_failure.json"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_processes_asked_to_end_may_save(job, wait_until: Callable, how: signal.Signals) -> None:
     launcher = job.start("slow", two(grace=3600.0))
     wait_until(lambda: len(job.ranks()) == 2)
     launcher.send_signal(how)
     code = launcher.wait()
-    assert code == (143 if how == signal.SIGTERM else -signal.SIGINT)
+    assert code == (-signal.SIGINT if how == signal.SIGINT else 128 + how)
     assert {path.name for path in job.folder.glob("saved-*")} == {"saved-0", "saved-1"}
     assert not job.left()
 
@@ -89,6 +92,22 @@ def test_a_killed_launcher_leaves_nothing(job, wait_until: Callable) -> None:
     launcher.kill()
     launcher.wait()
     wait_until(lambda: not job.left())
+
+
+def test_without_loopback_training_ends_at_once(job) -> None:
+    """In a network namespace of its own, where even 127.0.0.1 is down."""
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+        pytest.skip("no network namespace can be made here")
+    job.specify("ok")
+    (job.folder / "target.json").write_text(two().model_dump_json())
+    command = [sys.executable, str(Path(__file__).with_name("launcher.py")), str(job.folder)]
+    done = subprocess.run(
+        ["unshare", "--net", *command, str(job.folder / "target.json")],
+        env=job.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "127.0.0.1 cannot be reached" in json.loads(done.stdout)["message"]
+    assert not job.ranks()
 
 
 def test_word_of_an_earlier_try_is_forgotten(job) -> None:

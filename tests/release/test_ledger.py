@@ -1,6 +1,8 @@
 """The ledger: lines vouch for each other, a torn one is moved aside, a decision is written once, writers take turns."""
 
+import contextlib
 import json
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -83,3 +85,23 @@ def test_writers_take_turns(tmp_path: Path) -> None:
         assert writer.exitcode == 0
     assert len({entry["run_id"] for entry in Ledger(tmp_path).entries()}) == 60
     assert all(json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("left", [0, 100, 300])
+def test_a_full_disk_leaves_the_ledger_as_it_was(small_disk: Callable[[str], Path], left: int) -> None:
+    """A page of the disk is nearly used up: the kernel takes a part of a line, and says so only by its length."""
+    folder = small_disk("64k")
+    folder.chmod(0o700)
+    ledger = Ledger(folder)
+    ledger.append("decision", run_id="a")
+    ledger.append("decision", run_id="b", sentence="x" * (4096 - left - ledger.path.stat().st_size - 175))
+    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    before = ledger.path.read_bytes()
+    with pytest.raises(OSError, match=r"No space left on device: .*ledger.jsonl"):
+        ledger.append("decision", run_id="c", sentence="y" * 5000)
+    assert ledger.path.read_bytes() == before
+    (folder / "filler").unlink()
+    ledger.append("decision", run_id="c")
+    assert [entry["what"] for entry in ledger.entries()] == ["decision"] * 3

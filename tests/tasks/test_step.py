@@ -41,6 +41,13 @@ def start(
         ),
         ("raise KeyboardInterrupt", 130, "interrupted", True, "asked to end"),
         ("os.kill(os.getpid(), 15); time.sleep(60)", 143, "interrupted", True, "asked to end"),
+        (
+            "os.kill(os.getpid(), 1); time.sleep(60)",
+            129,
+            "interrupted",
+            True,
+            "Rerun the same command to resume",
+        ),
         ("raise ZeroDivisionError('one')", 1, "bug", False, "ZeroDivisionError: one"),
         ("raise OSError(errno.EPROTO, 'unheard of')", 1, "bug", False, "unheard of"),
         ("raise OSError(errno.EIO, 'x', 'a.tar')", 1, "disk", False, "a.tar: Input/output error. The disk"),
@@ -83,6 +90,15 @@ def test_asking_twice_does_not_cut_the_end_short(
     step.terminate()
     assert step.wait() == 143
     assert (tmp_path / "saved").exists()
+
+
+def test_a_hang_up_that_is_ignored_stays_so(tmp_path: Path, environment: dict[str, str]) -> None:
+    body = "os.kill(os.getpid(), 1); open('survived', 'w').close()"
+    script = f"{HEAD}def run():\n    {body}\nstep.main('train', run)\n"
+    command = ["nohup", sys.executable, "-c", script]
+    env = environment | {"PYTHONPATH": str(ROOT), "RAL_RUN_ID": "one"}
+    assert subprocess.run(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL).returncode == 0
+    assert (tmp_path / "survived").exists()
 
 
 @pytest.mark.parametrize(("name", "saved"), [("train", True), ("evaluate", False)])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,19 @@ def test_only_the_user_may_look(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     assert checkpoints.folder.stat().st_mode & 0o777 == 0o700
     assert (checkpoints.folder / "step-000000001").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_disk_keeps_the_older_checkpoints(small_disk: Callable[[str], Path]) -> None:
+    folder = small_disk("128k")
+    checkpoints = saved(folder, 2)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoints.save(3, {"weights/a": torch.ones(50_000)}, {"step": 3})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "filler").write_bytes(bytes(80_000))
+    with pytest.raises(OSError, match="No space left on device"):  # not the tensors but the facts
+        checkpoints.save(3, TENSORS, {"step": 3, "losses": "x" * 50_000})
+    assert not (checkpoints.folder / ".draft").exists()
 
 
 def test_a_second_run_is_kept_out_and_a_dead_one_is_not(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 from trainings import params, steps, train, write_spec
 
 from ral.config.environment import SlurmConfig, TrainingTarget
@@ -52,3 +53,20 @@ def test_slurm(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     spec = write_spec(prepared, out, params())
     launch(spec, TrainingTarget(launcher="slurm", slurm=SlurmConfig(nodes=2)), out)
     np.testing.assert_allclose(steps(out), steps(train(prepared, tmp_path / "local", 2)), rtol=1e-6)
+
+
+def test_loopback_is_all_the_network_that_training_needs(
+    prepared: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    if subprocess.run(["unshare", "--net", "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
+        pytest.skip("no network namespace can be made here")
+    with (tmp_path / "params.yaml").open("w") as stream:
+        YAML().dump(params(epochs=1).model_dump(), stream)
+    train = shlex.join([sys.executable, "-m", "tasks.train", "--prepared", str(prepared), "--out", "out"])
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", f"ip link set lo up && exec {train}"], cwd=tmp_path, text=True,
+        env=environment | {"RAL_TRAINING_PROCESSES": "2", "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "out/model.safetensors").exists()

@@ -1,11 +1,13 @@
 """Killed at any moment, the same command goes on and ends with the bytes of an uninterrupted run."""
 
+import fcntl
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,15 +38,25 @@ class Training:
         with (folder / "params.yaml").open("w") as stream:
             YAML().dump(params.model_dump(), stream)
 
-    def start(self, processes: int = 1, run_id: str = "run", out: str = "out") -> subprocess.Popen:
+    def start(
+        self,
+        processes: int = 1,
+        run_id: str = "run",
+        out: str = "out",
+        minutes: str = "0",
+        terminal: int | None = None,
+    ) -> subprocess.Popen:
+        """Start it; `terminal` is the far end of a terminal that it writes to and is controlled by."""
         settings = {
-            "RAL_TRAINING_PROCESSES": str(processes), "RAL_TRAINING_CHECKPOINT_MINUTES": "0", "RAL_RUN_ID": run_id,
+            "RAL_TRAINING_PROCESSES": str(processes), "RAL_TRAINING_CHECKPOINT_MINUTES": minutes, "RAL_RUN_ID": run_id,
             "RAL_STATE_DIR": str(self.folder / "state"), "PYTHONPATH": str(Path(__file__).parents[2]),
         }  # fmt: skip
         log = (self.folder / "log.txt").open("a")
         return subprocess.Popen(
             [sys.executable, "-m", "tasks.train", "--prepared", str(self.prepared), "--out", out],
-            cwd=self.folder, env=self.environment | settings, stdout=log, stderr=log,
+            cwd=self.folder, env=self.environment | settings, stdout=terminal or log, stderr=terminal or log,
+            start_new_session=terminal is not None,
+            preexec_fn=None if terminal is None else lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
         )  # fmt: skip
 
     def finish(self, processes: int = 1, run_id: str = "run") -> Path:
@@ -152,6 +164,66 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     out = training.finish()
     assert "is damaged (tensors.safetensors does not match its checksum): going back" in training.log()
     assert outputs(out) == reference[1]
+
+
+def test_a_terminal_that_hangs_up_costs_nothing(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], reference: dict, wait_until: Callable
+) -> None:
+    """The terminal is closed: SIGHUP reaches the launcher, and every write to the terminal fails from then on."""
+    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    near, far = os.openpty()
+    launcher = training.start(minutes="10", terminal=far)
+    os.close(far)
+    shown = b""
+    while b"epoch   2" not in shown:
+        shown += os.read(near, 4096)
+    os.close(near)
+    assert launcher.wait() == 128 + signal.SIGHUP
+    training.nothing_runs()
+    steps = training.steps_done()
+    assert steps >= 16, "a checkpoint was saved at the end"
+    told = f"A checkpoint was saved after {steps} steps: rerun the same command to resume."
+    failure = json.loads((training.folder / "runs/run/failure.json").read_text())
+    assert (failure["kind"], failure["retry"]) == ("interrupted", True)
+    assert told in failure["message"]
+    record = json.loads((training.folder / "runs/run/manifest.json").read_text())["steps"]["train"]
+    assert record["status"].startswith("failed")
+    assert "finished" in record
+    assert not list(training.folder.glob(".*.draft"))
+    assert outputs(training.finish()) == reference[1]
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_state_dir_that_is_full_is_told_and_not_tried_again(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], small_disk: Callable[[str], Path], world: int
+) -> None:
+    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    disk = small_disk("256k")
+    disk.chmod(0o700)
+    (training.folder / "state").symlink_to(disk)
+    assert training.start(world).wait() == 1
+    training.nothing_runs()
+    failure = json.loads((training.folder / "runs/run/failure.json").read_text())
+    assert (failure["kind"], failure["retry"]) == ("disk", False)
+    assert f"{training.folder}/state/training/" in failure["message"]
+    assert "No space left on device. Free some space there" in training.log()
+    assert "Traceback" not in training.log()
+    assert not list(disk.rglob(".draft"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_training_says_how_to_resume(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], wait_until: Callable, how: signal.Signals
+) -> None:
+    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    launcher = training.start(minutes="10")
+    wait_until(lambda: "epoch   1" in training.log() or launcher.poll() is not None)
+    launcher.send_signal(how)
+    assert launcher.wait() == 128 + how
+    training.nothing_runs()
+    told = f"A checkpoint was saved after {training.steps_done():,} steps: rerun the same command to resume."
+    assert f"interrupted: Training was asked to end. {told}" in training.log()
+    assert not list(training.folder.glob(".*.draft"))
 
 
 @pytest.mark.parametrize(

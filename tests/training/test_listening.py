@@ -1,0 +1,49 @@
+"""On one machine no other machine can reach the training processes: their exchange asks nobody for a password."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from trainings import params, train, write_spec
+
+from ral.config.environment import TrainingTarget
+from ral.errors import UserError
+from ral.launch import launch
+
+
+def listening() -> dict[int, set[str]]:
+    """Addresses at which the training processes that this one started listen, by their process id."""
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if "ral.training" in child.cmdline():
+                sockets = child.net_connections("inet")
+                found[child.pid] = {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_training_on_one_machine_listens_on_loopback_only(prepared: Path, tmp_path: Path) -> None:
+    seen: dict[int, set[str]] = {}
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train, prepared, tmp_path / "out", 2, zero_stage=1)
+        while not training.done():
+            for process, addresses in listening().items():
+                seen[process] = seen.get(process, set()) | addresses
+            time.sleep(0.02)
+        training.result()
+    assert list(seen.values()) == [{"127.0.0.1"}] * 2
+
+
+def test_a_port_that_is_taken_is_named(prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        spec = write_spec(prepared, out, params())
+        with pytest.raises(UserError, match=rf"port {port} .*training\.port") as error:
+            launch(spec, TrainingTarget(processes=2, port=port), out)
+    assert error.value.retry
