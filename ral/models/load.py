@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from ral.config.base import explain
 from ral.config.model import ModelConfig
 from ral.errors import UserError
 from ral.files import read_json
 from ral.models import Network, build_model
+from ral.models.pretrained import refuse_not_finite
 
 # What model.json must say for the weights to be of use.
 FACTS = ("model", "findings", "size", "pixel_mean", "pixel_deviation", "phantom")
@@ -32,7 +34,7 @@ def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Networ
         normalise them (`ral.training.scoring.normalised`).
 
     Raises:
-        UserError: a file is missing or damaged, or the weights are of another network.
+        UserError: a file is missing or damaged, or the weights are of another network or not finite.
     """
     facts = _facts(folder / "model.json")
     try:
@@ -63,8 +65,12 @@ def _facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _fill(network: Network, path: Path) -> None:
-    """Load every tensor of `network` from a safetensors file that holds exactly these."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: it is missing or damaged, or holds a number that is not finite.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -77,6 +83,13 @@ def _fill(network: Network, path: Path) -> None:
             f"{path} is not a whole safetensors file ({error}). Train again, or restore it (dvc checkout); pickled "
             "weights (.pt, .pth, .bin) are not loaded, since opening one can run code."
         ) from None
+    refuse_not_finite(tensors, f"{path}: ")
+    return tensors
+
+
+def _fill(network: Network, path: Path) -> None:
+    """Load every tensor of `network` from a safetensors file that holds exactly these."""
+    tensors = read_weights(path)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]

@@ -1,8 +1,10 @@
 """Weights to start from: found on the Hugging Face hub or in a local file, safetensors only, never a pickle."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ral.config.model import ModelConfig
@@ -67,7 +69,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         Tensors by timm's names (of this project's own model.safetensors: the backbone's), and the SHA-256 of the file.
 
     Raises:
-        UserError: the file is not safetensors, whatever its name says.
+        UserError: the file is not safetensors, whatever its name says, or holds a number that is not finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -79,12 +81,33 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
             f"model.pretrained: {path} is not a safetensors file ({error}). Pickled checkpoints (.pt, .pth, .bin) are "
             "not loaded, since opening one can run code; save its weights with safetensors.torch.save_file."
         ) from None
+    refuse_not_finite(tensors, f"model.pretrained: {path}: ")
     own = {
         name.removeprefix("backbone."): tensor
         for name, tensor in tensors.items()
         if name.startswith("backbone.")
     }
     return own or tensors, sha256(path)
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that would make every logit no number.
+
+    Args:
+        tensors: by name.
+        where: what the message begins with.
+
+    Raises:
+        UserError: a number is infinite or none.
+    """
+    for name, tensor in tensors.items():
+        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            raise UserError(
+                f"{where}{bad:,} of the {tensor.numel():,} numbers of {name} are not finite (NaN or infinite). These weights are "
+                "of no use: train again with a lower train.learning_rate, or take other weights.",
+                kind="not_finite",
+            )
 
 
 def check_loaded(backbone: nn.Module, fresh: nn.Module, path: Path, name: str) -> None:

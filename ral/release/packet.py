@@ -10,14 +10,14 @@ from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST, MODEL = "manifest.json", "model/model.safetensors"
 
 # Name in the packet -> where the stages of dvc.yaml write it.
 FILES = {
     "report.html": "reports/report.html",
     "model_card.md": "reports/model_card.md",
     "metrics.json": "reports/metrics.json",
-    "model/model.safetensors": "models/model.safetensors",
+    MODEL: "models/model.safetensors",
     "model/model.json": "models/model.json",
     "split.parquet": "data/prepared/split.parquet",
     "params.yaml": "params.yaml",
@@ -38,8 +38,11 @@ def build(workspace: Path, verdict: dict[str, Any], commit: str, folder: Path) -
         folder: to write into; it exists and is empty.
 
     Raises:
-        UserError: a file of the run is missing, or params.yaml is wrong.
+        UserError: a file of the run is missing, its weights are damaged or not finite, or params.yaml is wrong.
     """
+    from ral.models.load import read_weights
+
+    read_weights(there(workspace / FILES[MODEL]))
     for name, source in FILES.items():
         path = there(workspace / source)
         (folder / name).parent.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ral.errors import UserError
 from ral.files import private_folder, read_json, sha256, write_json
+from ral.models.pretrained import refuse_not_finite
 
 # Packages whose version may change a result.
 PACKAGES = ("torch", "deepspeed", "timm", "numpy", "pyarrow")
@@ -133,7 +134,15 @@ class Checkpoints:
         for path in reversed(self._found()):
             problem = _problem(path)
             if problem is None:
-                return load_file(path / TENSORS), read_json(path / FACTS)
+                tensors = load_file(path / TENSORS)
+                try:
+                    weights = {
+                        name: t for name, t in tensors.items() if name.startswith(("weights/", "average/"))
+                    }
+                    refuse_not_finite(weights, "")
+                    return tensors, read_json(path / FACTS)
+                except UserError as error:
+                    problem = str(error).partition(". ")[0]
             say(f"checkpoint {path} is damaged ({problem}): going back to the one before it")
         return None
 

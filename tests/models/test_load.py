@@ -82,6 +82,22 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["backbone.fc.weight", "backbone.bn1.running_var"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = (
+        next(key for key in tensors if key.endswith(name.partition(".")[2])) if name not in tensors else name
+    )
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=rf"1 of the \d+ numbers of {name} are not finite") as caught:
+        load_model(tmp_path)
+    assert caught.value.kind == "not_finite"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ral.config.model import ModelConfig
 from ral.errors import UserError
@@ -99,6 +99,14 @@ def test_weights_of_another_network_are_refused(colour: Path, tmp_path: Path) ->
         build(colour, backbone="resnet18")
     with pytest.raises(UserError, match="there is no file"):
         build(tmp_path / "none.safetensors")
+
+
+def test_pretrained_weights_that_are_not_finite_are_refused(colour: Path, tmp_path: Path) -> None:
+    tensors = load_file(colour)
+    next(t for t in tensors.values() if t.is_floating_point()).view(-1)[0] = float("nan")
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match=r"model\.pretrained: .*not finite"):
+        build(tmp_path / "bad.safetensors")
 
 
 def test_hub_asks_for_safetensors_of_the_backbone(colour: Path, monkeypatch: pytest.MonkeyPatch) -> None:

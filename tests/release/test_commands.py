@@ -107,6 +107,18 @@ def predicted(ral: Ral, project: Path, *arguments: str) -> bytes:
     return pd.read_parquet(out).drop(columns="image_id").to_numpy().tobytes()
 
 
+def test_weights_that_are_not_finite_become_no_release(
+    ral: Ral, commit: Callable[[str], str], project: Path
+) -> None:
+    path = project / "models/model.safetensors"
+    weights = load_file(path)
+    next(t for t in weights.values() if t.is_floating_point()).view(-1)[0] = torch.nan
+    save_file(weights, path)
+    with pytest.raises(SystemExit, match="are not finite"):
+        night(ral, commit, project, "one")
+    assert "No release" in ral("list")
+
+
 def test_from_a_first_model_to_a_rollback(
     ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path
 ) -> None:

@@ -69,6 +69,17 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, name: str, damag
     assert found[1] == {"step": 2}
 
 
+@pytest.mark.parametrize("name", list(TENSORS))
+def test_one_with_weights_that_are_not_finite_is_passed_over(tmp_path: Path, name: str) -> None:
+    checkpoints = saved(tmp_path, 1)
+    checkpoints.save(2, TENSORS | {name: torch.full((2, 3), torch.nan)}, {"step": 2})
+    said: list[str] = []
+    found = checkpoints.newest(said.append)
+    assert found is not None
+    assert found[1] == {"step": 1}
+    assert f"step-000000002 is damaged (6 of the 6 numbers of {name} are not finite" in said[0]
+
+
 def test_a_draft_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     (checkpoints.folder / ".draft").mkdir()
