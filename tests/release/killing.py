@@ -1,0 +1,114 @@
+"""Kills `register` or `prune` of ral.release before each thing it does to the disk, and looks at what the same command then makes of it.
+
+python killing.py register|prune BASE WORK     # BASE has state/ and project/; WORK is an empty folder
+
+Prints how often it killed. Exits with an error at the first state that is not right.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from argparse import Namespace
+from pathlib import Path
+
+import gto.api  # noqa: F401  imported once, before the forks
+
+from ral.files import read_json
+from ral.models import load  # noqa: F401  the same
+from ral.release import commands, packet
+from ral.release.registry import Registry
+
+EVENTS = {
+    "open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate", "os.scandir", "shutil.rmtree",
+    "shutil.copyfile", "subprocess.Popen",
+}  # fmt: skip
+
+
+def act(what: str, base: Path, state: Path) -> None:
+    """The command."""
+    if what == "prune":
+        commands.do_prune(Namespace(state=state, params=base / "project/params.yaml"))
+        return
+    verdict = base / "verdict.json"
+    commands.do_register(
+        Namespace(
+            state=state, workspace=base / "project", commit=(base / "commit").read_text(), verdict=verdict,
+            run_id="last", promote=True, approved_by=None,
+        )
+    )  # fmt: skip
+
+
+def forked(what: str, base: Path, state: Path, kill_at: int = 0) -> bool:
+    """Run the command in a child that is killed before its `kill_at`-th event in `state`; whether it came to its end."""
+    child = os.fork()
+    if child:
+        code = os.waitpid(child, 0)[1]
+        assert code in (0, signal.SIGKILL), f"{what} failed ({code}) in {state}"
+        return code == 0
+    seen = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        if event in EVENTS and any(str(state) in str(argument) for argument in arguments):
+            seen += 1
+            if seen == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    try:
+        act(what, base, state)
+        os._exit(0)
+    except BaseException:  # noqa: BLE001  whatever it is, the child must not go on as its parent
+        traceback.print_exc()
+        os._exit(1)
+
+
+def check_at_once(state: Path) -> None:
+    """What must hold at every moment: there is a champion, its packet is whole, and so is that of the link."""
+    champion = Registry(state).champion()
+    assert champion is not None
+    packet.check(champion.packet)
+    assert (state / "champion").resolve() == champion.packet.resolve()
+
+
+def check_at_the_end(what: str, base: Path, state: Path) -> None:
+    """What must hold when the same command has run to its end."""
+    registry = Registry(state)
+    releases, entries = registry.releases(), registry.ledger.entries()
+    decisions = [entry["run_id"] for entry in entries if entry["what"] == "decision"]
+    tags = [entry["tag"] for entry in entries if entry["what"] == "promote"]
+    assert len(tags) == len(set(tags)), tags
+    left = [path.name for path in registry.folder.iterdir()]
+    if what == "register":
+        assert [release.version for release in releases] == ["v0.1.0", "v0.2.0", "v0.3.0", "v0.4.0"]
+        assert [release.stage for release in releases] == ["archived", "registered", "registered", "champion"]
+        assert decisions == ["last"]
+        assert sorted(left) == [release.version for release in releases]
+        assert read_json(releases[-1].packet / "verdict.json")["run_id"] == "last"
+    else:
+        assert sorted(left) == ["v0.1.0", "v0.3.0"], left
+    for name in left:
+        packet.check(registry.folder / name)
+    assert not list(state.rglob("*.draft")), "a draft is left"
+
+
+def main() -> None:
+    what, base, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    kills = 0
+    while True:
+        state = Path(shutil.copytree(base / "state", work / f"state{kills}", symlinks=True))
+        if forked(what, base, state, kills + 1):
+            break
+        kills += 1
+        check_at_once(state)
+        assert forked(what, base, state)
+        check_at_once(state)
+        check_at_the_end(what, base, state)
+        shutil.rmtree(state)
+    print(kills)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Killed before anything that they do to the disk, register and prune lose nothing, and the same command ends what was begun."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, set_params
+
+from ral.files import write_json
+from ral.release.registry import Registry
+from ral.training.__main__ import write_weights
+
+
+@pytest.fixture
+def base(
+    tmp_path: Path, registry: Registry, commit: Callable[[str], str], release: Callable[[str], str]
+) -> Path:
+    """Three releases, the first of them the champion, and a run to be registered as the fourth."""
+    project = tmp_path / "project"
+    for name in ("reports", "models", "data/prepared", "data/validated"):
+        (project / name).mkdir(parents=True)
+    for name in ("reports/report.html", "reports/model_card.md", "data/prepared/split.parquet", "dvc.lock"):
+        (project / name).write_text(name)
+    write_json(project / "reports/metrics.json", {})
+    write_json(project / "data/manifest.json", {})
+    write_json(project / "data/validated/verdict.json", {"profile": {}})
+    write_json(project / "models/model.json", {"phantom": True, "findings": ["Mass"]})
+    write_weights(project / "models/model.safetensors", {"w": torch.zeros(2)}, "phantom")
+    shutil.copy(ROOT / "params.yaml", project)
+    set_params(project, {"gate": {"keep": 1}})
+    for text in ("one", "two", "three"):
+        release(text)
+    registry.promote("v0.1.0", "test", "the first")
+    (tmp_path / "commit").write_text(commit("last"))
+    verdict = {"run_id": "last", "decision": "PROMOTE", "champion": "v0.1.0", "set": 0, "sentence": "better"}
+    write_json(tmp_path / "verdict.json", verdict)
+    return tmp_path
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["register", "prune"])
+def test_killed_at_every_point_nothing_is_lost(
+    base: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], what: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killing.py")), what, str(base), str(tmp_path_factory.mktemp("work"))],
+        env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) > 20, "it was killed often enough"
