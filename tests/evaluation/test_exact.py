@@ -1,0 +1,75 @@
+"""Exact intervals: against scipy, at the ends, and between the two bounds of the effective number."""
+
+import numpy as np
+import pytest
+from scipy.stats import beta, binomtest, t
+from sklearn.metrics import f1_score
+
+from ral.config.evaluate import RULES
+from ral.evaluation.bootstrap import Interval, draw
+from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard
+from ral.evaluation.measure import COUNTS, Scored, calls
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 1), (1, 1), (0, 4), (3, 7), (7, 7), (120, 995)])
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+def test_whole_trials_are_those_of_scipy(hits: int, trials: int, confidence: float) -> None:
+    exact = binomtest(hits, trials).proportion_ci(confidence)
+    found = clopper_pearson(hits / trials, trials, confidence)
+    assert found == (pytest.approx(exact.low, abs=1e-9), pytest.approx(exact.high, abs=1e-9))
+
+
+def test_trials_need_not_be_whole() -> None:
+    found = clopper_pearson(0.3, 7.5, 0.95)
+    assert found == pytest.approx((beta.ppf(0.025, 2.25, 6.25), beta.ppf(0.975, 3.25, 5.25)))
+
+
+def test_effective_trials_lie_between_patients_and_images() -> None:
+    plain = 0.3 * 0.7 / 0.001
+    unknown = (1.959964 / t.ppf(0.975, 99)) ** 2
+    assert effective_trials(0.3, 0.001, 100, 900, 0.95) == pytest.approx(plain * unknown, rel=1e-6)
+    assert effective_trials(0.3, 1.0, 100, 900, 0.95) == 100
+    assert effective_trials(0.3, 1e-9, 100, 900, 0.95) == 900
+    assert effective_trials(1.0, 0.0, 3.2, 9, 0.95) == 3.2
+
+
+def test_f1_is_a_proportion_in_disguise() -> None:
+    truth, called = np.array([1, 1, 1, 0, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0, 0])
+    assert jaccard(f1_score(truth, called)) == pytest.approx(2 / 4)
+    assert f1_of(2 / 4) == pytest.approx(f1_score(truth, called))
+
+
+def scored(labels: np.ndarray, called: np.ndarray) -> Scored:
+    return Scored(labels, called, called, dict.fromkeys(RULES, 0.5))
+
+
+def test_every_figure_has_the_patients_of_its_own_denominator() -> None:
+    """1,000 patients of one image, 5 with the finding, one of them called and no other."""
+    resamples = draw(np.array([f"p{number:04d}" for number in range(1000)]), 400, seed=1, method="bca")
+    labels, called = np.zeros(1000), np.zeros(1000)
+    labels[:5] = called[0] = 1
+    found = calls(scored(labels, called), resamples)["max_f1"]
+    images = {name: found[name].support.images for name in COUNTS}
+    assert images == {"sensitivity": 5, "specificity": 995, "ppv": 1, "npv": 999, "f1": 5}
+    assert resamples.interval(found["ppv"]) == Interval(1, pytest.approx(0.025), 1)
+    low = binomtest(995, 995).proportion_ci().low
+    assert resamples.interval(found["specificity"]) == Interval(1, pytest.approx(low, abs=1e-9), 1)
+    exact = binomtest(1, 5).proportion_ci()
+    sensitivity = resamples.interval(found["sensitivity"])
+    assert sensitivity.low == pytest.approx(exact.low, abs=1e-6)
+    assert sensitivity.high == pytest.approx(exact.high, abs=1e-6)
+    f1 = resamples.interval(found["f1"])
+    assert f1.high == pytest.approx(f1_of(exact.high), abs=1e-6)
+    # No image is called: there is no PPV, and F1 and sensitivity are 0 of 5.
+    none = calls(scored(labels, 0 * called), resamples)["max_f1"]
+    assert resamples.interval(none["ppv"]) == Interval(None, None, None)
+    upper = binomtest(0, 5).proportion_ci().high
+    assert resamples.interval(none["f1"]) == Interval(0, 0, pytest.approx(f1_of(upper)))
+
+
+def test_images_of_one_patient_count_as_one() -> None:
+    resamples = draw(np.repeat([f"p{number:02d}" for number in range(50)], 4), 400, seed=1)
+    labels, called = np.zeros(200), np.zeros(200)
+    labels[:4] = called[:4] = 1
+    found = calls(scored(labels, called), resamples)["max_f1"]
+    assert resamples.interval(found["ppv"]) == Interval(1, pytest.approx(0.025), 1)
