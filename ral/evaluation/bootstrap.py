@@ -168,14 +168,17 @@ class Resamples:
 
     def _exact(self, sampled: Sampled) -> tuple[float, float]:
         """The interval of a proportion, or of F1."""
-        value, drawn = float(sampled.values[0]), self.drawn(sampled)
-        if sampled.scale == "f1":
-            value, drawn = float(jaccard(value)), jaccard(drawn)
-        support = sampled.support
-        variance = float(np.var(drawn)) * _widening(support.effective) if drawn.size else 0.0
-        trials = effective_trials(value, variance, support.effective, support.images, self.confidence)
-        low, high = clopper_pearson(value, trials, self.confidence)
+        values = jaccard(sampled.values) if sampled.scale == "f1" else sampled.values
+        trials = self.trials(values, sampled.support)
+        low, high = clopper_pearson(float(values[0]), trials, self.confidence)
         return (f1_of(low), f1_of(high)) if sampled.scale == "f1" else (low, high)
+
+    def trials(self, share: Array, support: Support) -> float:
+        """Independent images that tell as much of a proportion [columns]; see `exact.effective_trials`."""
+        drawn = share[1 : 1 + self.replicates]
+        drawn = drawn[np.isfinite(drawn)]
+        variance = float(np.var(drawn)) * _widening(support.effective) if drawn.size else 0.0
+        return effective_trials(float(share[0]), variance, support.effective, support.images, self.confidence)
 
     def unseen(self, sampled: Sampled) -> tuple[float, float]:
         """How far below and above its value a metric may be for what its replicates do not show.

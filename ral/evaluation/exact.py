@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtri, stdtrit
+from scipy.special import betainc, betaincinv, ndtri, stdtrit
 
 Array = NDArray[Any]
 
@@ -44,6 +44,14 @@ def effective_trials(
     tail = (1 - confidence) / 2
     unknown = ndtri(tail) / stdtrit(max(patients - 1, 1.0), tail)
     return float(np.clip(share * (1 - share) / variance * unknown**2, patients, max(patients, images)))
+
+
+def middle_tail(share: Array, trials: float, truth: float) -> Array:
+    """Chance of more hits than `share`, and half the chance of as many, if the proportion is `truth` (the mid-P)."""
+    hits, misses = share * trials, np.maximum((1 - share) * trials, 0.0)
+    more = np.where(misses > 0, betainc(hits + 1, np.maximum(misses, 1e-300), truth), 0.0)
+    as_many = np.where(hits > 0, betainc(np.maximum(hits, 1e-300), misses + 1, truth), 1.0)
+    return np.asarray((more + as_many) / 2)
 
 
 def jaccard(f1: Array | float) -> Array:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from ral.config.evaluate import RULES, Rule
 from ral.evaluation.bootstrap import NO_SUPPORT, Resamples, Sampled, Scale, Support
-from ral.evaluation.metrics import RANKED, divide, f1, rank, ranked
+from ral.evaluation.exact import middle_tail
+from ral.evaluation.metrics import LEVEL, RANKED, divide, f1, rank, ranked
 from ral.evaluation.reliability import errors
 
 Array = NDArray[Any]
@@ -50,7 +52,43 @@ def ranking(scored: Scored, resamples: Resamples, names: tuple[str, ...] = RANKE
     if "ap" in sampled:
         # Every positive is among those whose precision is read at it: of few, AP is too high.
         sampled["ap"] = replace(sampled["ap"], inflation=max(resamples.bias(found["ap"]), 0.0))
+    if AT_SENSITIVITY in sampled and np.isfinite(found[AT_SENSITIVITY][0]):
+        sampled[AT_SENSITIVITY] = _at_sensitivity(scored, resamples, sampled[AT_SENSITIVITY])
     return sampled
+
+
+AT_SENSITIVITY = "specificity_at_90_sensitivity"
+
+
+def _at_sensitivity(scored: Scored, resamples: Resamples, sampled: Sampled) -> Sampled:
+    """The specificity at 90 % sensitivity with the reach of its threshold, in the place of replicates.
+
+    Its threshold is a quantile of few positive scores: replicates of ten know next to nothing about the lowest tenth.
+    The thresholds that may have a sensitivity of 90 % are those at which the sensitivity found does not contradict it (a
+    binomial test with mid-P); the specificity reaches as far as theirs, and as far as it varies at a threshold.
+    """
+    positive, negative = scored.labels == 1, scored.labels == 0
+    hits, others = np.sort(scored.logits[positive]), np.sort(scored.logits[negative])
+    steps = np.unique(hits)[::-1]
+    found = 1 - np.searchsorted(hits, steps) / len(hits)
+    threshold = steps[np.argmax(found >= LEVEL - 1e-12)]
+    called = scored.logits >= threshold
+    cells = [positive, positive & called, negative, negative & ~called]
+    p, tp, n, tn = resamples.totals(np.stack(cells, axis=1)).T
+    trials = resamples.trials(divide(tp, p, p > 0), Support.of(resamples.counts(positive)))
+    tail = (1 - resamples.confidence) / 2
+    may = middle_tail(found, trials, LEVEL)
+    possible = np.flatnonzero((may >= tail) & (may <= 1 - tail))
+    value = float(sampled.values[0])
+    low = high = value
+    if len(possible):
+        high = np.searchsorted(others, steps[possible[0]]) / len(others)
+        after = possible[-1] + 1
+        low = np.searchsorted(others, steps[after], side="right") / len(others) if after < len(steps) else 0.0
+    drawn = divide(tn, n, n > 0)[1 : 1 + resamples.replicates]
+    spread = -ndtri(tail) * float(np.nanstd(drawn)) if np.isfinite(drawn).any() else 0.0
+    reach = (float(np.hypot(max(value - low, 0.0), spread)), float(np.hypot(max(high - value, 0.0), spread)))
+    return replace(sampled, values=np.full_like(sampled.values, value), unseen=reach)
 
 
 def calls(scored: Scored, resamples: Resamples) -> dict[Rule, dict[str, Sampled]]:

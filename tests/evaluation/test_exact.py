@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from scipy.stats import beta, binomtest, t
+from scipy.stats import beta, binom, binomtest, t
 from sklearn.metrics import f1_score
 
 from ral.config.evaluate import RULES
 from ral.evaluation.bootstrap import Interval, draw
-from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard
-from ral.evaluation.measure import COUNTS, Scored, calls
+from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard, middle_tail
+from ral.evaluation.measure import COUNTS, Scored, calls, ranking
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 1), (1, 1), (0, 4), (3, 7), (7, 7), (120, 995)])
@@ -31,6 +31,31 @@ def test_effective_trials_lie_between_patients_and_images() -> None:
     assert effective_trials(0.3, 1.0, 100, 900, 0.95) == 100
     assert effective_trials(0.3, 1e-9, 100, 900, 0.95) == 900
     assert effective_trials(1.0, 0.0, 3.2, 9, 0.95) == 3.2
+
+
+def test_middle_tail_is_the_chance_of_more_and_half_that_of_as_many() -> None:
+    for hits in range(8):
+        expected = binom.sf(hits, 7, 0.9) + binom.pmf(hits, 7, 0.9) / 2
+        assert middle_tail(np.array([hits / 7]), 7, 0.9)[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_reach_of_specificity_at_90_sensitivity_is_that_of_its_threshold() -> None:
+    """100 negatives at 0 to 99, positives at 10, 20, …: few leave the threshold open downwards."""
+    resamples = draw(np.array([f"p{number:03d}" for number in range(200)]), 400, seed=1, method="bca")
+    name = "specificity_at_90_sensitivity"
+    for positives, bounded in ((10, False), (100, True)):
+        labels = np.full(200, np.nan)
+        labels[:positives], labels[100:] = 1, 0
+        logits = np.append(np.arange(100) * 100 / positives + 100 / positives, np.arange(100.0))
+        found = resamples.interval(ranking(Scored(labels, logits, None, {}), resamples, (name,))[name])
+        threshold = logits[:positives][int(0.1 * positives)]
+        assert found.value == pytest.approx(threshold / 100)
+        # The mid-P test allows these counts of positives at or above the threshold.
+        counts = np.arange(positives + 1)
+        tails = binom.sf(counts, positives, 0.9) + binom.pmf(counts, positives, 0.9) / 2
+        least = counts[(tails >= 0.025) & (tails <= 0.975)].min()
+        assert found.high >= logits[:positives][positives - least] / 100
+        assert (found.low > 0.01) == bounded
 
 
 def test_f1_is_a_proportion_in_disguise() -> None:
