@@ -246,9 +246,9 @@ class Resamples:
         """Mean of several metrics, each of which has a value.
 
         A replicate in which one has none (its images were not drawn) takes the sample's: the mean is to vary for what
-        varies, not for which metrics it goes over. The effective number of patients is Satterthwaite's, as if
-        the metrics varied independently; one of a single patient counts as of two. The mean is carried by as many
-        patients as its best carried member.
+        varies, not for which metrics it goes over. The effective number of patients is Satterthwaite's, but no
+        more than that of the best carried member: the same patients carry the others, and vary together. A
+        metric of a single patient counts as of two.
         """
         if not parts:
             return Sampled(np.full(self.weights.shape[1], np.nan), NO_SUPPORT)
@@ -261,7 +261,7 @@ class Resamples:
         effective = spreads.sum() ** 2 / np.sum(spreads**2 / freedom) if varies else freedom.min()
         support = Support(
             max(part.support.patients for part in parts),
-            float(effective) + 1,
+            float(min(effective, freedom.max())) + 1,
             max(part.support.images for part in parts),
         )
         unseen = np.sqrt(np.sum(np.square([self.unseen(part) for part in parts]), axis=0)) / len(parts)

@@ -144,9 +144,11 @@ def test_effective_patients_of_a_mean_are_those_of_what_varies() -> None:
     generator = np.random.default_rng(2)
     wild, calm = (Sampled(generator.normal(0, spread, size=2001), many(5)) for spread in (1.0, 0.001))
     assert resamples.mean([wild, calm]).support.effective == pytest.approx(5, abs=0.01)
-    assert resamples.mean([wild, wild]).support.effective == pytest.approx(
-        9, abs=0.01
-    )  # 4 + 4 degrees of freedom
+    # 4 + 4 degrees of freedom if both varied independently, but they are of the same patients.
+    assert resamples.mean([wild, wild]).support.effective == pytest.approx(5, abs=0.01)
+    more = replace(wild, support=many(100))
+    # Two equal variances: 2² over 1/4 + 1/99.
+    assert resamples.mean([wild, more]).support.effective == pytest.approx(1 + 4 / (1 / 4 + 1 / 99), abs=0.01)
     single = replace(wild, support=many(1))
     assert resamples.mean([single, calm]).support.effective == pytest.approx(2, abs=0.01)
     assert resamples.mean([single, calm]).support.patients == 5
