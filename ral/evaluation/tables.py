@@ -156,7 +156,9 @@ def rounded(table: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
     ]
     # A threshold is not rounded: other films would pass it.
     decimals = dict.fromkeys((name for name in floating if name != "threshold"), DECIMALS)
-    return table.astype(dict.fromkeys(floating, np.float64)).round(decimals)
+    table = table.astype(dict.fromkeys(floating, np.float64)).round(decimals)
+    table[floating] += 0.0  # no -0.0
+    return table
 
 
 def _mean(scores: Mapping[str, Estimate]) -> dict[str, Any]:

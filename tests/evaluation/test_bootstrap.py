@@ -265,6 +265,23 @@ def test_p_value_is_that_of_a_t_test() -> None:
     assert np.isnan(resamples.p_value(Sampled(means, many(1), "free")))
 
 
+def test_no_p_is_zero() -> None:
+    resamples = draw(PATIENTS, 101, seed=1)
+    sure = Sampled(np.append(1.0, 1 + np.linspace(-1e-9, 1e-9, 101)), many(1e6), "free")
+    assert resamples.p_value(sure) == 1e-6
+
+
+def test_the_jackknife_finds_the_bias_of_a_variance() -> None:
+    """The mean square about the mean is too small by a factor of 1 - 1/n, and the jackknife knows it exactly."""
+    ids = np.array([f"p{number:02d}" for number in range(30)])
+    resamples = draw(ids, 10, seed=1, method="bca")
+    data = np.random.default_rng(2).exponential(size=30)
+    count, first, second = resamples.totals(np.stack([np.ones(30), data, data**2], axis=1)).T
+    values = second / count - (first / count) ** 2
+    assert values[0] - resamples.bias(values) == pytest.approx(np.var(data, ddof=1))
+    assert draw(ids, 10, seed=1).bias(values[:11]) == 0  # percentile: nothing is left out
+
+
 def test_holm_by_hand() -> None:
     np.testing.assert_allclose(holm(np.array([0.01, np.nan, 0.04, 0.03])), [0.03, np.nan, 0.06, 0.06])
     np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])

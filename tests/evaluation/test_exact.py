@@ -1,9 +1,11 @@
 """Exact intervals: against scipy, at the ends, and between the two bounds of the effective number."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import beta, binom, binomtest, t
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score
 
 from ral.config.evaluate import RULES
 from ral.evaluation.bootstrap import Interval, draw
@@ -56,6 +58,25 @@ def test_the_reach_of_specificity_at_90_sensitivity_is_that_of_its_threshold() -
         least = counts[(tails >= 0.025) & (tails <= 0.975)].min()
         assert found.high >= logits[:positives][positives - least] / 100
         assert (found.low > 0.01) == bounded
+
+
+def test_ap_reaches_down_by_what_few_positives_add() -> None:
+    """In 400 samples of 10 positives AP is above that of the population by about as much as the jackknife says."""
+    generator = np.random.default_rng(5)
+    labels = (np.arange(300) < 10).astype(float)
+    resamples = draw(np.array([f"p{number:03d}" for number in range(300)]), 20, seed=1, method="bca")
+    many = np.repeat(labels, 200)
+    truth = average_precision_score(many, generator.normal(size=60_000) + 1.5 * many)
+    excess, found = [], []
+    for _ in range(400):
+        ap = ranking(Scored(labels, generator.normal(size=300) + 1.5 * labels, None, {}), resamples, ("ap",))[
+            "ap"
+        ]
+        excess.append(ap.values[0] - truth)
+        found.append(ap.inflation)
+    assert resamples.interval(ap).low < resamples.interval(replace(ap, inflation=0.0)).low
+    assert np.mean(excess) > 0.01
+    assert np.mean(found) == pytest.approx(np.mean(excess), abs=2 * np.std(excess) / np.sqrt(400))
 
 
 def test_f1_is_a_proportion_in_disguise() -> None:

@@ -75,6 +75,13 @@ def test_operating_points_are_counts_of_calls(evaluation: Evaluation) -> None:
     assert list(written.operating(replace(evaluation, findings=())).columns) == list(table.columns)
 
 
+def test_no_zero_is_negative() -> None:
+    table = written.rounded(
+        pd.DataFrame({"low": [-1e-9, -0.5, np.nan], "name": ["a", "b", "c"]}), text=("name",)
+    )
+    assert table.to_csv(index=False) == "low,name\n0.0,a\n-0.5,b\n,c\n"
+
+
 def coarse(logits: pd.DataFrame) -> pd.DataFrame:
     """Logits as a network in bfloat16 gives them: eight bits, so that many films share one."""
     bits = logits[[*FINDINGS, "Edema"]].to_numpy(np.float32).view(np.uint32)
