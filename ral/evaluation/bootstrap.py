@@ -34,7 +34,8 @@ LEAST_EFFECTIVE = 1.5
 LEAST_P = 1e-6
 
 # share: a proportion of images. f1: 2 TP / (2 TP + FP + FN). rank: anything else between 0 and 1. free: no ends.
-Scale = Literal["share", "f1", "rank", "free"]
+# difference: of two, symmetric enough that correcting for bias and skew would only add the noise of these.
+Scale = Literal["share", "f1", "rank", "free", "difference"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Resamples:
         if drawn.size == 0 or support.patients < LEAST or support.effective < LEAST_EFFECTIVE:
             return Interval(value, None, None)
         ends = levels(self.confidence, support.effective)
-        if self.method == "bca":
+        if self.method == "bca" and sampled.scale != "difference":
             ends = bca_levels(value, drawn, sampled.values[1 + self.replicates :], ends)
         low, high = np.quantile(drawn, ends)
         below, above = self.unseen(sampled)
@@ -189,7 +190,7 @@ class Resamples:
         value, drawn = float(sampled.values[0]), self.drawn(sampled)
         if sampled.unseen is not None:
             return sampled.unseen
-        if sampled.scale == "free" or not np.isfinite(value) or np.any(drawn != value):
+        if sampled.scale in ("free", "difference") or not np.isfinite(value) or np.any(drawn != value):
             return 0.0, 0.0
         if sampled.scale == "rank" and value not in (0, 1):
             return 0.0, 0.0
@@ -202,7 +203,7 @@ class Resamples:
         return Sampled(
             own.values - other.values,
             min(own.support, other.support, key=lambda support: support.effective),
-            "free",
+            "difference",
             (float(np.hypot(own_below, above)), float(np.hypot(own_above, below))),
         )
 
@@ -268,7 +269,7 @@ class Resamples:
         return Sampled(
             mean,
             support,
-            "free" if any(part.scale == "free" for part in parts) else "rank",
+            "free" if any(part.scale in ("free", "difference") for part in parts) else "rank",
             (float(unseen[0]), float(unseen[1])),
             float(np.mean([part.inflation for part in parts])),
         )

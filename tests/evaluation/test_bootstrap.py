@@ -233,6 +233,16 @@ def test_a_proportion_has_the_exact_interval_of_what_its_images_tell() -> None:
     assert resamples.interval(single) == Interval(1, pytest.approx(0.025), 1)
 
 
+def test_differences_have_percentile_ends_whatever_the_method() -> None:
+    percentile, bca = (draw(PATIENTS, 1000, seed=1, method=method) for method in ("percentile", "bca"))
+    generator = np.random.default_rng(4)
+    skewed = generator.exponential(size=bca.weights.shape[1])
+    own, other = Sampled(skewed, many(30)), Sampled(np.zeros_like(skewed) + 0.5, many(30))
+    gap = bca.interval(bca.difference(own, other))
+    assert gap == percentile.interval(percentile.difference(own, other))
+    assert bca.interval(replace(own, scale="free")) != percentile.interval(replace(own, scale="free"))
+
+
 def test_fewer_than_five_patients_carry_no_interval_of_a_ranking() -> None:
     resamples = draw(PATIENTS, 101, seed=1)
     values = np.append(0.5, np.linspace(0, 1, 101))
