@@ -1,91 +1,228 @@
-"""How often 95 % intervals of AUROC and AP hold the truth, by simulation: the table of docs/evaluation.md.
+"""How often 95 % intervals hold the truth, by simulation, for every figure with an interval: docs/evaluation.md.
 
-    python -m benchmarks.coverage                                # 2,000 samples of each size, half an hour on 2 cores
-    python -m benchmarks.coverage --samples 100 --positives 50   # one size, roughly
+    python -m benchmarks.coverage                          # 2,000 samples of each size: hours
+    python -m benchmarks.coverage --state samples.jsonl    # the same; interrupted, it goes on where it was
+    python -m benchmarks.coverage --quick                  # a minute, few samples of the smallest size
 
-A sample is drawn as a test set is: patients with one to many films, one patient in twenty with the finding, and scores
-of which half of the spread belongs to the patient. The truth is the metric of a population of 400,000 patients. Four
-intervals are compared on the same samples: those of the evaluation, from resampled patients with BCa or percentile
-ends, both widened for few positive patients; plain percentiles of resampled patients; and plain percentiles of resampled films,
-which take the films of a patient for independent. The last line is JSON: {positives: {metric: {interval:
-coverage}}}.
+A sample is a test set of 100, 300 or 1,000 patients with 1 to 12 images each and the 14 findings of NIH ChestX-ray14 at
+their prevalences. Images of a patient go together, in labels and in scores, and so do the findings of a patient
+(`benchmarks.simulated`). Every interval comes from the code that the step evaluate runs. The truth is the figure of a large
+population at the same thresholds; of a mean, that over the findings which the mean of the sample goes over.
+
+A cell is a figure at a size; figures of single findings are counted together for the findings of each tier. A cell fails
+if its coverage is below 93 %, or, for ranking metrics and their means and differences, above 98 %, by more than its own
+99 % interval allows (samples are independent, figures of one are not). Withheld are figures that have a value and no
+interval. The last line is JSON: `cells`, `failed`, `withheld`.
 """
 
 import argparse
 import json
 import multiprocessing
-from collections.abc import Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from ral.evaluation.bootstrap import Method, Sampled, draw
-from ral.evaluation.metrics import Array, rank, ranked
+from benchmarks.simulated import BINS, FINDINGS, Population, Sample, all_figures, population, sample
+from ral.config.evaluate import Rule
+from ral.evaluation import measure
+from ral.evaluation.audit import figures as audit_figures
+from ral.evaluation.bootstrap import Interval, Resamples, Sampled, draw
+from ral.evaluation.exact import clopper_pearson
+from ral.evaluation.reliability import curve
+from ral.evaluation.score import METRICS, OFFICIAL, Estimate, means, micro
+from ral.evaluation.second_reading import agreements
 
-POSITIVES = (5, 10, 20, 50, 100)
-# Patients for each one with the finding; share of a score's variance that is the patient's; distance of the means.
-PATIENTS_PER_POSITIVE, WITHIN, DISTANCE = 20, 0.5, 1.5
+PATIENTS = (100, 300, 1000)
 REPLICATES = 1000
-METRICS = ("auroc", "ap")
-# Which units are resampled, how the ends are read, and whether they are widened.
-INTERVALS: dict[str, tuple[str, Method, bool]] = {
-    "BCa": ("patients", "bca", True),
-    "percentile": ("patients", "percentile", True),
-    "plain percentile": ("patients", "percentile", False),
-    "plain percentile of films": ("films", "percentile", False),
-}
+LEAST, MOST = 0.93, 0.98
+# Patients of the population, and those of --quick.
+TRUTH, QUICK_TRUTH = 100_000, 20_000
+RULE: Rule = "max_f1"
+# Ranking metrics, and the means of all but ece: they may not be far above 95 %. Exact intervals of single proportions may,
+# and so may what is read at a threshold that few positives fix, and the calibration error, which chance makes larger.
+RANKING = {"auroc", "ap", "sensitivity_at_90_specificity", "mAP", "mAUROC", "mF1"}
+MEANS = ("macro", "mean of head", "mean of medium")
+
+# Cell -> intervals that held the truth, intervals, figures without one.
+Counts = dict[str, list[int]]
 
 
-def sample(positives: int, generator: np.random.Generator) -> tuple[Array, Array, Array]:
-    """Patient numbers, labels and scores [rows] of a test set with so many positive patients."""
-    count = positives * PATIENTS_PER_POSITIVE
-    # One film and a long tail of further ones, 4 on average.
-    films = 1 + np.minimum(generator.geometric(0.25, size=count) - 1, 40)
-    patients = np.repeat(np.arange(count), films)
-    first = np.append(True, patients[1:] != patients[:-1])
-    # A patient with the finding shows it on the first film and on six of ten others.
-    labels = (patients < positives) & (first | (generator.random(len(patients)) < 0.6))
-    own, film = generator.normal(size=count)[patients], generator.normal(size=len(patients))
-    scores = DISTANCE * labels + np.sqrt(WITHIN) * own + np.sqrt(1 - WITHIN) * film
-    return patients, labels.astype(float), scores
+def one(size: int, seed: int, truth_patients: int, replicates: int) -> Counts:
+    """Count the intervals of one sample."""
+    with threadpool_limits(1):
+        truth = _truth(truth_patients)
+        films = sample(size, np.random.default_rng((seed, size)), truth.thresholds)
+        resamples = draw(films.patients, replicates, seed, 0.95, "bca")
+        counts: Counts = defaultdict(lambda: [0, 0, 0])
+        _findings(films, resamples, truth, counts)
+        _bins(films, resamples, truth, counts)
+        _readings(films, resamples, truth, counts)
+        _groups(films, resamples, truth, counts)
+    return dict(counts)
 
 
-def truth() -> dict[str, float]:
-    """The metrics of the population."""
-    patients, labels, scores = sample(20_000, np.random.default_rng(1))
-    once = np.ones((1, 1), np.uint16)
-    values = ranked(rank(scores, labels, np.zeros_like(patients), 1), once, METRICS)
-    return {name: float(value[0]) for name, value in values.items()}
+@cache
+def _truth(patients: int) -> Population:
+    return population(patients)
 
 
-def intervals(
-    positives: int, seed: int, replicates: int = REPLICATES, kinds: Sequence[str] = tuple(INTERVALS)
-) -> dict[str, dict[str, tuple]]:
-    """Intervals of one sample: metric -> kind -> (low, high)."""
-    patients, labels, scores = sample(positives, np.random.default_rng((seed, positives)))
-    found: dict[str, dict[str, tuple]] = {name: {} for name in METRICS}
-    for kind in kinds:
-        units, method, widened = INTERVALS[kind]
-        ids = patients if units == "patients" else np.arange(len(patients))
-        resamples = draw(ids, replicates, seed, 0.95, method)
-        ranking = rank(scores, labels, resamples.patient, resamples.patients)
-        effective = resamples.effective(labels) if widened else 1e9
-        for name, values in ranked(ranking, resamples.weights, METRICS).items():
-            interval = resamples.interval(Sampled(values, effective))
-            found[name][kind] = interval.low, interval.high  # None where nearly all is of one patient
-    return found
+def _count(counts: Counts, cell: str, found: Interval | Estimate, truth: float) -> None:
+    """Whether an interval holds the truth; a figure without a value counts nowhere."""
+    if found.value is None or not np.isfinite(truth):
+        return
+    if found.low is None or found.high is None:
+        counts[cell][2] += 1
+        return
+    # A little slack: an exact 1 may be a sum of ninths.
+    counts[cell][0] += int(found.low - 1e-12 <= truth <= found.high + 1e-12)
+    counts[cell][1] += 1
 
 
-def coverage(positives: int, samples: int, processes: int) -> dict[str, dict[str, float]]:
-    """Share of the samples whose interval holds the truth: metric -> kind -> share."""
-    true = truth()
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        found = pool.starmap(intervals, [(positives, seed) for seed in range(samples)], chunksize=5)
-    held: dict[str, dict[str, float]] = {name: {} for name in METRICS}
-    for name in METRICS:
-        for kind in INTERVALS:
-            ends = [one[name][kind] for one in found if one[name][kind][0] is not None]
-            held[name][kind] = float(np.mean([low <= true[name] <= high for low, high in ends]))
-    return held
+def _findings(films: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+    """Figures of every finding, their means over all and per tier, micro, and differences of two models."""
+    values: dict[str, dict[str, Sampled]] = {}
+    others: dict[str, dict[str, Sampled]] = {}
+    for name, scored in films.first.items():
+        if measure.too_few(scored, resamples.patient, 5):
+            continue
+        values[name] = all_figures(scored, resamples)
+        for metric, value in values[name].items():
+            _count(
+                counts,
+                f"{metric} {FINDINGS[name].tier}",
+                resamples.interval(value),
+                truth.first[name][metric],
+            )
+        others[name] = measure.ranking(films.second[name], resamples, ("ap", "auroc"))
+    groups = {"macro": list(values)}
+    for tier in ("head", "medium", "tail"):
+        groups[f"mean of {tier}"] = [name for name in values if FINDINGS[name].tier == tier]
+    for label, names in groups.items():
+        if len(names) < 2:
+            continue  # the mean of one finding is that finding
+        for metric, found in means([values[name] for name in names], resamples, METRICS).items():
+            # The figure is of the findings that have it.
+            used = [name for name in names if np.isfinite(values[name][metric].values[0])]
+            _count(counts, f"{metric} {label}", found, _mean(truth.first, used, metric))
+    for official, metric in OFFICIAL.items():
+        found = means(list(values.values()), resamples, (metric,))[metric]
+        used = [name for name in values if np.isfinite(values[name][metric].values[0])]
+        _count(counts, official, found, _mean(truth.first, used, metric))
+    for metric, found in micro(list(films.first.values()), resamples, RULE).items():
+        _count(counts, f"{metric} micro", found, truth.micro[metric])
+    for metric in ("ap", "auroc"):
+        pairs = {name: (values[name][metric], others[name][metric]) for name in values}
+        for name, (own, other) in pairs.items():
+            gap = truth.first[name][metric] - truth.second[name][metric]
+            found_gap = resamples.interval(resamples.difference(own, other))
+            _count(counts, f"{metric} difference {FINDINGS[name].tier}", found_gap, gap)
+        if len(pairs) > 1:
+            own, other = (resamples.mean([pair[side] for pair in pairs.values()]) for side in (0, 1))
+            gap = _mean(truth.first, pairs, metric) - _mean(truth.second, pairs, metric)
+            _count(
+                counts,
+                f"{metric} difference macro",
+                resamples.interval(resamples.difference(own, other)),
+                gap,
+            )
+
+
+def _mean(truth: Mapping[str, Mapping[str, float]], names: Iterable[str], metric: str) -> float:
+    return float(np.mean([truth[name][metric] for name in names])) if list(names) else float("nan")
+
+
+def _bins(films: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+    """The observed share of every bin of the reliability curves."""
+    for name, scored in films.first.items():
+        assert scored.scores is not None
+        if measure.too_few(scored, resamples.patient, 5):
+            continue
+        table = curve(scored.scores, scored.labels, resamples, BINS)
+        # The bins hold equal numbers of images: their edges are between the sorted scores.
+        ends = np.append(0, np.cumsum(table["films"]))
+        edges = np.append(np.sort(scored.scores)[ends[:-1]], np.inf)
+        edges[0] = -np.inf
+        shares = truth.shares(name, edges)
+        for row, share in zip(table.to_dict("records"), shares, strict=True):
+            found = Interval(
+                row["observed"], *(None if np.isnan(row[end]) else row[end] for end in ("low", "high"))
+            )
+            _count(counts, f"share of a bin {FINDINGS[name].tier}", found, share)
+
+
+def _readings(films: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+    """Agreement of two readings."""
+    for name, scored in films.first.items():
+        for metric, value in agreements(scored.labels, films.readings[name], resamples).items():
+            _count(
+                counts,
+                f"{metric} {FINDINGS[name].tier}",
+                resamples.interval(value),
+                truth.agreement[name][metric],
+            )
+
+
+def _groups(films: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+    """Gaps of the audit between one half of the patients and the other, which do not differ in truth."""
+    inside = films.half
+    pairs: dict[str, list[tuple[Sampled, Sampled]]] = defaultdict(list)
+    for name, scored in films.first.items():
+        sides = [(scored.rows(chosen), resamples.rows(chosen)) for chosen in (inside, ~inside)]
+        if any(measure.too_few(part, within.patient, 10) for part, within in sides):
+            continue
+        own, other = (audit_figures(part, within, RULE) for part, within in sides)
+        for metric in ("auroc", "sensitivity", "calibration"):
+            pairs[metric].append((own[metric], other[metric]))
+            gap = resamples.interval(resamples.difference(own[metric], other[metric]))
+            _count(counts, f"{metric} gap {FINDINGS[name].tier}", gap, 0.0)
+        _count(
+            counts, f"calibration gap of a group {FINDINGS[name].tier}",
+            resamples.interval(own["calibration"]), truth.calibration[name],
+        )  # fmt: skip
+    for metric, several in pairs.items():
+        if len(several) > 1:
+            mean_own, mean_other = (resamples.mean([pair[side] for pair in several]) for side in (0, 1))
+            gap = resamples.interval(resamples.difference(mean_own, mean_other))
+            _count(counts, f"{metric} gap macro", gap, 0.0)
+
+
+def summary(samples: list[Counts]) -> dict[str, dict[str, Any]]:
+    """Coverage of each cell with its 99 % interval, and whether it fails.
+
+    The figures of a sample depend on each other, so the variance is that of a ratio over samples.
+    """
+    cells: dict[str, dict[str, Any]] = {}
+    for cell in dict.fromkeys(name for counts in samples for name in counts):
+        table = np.array([counts.get(cell, (0, 0, 0)) for counts in samples], dtype=np.float64)
+        held, shown, withheld = table.sum(axis=0)
+        entry: dict[str, Any] = {
+            "intervals": int(shown),
+            "withheld": int(withheld),
+            "coverage": None,
+            "fails": False,
+        }
+        if shown:
+            share = held / shown
+            variance = float(np.sum((table[:, 0] - share * table[:, 1]) ** 2)) / shown**2
+            varied = share * (1 - share) / variance if variance > 0 else np.inf
+            trials = float(min(varied, shown))
+            low, high = clopper_pearson(share, trials, 0.99)
+            metric, _, where = cell.partition(" ")
+            tight = metric in RANKING or (where in MEANS and metric != "ece")
+            entry |= {
+                "coverage": round(share, 4),
+                "low": round(low, 4),
+                "high": round(high, 4),
+                "fails": bool(high < LEAST or (tight and low > MOST)),
+            }
+        cells[cell] = entry
+    return cells
 
 
 def main() -> None:
@@ -94,19 +231,74 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=int, default=2000, help="samples of each size")
-    parser.add_argument("--positives", type=int, nargs="+", default=POSITIVES, help="positive patients")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--patients", type=int, nargs="+", default=PATIENTS, help="sizes")
+    parser.add_argument("--replicates", type=int, default=REPLICATES)
+    parser.add_argument("--truth", type=int, default=TRUTH, help="patients of the population")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--state", type=Path, help="file of the samples done: they are not done again")
+    parser.add_argument(
+        "--quick", action="store_true", help="few samples of the first size, a small population"
+    )
     options = parser.parse_args()
-    print("truth:", ", ".join(f"{name} {value:.3f}" for name, value in truth().items()))
-    print("| positive patients | metric | " + " | ".join(INTERVALS) + " |")
-    print("| --- | --- |" + " --- |" * len(INTERVALS))
-    everything = {}
-    for positives in options.positives:
-        everything[str(positives)] = coverage(positives, options.samples, options.processes)
-        for name, shares in everything[str(positives)].items():
-            cells = " | ".join(f"{100 * shares[kind]:.1f} %" for kind in INTERVALS)
-            print(f"| {positives} | {name.upper()} | {cells} |", flush=True)
-    print(json.dumps(everything))
+    samples, sizes, replicates, truth = options.samples, options.patients, options.replicates, options.truth
+    if options.quick:
+        samples, sizes, replicates, truth = 60, sizes[:1], 400, QUICK_TRUTH
+    done = _read(options.state, truth, replicates)
+    cells: dict[str, dict[str, Any]] = {}
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        for size in sizes:
+            missing = [seed for seed in range(samples) if (size, seed) not in done]
+            work = partial(_numbered, size, truth_patients=truth, replicates=replicates)
+            for seed, counts in pool.imap(work, missing):
+                done[size, seed] = counts
+                if options.state:
+                    with options.state.open("a") as file:
+                        # A line before that was cut off ends here.
+                        file.write("\n" + json.dumps([size, seed, truth, replicates, counts]))
+            cells |= {
+                f"{cell}, {size} patients": entry
+                for cell, entry in summary([done[size, seed] for seed in range(samples)]).items()
+            }
+    _print(cells, sizes)
+    failed = [cell for cell, entry in cells.items() if entry["fails"]]
+    withheld = {cell: entry["withheld"] for cell, entry in cells.items() if entry["withheld"]}
+    print(json.dumps({"cells": cells, "failed": failed, "withheld": withheld}))
+    sys.exit(1 if failed else 0)
+
+
+def _numbered(size: int, seed: int, truth_patients: int, replicates: int) -> tuple[int, Counts]:
+    return seed, one(size, seed, truth_patients, replicates)
+
+
+def _read(state: Path | None, truth: int, replicates: int) -> dict[tuple[int, int], Counts]:
+    """The samples done before in the same way: (size, seed) -> counts. A line that was cut off counts as not done."""
+    done: dict[tuple[int, int], Counts] = {}
+    if state and state.exists():
+        for line in state.read_text().splitlines():
+            try:
+                size, seed, *rest, counts = json.loads(line)
+            except ValueError:
+                continue
+            if rest == [truth, replicates]:
+                done[size, seed] = counts
+    return done
+
+
+def _print(cells: Mapping[str, Mapping[str, Any]], sizes: Iterable[int]) -> None:
+    names = dict.fromkeys(cell.rsplit(",", 1)[0] for cell in cells)
+    print("| figure | " + " | ".join(f"{size} patients" for size in sizes) + " |")
+    print("| --- |" + " --- |" * len(list(sizes)))
+    for name in names:
+        entries = [cells.get(f"{name}, {size} patients") for size in sizes]
+        print(f"| {name} | " + " | ".join(_cell(entry) for entry in entries) + " |")
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    if entry["coverage"] is None:
+        return "no interval"
+    return f"{100 * entry['coverage']:.1f} %" + " (fails)" * entry["fails"]
 
 
 if __name__ == "__main__":

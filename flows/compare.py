@@ -41,6 +41,7 @@ from ral.errors import UserError
 from ral.evaluation.compare import compare as paired
 from ral.evaluation.compare import read_table
 from ral.files import new_file
+from ral.reporting.wording import signed, signed_interval
 from ral.runs import RUN_ID, new_id
 
 SLOT = "compare"
@@ -202,7 +203,7 @@ def summary(table: pd.DataFrame, split: str) -> str:
         for row in part.to_dict("records"):
             lines.append(
                 f"  {row['model']}: {row['baseline_value']:.3f} -> {row['value']:.3f}, "
-                f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+                f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})"
             )
     lines += _over_seeds(macro)
     return "\n".join(lines)

@@ -85,7 +85,7 @@ class EvaluateConfig(Section):
     tail: float = Field(gt=0, lt=1)
     """A finding is in the tail tier up to this training prevalence (CXR-LT 2024: 0.01)."""
     min_positives: int = Field(ge=1)
-    """A finding with fewer positive films or fewer negative films in the scored rows is not estimable."""
+    """A finding with fewer patients with a positive film, or with a negative one, in the scored rows is not estimable."""
     replicates: int = Field(ge=100)
     """Bootstrap resamples of the test patients."""
     confidence: float = Field(gt=0.5, lt=1)

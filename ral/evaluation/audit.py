@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtri, owens_t
 
-from ral.config.evaluate import AuditConfig
+from ral.config.evaluate import AuditConfig, Rule
 from ral.evaluation import measure
-from ral.evaluation.bootstrap import Resamples, Sampled, holm
+from ral.evaluation.bootstrap import Resamples, Sampled, Support, holm
 from ral.evaluation.measure import Scored
 from ral.evaluation.metrics import divide
 from ral.evaluation.score import Evaluation
@@ -76,9 +76,9 @@ def audit(evaluation: Evaluation) -> pd.DataFrame:
             if note:
                 rows.append(row | {"metric": "", "flagged": "", "note": note})
                 continue
-            found = _figures(own, inside, evaluation)
+            found = figures(own, inside, evaluation.config.threshold.rule)
             lacking = _too_few(others, outside, config.min_positives)
-            beside = {} if lacking else _figures(others, outside, evaluation)
+            beside = {} if lacking else figures(others, outside, evaluation.config.threshold.rule)
             for figure, value in found.items():
                 other = beside.get(figure)
                 rows.append(
@@ -168,21 +168,22 @@ def _too_few(scored: Scored, resamples: Resamples, least: int) -> str:
     )
 
 
-def _figures(scored: Scored, resamples: Resamples, evaluation: Evaluation) -> dict[str, Sampled]:
+def figures(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, Sampled]:
     """The figures of `FIGURES` in every resample; without a map those of the ranking only."""
     found = measure.ranking(scored, resamples, ("auroc", "ap"))
     if scored.scores is None or not scored.thresholds:
         return found
-    patients, known = found["auroc"].patients, scored.known()
+    support, known = found["auroc"].support, scored.known()
     positive = scored.labels == 1
-    called = scored.scores >= scored.thresholds[evaluation.config.threshold.rule]
+    called = scored.scores >= scored.thresholds[rule]
     columns = [positive, positive & called, known, np.where(known, scored.scores, 0.0)]
     positives, hits, films, sums = resamples.totals(np.stack(columns, axis=1).astype(np.float64)).T
     hit = divide(hits, positives, positives > 0)
+    of_positives = Support.of(resamples.counts(positive))
     return found | {
-        "sensitivity": Sampled(hit, patients),
-        "false_negative_rate": Sampled(1 - hit, patients),
-        "calibration": Sampled(divide(sums - positives, films, films > 0), patients, share=False),
+        "sensitivity": Sampled(hit, of_positives, "share"),
+        "false_negative_rate": Sampled(1 - hit, of_positives, "share"),
+        "calibration": Sampled(divide(sums - positives, films, films > 0), support, "free"),
     }
 
 
@@ -198,7 +199,8 @@ def _row(figure: str, value: Sampled, other: Sampled | None, resamples: Resample
     }
     if other is None:
         return row
-    gap = resamples.interval(value - other)
+    paired = resamples.difference(value, other)
+    gap = resamples.interval(paired)
     row |= {
         "others": resamples.interval(other).value,
         "difference": gap.value,
@@ -209,7 +211,7 @@ def _row(figure: str, value: Sampled, other: Sampled | None, resamples: Resample
         least = (
             sum(LEAST_VARIANCE[figure](side) for side in (value, other)) if figure in LEAST_VARIANCE else 0.0
         )
-        row["p"] = resamples.p_value(value - other, least)
+        row["p"] = resamples.p_value(paired, least)
     return row
 
 
@@ -218,7 +220,7 @@ def _share_variance(share: Sampled) -> float:
 
     Of few patients all may be found, and all of every resample then are.
     """
-    n = share.patients
+    n = share.support.effective
     near = (float(share.values[0]) * n + 2) / (n + 4)
     return near * (1 - near) / (n + 4)
 
@@ -229,7 +231,7 @@ def _auroc_variance(area: Sampled) -> float:
     Of an AUROC a little nearer to one half than it is: where few patients are ranked nearly perfectly, resamples
     hardly vary, though other patients may.
     """
-    n = area.patients
+    n = area.support.effective
     near = (float(area.values[0]) * n + 1) / (n + 2)
     # The chance that a positive is above two negatives is near − 2 T(z, 1/√3), with Owen's T.
     both = near - 2 * owens_t(ndtri(near), 1 / np.sqrt(3))

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from ral.errors import UserError
+from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard
 from ral.evaluation.metrics import BLOCK
 
 Array = NDArray[Any]
@@ -24,8 +25,40 @@ Method = Literal["percentile", "bca"]
 JACKKNIFE = 1000
 
 
-# With fewer patients behind a metric there is no interval: one patient says nothing of others.
-LEAST = 1.5
+# With fewer patients behind a metric that is no plain proportion there is no interval.
+LEAST = 5
+# Nor where nearly all of its images are of one patient, however many others there are: one says nothing of others.
+LEAST_EFFECTIVE = 1.5
+
+# A smaller p is not told from this one, so that none is written as 0.
+LEAST_P = 1e-6
+
+# share: a proportion of images. f1: 2 TP / (2 TP + FP + FN). rank: anything else between 0 and 1. free: no ends.
+# difference: of two, symmetric enough that correcting for bias and skew would only add the noise of these.
+Scale = Literal["share", "f1", "rank", "free", "difference"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """What carries a metric: the images of its denominator, and their patients."""
+
+    patients: int
+    effective: float
+    """Patients of equal numbers of images that tell as much: square of the sum over the sum of squares (Kish, 1965)."""
+    images: int
+
+    @staticmethod
+    def of(counts: Array) -> "Support":
+        """From the images of each patient [patients]."""
+        counts = np.asarray(counts, dtype=np.float64)
+        if not counts.any():
+            return NO_SUPPORT
+        return Support(
+            int(np.count_nonzero(counts)), float(counts.sum() ** 2 / np.sum(counts**2)), int(counts.sum())
+        )
+
+
+NO_SUPPORT = Support(0, 0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -34,14 +67,12 @@ class Sampled:
 
     values: Array
     """float64 [columns]; NaN where the metric is not defined."""
-    patients: float
-    """How many patients of the same number of films would tell as much: see `effective`."""
-    share: bool = True
-    """Whether it is a share, or ends at 0 and 1 as one: see `Resamples.interval`."""
-
-    def __sub__(self, other: "Sampled") -> "Sampled":
-        """The difference, of the same resamples."""
-        return Sampled(self.values - other.values, min(self.patients, other.patients), share=False)
+    support: Support
+    scale: Scale = "rank"
+    unseen: tuple[float, float] | None = None
+    """How far below and above the value the truth may lie for what replicates do not show; see `Resamples.unseen`."""
+    inflation: float = 0.0
+    """How much chance may have added to the value: the interval reaches down by as much."""
 
 
 @dataclass(frozen=True)
@@ -92,45 +123,98 @@ class Resamples:
             ]
         )
 
-    def effective(self, labels: Array) -> float:
-        """Effective number of patients behind a finding: the smaller of those of its positive and negative films.
+    def counts(self, rows: Array) -> Array:
+        """How many of the rows (bool [rows]) each patient has, int64 [patients]."""
+        return np.bincount(self.patient[rows], minlength=self.patients)
 
-        Patients have different numbers of films. By Kish (1965), their square of sums over the sum of squares counts
-        as many patients of equal numbers.
+    def support(self, labels: Array) -> Support:
+        """What carries a ranking: the positive or the negative images, whichever are of fewer effective patients.
 
         Args:
             labels: 1, 0 or NaN [rows].
         """
-        counts = []
-        for label in (0, 1):
-            films = np.bincount(self.patient[labels == label]).astype(np.float64)
-            counts.append(films.sum() ** 2 / np.sum(films**2) if films.any() else 0.0)
-        return float(min(counts))
+        sides = [Support.of(self.counts(labels == label)) for label in (1, 0)]
+        return min(sides, key=lambda side: side.effective)
 
     def interval(self, sampled: Sampled) -> Interval:
-        """Value and interval of a metric; None where there is none.
+        """Value and interval of a metric; None where there is none. All intervals are decided here.
 
-        Replicates in which the metric has no value (no positive was drawn) are left out. The ends are those of a t
-        distribution of the effective number of patients n, widened by the square root of n / (n - 1), on the scale
-        of the quantiles (Hesterberg, 2015): resamples of few patients vary less than samples of as few do.
-
-        Where every replicate is 0, or every one 1 (no positive is found, or all are), resampling cannot say how far
-        off the truth may be. The other end is then that of the exact binomial interval of n patients.
+        A proportion, and F1 by way of one, has the exact interval of `exact.effective_trials`. Of everything else
+        the ends are quantiles of the replicates in which it has a value, at the levels of a t distribution of the
+        effective number of patients n, widened by the square root of n / (n - 1) (Hesterberg, 2015): resamples of
+        few patients vary less than samples of as few do. What replicates do not show is added in quadrature.
         """
         value = float(sampled.values[0])
         drawn = self.drawn(sampled)
         if not np.isfinite(value):
             return Interval(None, None, None)
-        if drawn.size == 0 or sampled.patients < LEAST:
+        if sampled.scale in ("share", "f1"):
+            return Interval(value, *self._exact(sampled))
+        support = sampled.support
+        if drawn.size == 0 or support.patients < LEAST or support.effective < LEAST_EFFECTIVE:
             return Interval(value, None, None)
-        if sampled.share and value in (0, 1) and np.all(drawn == value):
-            far = (0.5 - self.confidence / 2) ** (1 / sampled.patients)
-            return Interval(value, far, 1.0) if value else Interval(value, 0.0, 1 - far)
-        ends = levels(self.confidence, sampled.patients)
-        if self.method == "bca":
+        ends = levels(self.confidence, support.effective)
+        if self.method == "bca" and sampled.scale != "difference":
             ends = bca_levels(value, drawn, sampled.values[1 + self.replicates :], ends)
         low, high = np.quantile(drawn, ends)
+        below, above = self.unseen(sampled)
+        if below:
+            low = value - np.hypot(max(value - low, 0.0), below)
+        if above:
+            high = value + np.hypot(max(high - value, 0.0), above)
+        low -= sampled.inflation
+        if sampled.scale == "rank":
+            low, high = max(low, 0.0), min(high, 1.0)
         return Interval(value, float(low), float(high))
+
+    def _exact(self, sampled: Sampled) -> tuple[float, float]:
+        """The interval of a proportion, or of F1."""
+        values = jaccard(sampled.values) if sampled.scale == "f1" else sampled.values
+        trials = self.trials(values, sampled.support)
+        low, high = clopper_pearson(float(values[0]), trials, self.confidence)
+        return (f1_of(low), f1_of(high)) if sampled.scale == "f1" else (low, high)
+
+    def trials(self, share: Array, support: Support) -> float:
+        """Independent images that tell as much of a proportion [columns]; see `exact.effective_trials`."""
+        drawn = share[1 : 1 + self.replicates]
+        drawn = drawn[np.isfinite(drawn)]
+        variance = float(np.var(drawn)) * _widening(support.effective) if drawn.size else 0.0
+        return effective_trials(float(share[0]), variance, support.effective, support.images, self.confidence)
+
+    def unseen(self, sampled: Sampled) -> tuple[float, float]:
+        """How far below and above its value a metric may be for what its replicates do not show.
+
+        Where they do not vary (no positive is found, or all are), they cannot say how far off the truth may be: that
+        is then as far as the exact interval reaches. A mean and a difference keep that of their members.
+        """
+        value, drawn = float(sampled.values[0]), self.drawn(sampled)
+        if sampled.unseen is not None:
+            return sampled.unseen
+        if sampled.scale in ("free", "difference") or not np.isfinite(value) or np.any(drawn != value):
+            return 0.0, 0.0
+        if sampled.scale == "rank" and value not in (0, 1):
+            return 0.0, 0.0
+        low, high = self._exact(sampled)
+        return value - low, high - value
+
+    def difference(self, own: Sampled, other: Sampled) -> Sampled:
+        """`own` minus `other`, of the same resamples."""
+        (own_below, own_above), (below, above) = self.unseen(own), self.unseen(other)
+        return Sampled(
+            own.values - other.values,
+            min(own.support, other.support, key=lambda support: support.effective),
+            "difference",
+            (float(np.hypot(own_below, above)), float(np.hypot(own_above, below))),
+        )
+
+    def bias(self, values: Array) -> float:
+        """How far the sample's value is above that of many more patients, by the jackknife; 0 without leave-out samples.
+
+        It needs a metric that changes little with each patient, and to which each adds in proportion.
+        """
+        left_out = values[1 + self.replicates :]
+        left_out = left_out[np.isfinite(left_out)]
+        return float((len(left_out) - 1) * (left_out.mean() - values[0])) if len(left_out) else 0.0
 
     def drawn(self, sampled: Sampled) -> Array:
         """The finite values of the replicates."""
@@ -145,32 +229,50 @@ class Resamples:
             least_variance: the variance is taken to be at least this (a share of 10 of 10 has no spread at all).
         """
         value, drawn = float(difference.values[0]), self.drawn(difference)
-        if not np.isfinite(value) or drawn.size < 2 or difference.patients < LEAST:
+        support = difference.support
+        if not np.isfinite(value) or drawn.size < 2:
             return float("nan")
-        error = np.sqrt(max(float(np.var(drawn)), least_variance) * _widening(difference.patients))
+        if support.patients < LEAST or support.effective < LEAST_EFFECTIVE:
+            return float("nan")
+        # Towards 0 counts, as for the end of the interval that lies on that side.
+        below, above = self.unseen(difference)
+        hidden = (below if value > 0 else above) / ndtri(0.5 + self.confidence / 2)
+        variance = max(float(np.var(drawn)), least_variance) * _widening(support.effective)
+        error = np.hypot(np.sqrt(variance), hidden)
         if error == 0:
             return 1.0 if value == 0 else float("nan")
-        return float(2 * stdtr(max(difference.patients - 1, 1.0), -abs(value) / error))
+        return max(float(2 * stdtr(max(support.effective - 1, 1.0), -abs(value) / error)), LEAST_P)
 
     def mean(self, parts: Sequence[Sampled]) -> Sampled:
-        """Mean of several metrics; a replicate in which some have no value is a mean over the others.
+        """Mean of several metrics, each of which has a value.
 
-        The effective number of patients is Satterthwaite's, as if the metrics varied independently. A finding of one
-        patient counts as one of two, so that it does not take the interval from all others.
+        A replicate in which one has none (its images were not drawn) takes the sample's: the mean is to vary for what
+        varies, not for which metrics it goes over. The effective number of patients is Satterthwaite's, but no
+        more than that of the best carried member: the same patients carry the others, and vary together. A
+        metric of a single patient counts as of two.
         """
         if not parts:
-            return Sampled(np.full(self.weights.shape[1], np.nan), 0.0)
-        share = all(part.share for part in parts)
-        stack = np.stack([part.values for part in parts])
-        finite = np.isfinite(stack)
-        count = finite.sum(axis=0)
-        total = np.where(finite, stack, 0.0).sum(axis=0)
-        mean = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+            return Sampled(np.full(self.weights.shape[1], np.nan), NO_SUPPORT)
+        mean = np.mean(
+            [np.where(np.isfinite(part.values), part.values, part.values[0]) for part in parts], axis=0
+        )
         spreads = np.array([np.var(self.drawn(part)) if self.drawn(part).size else 0.0 for part in parts])
-        freedom = np.array([max(part.patients - 1, 1.0) for part in parts])
-        if spreads.sum() == 0:
-            return Sampled(mean, float(freedom.min()) + 1, share)
-        return Sampled(mean, float(spreads.sum() ** 2 / np.sum(spreads**2 / freedom)) + 1, share)
+        freedom = np.array([max(part.support.effective - 1, 1.0) for part in parts])
+        varies = spreads.sum() > 0
+        effective = spreads.sum() ** 2 / np.sum(spreads**2 / freedom) if varies else freedom.min()
+        support = Support(
+            max(part.support.patients for part in parts),
+            float(min(effective, freedom.max())) + 1,
+            max(part.support.images for part in parts),
+        )
+        unseen = np.sqrt(np.sum(np.square([self.unseen(part) for part in parts]), axis=0)) / len(parts)
+        return Sampled(
+            mean,
+            support,
+            "free" if any(part.scale in ("free", "difference") for part in parts) else "rank",
+            (float(unseen[0]), float(unseen[1])),
+            float(np.mean([part.inflation for part in parts])),
+        )
 
 
 def draw(

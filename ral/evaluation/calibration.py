@@ -52,6 +52,14 @@ class Map:
             scores = expit(a * rising + b * falling + c)
         return np.clip(scores, EDGE, 1 - EDGE)
 
+    def short(self) -> "Map":
+        """The map with nine significant digits, as it is used and saved: two machines differ further down.
+
+        Logits of knots stay whole: they are not computed, and a film at the edge of a step is to stay on it.
+        """
+        knots = tuple((x, _short(y)) for x, y in self.knots)
+        return Map(self.kind, tuple(_short(number) for number in self.numbers), knots)
+
 
 def calibrate(
     logits: Array, labels: Array, patients: Array, config: CalibrationConfig, seed: int
@@ -90,7 +98,7 @@ def calibrate(
             if kinds
             else "shared"
         )
-        maps.append(fit(kind, x[known], y[known], slopes))
+        maps.append(fit(kind, x[known], y[known], slopes).short())
     return maps
 
 
@@ -202,6 +210,10 @@ def log_losses(scores: Array, labels: Array) -> Array:
     """Log loss of each row; of a score of 0 or 1 that of the nearest score within (0, 1)."""
     scores = np.clip(scores, EDGE, 1 - EDGE)
     return np.asarray(-np.log(np.where(labels == 1, scores, 1 - scores)))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.9g}")
 
 
 def _features(logits: Array) -> tuple[Array, Array]:

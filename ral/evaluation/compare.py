@@ -29,6 +29,7 @@ from ral.evaluation.sealed import unsealed
 from ral.evaluation.tables import rounded
 from ral.files import new_file
 from ral.labels import TIERS
+from ral.reporting.wording import p_value, signed, signed_interval
 
 METRICS = ("ap", "auroc")
 TEXT = ("metric", "level", "name", "model", "baseline", "note", "data")
@@ -74,7 +75,7 @@ def compare(
     for model, (_, scores) in aligned.items():
         for name in names:
             scored = Scored(floats(rows[name]), scores[name].to_numpy(), None, {})
-            reasons[name] = too_few(scored, config.min_positives, split)
+            reasons[name] = too_few(scored, resamples.patient, config.min_positives, split)
             if not reasons[name]:
                 values[model][name] = ranking(scored, resamples, METRICS)
     baseline, *others = models
@@ -113,14 +114,15 @@ def _mean(parts: list[Sampled], resamples: Resamples) -> Sampled:
 
 
 def _difference(own: Sampled, other: Sampled, resamples: Resamples) -> dict[str, Any]:
-    gap = resamples.interval(own - other)
+    paired = resamples.difference(own, other)
+    gap = resamples.interval(paired)
     return {
         "value": float(own.values[0]),
         "baseline_value": float(other.values[0]),
         "difference": gap.value,
         "low": gap.low,
         "high": gap.high,
-        "p": resamples.p_value(own - other),
+        "p": resamples.p_value(paired),
     }
 
 
@@ -174,11 +176,9 @@ def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split
             if row["note"]:
                 lines.append(f"  {row['name']:<{width}}  {row['note']}")
                 continue
-            ends = "no interval" if np.isnan(row["low"]) else f"{row['low']:+.3f} to {row['high']:+.3f}"
-            p = "none" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
             lines.append(
                 f"  {row['name']:<{width}}  {row['baseline_value']:.3f} → {row['value']:.3f}  "
-                f"{row['difference']:+.3f} ({ends})  p {p}"
+                f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})  p {p_value(row['p_holm'])}"
             )
     return "\n".join(lines)
 

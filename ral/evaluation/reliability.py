@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import erf
 
-from ral.evaluation.bootstrap import Resamples, Sampled
+from ral.evaluation.bootstrap import NO_SUPPORT, Resamples, Sampled, Support
 from ral.evaluation.calibration import log_losses
 from ral.evaluation.metrics import divide
 
@@ -41,25 +41,51 @@ def binned(scores: Array, labels: Array, resamples: Resamples, bins: int) -> tup
     return sums[:, :bins], sums[:, bins : 2 * bins], sums[:, 2 * bins :]
 
 
-def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dict[str, Array]:
-    """The figures of `ERRORS` in every resample [columns]; arguments as for `binned`.
+def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dict[str, Sampled]:
+    """The figures of `ERRORS` in every resample.
 
-    ece is the mean over the films of |mean score − share of positives| of their bin. Chance alone makes it larger
-    than 0; ece_debiased takes off how much larger it would be, with the shares normally distributed about those
-    observed (Kumar et al., 2019), to first order, and ends at 0. Resampling adds chance to that of the sample; both errors of the
-    replicates are therefore moved so that their mean is the value of the sample.
+    ece is the mean over the images of |mean score − share of positives| of their bin. Chance alone makes it larger
+    than 0, and resampling adds chance to that of the sample: the replicates are moved so that their mean is the value of
+    the sample. How much chance may have added is at most the mean of |gap − gap of the sample|, weighted in the same
+    way (the triangle inequality), and the interval reaches down by as much.
+
+    ece_debiased takes off what chance would add if all images were independent, with the shares normally distributed
+    about those observed (Kumar et al., 2019), to first order, and ends at 0. Images of one patient are not
+    independent, so that it is too high still; it has no interval.
+
+    Args:
+        scores: [rows].
+        labels: 1, 0 or NaN [rows]; unknown ones count nowhere.
+        resamples: of the same rows.
+        bins: at most so many.
     """
+    known = ~np.isnan(labels)
+    support = resamples.support(labels)
+    scores, labels, resamples = scores[known], labels[known], resamples.rows(known)
     films, positives, sums = binned(scores, labels, resamples, bins)
     total = films.sum(axis=1)
     brier, loss = resamples.totals(np.stack([(scores - labels) ** 2, log_losses(scores, labels)], axis=1)).T
-    filled = films > 0
+    filled, some = films > 0, total > 0
     observed = divide(positives, films, filled, 0.0)
-    gap = np.abs(divide(sums, films, filled, 0.0) - observed)
+    gap = divide(sums, films, filled, 0.0) - observed
     share = films / np.maximum(total, 1)[:, None]
-    ece = (share * gap).sum(axis=1)
+    ece = np.where(some, (share * np.abs(gap)).sum(axis=1), np.nan)
+    drawn = slice(1, 1 + resamples.replicates)
+    chance = np.where(some, (share * np.abs(gap - gap[0])).sum(axis=1), np.nan)[drawn]
+    inflation = float(np.nanmean(chance)) if np.isfinite(chance).any() else 0.0
+    return {
+        "brier": Sampled(divide(brier, total, some), support),
+        "log_loss": Sampled(divide(loss, total, some), support, "free"),
+        "ece": Sampled(_moved(ece, drawn), support, inflation=inflation),
+        "ece_debiased": Sampled(_debiased(ece, gap, positives, films, share), NO_SUPPORT),
+    }
+
+
+def _debiased(ece: Array, gap: Array, positives: Array, films: Array, share: Array) -> Array:
+    """ece_debiased [columns] from ece [columns] and what it comes of, each [columns, bins]."""
     # Half a positive and half a negative are added: a bin without positives is not free of chance.
-    near = (positives + 0.5) / (films + 1)
-    spread = np.sqrt(divide(near * (1 - near), films, filled, 0.0))
+    near, gap = (positives + 0.5) / (films + 1), np.abs(gap)
+    spread = np.sqrt(divide(near * (1 - near), films, films > 0, 0.0))
     # The mean of |N(gap, spread²)|.
     ratio = divide(gap, spread, spread > 0, 0.0)
     inflated = np.where(
@@ -67,47 +93,36 @@ def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dic
         spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + gap * erf(ratio / np.sqrt(2)),
         gap,
     )
-    debiased = np.maximum(2 * ece - (share * inflated).sum(axis=1), 0)
-    some = total > 0
-    return {
-        "brier": divide(brier, total, some),
-        "log_loss": divide(loss, total, some),
-        "ece": _moved(np.where(some, ece, np.nan), resamples.replicates),
-        "ece_debiased": _moved(np.where(some, debiased, np.nan), resamples.replicates),
-    }
+    return np.maximum(2 * ece - (share * inflated).sum(axis=1), 0)
 
 
-def _moved(values: Array, replicates: int) -> Array:
+def _moved(values: Array, drawn: slice) -> Array:
     """The values with the replicates about the value of the sample; none is below 0."""
-    drawn = values[1 : 1 + replicates]
-    if np.isfinite(drawn).any():
-        values[1 : 1 + replicates] = np.maximum(drawn - np.nanmean(drawn) + values[0], 0)
+    if np.isfinite(values[drawn]).any():
+        values[drawn] = np.maximum(values[drawn] - np.nanmean(values[drawn]) + values[0], 0)
     return values
 
 
 def curve(scores: Array, labels: Array, resamples: Resamples, bins: int) -> pd.DataFrame:
     """A reliability curve: films, positives, mean_score, observed, low and high of each bin that holds a film.
 
-    Low and high bound the observed share; they are NaN where the films are nearly all of one patient, or all
-    positive or all negative. Arguments as for `binned`.
+    Low and high bound the observed share. Arguments as for `binned`.
     """
     films, positives, sums = binned(scores, labels, resamples, bins)
     bin_of = place(scores, bins)
     rows = []
     for number in np.flatnonzero(films[0] > 0):
         inside = resamples.rows(bin_of == number)
-        counts = np.bincount(inside.patient).astype(np.float64)
         share = divide(positives[:, number], films[:, number], films[:, number] > 0)
-        found = resamples.interval(Sampled(share, counts.sum() ** 2 / np.sum(counts**2)))
-        mixed = 0 < positives[0, number] < films[0, number]
+        found = resamples.interval(Sampled(share, Support.of(np.bincount(inside.patient)), "share"))
         rows.append(
             {
                 "films": int(films[0, number]),
                 "positives": int(positives[0, number]),
                 "mean_score": sums[0, number] / films[0, number],
                 "observed": found.value,
-                "low": found.low if mixed else None,
-                "high": found.high if mixed else None,
+                "low": found.low,
+                "high": found.high,
             }
         )
     return pd.DataFrame(rows, columns=["films", "positives", "mean_score", "observed", "low", "high"])

@@ -13,12 +13,10 @@ from ral.evaluation.calibration import KINDS, Map
 from ral.evaluation.score import Evaluation
 
 FORMAT = 1
-# Significant digits of what is saved; the maps of two machines differ further down.
-DIGITS = 9
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of calibration.json: numbers with nine digits; a finding without a map is null.
+    """The content of calibration.json: maps and thresholds as they are used; a finding without a map is null.
 
     `version` is a digest of the maps and thresholds: predictions that name it can be traced to them.
     """
@@ -29,9 +27,9 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
             continue
         findings[finding.name] = {
             "kind": finding.map.kind,
-            "numbers": [_short(number) for number in finding.map.numbers],
-            "knots": [[_short(x), _short(y)] for x, y in finding.map.knots],
-            "thresholds": {rule: _short(value) for rule, value in finding.thresholds.items()},
+            "numbers": list(finding.map.numbers),
+            "knots": [list(knot) for knot in finding.map.knots],
+            "thresholds": dict(finding.thresholds),
         }
     content = {"format": FORMAT, "rule": evaluation.config.threshold.rule, "findings": findings}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -75,10 +73,5 @@ def apply(
         found = Map(kind, tuple(saved["numbers"]), tuple((x, y) for x, y in saved["knots"]))
         scores[name] = found.apply(raw)
         threshold = saved["thresholds"][rule or content["rule"]]
-        # The threshold was a score of a film: a digit lost in writing must not lose that film.
-        calls[name] = pd.array(scores[name] >= threshold * (1 - 1e-8), dtype="boolean")
+        calls[name] = pd.array(scores[name] >= threshold, dtype="boolean")
     return scores, calls
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")

@@ -36,7 +36,7 @@ class Estimate:
     value: float | None
     """None if there is no estimable finding."""
     low: float | None
-    """None too if all is of one patient."""
+    """None too if fewer than five patients carry it, and for the debiased calibration error."""
     high: float | None
     findings: int
     """Over how many findings it is the mean: 1 for a finding itself, 0 if it is not estimable."""
@@ -145,16 +145,16 @@ def evaluate(
             test_rows=len(test),
             test_patients=resamples.patients,
             findings=tuple(findings),
-            macro=_means(sampled, resamples, METRICS),
-            micro=_micro([scored[name] for name in estimable], sampled, resamples, config),
+            macro=means(sampled, resamples, METRICS),
+            micro=micro([scored[name] for name in estimable], resamples, config.threshold.rule),
             tiers={
-                name: _means(
+                name: means(
                     [v for v, f in zip(sampled, findings, strict=True) if f.tier == name], resamples, METRICS
                 )
                 for name in TIERS
             },
             cxr_lt={
-                official: _means(sampled, resamples, (metric,))[metric]
+                official: means(sampled, resamples, (metric,))[metric]
                 for official, metric in OFFICIAL.items()
             },
             config=config,
@@ -204,7 +204,7 @@ def _finding(
 ) -> tuple[dict[str, Any], dict[str, Sampled]]:
     """What is known of a finding but its map, and its metrics in every resample; none if it is not estimable."""
     own_tier, positives, known = tier_of(name, train_labels, config)
-    reason = measure.too_few(scored, config.min_positives)
+    reason = measure.too_few(scored, resamples.patient, config.min_positives)
     values: dict[str, Sampled] = {}
     raw: dict[str, Sampled] = {}
     if reason is None:
@@ -228,14 +228,14 @@ def _finding(
         "train_positives": positives,
         "test_positives": int((scored.labels == 1).sum()),
         "test_rows": int(scored.known().sum()),
-        "scores": _means([values], resamples, METRICS),
-        "uncalibrated": _means([raw], resamples, ERRORS),
+        "scores": means([values], resamples, METRICS),
+        "uncalibrated": means([raw], resamples, ERRORS),
         "not_estimable": reason,
     }
     return facts, values
 
 
-def _means(
+def means(
     values: Sequence[Mapping[str, Sampled]], resamples: Resamples, names: Sequence[str]
 ) -> dict[str, Estimate]:
     """Mean of each metric over the findings that have it (a share such as PPV may be 0 / 0)."""
@@ -250,13 +250,14 @@ def _means(
     return found
 
 
-def _micro(
-    scored: Sequence[Scored],
-    values: Sequence[Mapping[str, Sampled]],
-    resamples: Resamples,
-    config: EvaluateConfig,
-) -> dict[str, Estimate]:
-    """Metrics of all pairs of film and estimable finding, ranked together by their raw logits."""
+def micro(scored: Sequence[Scored], resamples: Resamples, chosen: Rule) -> dict[str, Estimate]:
+    """Metrics of all pairs of film and estimable finding, ranked together by their raw logits.
+
+    Args:
+        scored: the findings, on the same rows.
+        resamples: of those rows.
+        chosen: the rule of sensitivity and specificity; F1 is that of max_f1.
+    """
     if not scored:
         return dict.fromkeys(MICRO, NOTHING)
     several = Resamples(
@@ -277,16 +278,16 @@ def _micro(
         for name, value in measure.ranking(pooled, several).items()
     }
     called = [one for one in scored if one.thresholds]
-    pooled_calls = measure.pooled_calls(called, resamples, several.effective(pooled.labels))
+    pooled_calls = measure.pooled_calls(called, resamples)
     for name in MICRO[len(RANKED) :]:
-        rule: Rule = "max_f1" if name == "f1" else config.threshold.rule
+        rule: Rule = "max_f1" if name == "f1" else chosen
         found[name] = estimate(pooled_calls[rule][name], resamples, len(called)) if called else NOTHING
     return found
 
 
 def _first_called(found: Map, logits: Array, chosen: Mapping[Rule, float]) -> float | None:
-    """The lowest of the logits that is called at the threshold of max_f1."""
+    """The lowest of the logits that is called at the threshold of max_f1, rounded down as that is."""
     if not chosen:
         return None
     called = logits[found.apply(logits) >= chosen["max_f1"]]
-    return float(called.min())
+    return thresholds.rounded_down(float(called.min()))

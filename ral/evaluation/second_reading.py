@@ -1,5 +1,6 @@
 """Label noise: how far a second reading of the films agrees with the labels, and what the metrics are against it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from ral.config.evaluate import SecondReadingConfig
 from ral.data.sources.parquet import is_parquet, read_parquet_pieces
 from ral.data.sources.text import read_text
 from ral.errors import UserError
-from ral.evaluation.bootstrap import Resamples, Sampled
+from ral.evaluation.bootstrap import Resamples, Sampled, Support
+from ral.evaluation.exact import clopper_pearson
 from ral.evaluation.measure import Scored, ranking, too_few
 from ral.evaluation.metrics import Array, divide
 from ral.evaluation.rows import floats
@@ -104,12 +106,12 @@ def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
             "second_positives": int(two.sum()),
             "both_positive": int((one * two).sum()),
         }
-        for metric, values in _agreement(one, two, inside).items():
-            row |= _entry(metric, Sampled(values, inside.effective(np.maximum(one, two))), inside)
+        for metric, value in agreements(one, two, inside).items():
+            row |= _entry(metric, value, inside)
         notes = []
         for label, labels in (("first", one), ("second", two)):
             scored = Scored(labels, evaluation.scored[name].logits[both], None, {})
-            reason = too_few(scored, evaluation.config.min_positives)
+            reason = too_few(scored, inside.patient, evaluation.config.min_positives)
             if reason:
                 notes.append(f"{label} reading: {reason}")
                 continue
@@ -120,18 +122,51 @@ def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
     return rounded(pd.DataFrame(rows, columns=list(COLUMNS)).astype(counts), text=TEXT)
 
 
-def _agreement(one: Array, two: Array, resamples: Resamples) -> dict[str, Array]:
-    """The figures of `AGREEMENT` in every resample."""
+def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, Sampled]:
+    """The figures of `AGREEMENT` in every resample.
+
+    Positive agreement is carried by the images that either reading calls positive, and kappa too. Where the readings
+    agree on none of these, or on all, no replicate says otherwise: kappa then may be as far off as it is if
+    the share agreed on is at the end of its exact interval.
+    """
     cells = [one * two, one * (1 - two), (1 - one) * two, (1 - one) * (1 - two)]
-    yes, first, second, no = resamples.totals(np.stack(cells, axis=1)).T
+    counts = resamples.totals(np.stack(cells, axis=1)).T
+    yes, first, second, no = counts
+    either, neither = (
+        Support.of(resamples.counts(np.maximum(a, b) == 1)) for a, b in ((one, two), (1 - one, 1 - two))
+    )
+    kappa = Sampled(_kappa(*counts), either, "free")
+    if either.images and (yes[0] == 0 or yes[0] == either.images):
+        agreed = clopper_pearson(yes[0] / either.images, either.effective, resamples.confidence)
+        low, high = (float(_kappa(*_agreeing(counts[:, 0], share))) for share in agreed)
+        value = float(kappa.values[0])
+        kappa = replace(kappa, unseen=(max(value - low, 0.0), max(high - value, 0.0)))
+    return {
+        "kappa": kappa,
+        "positive_agreement": Sampled(
+            divide(2 * yes, 2 * yes + first + second, 2 * yes + first + second > 0), either, "f1"
+        ),
+        "negative_agreement": Sampled(
+            divide(2 * no, 2 * no + first + second, 2 * no + first + second > 0), neither, "f1"
+        ),
+    }
+
+
+def _kappa(yes: Array, first: Array, second: Array, no: Array) -> Array:
+    """Cohen's kappa of counts: both positive, only the first, only the second, neither; NaN where chance agrees fully."""
     films = yes + first + second + no
     observed = divide(yes + no, films, films > 0)
     chance = divide((yes + first) * (yes + second) + (no + first) * (no + second), films**2, films > 0)
-    return {
-        "kappa": divide(observed - chance, 1 - chance, 1 - chance > 1e-12),
-        "positive_agreement": divide(2 * yes, 2 * yes + first + second, 2 * yes + first + second > 0),
-        "negative_agreement": divide(2 * no, 2 * no + first + second, 2 * no + first + second > 0),
-    }
+    return divide(observed - chance, 1 - chance, 1 - chance > 1e-12)
+
+
+def _agreeing(counts: Array, share: float) -> Array:
+    """The counts with that share of the images that either reading calls positive called so by both."""
+    yes, first, second, no = counts
+    either, apart = yes + first + second, first + second
+    of_first = first / apart if apart else 0.5
+    rest = (1 - share) * either
+    return np.array([share * either, rest * of_first, rest * (1 - of_first), no])
 
 
 def _entry(name: str, sampled: Sampled, resamples: Resamples) -> dict[str, Any]:

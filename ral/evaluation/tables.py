@@ -16,7 +16,7 @@ from ral.evaluation.score import Estimate, Evaluation, estimate
 
 Array = NDArray[Any]
 
-# Decimals of every number written: logits of two machines differ further down.
+# Decimals of every number written but thresholds: logits of two machines differ further down.
 DECIMALS = 6
 
 
@@ -154,7 +154,11 @@ def rounded(table: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
     floating = [
         name for name in table.columns if name not in text and not pd.api.types.is_integer_dtype(table[name])
     ]
-    return table.astype(dict.fromkeys(floating, np.float64)).round(dict.fromkeys(floating, DECIMALS))
+    # A threshold is not rounded: other films would pass it.
+    decimals = dict.fromkeys((name for name in floating if name != "threshold"), DECIMALS)
+    table = table.astype(dict.fromkeys(floating, np.float64)).round(decimals)
+    table[floating] += 0.0  # no -0.0
+    return table
 
 
 def _mean(scores: Mapping[str, Estimate]) -> dict[str, Any]:

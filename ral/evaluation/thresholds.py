@@ -1,5 +1,6 @@
 """From which calibrated score on a film is called positive: chosen on validation, applied on test."""
 
+from decimal import ROUND_FLOOR, Context
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,17 @@ Array = NDArray[Any]
 CALL_NONE = 1.0
 
 
+# Significant digits of a threshold: what reads them back, in whatever way, gets no number above the score.
+DIGITS = Context(prec=12, rounding=ROUND_FLOOR)
+
+
+def rounded_down(value: float) -> float:
+    """The number with twelve digits that is nearest below: no film at or above `value` is lost by writing it."""
+    return float(DIGITS.create_decimal(repr(value)))
+
+
 def choose(scores: Array, labels: Array, config: ThresholdConfig) -> dict[Rule, float]:
-    """The threshold of each rule, an observed score; of several that do as well, the highest.
+    """The threshold of each rule, an observed score, rounded down; of several that do as well, the highest.
 
     max_f1: highest F1. sensitivity: the highest threshold with at least `config.sensitivity`. cost: least
     `config.miss_cost` × misses + false alarms, which may be to call no film at all (`CALL_NONE`).
@@ -41,7 +51,7 @@ def choose(scores: Array, labels: Array, config: ThresholdConfig) -> dict[Rule, 
         "sensitivity": np.argmax(enough),
         "cost": np.argmin(cost),
     }
-    found = {rule: float(cut.thresholds[places[rule]]) for rule in RULES}
+    found = {rule: rounded_down(float(cut.thresholds[places[rule]])) for rule in RULES}
     if config.miss_cost * positives <= cost.min():
         found["cost"] = CALL_NONE
     return found

@@ -13,7 +13,7 @@ from ral.files import new_file, private_folder, read_json, write_json
 from ral.release import packet
 from ral.release.ledger import Ledger
 from ral.release.registry import ARCHIVED, Registry, Release
-from ral.reporting.wording import PHANTOM_SHORT, RESEARCH
+from ral.reporting.wording import PHANTOM_SHORT, RESEARCH, estimate
 
 GATE = "gate"
 
@@ -40,7 +40,7 @@ def do_show(options: Namespace) -> None:
     print(f"findings: {', '.join(content['findings'])}")
     for name in ("ap", "auroc"):
         found = macro[name]
-        print(f"macro {name.upper()}: {found['value']} ({found['low']} to {found['high']})")
+        print(f"macro {name.upper()}: {estimate(found)}")
     print(read_json(release.packet / "verdict.json")["sentence"])
     print(f"packet: {release.packet}")
 
@@ -169,7 +169,7 @@ def do_open_sealed(options: Namespace) -> None:
     print(PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH)
     for name in ("ap", "auroc"):
         found = metrics["macro"][name]
-        print(f"sealed macro {name.upper()}: {found['value']} ({found['low']} to {found['high']})")
+        print(f"sealed macro {name.upper()}: {estimate(found)}")
     times = "for the first time" if not before else f"{before} times before"
     print(f"The sealed set was opened {times}; each look makes it worth less. Result: {path}")
 

@@ -17,7 +17,7 @@ from ral.config.gate import GateConfig
 from ral.evaluation.score import Estimate, data_of, evaluate
 from ral.evaluation.sealed import gate_set, sealed_patients, unsealed
 from ral.release.paired import NO_FINDING, Difference, Rival, differences, pair
-from ral.reporting.wording import PHANTOM_SHORT, RESEARCH
+from ral.reporting.wording import PHANTOM_SHORT, RESEARCH, signed, signed_interval
 
 Result = Literal["passes", "holds", "rejects", "listed"]
 
@@ -268,4 +268,4 @@ def _unscored(found: Difference) -> dict[str, Any]:
 
 
 def _signed(found: Difference) -> str:
-    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"{signed(found.value)} ({signed_interval(found.low, found.high)})"

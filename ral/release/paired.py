@@ -172,5 +172,5 @@ def _of(table: pd.DataFrame, name: str) -> Difference:
     if row["note"]:
         return Difference(note=str(row["note"]))
     if not np.isfinite([row["low"], row["high"]]).all():
-        return Difference(note="not estimable: nearly all films with the findings are of one patient")
+        return Difference(note="not estimable: fewer than five patients carry it")
     return Difference(float(row["difference"]), float(row["low"]), float(row["high"]))

@@ -7,7 +7,16 @@ from typing import Any
 import pandas as pd
 
 from ral.reporting.tables import Cell, Table, records, text
-from ral.reporting.wording import NOT_ESTIMABLE, counted, known, with_interval
+from ral.reporting.wording import (
+    NOT_ESTIMABLE,
+    counted,
+    known,
+    number,
+    p_value,
+    signed,
+    signed_interval,
+    with_interval,
+)
 
 # As audit.csv names the figures, and as the report does.
 FIGURES = {
@@ -81,9 +90,9 @@ def _flagged(rows: list[dict[str, Any]]) -> Table:
                 text(row["finding"]),
                 FIGURES[row["metric"]],
                 _value(row),
-                f"{row['others']:.3f}",
-                f"{row['difference']:+.3f} ({_signed(row['difference_low'], row['difference_high'])})",
-                f"{row['p_holm']:.2g}",
+                number(row["others"]),
+                f"{signed(row['difference'])} ({signed_interval(row['difference_low'], row['difference_high'])})",
+                p_value(row["p_holm"]),
                 _count(row["patients"]),
                 _count(row["positives"]),
             ]
@@ -165,12 +174,10 @@ def _value(row: dict[str, Any]) -> str:
         return with_interval(row["value"], row["low"], row["high"])
     # Signed: above 0 the scores are too high.
     return (
-        f"{row['value']:+.3f} ({_signed(row['low'], row['high'])})" if known(row["value"]) else NOT_ESTIMABLE
+        f"{signed(row['value'])} ({signed_interval(row['low'], row['high'])})"
+        if known(row["value"])
+        else NOT_ESTIMABLE
     )
-
-
-def _signed(low: float | None, high: float | None) -> str:
-    return f"{low:+.3f} to {high:+.3f}" if known(low) and known(high) else "no interval"
 
 
 def _count(value: float | None) -> str:

@@ -34,7 +34,7 @@ def maps(rows: Sequence[Row]) -> Table:
                 *(
                     cell
                     for error in ("brier", "log_loss", "ece", "ece_debiased")
-                    for cell in (number(row.get(f"{error}_uncalibrated")), _metric(row, error))
+                    for cell in (number(row.get(f"{error}_uncalibrated")), _error(row, error))
                 ),
             ]
             for row in rows
@@ -124,7 +124,7 @@ def operating(table: pd.DataFrame, rows: Sequence[Row], rule: str, caption: str)
     return Table(
         caption,
         (
-            "Finding", "Threshold", "True positives", "False positives", "False negatives", "True negatives",
+            "Finding", "Threshold (rounded)", "True positives", "False positives", "False negatives", "True negatives",
             "Sensitivity", "Specificity", "PPV", "NPV", "F1",
         ),
         "l" + "r" * 10,
@@ -144,6 +144,11 @@ def operating(table: pd.DataFrame, rows: Sequence[Row], rule: str, caption: str)
 def _threshold(value: float) -> str:
     """A threshold of calibrated scores; none of them reaches 1."""
     return "1 (calls no film)" if value >= 1 else f"{value:.4f}"
+
+
+def _error(row: Row, error: str) -> str:
+    """The debiased ECE has no interval at all."""
+    return number(row.get(error)) if error == "ece_debiased" else _metric(row, error)
 
 
 def _metric(row: dict[str, Any], metric: str) -> str:

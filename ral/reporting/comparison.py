@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ral.reporting.plots import INK, Row, plain, svg
 from ral.reporting.tables import OVERALL, Table, records, text
-from ral.reporting.wording import NOT_ESTIMABLE, counted, known, number
+from ral.reporting.wording import NOT_ESTIMABLE, counted, known, number, p_value, signed, signed_interval
 
 LEVELS = {"macro": "all", "tier": "tier", "finding": "finding"}
 
@@ -55,7 +55,7 @@ def tables_of(comparison: pd.DataFrame, order: Sequence[str]) -> dict[str, Table
                     number(row["baseline_value"]),
                     number(row["value"]),
                     _difference(row),
-                    _p(row["p_holm"]),
+                    p_value(row["p_holm"]),
                     text(row["note"]),
                 ]
                 for row in _ordered(comparison, metric, order)
@@ -104,12 +104,6 @@ def _ordered(comparison: pd.DataFrame, metric: str, order: Sequence[str]) -> lis
     return sorted(rows, key=lambda row: places[row["name"]] if row["level"] == "finding" else -1)
 
 
-def _p(value: float) -> str:
-    if not known(value):
-        return "none"
-    return f"{value:.3f}" if value >= 0.001 else "below 0.001"
-
-
 def _macro(comparison: pd.DataFrame) -> dict[str, Any]:
     return records(comparison[(comparison["metric"] == "ap") & (comparison["level"] == "macro")])[0]
 
@@ -117,6 +111,4 @@ def _macro(comparison: pd.DataFrame) -> dict[str, Any]:
 def _difference(row: Row) -> str:
     if not known(row["difference"]):
         return NOT_ESTIMABLE
-    if not known(row["low"]) or not known(row["high"]):
-        return f"{row['difference']:+.3f} (no interval)"
-    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+    return f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})"

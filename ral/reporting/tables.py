@@ -98,7 +98,7 @@ def findings(rows: Sequence[Row]) -> Table:
             "AP",
             "Chance level of AP",
             "F1",
-            "Threshold of F1 (raw score)",
+            "Threshold of F1 (raw score, rounded)",
         ),
         "llrrrrrrrr",
         [

@@ -34,18 +34,38 @@ def known(value: float | None) -> TypeGuard[float]:
 
 
 def number(value: float | None, decimals: int = 3) -> str:
-    """A metric, or that there is none."""
-    return f"{value:.{decimals}f}" if known(value) else NOT_ESTIMABLE
+    """A metric, or that there is none; never a negative zero."""
+    return f"{value:z.{decimals}f}" if known(value) else NOT_ESTIMABLE
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """The two ends of an interval."""
-    return f"{low:.3f}–{high:.3f}" if known(low) and known(high) else "no interval"
+    """The two ends of an interval; `-0.100 to 0.200` where one is negative, since a dash would read as a sign."""
+    if not (known(low) and known(high)):
+        return "no interval"
+    ends = number(low), number(high)
+    return (" to " if any(end.startswith("-") for end in ends) else "–").join(ends)
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
     """A metric and its interval as `0.412 (0.380–0.451)`."""
-    return f"{value:.3f} ({interval(low, high)})" if known(value) else NOT_ESTIMABLE
+    return f"{number(value)} ({interval(low, high)})" if known(value) else NOT_ESTIMABLE
+
+
+def signed(value: float) -> str:
+    """A difference with its sign; one that is 0 as far as it is shown is +0.000."""
+    return f"{value:+z.3f}"
+
+
+def signed_interval(low: float | None, high: float | None) -> str:
+    """The two ends of the interval of a difference."""
+    return f"{signed(low)} to {signed(high)}" if known(low) and known(high) else "no interval"
+
+
+def p_value(value: float | None) -> str:
+    """A p value, which is never 0; none where nothing was tested."""
+    if not known(value):
+        return "none"
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def estimate(content: dict[str, Any]) -> str:

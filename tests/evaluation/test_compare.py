@@ -93,7 +93,7 @@ def test_what_is_not_estimable_has_words_and_no_number(tables: Tables) -> None:
     studies, _, logits = tables
     table = compare(studies, {"a": logits, "b": noisier(logits, 1.0)}, "test", CONFIG)
     edema = table[table["name"] == "Edema"]
-    assert edema["note"].str.contains("0 positive test films").all()
+    assert edema["note"].str.contains("0 patients with positive test films").all()
     assert edema[["value", "difference", "p", "p_holm"]].isna().all(axis=None)
 
 
@@ -154,7 +154,7 @@ def test_the_command_compares_files_and_folders(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Research software" in done.stdout
     assert "600 test films of 200 patients" in done.stdout
-    assert "not estimable: 0 positive test films" in done.stdout
+    assert "not estimable: 0 patients with positive test films" in done.stdout
     assert "Holm" in done.stdout
     assert list(pd.read_csv(out).columns) == list(COLUMNS)
 

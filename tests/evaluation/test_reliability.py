@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, log_loss
 
 from ral.evaluation.bootstrap import draw
@@ -31,12 +32,14 @@ def test_errors_are_those_of_their_definitions_in_every_resample() -> None:
     assert set(np.bincount(bin_of)) == {100}
     for column in range(6):
         again = np.repeat(np.arange(1000), resamples.weights[resamples.patient, column])
-        assert found["brier"][column] == pytest.approx(
+        assert found["brier"].values[column] == pytest.approx(
             brier_score_loss(labels[again], scores[again]), abs=1e-12
         )
-        assert found["log_loss"][column] == pytest.approx(log_loss(labels[again], scores[again]), abs=1e-12)
-    assert found["ece"][0] == pytest.approx(plain_ece(scores, labels, bin_of), abs=1e-12)
-    assert found["ece"][1:].mean() == pytest.approx(found["ece"][0], abs=1e-12)
+        assert found["log_loss"].values[column] == pytest.approx(
+            log_loss(labels[again], scores[again]), abs=1e-12
+        )
+    assert found["ece"].values[0] == pytest.approx(plain_ece(scores, labels, bin_of), abs=1e-12)
+    assert found["ece"].values[1:].mean() == pytest.approx(found["ece"].values[0], abs=1e-12)
 
 
 def test_ties_share_a_bin() -> None:
@@ -53,9 +56,9 @@ def test_debiasing_takes_off_what_chance_adds() -> None:
         scores, labels = sample(seed)
         resamples = draw(IDS, 2, seed)
         found = errors(scores, labels, resamples, bins=15)
-        plain.append(found["ece"][0])
-        debiased.append(found["ece_debiased"][0])
-        shifted.append(errors(scores + 0.1, labels, resamples, bins=15)["ece_debiased"][0])
+        plain.append(found["ece"].values[0])
+        debiased.append(found["ece_debiased"].values[0])
+        shifted.append(errors(scores + 0.1, labels, resamples, bins=15)["ece_debiased"].values[0])
     assert np.mean(debiased) < 0.65 * np.mean(plain)
     assert np.mean(shifted) == pytest.approx(0.1, abs=0.005)
 
@@ -72,7 +75,21 @@ def test_curve_has_a_row_per_bin_with_an_interval_about_the_observed_share() -> 
     assert holds.mean() >= 0.8
 
 
-def test_a_bin_without_positives_has_no_interval() -> None:
+def test_a_bin_without_positives_has_the_exact_end() -> None:
     table = curve(np.linspace(0.01, 0.99, 1000), np.repeat([0.0, 1.0], 500), draw(IDS, 100, seed=5), bins=4)
     assert list(table["observed"]) == [0, 0, 1, 1]
-    assert table["low"].isna().all()
+    exact = binomtest(0, 125).proportion_ci().high  # 250 images of 125 patients
+    assert list(table["low"]) == pytest.approx([0, 0, 1 - exact, 1 - exact], abs=1e-6)
+    assert list(table["high"]) == pytest.approx([exact, exact, 1, 1], abs=1e-6)
+
+
+def test_ece_reaches_down_by_what_chance_may_have_added_and_the_debiased_one_has_no_interval() -> None:
+    """Scores that are right: the population's error is 0, that of every sample is not."""
+    scores, labels = sample(6)
+    resamples = draw(IDS, 500, seed=7)
+    found = errors(scores, labels, resamples, bins=15)
+    plain, debiased = resamples.interval(found["ece"]), resamples.interval(found["ece_debiased"])
+    assert (plain.value or 0) > 0.02
+    assert (plain.low or 0) < 0.002
+    assert debiased.value is not None
+    assert debiased.low is debiased.high is None

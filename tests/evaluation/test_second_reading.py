@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams, SecondReadingConfig
 from ral.errors import UserError
+from ral.evaluation.bootstrap import draw
 from ral.evaluation.score import Evaluation, evaluate
-from ral.evaluation.second_reading import COLUMNS, agreement, read, table
+from ral.evaluation.second_reading import COLUMNS, agreement, agreements, read, table
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 200})
@@ -76,7 +78,34 @@ def test_a_reading_that_agrees_fully_says_so(evaluation: Evaluation) -> None:
     # Nobody saw any: there is nothing to agree on beyond chance, and nothing to rank.
     assert np.isnan(row.loc["Edema", "kappa"])
     assert np.isnan(row.loc["Edema", "auroc_second"])
-    assert "second reading: 0 positive" in row.loc["Edema", "note"]
+    assert "second reading: 0 patients with positive" in row.loc["Edema", "note"]
+
+
+def test_readings_that_agree_on_no_positive_or_on_all_have_the_exact_end() -> None:
+    """100 patients of one image; the readings see 4 positives each."""
+    resamples = draw(np.array([f"p{number:03d}" for number in range(100)]), 400, seed=1, method="bca")
+    one, two = np.zeros(100), np.zeros(100)
+    one[:4] = two[4:8] = 1
+    found = {name: resamples.interval(value) for name, value in agreements(one, two, resamples).items()}
+    upper = binomtest(0, 8).proportion_ci().high
+    agreed, apart = 8 * upper, 4 * (1 - upper)
+    table = np.array([[92, apart], [apart, agreed]])
+    # Kappa of the counts in which as many are agreed on as the exact interval allows.
+    chance = (table.sum(axis=0) * table.sum(axis=1)).sum() / 100**2
+    kappa = (np.trace(table) / 100 - chance) / (1 - chance)
+    assert found["kappa"].value == pytest.approx(-0.0417, abs=1e-4)
+    assert found["kappa"].high == pytest.approx(kappa, abs=0.002)  # and what replicates vary
+    assert -0.2 < found["kappa"].low < found["kappa"].value
+    assert found["positive_agreement"].value == 0
+    assert found["positive_agreement"].high == pytest.approx(2 * upper / (1 + upper))
+    same = {name: resamples.interval(value) for name, value in agreements(one, one, resamples).items()}
+    assert same["kappa"].value is None or same["kappa"].low is None  # four patients carry it
+    one[4] = 1
+    same = {name: resamples.interval(value) for name, value in agreements(one, one, resamples).items()}
+    assert (same["kappa"].value, same["kappa"].high) == (1, 1)
+    low = binomtest(5, 5).proportion_ci().low
+    assert same["positive_agreement"].low == pytest.approx(2 * low / (1 + low))
+    assert same["kappa"].low == pytest.approx(2 * low / (1 + low), abs=0.03)
 
 
 def test_without_a_second_reading_the_table_is_empty(evaluation: Evaluation) -> None:

@@ -13,7 +13,8 @@ import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, roc_auc_score
 
 from ral.config.base import load
-from ral.config.evaluate import EvaluateParams
+from ral.config.evaluate import RULES, EvaluateParams
+from ral.evaluation import saved
 from ral.evaluation import tables as written
 from ral.evaluation.audit import audit
 from ral.evaluation.score import Evaluation, evaluate
@@ -52,7 +53,7 @@ def test_table_has_a_row_per_finding_by_prevalence(evaluation: Evaluation) -> No
     assert {"f1_low", "brier", "brier_uncalibrated", "ece_debiased_high", "calibration"} <= set(table.columns)
     assert table.columns[-1] == "not_estimable"
     assert np.isnan(table.loc[1, "ap"])
-    assert "0 positive" in table.loc[1, "not_estimable"]
+    assert "0 patients with positive" in table.loc[1, "not_estimable"]
     assert table.loc[0, "ap"] == round(evaluation.findings[0].scores["ap"].value or 0, 6)
     empty = written.to_table(replace(evaluation, findings=evaluation.findings[3:]))
     assert empty["ap"].dtype == empty["threshold"].dtype == np.float64
@@ -72,6 +73,62 @@ def test_operating_points_are_counts_of_calls(evaluation: Evaluation) -> None:
         assert row["sensitivity"] == pytest.approx(tp / (tp + fn), abs=1e-6)
         assert row["sensitivity_low"] <= row["sensitivity"] <= row["sensitivity_high"]
     assert list(written.operating(replace(evaluation, findings=())).columns) == list(table.columns)
+
+
+def test_no_zero_is_negative() -> None:
+    table = written.rounded(
+        pd.DataFrame({"low": [-1e-9, -0.5, np.nan], "name": ["a", "b", "c"]}), text=("name",)
+    )
+    assert table.to_csv(index=False) == "low,name\n0.0,a\n-0.5,b\n,c\n"
+
+
+def coarse(logits: pd.DataFrame) -> pd.DataFrame:
+    """Logits as a network in bfloat16 gives them: eight bits, so that many films share one."""
+    bits = logits[[*FINDINGS, "Edema"]].to_numpy(np.float32).view(np.uint32)
+    kept = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return logits.assign(**dict(zip([*FINDINGS, "Edema"], kept.T, strict=True)))
+
+
+@pytest.mark.parametrize("shrink", [1.0, 0.01, 40.0])
+@pytest.mark.parametrize("isotonic", [50, 100_000])
+def test_written_thresholds_give_the_written_counts(
+    tables: Tables, shrink: float, isotonic: int, tmp_path: Path
+) -> None:
+    studies, *logits = tables
+    scaled = [part.assign(**{name: part[name] * shrink for name in [*FINDINGS, "Edema"]}) for part in logits]
+    calibration = CONFIG.calibration.model_copy(update={"own": 10, "isotonic": isotonic})
+    config = CONFIG.model_copy(update={"calibration": calibration})
+    evaluation = evaluate(studies, coarse(scaled[0]), coarse(scaled[1]), config)
+    for name, part in (
+        ("operating", written.operating(evaluation)),
+        ("findings", written.to_table(evaluation)),
+    ):
+        part.to_csv(tmp_path / f"{name}.csv", index=False)
+    points = pd.read_csv(tmp_path / "operating.csv")
+    assert len(points) == 9
+    for row in points.to_dict("records"):
+        scored = evaluation.scored[row["finding"]]
+        called = scored.scores >= row["threshold"]
+        assert (called & (scored.labels == 1)).sum() == row["tp"]
+        assert (called & (scored.labels == 0)).sum() == row["fp"]
+    raw = pd.read_csv(tmp_path / "findings.csv").set_index("finding")
+    for name in FINDINGS:
+        scored = evaluation.scored[name]
+        called = scored.logits >= raw.loc[name, "threshold"]
+        point = points[(points["finding"] == name) & (points["rule"] == "max_f1")].iloc[0]
+        assert (called & (scored.labels == 1)).sum() == point["tp"]
+        assert (called & (scored.labels == 0)).sum() == point["fp"]
+    # Nor does the file of the maps lose or gain a film.
+    content = json.loads(json.dumps(saved.to_json(evaluation)))
+    for rule in RULES:
+        calls = saved.apply(
+            content,
+            coarse(scaled[1]).set_index("image_id").loc[evaluation.rows["image_id"]].reset_index(),
+            rule,
+        )[1]
+        for name in FINDINGS:
+            scored = evaluation.scored[name]
+            np.testing.assert_array_equal(calls[name], scored.scores >= scored.thresholds[rule])
 
 
 def test_reliability_counts_every_known_film_once(evaluation: Evaluation) -> None:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from ral.config.evaluate import RULES, ThresholdConfig
-from ral.evaluation.thresholds import CALL_NONE, choose
+from ral.evaluation.thresholds import CALL_NONE, choose, rounded_down
 
 CONFIG = ThresholdConfig(rule="max_f1", sensitivity=0.8, miss_cost=5.0)
 
@@ -46,6 +46,17 @@ def test_where_calling_costs_more_than_missing_nothing_is_called() -> None:
     assert choose(scores, labels, CONFIG)["cost"] == 0.1  # 2 false alarms are cheaper than a miss at 5
     cheap = CONFIG.model_copy(update={"miss_cost": 1.5})
     assert choose(scores, labels, cheap)["cost"] == CALL_NONE
+
+
+@pytest.mark.parametrize(
+    "value", [0.9, -3.0546875, 1e-6, 0.123456789012345, -0.123456789012345, 7.6e-13, 0.0]
+)
+def test_rounding_down_has_twelve_digits_and_never_goes_up(value: float) -> None:
+    found = rounded_down(value)
+    assert found <= value
+    assert found == pytest.approx(value, rel=1e-11)
+    assert len(f"{abs(found):.15e}".split("e")[0].rstrip("0").replace(".", "")) <= 12
+    assert rounded_down(found) == found
 
 
 def test_without_a_positive_there_is_no_threshold() -> None:
