@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,10 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
+
+# Tests send these; under nohup, or behind `&`, processes would be started that ignore them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # NIH ChestX-ray14 as NIH ships it, or a part of it; never inside the project.
 REAL_FILMS = Path(os.environ.get("RAL_REAL_FILMS", ROOT.parent / "shared/data/nih-chestxray14-64px"))
