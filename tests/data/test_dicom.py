@@ -42,14 +42,18 @@ def test_no_decoder_names_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
     content = compress(dicom(), "JPEGLosslessProcess14_1", tmp_path)
     decoder = pydicom.pixels.get_decoder(pydicom.uid.JPEGLosslessSV1)
     monkeypatch.setattr(decoder, "_available", {})
-    with pytest.raises(UserError, match=r"JPEG Lossless.* no decoder .*pip install 'ral\[dicom\]'") as caught:
+    with pytest.raises(
+        UserError, match=r"JPEG Lossless.* no decoder .*pip install -c constraints\.txt -e '\.\[dicom\]'"
+    ) as caught:
         decode(content, 64, NAME)
     assert not isinstance(caught.value, BadFilm)  # the machine's fault: never quarantined
 
 
 def test_without_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(UserError, match=r"pydicom is not installed.*pip install 'ral\[dicom\]'"):
+    with pytest.raises(
+        UserError, match=r"pydicom is not installed.*pip install -c constraints\.txt -e '\.\[dicom\]'"
+    ):
         decode(dicom(), 64, NAME)
 
 
