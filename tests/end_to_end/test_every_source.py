@@ -42,7 +42,7 @@ def test_source_to_report(run: Run, tmp_path: Path, name: str) -> None:
         set_params(folder, {"data": {"findings": ["Effusion", "Cardiomegaly"], "source": "table"}})
         text = (folder / "params.yaml").read_text()
         (folder / "params.yaml").write_text(
-            text.replace("data:\n", f"data:\n  table: {json.dumps(table)}\n", 1)
+            text.replace("  table: {}\n", f"  table: {json.dumps(table)}\n", 1)
         )
     for step in ("validate", "preprocess", "train", "explain", "evaluate", "report"):
         run("python", "-m", f"tasks.{step}", cwd=folder, PYTHONPATH=str(ROOT))
