@@ -13,9 +13,10 @@ checkpoint is written, and the exit code is 143.
 import contextlib
 import csv
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from ral.data.dataset import Dataset, open_dataset
 from ral.errors import DISK_ERRORS, UserError, explain_os_error
 from ral.files import follow_umask, read_json, write_json
 from ral.launch.base import state, stated
-from ral.processes import LOST_PEER, die_with_parent
+from ral.processes import LOST_PEER, die_with_parent, leave
 from ral.training.state import HISTORY
 
 if TYPE_CHECKING:
@@ -153,8 +154,24 @@ def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: P
     table.to_parquet(path, index=False)
 
 
-def main() -> None:
-    """Read the specification and train; the first to fail leaves word of what went wrong."""
+def run() -> NoReturn:
+    """What a process of a training does, from its start to its end."""
+    try:
+        code = main()
+    except SystemExit as asked:
+        code = asked.code if isinstance(asked.code, int) else 1
+    except BaseException:  # noqa: BLE001 - shown as the interpreter would
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
+def main() -> int:
+    """Read the specification and train; the first to fail leaves word of what went wrong.
+
+    Returns:
+        The exit code.
+    """
     die_with_parent()
     spec = read_json(Path(sys.argv[1]))
     try:
@@ -162,17 +179,18 @@ def main() -> None:
         train(spec, params, open_dataset(Path(spec["prepared"])))
     except UserError as error:
         state(Path(spec["failure"]), str(error), error.kind, error.retry)
-        sys.exit(1)
+        return 1
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         state(Path(spec["failure"]), explain_os_error(error), "disk", False)
-        sys.exit(1)
+        return 1
     except RuntimeError as error:
         if not _peer_is_gone(error):
             raise
         print(f"a process of this training has gone: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(LOST_PEER)
+        return LOST_PEER
+    return 0
 
 
 def _peer_is_gone(error: RuntimeError) -> bool:
@@ -189,4 +207,4 @@ def _peer_is_gone(error: RuntimeError) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -153,7 +153,7 @@ def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
     script = tmp_path / "rank.py"
     script.write_text(
         "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.loop import Trainer\n"
-        f"share = Trainer._share_of_loss\n{body}\nrank.main()\n"
+        f"share = Trainer._share_of_loss\n{body}\nrank.run()\n"
     )
     return (sys.executable, str(script))
 
