@@ -50,6 +50,7 @@ def test_a_cell_fails_only_if_its_own_interval_is_below() -> None:
     assert cells(1800, 2000, 2000)["fails"]
     assert not cells(1850, 2000, 2000)["fails"]  # 92.5 %, but 93 % is within its own interval
     assert cells(1990, 2000, 2000)["fails"]  # of a ranking metric, too many
+    assert not cells(1, 99, 99)["fails"]  # too few to say
     assert cells(0, 0, 5)["coverage"] is None
 
 
