@@ -99,14 +99,14 @@ def arrange(
     of those that they are joined with; ties keep their order, so the picture has the same bytes everywhere.
     """
     rows: list[list[str]] = [[] for _ in range(max(level.values()) + 1)]
-    for name, row in level.items():
-        rows[row].append(name)
+    for name, number in level.items():
+        rows[number].append(name)
     paths = []
     for name, other in arrows:
-        lanes = range(level[name] - 1, level[other], -1)
-        for row in lanes:
-            rows[row].append(f"{name}>{other}@{row}")
-        paths.append([name, *(f"{name}>{other}@{row}" for row in lanes), other])
+        lanes = {f"{name}>{other}@{number}": number for number in range(level[name] - 1, level[other], -1)}
+        for lane, number in lanes.items():
+            rows[number].append(lane)
+        paths.append([name, *lanes, other])
     joined: dict[str, list[str]] = {item: [] for row in rows for item in row}
     for path in paths:
         for upper, lower in pairwise(path):
