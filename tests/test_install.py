@@ -136,7 +136,7 @@ def plain() -> Mapping[str, str]:
 
 def resolve(pip: list[str], folder: Path, extra: str, *options: str) -> dict[str, str]:
     """Package -> version that pip would install; nothing is installed, and of a wheel only its metadata is read."""
-    for name in ("pyproject.toml", "README.md", "constraints.txt"):
+    for name in ("pyproject.toml", "LICENSE", "README.md", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     done = subprocess.run(
         [*pip, "install", "--quiet", "--dry-run", "--ignore-installed", "--no-cache-dir", "--use-feature=fast-deps",
