@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.simulated import BINS, FINDINGS, Population, Sample, all_figures, population, sample
 from ral.config.evaluate import Rule
-from ral.evaluation import measure
+from ral.evaluation import resampled_metrics
 from ral.evaluation.audit import figures as audit_figures
 from ral.evaluation.bootstrap import Interval, Resamples, Sampled, draw
 from ral.evaluation.exact import clopper_pearson
@@ -60,13 +60,13 @@ def one(size: int, seed: int, truth_patients: int, replicates: int) -> Counts:
     """Count the intervals of one sample."""
     with threadpool_limits(1):
         truth = _truth(truth_patients)
-        films = sample(size, np.random.default_rng((seed, size)), truth.thresholds)
-        resamples = draw(films.patients, replicates, seed, 0.95, "bca")
+        images = sample(size, np.random.default_rng((seed, size)), truth.thresholds)
+        resamples = draw(images.patients, replicates, seed, 0.95, "bca")
         counts: Counts = defaultdict(lambda: [0, 0, 0])
-        _findings(films, resamples, truth, counts)
-        _bins(films, resamples, truth, counts)
-        _readings(films, resamples, truth, counts)
-        _groups(films, resamples, truth, counts)
+        _findings(images, resamples, truth, counts)
+        _bins(images, resamples, truth, counts)
+        _readings(images, resamples, truth, counts)
+        _groups(images, resamples, truth, counts)
     return dict(counts)
 
 
@@ -87,12 +87,12 @@ def _count(counts: Counts, cell: str, found: Interval | Estimate, truth: float) 
     counts[cell][1] += 1
 
 
-def _findings(films: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+def _findings(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
     """Figures of every finding, their means over all and per tier, micro, and differences of two models."""
     values: dict[str, dict[str, Sampled]] = {}
     others: dict[str, dict[str, Sampled]] = {}
-    for name, scored in films.first.items():
-        if measure.too_few(scored, resamples.patient, 5):
+    for name, scored in images.first.items():
+        if resampled_metrics.too_few(scored, resamples.patient, 5):
             continue
         values[name] = all_figures(scored, resamples)
         for metric, value in values[name].items():
@@ -102,7 +102,7 @@ def _findings(films: Sample, resamples: Resamples, truth: Population, counts: Co
                 resamples.interval(value),
                 truth.first[name][metric],
             )
-        others[name] = measure.ranking(films.second[name], resamples, ("ap", "auroc"))
+        others[name] = resampled_metrics.ranking(images.second[name], resamples, ("ap", "auroc"))
     groups = {"macro": list(values)}
     for tier in ("head", "medium", "tail"):
         groups[f"mean of {tier}"] = [name for name in values if FINDINGS[name].tier == tier]
@@ -117,7 +117,7 @@ def _findings(films: Sample, resamples: Resamples, truth: Population, counts: Co
         found = means(list(values.values()), resamples, (metric,))[metric]
         used = [name for name in values if np.isfinite(values[name][metric].values[0])]
         _count(counts, official, found, _mean(truth.first, used, metric))
-    for metric, found in micro(list(films.first.values()), resamples, RULE).items():
+    for metric, found in micro(list(images.first.values()), resamples, RULE).items():
         _count(counts, f"{metric} micro", found, truth.micro[metric])
     for metric in ("ap", "auroc"):
         pairs = {name: (values[name][metric], others[name][metric]) for name in values}
@@ -140,15 +140,15 @@ def _mean(truth: Mapping[str, Mapping[str, float]], names: Iterable[str], metric
     return float(np.mean([truth[name][metric] for name in names])) if list(names) else float("nan")
 
 
-def _bins(films: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+def _bins(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
     """The observed share of every bin of the reliability curves."""
-    for name, scored in films.first.items():
+    for name, scored in images.first.items():
         assert scored.scores is not None
-        if measure.too_few(scored, resamples.patient, 5):
+        if resampled_metrics.too_few(scored, resamples.patient, 5):
             continue
         table = curve(scored.scores, scored.labels, resamples, BINS)
         # The bins hold equal numbers of images: their edges are between the sorted scores.
-        ends = np.append(0, np.cumsum(table["films"]))
+        ends = np.append(0, np.cumsum(table["images"]))
         edges = np.append(np.sort(scored.scores)[ends[:-1]], np.inf)
         edges[0] = -np.inf
         shares = truth.shares(name, edges)
@@ -159,10 +159,10 @@ def _bins(films: Sample, resamples: Resamples, truth: Population, counts: Counts
             _count(counts, f"share of a bin {FINDINGS[name].tier}", found, share)
 
 
-def _readings(films: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+def _readings(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
     """Agreement of two readings."""
-    for name, scored in films.first.items():
-        for metric, value in agreements(scored.labels, films.readings[name], resamples).items():
+    for name, scored in images.first.items():
+        for metric, value in agreements(scored.labels, images.readings[name], resamples).items():
             _count(
                 counts,
                 f"{metric} {FINDINGS[name].tier}",
@@ -171,13 +171,13 @@ def _readings(films: Sample, resamples: Resamples, truth: Population, counts: Co
             )
 
 
-def _groups(films: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+def _groups(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
     """Gaps of the audit between one half of the patients and the other, which do not differ in truth."""
-    inside = films.half
+    inside = images.half
     pairs: dict[str, list[tuple[Sampled, Sampled]]] = defaultdict(list)
-    for name, scored in films.first.items():
+    for name, scored in images.first.items():
         sides = [(scored.rows(chosen), resamples.rows(chosen)) for chosen in (inside, ~inside)]
-        if any(measure.too_few(part, within.patient, 10) for part, within in sides):
+        if any(resampled_metrics.too_few(part, within.patient, 10) for part, within in sides):
             continue
         own, other = (audit_figures(part, within, RULE) for part, within in sides)
         for metric in ("auroc", "sensitivity", "calibration"):

@@ -6,7 +6,7 @@
 The bare loop does the least that trains the same network: augment, forward, RAL, backward, clip, fused AdamW; ours adds
 DeepSpeed, the check for bad steps and the message between processes. Blocks of steps of both alternate within one
 process, on the same batches, which are in memory. engine_overhead is ours over bare minus 1 (median of paired blocks);
-real_over_synthetic is films/s of whole epochs from shards over films/s of the same steps on a batch that is there.
+real_over_synthetic is images/s of whole epochs from shards over images/s of the same steps on a batch that is there.
 On a GPU also: eager_ratio, the same network as the official recipe runs it (eager, float16 autocast with a gradient
 scaler, cuDNN off) against ours in bfloat16, compiled.
 Prints a table and, as the last line, JSON.
@@ -29,16 +29,16 @@ from benchmarks.synthetic import write_dataset
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.train import TrainConfig, TrainParams
-from ral.data.augment import transform
 from ral.data.dataset import Dataset
+from ral.inference.prefetch import MicroBatch
+from ral.inference.score import normalised
 from ral.launch.base import free_port
 from ral.losses import RAL
 from ral.models import build_model
 from ral.models.groups import parameter_groups
+from ral.training.augment import transform
 from ral.training.engine import init_process, start_engine
-from ral.training.feed import MicroBatch
 from ral.training.loop import Phase, Place, Trainer
-from ral.training.scoring import normalised
 from ral.training.state import State, StopRequest
 
 AUGMENT = {"flip": 0.5, "rotate": 8.0, "shift": 0.06, "zoom": 0.1}
@@ -78,7 +78,7 @@ def synthetic(trainer: Trainer) -> MicroBatch:
     """The first batch of the epoch, on the device."""
     batch = next(trainer._micro_batches(0, 0))
     device = trainer.place.device
-    moved = {name: getattr(batch, name).to(device) for name in ("films", "targets", "maps")}
+    moved = {name: getattr(batch, name).to(device) for name in ("images", "targets", "maps")}
     return batch._replace(**moved)
 
 
@@ -100,7 +100,7 @@ def bare(
 ) -> Callable[[], None]:
     """One optimizer step of plain torch; `official`: as the official recipe runs it."""
     torch.manual_seed(0)
-    device = batch.films.device
+    device = batch.images.device
     model = build_model(params.model, len(dataset.findings)).to(device)
     if not official:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -113,9 +113,9 @@ def bare(
     layout = torch.contiguous_format if official else torch.channels_last
 
     def step() -> None:
-        films = transform(normalised(batch.films, dataset.facts), batch.maps)
+        images = transform(normalised(batch.images, dataset.facts), batch.maps)
         with torch.autocast(device.type, half, enabled=use_half):
-            logits = model(films.contiguous(memory_format=layout))
+            logits = model(images.contiguous(memory_format=layout))
         loss = loss_function(logits, batch.targets)
         scaler.scale(loss).backward()
         if not official:
@@ -144,7 +144,7 @@ def paired(
 
 
 def epoch_rate(trainer: Trainer) -> float:
-    """Films per second of an epoch with real input."""
+    """Images per second of an epoch with real input."""
     trainer.state = State()
     _wait(trainer.place.device)
     start = time.perf_counter()
@@ -170,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(2)
     place = Place(*init_process())
     gpu = place.device.type == "cuda"
-    size, films, batch = (224, 16384, 256) if gpu else (64, 2048, 128)
+    size, images, batch = (224, 16384, 256) if gpu else (64, 2048, 128)
     backbone, options = (
         ("convnext_base", {}) if gpu else ("resnet10t", {"channels": [32, 64, 128, 256], "stem_width": 16})
     )
@@ -180,7 +180,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if gpu else f"{platform.processor() or platform.machine()}, 2 threads"
     print(f"torch {torch.__version__}, {name}; {backbone}, {size} px, batch {batch}")
     with tempfile.TemporaryDirectory() as folder:
-        dataset = write_dataset(Path(folder), films, size)
+        dataset = write_dataset(Path(folder), images, size)
         trainer = build(params, dataset, place)
         there = synthetic(trainer)
         # Overhead is of the same arithmetic: both eager or both compiled would do; eager needs no compiling twice.
@@ -200,11 +200,11 @@ def main() -> None:
         epoch_rate(trainer)
         for _ in range(2 if quick else 7):
             seconds = statistics.median(paired({"there": step}, 1, trainer.steps, place.device)["there"])
-            ratios.append((epoch_rate(trainer), len(there.films) / seconds))
+            ratios.append((epoch_rate(trainer), len(there.images) / seconds))
         real, there_rate = (statistics.median(part) for part in zip(*ratios, strict=True))
         result["real_over_synthetic"] = round(statistics.median(a / b for a, b in ratios), 4)
         print(
-            f"{'input that is there':28}{there_rate:10.1f} films/s\n{'input from shards':28}{real:10.1f} films/s{result['real_over_synthetic']:10.3f}"
+            f"{'input that is there':28}{there_rate:10.1f} images/s\n{'input from shards':28}{real:10.1f} images/s{result['real_over_synthetic']:10.3f}"
         )
         if gpu:
             torch.backends.cudnn.enabled = False
@@ -212,9 +212,9 @@ def main() -> None:
                 "official"
             ]
             torch.backends.cudnn.enabled = True
-            rate = len(there.films) / statistics.median(official)
+            rate = len(there.images) / statistics.median(official)
             result["eager_ratio"] = round(real / rate, 2)
-            print(f"{'official recipe, eager':28}{rate:10.1f} films/s{result['eager_ratio']:10.2f}")
+            print(f"{'official recipe, eager':28}{rate:10.1f} images/s{result['eager_ratio']:10.2f}")
     torch.distributed.destroy_process_group()
     print(json.dumps(result))
 

@@ -1,13 +1,13 @@
-"""Films per second from shards against decoding every film again in every epoch, on the same cores.
+"""Images per second from shards against decoding every image again in every epoch, on the same cores.
 
-    python -m benchmarks.input_pipeline            # 224 px from films of 1024 px, about two minutes
-    python -m benchmarks.input_pipeline --quick    # fewer films
+    python -m benchmarks.input_pipeline            # 224 px from images of 1024 px, about two minutes
+    python -m benchmarks.input_pipeline --quick    # fewer images
 
 The peer does what the official RAL repository does: a torch DataLoader whose workers open each PNG with Pillow, resize it,
 and make a normalised float tensor of it; one worker per core. Ours gathers batches of random rows from memory-mapped
 shards and normalises them. Both deliver float32 batches [256, 1, 224, 224]; they are run in turns, and rates are medians.
 Prints a table and, as the last line, JSON: input_ratio (without augmentation), augmented_ratio (with the same affine
-maps, per film in the peer and per batch in ours).
+maps, per image in the peer and per batch in ours).
 """
 
 import argparse
@@ -29,12 +29,12 @@ from torch import Tensor
 from benchmarks.synthetic import write_dataset
 from ral.config.data import PhantomConfig
 from ral.config.train import AugmentConfig
-from ral.data.augment import draw_transforms, transform
 from ral.data.dataset import Dataset
-from ral.data.films import list_films, read_films
-from ral.data.phantom.archive import write_phantom
-from ral.training.feed import Ahead, gather
-from ral.training.scoring import normalised
+from ral.data.images.locate import list_images, read_images
+from ral.inference.prefetch import Ahead, gather
+from ral.inference.score import normalised
+from ral.phantom.archive import write_phantom
+from ral.training.augment import draw_transforms, transform
 
 SIZE, RAW, BATCH, CORES = 224, 1024, 256, 2
 AUGMENT = AugmentConfig(flip=0.5, rotate=8.0, shift=0.06, zoom=0.1)
@@ -42,27 +42,27 @@ FACTS = {"pixel_mean": 127.5, "pixel_deviation": 73.9}
 
 
 class Decoded(torch.utils.data.Dataset[Tensor]):
-    """Opens, resizes and normalises one film, and augments it if asked."""
+    """Opens, resizes and normalises one image, and augments it if asked."""
 
-    def __init__(self, paths: list[Path], films: int, augment: bool) -> None:
-        self.paths, self.films, self.augment = paths, films, augment
+    def __init__(self, paths: list[Path], images: int, augment: bool) -> None:
+        self.paths, self.images, self.augment = paths, images, augment
 
     def __len__(self) -> int:
-        return self.films
+        return self.images
 
     def __getitem__(self, row: int) -> Tensor:
-        with Image.open(self.paths[row % len(self.paths)]) as image:
-            small = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        film = normalised(torch.from_numpy(np.array(small)).unsqueeze(0), FACTS)
+        with Image.open(self.paths[row % len(self.paths)]) as source:
+            small = source.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        image = normalised(torch.from_numpy(np.array(small)).unsqueeze(0), FACTS)
         if self.augment:
-            film = transform(film, draw_transforms(1, AUGMENT, torch.Generator().manual_seed(row)))
-        return film[0]
+            image = transform(image, draw_transforms(1, AUGMENT, torch.Generator().manual_seed(row)))
+        return image[0]
 
 
-def peer(paths: list[Path], films: int, augment: bool) -> float:
-    """Films per second of the DataLoader, its start left out."""
+def peer(paths: list[Path], images: int, augment: bool) -> float:
+    """Images per second of the DataLoader, its start left out."""
     loader = torch.utils.data.DataLoader(
-        Decoded(paths, films + BATCH, augment), BATCH // 4, shuffle=True, num_workers=CORES
+        Decoded(paths, images + BATCH, augment), BATCH // 4, shuffle=True, num_workers=CORES
     )
     batches = iter(loader)
     next(batches)
@@ -72,12 +72,12 @@ def peer(paths: list[Path], films: int, augment: bool) -> float:
     return done / (time.perf_counter() - start)
 
 
-def ours(dataset: Dataset, films: int, augment: bool) -> float:
-    """Films per second from shards, an epoch of random order."""
-    order = np.resize(np.random.default_rng(0).permutation(len(dataset.studies)), films)
+def ours(dataset: Dataset, images: int, augment: bool) -> float:
+    """Images per second from shards, an epoch of random order."""
+    order = np.resize(np.random.default_rng(0).permutation(len(dataset.studies)), images)
 
     def batches() -> Iterator[Tensor]:
-        for start in range(0, films, BATCH):
+        for start in range(0, images, BATCH):
             yield gather(dataset, order[start : start + BATCH], pin=False)
 
     start, done = time.perf_counter(), 0
@@ -91,15 +91,15 @@ def ours(dataset: Dataset, films: int, augment: bool) -> float:
     return done / (time.perf_counter() - start)
 
 
-def write_films(folder: Path, films: int) -> list[Path]:
-    """Phantom films enlarged to 1024 px with noise, as PNG files of about the size of NIH's (0.4 MB)."""
+def write_images(folder: Path, images: int) -> list[Path]:
+    """Phantom images enlarged to 1024 px with noise, as PNG files of about the size of NIH's (0.4 MB)."""
     archive = folder / "archive"
     archive.mkdir()
-    write_phantom(archive, PhantomConfig(films=200, size=128, floor=0.009, seed=1))
-    listed, _ = list_films(archive, lambda _: None)
-    first = listed[listed["path"] == listed["path"].iloc[0]].head(films)
+    write_phantom(archive, PhantomConfig(images=200, size=128, floor=0.009, seed=1))
+    listed, _ = list_images(archive, lambda _: None)
+    first = listed[listed["path"] == listed["path"].iloc[0]].head(images)
     rng, paths = np.random.default_rng(0), []
-    for image_id, content in zip(first["image_id"], read_films(archive, first), strict=True):
+    for image_id, content in zip(first["image_id"], read_images(archive, first), strict=True):
         with Image.open(io.BytesIO(content)) as image:
             large = np.asarray(image.resize((RAW, RAW), Image.Resampling.BICUBIC), np.float32)
         noisy = np.clip(large + rng.normal(0, 1.0, large.shape), 0, 255).astype(np.uint8)
@@ -113,19 +113,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer films, under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer images, under a minute")
     quick = parser.parse_args().quick
     torch.set_num_threads(CORES)
     rounds, decoded, gathered = (2, 512, 8192) if quick else (5, 1024, 32768)
-    print(f"{platform.processor() or platform.machine()}, {CORES} cores; {RAW} px films to {SIZE} px batches")
-    print(f"{'augmentation':14}{'decode films/s':>16}{'shards films/s':>16}{'ratio':>8}")
+    print(
+        f"{platform.processor() or platform.machine()}, {CORES} cores; {RAW} px images to {SIZE} px batches"
+    )
+    print(f"{'augmentation':14}{'decode images/s':>16}{'shards images/s':>16}{'ratio':>8}")
     ratios = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_films(folder, 64)
+        paths = write_images(folder, 64)
         (folder / "prepared").mkdir()
         dataset = write_dataset(folder / "prepared", 8192, SIZE)
-        ours(dataset, 8192, False)  # reads the shards into the page cache, as the films are
+        ours(dataset, 8192, False)  # reads the shards into the page cache, as the images are
         for augment in (False, True):
             rates = [(peer(paths, decoded, augment), ours(dataset, gathered, augment)) for _ in range(rounds)]
             theirs, own = (statistics.median(part) for part in zip(*rates, strict=True))

@@ -1,13 +1,13 @@
-"""Packing films into shards against bare decoding and resizing of the same films on the same cores.
+"""Packing images into shards against bare decoding and resizing of the same images on the same cores.
 
-    python -m benchmarks.packing            # 1,200 films of 1024 x 1024
+    python -m benchmarks.packing            # 1,200 images of 1024 x 1024
     python -m benchmarks.packing --quick    # 240 of 768 x 768, within a minute
 
-Bare is a loop over the films' files that reads, decodes (Pillow), resizes and throws away, shared out over as many threads as
-packing has workers. Packing does the same, checks each film's hash, keeps it in the store, and writes the shards.
-Runs are interleaved. Prints a table and, as the last line, JSON: packing_share (films a second of packing over bare,
+Bare is a loop over the images' files that reads, decodes (Pillow), resizes and throws away, shared out over as many threads as
+packing has workers. Packing does the same, checks each image's hash, keeps it in the store, and writes the shards.
+Runs are interleaved. Prints a table and, as the last line, JSON: packing_share (images a second of packing over bare,
 the worst of 1 and 2 workers, single files), packing_share_gz (the same with one gzipped archive, which bare need not unpack),
-worker_scaling (films a second with 2 workers over 1, the worse of the two layouts; limited by the cores that are free),
+worker_scaling (images a second with 2 workers over 1, the worse of the two layouts; limited by the cores that are free),
 bare_scaling (the same of the bare loop: what the machine gave), and cpu_share, cpu_share_gz (bare's processor time over
 packing's with 1 worker: holds on a machine that others use too).
 """
@@ -29,20 +29,20 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ral.compute.dask_pool import open_pool
 from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessConfig
-from ral.data.cluster import open_pool
-from ral.data.films import list_films
-from ral.data.pack import pack
+from ral.data.images.locate import list_images
+from ral.data.images.pack import pack
 
 SIZE = 224
-# Films that are drawn; the others are these again with another trailer, which changes a file's hash and no pixel.
+# Images that are drawn; the others are these again with another trailer, which changes a file's hash and no pixel.
 DRAWN = 16
 # Shards of a run: several for each worker, as of any archive that is worth packing in parallel.
 SHARDS = 4
 
 
-def draw(films: int, side: int) -> list[bytes]:
+def draw(images: int, side: int) -> list[bytes]:
     """PNG files that compress about as well as X-rays: smooth shades and noise."""
     rng = np.random.default_rng(0)
     drawn = []
@@ -53,15 +53,15 @@ def draw(films: int, side: int) -> list[bytes]:
         stream = io.BytesIO()
         Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(stream, "PNG")
         drawn.append(stream.getvalue())
-    return [drawn[number % DRAWN] + number.to_bytes(4) for number in range(films)]
+    return [drawn[number % DRAWN] + number.to_bytes(4) for number in range(images)]
 
 
-def lay_out(folder: Path, films: list[bytes]) -> dict[str, Path]:
-    """The films as single files, and as one gzipped archive."""
+def lay_out(folder: Path, images: list[bytes]) -> dict[str, Path]:
+    """The images as single files, and as one gzipped archive."""
     loose, packed = folder / "files", folder / "archive"
     (loose / "images").mkdir(parents=True)
     packed.mkdir()
-    for number, content in enumerate(films):
+    for number, content in enumerate(images):
         (loose / f"images/{number:06}.png").write_bytes(content)
     with tarfile.open(packed / "images_001.tar.gz", "w:gz", compresslevel=1) as tar:
         tar.add(loose / "images", "images")
@@ -81,13 +81,13 @@ def bare(root: Path, workers: int) -> None:
         list(pool.map(share, [paths[number::workers] for number in range(workers)]))
 
 
-def packing(root: Path, films: pd.DataFrame, workers: int, folder: Path) -> None:
-    """What the step preprocess does with the films."""
+def packing(root: Path, images: pd.DataFrame, workers: int, folder: Path) -> None:
+    """What the step preprocess does with the images."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    config = PreprocessConfig(size=SIZE, shard_films=-(-len(films) // SHARDS))
+    config = PreprocessConfig(size=SIZE, shard_images=-(-len(images) // SHARDS))
     with open_pool(DaskTarget(workers=workers)) as pool:
-        pack(root, films, config, folder, pool, lambda _: None, folder / "state")
+        pack(root, images, config, folder, pool, lambda _: None, folder / "state")
 
 
 def timed(call: Callable[[], None]) -> tuple[float, float]:
@@ -102,13 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller films, within a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller images, within a minute")
     quick = parser.parse_args().quick
     count, side, rounds = (240, 768, 3) if quick else (1200, 1024, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         roots = lay_out(folder, draw(count, side))
-        lists = {layout: list_films(root, lambda _: None)[0] for layout, root in roots.items()}
+        lists = {layout: list_images(root, lambda _: None)[0] for layout, root in roots.items()}
         calls: dict[tuple[str, int], Callable[[], None]] = {}
         for workers in (1, 2):
             calls["bare", workers] = partial(bare, roots["files"], workers)
@@ -125,11 +125,11 @@ def main() -> None:
     wall = {key: statistics.median(wall for wall, _ in found) for key, found in times.items()}
     cpu = {key: statistics.median(cpu for _, cpu in found) for key, found in times.items()}
     rate = {key: count / seconds for key, seconds in wall.items()}
-    print(f"{count} films of {side} x {side} to {SIZE} x {SIZE}, medians of {rounds}")
+    print(f"{count} images of {side} x {side} to {SIZE} x {SIZE}, medians of {rounds}")
     print(f"{'':10}{'1 worker':>20}{'2 workers':>20}{'scaling':>10}")
     for kind in ("bare", *roots):
         one, two = rate[kind, 1], rate[kind, 2]
-        print(f"{kind:10}{one:13.1f} films/s{two:13.1f} films/s{two / one:10.2f}")
+        print(f"{kind:10}{one:13.1f} images/s{two:13.1f} images/s{two / one:10.2f}")
     share = {kind: min(rate[kind, workers] / rate["bare", workers] for workers in (1, 2)) for kind in roots}
     scaling = {kind: rate[kind, 2] / rate[kind, 1] for kind in ("bare", *roots)}
     print(

@@ -4,8 +4,8 @@
     python -m benchmarks.preprocess            # 112,120, 1 million and 11 million rows: about 2 GB of disk, minutes
     python -m benchmarks.preprocess --quick    # 112,120 and 450,000 rows, within a minute
 
-The work: read a label table of NIH's columns, make one column per finding, keep the rows that have a film, put them in the
-order in which the films are stored, split the patients by hash, count labels per split, write Parquet. All three find the labels of each
+The work: read a label table of NIH's columns, make one column per finding, keep the rows that have an image, put them in the
+order in which the images are stored, split the patients by hash, count labels per split, write Parquet. All three find the labels of each
 distinct text once. Each run is a process of its own; times are without imports, the best of several for the small table;
 memory is the process's peak. Plain pandas and polars check nothing; the stage refuses what it does not understand.
 
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ral.config.data import SplitConfig
-from ral.data.split import position
+from ral.data.splits.methods import position
 from ral.labels import NIH_FINDINGS, NO_FINDING
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ COLUMNS = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patien
 
 
 def write_table(root: Path, rows: int) -> None:
-    """A table like NIH's (its columns, a few films a patient, findings joined by |), and the list of its films.
+    """A table like NIH's (its columns, a few images a patient, findings joined by |), and the list of its images.
 
-    The films are stored in another order than the table's, as in archives that were packed by somebody else.
+    The images are stored in another order than the table's, as in archives that were packed by somebody else.
     """
     import pandas as pd
     import pyarrow as pa
@@ -55,7 +55,7 @@ def write_table(root: Path, rows: int) -> None:
     root.mkdir()
     rng = np.random.default_rng(0)
     chances = 0.12 / np.arange(1, 15)
-    films = []
+    images = []
     for start in range(0, rows, NIH_ROWS):
         count = min(NIH_ROWS, rows - start)
         present = rng.random((count, 14)) < chances
@@ -81,19 +81,19 @@ def write_table(root: Path, rows: int) -> None:
             }
         )
         frame.to_csv(root / TABLE, mode="a", header=start == 0, index=False)
-        films.append(pa.table({"image_id": pa.array(ids, pa.string())}))
-    table = pa.concat_tables(films)
+        images.append(pa.table({"image_id": pa.array(ids, pa.string())}))
+    table = pa.concat_tables(images)
     table = table.take(pa.array(rng.permutation(rows)))
     archive = pa.array((np.arange(rows) // 10_000).astype(str)).cast(pa.string())
     table = table.append_column("path", pa.compute.binary_join_element_wise("images", archive, "_"))
     table = table.append_column(
         "member", pa.compute.binary_join_element_wise("images", table["image_id"], "/")
     )
-    pq.write_table(table, root / "films.parquet")
+    pq.write_table(table, root / "images.parquet")
 
 
 def places(patients: list[str]) -> list[str]:
-    """The split of each patient, as `ral.data.split.split_by_hash` gives it."""
+    """The split of each patient, as `ral.data.splits.methods.split_by_hash` gives it."""
     where = [position(patient, SPLIT.seed) for patient in patients]
     return ["test" if p < SPLIT.test else "val" if p < SPLIT.test + SPLIT.val else "train" for p in where]
 
@@ -125,23 +125,23 @@ def to_studies(raw: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def with_dask(root: Path, out: Path) -> int:
-    """The step's own functions: pieces, spilled in the order of the films, written piece by piece."""
+    """The step's own functions: pieces, spilled in the order of the images, written piece by piece."""
     import pandas as pd
 
+    from ral.compute.dask_pool import open_pool
     from ral.config.dask import DaskTarget
     from ral.config.data import DataConfig
-    from ral.data.cluster import open_pool
     from ral.data.prepare import read_table, write_studies
     from ral.data.sources.base import open_source
-    from ral.data.split import split_by_hash
-    from ral.data.table import Spool
+    from ral.data.splits.methods import split_by_hash
+    from ral.data.tables.spill import Spool
 
-    source = open_source(DataConfig(source="nih", root=str(root), missing_films="drop", views=["PA", "AP"]))
-    films = pd.read_parquet(root / "films.parquet")
+    source = open_source(DataConfig(source="nih", root=str(root), missing_images="drop", views=["PA", "AP"]))
+    images = pd.read_parquet(root / "images.parquet")
     with open_pool(DaskTarget(workers=WORKERS)) as pool, Spool(out.with_name("rows")) as spool:
-        kept, _ = read_table(source, films, source.config.views, spool, pool)
+        kept, _ = read_table(source, images, source.config.views, spool, pool)
         kept["split"] = split_by_hash(kept["patient_id"], SPLIT)
-        counts = write_studies(out, spool, kept, films, NIH_FINDINGS)
+        counts = write_studies(out, spool, kept, images, NIH_FINDINGS)
     return int(counts["train"]["positives"]["Hernia"])
 
 
@@ -150,8 +150,8 @@ def with_pandas(root: Path, out: Path) -> int:
     import pandas as pd
 
     studies = to_studies(pd.read_csv(root / TABLE, usecols=COLUMNS, dtype=str, keep_default_na=False))
-    films = pd.read_parquet(root / "films.parquet").reset_index(names="stored")
-    studies = studies[studies["view"].isin(["PA", "AP"])].merge(films, on="image_id", how="inner")
+    images = pd.read_parquet(root / "images.parquet").reset_index(names="stored")
+    studies = studies[studies["view"].isin(["PA", "AP"])].merge(images, on="image_id", how="inner")
     studies = studies.sort_values("stored", ignore_index=True).drop(columns="stored")
     counts = {}
     for name, here in studies.groupby("split")[list(NIH_FINDINGS)]:
@@ -166,7 +166,7 @@ def with_polars(root: Path, out: Path) -> int:
     import polars as pl
 
     raw = pl.read_csv(root / TABLE, columns=COLUMNS, schema_overrides=dict.fromkeys(COLUMNS, pl.String))
-    films = pl.read_parquet(root / "films.parquet").with_row_index("stored")
+    images = pl.read_parquet(root / "images.parquet").with_row_index("stored")
     texts = raw.select(pl.col("Finding Labels").unique())
     labels = texts.with_columns(
         pl.col("Finding Labels").str.split("|").list.contains(name).cast(pl.Float32).alias(name)
@@ -179,7 +179,7 @@ def with_polars(root: Path, out: Path) -> int:
         raw.filter(pl.col("View Position").is_in(["PA", "AP"]))
         .join(labels, on="Finding Labels", maintain_order="left")
         .join(patients, on="Patient ID", maintain_order="left")
-        .join(films, left_on="Image Index", right_on="image_id")
+        .join(images, left_on="Image Index", right_on="image_id")
         .sort("stored")
         .select(
             pl.col("Image Index").alias("image_id"),

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from scipy.special import expit, ndtri
 
 from ral.config.evaluate import RULES
-from ral.evaluation import measure
+from ral.evaluation import resampled_metrics
 from ral.evaluation.audit import figures as audit_figures
 from ral.evaluation.bootstrap import Resamples, Sampled
-from ral.evaluation.measure import Scored
 from ral.evaluation.metrics import cuts, f1
+from ral.evaluation.resampled_metrics import Scored
 from ral.evaluation.score import MICRO, micro
 from ral.evaluation.second_reading import agreements
 
@@ -138,34 +138,34 @@ class Population:
     def shares(self, name: str, edges: Array) -> Array:
         """Share of positives among the images with a score between each two edges; NaN where there is none."""
         ends = np.searchsorted(self.scores[name], edges)
-        images = np.diff(ends)
-        return np.diff(self.positives[name][ends]) / np.where(images > 0, images, np.nan)
+        counts = np.diff(ends)
+        return np.diff(self.positives[name][ends]) / np.where(counts > 0, counts, np.nan)
 
 
 def all_figures(scored: Scored, resamples: Resamples) -> dict[str, Sampled]:
     """What the step evaluate shows of a finding."""
-    calls = measure.calls(scored, resamples)["max_f1"]
+    calls = resampled_metrics.calls(scored, resamples)["max_f1"]
     return (
-        measure.ranking(scored, resamples)
-        | {name: calls[name] for name in measure.COUNTS}
-        | {"f1_at_half": measure.f1_at(scored, resamples, 0.5)}
-        | measure.calibration(scored, resamples, BINS)
+        resampled_metrics.ranking(scored, resamples)
+        | {name: calls[name] for name in resampled_metrics.COUNTS}
+        | {"f1_at_half": resampled_metrics.f1_at(scored, resamples, 0.5)}
+        | resampled_metrics.calibration(scored, resamples, BINS)
     )
 
 
 def population(count: int) -> Population:
     """Figures of so many patients, by the code of the evaluation, without any resample."""
     generator = np.random.default_rng(20_26)
-    films = sample(count, generator, {})
+    images = sample(count, generator, {})
     once = Resamples(
-        np.zeros(len(films.patients), np.int64), np.ones((1, 1), np.uint16), 0, 0.95, "percentile"
+        np.zeros(len(images.patients), np.int64), np.ones((1, 1), np.uint16), 0, 0.95, "percentile"
     )
     thresholds: dict[str, float] = {}
     values: dict[int, dict[str, dict[str, float]]] = {0: {}, 1: {}}
     agreement, calibration, scores, positives = {}, {}, {}, {}
     scored = {}
     for name in FINDINGS:
-        for model, one in enumerate((films.first[name], films.second[name])):
+        for model, one in enumerate((images.first[name], images.second[name])):
             assert one.scores is not None
             if not model:
                 cut = cuts(one.scores, one.labels)
@@ -182,7 +182,7 @@ def population(count: int) -> Population:
             }
         first = scored[name, 0]
         assert first.scores is not None
-        found = agreements(first.labels, films.readings[name], once)
+        found = agreements(first.labels, images.readings[name], once)
         agreement[name] = {key: float(value.values[0]) for key, value in found.items()}
         calibration[name] = float(audit_figures(first, once, "max_f1")["calibration"].values[0])
         order = np.argsort(first.scores)

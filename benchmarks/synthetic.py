@@ -1,4 +1,4 @@
-"""Prepared data of random pixels and labels, for benchmarks that need no films."""
+"""Prepared data of random pixels and labels, for benchmarks that need no images."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ral.data.dataset import Dataset, open_dataset
-from ral.data.shards import write_shard
+from ral.data.images.shards import write_shard
 from ral.files import write_json
 
 FINDINGS = tuple(f"Finding {number}" for number in range(14))
@@ -15,23 +15,23 @@ FINDINGS = tuple(f"Finding {number}" for number in range(14))
 POSITIVES = 0.05
 
 
-def write_dataset(folder: Path, films: int, size: int, shard_films: int = 4096) -> Dataset:
-    """Write shards of random films with random labels, nine in ten of them for training, and open them."""
+def write_dataset(folder: Path, images: int, size: int, shard_images: int = 4096) -> Dataset:
+    """Write shards of random images with random labels, nine in ten of them for training, and open them."""
     rng = np.random.default_rng(0)
-    ids = [f"random_{number:08d}.png" for number in range(films)]
-    split = np.where(np.arange(films) % 10 == 0, "val", "train")
-    labels = (rng.random((films, len(FINDINGS))) < POSITIVES).astype(np.int8)
+    ids = [f"random_{number:08d}.png" for number in range(images)]
+    split = np.where(np.arange(images) % 10 == 0, "val", "train")
+    labels = (rng.random((images, len(FINDINGS))) < POSITIVES).astype(np.int8)
     studies = pd.DataFrame({"image_id": ids, "split": split}).join(
         pd.DataFrame(labels, columns=list(FINDINGS))
     )
     studies.to_parquet(folder / "studies.parquet", index=False)
     (folder / "shards").mkdir()
     shards: list[dict[str, Any]] = []
-    for start in range(0, films, shard_films):
-        part = ids[start : start + shard_films]
+    for start in range(0, images, shard_images):
+        part = ids[start : start + shard_images]
         path = folder / "shards" / f"{len(shards):05}.arrow"
         digest = write_shard(path, part, rng.integers(0, 256, (len(part), size, size), np.uint8))
-        shards.append({"name": path.name, "films": len(part), "sha256": digest})
+        shards.append({"name": path.name, "images": len(part), "sha256": digest})
     positives = {name: int(labels[split == "train", place].sum()) for place, name in enumerate(FINDINGS)}
     number = int((split == "train").sum())
     counts = {"positives": positives, "negatives": {name: number - n for name, n in positives.items()}}

@@ -3,13 +3,13 @@
     python -m benchmarks.validate            # 112,120, 1 million and 11 million rows: about 4 GB of disk, a quarter of an hour
     python -m benchmarks.validate --quick    # 112,120 and 450,000 rows, a minute
 
-The work is all that the step does but listing the films: read a table of NIH's columns, share it out to partitions, check
+The work is all that the step does but listing the images: read a table of NIH's columns, share it out to partitions, check
 them with Great Expectations, write Data Docs and make the verdict. Each run is a process of its own; times are without
 imports; memory is the process's peak. The peer is the same code with the whole table as one partition, for the second size.
 
 Prints a table and, as the last line, JSON: partitions_over_whole (processor time, the second size), peak_over_whole (memory,
 the same), slope (exponent of the processor time in the rows, from the second size to the last: 1 is linear), peak_gib (the
-most rows) and growth_bytes (by how much the peak grows for each row from the second size to the last; the list of films is most
+most rows) and growth_bytes (by how much the peak grows for each row from the second size to the last; the list of images is most
 of it). Processor time holds on a machine that others use too.
 """
 
@@ -34,24 +34,24 @@ def check(root: Path, work: Path) -> int:
 
     from ral.config.dask import DaskTarget
     from ral.config.data import DataConfig
-    from ral.data.partition import Partitions
     from ral.data.sources.base import open_source
-    from ral.data.validation import check_rows
+    from ral.data.tables.partitions import Partitions
+    from ral.data.validation.run import check_rows
 
-    source = open_source(DataConfig(source="nih", root=str(root), missing_films="fail", views=["PA", "AP"]))
-    films = pd.read_parquet(root / "films.parquet").assign(offset=-1, bytes=1000, hash="0" * 32)
+    source = open_source(DataConfig(source="nih", root=str(root), missing_images="fail", views=["PA", "AP"]))
+    images = pd.read_parquet(root / "images.parquet").assign(offset=-1, bytes=1000, hash="0" * 32)
     with Partitions(work / "rows", source.layout.patient) as rows:
         for piece in source.pieces():
             rows.add(piece)
-        facts, checks = check_rows(source, rows, films, DaskTarget(), lambda _: None, work / "docs")
+        facts, checks = check_rows(source, rows, images, DaskTarget(), lambda _: None, work / "docs")
     assert all(item["passed"] or item["severity"] == "warning" for item in checks)
-    assert not facts["films_without_row"]
+    assert not facts["images_without_row"]
     return int(facts["rows"])
 
 
 def one(whole: bool, table: Path) -> dict[str, Any]:
     """Measure in this process."""
-    from ral.data import partition
+    from ral.data.tables import partitions as partition
 
     with tempfile.TemporaryDirectory(dir=table.parent) as name:
         small = Path(name) / "small"

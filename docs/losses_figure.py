@@ -33,7 +33,7 @@ def main() -> None:
             (slope,) = torch.autograd.grad(value.sum(), x)
             panels[0, column].plot(p, value.detach()[:, 0], label=label)
             panels[1, column].plot(p, slope, label=label)
-        panels[0, column].set(title=f"A {name} film", ylim=(0, 4))
+        panels[0, column].set(title=f"A {name} image", ylim=(0, 4))
         panels[1, column].set(xlabel="p = σ(logit)", ylim=(-1.2, 0.1) if target else (-0.1, 1.2))
     panels[0, 0].set_ylabel("loss")
     panels[1, 0].set_ylabel("slope by the logit")

@@ -9,7 +9,7 @@ show` there lists them. What was done before a crash is not done again: only exp
     dvc exp run --temp --name NAME -S loss.name=bce -S train.seed=1
 
 (DVC's own queue is worked off by a process that outlives whoever started it, so the flow is the queue.) Figures are of the
-validation films, for choosing; `--split test` is for the report, once the choice is made.
+validation images, for choosing; `--split test` is for the report, once the choice is made.
 """
 
 import argparse
@@ -27,11 +27,11 @@ import pandas as pd
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 
+from flows.artifacts import shown
 from flows.experiments import STUDIES, fetch
-from flows.pages import shown
-from flows.stage import StageError
-from flows.stages import command, stages
-from flows.tell import ended_badly, ending_with_its_worker, mark_crashed
+from flows.notifications import ended_badly, ending_with_its_worker, mark_crashed
+from flows.stage_runner import StageError
+from flows.stage_tasks import command, stages
 from flows.train_ral import by_hand
 from flows.workspace import Workspace, change_params, git, hold, open_workspace
 from ral.config.base import load
@@ -41,8 +41,8 @@ from ral.errors import UserError
 from ral.evaluation.compare import compare as paired
 from ral.evaluation.compare import read_table
 from ral.files import new_file
-from ral.reporting.wording import signed, signed_interval
 from ral.runs import RUN_ID, new_id
+from ral.wording import signed, signed_interval
 
 SLOT = "compare"
 SEED = "train.seed"
@@ -66,7 +66,7 @@ def compare(
         grid: values by dotted name of the parameter; the first value of each is the baseline's.
         revision: branch, tag or commit of the project; HEAD is its default branch.
         changes: parameters that all combinations share.
-        split: films to compare on; choose by `val`.
+        split: images to compare on; choose by `val`.
     """
     environment = load_environment()
     state = environment.state_dir.absolute()
@@ -180,7 +180,7 @@ def comparison(
         other = [name for name in names if not studies[name].equals(first)]
         if other:
             raise UserError(
-                f"{names[0]} and {other[0]} were prepared differently, so their films or labels are not the same: "
+                f"{names[0]} and {other[0]} were prepared differently, so their images or labels are not the same: "
                 "a grid compares losses, samplers, models and seeds on the same data."
             )
         tables.append(paired(first, logits, split, config).assign(seed=seed))
@@ -196,10 +196,10 @@ def _get(workspace: Workspace, name: str, file: str, folder: Path) -> Path:
 def summary(table: pd.DataFrame, split: str) -> str:
     """The differences of macro AP and AUROC for people, a line per experiment and the mean over seeds."""
     phantom = (table["data"] == "phantom").any()
-    lines = ["PHANTOM films, no clinical result." if phantom else "Research software, not a medical device."]
+    lines = ["PHANTOM images, no clinical result." if phantom else "Research software, not a medical device."]
     macro = table[(table["level"] == "macro") & (table["note"] == "")]
     for (metric, baseline), part in macro.groupby(["metric", "baseline"], sort=False):
-        lines.append(f"{str(metric).upper()}, macro, {split} films, against {baseline}:")
+        lines.append(f"{str(metric).upper()}, macro, {split} images, against {baseline}:")
         for row in part.to_dict("records"):
             lines.append(
                 f"  {row['model']}: {row['baseline_value']:.3f} -> {row['value']:.3f}, "
@@ -308,7 +308,7 @@ def main() -> None:
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=VALUE", help="for all experiments")
     parser.add_argument("--revision", default="HEAD", help="branch, tag or commit (HEAD)")
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="films to compare on (val)")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="images to compare on (val)")
     parser.add_argument("--out", type=Path, help="text file for the table, too")
     options = parser.parse_args()
     with by_hand():

@@ -1,11 +1,11 @@
-"""Compare DVC experiments by name: paired differences of their logits on the same films.
+"""Compare DVC experiments by name: paired differences of their logits on the same images.
 
     python -m flows.experiments main ral-seed1 ral-seed2
     python -m flows.experiments workspace ral-seed1 --split val
 
 A name is that of an experiment (`dvc exp show`), a branch, a tag or a commit; `workspace` is the files as they are. The
 first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked out. All must have been prepared
-alike: a comparison needs the same films, labels and split. `ral.evaluation.compare` does the work.
+alike: a comparison needs the same images, labels and split. `ral.evaluation.compare` does the work.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def compare_experiments(names: list[str], split: Split, params: Path, out: Path 
         if other:
             raise UserError(
                 f"{names[0]} and {other[0]} were prepared differently (data, split or preprocess), "
-                "so their films or labels are not the same. Compare experiments of the same prepared data."
+                "so their images or labels are not the same. Compare experiments of the same prepared data."
             )
         show(models, studies[names[0]], split, params, out)
 

@@ -21,9 +21,9 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Cancelled, Completed, State
 
-from flows.pages import decision_text, publish_decision, publish_report
-from flows.stages import command, stages
-from flows.tell import ended_badly, ending_with_its_worker, mark_crashed, tell
+from flows.artifacts import decision_text, publish_decision, publish_report
+from flows.notifications import ended_badly, ending_with_its_worker, mark_crashed, tell
+from flows.stage_tasks import command, stages
 from flows.train_ral import by_hand
 from flows.workspace import Busy, Workspace, commit_ledger, commit_night, facts_of, git, hold, open_workspace
 from ral.config.base import load
@@ -31,7 +31,7 @@ from ral.config.environment import Environment, load_environment
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.release.packet import check
+from ral.release.bundle import check
 from ral.release.registry import Registry
 from ral.runs import RUN_ID
 

@@ -2,7 +2,7 @@
 
     python -m flows.tidy --dry-run                  # what would go, with sizes
     python -m flows.tidy --keep 14 --days 30        # nights whose outputs stay; days after which a training is abandoned
-    python -m flows.tidy --film-days 90             # decoded films that no run has used for so long, too
+    python -m flows.tidy --image-days 90             # decoded images that no run has used for so long, too
 
 What goes:
 
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from flows.workspace import BRANCH, Busy, git, python_env
 from ral.config.environment import load_environment
-from ral.data.store import prune
+from ral.data.images.cache import prune
 from ral.errors import UserError
 from ral.files import read_json
 
@@ -53,8 +53,8 @@ class Rules:
     """After which an unfinished training, or a workspace of no flow, counts as abandoned."""
     runs: int
     """Folders of runs kept in a workspace."""
-    film_days: float | None = None
-    """After which decoded films that no run used are removed; None keeps them."""
+    image_days: float | None = None
+    """After which decoded images that no run used are removed; None keeps them."""
 
 
 def tidy(state: Path, rules: Rules, dry: bool) -> list[str]:
@@ -80,9 +80,9 @@ def tidy(state: Path, rules: Rules, dry: bool) -> list[str]:
             lines.append(f"{_size(path):>9}  {path.relative_to(state)}  ({why})")
             if not dry:
                 _remove(path)
-        if rules.film_days is not None and not dry:
-            freed = prune(state, most_days=rules.film_days)
-            lines.append(f"{_words(freed):>9}  films  (not used for {rules.film_days:g} days)")
+        if rules.image_days is not None and not dry:
+            freed = prune(state, most_days=rules.image_days)
+            lines.append(f"{_words(freed):>9}  images  (not used for {rules.image_days:g} days)")
         lines += _collect(state, rules.nights, dry)
     return lines
 
@@ -254,10 +254,10 @@ def main() -> None:
     )
     parser.add_argument("--keep", type=_at_least_one, default=keep, help=f"nights that stay ({keep})")
     parser.add_argument("--days", type=float, default=30, help="days until it counts as abandoned (30)")
-    parser.add_argument("--film-days", type=float, help="decoded films not used for so long go (none)")
+    parser.add_argument("--image-days", type=float, help="decoded images not used for so long go (none)")
     parser.add_argument("--dry-run", action="store_true", help="remove nothing")
     options = parser.parse_args()
-    rules = Rules(options.keep, options.days, keep, options.film_days)
+    rules = Rules(options.keep, options.days, keep, options.image_days)
     try:
         lines = tidy(environment.state_dir.absolute(), rules, options.dry_run)
     except (UserError, Busy) as error:

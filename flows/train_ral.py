@@ -1,4 +1,4 @@
-"""Flow train-ral: every stage of dvc.yaml in its order, from raw films to the report.
+"""Flow train-ral: every stage of dvc.yaml in its order, from raw images to the report.
 
     python -m flows.train_ral                                       # here and now, without a server
     prefect deployment run train-ral/train-ral                      # by a worker, after `prefect deploy -n train-ral`
@@ -20,9 +20,9 @@ from typing import Any
 
 from prefect import flow, runtime
 
-from flows.stage import StageError
-from flows.stages import stages
-from flows.tell import ended_badly, ending_with_its_worker, mark_crashed
+from flows.notifications import ended_badly, ending_with_its_worker, mark_crashed
+from flows.stage_runner import StageError
+from flows.stage_tasks import stages
 from flows.workspace import Busy, hold, open_workspace
 from ral import runs
 from ral.config.environment import Environment, load_environment
@@ -37,7 +37,7 @@ from ral.processes import start_guard
     on_cancellation=[ended_badly],
 )
 def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None) -> None:
-    """Films in, report out: each task runs its DVC stage, and an unchanged stage costs nothing.
+    """Images in, report out: each task runs its DVC stage, and an unchanged stage costs nothing.
 
     Args:
         revision: branch, tag or commit to run; the files of this folder as they are if neither it nor `changes` is given.

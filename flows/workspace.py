@@ -30,7 +30,7 @@ from ral.config.base import explain, read_yaml
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import new_file, private_folder
-from ral.release.disk import clear_git_locks, locked
+from ral.release.durable import clear_git_locks, locked
 from ral.release.ledger import NAME, Ledger
 from ral.release.registry import LOCK
 from ral.runs import RUN_ID

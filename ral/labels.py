@@ -22,12 +22,12 @@ NIH_FINDINGS = (
     "Hernia",
 )
 
-# Not a finding: it says that a film carries none, so it never stands beside one.
+# Not a finding: it says that an image carries none, so it never stands beside one.
 NO_FINDING = "No Finding"
 # May stand beside "No Finding": CheXpert's labeller and its descendants count a tube as no disease.
 SUPPORT_DEVICES = "Support Devices"
 
-# Starts the image id of every phantom film, so that no table made from them can lose the fact.
+# Starts the image id of every phantom image, so that no table made from them can lose the fact.
 PHANTOM_PREFIX = "phantom"
 
 # Columns of the pipeline's own tables, and groups of findings in its results: no finding may have such a name.
@@ -42,7 +42,7 @@ RESERVED_NAMES = frozenset(
 # Columns that the pipeline adds to the raw rows of a table: no role may be played by a column of that name.
 ADDED_COLUMNS = frozenset(
     (
-        "row", "film_bytes", "image_repeated", "file_repeated", "same_image", "patient_lookalike", "patient_known",
+        "row", "image_bytes", "image_repeated", "file_repeated", "same_image", "patient_lookalike", "patient_known",
         "label_problem", "contradiction", "id_problem", "age_as_number", "age_step", "sexes_of_patient",
         "place in the table",
     )
@@ -143,13 +143,13 @@ Tier = Literal["head", "medium", "tail"]
 TIERS: tuple[Tier, ...] = ("head", "medium", "tail")
 
 
-def tier(positives: int, films: int, head: float, tail: float) -> Tier:
-    """Tier of a finding with `positives` among `films` training films whose label is known.
+def tier(positives: int, images: int, head: float, tail: float) -> Tier:
+    """Tier of a finding with `positives` among `images` training images whose label is known.
 
     Head is a prevalence above `head`, tail one of at most `tail`, medium lies between
     (CXR-LT 2024 cuts at 10 % and 1 %).
     """
-    prevalence = positives / films
+    prevalence = positives / images
     if prevalence > head:
         return "head"
     return "tail" if prevalence <= tail else "medium"

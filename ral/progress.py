@@ -17,9 +17,9 @@ class Progress:
     """Counts work done out of a total, from any thread; use it as a context manager.
 
     Args:
-        what: what is being done, such as "reading films".
+        what: what is being done, such as "reading images".
         total: how much there is to do, in `unit`s.
-        unit: what is counted, such as "films" or "B" (bytes are shown in MB).
+        unit: what is counted, such as "images" or "B" (bytes are shown in MB).
         stream: where to show it; standard error by default.
     """
 

@@ -4,7 +4,7 @@
 
 Writes metrics.json (macro, micro, tiers, the figures of CXR-LT), findings.csv (a row per finding), curves.csv (ROC
 and precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (what each threshold
-gives on test), reliability.csv (reliability curves), audit.csv (groups of films beside the others), second_reading.csv
+gives on test), reliability.csv (reliability curves), audit.csv (groups of images beside the others), second_reading.csv
 (agreement with a second reading, where evaluate.second_reading names one) and comparison.csv (differences to the model
 whose test logits baseline/ holds, if it does). docs/evaluation.md says how each figure is computed.
 """
@@ -26,12 +26,13 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     from threadpoolctl import threadpool_limits
 
     from ral.data.baseline import read_logits
-    from ral.evaluation import audit, previous, rows, saved, score, sealed, second_reading, tables
+    from ral.data.splits import holdout
+    from ral.evaluation import audit, baseline_comparison, calibration_io, rows, score, second_reading, tables
     from ral.files import new_file, write_json
 
     whole = rows.read_studies(prepared)
     val, test = (pd.read_parquet(logits / f"{split}.parquet") for split in ("val", "test"))
-    studies, test = sealed.unsealed(whole, params.evaluate.sealed, test)
+    studies, test = holdout.unsealed(whole, params.evaluate.sealed, test)
     # Some linear algebra gives other last digits on more threads.
     with threadpool_limits(1):
         evaluation = score.evaluate(studies, val, test, params.evaluate)
@@ -42,15 +43,17 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
             "reliability.csv": tables.reliability(evaluation),
             "audit.csv": audit.audit(evaluation),
             "second_reading.csv": second_reading.table(evaluation),
-            "comparison.csv": previous.comparison(studies, test, read_logits(baseline), params.evaluate),
+            "comparison.csv": baseline_comparison.comparison(
+                studies, test, read_logits(baseline), params.evaluate
+            ),
         }
     for name, table in written.items():
         with new_file(out / name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
-    write_json(out / "calibration.json", saved.to_json(evaluation))
+    write_json(out / "calibration.json", calibration_io.to_json(evaluation))
     write_json(
         out / "metrics.json",
-        tables.to_metrics(evaluation, sealed.sealed_patients(whole, params.evaluate.sealed)),
+        tables.to_metrics(evaluation, holdout.sealed_patients(whole, params.evaluate.sealed)),
     )
 
 

@@ -2,7 +2,7 @@
 
     python -m tasks.explain
 
-Writes gallery/ (gallery.json and small pictures; with explain.films false, no picture), confusion.csv (which findings
+Writes gallery/ (gallery.json and small pictures; with explain.show_images false, no picture), confusion.csv (which findings
 are taken for which) and geometry.json (directions of the classifier, class means). Uses a GPU if there is one.
 """
 
@@ -14,19 +14,19 @@ from tasks import step
 
 
 def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
-    """Explain the network in `models` on the films in `prepared` and write what was found into `out`.
+    """Explain the network in `models` on the images in `prepared` and write what was found into `out`.
 
     Raises:
-        UserError: network, logits and films do not belong together, or the network does not allow the method.
+        UserError: network, logits and images do not belong together, or the network does not allow the method.
     """
     import pandas as pd
     import torch
 
     from ral.data.dataset import open_dataset
+    from ral.data.splits.holdout import unsealed
     from ral.errors import UserError
     from ral.evaluation.confusion import confusion
     from ral.evaluation.rows import align, read_studies
-    from ral.evaluation.sealed import unsealed
     from ral.explain.gallery import write_gallery
     from ral.explain.geometry import geometry
     from ral.explain.select import select
@@ -41,19 +41,19 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
         if facts[name] != dataset.facts[name]:
             raise UserError(
                 f"{models / 'model.json'} and {prepared / 'dataset.json'} differ in `{name}` ({facts[name]} and "
-                f"{dataset.facts[name]}): the network was trained on other films. Train again."
+                f"{dataset.facts[name]}): the network was trained on other images. Train again."
             )
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = pd.read_parquet(models / "logits" / "test.parquet")
     studies, logits = unsealed(read_studies(prepared), params.evaluate.sealed, logits)
     rows, scores = align(studies, logits, "test")
-    data = "phantom" if facts["phantom"] else "films"
+    data = "phantom" if facts["phantom"] else "images"
     with new_folder(out) as draft:
         # A folder of the draft replaces the older one whole, so that no picture of an earlier run stays.
         (draft / "gallery").mkdir()
         selections = select(rows, scores, config.per_kind)
         write_gallery(draft / "gallery", network, facts, dataset, selections, config)
-        write_json(draft / "geometry.json", geometry(network, facts, dataset, config.geometry_films))
+        write_json(draft / "geometry.json", geometry(network, facts, dataset, config.geometry_images))
         table = confusion(rows, scores, config.confused).assign(data=data)
         table.to_csv(draft / "confusion.csv", index=False, lineterminator="\n")
 

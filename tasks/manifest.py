@@ -2,7 +2,7 @@
 
     python -m tasks.manifest
 
-Writes manifest.json: bytes and SHA-256 of every table and archive, and of the single films of each folder. A file whose
+Writes manifest.json: bytes and SHA-256 of every table and archive, and of the single images of each folder. A file whose
 size and time stamp are as they were is not read again. DVC runs this step every time, and the others only if the
 manifest has changed.
 """
@@ -21,8 +21,8 @@ def run(params: ManifestParams, environment: Environment, out: Path) -> None:
     Raises:
         UserError: the folder is missing or holds nothing, or an archive is damaged.
     """
+    from ral.data.images.file_hashes import Memory
     from ral.data.manifest import manifest_bytes, read_manifest
-    from ral.data.memory import Memory
     from ral.files import write_json
     from ral.progress import Progress
 

@@ -11,13 +11,13 @@ from ral.config.base import load
 from ral.config.data import PhantomParams
 from tasks import step
 
-NOT_DRAWN = "The data lies elsewhere: no phantom films are drawn.\n"
+NOT_DRAWN = "The data lies elsewhere: no phantom images are drawn.\n"
 
 
 def run(params: PhantomParams, location: Path, out: Path) -> None:
-    """Write label table, official lists and the archive of films into `out`, or nothing if the data lies elsewhere."""
-    from ral.data.phantom.archive import write_phantom
+    """Write label table, official lists and the archive of images into `out`, or nothing if the data lies elsewhere."""
     from ral.files import new_folder, read_json
+    from ral.phantom.archive import write_phantom
     from ral.progress import Progress
 
     if not read_json(location)["phantom"]:
@@ -27,7 +27,7 @@ def run(params: PhantomParams, location: Path, out: Path) -> None:
         return
     with (
         new_folder(out) as draft,
-        Progress("drawing phantom films", params.phantom.films, "films") as progress,
+        Progress("drawing phantom images", params.phantom.images, "images") as progress,
     ):
         write_phantom(draft, params.phantom, progress.add)
 

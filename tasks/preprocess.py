@@ -2,9 +2,9 @@
 
     python -m tasks.preprocess
 
-Writes studies.parquet (a row per film, in the order of the pixels), split.parquet, class_counts.json,
+Writes studies.parquet (a row per image, in the order of the pixels), split.parquet, class_counts.json,
 quarantine.parquet (what was left out, and why), dataset.json and shards/ (Arrow IPC, uint8 grayscale).
-Where Dask's workers run, ral.toml says (docs/films.md); the bytes written do not depend on it.
+Where Dask's workers run, ral.toml says (docs/images.md); the bytes written do not depend on it.
 """
 
 from pathlib import Path
@@ -19,27 +19,27 @@ from tasks import step
 def run(
     params: PreprocessParams, environment: Environment, validated: Path, out: Path, baseline: Path
 ) -> None:
-    """Prepare the films listed by the step validate into `out`.
+    """Prepare the images listed by the step validate into `out`.
 
     Raises:
-        UserError: a film is no image, an archive is damaged, the split leaves nothing to learn or to test.
+        UserError: an image is no image, an archive is damaged, the split leaves nothing to learn or to test.
     """
     import pandas as pd
 
     from ral.data.prepare import prepare
-    from ral.data.split import scarce
+    from ral.data.splits.methods import scarce
     from ral.files import new_folder, read_json
     from ral.progress import Progress
 
     params = params.model_copy(update={"data": environment.located(params.data)})
     verdict = read_json(validated / "verdict.json")
     columns = ["image_id", "path", "member", "offset", "hash"]
-    films = pd.read_parquet(validated / "films.parquet", columns=columns)
+    images = pd.read_parquet(validated / "images.parquet", columns=columns)
     with (
         new_folder(out) as draft,
-        Progress("packing films", verdict["rows"] - verdict["rows_without_film"], "films") as progress,
+        Progress("packing images", verdict["rows"] - verdict["rows_without_image"], "images") as progress,
     ):
-        prepare(params, films, draft, environment.dask, progress.add, environment.state_dir, baseline)
+        prepare(params, images, draft, environment.dask, progress.add, environment.state_dir, baseline)
     facts = read_json(out / "dataset.json")
     for line in scarce(read_json(out / "class_counts.json")):
         print(f"warning: {plain(line)}")
@@ -54,8 +54,8 @@ def run(
         shown = plain(", ".join(told["examples"])) + (", …" if told["images"] > len(told["examples"]) else "")
         print(f"warning: {told['images']:,} image{'s' * (told['images'] > 1)} ({shown}): {told['text']}")
     left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
-    kind = "PHANTOM films: " if facts["phantom"] else ""
-    print(f"{kind}{facts['films']:,} films of {facts['patients']:,} patients prepared{left}")
+    kind = "PHANTOM images: " if facts["phantom"] else ""
+    print(f"{kind}{facts['images']:,} images of {facts['patients']:,} patients prepared{left}")
 
 
 if __name__ == "__main__":

@@ -63,13 +63,13 @@ def run(
     if len(page) >= LARGEST:
         raise UserError(
             f"{out_file} would have {len(page):,} bytes, at most {LARGEST:,} are allowed. "
-            "Show fewer films (explain.per_kind) or none (report.show_films: false)."
+            "Show fewer images (explain.per_kind) or none (report.show_images: false)."
         )
     with new_file(out_file) as draft:
         draft.write_bytes(page)
     with new_file(out_file.with_name("model_card.md")) as draft:
         draft.write_text(card(inputs), encoding="utf-8", newline="\n")
-    print(f"{'PHANTOM FILMS: ' if inputs.phantom else ''}report: {out_file}")
+    print(f"{'PHANTOM IMAGES: ' if inputs.phantom else ''}report: {out_file}")
 
 
 if __name__ == "__main__":

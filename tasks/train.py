@@ -1,4 +1,4 @@
-"""Train the network on the prepared films, with DeepSpeed: one process per GPU, or one on the CPU.
+"""Train the network on the prepared images, with DeepSpeed: one process per GPU, or one on the CPU.
 
     python -m tasks.train
     python -m tasks.train --dry-run      # shows the exact script, commands or manifest, and starts nothing

@@ -1,8 +1,8 @@
-"""Check the raw label table and find its films; an error stops the run.
+"""Check the raw label table and find its images; an error stops the run.
 
     python -m tasks.validate
 
-Writes verdict.json (what was checked, and how it ended) and films.parquet (where each film is). Great
+Writes verdict.json (what was checked, and how it ended) and images.parquet (where each image is). Great
 Expectations' Data Docs are there even of data that was refused, and go to runs/<id>/data_docs. A large table is checked in
 partitions (docs/sources.md), by Dask's workers (ral.toml); the verdict does not depend on either.
 """
@@ -21,7 +21,7 @@ LONGEST = 300
 
 
 def run(params: ValidateParams, environment: Environment, out: Path, baseline: Path) -> None:
-    """Write the verdict and the list of films of `data.root` into `out`.
+    """Write the verdict and the list of images of `data.root` into `out`.
 
     Raises:
         UserError: the folder, table or an archive cannot be read, or a check of severity error failed.
@@ -30,17 +30,17 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
 
     from ral import runs
     from ral.data.baseline import read_profile
-    from ral.data.memory import Memory
-    from ral.data.partition import Partitions
+    from ral.data.images.file_hashes import Memory
     from ral.data.privacy import read_salt, veiled
     from ral.data.sources.base import open_source
-    from ral.data.validation import DRIFT_PAGE, TABLE_PAGE, check_drift, check_rows
+    from ral.data.tables.partitions import Partitions
+    from ral.data.validation.run import DRIFT_PAGE, TABLE_PAGE, check_drift, check_rows
     from ral.files import new_folder, sha256, write_json
     from ral.progress import Progress
 
     data = environment.located(params.data)
     source = open_source(data)
-    source.findings()  # says now, not after the films are read, that a name is wrong
+    source.findings()  # says now, not after the images are read, that a name is wrong
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     accepted = read_profile(baseline)
     folder = runs.folder()
@@ -50,13 +50,13 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             named = []
             for piece in source.pieces():
                 rows.add(piece)
-                named.append(piece[source.film_columns])
+                named.append(piece[source.image_columns])
             raw = pd.concat(named, ignore_index=True)
-            with Progress("reading films", source.film_bytes(raw), "B") as progress:
-                films, archives = source.films(raw, progress.add, Memory(environment.state_dir))
+            with Progress("reading images", source.image_bytes(raw), "B") as progress:
+                images, archives = source.images(raw, progress.add, Memory(environment.state_dir))
             del raw, named
             with Progress("checking rows", rows.rows, "rows") as progress:
-                facts, checks = check_rows(source, rows, films, environment.dask, progress.add, docs)
+                facts, checks = check_rows(source, rows, images, environment.dask, progress.add, docs)
         pages = {docs / f"{TABLE_PAGE}.html": checks}
         if accepted:
             pages[docs / f"{DRIFT_PAGE}.html"] = check_drift(accepted, facts["profile"], source, docs)
@@ -74,10 +74,10 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
         verdict = verdict | {"checks": veiled(checks, salt)} if salt else verdict
         for line in warnings(verdict):
             print(f"warning: {plain(line)}")
-        films.to_parquet(draft / "films.parquet", index=False, compression=None)
+        images.to_parquet(draft / "images.parquet", index=False, compression=None)
         write_json(draft / "verdict.json", verdict)
-    kind = "PHANTOM films: " if verdict["phantom"] else ""
-    print(f"{kind}{facts['rows']:,} rows, {len(films):,} films: passed. Data Docs: {docs}/index.html")
+    kind = "PHANTOM images: " if verdict["phantom"] else ""
+    print(f"{kind}{facts['rows']:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html")
 
 
 def explain(pages: dict[Path, list[dict[str, Any]]], table: str) -> str:
@@ -113,8 +113,8 @@ def warnings(verdict: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{check['check']}: not so in {check['unexpected']:,} rows.{first} {check['remedy']}"
             )
-    if verdict["films_without_row"]:
-        lines.append(f"{verdict['films_without_row']} films have no row in the table and are not used.")
+    if verdict["images_without_row"]:
+        lines.append(f"{verdict['images_without_row']} images have no row in the table and are not used.")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: small phantom data, copies of the project to run in, real films where there are any."""
+"""Shared by all tests: small phantom data, copies of the project to run in, real images where there are any."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # NIH ChestX-ray14 as NIH ships it, or a part of it; never inside the project.
-REAL_FILMS = Path(os.environ.get("RAL_REAL_FILMS", ROOT.parent / "shared/data/nih-chestxray14-64px"))
+REAL_IMAGES = Path(os.environ.get("RAL_REAL_IMAGES", ROOT.parent / "shared/data/nih-chestxray14-64px"))
 
-# A chain that a test can afford: small films, a tiny network, few epochs.
+# A chain that a test can afford: small images, a tiny network, few epochs.
 SMALL = {
-    "phantom": {"films": 400, "size": 48},
+    "phantom": {"images": 400, "size": 48},
     "preprocess": {"size": 32},
     "model": {"backbone": "test_resnet", "options": {}},
     "train": {"epochs": 2, "batch_size": 32, "threads": 1},
@@ -42,11 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def real_films() -> Path:
-    """Folder of real films; without it the test is skipped."""
-    if not REAL_FILMS.is_dir():
-        pytest.skip(f"no real films at {REAL_FILMS}: set RAL_REAL_FILMS to a folder of NIH ChestX-ray14")
-    return REAL_FILMS
+def real_images() -> Path:
+    """Folder of real images; without it the test is skipped."""
+    if not REAL_IMAGES.is_dir():
+        pytest.skip(f"no real images at {REAL_IMAGES}: set RAL_REAL_IMAGES to a folder of NIH ChestX-ray14")
+    return REAL_IMAGES
 
 
 @pytest.fixture(scope="session")
@@ -127,19 +127,19 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom data folder of 400 films; do not change it, copy it."""
+    """A phantom data folder of 400 images; do not change it, copy it."""
     from ral.config.data import PhantomConfig
-    from ral.data.phantom.archive import write_phantom
+    from ral.phantom.archive import write_phantom
 
     folder = tmp_path_factory.mktemp("phantom")
-    write_phantom(folder, PhantomConfig(films=400, size=48, floor=0.009, seed=1))
+    write_phantom(folder, PhantomConfig(images=400, size=48, floor=0.009, seed=1))
     return folder
 
 
 @pytest.fixture
 def phantom_copy(small_phantom: Path, tmp_path: Path) -> Path:
     """A phantom data folder that a test may damage."""
-    return Path(shutil.copytree(small_phantom, tmp_path / "films"))
+    return Path(shutil.copytree(small_phantom, tmp_path / "images"))
 
 
 @pytest.fixture(scope="session")

@@ -11,32 +11,32 @@ import pytest
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 gdcm = pytest.importorskip("gdcm", reason="needs the extra dicom")
 
-NAME = "Film x"
+NAME = "Image x"
 RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
 
 
 def dicom(values: np.ndarray | None = RAMP, bits: int = 12, **tags: Any) -> bytes:
     """A DICOM file, uncompressed unless `_syntax` says otherwise, with identifying tags planted."""
-    film = pydicom.Dataset()
-    film.file_meta = pydicom.dataset.FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    film.file_meta.MediaStorageSOPClassUID = film.SOPClassUID = (
+    image = pydicom.Dataset()
+    image.file_meta = pydicom.dataset.FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = (
         pydicom.uid.DigitalXRayImageStorageForPresentation
     )
-    film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID = "1.2.3"
-    film.PatientName, film.PatientID, film.PatientBirthDate = "PLANTED^NAME", "PLANTED-ID", "19010203"
-    film.StudyDescription = "PLANTED TEXT"
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = "1.2.3"
+    image.PatientName, image.PatientID, image.PatientBirthDate = "PLANTED^NAME", "PLANTED-ID", "19010203"
+    image.StudyDescription = "PLANTED TEXT"
     if values is not None:
-        film.Rows, film.Columns = values.shape
-        film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME2"
-        film.BitsAllocated, film.BitsStored, film.HighBit = values.itemsize * 8, bits, bits - 1
-        film.PixelRepresentation = int(np.issubdtype(values.dtype, np.signedinteger))
-        film.PixelData = values.tobytes()
-        film["PixelData"].VR = "OW" if values.itemsize == 2 else "OB"
+        image.Rows, image.Columns = values.shape
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.BitsAllocated, image.BitsStored, image.HighBit = values.itemsize * 8, bits, bits - 1
+        image.PixelRepresentation = int(np.issubdtype(values.dtype, np.signedinteger))
+        image.PixelData = values.tobytes()
+        image["PixelData"].VR = "OW" if values.itemsize == 2 else "OB"
     for name, value in tags.items():
-        setattr(film, name, value)
+        setattr(image, name, value)
     stream = io.BytesIO()
-    pydicom.dcmwrite(stream, film, enforce_file_format=True)
+    pydicom.dcmwrite(stream, image, enforce_file_format=True)
     return stream.getvalue()
 
 
@@ -69,12 +69,12 @@ def compress(content: bytes, syntax: str, folder: Path) -> bytes:
 
 def with_pixels(code: bytes, syntax: str, **tags: Any) -> bytes:
     """A DICOM file of 64 x 64 pixels, or as the tags say, with these compressed pixels."""
-    film = pydicom.dcmread(io.BytesIO(dicom(**tags)))
-    film.file_meta.TransferSyntaxUID = syntax
-    film.PixelData = pydicom.encaps.encapsulate([code])
-    film["PixelData"].VR, film["PixelData"].is_undefined_length = "OB", True
+    image = pydicom.dcmread(io.BytesIO(dicom(**tags)))
+    image.file_meta.TransferSyntaxUID = syntax
+    image.PixelData = pydicom.encaps.encapsulate([code])
+    image["PixelData"].VR, image["PixelData"].is_undefined_length = "OB", True
     stream = io.BytesIO()
-    pydicom.dcmwrite(stream, film, enforce_file_format=True)
+    pydicom.dcmwrite(stream, image, enforce_file_format=True)
     return stream.getvalue()
 
 

@@ -19,7 +19,7 @@ def jpeg(gray: int) -> bytes:
     return file.getvalue()
 
 
-PICTURES = {"film_001.jpg": jpeg(10), "map_001.jpg": jpeg(20), "film_002.jpg": jpeg(30)}
+PICTURES = {"image_001.jpg": jpeg(10), "map_001.jpg": jpeg(20), "image_002.jpg": jpeg(30)}
 
 
 def calibration_columns(row: dict[str, Any], estimable: bool) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
     """The fields of Inputs that the steps evaluate (but metrics, findings, curves) and explain give.
 
     Args:
-        data: phantom or films.
+        data: phantom or images.
         names: the findings; the last is not estimable.
     """
     known = names[:-1]
@@ -44,7 +44,7 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
         "calibration": {"data": data, "findings": {name: {"kind": "shared"} for name in known}},
         "reliability": pd.DataFrame(
             [
-                {"finding": name, "scores": scores, "films": 50, "positives": 5 * place, "mean_score": 0.11 * place,
+                {"finding": name, "scores": scores, "images": 50, "positives": 5 * place, "mean_score": 0.11 * place,
                  "observed": 0.1 * place, "low": 0.05 * place if place else np.nan, "high": 0.2 * place if place else np.nan}
                 for name in known for scores in ("calibrated", "uncalibrated") for place in range(4)
             ]
@@ -58,7 +58,7 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
         "geometry": geometry(data, names),
         "confusion": pd.DataFrame(
             [
-                {"finding": a, "taken_for": b, "films": 40, "times": 10, "share": 0.25 + 0.01 * place, "share_without": 0.1}
+                {"finding": a, "taken_for": b, "images": 40, "times": 10, "share": 0.25 + 0.01 * place, "share_without": 0.1}
                 for place, (a, b) in enumerate((a, b) for a in names for b in names if a != b)
             ]
         ),
@@ -96,8 +96,8 @@ def comparison(names: list[str]) -> pd.DataFrame:
                 | figures
                 | {
                     "note": f"not estimable: {HOSTILE}" if lacking else "",
-                    "data": "films",
-                    "films": 2345,
+                    "data": "images",
+                    "images": 2345,
                     "patients": 678,
                 }
             )
@@ -110,7 +110,7 @@ def audit(names: list[str]) -> pd.DataFrame:
         ("value", "low", "high", "others", "difference", "difference_low", "difference_high", "p", "p_holm"),
         np.nan,
     )
-    counts = {"films": 100, "patients": 50, "positives": 20}
+    counts = {"images": 100, "patients": 50, "positives": 20}
     rows: list[dict[str, Any]] = [{"attribute": "source", "note": "not in the data"} | blank]
     for group in ("F", HOSTILE):
         for finding in (*names, "macro"):
@@ -134,7 +134,7 @@ def audit(names: list[str]) -> pd.DataFrame:
         "attribute",
         "group",
         "finding",
-        "films",
+        "images",
         "patients",
         "positives",
         "metric",
@@ -146,14 +146,14 @@ def audit(names: list[str]) -> pd.DataFrame:
 
 
 def gallery(data: str, names: list[str]) -> dict[str, Any]:
-    """A gallery whose first finding has a film of each kind, and whose last has none."""
+    """A gallery whose first finding has an image of each kind, and whose last has none."""
 
-    def film(image_id: str, picture: str, rank: int, **more: Any) -> dict[str, Any]:
+    def image(image_id: str, picture: str, rank: int, **more: Any) -> dict[str, Any]:
         facts = {
             "image_id": image_id,
             "logit": 1.25,
             "rank": rank,
-            "film": picture,
+            "image": picture,
             "labels": [names[1]],
             "unknown": [],
         }
@@ -161,17 +161,17 @@ def gallery(data: str, names: list[str]) -> dict[str, Any]:
 
     heat = {"map": "map_001.jpg", "empty_map": False}
     first = {
-        "hits": [film(HOSTILE, "film_001.jpg", 1, **heat)],
-        "false_positives": [film("b.png", "film_002.jpg", 2, labels=[])],
-        "misses": [film("c.png", "film_001.jpg", 1199, unknown=[HOSTILE])],
+        "hits": [image(HOSTILE, "image_001.jpg", 1, **heat)],
+        "false_positives": [image("b.png", "image_002.jpg", 2, labels=[])],
+        "misses": [image("c.png", "image_001.jpg", 1199, unknown=[HOSTILE])],
     }
     empty: dict[str, Any] = {"hits": [], "false_positives": [], "misses": []}
     counts = {"positives": 200, "negatives": 1000, "unknown": 0, "note": None}
     return {
-        "data": data, "films": True, "per_kind": 1, "method": "grad_cam", "no_maps": None, "positions": [2, 2],
+        "data": data, "images": True, "per_kind": 1, "method": "grad_cam", "no_maps": None, "positions": [2, 2],
         "findings": [
             {"finding": names[0], **counts, **first},
-            *({"finding": name, **counts, "note": f"No test film: {name}", **empty} for name in names[1:]),
+            *({"finding": name, **counts, "note": f"No test image: {name}", **empty} for name in names[1:]),
         ],
     }  # fmt: skip
 
@@ -182,9 +182,9 @@ def geometry(data: str, names: list[str]) -> dict[str, Any]:
     matrix[-1] = [None] * len(names)  # type: ignore[list-item]
     part = {"cosines": matrix, "mean_cosine": {"common": 0.31, "rare": None, "common_to_rare": 0.29}}
     return {
-        "data": data, "films": 100, "width": 8, "class_means": part, "classifier": part,
+        "data": data, "images": 100, "width": 8, "class_means": part, "classifier": part,
         "findings": [
-            {"finding": name, "train_prevalence": 0.1, "films": 10, "variability": None, "weight_norm": 1.5}
+            {"finding": name, "train_prevalence": 0.1, "images": 10, "variability": None, "weight_norm": 1.5}
             for name in names
         ],
     }  # fmt: skip
@@ -199,7 +199,7 @@ def _operating(name: str, rule: str) -> dict[str, Any]:
 
 
 def _reading(name: str, note: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"finding": name, "films": 90, "patients": 60, "first_positives": 12}
+    row: dict[str, Any] = {"finding": name, "images": 90, "patients": 60, "first_positives": 12}
     row |= {"second_positives": 14, "both_positive": 10, "note": note or np.nan}
     for figure in ("kappa", "positive_agreement", "negative_agreement", *_AGAINST):
         row |= {figure: np.nan if note else 0.654, f"{figure}_low": 0.5, f"{figure}_high": 0.8}

@@ -15,17 +15,17 @@ from conftest import copy_project, set_params
 from servers import PREFECT, Server, worker
 
 from ral.config.data import PhantomConfig
-from ral.data.phantom.archive import write_phantom
+from ral.phantom.archive import write_phantom
 
 TABLE = "Data_Entry_2017.csv"
 
 # Nights that a test can afford, on data in which each finding is frequent enough to be estimated.
 PARAMS = {
-    "phantom": {"films": 200, "size": 48},
+    "phantom": {"images": 200, "size": 48},
     "split": {"method": "hash", "val": 0.2, "test": 0.35},
     "preprocess": {"size": 32},
     "train": {"epochs": 1, "batch_size": 32, "threads": 1, "learning_rate": 1e-4},
-    "explain": {"films": False, "geometry_films": 100, "threads": 1},
+    "explain": {"show_images": False, "geometry_images": 100, "threads": 1},
     "evaluate": {"replicates": 200, "min_positives": 1, "tail": 0.06},
     # So few patients have wide intervals; floors that no small sample could keep would hold every night.
     "gate": {"first_auroc": 0.4, "tail_floor": 0.5, "subgroup_floor": 0.5, "calibration_cap": 0.3},
@@ -33,20 +33,20 @@ PARAMS = {
 
 
 class Hospital:
-    """A folder in NIH's layout to which films are added; `drawn` holds all that there will ever be."""
+    """A folder in NIH's layout to which images are added; `drawn` holds all that there will ever be."""
 
-    def __init__(self, folder: Path, films: int) -> None:
+    def __init__(self, folder: Path, images: int) -> None:
         self.drawn, self.folder = folder / "drawn", folder / "delivered"
         self.drawn.mkdir(parents=True)
         self.folder.mkdir()
-        write_phantom(self.drawn, PhantomConfig(films=films, size=48, floor=0.05, seed=3))
+        write_phantom(self.drawn, PhantomConfig(images=images, size=48, floor=0.05, seed=3))
         with (self.drawn / TABLE).open(encoding="utf-8", newline="") as stream:
             self.header, *self.rows = list(csv.reader(stream))
         self.patients = list(dict.fromkeys(row[3] for row in self.rows))
         self.archives = 0
 
     def deliver(self, share: float, change: Callable[[list[str]], list[str]] = list) -> None:
-        """Have the films of the first `share` of the patients, in a further archive what was not there; `change` edits rows."""
+        """Have the images of the first `share` of the patients, in a further archive what was not there; `change` edits rows."""
         kept = set(self.patients[: round(share * len(self.patients))])
         rows = [row for row in self.rows if row[3] in kept]
         there = {name for path in self.folder.glob("*.tar.gz") for name in members(path)}
@@ -92,11 +92,11 @@ class Clinic:
         wait_until: Callable[..., None],
         params: dict[str, Any] | None = None,
         database: str | None = None,
-        films: int = 2400,
+        images: int = 2400,
         **variables: str,
     ) -> None:
         self._run, self.wait_until = run, wait_until
-        self.hospital = Hospital(folder / "hospital", films)
+        self.hospital = Hospital(folder / "hospital", images)
         self.project = copy_project(folder / "project")
         set_params(self.project, PARAMS | (params or {}))
         self.git("commit", "-qam", "parameters of the nights")

@@ -23,12 +23,12 @@ FINDINGS: dict[str, tuple[str, int, int, float | None]] = {
 # Tables that may be without rows.
 LISTS = ("reliability", "operating", "audit", "second_reading", "comparison", "confusion")
 PARAMS: dict[str, Any] = {
-    "phantom": {"films": 600, "size": 64, "floor": 0.01, "seed": 1},
+    "phantom": {"images": 600, "size": 64, "floor": 0.01, "seed": 1},
     "data": {
-        "source": "nih", "root": f"/data/{HOSTILE}", "missing_films": "drop", "views": ["PA"], "findings": None,
+        "source": "nih", "root": f"/data/{HOSTILE}", "missing_images": "drop", "views": ["PA"], "findings": None,
     },
     "split": {"method": "hash", "val": 0.1, "test": 0.2, "seed": 0},
-    "preprocess": {"size": 64, "shard_films": 1000},
+    "preprocess": {"size": 64, "shard_images": 1000},
     "model": {"backbone": "resnet10t", "options": {"channels": [8, 16]}},
     "loss": {"name": "ral"},
     "train": {
@@ -67,7 +67,10 @@ def metrics(data: str) -> dict[str, Any]:
             "medium": mean(1),
             "tail": {"auroc": NOTHING, "ap": NOTHING, "f1": NOTHING, "findings": 0},
         },
-        "not_estimable": {"Hernia": "1 positive test films, at least 5 needed", HOSTILE: f"no F1: {HOSTILE}"},
+        "not_estimable": {
+            "Hernia": "1 positive test images, at least 5 needed",
+            HOSTILE: f"no F1: {HOSTILE}",
+        },
         "interval": "bca",
         "confidence": 0.95,
         "replicates": 1000,
@@ -103,7 +106,7 @@ def make(phantom: bool) -> Inputs:
         if value is not None
         for curve in ("roc", "pr")
     ]
-    check = {"check": "film is present", "column": "film_bytes", "remedy": f"Add it. {HOSTILE}"}
+    check = {"check": "image is present", "column": "image_bytes", "remedy": f"Add it. {HOSTILE}"}
     samples = [{"row": 8, "image_id": HOSTILE, "value": None}, {"row": 9, "image_id": "b", "value": HOSTILE}]
     return Inputs(
         params=ReportParams.model_validate(PARAMS),
@@ -113,13 +116,13 @@ def make(phantom: bool) -> Inputs:
                 {**check, "passed": True, "samples": [], "severity": "error", "unexpected": 0},
             ],
             "files": {HOSTILE: {"bytes": 123456, "sha256": "ab" * 32}},
-            "films": 1500, "films_without_row": 7, "passed": True, "patients": 900, "phantom": phantom,
-            "rows": 5821, "rows_without_film": 4321,
+            "images": 1500, "images_without_row": 7, "passed": True, "patients": 900, "phantom": phantom,
+            "rows": 5821, "rows_without_image": 4321,
         },
         dataset={
-            "films": 1500,
+            "images": 1500,
             "findings": list(FINDINGS),
-            "left_out": {"no film": 4321, HOSTILE: 3},
+            "left_out": {"no image": 4321, HOSTILE: 3},
             "same_image": {
                 "images": 2, "patients": 3, "apart": 1, "joined": False,
                 "examples": [["a.png (patient 1)", f"b.png (patient {HOSTILE})"], ["c.png (patient 2)", "d.png (patient 1)"]],
@@ -129,16 +132,16 @@ def make(phantom: bool) -> Inputs:
             "patients": 800,
             "phantom": phantom,
             "rows": 5821,
-            "shards": [{"films": 1500, "name": "00000.arrow", "sha256": "cd" * 32}],
+            "shards": [{"images": 1500, "name": "00000.arrow", "sha256": "cd" * 32}],
             "size": 64,
             "split": {
-                name: {"films": films, "patients": films // 2}
-                for name, films in (("train", 1000), ("val", 300), ("test", 200))
+                name: {"images": images, "patients": images // 2}
+                for name, images in (("train", 1000), ("val", 300), ("test", 200))
             },
         },
         class_counts={
             name: {
-                "films": 1000,
+                "images": 1000,
                 **{kind: dict.fromkeys(FINDINGS, 3) for kind in ("positives", "negatives", "unknown")},
             }
             for name in ("train", "val", "test")
@@ -156,10 +159,10 @@ def make(phantom: bool) -> Inputs:
             ],
             columns=list(HISTORY),
         ),
-        metrics=metrics("phantom" if phantom else "films"),
+        metrics=metrics("phantom" if phantom else "images"),
         findings=findings(),
         curves=pd.concat(curves, ignore_index=True),
-        **tables("phantom" if phantom else "films", list(FINDINGS)),
+        **tables("phantom" if phantom else "images", list(FINDINGS)),
         versions={"torch": f"2.0 {HOSTILE}"},
     )  # fmt: skip
 

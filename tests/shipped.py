@@ -1,4 +1,4 @@
-"""Small data folders in the layouts of the data sets' owners; people and labels are made up, films are phantoms.
+"""Small data folders in the layouts of the data sets' owners; people and labels are made up, images are phantoms.
 
 Columns are named and ordered as the owners ship them, as far as public code and papers show (docs/sources.md).
 """
@@ -15,22 +15,22 @@ import numpy as np
 from PIL import Image
 
 from ral.config.data import PhantomConfig
-from ral.data.phantom.population import Film, draw_population
-from ral.data.phantom.signs import draw_film
 from ral.labels import LABEL_SETS, NO_FINDING
+from ral.phantom.population import PhantomImage, draw_population
+from ral.phantom.signs import draw_image
 
-CONFIG = PhantomConfig(films=240, size=48, floor=0.05, seed=3)
+CONFIG = PhantomConfig(images=240, size=48, floor=0.05, seed=3)
 
 
-def people(films: int = CONFIG.films) -> list[Film]:
+def people(images: int = CONFIG.images) -> list[PhantomImage]:
     """Rows of made-up patients."""
-    return draw_population(CONFIG.model_copy(update={"films": films}))
+    return draw_population(CONFIG.model_copy(update={"images": images}))
 
 
-def save_film(path: Path, film: Film) -> None:
-    """Draw a film of 48 pixels; the file's ending says how it is stored."""
+def save_image(path: Path, image: PhantomImage) -> None:
+    """Draw an image of 48 pixels; the file's ending says how it is stored."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_film(film, CONFIG.size, CONFIG.seed)).save(
+    Image.fromarray(draw_image(image, CONFIG.size, CONFIG.seed)).save(
         path, **({"quality": 97} if path.suffix == ".jpg" else {})
     )
 
@@ -46,10 +46,10 @@ def write_csv(path: Path, header: Sequence[str] | str, rows: Iterable[Sequence[o
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
-def positive(film: Film, number: int, finding: str) -> bool:
-    """Whether a made-up film has a finding: as drawn; where the phantom has no such sign, by number and name."""
+def positive(image: PhantomImage, number: int, finding: str) -> bool:
+    """Whether a made-up image has a finding: as drawn; where the phantom has no such sign, by number and name."""
     if finding in LABEL_SETS["nih"]["nih"]:
-        return finding in film.findings
+        return finding in image.findings
     return number % 3 == 1 and (number + zlib.crc32(finding.encode())) % 4 == 0
 
 
@@ -60,29 +60,29 @@ CHEXPERT_HEADER = (
 
 
 def chexpert(root: Path) -> dict[str, object]:
-    """train.csv and valid.csv; every eleventh film is a lateral, labels are 1.0, 0.0, -1.0 or empty."""
+    """train.csv and valid.csv; every eleventh image is a lateral, labels are 1.0, 0.0, -1.0 or empty."""
     labels = list(LABEL_SETS["chexpert"]["chexpert"])
     rows: dict[str, list[list[object]]] = {"train": [], "valid": []}
-    for number, film in enumerate(people()):
-        part = "valid" if film.test else "train"
+    for number, image in enumerate(people()):
+        part = "valid" if image.test else "train"
         lateral = number % 11 == 0
-        name = f"{part}/patient{film.patient:05d}/study{film.follow_up + 1}/view1_{'lateral' if lateral else 'frontal'}.jpg"
-        save_film(root / name, film)
-        has = [positive(film, number, label) for label in labels]
+        name = f"{part}/patient{image.patient:05d}/study{image.follow_up + 1}/view1_{'lateral' if lateral else 'frontal'}.jpg"
+        save_image(root / name, image)
+        has = [positive(image, number, label) for label in labels]
         marks = [
             "1.0" if there else ("0.0", "", "-1.0")[min((number + i) % 7, 2)] for i, there in enumerate(has)
         ]
         healthy = not any(has)
         if healthy:
             marks = [""] * len(marks)
-        sex = "Unknown" if number == 3 else {"M": "Male", "F": "Female"}[film.sex]
+        sex = "Unknown" if number == 3 else {"M": "Male", "F": "Female"}[image.sex]
         rows[part].append(
             [
                 f"CheXpert-v1.0-small/{name}",
                 sex,
-                film.age,
+                image.age,
                 "Lateral" if lateral else "Frontal",
-                "" if lateral else film.view,
+                "" if lateral else image.view,
                 "1.0" if healthy else "",
                 *marks,
             ]
@@ -98,19 +98,19 @@ METADATA_HEADER = (
 )
 
 
-def mimic_id(film: Film) -> tuple[str, str, str]:
+def mimic_id(image: PhantomImage) -> tuple[str, str, str]:
     """dicom_id, subject_id, study_id."""
-    dicom = f"{film.patient:08x}-{film.follow_up:08x}-0000abcd-12345678-9abcdef0"
-    return dicom, str(10_000_000 + film.patient), str(50_000_000 + film.patient * 100 + film.follow_up)
+    dicom = f"{image.patient:08x}-{image.follow_up:08x}-0000abcd-12345678-9abcdef0"
+    return dicom, str(10_000_000 + image.patient), str(50_000_000 + image.patient * 100 + image.follow_up)
 
 
-def _mimic_base(root: Path) -> list[Film]:
-    films = people()
+def _mimic_base(root: Path) -> list[PhantomImage]:
+    images = people()
     metadata = []
-    for number, film in enumerate(films):
-        dicom, subject, study = mimic_id(film)
-        save_film(root / f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg", film)
-        view = "LATERAL" if number % 17 == 0 else "" if number % 19 == 0 else film.view
+    for number, image in enumerate(images):
+        dicom, subject, study = mimic_id(image)
+        save_image(root / f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg", image)
+        view = "LATERAL" if number % 17 == 0 else "" if number % 19 == 0 else image.view
         metadata.append(
             [
                 dicom,
@@ -128,21 +128,21 @@ def _mimic_base(root: Path) -> list[Film]:
             ]
         )
     write_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz", METADATA_HEADER, metadata)
-    return films
+    return images
 
 
 def mimic(root: Path) -> dict[str, object]:
     """Metadata, split and CheXpert labels of MIMIC-CXR-JPG; one study has no labels."""
-    films = _mimic_base(root)
+    images = _mimic_base(root)
     labels = list(LABEL_SETS["mimic"]["chexpert"].items())
     shares, marks = [], []
-    for number, film in enumerate(films):
-        dicom, subject, study = mimic_id(film)
+    for number, image in enumerate(images):
+        dicom, subject, study = mimic_id(image)
         shares.append(
-            [dicom, study, subject, "test" if film.test else ("train", "validate")[film.patient % 4 == 0]]
+            [dicom, study, subject, "test" if image.test else ("train", "validate")[image.patient % 4 == 0]]
         )
         if number != 5:
-            has = [positive(film, number, name) for name, _ in labels]
+            has = [positive(image, number, name) for name, _ in labels]
             row = [
                 "1.0" if there else ("0.0", "", "-1.0")[min((number + i) % 5, 2)]
                 for i, there in enumerate(has)
@@ -155,19 +155,19 @@ def mimic(root: Path) -> dict[str, object]:
 
 
 def cxr_lt(label_set: str, folder: str, names: dict[str, str]) -> Callable[[Path], dict[str, object]]:
-    """The label files of a CXR-LT release beside MIMIC-CXR-JPG's films; file -> split."""
+    """The label files of a CXR-LT release beside MIMIC-CXR-JPG's images; file -> split."""
 
     def write(root: Path) -> dict[str, object]:
-        films = _mimic_base(root)
+        images = _mimic_base(root)
         columns = LABEL_SETS["mimic"][label_set]
         rows: dict[str, list[list[object]]] = {name: [] for name in names}
-        for number, film in enumerate(films):
-            dicom, subject, study = mimic_id(film)
-            split = "test" if film.test else ("train", "development")[film.patient % 4 == 0]
-            has = {name: positive(film, number, name) for name in columns if name != NO_FINDING}
+        for number, image in enumerate(images):
+            dicom, subject, study = mimic_id(image)
+            split = "test" if image.test else ("train", "development")[image.patient % 4 == 0]
+            has = {name: positive(image, number, name) for name in columns if name != NO_FINDING}
             has[NO_FINDING] = not any(has.values())
             path = f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg"
-            row = [dicom, subject, study, film.view, "", path, *([split] if len(names) == 1 else [])]
+            row = [dicom, subject, study, image.view, "", path, *([split] if len(names) == 1 else [])]
             file = next((name for name, of in names.items() if of == split), next(iter(names)))
             rows[file].append([*row, *(int(has[name]) for name in columns)])
         keys = ["dicom_id", "subject_id", "study_id", "ViewPosition", "ViewCodeSequence_CodeMeaning", "fpath"]
@@ -195,28 +195,28 @@ REPORT = "dolor toracico, paciente GARCIA PEREZ , torax normal"
 
 
 def padchest(root: Path) -> dict[str, object]:
-    """The 160K table with its reports, and films in numbered folders; one film is labelled exclude, one not at all."""
+    """The 160K table with its reports, and images in numbered folders; one image is labelled exclude, one not at all."""
     rows = []
-    for number, film in enumerate(people()):
-        name, folder = f"{film.patient:030d}_{film.follow_up:02d}.png", number % 3
-        save_film(root / str(folder) / name, film)
-        words = [PADCHEST_WORDS[finding] for finding in film.findings]
+    for number, image in enumerate(people()):
+        name, folder = f"{image.patient:030d}_{image.follow_up:02d}.png", number % 3
+        save_image(root / str(folder) / name, image)
+        words = [PADCHEST_WORDS[finding] for finding in image.findings]
         words += [
             word for i, word in enumerate(("scoliosis", "pacemaker", "osteopenia")) if (number + i) % 8 == 0
         ]
         labels = repr(words or ["normal"])
         labels = {7: "['exclude']", 8: ""}.get(number, labels)
-        projection = "L" if number % 13 == 0 else {"AP": "AP_horizontal"}.get(film.view, film.view)
+        projection = "L" if number % 13 == 0 else {"AP": "AP_horizontal"}.get(image.view, image.view)
         rows.append(
             [
                 number,
                 name,
                 folder,
                 20140915,
-                f"s{film.patient}_{film.follow_up}",
-                f"p{film.patient}",
-                2014 - film.age,
-                film.sex,
+                f"s{image.patient}_{image.follow_up}",
+                f"p{image.patient}",
+                2014 - image.age,
+                image.sex,
                 "POSTEROANTERIOR",
                 projection,
                 "Manual review of DICOM fields",
@@ -235,15 +235,15 @@ def padchest(root: Path) -> dict[str, object]:
 
 
 def cxr_lt_2026(root: Path) -> dict[str, object]:
-    """CXRLT_2026_training.csv and all films in images/, without PadChest's own table."""
+    """CXRLT_2026_training.csv and all images in images/, without PadChest's own table."""
     columns = LABEL_SETS["padchest"]["cxr_lt_2026"]
     rows = []
-    for number, film in enumerate(people()):
-        name = f"{film.patient:030d}_{film.follow_up:02d}.png"
-        save_film(root / "images" / name, film)
-        has = {finding: positive(film, number, finding) for finding in columns if finding != NO_FINDING}
+    for number, image in enumerate(people()):
+        name = f"{image.patient:030d}_{image.follow_up:02d}.png"
+        save_image(root / "images" / name, image)
+        has = {finding: positive(image, number, finding) for finding in columns if finding != NO_FINDING}
         has[NO_FINDING] = not any(has.values())
-        rows.append([name, 20140915, f"p{film.patient}", *(int(has[finding]) for finding in columns)])
+        rows.append([name, 20140915, f"p{image.patient}", *(int(has[finding]) for finding in columns)])
     write_csv(
         root / "CXRLT_2026_training.csv", ["ImageID", "StudyDate_DICOM", "PatientID", *columns.values()], rows
     )
@@ -251,16 +251,16 @@ def cxr_lt_2026(root: Path) -> dict[str, object]:
 
 
 def vindr(root: Path) -> dict[str, object]:
-    """Three readers of a training film, the third of whom overlooks everything; a consensus of a test film."""
+    """Three readers of a training image, the third of whom overlooks everything; a consensus of a test image."""
     columns = LABEL_SETS["vindr"]["vindr"]
     rows: dict[str, list[list[object]]] = {"train": [], "test": []}
-    for number, film in enumerate(people()):
-        part = "test" if film.test else "train"
-        image_id = f"{film.patient:016x}{film.follow_up:016x}"
-        save_film(root / part / f"{image_id}.png", film)
-        marks = [int(positive(film, number, finding)) for finding in columns]
+    for number, image in enumerate(people()):
+        part = "test" if image.test else "train"
+        image_id = f"{image.patient:016x}{image.follow_up:016x}"
+        save_image(root / part / f"{image_id}.png", image)
+        marks = [int(positive(image, number, finding)) for finding in columns]
         seen = [*marks, int(not any(marks))]
-        if film.test:
+        if image.test:
             rows[part].append([image_id, *seen])
         else:
             rows[part] += [[image_id, reader, *seen] for reader in ("R9", "R10")]
@@ -279,15 +279,15 @@ def chestmnist(root: Path, name: str = "chestmnist_64.npz", compressed: bool = T
         "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
     )  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
-    films = people()
+    images = people()
     for split, chosen in (
-        ("train", [film for film in films if not film.test and film.patient % 4]),
-        ("val", [film for film in films if not film.test and not film.patient % 4]),
-        ("test", [film for film in films if film.test]),
+        ("train", [image for image in images if not image.test and image.patient % 4]),
+        ("val", [image for image in images if not image.test and not image.patient % 4]),
+        ("test", [image for image in images if image.test]),
     ):
-        arrays[f"{split}_images"] = np.stack([draw_film(film, 64, CONFIG.seed) for film in chosen])
+        arrays[f"{split}_images"] = np.stack([draw_image(image, 64, CONFIG.seed) for image in chosen])
         arrays[f"{split}_labels"] = np.array(
-            [[f in film.findings for f in order] for film in chosen], np.uint8
+            [[f in image.findings for f in order] for image in chosen], np.uint8
         )
     (np.savez_compressed if compressed else np.savez)(root / name, **arrays)
     return {"source": "chestmnist"}
@@ -296,19 +296,19 @@ def chestmnist(root: Path, name: str = "chestmnist_64.npz", compressed: bool = T
 def own_table(root: Path) -> dict[str, object]:
     """A hospital's own CSV with semicolons, words of its own, non-ASCII ids, and columns that are nobody's business."""
     rows = []
-    for number, film in enumerate(people()):
-        name = f"röntgen/{film.patient:04d}-{film.follow_up}.png"
-        save_film(root / name, film)
-        labels = " + ".join(film.findings) or "o. B."
+    for number, image in enumerate(people()):
+        name = f"röntgen/{image.patient:04d}-{image.follow_up}.png"
+        save_image(root / name, image)
+        labels = " + ".join(image.findings) or "o. B."
         rows.append(
             [
                 f"Aufnahme-{number}",
-                f"Ä{film.patient}",
-                film.follow_up,
+                f"Ä{image.patient}",
+                image.follow_up,
                 name,
-                {"M": "männlich", "F": "weiblich"}[film.sex],
-                film.age,
-                {"PA": "p.a.", "AP": "liegend"}[film.view],
+                {"M": "männlich", "F": "weiblich"}[image.sex],
+                image.age,
+                {"PA": "p.a.", "AP": "liegend"}[image.view],
                 labels,
                 "Müller; Erika",
                 "1961-02-03",
@@ -362,7 +362,7 @@ SHIPPED: dict[str, Callable[[Path], dict[str, object]]] = {
     "chestmnist": chestmnist,
     "table": own_table,
 }
-# Those whose owners share the films out.
+# Those whose owners share the images out.
 OFFICIAL = {
     "chexpert",
     "mimic",
@@ -378,4 +378,4 @@ OFFICIAL = {
 def write(name: str, root: Path) -> dict[str, object]:
     """Write the folder of a data set; returns the whole section `data`."""
     root.mkdir(parents=True, exist_ok=True)
-    return {"missing_films": "fail", "views": ["PA", "AP"]} | SHIPPED[name](root) | {"root": str(root)}
+    return {"missing_images": "fail", "views": ["PA", "AP"]} | SHIPPED[name](root) | {"root": str(root)}

@@ -1,4 +1,4 @@
-"""Simulated films and models whose skill is known, so that the right decision is known, too."""
+"""Simulated images and models whose skill is known, so that the right decision is known, too."""
 
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ def gate_config(**changes: Any) -> GateConfig:
     return GateConfig.model_validate(wide | changes)
 
 
-def films(seed: int = 0, patients: int = 900, name: str = "film") -> pd.DataFrame:
-    """Studies: two films a patient, a third of the patients each for training, validation and test."""
+def images(seed: int = 0, patients: int = 900, name: str = "image") -> pd.DataFrame:
+    """Studies: two images a patient, a third of the patients each for training, validation and test."""
     generator = np.random.default_rng(seed)
     number = np.arange(2 * patients)
     split = np.repeat(["train", "val", "test"], 2 * patients // 3)
@@ -62,10 +62,10 @@ def model(
     """Logits of a model: its skill times the label, and noise.
 
     Args:
-        studies: films.
+        studies: images.
         split: of which.
-        skill: distance between positive and negative films, in standard deviations.
-        seed: of the noise that models share, as they find the same films hard.
+        skill: distance between positive and negative images, in standard deviations.
+        seed: of the noise that models share, as they find the same images hard.
         own: seed of the noise that is this model's alone; 0 for none.
         other: skill for single findings.
     """

@@ -41,7 +41,7 @@ def test_declared_params_are_those_read(name: str) -> None:
     # The data folder's place decides nothing: what it holds does, by its manifest. Steps that look there DVC runs every time.
     look = name in ("locate", "manifest")
     keys = {"data": [f"data.{key}" for key in DataConfig.model_fields if key != "root"]}
-    if name == "explain":  # it must not show sealed films; how others are scored is no matter of its
+    if name == "explain":  # it must not show sealed images; how others are scored is no matter of its
         keys["evaluate"] = ["evaluate.sealed"]
     read = [key for section in PARAMS[name].model_fields for key in keys.get(section, [section])]
     assert stages()[name].get("params", []) == ([] if look else read)

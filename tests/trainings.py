@@ -1,4 +1,4 @@
-"""Small trainings for the tests: parameters, prepared films, real processes."""
+"""Small trainings for the tests: parameters, prepared images, real processes."""
 
 import sys
 from pathlib import Path
@@ -12,12 +12,12 @@ from ral.config.environment import TrainingTarget
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.train import TrainConfig, TrainParams
-from ral.data.films import list_films
+from ral.data.images.locate import list_images
 from ral.data.prepare import prepare
 from ral.files import write_json
 from ral.launch import launch
 
-# Layer norm keeps films of a batch apart, so that sharing the batch out changes nothing but rounding.
+# Layer norm keeps images of a batch apart, so that sharing the batch out changes nothing but rounding.
 SEPARABLE = ModelConfig(backbone="test_convnext")
 BATCH_NORM = ModelConfig(backbone="test_resnet")
 
@@ -34,12 +34,12 @@ OUTPUTS = (
 RANK = (sys.executable, "-m", "ral.training")
 
 
-def prepare_phantom(films: Path, folder: Path) -> Path:
-    """Prepare phantom films at 32 pixels in shards of 100."""
-    data = DataConfig(source="nih", root=str(films), missing_films="fail", views=["PA", "AP"])
+def prepare_phantom(images: Path, folder: Path) -> Path:
+    """Prepare phantom images at 32 pixels in shards of 100."""
+    data = DataConfig(source="nih", root=str(images), missing_images="fail", views=["PA", "AP"])
     split = SplitConfig(method="official", val=0.2, test=0.2, seed=0)
-    listed, _ = list_films(films, lambda _: None)
-    params = PreprocessParams(data=data, split=split, preprocess=PreprocessConfig(size=32, shard_films=100))
+    listed, _ = list_images(images, lambda _: None)
+    params = PreprocessParams(data=data, split=split, preprocess=PreprocessConfig(size=32, shard_images=100))
     prepare(params, listed, folder, DaskTarget(workers=2), lambda _: None)
     return folder
 

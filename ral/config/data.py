@@ -1,4 +1,4 @@
-"""Parameters of the data: phantom films, the source, the split, the pixels."""
+"""Parameters of the data: phantom images, the source, the split, the pixels."""
 
 from typing import Annotated, Literal
 
@@ -35,12 +35,12 @@ Column = Annotated[str, Field(min_length=1), AfterValidator(_not_added)]
 
 
 class PhantomConfig(Section):
-    """The phantom films drawn when no real data is given."""
+    """The phantom images drawn when no real data is given."""
 
-    films: int = Field(ge=200)
-    """How many films to draw; a patient has one to twelve of them."""
+    images: int = Field(ge=200)
+    """How many images to draw; a patient has one to twelve of them."""
     size: int = Field(ge=48)
-    """Height and width of a film in pixels."""
+    """Height and width of an image in pixels."""
     floor: float = Field(gt=0, lt=0.2)
     """Least prevalence of a finding: rarer ones of NIH's table are raised to it so that each can be scored."""
     seed: int = Field(ge=0, lt=2**31)
@@ -55,17 +55,17 @@ class TableConfig(Section):
     separator: str = Field(default=",", min_length=1, max_length=1)
     """What separates the columns of a CSV file."""
     image_id: Column = "image_id"
-    """Column with an id of its own for each film."""
+    """Column with an id of its own for each image."""
     patient_id: Column = "patient_id"
     """Column with the patient's id; what shares it is never split."""
     study_id: Column | None = None
-    """Column with the study's id; null: each film is a study of its own."""
+    """Column with the study's id; null: each image is a study of its own."""
     follow_up: Column | None = None
     """Column that numbers a patient's studies in time; null: no order is checked."""
     path: Column | None = None
-    """Column with the film's file below `data.root`; null: films are found in images/ or in archives images* (tar.gz, tar, zip) by image id."""
+    """Column with the image's file below `data.root`; null: images are found in images/ or in archives images* (tar.gz, tar, zip) by image id."""
     view: Column | None = None
-    """Column with the view; null: all films are FRONTAL."""
+    """Column with the view; null: all images are FRONTAL."""
     views: dict[str, View] = Field(default_factory=dict)
     """What the words of the view column mean, where they are not PA, AP, FRONTAL, LATERAL or OTHER."""
     sex: Column | None = None
@@ -79,7 +79,7 @@ class TableConfig(Section):
     photometric: Column | None = None
     """Column that says MONOCHROME1 (high values are dark) or MONOCHROME2 of PNG and JPEG images (see `preprocess.monochrome1`); null: all are MONOCHROME2. DICOM files say it themselves."""
     labels: Column | None = None
-    """Column with the names of a film's findings, joined by `label_separator`; null: a column per finding."""
+    """Column with the names of an image's findings, joined by `label_separator`; null: a column per finding."""
     label_separator: str = Field(default="|", min_length=1)
     """What joins the names in the column `labels`."""
     findings: dict[str, Column] = Field(default_factory=dict)
@@ -131,27 +131,27 @@ class DriftConfig(Section):
 
 
 class DataConfig(Section):
-    """Which films and labels are used."""
+    """Which images and labels are used."""
 
     source: SourceName
     """Layout of the folder `root`, each as its owners ship it (docs/sources.md); table: your own CSV or Parquet."""
     root: str = Field(min_length=1)
-    """Folder with the tables, the official lists and the films (archives, or unpacked). DVC's steps depend on its content, not on its place; RAL_DATA_ROOT overrides it."""
+    """Folder with the tables, the official lists and the images (archives, or unpacked). DVC's steps depend on its content, not on its place; RAL_DATA_ROOT overrides it."""
     labels: str | None = None
     """Which label set of the source. mimic: chexpert, cxr_lt_2023, cxr_lt_2024_task1, cxr_lt_2024_task2 or
     cxr_lt_2024_all; padchest: padchest or cxr_lt_2026. null: the first named."""
-    missing_films: Literal["fail", "drop"]
-    """A row of the table without a film is an error (fail), or is left out and counted (drop)."""
+    missing_images: Literal["fail", "drop"]
+    """A row of the table without an image is an error (fail), or is left out and counted (drop)."""
     views: list[View] = Field(min_length=1)
-    """Views kept; films of others are left out and counted. FRONTAL: the source says no more; kept with PA and AP."""
+    """Views kept; images of others are left out and counted. FRONTAL: the source says no more; kept with PA and AP."""
     findings: list[str] | None = Field(default=None, min_length=1)
     """Findings to train on, in this order; null means all of the source's label set."""
     uncertain: Literal["ignore", "positive", "negative"] = "ignore"
     """What a label of uncertain (-1) becomes: unknown, 1 or 0 (U-Ignore, U-Ones, U-Zeros of the CheXpert paper)."""
     unmentioned: Literal["unknown", "negative"] = "unknown"
-    """What an empty label becomes where the film is not labelled No Finding."""
+    """What an empty label becomes where the image is not labelled No Finding."""
     readers: Literal["majority", "any"] = "majority"
-    """vindr: a finding is positive if more than half of a film's readers see it, or if any does."""
+    """vindr: a finding is positive if more than half of an image's readers see it, or if any does."""
     pseudonymise: str | None = Field(default=None, min_length=1)
     """Salt file: ids in the prepared data become keyed hashes and paths are left out; null: ids stay."""
     table: TableConfig = TableConfig()
@@ -207,9 +207,9 @@ class SplitConfig(Section):
     they have none. hash: by a hash of the patient id, so that a new patient never moves an old one. stratified:
     rare findings spread over the splits (iterative stratification over patients)."""
     val: float = Field(gt=0, lt=0.5)
-    """Share of patients for validation (official: of the patients on the training list; stratified: of the films)."""
+    """Share of patients for validation (official: of the patients on the training list; stratified: of the images)."""
     test: float = Field(gt=0, lt=0.5)
-    """Share of patients (stratified: of the films) for test; the official test list is fixed."""
+    """Share of patients (stratified: of the images) for test; the official test list is fixed."""
     seed: int = Field(ge=0, lt=2**31)
     """Another seed gives another assignment of patients."""
     same_image: Literal["fail", "warn", "join"] = "warn"
@@ -223,20 +223,20 @@ class SplitConfig(Section):
 
 
 class PreprocessConfig(Section):
-    """What becomes of a film's pixels."""
+    """What becomes of an image's pixels."""
 
     size: int = Field(ge=16, le=2048)
-    """Height and width of a prepared film in pixels, reached by area averaging."""
-    shard_films: int = Field(ge=1)
-    """Most films in one pixel shard; a shard of large films ends earlier, at 512 MiB."""
+    """Height and width of a prepared image in pixels, reached by area averaging."""
+    shard_images: int = Field(ge=1)
+    """Most images in one pixel shard; a shard of large images ends earlier, at 512 MiB."""
     fit: Literal["stretch", "pad", "crop"] = "stretch"
-    """How a film that is no square becomes one: stretched, its shorter side padded with black, or its longer side
+    """How an image that is no square becomes one: stretched, its shorter side padded with black, or its longer side
     cut evenly."""
-    on_bad_film: Literal["fail", "quarantine"] = "fail"
-    """A film that cannot be decoded, or is blank, is an error (fail), or is left out, label and all, with its reason in
+    on_bad_image: Literal["fail", "quarantine"] = "fail"
+    """An image that cannot be decoded, or is blank, is an error (fail), or is left out, label and all, with its reason in
     quarantine.parquet."""
     max_bad_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Largest share of films that may be quarantined; more of them are an error, for then something else is wrong."""
+    """Largest share of images that may be quarantined; more of them are an error, for then something else is wrong."""
     range: Literal["own", "percentile"] = "own"
     """Which values of a 16-bit PNG become black and white: its own least and greatest (own), or its 1st and 99th percentile (percentile), so that a few saturated pixels such as markers do not darken the rest."""
     monochrome1: Literal["fail", "invert", "keep"] = "fail"

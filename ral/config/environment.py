@@ -154,11 +154,11 @@ class Environment(Section):
     """Where and how things run; never what comes out."""
 
     state_dir: File = Field(default_factory=default_state_dir)
-    """Private folder for checkpoints of unfinished training, decoded films and hashes of raw files; all machines of a run must see it."""
+    """Private folder for checkpoints of unfinished training, decoded images and hashes of raw files; all machines of a run must see it."""
     data_root: str | None = None
     """Data folder on this machine, instead of data.root in params.yaml."""
     dask: DaskTarget = DaskTarget()
-    """Where tables are checked, and films decoded and packed."""
+    """Where tables are checked, and images decoded and packed."""
     training: TrainingTarget = TrainingTarget()
     """Where training runs, and how its processes are started."""
     flows: FlowsTarget = FlowsTarget()

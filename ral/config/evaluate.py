@@ -19,11 +19,11 @@ class CalibrationConfig(Section):
     isotonic: int = Field(ge=50)
     """Isotonic regression is tried from this many positive validation patients on."""
     bins: int = Field(ge=2, le=100)
-    """Bins of equal numbers of films for the calibration error and the reliability curves."""
+    """Bins of equal numbers of images for the calibration error and the reliability curves."""
 
 
 class ThresholdConfig(Section):
-    """From which calibrated score on a film is called positive; chosen on validation."""
+    """From which calibrated score on an image is called positive; chosen on validation."""
 
     rule: Rule
     """max_f1: highest F1; sensitivity: highest threshold that reaches it; cost: least cost of misses and false alarms."""
@@ -34,7 +34,7 @@ class ThresholdConfig(Section):
 
 
 class AuditConfig(Section):
-    """Groups of films whose figures are compared with those of the other films."""
+    """Groups of images whose figures are compared with those of the other images."""
 
     by: list[Literal["sex", "age", "view", "source"]]
     """Attributes; one that the data does not have is left out, and the output says so. Empty: no audit."""
@@ -59,7 +59,7 @@ class AuditConfig(Section):
 
 
 class SecondReadingConfig(Section):
-    """A second reading of some films: a CSV or Parquet table with a row per film."""
+    """A second reading of some images: a CSV or Parquet table with a row per image."""
 
     file: FileBelow
     """The table, below the project's folder."""
@@ -85,7 +85,7 @@ class EvaluateConfig(Section):
     tail: float = Field(gt=0, lt=1)
     """A finding is in the tail tier up to this training prevalence (CXR-LT 2024: 0.01)."""
     min_positives: int = Field(ge=1)
-    """A finding with fewer patients with a positive film, or with a negative one, in the scored rows is not estimable."""
+    """A finding with fewer patients with a positive image, or with a negative one, in the scored rows is not estimable."""
     replicates: int = Field(ge=100)
     """Bootstrap resamples of the test patients."""
     confidence: float = Field(gt=0.5, lt=1)
@@ -95,7 +95,7 @@ class EvaluateConfig(Section):
     seed: int = Field(ge=0, lt=2**31)
     """Seed of the resamples and of the folds of calibration."""
     sealed: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the test patients that are sealed: their test films are in no figure, comparison or picture until a person opens them (python -m ral.release open-sealed)."""
+    """Share of the test patients that are sealed: their test images are in no figure, comparison or picture until a person opens them (python -m ral.release open-sealed)."""
     calibration: CalibrationConfig
     threshold: ThresholdConfig
     audit: AuditConfig

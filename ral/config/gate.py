@@ -9,11 +9,11 @@ class GateConfig(Section):
     """When a new model (the challenger) takes the place of the one in use (the champion). No stage reads it."""
 
     sets: int = Field(default=2, ge=1, le=20)
-    """Gate sets that the test patients who are not sealed are shared out to; decisions take them in turn, so that no one set is worn out. More sets, fewer films each and wider intervals."""
+    """Gate sets that the test patients who are not sealed are shared out to; decisions take them in turn, so that no one set is worn out. More sets, fewer images each and wider intervals."""
     tail_floor: float = Field(default=0.05, ge=0, lt=1)
     """Largest loss of AP in the tail tier that is tolerated: the lower end of its interval must lie above the loss."""
     subgroup_floor: float = Field(default=0.05, ge=0, lt=1)
-    """Largest loss of macro AP within a group of films (attributes of evaluate.audit.by) that is tolerated."""
+    """Largest loss of macro AP within a group of images (attributes of evaluate.audit.by) that is tolerated."""
     calibration_cap: float = Field(default=0.1, gt=0, lt=1)
     """Highest calibration error (debiased ECE, mean over the findings) of the challenger's calibrated scores."""
     seed_deviation: float = Field(default=0.01, ge=0, lt=1)

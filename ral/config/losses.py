@@ -32,7 +32,7 @@ class BCEOptions(Section):
     """Binary cross-entropy, the usual baseline."""
 
     pos_weight: Literal["none", "balanced"] = "none"
-    """balanced: positives weigh negatives / positives of their finding among the training films."""
+    """balanced: positives weigh negatives / positives of their finding among the training images."""
 
 
 class FocalOptions(Section):
@@ -48,7 +48,7 @@ class CBOptions(Section):
     """Class-balanced loss (Cui et al., CVPR 2019): findings weighted by the inverse of their effective number."""
 
     beta: float = Field(default=0.9999, ge=0, lt=1)
-    """How fast further films of a finding stop counting."""
+    """How fast further images of a finding stop counting."""
     gamma: float = Field(default=0.0, ge=0)
     """Focusing exponent; 0 is cross-entropy, 2 the paper's focal variant."""
 
@@ -153,7 +153,7 @@ class LDAMOptions(Section):
 
 
 class TwoWayOptions(Section):
-    """Two-way loss (Kobayashi, CVPR 2023): positives against negatives along findings and along films."""
+    """Two-way loss (Kobayashi, CVPR 2023): positives against negatives along findings and along images."""
 
     tp: float = Field(default=4.0, gt=0)
     """Temperature of the positives."""

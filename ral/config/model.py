@@ -20,7 +20,7 @@ _RESERVED = {
 
 
 class MLDecoderOptions(Section):
-    """ML-Decoder (Ridnik et al., WACV 2023, arXiv 2111.12933): a query per group of findings looks at the whole film."""
+    """ML-Decoder (Ridnik et al., WACV 2023, arXiv 2111.12933): a query per group of findings looks at the whole image."""
 
     groups: int = Field(default=100, ge=1)
     """Most queries; findings share them out evenly. 100, the authors' default, gives each finding its own in all chest X-ray sets."""
@@ -29,7 +29,7 @@ class MLDecoderOptions(Section):
 
 
 class CSRAOptions(Section):
-    """Class-specific residual attention (Zhu and Wu, ICCV 2021): mean over the film plus attention to its peaks."""
+    """Class-specific residual attention (Zhu and Wu, ICCV 2021): mean over the image plus attention to its peaks."""
 
     heads: Literal[1, 2, 4, 6, 8] = 1
     """Attention heads, from softmax to maximum. 1: as the CXR-LT 2026 entry with this head had it; more need more memory."""
@@ -45,7 +45,7 @@ class ModelConfig(Section):
     options: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
     """Keyword arguments passed on to timm.create_model (channels, img_size, …)."""
     channels: Literal[1, 3] = 1
-    """Input channels of the backbone; 3 repeats the gray film. 1 costs less and starts from the same function: pretrained weights of the first layer are summed over the colours. 3 is for backbones whose first layer cannot be adapted."""
+    """Input channels of the backbone; 3 repeats the gray image. 1 costs less and starts from the same function: pretrained weights of the first layer are summed over the colours. 3 is for backbones whose first layer cannot be adapted."""
     pretrained: str = Field(default="none", min_length=1)
     """none: drawn anew. hub: the weights timm names, from the Hugging Face hub. Else the path of a local .safetensors file of this backbone: timm's, or model.safetensors of an earlier training. The classifier is always drawn anew. none, since a run must not need the network; at 224 pixels and above, pretrained weights are the usual start."""
     head: Literal["linear", "ml_decoder", "csra"] = "linear"

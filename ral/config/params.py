@@ -16,8 +16,8 @@ class ReportConfig(Section):
 
     title: str = Field(min_length=1)
     """Title of the report."""
-    show_films: bool = True
-    """Whether the report has the pictures of the gallery. false, for data whose terms forbid to pass films on; explain.films false leaves them out too."""
+    show_images: bool = True
+    """Whether the report has the pictures of the gallery. false, for data whose terms forbid to pass images on; explain.show_images false leaves them out too."""
 
 
 class ReportParams(Section):

@@ -11,14 +11,14 @@ from ral.config.sampler import SamplerConfig
 
 
 class AugmentConfig(Section):
-    """Random changes to a training film, drawn anew in every epoch; zero turns one off."""
+    """Random changes to a training image, drawn anew in every epoch; zero turns one off."""
 
     flip: float = Field(ge=0, le=1)
     """Chance of a left-right flip."""
     rotate: float = Field(ge=0, le=180)
     """Largest rotation, degrees either way."""
     shift: float = Field(ge=0, le=0.5)
-    """Largest shift, as a share of the film's side."""
+    """Largest shift, as a share of the image's side."""
     zoom: float = Field(ge=0, lt=1)
     """Largest change of scale, either way."""
 
@@ -29,7 +29,7 @@ class ReweightConfig(Section):
     from_epoch: int = Field(ge=0)
     """First epoch, counted from 0, in which findings are weighted. LDAM-DRW: after four fifths of them, when the features are learnt."""
     beta: float = Field(default=0.9999, gt=0, lt=1)
-    """β of the effective number of films (Cui et al., 2019), whose inverse is the weight; 0.9999 as in LDAM-DRW."""
+    """β of the effective number of images (Cui et al., 2019), whose inverse is the weight; 0.9999 as in LDAM-DRW."""
 
 
 class ClassifierConfig(Section):
@@ -47,13 +47,13 @@ class TrainConfig(Section):
     """How the network is trained."""
 
     epochs: int = Field(ge=1)
-    """Passes over the training films; the sampler says what one is."""
+    """Passes over the training images; the sampler says what one is."""
     batch_size: int = Field(ge=2)
-    """Films per optimizer step over all processes together (the global batch). The films of an epoch are spread evenly over its batches, so a batch may have a few less."""
+    """Images per optimizer step over all processes together (the global batch). The images of an epoch are spread evenly over its batches, so a batch may have a few less."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Films per process and backward pass; smaller needs less memory. null: the process's whole share."""
+    """Images per process and backward pass; smaller needs less memory. null: the process's whole share."""
     learning_rate: float = Field(gt=0)
-    """Peak learning rate of AdamW. 1e-4 at 256 films is where fine-tuning of a pretrained ConvNeXt starts; small networks from nothing take 1e-3 and more."""
+    """Peak learning rate of AdamW. 1e-4 at 256 images is where fine-tuning of a pretrained ConvNeXt starts; small networks from nothing take 1e-3 and more."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Weight decay of AdamW, on matrices only. 0.05 is what ConvNeXt and ViT were trained with."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
@@ -65,7 +65,7 @@ class TrainConfig(Section):
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation macro AP after which training stops early; null: never. The cosine's last epochs are usually the best, so entrants train to its end."""
     sampler: SamplerConfig = SamplerConfig()
-    """Which films an epoch holds. uniform: RAL deals with rarity in the loss, and a change of both at once cannot be told apart."""
+    """Which images an epoch holds. uniform: RAL deals with rarity in the loss, and a change of both at once cannot be told apart."""
     reweight: ReweightConfig | None = None
     """Deferred re-weighting; null: none, since most losses here weigh rarity themselves."""
     classifier: ClassifierConfig | None = None
@@ -79,13 +79,13 @@ class TrainConfig(Section):
     deepspeed_config: dict[str, Any] = Field(default_factory=dict)
     """More settings for DeepSpeed, as in its JSON file. Those that other parameters decide are refused."""
     max_bad_steps: int = Field(default=10, ge=0)
-    """Steps in a row that may be passed over because the loss or its gradient is not finite; one more ends the training. A single film can do that to one batch; ten in a row are no accident."""
+    """Steps in a row that may be passed over because the loss or its gradient is not finite; one more ends the training. A single image can do that to one batch; ten in a row are no accident."""
     threads: int = Field(default=2, ge=1)
     """Processor threads of a training process. A parameter, since rounding depends on it."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of the initial weights, the order of films, the augmentation and dropout."""
+    """Seed of the initial weights, the order of images, the augmentation and dropout."""
     augment: AugmentConfig
-    """Random changes to a training film."""
+    """Random changes to a training image."""
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainConfig":

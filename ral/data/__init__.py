@@ -1,1 +1,1 @@
-"""From films and a label table to a split and memory-mapped pixel shards."""
+"""From images and a label table to a split and memory-mapped pixel shards."""

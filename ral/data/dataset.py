@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ral.data.shards import open_shard
+from ral.data.images.shards import open_shard
 from ral.errors import UserError
 from ral.files import read_json, sha256
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Films in shard order: row i of `studies` is row i of the pixels, and this was checked when it was opened."""
+    """Images in shard order: row i of `studies` is row i of the pixels, and this was checked when it was opened."""
 
     studies: pd.DataFrame
     facts: dict[str, Any]
@@ -29,17 +29,17 @@ class Dataset:
         return tuple(self.facts["findings"])
 
     def rows(self, split: str) -> np.ndarray:
-        """Row numbers of the films in `split`, int64 ascending."""
+        """Row numbers of the images in `split`, int64 ascending."""
         return np.flatnonzero(self.studies["split"].to_numpy() == split)
 
     def targets(self) -> np.ndarray:
-        """Labels float32 [films, findings]: 1, 0, NaN where unknown."""
+        """Labels float32 [images, findings]: 1, 0, NaN where unknown."""
         return self.studies[list(self.findings)].to_numpy(np.float32)
 
     def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Copy the pixels of arbitrary rows into one array, uint8 [rows, size, size].
 
-        The shards are read in ascending order, whatever the order of `rows`, and films are moved shard by shard, not one
+        The shards are read in ascending order, whatever the order of `rows`, and images are moved shard by shard, not one
         by one; from a single shard it is one copy at the speed of memory.
 
         Args:
@@ -108,7 +108,7 @@ def open_dataset(folder: Path) -> Dataset:
     in_shards = [image_id for ids, _ in opened for image_id in ids]
     if in_shards != studies["image_id"].tolist():
         raise UserError(
-            f"{folder}: studies.parquet and the shards list different films. Run preprocess again."
+            f"{folder}: studies.parquet and the shards list different images. Run preprocess again."
         )
     lengths = [len(ids) for ids, _ in opened]
     return Dataset(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ral.data.films import list_archive, list_files
-from ral.data.memory import Memory
-from ral.data.names import check_names, check_root, is_archive, is_image, shown
+from ral.data.images.file_hashes import Memory
+from ral.data.images.file_names import check_names, check_root, is_archive, is_image, shown
+from ral.data.images.locate import list_archive, list_files
 from ral.errors import UserError
 
 
@@ -27,11 +27,11 @@ def read_manifest(
 
     Returns:
         `files`: path relative to `root` -> bytes and sha256, of tables, lists and archives. `folders`: the same for
-        the single films of a folder as a whole, with their number; its sha256 is of the lines "hash name", by name.
+        the single images of a folder as a whole, with their number; its sha256 is of the lines "hash name", by name.
         No time and no absolute path is in it.
 
     Raises:
-        UserError: the folder is missing or holds nothing, a name is not UTF-8, an archive of films is damaged, or an
+        UserError: the folder is missing or holds nothing, a name is not UTF-8, an archive of images is damaged, or an
             image larger than one can be.
         OSError: a file or folder cannot be read.
     """
@@ -42,13 +42,13 @@ def read_manifest(
             path = (folder / name).relative_to(root).as_posix()
             if is_image(name):
                 loose.append(path)
-            elif folder == root and is_archive(name):  # read through once, for its films and its hash
+            elif folder == root and is_archive(name):  # read through once, for its images and its hash
                 files[path] = list_archive(root / path, progress, memory)[1]
             else:
                 files[path] = _file(root / path, progress, memory)
-    films = list_files(root, loose, progress, memory)
+    images = list_files(root, loose, progress, memory)
     places = [path.rpartition("/")[0] or "." for path in loose]
-    folders = {str(place): _folder(rows) for place, rows in films.groupby(np.array(places, object))}
+    folders = {str(place): _folder(rows) for place, rows in images.groupby(np.array(places, object))}
     if not files and not folders:
         raise UserError(f"{shown(root)} holds no files. Put the data there, or correct data.root.")
     return {"files": files, "folders": folders}
@@ -91,11 +91,11 @@ def _file(path: Path, progress: Callable[[int], None], memory: Memory) -> dict[s
     return {"bytes": size, "sha256": digest}
 
 
-def _folder(films: pd.DataFrame) -> dict[str, Any]:
-    names = [path.rpartition("/")[2] for path in films["path"]]
-    lines = "".join(f"{digest} {name}\n" for digest, name in zip(films["hash"], names, strict=True))
+def _folder(images: pd.DataFrame) -> dict[str, Any]:
+    names = [path.rpartition("/")[2] for path in images["path"]]
+    lines = "".join(f"{digest} {name}\n" for digest, name in zip(images["hash"], names, strict=True))
     return {
-        "films": len(films),
-        "bytes": int(films["bytes"].sum()),
+        "images": len(images),
+        "bytes": int(images["bytes"].sum()),
         "sha256": hashlib.sha256(lines.encode()).hexdigest(),
     }

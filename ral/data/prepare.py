@@ -1,4 +1,4 @@
-"""Dask: the label table to studies.parquet with its split, the films to pixel shards."""
+"""Dask: the label table to studies.parquet with its split, the images to pixel shards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +8,18 @@ import numpy as np
 import pandas as pd
 from dask import delayed
 
+from ral.compute.dask_pool import Pool, Report, open_pool
 from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessParams
 from ral.data.baseline import read_split
-from ral.data.cluster import Pool, Report, open_pool
-from ral.data.pack import film_name, pack, pixel_statistics
-from ral.data.pixels import NOTES, dicom_start
+from ral.data.images.decode import NOTES, dicom_start
+from ral.data.images.pack import image_name, pack, pixel_statistics
+from ral.data.images.shards import same_pixels
 from ral.data.privacy import pseudonymised, pseudonyms, read_salt
-from ral.data.shards import same_pixels
 from ral.data.sources.base import Source, open_source
-from ral.data.split import SPLITS
-from ral.data.splitter import Splitter
-from ral.data.table import Places, Spool, Writer
+from ral.data.splits.assign import Splitter
+from ral.data.splits.methods import SPLITS
+from ral.data.tables.spill import Places, Spool, Writer
 from ral.errors import UserError
 from ral.files import write_json
 from ral.labels import PHANTOM_PREFIX
@@ -33,7 +33,7 @@ NOTED, SNIFFED = 3, 136
 
 def prepare(
     params: PreprocessParams,
-    films: pd.DataFrame,
+    images: pd.DataFrame,
     out: Path,
     target: DaskTarget,
     progress: Report,
@@ -44,15 +44,15 @@ def prepare(
 
     Args:
         params: data, split and preprocess sections.
-        films: where each film is, in stored order (`ral.data.films.list_films`).
+        images: where each image is, in stored order (`ral.data.images.locate.list_images`).
         out: an existing empty folder.
         target: where the work is done; it changes no byte.
-        progress: told of every packed film.
-        state_dir: private folder in which decoded films are kept for later runs; None keeps none.
+        progress: told of every packed image.
+        state_dir: private folder in which decoded images are kept for later runs; None keeps none.
         baseline: folder with the accepted split, if there is one.
 
     Raises:
-        UserError: a film is bad (see preprocess.on_bad_film), an archive is damaged, the split cannot be used.
+        UserError: an image is bad (see preprocess.on_bad_image), an archive is damaged, the split cannot be used.
     """
     root = Path(params.data.root)
     source = open_source(params.data)
@@ -60,18 +60,18 @@ def prepare(
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     before = read_split(baseline)
     with open_pool(target) as pool, Spool(out / ".rows") as spool:
-        kept, left = read_table(source, films, params.data.views, spool, pool)
+        kept, left = read_table(source, images, params.data.views, spool, pool)
         if kept.empty:
             raise UserError(
-                f"No film of {root} is left: of {len(left)} rows, "
+                f"No image of {root} is left: of {len(left)} rows, "
                 f"{counted(left['left_out'])}. Check data.root and data.views."
             )
-        splitter = Splitter(source, films, findings, params.split, salt, before)
-        # Before films are decoded, which may take hours: what would stop the run stops it now.
+        splitter = Splitter(source, images, findings, params.split, salt, before)
+        # Before images are decoded, which may take hours: what would stop the run stops it now.
         kept["split"] = splitter.split(kept, splitter.same_images(kept))
-        everything = len(kept) == len(films)  # then there is no need of a copy
-        packing = films if everything else films.iloc[kept["stored"]].reset_index(drop=True)
-        if salt:  # the shards name films too
+        everything = len(kept) == len(images)  # then there is no need of a copy
+        packing = images if everything else images.iloc[kept["stored"]].reset_index(drop=True)
+        if salt:  # the shards name images too
             packing = packing.assign(image_id=pseudonyms(packing["image_id"], salt))
         if "monochrome1" in kept:
             packing = packing.assign(invert=find_inverted(kept, packing, root, params.preprocess.monochrome1))
@@ -84,12 +84,12 @@ def prepare(
         same = splitter.same_images(kept, same_pixels(shards, params.preprocess.size, packed.sums))
         if (
             len(bad) or same.images
-        ):  # the split is that of the films that are left, as if the others had never been there
+        ):  # the split is that of the images that are left, as if the others had never been there
             kept["split"] = splitter.split(kept, same)
-        bad.insert(0, "image_id", _ids(bad, films))
+        bad.insert(0, "image_id", _ids(bad, images))
         bad = bad.drop(columns="stored")
-        phantom = bool(_ids(kept, films).str.startswith(PHANTOM_PREFIX).any())
-        counts = write_studies(out / "studies.parquet", spool, kept, films, findings, salt)
+        phantom = bool(_ids(kept, images).str.startswith(PHANTOM_PREFIX).any())
+        counts = write_studies(out / "studies.parquet", spool, kept, images, findings, salt)
     patients = kept[["patient_id", "split"]].drop_duplicates()
     if salt:
         patients, left, bad = (pseudonymised(table, salt) for table in (patients, left, bad))
@@ -112,7 +112,7 @@ def prepare(
         {
             "source": params.data.source,
             "phantom": phantom,
-            "films": len(kept),
+            "images": len(kept),
             "patients": len(patients),
             "rows": rows,
             "left_out": reasons.value_counts().sort_index().to_dict(),
@@ -133,7 +133,7 @@ def prepare(
             "pixel_deviation": deviation,
             "split": {
                 name: {
-                    "films": counts[name]["films"],
+                    "images": counts[name]["images"],
                     "patients": int((patients["split"] == name).sum()),
                 }
                 for name in SPLITS
@@ -144,16 +144,16 @@ def prepare(
 
 
 def find_inverted(kept: pd.DataFrame, packing: pd.DataFrame, root: Path, choice: str) -> np.ndarray:
-    """Which films are to be inverted because the table says MONOCHROME1, bool; DICOM files say it themselves.
+    """Which images are to be inverted because the table says MONOCHROME1, bool; DICOM files say it themselves.
 
     Args:
         kept: rows of the table, with monochrome1.
-        packing: where their films are, in that order.
+        packing: where their images are, in that order.
         root: the data folder.
         choice: `preprocess.monochrome1`.
 
     Raises:
-        UserError: there are such films, and nobody has chosen what to do.
+        UserError: there are such images, and nobody has chosen what to do.
     """
     dark = kept["monochrome1"].to_numpy(bool).copy()
     for index in np.flatnonzero(dark):
@@ -163,7 +163,7 @@ def find_inverted(kept: pd.DataFrame, packing: pd.DataFrame, root: Path, choice:
         path, member = packing[["path", "member"]].iloc[int(np.flatnonzero(dark)[0])]
         raise UserError(
             f"{dark.sum()} of {len(dark)} images are MONOCHROME1 by the table: high values are dark, and PNG and JPEG cannot "
-            f"say so. The first: {film_name(root, path, member)}. Look at some of them, and set preprocess.monochrome1: "
+            f"say so. The first: {image_name(root, path, member)}. Look at some of them, and set preprocess.monochrome1: "
             "invert, if the lungs are bright (the pixels are as they were stored in DICOM); keep, if the lungs are dark "
             "(they were inverted when the files were made); fail, the default, stops here."
         )
@@ -179,7 +179,7 @@ def _is_dicom(root: Path, path: str, member: str) -> bool:
 
 
 def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, Any]:
-    """How many images each note (`ral.data.pixels.NOTES`) is of, and the first of them."""
+    """How many images each note (`ral.data.images.decode.NOTES`) is of, and the first of them."""
     counts: dict[str, Any] = {}
     for index, note in enumerate(notes):
         for word in filter(None, note.split(",")):
@@ -191,15 +191,15 @@ def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, 
 
 
 def read_table(
-    source: Source, films: pd.DataFrame, views: Sequence[str], spool: Spool, pool: Pool
+    source: Source, images: pd.DataFrame, views: Sequence[str], spool: Spool, pool: Pool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a source's table in pieces, and say of each row whether, and why, it is left out.
 
     Args:
         source: the source.
-        films: rows of `ral.data.films.list_films`.
+        images: rows of `ral.data.images.locate.list_images`.
         views: the views to keep.
-        spool: gets the rows that are kept, all columns, with `stored`: the place of the film in `films`.
+        spool: gets the rows that are kept, all columns, with `stored`: the place of the image in `images`.
         pool: converts the pieces.
 
     Returns:
@@ -207,8 +207,8 @@ def read_table(
         split and monochrome1 where there are such columns, and the findings as int8 (-1: unknown). Of the others image_id, patient_id and left_out
         (the reason), in the order of the table.
     """
-    places = Places(films["image_id"])
-    # A film of which only that it is frontal is known is one of the two.
+    places = Places(images["image_id"])
+    # An image of which only that it is frontal is known is one of the two.
     views = [*views, "FRONTAL"] if {"PA", "AP"} <= set(views) else views
     findings = source.findings()
     convert = delayed(source.to_studies, pure=False)
@@ -216,7 +216,7 @@ def read_table(
     for block in pool.stream(convert(piece) for piece in source.pieces()):
         stored = places.find(block["image_id"])
         left_out = pd.Series("", index=block.index, dtype="str")
-        left_out[stored < 0] = "no film"
+        left_out[stored < 0] = "no image"
         left_out[~block["view"].isin(views)] = "view not in data.views"
         block, out = block.assign(stored=stored), left_out != ""
         left.append(block.loc[out, ["image_id", "patient_id"]].assign(left_out=left_out[out]))
@@ -232,31 +232,31 @@ def write_studies(
     path: Path,
     spool: Spool,
     kept: pd.DataFrame,
-    films: pd.DataFrame,
+    images: pd.DataFrame,
     findings: Sequence[str],
     salt: bytes | None = None,
 ) -> dict[str, Any]:
-    """Write studies.parquet piece by piece: rows as spooled, with their split and where their films are.
+    """Write studies.parquet piece by piece: rows as spooled, with their split and where their images are.
 
     Args:
         path: file to write.
         spool: the rows that `read_table` kept.
         kept: which of them to write, by `stored`, and their split.
-        films: rows of `ral.data.films.list_films`.
+        images: rows of `ral.data.images.locate.list_images`.
         findings: columns of labels.
         salt: for pseudonyms; None writes ids as they are.
 
     Returns:
-        Films, and per finding positives, negatives and unknown, in each split.
+        Images, and per finding positives, negatives and unknown, in each split.
     """
     with Writer(path, findings, SPLITS) as written:
         for rows in spool.in_order():
             ends = [rows["stored"].iloc[0], rows["stored"].iloc[-1] + 1]
             first, last = np.searchsorted(kept["stored"], ends)
             these = kept.iloc[first:last]
-            if len(these) < len(rows):  # some films turned out to be bad
+            if len(these) < len(rows):  # some images turned out to be bad
                 rows = rows[rows["stored"].isin(these["stored"])]
-            where = films[["path", "member"]].iloc[these["stored"]]
+            where = images[["path", "member"]].iloc[these["stored"]]
             studies = rows.assign(
                 path=where["path"].array, member=where["member"].array, split=these["split"].array
             )[[*COLUMNS, *findings]]
@@ -264,11 +264,11 @@ def write_studies(
     return written.class_counts
 
 
-def _ids(kept: pd.DataFrame, films: pd.DataFrame) -> "pd.Series[str]":
-    """Image ids of rows by where their films are stored."""
-    return films["image_id"].iloc[kept["stored"]].set_axis(kept.index)
+def _ids(kept: pd.DataFrame, images: pd.DataFrame) -> "pd.Series[str]":
+    """Image ids of rows by where their images are stored."""
+    return images["image_id"].iloc[kept["stored"]].set_axis(kept.index)
 
 
 def counted(reasons: pd.Series) -> str:
-    """Reasons with their counts, for people: "97125 no film, 3 view not in data.views"."""
+    """Reasons with their counts, for people: "97125 no image, 3 view not in data.views"."""
     return ", ".join(f"{count} {reason}" for reason, count in reasons[reasons != ""].value_counts().items())

@@ -1,4 +1,4 @@
-"""Audit: figures of groups of films (sex, age, view, source, and their pairs) beside those of all other films.
+"""Audit: figures of groups of images (sex, age, view, source, and their pairs) beside those of all other images.
 
 A gap is flagged if it exceeds chance after Holm's correction for all gaps that were tested. AUROC, sensitivity at the
 chosen threshold and calibration are tested. AP is shown but not tested: it rises with the prevalence, so that groups
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri, owens_t
 
 from ral.config.evaluate import AuditConfig, Rule
-from ral.evaluation import measure
+from ral.evaluation import resampled_metrics
 from ral.evaluation.bootstrap import Resamples, Sampled, Support, holm
-from ral.evaluation.measure import Scored
 from ral.evaluation.metrics import divide
+from ral.evaluation.resampled_metrics import Scored
 from ral.evaluation.score import Evaluation
 from ral.evaluation.tables import rounded
 
@@ -31,24 +31,24 @@ TESTED = ("auroc", "sensitivity", "calibration")
 
 TEXT = ("attribute", "group", "finding", "metric", "flagged", "note")
 COLUMNS = (
-    "attribute", "group", "finding", "films", "patients", "positives", "metric", "value", "low", "high",
+    "attribute", "group", "finding", "images", "patients", "positives", "metric", "value", "low", "high",
     "others", "difference", "difference_low", "difference_high", "p", "p_holm", "flagged", "note",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Group:
-    """Films that share an attribute, or two."""
+    """Images that share an attribute, or two."""
 
     attribute: str
     """sex, age, view, source; a pair as `sex × age`."""
     name: str
     rows: Array
-    """Which of the films, bool [rows]."""
+    """Which of the images, bool [rows]."""
 
 
 def audit(evaluation: Evaluation) -> pd.DataFrame:
-    """audit.csv: a row per group, finding (and macro) and figure of `FIGURES`, beside the same of the other films.
+    """audit.csv: a row per group, finding (and macro) and figure of `FIGURES`, beside the same of the other images.
 
     A row without a metric says in `note` why there is none: too few patients, an attribute that the data does not
     have. `difference` is group − others, of the same resamples. The macro of a group goes over the findings that have
@@ -65,7 +65,7 @@ def audit(evaluation: Evaluation) -> pd.DataFrame:
         facts = {
             "attribute": group.attribute,
             "group": group.name,
-            "films": int(group.rows.sum()),
+            "images": int(group.rows.sum()),
             "patients": inside.patients,
         }
         pairs: dict[str, list[tuple[Sampled, Sampled]]] = {name: [] for name in FIGURES}
@@ -102,7 +102,7 @@ def audit(evaluation: Evaluation) -> pd.DataFrame:
     limit = 1 - evaluation.config.confidence
     table.loc[tested, "flagged"] = np.where(table.loc[tested, "p_holm"] <= limit, "yes", "no")
     table["metric"] = table["metric"].fillna("")
-    counts = dict.fromkeys(("films", "patients", "positives"), "Int64")
+    counts = dict.fromkeys(("images", "patients", "positives"), "Int64")
     return rounded(table.astype(counts), text=TEXT)
 
 
@@ -110,20 +110,20 @@ def audit(evaluation: Evaluation) -> pd.DataFrame:
 COLUMN = {"sex": "sex", "age": "age_years", "view": "view", "source": "source"}
 
 
-def groups(films: pd.DataFrame, config: AuditConfig) -> list[Group]:
-    """The groups of each attribute that the films have, then those of each pair of attributes.
+def groups(images: pd.DataFrame, config: AuditConfig) -> list[Group]:
+    """The groups of each attribute that the images have, then those of each pair of attributes.
 
-    An attribute with one value only makes no pair. Films whose value is not known are a group of their own, but of
+    An attribute with one value only makes no pair. Images whose value is not known are a group of their own, but of
     no pair.
     """
     single: list[Group] = []
     for attribute in config.by:
-        if COLUMN[attribute] not in films.columns:
+        if COLUMN[attribute] not in images.columns:
             continue
         values = (
-            _bands(films[COLUMN[attribute]], config.age_bands)
+            _bands(images[COLUMN[attribute]], config.age_bands)
             if attribute == "age"
-            else _values(films[attribute])
+            else _values(images[attribute])
         )
         names = sorted(set(values), key=lambda name: (name == UNKNOWN, _first_year(name), name))
         single += [Group(attribute, name, values == name) for name in names]
@@ -170,20 +170,20 @@ def _too_few(scored: Scored, resamples: Resamples, least: int) -> str:
 
 def figures(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, Sampled]:
     """The figures of `FIGURES` in every resample; without a map those of the ranking only."""
-    found = measure.ranking(scored, resamples, ("auroc", "ap"))
+    found = resampled_metrics.ranking(scored, resamples, ("auroc", "ap"))
     if scored.scores is None or not scored.thresholds:
         return found
     support, known = found["auroc"].support, scored.known()
     positive = scored.labels == 1
     called = scored.scores >= scored.thresholds[rule]
     columns = [positive, positive & called, known, np.where(known, scored.scores, 0.0)]
-    positives, hits, films, sums = resamples.totals(np.stack(columns, axis=1).astype(np.float64)).T
+    positives, hits, images, sums = resamples.totals(np.stack(columns, axis=1).astype(np.float64)).T
     hit = divide(hits, positives, positives > 0)
     of_positives = Support.of(resamples.counts(positive))
     return found | {
         "sensitivity": Sampled(hit, of_positives, "share"),
         "false_negative_rate": Sampled(1 - hit, of_positives, "share"),
-        "calibration": Sampled(divide(sums - positives, films, films > 0), support, "free"),
+        "calibration": Sampled(divide(sums - positives, images, images > 0), support, "free"),
     }
 
 

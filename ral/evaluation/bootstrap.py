@@ -1,4 +1,4 @@
-"""Resampling of whole patients (the films of one are not independent), and intervals from it.
+"""Resampling of whole patients (the images of one are not independent), and intervals from it.
 
 Everything that is resampled is an array of values (`Sampled`), one for each column of `Resamples.weights`: the sample
 itself, its replicates, and, for BCa, the sample without a group of patients. Means and differences of metrics are
@@ -296,8 +296,8 @@ def draw(
     names, patient = np.unique(patients, return_inverse=True)
     if len(names) < 2:
         raise UserError(
-            f"The scored films are of {len(names)} patient(s), but intervals need at least 2 to resample. "
-            "Use more films, or give the split more of them."
+            f"The scored images are of {len(names)} patient(s), but intervals need at least 2 to resample. "
+            "Use more images, or give the split more of them."
         )
     generator = np.random.default_rng(seed)
     groups = min(len(names), JACKKNIFE) if method == "bca" else 0

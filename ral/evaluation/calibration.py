@@ -55,7 +55,7 @@ class Map:
     def short(self) -> "Map":
         """The map with nine significant digits, as it is used and saved: two machines differ further down.
 
-        Logits of knots stay whole: they are not computed, and a film at the edge of a step is to stay on it.
+        Logits of knots stay whole: they are not computed, and an image at the edge of a step is to stay on it.
         """
         knots = tuple((x, _short(y)) for x, y in self.knots)
         return Map(self.kind, tuple(_short(number) for number in self.numbers), knots)
@@ -64,7 +64,7 @@ class Map:
 def calibrate(
     logits: Array, labels: Array, patients: Array, config: CalibrationConfig, seed: int
 ) -> list[Map | None]:
-    """Fit and choose the map of each finding; None for one without a positive or without a negative film.
+    """Fit and choose the map of each finding; None for one without a positive or without a negative image.
 
     A finding with fewer than `config.own` patients with it, or without it, gets the shared slope and a constant of
     its own. For the others, the kinds are compared by log loss in a cross-validation over patients, and the first of
@@ -223,11 +223,11 @@ def _features(logits: Array) -> tuple[Array, Array]:
 
 def _isotonic(logits: Array, labels: Array) -> tuple[tuple[float, float], ...]:
     """Knots of isotonic regression; the score of a step with k of n positive is (k + ½) / (n + 1), never 0 or 1."""
-    x, place, films = np.unique(logits, return_inverse=True, return_counts=True)
+    x, place, images = np.unique(logits, return_inverse=True, return_counts=True)
     positive = np.bincount(place, weights=labels)
-    _, step = np.unique(isotonic_regression(positive / films, sample_weight=films), return_inverse=True)
+    _, step = np.unique(isotonic_regression(positive / images, sample_weight=images), return_inverse=True)
     scores = np.maximum.accumulate(
-        (np.bincount(step, weights=positive) + 0.5) / (np.bincount(step, weights=films) + 1)
+        (np.bincount(step, weights=positive) + 0.5) / (np.bincount(step, weights=images) + 1)
     )
     knots: list[tuple[float, float]] = []
     for number, score in enumerate(scores):

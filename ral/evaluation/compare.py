@@ -1,10 +1,10 @@
-"""Two or more models on the same films: paired differences with intervals and p values.
+"""Two or more models on the same images: paired differences with intervals and p values.
 
     python -m ral.evaluation.compare models/baseline models/ral
     python -m ral.evaluation.compare a.parquet b.parquet c.parquet --split val --out comparison.csv
 
 Each argument is a table of logits (image_id and a column per finding) or a folder that holds
-`logits/test.parquet` or `test.parquet`. The first is the baseline. Choose models with `--split val`; the test films
+`logits/test.parquet` or `test.parquet`. The first is the baseline. Choose models with `--split val`; the test images
 are for the report. The parameters (tiers, replicates, interval, seed) are those of `evaluate` in params.yaml.
 """
 
@@ -20,16 +20,16 @@ from threadpoolctl import threadpool_limits
 
 from ral.config.base import load
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
+from ral.data.splits.holdout import unsealed
 from ral.errors import UserError
 from ral.evaluation.bootstrap import Resamples, Sampled, draw, holm
-from ral.evaluation.measure import Scored, ranking, too_few
+from ral.evaluation.resampled_metrics import Scored, ranking, too_few
 from ral.evaluation.rows import ATTRIBUTES, KEYS, Split, align, findings_of, floats
 from ral.evaluation.score import data_of, tier_of
-from ral.evaluation.sealed import unsealed
 from ral.evaluation.tables import rounded
 from ral.files import new_file
 from ral.labels import TIERS
-from ral.reporting.wording import p_value, signed, signed_interval
+from ral.wording import p_value, signed, signed_interval
 
 METRICS = ("ap", "auroc")
 TEXT = ("metric", "level", "name", "model", "baseline", "note", "data")
@@ -50,8 +50,8 @@ def compare(
 
     Args:
         studies: as for `score.evaluate`.
-        models: name -> logits of all films of the split, at least two.
-        split: the films to compare on.
+        models: name -> logits of all images of the split, at least two.
+        split: the images to compare on.
         config: tiers, least positives and the bootstrap.
 
     Returns:
@@ -164,10 +164,10 @@ def read_table(path: Path, findings: list[str]) -> pd.DataFrame:
 def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split: str) -> str:
     """The comparison as lines for a terminal."""
     lines = [
-        "PHANTOM FILMS: drawn, not X-rays of people; these figures say nothing about clinical use"
+        "PHANTOM IMAGES: drawn, not X-rays of people; these figures say nothing about clinical use"
         if (table["data"] == "phantom").any()
         else "Research software, not a medical device",
-        f"{rows:,} {split} films of {patients:,} patients; {100 * confidence:g} % intervals; p after Holm's correction",
+        f"{rows:,} {split} images of {patients:,} patients; {100 * confidence:g} % intervals; p after Holm's correction",
     ]
     for (metric, model), part in table.groupby(["metric", "model"], sort=False):
         lines += ["", f"{str(metric).upper()}: {model} − {part['baseline'].iloc[0]}"]
@@ -208,7 +208,7 @@ def main() -> None:
 def show(
     models: Mapping[str, pd.DataFrame], studies_file: Path, split: Split, params: Path, out: Path | None
 ) -> None:
-    """Compare, print, and write the table to `out` if there is one; test films of sealed patients are left out.
+    """Compare, print, and write the table to `out` if there is one; test images of sealed patients are left out.
 
     Raises:
         UserError: see `compare`, `read_table` and `ral.config.base.load`.

@@ -1,6 +1,6 @@
 """How far calibrated scores are from what is observed: Brier score, log loss, calibration error, reliability curves.
 
-All of it is sums over films, so that every resample is one matrix product.
+All of it is sums over images, so that every resample is one matrix product.
 """
 
 from typing import Any
@@ -20,16 +20,16 @@ ERRORS = ("brier", "log_loss", "ece", "ece_debiased")
 
 
 def place(scores: Array, bins: int) -> Array:
-    """Bin of each score, of equal numbers of films as far as ties allow: int64 [rows], 0 the lowest."""
+    """Bin of each score, of equal numbers of images as far as ties allow: int64 [rows], 0 the lowest."""
     edges = np.unique(np.quantile(scores, np.arange(1, bins) / bins))
     return np.searchsorted(edges, scores, side="right")
 
 
 def binned(scores: Array, labels: Array, resamples: Resamples, bins: int) -> tuple[Array, Array, Array]:
-    """Films, positive films and sum of the scores per bin in every resample, each float64 [columns, bins].
+    """Images, positive images and sum of the scores per bin in every resample, each float64 [columns, bins].
 
     Args:
-        scores: [rows], of films whose label is known.
+        scores: [rows], of images whose label is known.
         labels: 1 or 0 [rows].
         resamples: of the same rows.
         bins: at most so many.
@@ -62,13 +62,13 @@ def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dic
     known = ~np.isnan(labels)
     support = resamples.support(labels)
     scores, labels, resamples = scores[known], labels[known], resamples.rows(known)
-    films, positives, sums = binned(scores, labels, resamples, bins)
-    total = films.sum(axis=1)
+    images, positives, sums = binned(scores, labels, resamples, bins)
+    total = images.sum(axis=1)
     brier, loss = resamples.totals(np.stack([(scores - labels) ** 2, log_losses(scores, labels)], axis=1)).T
-    filled, some = films > 0, total > 0
-    observed = divide(positives, films, filled, 0.0)
-    gap = divide(sums, films, filled, 0.0) - observed
-    share = films / np.maximum(total, 1)[:, None]
+    filled, some = images > 0, total > 0
+    observed = divide(positives, images, filled, 0.0)
+    gap = divide(sums, images, filled, 0.0) - observed
+    share = images / np.maximum(total, 1)[:, None]
     ece = np.where(some, (share * np.abs(gap)).sum(axis=1), np.nan)
     drawn = slice(1, 1 + resamples.replicates)
     chance = np.where(some, (share * np.abs(gap - gap[0])).sum(axis=1), np.nan)[drawn]
@@ -77,15 +77,15 @@ def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dic
         "brier": Sampled(divide(brier, total, some), support),
         "log_loss": Sampled(divide(loss, total, some), support, "free"),
         "ece": Sampled(_moved(ece, drawn), support, inflation=inflation),
-        "ece_debiased": Sampled(_debiased(ece, gap, positives, films, share), NO_SUPPORT),
+        "ece_debiased": Sampled(_debiased(ece, gap, positives, images, share), NO_SUPPORT),
     }
 
 
-def _debiased(ece: Array, gap: Array, positives: Array, films: Array, share: Array) -> Array:
+def _debiased(ece: Array, gap: Array, positives: Array, images: Array, share: Array) -> Array:
     """ece_debiased [columns] from ece [columns] and what it comes of, each [columns, bins]."""
     # Half a positive and half a negative are added: a bin without positives is not free of chance.
-    near, gap = (positives + 0.5) / (films + 1), np.abs(gap)
-    spread = np.sqrt(divide(near * (1 - near), films, films > 0, 0.0))
+    near, gap = (positives + 0.5) / (images + 1), np.abs(gap)
+    spread = np.sqrt(divide(near * (1 - near), images, images > 0, 0.0))
     # The mean of |N(gap, spread²)|.
     ratio = divide(gap, spread, spread > 0, 0.0)
     inflated = np.where(
@@ -104,25 +104,25 @@ def _moved(values: Array, drawn: slice) -> Array:
 
 
 def curve(scores: Array, labels: Array, resamples: Resamples, bins: int) -> pd.DataFrame:
-    """A reliability curve: films, positives, mean_score, observed, low and high of each bin that holds a film.
+    """A reliability curve: images, positives, mean_score, observed, low and high of each bin that holds an image.
 
     Low and high bound the observed share. Arguments as for `binned`.
     """
-    films, positives, sums = binned(scores, labels, resamples, bins)
+    images, positives, sums = binned(scores, labels, resamples, bins)
     bin_of = place(scores, bins)
     rows = []
-    for number in np.flatnonzero(films[0] > 0):
+    for number in np.flatnonzero(images[0] > 0):
         inside = resamples.rows(bin_of == number)
-        share = divide(positives[:, number], films[:, number], films[:, number] > 0)
+        share = divide(positives[:, number], images[:, number], images[:, number] > 0)
         found = resamples.interval(Sampled(share, Support.of(np.bincount(inside.patient)), "share"))
         rows.append(
             {
-                "films": int(films[0, number]),
+                "images": int(images[0, number]),
                 "positives": int(positives[0, number]),
-                "mean_score": sums[0, number] / films[0, number],
+                "mean_score": sums[0, number] / images[0, number],
                 "observed": found.value,
                 "low": found.low,
                 "high": found.high,
             }
         )
-    return pd.DataFrame(rows, columns=["films", "positives", "mean_score", "observed", "low", "high"])
+    return pd.DataFrame(rows, columns=["images", "positives", "mean_score", "observed", "low", "high"])

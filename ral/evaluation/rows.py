@@ -1,4 +1,4 @@
-"""The rows that are scored: films of a split, their labels and logits in the same order; or an error that says why not."""
+"""The rows that are scored: images of a split, their labels and logits in the same order; or an error that says why not."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +13,13 @@ from ral.files import read_json
 Array = NDArray[Any]
 Split = Literal["val", "test"]
 
-# Columns of `studies` that are no finding: those it needs, and those it may have, by which films are audited.
+# Columns of `studies` that are no finding: those it needs, and those it may have, by which images are audited.
 KEYS = ("image_id", "patient_id", "split")
 ATTRIBUTES = ("sex", "age_years", "view", "source")
 
 
 def read_studies(prepared: Path) -> pd.DataFrame:
-    """Films, findings and attributes of prepared data (what the step preprocess wrote), as `align` takes them.
+    """Images, findings and attributes of prepared data (what the step preprocess wrote), as `align` takes them.
 
     Raises:
         UserError: studies.parquet has no column for a finding of dataset.json, or none of `KEYS`.
@@ -44,13 +44,13 @@ def align(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of one split by image id, and the logits of its findings as float64 in the same order.
 
-    Sorted, so that the order in which tables hold their films changes no digit. `name` says in errors whose logits
+    Sorted, so that the order in which tables hold their images changes no digit. `name` says in errors whose logits
     they are.
 
     Raises:
         UserError: a table holds an image_id twice; a patient_id is empty; a label is not 1, 0 or empty; the
-            columns of the logits are not image_id and the findings in their order; a film of the split has no
-            logits, or logits belong to no film of it; a logit is not finite.
+            columns of the logits are not image_id and the findings in their order; an image of the split has no
+            logits, or logits belong to no image of it; a logit is not finite.
     """
     findings, where = findings_of(studies), f"{name}: {split} logits".removeprefix(": ")
     _check_studies(studies, findings)
@@ -90,7 +90,7 @@ def _check_studies(studies: pd.DataFrame, findings: list[str]) -> None:
     _check_unique(studies, "studies")
     nobody = studies.loc[studies["patient_id"].isna(), "image_id"]
     if len(nobody):
-        raise UserError(f"studies: patient_id is empty for {_some(nobody)}. Give each film its patient.")
+        raise UserError(f"studies: patient_id is empty for {_some(nobody)}. Give each image its patient.")
     for name in findings:
         wrong = studies.loc[~(studies[name].isin([0, 1]) | studies[name].isna()), "image_id"]
         if len(wrong):
@@ -115,10 +115,10 @@ def _check_columns(logits: pd.DataFrame, findings: list[str], where: str) -> Non
 def _check_unique(table: pd.DataFrame, where: str) -> None:
     twice = table.loc[table["image_id"].duplicated(), "image_id"]
     if len(twice):
-        raise UserError(f"{where}: {_some(twice)} more than once as image_id. Keep one row per film.")
+        raise UserError(f"{where}: {_some(twice)} more than once as image_id. Keep one row per image.")
 
 
 def _some(images: "pd.Series[str]") -> str:
-    """How many films, and the first three of them by name."""
+    """How many images, and the first three of them by name."""
     names = ", ".join(str(name) for name in images.head(3))
-    return f"{len(images)} film{'s' * (len(images) > 1)} ({names}{', ...' if len(images) > 3 else ''})"
+    return f"{len(images)} image{'s' * (len(images) > 1)} ({names}{', ...' if len(images) > 3 else ''})"

@@ -1,4 +1,4 @@
-"""Scores of every finding on the test films, their means over all findings and per tier, with intervals."""
+"""Scores of every finding on the test images, their means over all findings and per tier, with intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from threadpoolctl import threadpool_limits
 
 from ral.config.evaluate import EvaluateConfig, Rule
 from ral.errors import UserError
-from ral.evaluation import measure, thresholds
+from ral.evaluation import resampled_metrics, thresholds
 from ral.evaluation.bootstrap import Interval, Resamples, Sampled, draw
 from ral.evaluation.calibration import Map, calibrate
-from ral.evaluation.measure import COUNTS, Scored
 from ral.evaluation.metrics import RANKED
 from ral.evaluation.reliability import ERRORS
+from ral.evaluation.resampled_metrics import COUNTS, Scored
 from ral.evaluation.rows import align, findings_of, floats
 from ral.labels import PHANTOM_PREFIX, TIERS, Tier, tier
 
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 # Every metric of a finding: of the raw logits, at the threshold (F1 at that of max_f1), of the calibrated scores.
 METRICS = (*RANKED, "f1", *(name for name in COUNTS if name != "f1"), *ERRORS)
 
-# Metrics of all pairs of film and finding together.
+# Metrics of all pairs of image and finding together.
 MICRO = (*RANKED, "f1", "sensitivity", "specificity")
 
 
@@ -52,11 +52,11 @@ class Finding:
     name: str
     tier: Tier
     train_prevalence: float
-    """Positives among the training films whose label is known."""
+    """Positives among the training images whose label is known."""
     train_positives: int
     test_positives: int
     test_rows: int
-    """Test films whose label is known."""
+    """Test images whose label is known."""
     threshold: float | None
     """The lowest validation logit that is called positive at the threshold of max_f1; None without one."""
     map: Map | None
@@ -75,8 +75,8 @@ class Finding:
 class Evaluation:
     """The scores of one set of test logits."""
 
-    data: Literal["phantom", "films"]
-    """phantom if a single film is one: such numbers say nothing about patients."""
+    data: Literal["phantom", "images"]
+    """phantom if a single image is one: such numbers say nothing about patients."""
     test_rows: int
     test_patients: int
     findings: tuple[Finding, ...]
@@ -88,9 +88,9 @@ class Evaluation:
     """The official figures of the CXR-LT challenges."""
     config: EvaluateConfig
     rows: pd.DataFrame = field(compare=False)
-    """The test films: labels and attributes."""
+    """The test images: labels and attributes."""
     scored: dict[str, Scored] = field(compare=False)
-    """Every finding on those films."""
+    """Every finding on those images."""
     resamples: Resamples = field(compare=False)
 
     @property
@@ -105,9 +105,9 @@ def evaluate(
     """Score the test logits; calibration and thresholds come from validation alone, tiers from training.
 
     Args:
-        studies: one row per film: image_id, patient_id, split (train, val or test), one column per finding with
-            1, 0 or NaN (unknown: the film is left out for that finding), and any of `rows.ATTRIBUTES`.
-        val_logits: image_id and one column of logits per finding, for all films of the split val.
+        studies: one row per image: image_id, patient_id, split (train, val or test), one column per finding with
+            1, 0 or NaN (unknown: the image is left out for that finding), and any of `rows.ATTRIBUTES`.
+        val_logits: image_id and one column of logits per finding, for all images of the split val.
         test_logits: the same for the split test.
         config: tiers, least positives, the bootstrap, calibration and thresholds.
 
@@ -168,22 +168,22 @@ def evaluate(
 OFFICIAL = {"mAP": "ap", "mAUROC": "auroc", "mF1": "f1_at_half", "mECE": "ece"}
 
 
-def data_of(studies: pd.DataFrame) -> Literal["phantom", "films"]:
-    """Whether a single film is a phantom."""
-    return "phantom" if studies["image_id"].astype(str).str.startswith(PHANTOM_PREFIX).any() else "films"
+def data_of(studies: pd.DataFrame) -> Literal["phantom", "images"]:
+    """Whether a single image is a phantom."""
+    return "phantom" if studies["image_id"].astype(str).str.startswith(PHANTOM_PREFIX).any() else "images"
 
 
 def tier_of(name: str, train_labels: "pd.Series[float]", config: EvaluateConfig) -> tuple[Tier, int, int]:
-    """Tier of a finding, its positive training films, and those whose label is known.
+    """Tier of a finding, its positive training images, and those whose label is known.
 
     Raises:
-        UserError: no training film has a label for it.
+        UserError: no training image has a label for it.
     """
     known = train_labels.dropna()
     if len(known) == 0:
         raise UserError(
-            f"studies: no training film has a label for {name}, so it has no tier. "
-            "Leave the finding out, or use training films that are labelled for it."
+            f"studies: no training image has a label for {name}, so it has no tier. "
+            "Leave the finding out, or use training images that are labelled for it."
         )
     positives = int((known == 1).sum())
     return tier(positives, len(known), config.head, config.tail), positives, len(known)
@@ -204,21 +204,21 @@ def _finding(
 ) -> tuple[dict[str, Any], dict[str, Sampled]]:
     """What is known of a finding but its map, and its metrics in every resample; none if it is not estimable."""
     own_tier, positives, known = tier_of(name, train_labels, config)
-    reason = measure.too_few(scored, resamples.patient, config.min_positives)
+    reason = resampled_metrics.too_few(scored, resamples.patient, config.min_positives)
     values: dict[str, Sampled] = {}
     raw: dict[str, Sampled] = {}
     if reason is None:
-        values = measure.ranking(scored, resamples)
-        calls = measure.calls(scored, resamples)
+        values = resampled_metrics.ranking(scored, resamples)
+        calls = resampled_metrics.calls(scored, resamples)
         if calls:
             values |= {metric: calls[config.threshold.rule][metric] for metric in COUNTS}
             values["f1"] = calls["max_f1"]["f1"]
-            values["f1_at_half"] = measure.f1_at(scored, resamples, 0.5)
-            values |= measure.calibration(scored, resamples, config.calibration.bins)
-            raw = measure.calibration(scored, resamples, config.calibration.bins, raw=True)
+            values["f1_at_half"] = resampled_metrics.f1_at(scored, resamples, 0.5)
+            values |= resampled_metrics.calibration(scored, resamples, config.calibration.bins)
+            raw = resampled_metrics.calibration(scored, resamples, config.calibration.bins, raw=True)
     if scored.scores is None:
         missing = (
-            "no F1: no positive validation film, or no negative one, to calibrate and choose a threshold on"
+            "no F1: no positive validation image, or no negative one, to calibrate and choose a threshold on"
         )
         reason = f"{reason}; {missing}" if reason else missing
     facts = {
@@ -251,7 +251,7 @@ def means(
 
 
 def micro(scored: Sequence[Scored], resamples: Resamples, chosen: Rule) -> dict[str, Estimate]:
-    """Metrics of all pairs of film and estimable finding, ranked together by their raw logits.
+    """Metrics of all pairs of image and estimable finding, ranked together by their raw logits.
 
     Args:
         scored: the findings, on the same rows.
@@ -275,10 +275,10 @@ def micro(scored: Sequence[Scored], resamples: Resamples, chosen: Rule) -> dict[
     )
     found = {
         name: estimate(value, several, len(scored))
-        for name, value in measure.ranking(pooled, several).items()
+        for name, value in resampled_metrics.ranking(pooled, several).items()
     }
     called = [one for one in scored if one.thresholds]
-    pooled_calls = measure.pooled_calls(called, resamples)
+    pooled_calls = resampled_metrics.pooled_calls(called, resamples)
     for name in MICRO[len(RANKED) :]:
         rule: Rule = "max_f1" if name == "f1" else chosen
         found[name] = estimate(pooled_calls[rule][name], resamples, len(called)) if called else NOTHING

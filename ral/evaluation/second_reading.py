@@ -1,4 +1,4 @@
-"""Label noise: how far a second reading of the films agrees with the labels, and what the metrics are against it."""
+"""Label noise: how far a second reading of the images agrees with the labels, and what the metrics are against it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,8 @@ from ral.data.sources.text import read_text
 from ral.errors import UserError
 from ral.evaluation.bootstrap import Resamples, Sampled, Support
 from ral.evaluation.exact import clopper_pearson
-from ral.evaluation.measure import Scored, ranking, too_few
 from ral.evaluation.metrics import Array, divide
+from ral.evaluation.resampled_metrics import Scored, ranking, too_few
 from ral.evaluation.rows import floats
 from ral.evaluation.score import Evaluation
 from ral.evaluation.tables import rounded
@@ -27,7 +27,7 @@ VALUES = {"1": 1.0, "1.0": 1.0, "True": 1.0, "0": 0.0, "0.0": 0.0, "False": 0.0,
 
 TEXT = ("finding", "note")
 COLUMNS = (
-    "finding", "films", "patients", "first_positives", "second_positives", "both_positive",
+    "finding", "images", "patients", "first_positives", "second_positives", "both_positive",
     *(f"{name}{end}" for name in AGREEMENT for end in ("", "_low", "_high")),
     *(f"{name}_{reading}{end}" for name in AGAINST for reading in ("first", "second") for end in ("", "_low", "_high")),
     "note",
@@ -46,7 +46,7 @@ def read(config: SecondReadingConfig, findings: list[str]) -> pd.DataFrame:
     """The second reading: image_id and a column per finding that was read, with 1, 0 or NaN.
 
     Raises:
-        UserError: the file or a column is missing, a finding is unknown, a film is there twice, a value is not 1, 0
+        UserError: the file or a column is missing, a finding is unknown, an image is there twice, a value is not 1, 0
             or empty.
     """
     path, where = Path(config.file), f"evaluate.second_reading: {config.file}"
@@ -62,7 +62,7 @@ def read(config: SecondReadingConfig, findings: list[str]) -> pd.DataFrame:
     twice = raw.loc[raw[config.image_id].duplicated(), config.image_id]
     if len(twice):
         raise UserError(
-            f"{where}: {len(twice)} film(s) more than once, such as {twice.iloc[0]}. Keep one row per film."
+            f"{where}: {len(twice)} image(s) more than once, such as {twice.iloc[0]}. Keep one row per image."
         )
     reading = pd.DataFrame({"image_id": raw[config.image_id]})
     for name, column in config.columns.items():
@@ -70,33 +70,33 @@ def read(config: SecondReadingConfig, findings: list[str]) -> pd.DataFrame:
         if len(wrong):
             row, image_id = wrong[["row", config.image_id]].iloc[0]
             raise UserError(
-                f"{where}: {column} is not 1, 0 or empty for {len(wrong)} film(s), such as {image_id} in row {row}."
+                f"{where}: {column} is not 1, 0 or empty for {len(wrong)} image(s), such as {image_id} in row {row}."
             )
         reading[name] = raw[column].map(VALUES).astype("float64")
     return reading
 
 
 def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
-    """A row per finding that was read twice, over the test films that both readings know.
+    """A row per finding that was read twice, over the test images that both readings know.
 
     kappa is Cohen's (1960); positive_agreement is 2 × both positive over the positives of either reading, the F1 of
     one against the other, negative_agreement the same of negatives. The metrics are given against the first
-    reading (the labels) and the second, on the same films and resamples.
+    reading (the labels) and the second, on the same images and resamples.
 
     Raises:
-        UserError: no test film was read twice.
+        UserError: no test image was read twice.
     """
-    films = evaluation.rows["image_id"].astype(str)
-    if not films.isin(reading["image_id"]).any():
-        raise UserError("evaluate.second_reading: no test film is in it. Check its column of image ids.")
-    second_of = reading.set_index("image_id").reindex(films)
+    images = evaluation.rows["image_id"].astype(str)
+    if not images.isin(reading["image_id"]).any():
+        raise UserError("evaluate.second_reading: no test image is in it. Check its column of image ids.")
+    second_of = reading.set_index("image_id").reindex(images)
     rows = []
     for name in reading.columns.drop("image_id"):
         first, second = evaluation.scored[name].labels, floats(second_of[name])
         both = ~np.isnan(first) & ~np.isnan(second)
-        row: dict[str, Any] = {"finding": name, "films": int(both.sum())}
+        row: dict[str, Any] = {"finding": name, "images": int(both.sum())}
         if not both.any():
-            rows.append(row | {"note": "no test film was read twice"})
+            rows.append(row | {"note": "no test image was read twice"})
             continue
         inside = evaluation.resamples.rows(both)
         one, two = first[both], second[both]
@@ -154,9 +154,9 @@ def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, Sample
 
 def _kappa(yes: Array, first: Array, second: Array, no: Array) -> Array:
     """Cohen's kappa of counts: both positive, only the first, only the second, neither; NaN where chance agrees fully."""
-    films = yes + first + second + no
-    observed = divide(yes + no, films, films > 0)
-    chance = divide((yes + first) * (yes + second) + (no + first) * (no + second), films**2, films > 0)
+    images = yes + first + second + no
+    observed = divide(yes + no, images, images > 0)
+    chance = divide((yes + first) * (yes + second) + (no + first) * (no + second), images**2, images > 0)
     return divide(observed - chance, 1 - chance, 1 - chance > 1e-12)
 
 

@@ -8,10 +8,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ral.config.evaluate import RULES
-from ral.evaluation import measure
-from ral.evaluation.measure import COUNTS
+from ral.evaluation import resampled_metrics
 from ral.evaluation.metrics import cuts
 from ral.evaluation.reliability import curve
+from ral.evaluation.resampled_metrics import COUNTS
 from ral.evaluation.score import Estimate, Evaluation, estimate
 
 Array = NDArray[Any]
@@ -27,7 +27,7 @@ def to_metrics(evaluation: Evaluation, sealed: int = 0) -> dict[str, Any]:
     that lacks only what needs a threshold is in `not_estimable`. `sealed_patients` of the test is there where some are.
 
     Args:
-        evaluation: of the films that are not sealed.
+        evaluation: of the images that are not sealed.
         sealed: test patients that are.
     """
     hidden = {"sealed_patients": sealed} if sealed else {}
@@ -78,7 +78,7 @@ def operating(evaluation: Evaluation) -> pd.DataFrame:
     rows = []
     for finding in evaluation.findings:
         scored = evaluation.scored[finding.name]
-        calls = measure.calls(scored, evaluation.resamples)
+        calls = resampled_metrics.calls(scored, evaluation.resamples)
         if finding.name not in evaluation.estimable or not calls:
             continue
         for rule in RULES:
@@ -105,7 +105,7 @@ OPERATING = [
 def reliability(evaluation: Evaluation) -> pd.DataFrame:
     """reliability.csv: reliability curves of the estimable findings, of calibrated scores and of the raw sigmoid.
 
-    Columns finding, scores (calibrated, uncalibrated), films, positives, mean_score, observed, low, high.
+    Columns finding, scores (calibrated, uncalibrated), images, positives, mean_score, observed, low, high.
     """
     parts = []
     for name in evaluation.estimable:
@@ -114,12 +114,15 @@ def reliability(evaluation: Evaluation) -> pd.DataFrame:
             continue
         known = scored.known()
         inside = evaluation.resamples.rows(known)
-        for kind, scores in (("calibrated", scored.scores), ("uncalibrated", measure.sigmoid(scored.logits))):
+        for kind, scores in (
+            ("calibrated", scored.scores),
+            ("uncalibrated", resampled_metrics.sigmoid(scored.logits)),
+        ):
             table = curve(scores[known], scored.labels[known], inside, evaluation.config.calibration.bins)
             table.insert(0, "finding", name)
             table.insert(1, "scores", kind)
             parts.append(table)
-    columns = ["finding", "scores", "films", "positives", "mean_score", "observed", "low", "high"]
+    columns = ["finding", "scores", "images", "positives", "mean_score", "observed", "low", "high"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return rounded(table, text=("finding", "scores"))
 
@@ -154,7 +157,7 @@ def rounded(table: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
     floating = [
         name for name in table.columns if name not in text and not pd.api.types.is_integer_dtype(table[name])
     ]
-    # A threshold is not rounded: other films would pass it.
+    # A threshold is not rounded: other images would pass it.
     decimals = dict.fromkeys((name for name in floating if name != "threshold"), DECIMALS)
     table = table.astype(dict.fromkeys(floating, np.float64)).round(decimals)
     table[floating] += 0.0  # no -0.0

@@ -1,4 +1,4 @@
-"""From which calibrated score on a film is called positive: chosen on validation, applied on test."""
+"""From which calibrated score on an image is called positive: chosen on validation, applied on test."""
 
 from decimal import ROUND_FLOOR, Context
 from typing import Any
@@ -11,7 +11,7 @@ from ral.evaluation.metrics import cuts, f1
 
 Array = NDArray[Any]
 
-# No calibrated score reaches it: no film is called.
+# No calibrated score reaches it: no image is called.
 CALL_NONE = 1.0
 
 
@@ -20,7 +20,7 @@ DIGITS = Context(prec=12, rounding=ROUND_FLOOR)
 
 
 def rounded_down(value: float) -> float:
-    """The number with twelve digits that is nearest below: no film at or above `value` is lost by writing it."""
+    """The number with twelve digits that is nearest below: no image at or above `value` is lost by writing it."""
     return float(DIGITS.create_decimal(repr(value)))
 
 
@@ -28,7 +28,7 @@ def choose(scores: Array, labels: Array, config: ThresholdConfig) -> dict[Rule, 
     """The threshold of each rule, an observed score, rounded down; of several that do as well, the highest.
 
     max_f1: highest F1. sensitivity: the highest threshold with at least `config.sensitivity`. cost: least
-    `config.miss_cost` × misses + false alarms, which may be to call no film at all (`CALL_NONE`).
+    `config.miss_cost` × misses + false alarms, which may be to call no image at all (`CALL_NONE`).
 
     Args:
         scores: calibrated validation scores [rows].

@@ -1,1 +1,1 @@
-"""What a trained network looked at, which films it got wrong, and the geometry of its classifier."""
+"""What a trained network looked at, which images it got wrong, and the geometry of its classifier."""

@@ -1,4 +1,4 @@
-"""The gallery: the chosen films and their heat maps as small pictures, and gallery.json that says what each is."""
+"""The gallery: the chosen images and their heat maps as small pictures, and gallery.json that says what each is."""
 
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ from ral.data.dataset import Dataset
 from ral.explain.saliency import Method, choose_method, enlarge, grad_cam, rollout
 from ral.explain.select import KINDS, Chosen, Selection
 from ral.files import write_json
+from ral.inference.score import normalised
 from ral.models import Network
-from ral.training.scoring import normalised
 
 NOTICE = "research software, not a medical device"
 
-# matplotlib's map: perceptually even, and no colour of it is a gray of the film.
+# matplotlib's map: perceptually even, and no colour of it is a gray of the image.
 COLOURS = "plasma"
-# How much of the film the hottest place hides.
+# How much of the image the hottest place hides.
 OPACITY = 0.6
-# Films per pass: attention of all layers is kept for each.
+# Images per pass: attention of all layers is kept for each.
 BATCH = 16
 JPEG = {"quality": 90, "subsampling": 0}
 
@@ -35,7 +35,7 @@ def write_gallery(
     selections: list[Selection],
     config: ExplainConfig,
 ) -> None:
-    """Write gallery.json, and if films may be shown film_NNN.jpg (gray) and map_NNN.jpg (film under its heat map).
+    """Write gallery.json, and if images may be shown image_NNN.jpg (gray) and map_NNN.jpg (image under its heat map).
 
     Pictures have running numbers for names: an image id comes from the data and may be anything.
 
@@ -52,38 +52,38 @@ def write_gallery(
     """
     content: dict[str, Any] = {
         "notice": NOTICE,
-        "data": "phantom" if facts["phantom"] or dataset.facts["phantom"] else "films",
-        "films": config.films,
+        "data": "phantom" if facts["phantom"] or dataset.facts["phantom"] else "images",
+        "images": config.show_images,
         "per_kind": config.per_kind,
         "findings": [_listed(selection) for selection in selections],
     }
-    if config.films:
+    if config.show_images:
         content |= _add_pictures(content["findings"], folder, network, facts, dataset, config)
     write_json(folder / "gallery.json", content)
 
 
-def overlay(film: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A film uint8 [size, size] under a heat map [size, size] of 0..1, as RGB; where there is no heat it is unchanged."""
+def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """An image uint8 [size, size] under a heat map [size, size] of 0..1, as RGB; where there is no heat it is unchanged."""
     import matplotlib
 
     colours = matplotlib.colormaps[COLOURS](heat)[..., :3] * 255
     share = OPACITY * heat[..., None].astype(np.float64)
-    return np.rint(film[..., None] * (1 - share) + colours * share).astype(np.uint8)
+    return np.rint(image[..., None] * (1 - share) + colours * share).astype(np.uint8)
 
 
 def save(path: Path, picture: NDArray[np.uint8], longest: int) -> None:
     """Write a picture as JPEG, made smaller if its side is longer than `longest`."""
-    image = Image.fromarray(picture)
-    if image.width > longest:
-        image = image.resize((longest, longest), Image.Resampling.BOX)
-    image.save(path, "JPEG", **JPEG)
+    thumbnail = Image.fromarray(picture)
+    if thumbnail.width > longest:
+        thumbnail = thumbnail.resize((longest, longest), Image.Resampling.BOX)
+    thumbnail.save(path, "JPEG", **JPEG)
 
 
 def _listed(selection: Selection) -> dict[str, Any]:
     """A finding as gallery.json has it, without pictures."""
 
-    def entry(film: Chosen) -> dict[str, Any]:
-        return {"image_id": film.image_id, "logit": round(film.logit, 6), "rank": film.rank}
+    def entry(image: Chosen) -> dict[str, Any]:
+        return {"image_id": image.image_id, "logit": round(image.logit, 6), "rank": image.rank}
 
     return {
         "finding": selection.finding,
@@ -91,7 +91,7 @@ def _listed(selection: Selection) -> dict[str, Any]:
         "negatives": selection.negatives,
         "unknown": selection.unknown,
         "note": selection.note,
-        **{kind: [entry(film) for film in getattr(selection, kind)] for kind in KINDS},
+        **{kind: [entry(image) for image in getattr(selection, kind)] for kind in KINDS},
     }
 
 
@@ -103,7 +103,7 @@ def _add_pictures(
     dataset: Dataset,
     config: ExplainConfig,
 ) -> dict[str, Any]:
-    """Write the pictures and add their names and the films' labels to the entries; what all maps have in common."""
+    """Write the pictures and add their names and the images' labels to the entries; what all maps have in common."""
     rows = {name: row for row, name in enumerate(dataset.studies["image_id"])}
     labels = dataset.targets()
     device = next(network.parameters()).device
@@ -117,35 +117,35 @@ def _add_pictures(
             batch = entries[start : start + BATCH]
             where = np.array([rows[entry["image_id"]] for entry in batch])
             pixels = dataset.gather(where)
-            for row, film, entry in zip(where, pixels, batch, strict=True):
+            for row, image, entry in zip(where, pixels, batch, strict=True):
                 if row not in names:
-                    names[row] = f"film_{len(names) + 1:03d}.jpg"
-                    save(folder / names[row], film, config.thumbnail)
-                entry["film"] = names[row]
+                    names[row] = f"image_{len(names) + 1:03d}.jpg"
+                    save(folder / names[row], image, config.thumbnail)
+                entry["image"] = names[row]
                 known = dict(zip(dataset.findings, labels[row], strict=True))
                 entry["labels"] = [name for name, label in known.items() if label == 1]
                 entry["unknown"] = [name for name, label in known.items() if np.isnan(label)]
             if method is None:
                 continue
-            films = normalised(torch.from_numpy(pixels).to(device), facts)
-            small = heat_maps(network, films, output, method)
+            images = normalised(torch.from_numpy(pixels).to(device), facts)
+            small = heat_maps(network, images, output, method)
             positions = list(small.shape[1:])
             heat = enlarge(small, size).cpu().numpy()
-            for film, warm, entry in zip(pixels, heat, batch, strict=True):
+            for image, warm, entry in zip(pixels, heat, batch, strict=True):
                 maps += 1
                 entry["map"] = f"map_{maps:03d}.jpg"
                 entry["empty_map"] = not warm.any()
-                save(folder / entry["map"], overlay(film, warm), config.thumbnail)
+                save(folder / entry["map"], overlay(image, warm), config.thumbnail)
     return {
         "method": method,
         "no_maps": why,
         "positions": positions,
         "colours": COLOURS,
-        "film_size": size,
+        "image_size": size,
         "picture_size": min(size, config.thumbnail),
     }
 
 
-def heat_maps(network: Network, films: torch.Tensor, finding: int, method: Method) -> torch.Tensor:
-    """Heat maps [films, rows, columns] of a finding, by either method."""
-    return rollout(network, films) if method == "rollout" else grad_cam(network, films, finding)
+def heat_maps(network: Network, images: torch.Tensor, finding: int, method: Method) -> torch.Tensor:
+    """Heat maps [images, rows, columns] of a finding, by either method."""
+    return rollout(network, images) if method == "rollout" else grad_cam(network, images, finding)

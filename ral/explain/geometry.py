@@ -2,7 +2,7 @@
 
 A network trained to the end pulls a class's features together and its class means apart (neural collapse: Papyan, Han
 and Donoho, PNAS 2020); under imbalance the directions of rare classes move towards each other, up to minority collapse
-(Fang et al., PNAS 2021). Films with several findings blur both, so the figures compare findings and trainings; they
+(Fang et al., PNAS 2021). Images with several findings blur both, so the figures compare findings and trainings; they
 have no ideal value here.
 """
 
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ral.data.dataset import Dataset
+from ral.explain.features import NoMapError, feature_map, pooled
 from ral.explain.gallery import NOTICE
-from ral.explain.halves import NoMapError, feature_map, pooled
+from ral.inference.score import normalised
 from ral.models import Network, classifier
 from ral.models.heads import CSRA
-from ral.training.scoring import normalised
 
 Array = NDArray[Any]
 
-# Films per pass.
+# Images per pass.
 BATCH = 128
 DECIMALS = 6
 
@@ -33,8 +33,8 @@ def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: in
     Args:
         network: in eval mode, on the device to compute on.
         facts: model.json.
-        dataset: the prepared data; only training films are used.
-        most: training films whose features are computed.
+        dataset: the prepared data; only training images are used.
+        most: training images whose features are computed.
     """
     labels = dataset.targets()
     train = dataset.rows("train")
@@ -43,7 +43,7 @@ def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: in
     place = {row: index for index, row in enumerate(used)}
     about = {
         "notice": NOTICE,
-        "data": "phantom" if facts["phantom"] or dataset.facts["phantom"] else "films",
+        "data": "phantom" if facts["phantom"] or dataset.facts["phantom"] else "images",
     }
     try:
         features = _features(network, facts, dataset, train[used])
@@ -64,7 +64,7 @@ def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: in
             "finding": dataset.findings[index],
             "train_prevalence": float(round(prevalence[index], DECIMALS)),
             "train_positives": int(counts[index]),
-            "films": len(groups[index]),
+            "images": len(groups[index]),
             **spread(groups[index], means[index]),
         }
         if weights is not None:
@@ -72,7 +72,7 @@ def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: in
             finding["alignment"] = _round(cosines(np.stack([weights[index], means[index]]))[0, 1])
         findings.append(finding)
     return about | {
-        "films": len(used),
+        "images": len(used),
         "width": features.shape[1],
         "findings": findings,
         "class_means": similarity(means[order]),
@@ -81,35 +81,35 @@ def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: in
 
 
 def sample(labels: Array, most: int) -> tuple[Array, list[Array]]:
-    """Rows to compute features of: evenly spaced ones of all films, and for each finding evenly spaced positives.
+    """Rows to compute features of: evenly spaced ones of all images, and for each finding evenly spaced positives.
 
     Args:
-        labels: [films, findings], 1, 0 or NaN.
-        most: how many films in all; half for all films, half shared out to the findings.
+        labels: [images, findings], 1, 0 or NaN.
+        most: how many images in all; half for all images, half shared out to the findings.
     """
-    films, findings = labels.shape
+    images, findings = labels.shape
     share = max(most // 2 // findings, 1)
     positive = [_evenly(np.flatnonzero(labels[:, index] == 1), share) for index in range(findings)]
-    return _evenly(np.arange(films), most // 2), positive
+    return _evenly(np.arange(images), most // 2), positive
 
 
 def class_means(groups: list[Array], centre: Array) -> Array:
-    """Mean feature of each finding's films, from the mean of all films: [findings, width], NaN without a film."""
+    """Mean feature of each finding's images, from the mean of all images: [findings, width], NaN without an image."""
     return np.stack(
         [group.mean(axis=0) - centre if len(group) else np.full_like(centre, np.nan) for group in groups]
     )
 
 
 def spread(group: Array, mean: Array) -> dict[str, float | None]:
-    """How far a finding's films lie from their mean, and that mean from the mean of all films (squared lengths).
+    """How far a finding's images lie from their mean, and that mean from the mean of all images (squared lengths).
 
-    `between` is less the within / n by which a mean of n films misses the true one, so that few films do not look
-    like a mean far away; about 0 or below it, the mean cannot be told from that of all films. `variability` is
+    `between` is less the within / n by which a mean of n images misses the true one, so that few images do not look
+    like a mean far away; about 0 or below it, the mean cannot be told from that of all images. `variability` is
     within / between (NC1 of one class): small is collapsed.
 
     Args:
-        group: features of the finding's films, [films, width].
-        mean: their mean, from the mean of all films.
+        group: features of the finding's images, [images, width].
+        mean: their mean, from the mean of all images.
     """
     if len(group) < 2:
         return {"within": None, "between": None, "variability": None}
@@ -134,7 +134,7 @@ def class_vectors(network: Network, findings: int) -> tuple[Array | None, str | 
 
 
 def cosines(vectors: Array) -> Array:
-    """Cosine similarity of each pair of rows; NaN where a row is NaN or 0. Means of few films are drawn towards 0."""
+    """Cosine similarity of each pair of rows; NaN where a row is NaN or 0. Means of few images are drawn towards 0."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0, lengths, np.nan)
     return unit @ unit.T
@@ -161,7 +161,7 @@ def similarity(vectors: Array) -> dict[str, Any]:
 
 
 def _features(network: Network, facts: dict[str, Any], dataset: Dataset, rows: Array) -> Array:
-    """Pooled features of films, float64 [rows, width]."""
+    """Pooled features of images, float64 [rows, width]."""
     device = next(network.parameters()).device
     parts = []
     with torch.inference_mode():

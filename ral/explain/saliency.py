@@ -1,4 +1,4 @@
-"""Heat maps of films: Grad-CAM for networks with a feature map, attention rollout for vision transformers."""
+"""Heat maps of images: Grad-CAM for networks with a feature map, attention rollout for vision transformers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,30 +8,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ral.explain.halves import NoMapError, feature_map, grid, logits_of
+from ral.explain.features import NoMapError, feature_map, grid, logits_of
 from ral.models import Network, positions
 
 Method = Literal["grad_cam", "rollout"]
 
 
-def grad_cam(network: Network, films: Tensor, finding: int) -> Tensor:
+def grad_cam(network: Network, images: Tensor, finding: int) -> Tensor:
     """Where the backbone's last map raises the logit of a finding (Selvaraju et al., ICCV 2017, equations 1 and 2).
 
     α_k is the mean over the positions of ∂logit/∂A_k, and the map is ReLU(Σ_k α_k A_k).
 
     Args:
         network: in eval mode; its weights get no gradient.
-        films: normalised, float32 [films, 1, height, width].
+        images: normalised, float32 [images, 1, height, width].
         finding: number of the output.
 
     Returns:
-        Float32 [films, rows, columns] of the map, not negative, in units of the logit.
+        Float32 [images, rows, columns] of the map, not negative, in units of the logit.
     """
     with torch.no_grad():
-        features = feature_map(network, films)
+        features = feature_map(network, images)
     with torch.enable_grad():
         features = features.detach().requires_grad_()
-        # A copy, since some classifiers work in place. Films do not touch each other in eval mode.
+        # A copy, since some classifiers work in place. Images do not touch each other in eval mode.
         logit = logits_of(network, features.clone())[:, finding].sum()
         (gradient,) = torch.autograd.grad(logit, features)
     values = positions(network.backbone, features.detach())
@@ -39,20 +39,20 @@ def grad_cam(network: Network, films: Tensor, finding: int) -> Tensor:
     return functional.relu((weights * values).sum(dim=2)).unflatten(1, grid(network, features))
 
 
-def rollout(network: Network, films: Tensor) -> Tensor:
+def rollout(network: Network, images: Tensor) -> Tensor:
     """Which positions reach the output through the attention of all layers; the same for every finding.
 
     The output reads the class token (with a second one for distillation) or the mean of the patches; the rows of
     `roll_out` of what it reads are averaged.
 
     Returns:
-        Float32 [films, rows, columns] of the patches, in shares of the whole.
+        Float32 [images, rows, columns] of the patches, in shares of the whole.
 
     Raises:
         NoMapError: the network has no such attention.
     """
     with torch.no_grad(), recorded_attention(network.backbone) as attentions:
-        features = feature_map(network, films)
+        features = feature_map(network, images)
     if not _global(attentions, features):
         raise NoMapError(
             f"explain.method: rollout needs layers in which all tokens attend to each other; "
@@ -73,10 +73,10 @@ def roll_out(attentions: Sequence[Tensor]) -> Tensor:
     The half stands for the residual connection.
 
     Args:
-        attentions: per layer from the first, [films, heads, tokens, tokens]; rows sum to 1.
+        attentions: per layer from the first, [images, heads, tokens, tokens]; rows sum to 1.
 
     Returns:
-        [films, tokens, tokens]; row i is how much each input token reaches token i. Rows sum to 1.
+        [images, tokens, tokens]; row i is how much each input token reaches token i. Rows sum to 1.
     """
     one = torch.eye(attentions[0].shape[-1], device=attentions[0].device, dtype=attentions[0].dtype)
     reached = one.expand(len(attentions[0]), -1, -1)
@@ -86,14 +86,14 @@ def roll_out(attentions: Sequence[Tensor]) -> Tensor:
 
 
 def choose_method(
-    network: Network, wanted: Literal["auto", "grad_cam", "rollout"], film: Tensor
+    network: Network, wanted: Literal["auto", "grad_cam", "rollout"], image: Tensor
 ) -> tuple[Method | None, str | None]:
     """The method for a network: `wanted`, or for auto the one that it allows, rollout first.
 
     Args:
         network: in eval mode.
         wanted: the parameter explain.method.
-        film: any film, [1, 1, height, width].
+        image: any image, [1, 1, height, width].
 
     Returns:
         The method and None; for auto, where the network allows neither, None and why.
@@ -103,10 +103,10 @@ def choose_method(
     """
     try:
         with torch.no_grad(), recorded_attention(network.backbone) as attentions:
-            features = feature_map(network, film)
+            features = feature_map(network, image)
         grid(network, features)
         if wanted == "rollout" or (wanted == "auto" and _global(attentions, features)):
-            rollout(network, film)
+            rollout(network, image)
             return "rollout", None
         if features.ndim == 3 and reads_token(network):
             raise NoMapError(
@@ -130,7 +130,7 @@ def reads_token(network: Network) -> bool:
 
 
 def enlarge(maps: Tensor, size: int) -> Tensor:
-    """Maps [films, rows, columns] as [films, size, size]: bilinear, then by each one's maximum to 0..1.
+    """Maps [images, rows, columns] as [images, size, size]: bilinear, then by each one's maximum to 0..1.
 
     A map that is 0 everywhere stays so.
     """
@@ -142,7 +142,7 @@ def enlarge(maps: Tensor, size: int) -> Tensor:
 
 @contextmanager
 def recorded_attention(backbone: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect each layer's attention [films, heads, tokens, tokens] while the block runs the backbone.
+    """Collect each layer's attention [images, heads, tokens, tokens] while the block runs the backbone.
 
     timm's layers compute it explicitly when their `fused_attn` is off, and hand it to `attn_drop`.
     """

@@ -1,4 +1,4 @@
-"""The films worth a look, per finding: most confident hits, most confident false positives, worst misses."""
+"""The images worth a look, per finding: most confident hits, most confident false positives, worst misses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,44 +12,44 @@ KINDS = ("hits", "false_positives", "misses")
 
 @dataclass(frozen=True)
 class Chosen:
-    """A film chosen for a finding."""
+    """An image chosen for a finding."""
 
     image_id: str
     logit: float
     """Raw logit of the finding."""
     rank: int
-    """Its place among the films whose label is known, from 1 for the highest logit; ties by image id."""
+    """Its place among the images whose label is known, from 1 for the highest logit; ties by image id."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The films chosen for a finding, and among how many."""
+    """The images chosen for a finding, and among how many."""
 
     finding: str
     positives: int
     negatives: int
     unknown: int
     hits: tuple[Chosen, ...]
-    """Positive films from the highest logit down."""
+    """Positive images from the highest logit down."""
     false_positives: tuple[Chosen, ...]
-    """Negative films from the highest logit down."""
+    """Negative images from the highest logit down."""
     misses: tuple[Chosen, ...]
-    """Positive films from the lowest logit up; none of them is among the hits."""
+    """Positive images from the lowest logit up; none of them is among the hits."""
     note: str | None
     """Why a list is empty; None if none is."""
 
 
 def select(studies: pd.DataFrame, logits: pd.DataFrame, per_kind: int) -> list[Selection]:
-    """Choose up to `per_kind` films of each kind for every finding, from ranks alone: no threshold is involved.
+    """Choose up to `per_kind` images of each kind for every finding, from ranks alone: no threshold is involved.
 
-    Where a finding has fewer than twice that many positive films, the upper half of them (rounded up) can be hits and
-    the rest misses, so that no film is both. Films whose label is unknown are never chosen or ranked. A finding
-    without a positive film has no lists at all.
+    Where a finding has fewer than twice that many positive images, the upper half of them (rounded up) can be hits and
+    the rest misses, so that no image is both. Images whose label is unknown are never chosen or ranked. A finding
+    without a positive image has no lists at all.
 
     Args:
         studies: image_id, and 1, 0 or NaN per finding.
         logits: a column of raw logits per finding; the same rows in the same order (`ral.evaluation.rows.align`).
-        per_kind: most films of a kind.
+        per_kind: most images of a kind.
     """
     ids = studies["image_id"].to_numpy(dtype=str)
     return [
@@ -88,9 +88,9 @@ def _select(
 
 def _note(positives: int, negatives: int) -> str | None:
     if not positives:
-        return "No test film is known to have this finding: nothing is shown."
+        return "No test image is known to have this finding: nothing is shown."
     if not negatives:
-        return "No test film is known to be without this finding: there are no false positives."
+        return "No test image is known to be without this finding: there are no false positives."
     if positives == 1:
-        return "One test film has this finding: it is shown as a hit, whatever its rank."
+        return "One test image has this finding: it is shown as a hit, whatever its rank."
     return None

@@ -40,7 +40,7 @@ def build_loss(
     Args:
         name: a key of `LOSSES`.
         options: its options by name; those not given have the paper's defaults.
-        class_counts: training films per finding (`ClassCounts.of` class_counts.json), for the losses that use them.
+        class_counts: training images per finding (`ClassCounts.of` class_counts.json), for the losses that use them.
         reduction: "mean", "sum" or "none".
 
     Raises:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ral.config import losses as config
 from ral.losses.base import ClassCounts, Loss, Options, Reduction, effective_weights
-from ral.losses.fused import Formula, asymmetric_loss
+from ral.losses.formula import Formula
+from ral.losses.fused import asymmetric_loss
 
 
 class Asymmetric(Loss[Options]):
@@ -56,7 +57,7 @@ class BCE(Asymmetric[config.BCEOptions]):
         if self.options.pos_weight == "none":
             return None
         if counts is None:
-            raise ValueError("BCE with pos_weight balanced needs the training films per finding (counts).")
+            raise ValueError("BCE with pos_weight balanced needs the training images per finding (counts).")
         return torch.stack(
             [torch.ones_like(counts.positives), counts.negatives / counts.positives.clamp(min=1)]
         )

@@ -11,7 +11,7 @@ from ral.losses.base import ClassCounts, Loss, Options, Reduction, effective_wei
 
 
 class Counted(Loss[Options]):
-    """A loss that keeps the training films per finding."""
+    """A loss that keeps the training images per finding."""
 
     needs_counts = True
     positives: Tensor
@@ -34,7 +34,7 @@ class DB(Counted[DBOptions]):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         x, positive, known = known_labels(logits, targets)
         o = self.options
-        # How often the film's finding is drawn by class-aware sampling, against how often the film is drawn at all.
+        # How often the image's finding is drawn by class-aware sampling, against how often the image is drawn at all.
         rarity = (1 / self.positives).to(x.dtype)
         drawn = (positive * rarity).sum(-1, keepdim=True)
         weight = torch.sigmoid(o.map_beta * (rarity / drawn - o.map_gamma)) + o.map_alpha

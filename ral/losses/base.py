@@ -13,7 +13,7 @@ Options = TypeVar("Options", bound=Section)
 
 
 class ClassCounts(NamedTuple):
-    """Positive and negative training films of each finding, float tensors [findings], in the order of the outputs."""
+    """Positive and negative training images of each finding, float tensors [findings], in the order of the outputs."""
 
     positives: Tensor
     negatives: Tensor
@@ -26,7 +26,7 @@ class ClassCounts(NamedTuple):
 
     @property
     def prevalence(self) -> Tensor:
-        """Share of positives among the films whose label is known."""
+        """Share of positives among the images whose label is known."""
         return self.positives / (self.positives + self.negatives)
 
 
@@ -34,7 +34,7 @@ class Loss(nn.Module, Generic[Options]):
     """A loss over logits [batch, findings] and targets of the same shape (1, 0, NaN = unknown).
 
     Args:
-        counts: training films per finding, for the losses that use them.
+        counts: training images per finding, for the losses that use them.
         reduction: "mean" (over known labels, where the loss has one value per label), "sum", or "none".
         options: fields of `options_model` by name; their defaults are the paper's.
 
@@ -47,7 +47,7 @@ class Loss(nn.Module, Generic[Options]):
     by_label: ClassVar[bool] = True
     """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""
     separable: ClassVar[bool] = True
-    """Whether the loss is a sum of one term per film, so that it does not depend on how a batch is shared out."""
+    """Whether the loss is a sum of one term per image, so that it does not depend on how a batch is shared out."""
 
     def __init__(
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any
@@ -63,7 +63,9 @@ class Loss(nn.Module, Generic[Options]):
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"{name}: reduction is {reduction!r}. Allowed: mean, sum, none.")
         if self.needs_counts and counts is None:
-            raise ValueError(f"{name} needs the training films per finding (counts, from class_counts.json).")
+            raise ValueError(
+                f"{name} needs the training images per finding (counts, from class_counts.json)."
+            )
         self.reduction: Reduction = reduction
         self.epoch = 0
 

@@ -5,40 +5,17 @@ runs the same formulas. What is kept for the backward pass is one tensor of the 
 the backward pass multiplies it by a scalar, in place unless the graph is kept for another one.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ral.losses import terms
 from ral.losses.base import Reduction
+from ral.losses.formula import Formula
 
 # Logits per block on the CPU: small enough for a core's cache, large enough that starting an operation costs little.
 BLOCK = 1 << 18
-
-
-class Formula(NamedTuple):
-    """The options of `ral.losses.terms`."""
-
-    gamma_pos: float = 0.0
-    gamma_neg: float = 0.0
-    clip: float = 0.0
-    epsilon_pos: float = 0.0
-    epsilon_pos_pow: float = 0.0
-    epsilon_neg: float = 0.0
-    lamb: float = 1.5
-    hill: int = terms.NO_HILL
-    detach: bool = False
-
-    def positive(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gain (the loss with its sign turned) and slope of positives."""
-        return terms.positive(x, self.gamma_pos, self.epsilon_pos, self.epsilon_pos_pow, self.detach)
-
-    def negative(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gain (the loss with its sign turned) and slope of negatives."""
-        options = (self.gamma_neg, self.clip, self.epsilon_neg, self.lamb, self.hill, self.detach)
-        return terms.negative(x, *options)
 
 
 def asymmetric_loss(

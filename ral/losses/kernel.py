@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ral.losses import terms
-from ral.losses.fused import Formula
+from ral.losses.formula import Formula
 
 # Logits per program.
 BLOCK = 1024

@@ -3,7 +3,7 @@
 from ral.config.losses import RALOptions
 from ral.losses import terms
 from ral.losses.asymmetric import Asymmetric
-from ral.losses.fused import Formula
+from ral.losses.formula import Formula
 
 
 class RAL(Asymmetric[RALOptions]):

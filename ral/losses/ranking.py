@@ -12,10 +12,10 @@ NEVER = -1e30
 
 
 class TwoWay(Loss[TwoWayOptions]):
-    """Two-way loss (Kobayashi, CVPR 2023): the hardest positives against the hardest negatives, per finding and per film.
+    """Two-way loss (Kobayashi, CVPR 2023): the hardest positives against the hardest negatives, per finding and per image.
 
-    "mean" adds the mean over findings and the mean over films, of those that have a positive; "sum" adds the sums;
-    "none" gives the findings' values, then the films', 0 for those without a positive. Films of a batch act on each
+    "mean" adds the mean over findings and the mean over images, of those that have a positive; "sum" adds the sums;
+    "none" gives the findings' values, then the images', 0 for those without a positive. Images of a batch act on each
     other, so the loss does depend on how a batch is shared out.
     """
 
@@ -40,16 +40,16 @@ class TwoWay(Loss[TwoWayOptions]):
 
 
 class ZLPR(Loss[ZLPROptions]):
-    """ZLPR (Su et al., 2022): log(1 + Σ e^x over negatives) + log(1 + Σ e^−x over positives), one value per film.
+    """ZLPR (Su et al., 2022): log(1 + Σ e^x over negatives) + log(1 + Σ e^−x over positives), one value per image.
 
-    "mean" is over films with a known label; "none" gives a value per film.
+    "mean" is over images with a known label; "none" gives a value per image.
     """
 
     options_model = ZLPROptions
     by_label = False
 
     def units(self, targets: Tensor) -> int:
-        """What "mean" divides by: the films with a known label."""
+        """What "mean" divides by: the images with a known label."""
         return int((targets == targets).any(-1).sum())
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -60,5 +60,5 @@ class ZLPR(Loss[ZLPROptions]):
         loss = torch.logsumexp(pushes, -1) + torch.logsumexp(pulls, -1)
         if self.reduction == "none":
             return loss
-        films = known.any(-1).sum().clamp(min=1)
-        return loss.sum() if self.reduction == "sum" else loss.sum() / films
+        images = known.any(-1).sum().clamp(min=1)
+        return loss.sum() if self.reduction == "sum" else loss.sum() / images

@@ -19,10 +19,10 @@ _declared: list[torch.library.Library] = []
 
 
 class Network(nn.Module):
-    """From gray films [batch, 1, height, width], normalised by the data's own mean and deviation, to logits.
+    """From gray images [batch, 1, height, width], normalised by the data's own mean and deviation, to logits.
 
-    With 3 channels the film is repeated. The mean and deviation of the backbone's pretraining are not applied on top:
-    they gave its pictures mean 0 and deviation 1 per channel, which the data's own give the films.
+    With 3 channels the image is repeated. The mean and deviation of the backbone's pretraining are not applied on top:
+    they gave its pictures mean 0 and deviation 1 per channel, which the data's own give the images.
 
     Args:
         backbone: a timm model; with its own classifier if there is no other head.
@@ -41,11 +41,11 @@ class Network(nn.Module):
         self.backbone, self.head, self.channels = backbone, head, channels
         self.weights_sha256 = weights_sha256
 
-    def forward(self, films: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Raw logits [batch, findings]."""
         if self.channels > 1:
-            films = films.expand(-1, self.channels, -1, -1)
-        features = self.backbone(films)
+            images = images.expand(-1, self.channels, -1, -1)
+        features = self.backbone(images)
         return features if self.head is None else self.head(positions(self.backbone, features))
 
 
@@ -157,7 +157,7 @@ def _head(config: ModelConfig, backbone: nn.Module, findings: int) -> nn.Module 
 
 
 def _width(config: ModelConfig, backbone: Any) -> int:
-    """Channels of the backbone's map, seen on a blank film: attributes of that name mean other things in some."""
+    """Channels of the backbone's map, seen on a blank image: attributes of that name mean other things in some."""
     size = config.options.get("img_size", list(backbone.pretrained_cfg["input_size"][1:]))
     height, width = size if isinstance(size, list) else (size, size)
     backbone.eval()

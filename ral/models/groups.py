@@ -44,7 +44,7 @@ def parameter_groups(
 
 
 def _depths(model: Network) -> dict[str, int]:
-    """Depth of each parameter by name: 0 is the layer at the film, the largest the head's."""
+    """Depth of each parameter by name: 0 is the layer at the image, the largest the head's."""
     timm = import_timm()
     backbone = model.backbone
     within = timm.models.group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)

@@ -30,8 +30,8 @@ def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Networ
 
     Returns:
         The network on the CPU, float32, in eval mode without gradients of its weights; and the content of model.json,
-        where `findings` names the outputs in order, `size` is the films' side, and `pixel_mean` and `pixel_deviation`
-        normalise them (`ral.training.scoring.normalised`).
+        where `findings` names the outputs in order, `size` is the images' side, and `pixel_mean` and `pixel_deviation`
+        normalise them (`ral.inference.score.normalised`).
 
     Raises:
         UserError: a file is missing or damaged, or the weights are of another network or not finite.

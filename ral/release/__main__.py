@@ -48,14 +48,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--to", metavar="VERSION", help="which (the champion before this one)")
     person(one)
     command("ledger", "Print the ledger, and check that no line was changed")
-    one = command("open-sealed", "Score a release on the sealed test films; every opening is written down")
+    one = command("open-sealed", "Score a release on the sealed test images; every opening is written down")
     one.add_argument("version")
     one.add_argument("--prepared", type=Path, required=True, help="what the step preprocess wrote")
     one.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="parameters of evaluate (params.yaml)"
     )
     person(one)
-    one = command("predict", "Write a release's raw logits of prepared films; they are no probabilities")
+    one = command("predict", "Write a release's raw logits of prepared images; they are no probabilities")
     one.add_argument("prepared", type=Path, help="what the step preprocess wrote")
     one.add_argument("--out", type=Path, required=True, help="Parquet table to write")
     one.add_argument("--version", help="which release (the champion)")

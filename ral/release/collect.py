@@ -10,11 +10,11 @@ from ral.config.evaluate import EvaluateConfig
 from ral.config.gate import GateConfig
 from ral.config.params import Params
 from ral.data.dataset import Dataset, open_dataset
+from ral.data.splits.holdout import gate_set, sealed
 from ral.errors import UserError
 from ral.evaluation.rows import read_studies
-from ral.evaluation.sealed import gate_set, sealed
 from ral.files import read_json
-from ral.release import packet
+from ral.release import bundle
 from ral.release.gate import Evidence
 from ral.release.ledger import Ledger
 from ral.release.registry import Registry
@@ -39,14 +39,14 @@ def evidence(workspace: Path, registry: Registry, run_id: str) -> tuple[Evidence
     tables = [_table(workspace / LOGITS / f"{split}.parquet") for split in ("val", "test")]
     dataset = _dataset(workspace / PREPARED)
     turn = turn_of(registry.ledger, run_id)
-    films = _test_films(dataset, params.evaluate)
-    in_set = gate_set(dataset.studies["patient_id"], params.gate.sets, turn)[films]
-    preparation = packet.preparation(workspace / "params.yaml")
+    images = _test_images(dataset, params.evaluate)
+    in_set = gate_set(dataset.studies["patient_id"], params.gate.sets, turn)[images]
+    preparation = bundle.preparation(workspace / "params.yaml")
     champion = registry.champion()
     # Without a margin nothing is measured against an anchor, and it need not be scored.
     anchor = registry.anchor(params.gate.anchor) if champion and params.gate.margin is not None else None
     rivals = [
-        None if release is None else rival(release, dataset, films[in_set], preparation)
+        None if release is None else rival(release, dataset, images[in_set], preparation)
         for release in (champion, anchor)
     ]
     found = Evidence(
@@ -55,7 +55,7 @@ def evidence(workspace: Path, registry: Registry, run_id: str) -> tuple[Evidence
         test=tables[1],
         champion=rivals[0],
         anchor=rivals[1],
-        data=read_json(packet.there(workspace / "data/validated/verdict.json")),
+        data=read_json(bundle.there(workspace / "data/validated/verdict.json")),
         preparation=preparation,
         turn=turn,
     )
@@ -69,7 +69,7 @@ def turn_of(ledger: Ledger, run_id: str) -> int:
 
 
 def champion_logits(workspace: Path, registry: Registry) -> tuple[pd.DataFrame | None, str]:
-    """The champion's logits on the unsealed test films of patients it has not seen, of the findings of today.
+    """The champion's logits on the unsealed test images of patients it has not seen, of the findings of today.
 
     Returns:
         The logits, or None if there is no champion that today's model can be compared with; and a line for people.
@@ -82,33 +82,33 @@ def champion_logits(workspace: Path, registry: Registry) -> tuple[pd.DataFrame |
         return None, "There is no champion yet: nothing to compare with."
     params = load(workspace / "params.yaml", Params)
     dataset = _dataset(workspace / PREPARED)
-    preparation = packet.preparation(workspace / "params.yaml")
-    found = rival(champion, dataset, _test_films(dataset, params.evaluate), preparation)
+    preparation = bundle.preparation(workspace / "params.yaml")
+    found = rival(champion, dataset, _test_images(dataset, params.evaluate), preparation)
     if found.preparation != preparation:
-        return None, f"{champion.version} was trained on films prepared otherwise: not comparable."
+        return None, f"{champion.version} was trained on images prepared otherwise: not comparable."
     common = [name for name in dataset.findings if name in found.logits.columns]
     if not common or found.logits.empty:
-        what = "test films that it has not seen" if common else "findings"
+        what = "test images that it has not seen" if common else "findings"
         return None, f"{champion.version} and today's data have no {what} in common: not comparable."
     return (
         found.logits[["image_id", *common]],
-        f"{champion.version} scored on {len(found.logits):,} test films and {len(common)} findings.",
+        f"{champion.version} scored on {len(found.logits):,} test images and {len(common)} findings.",
     )
 
 
-def _test_films(dataset: Dataset, config: EvaluateConfig) -> np.ndarray:
-    """Row numbers of the test films that are not sealed."""
+def _test_images(dataset: Dataset, config: EvaluateConfig) -> np.ndarray:
+    """Row numbers of the test images that are not sealed."""
     rows = dataset.rows("test")
     return rows[~sealed(dataset.studies, config.sealed)[rows]]
 
 
 def _dataset(folder: Path) -> Dataset:
-    packet.there(folder / "dataset.json")
+    bundle.there(folder / "dataset.json")
     return open_dataset(folder)
 
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(packet.there(path))
+        return pd.read_parquet(bundle.there(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a Parquet table ({error}). Train again (dvc repro train).") from None

@@ -10,10 +10,10 @@ from ral.config.base import load
 from ral.config.gate import GateParams
 from ral.errors import UserError
 from ral.files import new_file, private_folder, read_json, write_json
-from ral.release import packet
+from ral.release import bundle
 from ral.release.ledger import Ledger
 from ral.release.registry import ARCHIVED, Registry, Release
-from ral.reporting.wording import PHANTOM_SHORT, RESEARCH, estimate
+from ral.wording import PHANTOM_SHORT, RESEARCH, estimate
 
 GATE = "gate"
 
@@ -33,7 +33,7 @@ def do_list(options: Namespace) -> None:
 def do_show(options: Namespace) -> None:
     """Print what a release's packet says, after it was held against its hashes."""
     release = Registry(options.state).release(options.version)
-    content = packet.check(release.packet)
+    content = bundle.check(release.packet)
     macro = read_json(release.packet / "metrics.json")["macro"]
     print(_notice(content))
     print(f"{release.version}  {release.stage}  commit {release.commit}")
@@ -69,20 +69,20 @@ def do_ledger(options: Namespace) -> None:
 
 
 def do_predict(options: Namespace) -> None:
-    """Write raw logits of prepared films."""
+    """Write raw logits of prepared images."""
     import numpy as np
 
     from ral.data.dataset import open_dataset
     from ral.release.rescore import score
 
     release = _wanted(Registry(options.state), options.version)
-    packet.there(options.prepared / "dataset.json")
+    bundle.there(options.prepared / "dataset.json")
     dataset = open_dataset(options.prepared)
     table = score(release, dataset, np.arange(len(dataset.studies)))
     with new_file(options.out) as draft:
         table.to_parquet(draft, index=False)
-    print(_notice(packet.check(release.packet), dataset.facts["phantom"]))
-    print(f"{len(table):,} films scored by {release.version}: {options.out} (raw logits, not probabilities)")
+    print(_notice(bundle.check(release.packet), dataset.facts["phantom"]))
+    print(f"{len(table):,} images scored by {release.version}: {options.out} (raw logits, not probabilities)")
 
 
 def do_rescore(options: Namespace) -> None:
@@ -122,7 +122,7 @@ def do_register(options: Namespace) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        packet.build(options.workspace, verdict, options.commit, draft)
+        bundle.build(options.workspace, verdict, options.commit, draft)
         version = registry.register(options.commit, draft)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -149,12 +149,12 @@ def do_prune(options: Namespace) -> None:
 
 
 def do_open_sealed(options: Namespace) -> None:
-    """Score a release on the sealed test films, after writing down who wanted it and why."""
+    """Score a release on the sealed test images, after writing down who wanted it and why."""
     from ral.release.opening import score_sealed
 
     registry = Registry(options.state)
     release = registry.release(options.version)
-    packet.check(release.packet)
+    bundle.check(release.packet)
     before = sum(entry["what"] == "open-sealed" for entry in registry.ledger.entries())
     metrics = score_sealed(
         release,
@@ -185,7 +185,7 @@ def _wanted(registry: Registry, version: str | None) -> Release:
 
 def _verdict(path: Path, run_id: str) -> dict[str, Any]:
     try:
-        verdict = dict(read_json(packet.there(path)))
+        verdict = dict(read_json(bundle.there(path)))
         if verdict["run_id"] == run_id and verdict["decision"] in ("PROMOTE", "HOLD", "REJECT"):
             return verdict
     except (ValueError, KeyError, TypeError):

@@ -14,10 +14,10 @@ from threadpoolctl import threadpool_limits
 
 from ral.config.evaluate import EvaluateConfig
 from ral.config.gate import GateConfig
+from ral.data.splits.holdout import gate_set, sealed_patients, unsealed
 from ral.evaluation.score import Estimate, data_of, evaluate
-from ral.evaluation.sealed import gate_set, sealed_patients, unsealed
 from ral.release.paired import NO_FINDING, Difference, Rival, differences, pair
-from ral.reporting.wording import PHANTOM_SHORT, RESEARCH, signed, signed_interval
+from ral.wording import PHANTOM_SHORT, RESEARCH, signed, signed_interval
 
 Result = Literal["passes", "holds", "rejects", "listed"]
 
@@ -32,9 +32,9 @@ class Evidence:
     studies: pd.DataFrame
     """As `rows.read_studies` gives it: every split."""
     val: pd.DataFrame
-    """The challenger's raw logits of all validation films: image_id and a column per finding."""
+    """The challenger's raw logits of all validation images: image_id and a column per finding."""
     test: pd.DataFrame
-    """The same of all test films."""
+    """The same of all test images."""
     champion: Rival | None
     """None if this is the first model."""
     anchor: Rival | None
@@ -42,7 +42,7 @@ class Evidence:
     data: dict[str, Any]
     """The verdict of the step validate."""
     preparation: dict[str, Any]
-    """How tonight's films became pixels (`packet.preparation`)."""
+    """How tonight's images became pixels (`bundle.preparation`)."""
     turn: int
     """Decisions that were taken before: it is the turn of the next gate set."""
 
@@ -59,7 +59,7 @@ def judge(evidence: Evidence, config: EvaluateConfig, gate: GateConfig) -> dict[
         gate: the floors.
 
     Returns:
-        What JSON can hold: decision, sentence, notice, champion, anchor, set (the films that were scored), findings,
+        What JSON can hold: decision, sentence, notice, champion, anchor, set (the images that were scored), findings,
         rules (each with rule, result, estimate, low, high, floor, sentence) and the parameters.
 
     Raises:
@@ -76,7 +76,7 @@ def judge(evidence: Evidence, config: EvaluateConfig, gate: GateConfig) -> dict[
     findings: dict[str, list[str]] = {}
     left_out = 0
     if inside["patient_id"].nunique() < 2:
-        rules.append(_rule("gate set", "holds", f"The gate set has {len(inside)} films: too few to judge by. Wait for more data, or lower gate.sets or evaluate.sealed."))  # fmt: skip
+        rules.append(_rule("gate set", "holds", f"The gate set has {len(inside)} images: too few to judge by. Wait for more data, or lower gate.sets or evaluate.sealed."))  # fmt: skip
     else:
         with threadpool_limits(1):
             own = evaluate(studies, evidence.val, test, config)
@@ -105,7 +105,7 @@ def judge(evidence: Evidence, config: EvaluateConfig, gate: GateConfig) -> dict[
             "turn": evidence.turn,
             "number": evidence.turn % gate.sets + 1,
             "sets": gate.sets,
-            "films": len(inside),
+            "images": len(inside),
             "patients": int(inside["patient_id"].nunique()),
             "left_out_patients": left_out,
             "sealed_patients": sealed_patients(evidence.studies, config.sealed),
@@ -182,7 +182,7 @@ def _calibration(error: Estimate, gate: GateConfig) -> dict[str, Any]:
 def _first(auroc: Estimate, gate: GateConfig) -> dict[str, Any]:
     floor = gate.first_auroc
     if auroc.value is None or auroc.low is None or auroc.high is None:
-        return _rule("first model", "holds", "The macro AUROC is not estimable: too few test films with findings.", floor=floor)  # fmt: skip
+        return _rule("first model", "holds", "The macro AUROC is not estimable: too few test images with findings.", floor=floor)  # fmt: skip
     result: Result = "passes" if auroc.low >= floor else "rejects" if auroc.high < floor else "holds"
     verb = {"passes": "reaches", "holds": "is not shown to reach", "rejects": "is below"}[result]
     sentence = f"Macro AUROC {auroc.value:.3f} ({auroc.low:.3f} to {auroc.high:.3f}) {verb} {floor:g}, which a first model needs."
@@ -264,7 +264,7 @@ def _non_inferiority(
 
 
 def _unscored(found: Difference) -> dict[str, Any]:
-    return _rule("findings", "listed", f"Not in any mean, for too few films: {found.note}.")
+    return _rule("findings", "listed", f"Not in any mean, for too few images: {found.note}.")
 
 
 def _signed(found: Difference) -> str:

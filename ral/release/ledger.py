@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ral.errors import UserError
-from ral.release.disk import flush, locked
+from ral.release.durable import flush, locked
 
 NAME = "ledger.jsonl"
 

@@ -1,4 +1,4 @@
-"""The sealed test films: scored once by a release, by hand, when a person wants to know."""
+"""The sealed test images: scored once by a release, by hand, when a person wants to know."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,32 +9,32 @@ import numpy as np
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
 from ral.data.dataset import open_dataset
+from ral.data.splits.holdout import sealed
 from ral.errors import UserError
 from ral.evaluation.rows import ATTRIBUTES, KEYS, read_studies
 from ral.evaluation.score import evaluate
-from ral.evaluation.sealed import sealed
 from ral.evaluation.tables import to_metrics
-from ral.release.packet import check, there
+from ral.release.bundle import check, there
 from ral.release.registry import Release
 from ral.release.rescore import score, seen
 
 
 def score_sealed(release: Release, prepared: Path, params: Path, opened: Callable[[], Any]) -> dict[str, Any]:
-    """Metrics of a release on the sealed test films, calibrated on its validation films.
+    """Metrics of a release on the sealed test images, calibrated on its validation images.
 
-    Films of patients whom the release was trained or validated with are left out of the test.
+    Images of patients whom the release was trained or validated with are left out of the test.
 
     Args:
         release: with a packet.
         prepared: what the step preprocess wrote.
         params: params.yaml, for the section evaluate.
-        opened: called when all is ready, before a sealed film is scored.
+        opened: called when all is ready, before a sealed image is scored.
 
     Returns:
         As metrics.json.
 
     Raises:
-        UserError: nothing is sealed, or release and films do not go together.
+        UserError: nothing is sealed, or release and images do not go together.
     """
     config = load(params, EvaluateParams).evaluate
     there(prepared / "dataset.json")
@@ -44,12 +44,12 @@ def score_sealed(release: Release, prepared: Path, params: Path, opened: Callabl
     test = sealed(studies, config.sealed) & ~known
     if not test.any():
         raise UserError(
-            f"No test film in {prepared} is sealed: evaluate.sealed is {config.sealed:g} in {params}, or {release.version} "
+            f"No test image in {prepared} is sealed: evaluate.sealed is {config.sealed:g} in {params}, or {release.version} "
             "was trained or validated with all sealed patients."
         )
     common = [name for name in dataset.findings if name in check(release.packet)["findings"]]
     if not common:
-        raise UserError(f"{release.version} and the films in {prepared} have no finding in common.")
+        raise UserError(f"{release.version} and the images in {prepared} have no finding in common.")
     opened()
     logits = {
         name: score(release, dataset, np.flatnonzero(rows))

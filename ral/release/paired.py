@@ -1,4 +1,4 @@
-"""Two models on the same films: which films and findings both may be scored on, and the differences in AP."""
+"""Two models on the same images: which images and findings both may be scored on, and the differences in AP."""
 
 import math
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ NO_FINDING = "no finding"
 
 @dataclass(frozen=True)
 class Rival:
-    """An earlier model on tonight's films."""
+    """An earlier model on tonight's images."""
 
     version: str
     logits: pd.DataFrame
-    """Raw logits: image_id and a column per finding of its own. Films that are no test films tonight are not looked at."""
+    """Raw logits: image_id and a column per finding of its own. Images that are no test images tonight are not looked at."""
     seen: frozenset[str]
     """Patients it was trained or validated with."""
     preparation: dict[str, Any]
-    """How the films it was trained on became pixels."""
+    """How the images it was trained on became pixels."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Pair:
     """What a challenger and a rival are scored on."""
 
     studies: pd.DataFrame
-    """Training and validation films, and the test films that count, with the common findings."""
+    """Training and validation images, and the test images that count, with the common findings."""
     models: Mapping[str, pd.DataFrame]
     """The rival's logits, then the challenger's."""
     findings: dict[str, list[str]]
     """scored, only_challenger, only_champion."""
     left_out: int
-    """Patients whose films are left out, since the rival was trained or validated with them."""
+    """Patients whose images are left out, since the rival was trained or validated with them."""
     comparable: bool
     sentence: str
     """What is compared, or why not and what to do."""
@@ -62,13 +62,13 @@ class Difference:
 
 
 def pair(studies: pd.DataFrame, test: pd.DataFrame, rival: Rival, preparation: dict[str, Any]) -> Pair:
-    """Choose films and findings that both models may be scored on.
+    """Choose images and findings that both models may be scored on.
 
     Args:
-        studies: as `rows.read_studies` gives it, with the test films that may be used.
-        test: the challenger's logits of these test films.
+        studies: as `rows.read_studies` gives it, with the test images that may be used.
+        test: the challenger's logits of these test images.
         rival: the earlier model.
-        preparation: how tonight's films became pixels.
+        preparation: how tonight's images became pixels.
     """
     own, other = findings_of(studies), [str(name) for name in rival.logits.columns if name != "image_id"]
     common = [name for name in own if name in other]
@@ -93,7 +93,7 @@ def pair(studies: pd.DataFrame, test: pd.DataFrame, rival: Rival, preparation: d
     if unlike:
         name = unlike[0]
         reason = (
-            f"{rival.version} was trained on films prepared otherwise (preprocess.{name} {rival.preparation.get(name)}, "
+            f"{rival.version} was trained on images prepared otherwise (preprocess.{name} {rival.preparation.get(name)}, "
             f"tonight {preparation[name]}), so it cannot be scored on tonight's. Train with the preparation of "
             f"{rival.version}, or compare both by hand and promote."
         )
@@ -109,7 +109,7 @@ def pair(studies: pd.DataFrame, test: pd.DataFrame, rival: Rival, preparation: d
     else:
         reason = ""
     sentence = (
-        f"Both models are scored on {len(ids):,} films of {patients:,} patients and {len(common)} findings."
+        f"Both models are scored on {len(ids):,} images of {patients:,} patients and {len(common)} findings."
     )
     if left_out:
         sentence += f" {left_out} patients are left out, whom {rival.version} was trained or validated with."
@@ -123,9 +123,9 @@ def differences(paired: Pair, config: EvaluateConfig, subgroups: bool = False) -
     """Differences in AP from the paired bootstrap of `ral.evaluation.compare`.
 
     Args:
-        paired: films and findings.
+        paired: images and findings.
         config: tiers, least positives, the bootstrap, audit groups.
-        subgroups: whether macro AP is compared within groups of films, too: of each attribute of `audit.by`, not of
+        subgroups: whether macro AP is compared within groups of images, too: of each attribute of `audit.by`, not of
             pairs of them. Their intervals hold all at once (Bonferroni), since every group is looked at.
 
     Returns:
@@ -157,13 +157,15 @@ def differences(paired: Pair, config: EvaluateConfig, subgroups: bool = False) -
     return found
 
 
-def _within(paired: Pair, films: pd.DataFrame, config: EvaluateConfig) -> Difference:
-    """The difference in macro AP on some of the test films."""
-    if films["patient_id"].nunique() < 2:
+def _within(paired: Pair, images: pd.DataFrame, config: EvaluateConfig) -> Difference:
+    """The difference in macro AP on some of the test images."""
+    if images["patient_id"].nunique() < 2:
         return Difference(note="not estimable: fewer than 2 patients")
     outside = paired.studies[paired.studies["split"] != "test"]
-    models = {name: table[table["image_id"].isin(films["image_id"])] for name, table in paired.models.items()}
-    table = compare(pd.concat([outside, films]), models, "test", config)
+    models = {
+        name: table[table["image_id"].isin(images["image_id"])] for name, table in paired.models.items()
+    }
+    table = compare(pd.concat([outside, images]), models, "test", config)
     return _of(table[table["metric"] == "ap"], "macro")
 
 

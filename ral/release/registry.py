@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ral.errors import UserError
 from ral.files import private_folder
-from ral.release import packet
-from ral.release.disk import clear_git_locks, flush, flush_tree, locked, point
+from ral.release import bundle
+from ral.release.durable import clear_git_locks, flush, flush_tree, locked, point
 from ral.release.ledger import Ledger
 
 ARTIFACT = "ral"
@@ -125,7 +125,7 @@ class Registry:
 
         Args:
             commit: 40 hexadecimal digits, of a commit that was pushed into the registry's repository.
-            packet_folder: a packet (`packet.build`) on the same file system; it is moved.
+            packet_folder: a packet (`bundle.build`) on the same file system; it is moved.
 
         Returns:
             The version.
@@ -143,7 +143,7 @@ class Registry:
                     f"{self.repository} has no commit {commit}. Push it there first: git push {self.repository} "
                     "COMMIT:refs/heads/nightly"
                 )
-            content = packet.check(packet_folder)
+            content = bundle.check(packet_folder)
             if content["commit"] != commit:
                 raise UserError(f"{packet_folder} is of commit {content['commit']}, not of {commit}.")
             last = max((_key(version)[1] for version in registered), default=0)
@@ -237,7 +237,7 @@ class Registry:
 
     def _with_packet(self, version: str) -> Release:
         release = self.release(version)
-        packet.check(release.packet)
+        bundle.check(release.packet)
         return release
 
     def _mend(self) -> None:

@@ -1,4 +1,4 @@
-"""Raw logits of a released model on films of today, by the code that scores them in training; CPU, float32."""
+"""Raw logits of a released model on images of today, by the code that scores them in training; CPU, float32."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ import torch
 from ral.data.baseline import SPLIT, read_split
 from ral.data.dataset import Dataset
 from ral.errors import UserError
+from ral.inference.score import score_images
 from ral.models.load import load_model
-from ral.release import packet
+from ral.release import bundle
 from ral.release.paired import Rival
 from ral.release.registry import Release
-from ral.training.scoring import score_films
 
 
 def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
@@ -23,26 +23,26 @@ def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
 
     Args:
         release: with a packet.
-        dataset: prepared films.
+        dataset: prepared images.
         rows: of the dataset.
 
     Returns:
         image_id and a float32 column per finding of the release.
 
     Raises:
-        UserError: the packet is gone or damaged, or the films are of another size than the model was trained on.
+        UserError: the packet is gone or damaged, or the images are of another size than the model was trained on.
     """
-    content = packet.check(release.packet)
+    content = bundle.check(release.packet)
     network, facts = load_model(release.packet / "model")
     if facts["size"] != dataset.facts["size"]:
         raise UserError(
-            f"{release.version} was trained on films of {facts['size']} pixels, but {dataset.folder} has "
-            f"{dataset.facts['size']}. Prepare the films with preprocess.size={facts['size']}."
+            f"{release.version} was trained on images of {facts['size']} pixels, but {dataset.folder} has "
+            f"{dataset.facts['size']}. Prepare the images with preprocess.size={facts['size']}."
         )
     before = torch.get_num_threads()
     torch.set_num_threads(content["params"]["train"].get("threads", 1))
     try:
-        logits = score_films(network, dataset, facts, rows, torch.device("cpu"))
+        logits = score_images(network, dataset, facts, rows, torch.device("cpu"))
     finally:
         torch.set_num_threads(before)
     table = pd.DataFrame(logits, columns=facts["findings"])
@@ -56,7 +56,7 @@ def seen(release: Release) -> frozenset[str]:
     Raises:
         UserError: the packet is gone or damaged.
     """
-    packet.check(release.packet)
+    bundle.check(release.packet)
     split = read_split(release.packet)
     if split is None:
         raise UserError(f"{release.packet} has no {SPLIT}. Use another release (python -m ral.release list).")
@@ -64,18 +64,18 @@ def seen(release: Release) -> frozenset[str]:
 
 
 def rival(release: Release, dataset: Dataset, rows: np.ndarray, preparation: dict[str, Any]) -> Rival:
-    """A release as the gate looks at it: its logits of those of the films whose patients it has not seen.
+    """A release as the gate looks at it: its logits of those of the images whose patients it has not seen.
 
     Args:
         release: with a packet.
-        dataset: tonight's prepared films.
-        rows: test films that may be used.
-        preparation: how tonight's films became pixels; films prepared otherwise are not scored.
+        dataset: tonight's prepared images.
+        rows: test images that may be used.
+        preparation: how tonight's images became pixels; images prepared otherwise are not scored.
 
     Raises:
         UserError: the packet is gone or damaged.
     """
-    content = packet.check(release.packet)
+    content = bundle.check(release.packet)
     known = seen(release)
     if content["preparation"] == preparation:
         logits = score(release, dataset, rows[~dataset.studies["patient_id"].isin(known).to_numpy()[rows]])

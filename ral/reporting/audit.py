@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ral.reporting.tables import Cell, Table, records, text
-from ral.reporting.wording import (
+from ral.wording import (
     NOT_ESTIMABLE,
     counted,
     known,
@@ -65,8 +65,8 @@ def audit(table: pd.DataFrame) -> Audit:
 def said(found: Audit, confidence: float) -> str:
     """How many gaps were looked at and what came of it, as a sentence."""
     if not found.tested:
-        return "No gap could be tested: no group and its other films have enough patients with a finding."
-    gaps = f"{counted(found.tested, 'gap', 'gaps')} between a group and all other films"
+        return "No gap could be tested: no group and its other images have enough patients with a finding."
+    gaps = f"{counted(found.tested, 'gap', 'gaps')} between a group and all other images"
     flags = len(found.flagged.rows) if found.flagged else 0
     result = f"{counted(flags, 'is', 'are')} flagged" if flags else "none is flagged"
     return (
@@ -79,8 +79,8 @@ def _flagged(rows: list[dict[str, Any]]) -> Table:
     return Table(
         "Flagged gaps",
         (
-            "Group", "Attribute", "Finding", "Figure", "Group's value", "All other films", "Difference",
-            "Corrected p", "Patients", "Positive films",
+            "Group", "Attribute", "Finding", "Figure", "Group's value", "All other images", "Difference",
+            "Corrected p", "Patients", "Positive images",
         ),
         "llllrrrrrr",
         [
@@ -114,7 +114,7 @@ def _groups(attribute: str, rows: list[dict[str, Any]]) -> Table:
         content.append(
             [
                 group,
-                _count(part[0]["films"]),
+                _count(part[0]["images"]),
                 _count(part[0]["patients"]),
                 f"{len(compared)}",
                 *(_figure(own.get(figure)) for figure in FIGURES),
@@ -122,7 +122,7 @@ def _groups(attribute: str, rows: list[dict[str, Any]]) -> Table:
         )
     return Table(
         f"Groups by {attribute}: means over the findings that can be compared",
-        ("Group", "Films", "Patients", "Findings compared", *FIGURES.values()),
+        ("Group", "Images", "Patients", "Findings compared", *FIGURES.values()),
         "l" + "r" * (3 + len(FIGURES)),
         content,
     )
@@ -150,7 +150,7 @@ def _findings(attribute: str, rows: list[dict[str, Any]]) -> Table:
             )
     return Table(
         f"Every finding by {attribute}",
-        ("Group", "Finding", "Positive films", *FIGURES.values()),
+        ("Group", "Finding", "Positive images", *FIGURES.values()),
         "llr" + "r" * len(FIGURES),
         content,
     )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ral.config.evaluate import ThresholdConfig
 from ral.reporting.plots import INK, TIER_COLOURS, Row, plain, svg
 from ral.reporting.tables import Table, records, text
-from ral.reporting.wording import known, number, with_interval
+from ral.wording import known, number, with_interval
 
 # As reliability.csv calls the scores, and as the report does.
 SCORES = {"uncalibrated": "before", "calibrated": "after"}
@@ -21,7 +21,7 @@ SHARES = ("sensitivity", "specificity", "ppv", "npv", "f1")
 def maps(rows: Sequence[Row]) -> Table:
     """The map of every finding and its errors before and after."""
     return Table(
-        "Calibration of every finding on the test films",
+        "Calibration of every finding on the test images",
         (
             "Finding", "Map", "Brier score before", "Brier score after", "Log loss before", "Log loss after",
             "ECE before", "ECE after", "Debiased ECE before", "Debiased ECE after",
@@ -43,7 +43,7 @@ def maps(rows: Sequence[Row]) -> Table:
 
 
 def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
-    """Share of positive films over the mean score of each bin, before and after calibration, of one finding.
+    """Share of positive images over the mean score of each bin, before and after calibration, of one finding.
 
     Args:
         name: prefix of the ids, distinct within a page.
@@ -77,7 +77,7 @@ def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
         figure.axes[0].set_ylabel("share positive")
 
     alt = (
-        f"{plain(row['finding'])}: share of positive test films over the mean score of bins, before calibration "
+        f"{plain(row['finding'])}: share of positive test images over the mean score of bins, before calibration "
         f"(ECE {number(row.get('ece_uncalibrated'))}) and after (ECE {number(row.get('ece'))}). Dashed: perfect "
         "calibration. The numbers are in the table of bins below the plots."
     )
@@ -95,7 +95,7 @@ def bins(reliability: pd.DataFrame, rows: Sequence[Row]) -> Table:
                     [
                         row["finding"],
                         title,
-                        f"{int(point['films']):,}",
+                        f"{int(point['images']):,}",
                         f"{int(point['positives']):,}",
                         number(point["mean_score"]),
                         with_interval(point["observed"], point["low"], point["high"]),
@@ -103,14 +103,14 @@ def bins(reliability: pd.DataFrame, rows: Sequence[Row]) -> Table:
                 )
     return Table(
         "Bins of the reliability curves",
-        ("Finding", "Calibration", "Films", "Positive", "Mean score", "Share positive"),
+        ("Finding", "Calibration", "Images", "Positive", "Mean score", "Share positive"),
         "llrrrr",
         content,
     )
 
 
 def rules(config: ThresholdConfig) -> dict[str, str]:
-    """What each rule looks for on the validation films, in words."""
+    """What each rule looks for on the validation images, in words."""
     return {
         "max_f1": "the highest F1",
         "sensitivity": f"the highest threshold with a sensitivity of at least {100 * config.sensitivity:g} %",
@@ -143,7 +143,7 @@ def operating(table: pd.DataFrame, rows: Sequence[Row], rule: str, caption: str)
 
 def _threshold(value: float) -> str:
     """A threshold of calibrated scores; none of them reaches 1."""
-    return "1 (calls no film)" if value >= 1 else f"{value:.4f}"
+    return "1 (calls no image)" if value >= 1 else f"{value:.4f}"
 
 
 def _error(row: Row, error: str) -> str:

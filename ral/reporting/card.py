@@ -14,7 +14,7 @@ from ral.reporting import audit, calibration, data_tables, tables
 from ral.reporting.plots import Row
 from ral.reporting.report import Inputs
 from ral.reporting.tables import Table
-from ral.reporting.wording import PHANTOM, RESEARCH, counted, escape, interval, known, sealed
+from ral.wording import PHANTOM, RESEARCH, counted, escape, interval, known, sealed
 
 # What is neither Markdown nor HTML: viewers that do not know front matter show it as a part of the card.
 _PLAIN = re.compile(r"(?:[^\W_]|[ .,:;%()+–-])*")
@@ -62,8 +62,8 @@ def _front(inputs: Inputs) -> str:
         "tags": [*tags, *(["phantom"] if inputs.phantom else [])],
     }
     if results:
-        task = {"type": "image-classification", "name": "Findings of chest X-ray films"}
-        name = "Phantom films, drawn by a program" if inputs.phantom else f"Films of the source {source}"
+        task = {"type": "image-classification", "name": "Findings of chest X-ray images"}
+        name = "Phantom images, drawn by a program" if inputs.phantom else f"Images of the source {source}"
         dataset = {"type": "phantom" if inputs.phantom else source, "name": name, "split": "test"}
         content["model-index"] = [
             {
@@ -102,25 +102,25 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
     absent = ", ".join(escape(name) for name in audited.missing)
     return {
         "Model overview": [
-            "Scores frontal chest X-ray films for "
-            f"{counted(len(inputs.model['findings']), 'finding', 'findings')}, several of which a film may have. "
+            "Scores frontal chest X-ray images for "
+            f"{counted(len(inputs.model['findings']), 'finding', 'findings')}, several of which an image may have. "
             "The outputs are raw logits; their sigmoid is no probability. Calibrated scores need the maps of "
             "calibration.json.",
             _table(tables.model(inputs.model, len(inputs.history))),
         ],
         "Intended use": [
-            "Research on long-tailed, multi-label classification of chest X-ray films: to compare losses, "
+            "Research on long-tailed, multi-label classification of chest X-ray images: to compare losses, "
             "networks and trainings, and to study their errors.",
         ],
         "Out of scope": [
             "- Diagnosis, triage, treatment or any other clinical decision.\n"
-            "- Films of another kind: lateral views, other parts of the body, other modalities.\n"
-            "- Films of another source, population or device than those below, without an evaluation on them.\n"
-            "- Findings that are not in the list, and any claim that a film is normal.",
+            "- Images of another kind: lateral views, other parts of the body, other modalities.\n"
+            "- Images of another source, population or device than those below, without an evaluation on them.\n"
+            "- Findings that are not in the list, and any claim that an image is normal.",
         ],
         "Data": [
-            f"{dataset['films']:,} films of {dataset['patients']:,} patients; source: "
-            f"{'phantom films, drawn by a program' if inputs.phantom else escape(params.data.source)}; views: "
+            f"{dataset['images']:,} images of {dataset['patients']:,} patients; source: "
+            f"{'phantom images, drawn by a program' if inputs.phantom else escape(params.data.source)}; views: "
             f"{', '.join(params.data.views) if params.data.views else 'all'}.",
             *(
                 _table(part)
@@ -132,24 +132,24 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
         ],
         "Training": [
             f"Loss: {escape(inputs.model['loss'])}. {counted(len(inputs.history), 'epoch', 'epochs')}; the weights are those of "
-            f"epoch {inputs.model['best_epoch']}, chosen by the macro AP on the validation films. Global batch "
+            f"epoch {inputs.model['best_epoch']}, chosen by the macro AP on the validation images. Global batch "
             f"{params.train.batch_size}, learning rate {params.train.learning_rate:g}, weight decay "
             f"{params.train.weight_decay:g}, precision {params.train.precision}, seed {params.train.seed}. All parameters "
             "are in the report.",
         ],
         "Metrics": [
-            f"On {metrics['test']['rows']:,} test films of {metrics['test']['patients']:,} patients, with "
+            f"On {metrics['test']['rows']:,} test images of {metrics['test']['patients']:,} patients, with "
             f"{_percent(metrics)} intervals of {metrics['replicates']:,} resamples of the patients. AP by chance is the finding's "
-            f"share of the films, AUROC by chance is 0.5. {sealed(metrics['test'])}".rstrip(),
+            f"share of the images, AUROC by chance is 0.5. {sealed(metrics['test'])}".rstrip(),
             _table(tables.tiers(metrics, rows)),
             _table(tables.cxr_lt(metrics)),
             _table(tables.findings(rows)),
             "Not estimable: " + (" ".join(missing) if missing else "no finding."),
         ],
         "Calibration and thresholds": [
-            "A map per finding, fitted on the validation films; before is the sigmoid of the raw logit.",
+            "A map per finding, fitted on the validation images; before is the sigmoid of the raw logit.",
             _table(calibration.maps(rows)),
-            f"Thresholds were chosen on the validation films, each for {rules[config.threshold.rule]}.",
+            f"Thresholds were chosen on the validation images, each for {rules[config.threshold.rule]}.",
             _table(
                 calibration.operating(inputs.operating, rows, config.threshold.rule, "Thresholds on test")
             ),
@@ -162,8 +162,8 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
         ],
         "Limits": [
             "- The labels are those of the data set and hold its errors; the metrics measure agreement with them.\n"
-            "- PPV, NPV and AP depend on the shares of the findings in the test films.\n"
-            "- Test films are of the same source as the training films: nothing here says how the model does elsewhere.\n"
+            "- PPV, NPV and AP depend on the shares of the findings in the test images.\n"
+            "- Test images are of the same source as the training images: nothing here says how the model does elsewhere.\n"
             "- Small groups and rare findings have wide intervals; no flag in the audit does not mean no gap.\n"
             "- The licence of the weights follows that of the data and of the pretrained weights, which this program does not know.",
         ],

@@ -5,26 +5,26 @@ from typing import Any
 
 from ral.reporting.plots import Row
 from ral.reporting.tables import SPLITS, Cell, Table
-from ral.reporting.wording import percent
+from ral.wording import percent
 
 
-def films(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
-    """From the rows of the label table to the films that were used."""
+def images(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
+    """From the rows of the label table to the images that were used."""
     left = [
         [f"left out: {reason}", f"{count:,}", percent(count / dataset["rows"])]
         for reason, count in sorted(dataset["left_out"].items())
     ]
     return Table(
-        "From the label table to the films used",
+        "From the label table to the images used",
         ("What", "Count", "Share of the rows"),
         "lrr",
         [
             ["rows of the label table", f"{verdict['rows']:,}", ""],
             ["patients in the label table", f"{verdict['patients']:,}", ""],
-            ["film files found", f"{verdict['films']:,}", ""],
-            ["film files without a row, not used", f"{verdict['films_without_row']:,}", ""],
+            ["image files found", f"{verdict['images']:,}", ""],
+            ["image files without a row, not used", f"{verdict['images_without_row']:,}", ""],
             *(left or [["left out", "0", percent(0.0)]]),
-            ["films used", f"{dataset['films']:,}", percent(dataset["films"] / dataset["rows"])],
+            ["images used", f"{dataset['images']:,}", percent(dataset["images"] / dataset["rows"])],
             ["patients used", f"{dataset['patients']:,}", ""],
         ],
     )
@@ -53,17 +53,17 @@ def notes(dataset: dict[str, Any]) -> Table:
 
 
 def split(dataset: dict[str, Any]) -> Table:
-    """Films and patients of each split."""
+    """Images and patients of each split."""
     return Table(
         "Split by patient: no patient is in two",
-        ("Split", "Films", "Patients", "Share of the films"),
+        ("Split", "Images", "Patients", "Share of the images"),
         "lrrr",
         [
             [
                 title,
-                f"{dataset['split'][name]['films']:,}",
+                f"{dataset['split'][name]['images']:,}",
                 f"{dataset['split'][name]['patients']:,}",
-                percent(dataset["split"][name]["films"] / dataset["films"]),
+                percent(dataset["split"][name]["images"] / dataset["images"]),
             ]
             for name, title in SPLITS.items()
         ],
@@ -135,7 +135,7 @@ def hashes(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
         for name, file in sorted(verdict["files"].items())
     ]
     shards = [
-        [shard["name"], f"{shard['films']:,} films", _hash(shard["sha256"])] for shard in dataset["shards"]
+        [shard["name"], f"{shard['images']:,} images", _hash(shard["sha256"])] for shard in dataset["shards"]
     ]
     return Table(
         "Raw and prepared files", ("File", "Size", "SHA-256, first 12 digits"), "lrl", [*raw, *shards]

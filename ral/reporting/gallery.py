@@ -26,8 +26,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Film:
-    """A film of the gallery, as text and pictures."""
+class GalleryImage:
+    """An image of the gallery, as text and pictures."""
 
     image_id: str
     place: str
@@ -41,7 +41,7 @@ class Part:
 
     finding: str
     note: str
-    kinds: dict[str, list[Film]]
+    kinds: dict[str, list[GalleryImage]]
 
 
 @dataclass(frozen=True)
@@ -52,38 +52,38 @@ class Gallery:
     maps: str
     """What the heat maps show, or why there are none."""
     beyond: int
-    """Films without pictures, since the page would become too large."""
+    """Images without pictures, since the page would become too large."""
 
 
 def gallery(
     content: dict[str, Any], pictures: Mapping[str, bytes], phantom: bool, most: int = MOST
 ) -> Gallery:
-    """Lay out gallery.json; of every list the first films get their pictures first, until `most` bytes are used.
+    """Lay out gallery.json; of every list the first images get their pictures first, until `most` bytes are used.
 
     Args:
-        content: gallery.json of a run that may show films.
+        content: gallery.json of a run that may show images.
         pictures: JPEG files by the names that gallery.json has.
         phantom: whether every picture is marked.
         most: bytes of all pictures in the page.
     """
     entries = [
-        (rank, place, kind, film)
+        (rank, place, kind, image)
         for place, finding in enumerate(content["findings"])
         for kind in KINDS
-        for rank, film in enumerate(finding[kind])
+        for rank, image in enumerate(finding[kind])
     ]
     shown: dict[tuple[int, str, int], tuple[Picture, ...]] = {}
     used = 0
-    for rank, place, kind, film in sorted(entries, key=lambda entry: entry[:2]):
+    for rank, place, kind, image in sorted(entries, key=lambda entry: entry[:2]):
         finding = content["findings"][place]["finding"]
-        size = sum(4 * len(pictures[film[name]]) // 3 + 4 for name in ("film", "map") if name in film)
+        size = sum(4 * len(pictures[image[name]]) // 3 + 4 for name in ("image", "map") if name in image)
         if used + size > most:
             break
         used += size
         shown[place, kind, rank] = tuple(
-            Picture(_uri(pictures[film[name]]), _alt(what, finding, kind, film, phantom))
-            for name, what in (("film", "Film"), ("map", "Heat map on the film"))
-            if name in film
+            Picture(_uri(pictures[image[name]]), _alt(what, finding, kind, image, phantom))
+            for name, what in (("image", "GalleryImage"), ("map", "Heat map on the image"))
+            if name in image
         )
     parts = [
         Part(
@@ -91,8 +91,8 @@ def gallery(
             finding["note"] or "",
             {
                 title: [
-                    _film(film, finding, shown.get((place, kind, rank), ()))
-                    for rank, film in enumerate(finding[kind])
+                    _image(image, finding, shown.get((place, kind, rank), ()))
+                    for rank, image in enumerate(finding[kind])
                 ]
                 for kind, title in KINDS.items()
                 if finding[kind]
@@ -104,41 +104,41 @@ def gallery(
 
 
 def listed(content: dict[str, Any]) -> Table:
-    """The films of the gallery as text."""
+    """The images of the gallery as text."""
     return Table(
-        "Films of the gallery",
-        ("Finding", "Kind", "Film", "Rank", "Raw score"),
+        "Images of the gallery",
+        ("Finding", "Kind", "GalleryImage", "Rank", "Raw score"),
         "lllrr",
         [
             [
                 finding["finding"],
                 title,
-                film["image_id"],
-                _place(film, finding),
-                f"{film['logit']:.3f}",
+                image["image_id"],
+                _place(image, finding),
+                f"{image['logit']:.3f}",
             ]
             for finding in content["findings"]
             for kind, title in KINDS.items()
-            for film in finding[kind]
+            for image in finding[kind]
         ],
     )
 
 
-def _film(film: dict[str, Any], finding: dict[str, Any], pictures: tuple[Picture, ...]) -> Film:
-    labels = ", ".join(film.get("labels", [])) or "none of the findings"
-    if film.get("unknown"):
-        labels += f"; unknown: {', '.join(film['unknown'])}"
-    return Film(film["image_id"], _place(film, finding), labels, pictures)
+def _image(image: dict[str, Any], finding: dict[str, Any], pictures: tuple[Picture, ...]) -> GalleryImage:
+    labels = ", ".join(image.get("labels", [])) or "none of the findings"
+    if image.get("unknown"):
+        labels += f"; unknown: {', '.join(image['unknown'])}"
+    return GalleryImage(image["image_id"], _place(image, finding), labels, pictures)
 
 
-def _place(film: dict[str, Any], finding: dict[str, Any]) -> str:
-    return f"{film['rank']:,} of {finding['positives'] + finding['negatives']:,}"
+def _place(image: dict[str, Any], finding: dict[str, Any]) -> str:
+    return f"{image['rank']:,} of {finding['positives'] + finding['negatives']:,}"
 
 
-def _alt(what: str, finding: str, kind: str, film: dict[str, Any], phantom: bool) -> str:
-    empty = "; nothing raises the score" if what != "Film" and film.get("empty_map") else ""
-    mark = "PHANTOM FILMS. " if phantom else ""
-    return f"{mark}{what} {plain(film['image_id'])}, {ONE[kind]} for {plain(finding)}{empty}"
+def _alt(what: str, finding: str, kind: str, image: dict[str, Any], phantom: bool) -> str:
+    empty = "; nothing raises the score" if what != "GalleryImage" and image.get("empty_map") else ""
+    mark = "PHANTOM IMAGES. " if phantom else ""
+    return f"{mark}{what} {plain(image['image_id'])}, {ONE[kind]} for {plain(finding)}{empty}"
 
 
 def _uri(picture: bytes) -> Markup:

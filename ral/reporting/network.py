@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ral.reporting.plots import plain, svg
 from ral.reporting.tables import Table
-from ral.reporting.wording import number, percent
+from ral.wording import number, percent
 
 # Pairs shown; all of them are in confusion.csv.
 PAIRS = 15
@@ -21,23 +21,23 @@ def confused(pairs: pd.DataFrame, least: int) -> Table:
 
     Args:
         pairs: confusion.csv.
-        least: films a pair needs to be listed.
+        least: images a pair needs to be listed.
     """
     excess = (pairs["share"] - pairs["share_without"]).rename("excess")
-    found = pairs.assign(excess=excess)[(pairs["films"] >= least) & (excess > 0)]
+    found = pairs.assign(excess=excess)[(pairs["images"] >= least) & (excess > 0)]
     found = found.sort_values(["excess", "finding", "taken_for"], ascending=[False, True, True]).head(PAIRS)
     return Table(
         f"The {len(found)} pairs with the largest excess; all pairs are in confusion.csv",
         (
-            "Finding present", "Taken for", "Films with the one and not the other", "Times taken for it",
-            "Share", "Share among films with neither",
+            "Finding present", "Taken for", "Images with the one and not the other", "Times taken for it",
+            "Share", "Share among images with neither",
         ),
         "llrrrr",
         [
             [
                 row["finding"],
                 row["taken_for"],
-                f"{int(row['films']):,}",
+                f"{int(row['images']):,}",
                 f"{int(row['times']):,}",
                 percent(row["share"]),
                 percent(row["share_without"]),
@@ -120,7 +120,7 @@ def spread(findings: Sequence[dict[str, Any]]) -> Table:
     return Table(
         "Geometry of every finding",
         (
-            "Finding", "Training prevalence", "Films", "Variability (within / between)",
+            "Finding", "Training prevalence", "Images", "Variability (within / between)",
             "Length of the classifier direction", "Cosine of classifier direction and class mean",
         ),
         "lrrrrr",
@@ -128,7 +128,7 @@ def spread(findings: Sequence[dict[str, Any]]) -> Table:
             [
                 finding["finding"],
                 percent(finding["train_prevalence"]),
-                f"{finding['films']:,}",
+                f"{finding['images']:,}",
                 number(finding["variability"]),
                 number(finding.get("weight_norm")),
                 number(finding.get("alignment")),

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from numpy.typing import NDArray
 
 from ral.labels import TIERS
-from ral.reporting.wording import NOT_ESTIMABLE, known, percent
+from ral.wording import NOT_ESTIMABLE, known, percent
 
 Row = dict[str, Any]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -93,7 +93,7 @@ def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, ph
         )
         figure.legend(handles=[*_tier_handles(rows), line], loc="outside upper center", ncols=4)
 
-    level = "the finding's share of the test films" if chance is None else f"{chance}"
+    level = "the finding's share of the test images" if chance is None else f"{chance}"
     alt = (
         f"{metric.upper()} of {len(rows)} findings with intervals, the most frequent finding first. "
         f"Chance level: {level}. {_extremes(rows, metric)}The numbers are in the table of findings."
@@ -124,7 +124,7 @@ def curve_pair(
             axes.grid(True)
 
     alt = (
-        f"{plain(row['finding'])}: ROC curve and precision over recall on the test films. Dashed: chance. "
+        f"{plain(row['finding'])}: ROC curve and precision over recall on the test images. Dashed: chance. "
         "Points of the curves are in the table below the plots."
     )
     return svg(name, alt, phantom, (4.4, 2.3), paint)
@@ -190,7 +190,7 @@ def epochs(
 
 
 def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phantom: bool) -> str:
-    """Share of the training films with each finding, on a logarithmic axis cut at the tiers' limits."""
+    """Share of the training images with each finding, on a logarithmic axis cut at the tiers' limits."""
     shares = [float(row["train_prevalence"]) for row in rows]
     lowest = min([share for share in shares if share > 0] + [tail])
     # Room to the left of the rarest finding, so that its bar can be seen.
@@ -211,13 +211,13 @@ def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phanto
         axes.xaxis.set_major_locator(FixedLocator([10.0**d for d in decades if left <= 10.0**d <= right]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("share of training films (logarithmic)")
+        axes.set_xlabel("share of training images (logarithmic)")
         _finding_axis(axes, rows)
         line = Line2D([], [], color=INK, alpha=0.6, linestyle=(0, (4, 3)), linewidth=1, label="tier limit")
         figure.legend(handles=[*_tier_handles(rows), line], loc="outside upper center", ncols=4)
 
     alt = (
-        f"Share of training films with each of {len(rows)} findings, on a logarithmic axis, from "
+        f"Share of training images with each of {len(rows)} findings, on a logarithmic axis, from "
         f"{percent(max(shares, default=0.0))} to {percent(min(shares, default=0.0))}. "
         "The numbers are in the table of labels."
     )
@@ -225,7 +225,7 @@ def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phanto
 
 
 def prevalence(row: Row) -> float:
-    """Share of a finding's labelled test films that are positive: the AP of a score that knows nothing."""
+    """Share of a finding's labelled test images that are positive: the AP of a score that knows nothing."""
     return row["test_positives"] / row["test_rows"] if row["test_rows"] else math.nan
 
 
@@ -281,7 +281,7 @@ def svg(
             )  # fmt: skip
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inline(buffer.getvalue(), name, f"PHANTOM FILMS. {alt}" if phantom else alt)
+    return _inline(buffer.getvalue(), name, f"PHANTOM IMAGES. {alt}" if phantom else alt)
 
 
 def _inline(document: bytes, name: str, alt: str) -> str:

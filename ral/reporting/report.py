@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from ral import wording
 from ral.config.params import ReportParams
 from ral.reporting import (
     audit,
@@ -22,7 +23,6 @@ from ral.reporting import (
     plots,
     sorting,
     tables,
-    wording,
 )
 
 # Packages whose version can change a figure of the report.
@@ -85,16 +85,16 @@ class Inputs:
 
     @property
     def phantom(self) -> bool:
-        """Whether any step saw phantom films: one is enough to mark the whole report."""
+        """Whether any step saw phantom images: one is enough to mark the whole report."""
         said = (self.metrics, self.calibration, self.gallery, self.geometry)
         return any(content["data"] == "phantom" for content in said) or any(
             facts["phantom"] for facts in (self.verdict, self.dataset, self.model)
         )
 
     @property
-    def films(self) -> bool:
-        """Whether films may be shown."""
-        return self.params.report.show_films and self.gallery["films"]
+    def images(self) -> bool:
+        """Whether images may be shown."""
+        return self.params.report.show_images and self.gallery["images"]
 
 
 def render(inputs: Inputs) -> str:
@@ -126,11 +126,11 @@ def render(inputs: Inputs) -> str:
         audit=audited,
         audit_said=audit.said(audited, metrics["confidence"]),
         rules=calibration.rules(config.threshold),
-        gallery=gallery.gallery(inputs.gallery, inputs.pictures, inputs.phantom) if inputs.films else None,
+        gallery=gallery.gallery(inputs.gallery, inputs.pictures, inputs.phantom) if inputs.images else None,
         geometry=inputs.geometry,
         directions=None if "not_available" in inputs.geometry else network.directions(inputs.geometry)[1],
         parameters=inputs.params,
-        show_films=inputs.params.report.show_films,
+        show_images=inputs.params.report.show_images,
         confidence=f"{100 * metrics['confidence']:g} %",
         plots=_plots(inputs, rows, best),
         tables={
@@ -150,7 +150,7 @@ def render(inputs: Inputs) -> str:
             "curves": tables.curve_points(inputs.curves, rows),
             "model": tables.model(inputs.model, len(inputs.history)),
             "history": tables.history(inputs.history, best),
-            "films": data_tables.films(inputs.verdict, inputs.dataset),
+            "images": data_tables.images(inputs.verdict, inputs.dataset),
             "notes": data_tables.notes(inputs.dataset),
             "same_images": data_tables.same_images(inputs.dataset),
             "split": data_tables.split(inputs.dataset),

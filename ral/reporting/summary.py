@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ral.files import read_json
-from ral.reporting.wording import PHANTOM_SHORT, RESEARCH, estimate, sealed
+from ral.wording import PHANTOM_SHORT, RESEARCH, estimate, sealed
 
 
 def summary(metrics: dict[str, Any], report: Path) -> str:
@@ -36,7 +36,7 @@ def summary(metrics: dict[str, Any], report: Path) -> str:
         [
             PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH,
             *table,
-            f"{test['rows']:,} test films of {test['patients']:,} patients; {100 * metrics['confidence']:g} % "
+            f"{test['rows']:,} test images of {test['patients']:,} patients; {100 * metrics['confidence']:g} % "
             f"intervals from {metrics['replicates']:,} resamples of the patients",
             *filter(None, [sealed(test)]),
             f"report: {report}",

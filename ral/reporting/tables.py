@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from ral.reporting.plots import Curve, Row, prevalence
-from ral.reporting.wording import counted, estimate, known, number, percent, with_interval
+from ral.wording import counted, estimate, known, number, percent, with_interval
 
 # Where the curves are read off for the table beside them.
 FALSE_POSITIVE_RATES = (0.05, 0.1, 0.2, 0.5)
 RECALLS = (0.25, 0.5, 0.75)
 
-OVERALL = {"macro": "all findings (macro)", "micro": "all pairs of film and finding (micro)"}
+OVERALL = {"macro": "all findings (macro)", "micro": "all pairs of image and finding (micro)"}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -42,13 +42,13 @@ class Table:
 
 
 def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
-    """Means over all findings and per tier, and the figures of all pairs of film and finding together."""
+    """Means over all findings and per tier, and the figures of all pairs of image and finding together."""
     means = {"macro": metrics["macro"], "micro": metrics["micro"], **metrics["tiers"]}
     content = []
     for name, mean in means.items():
         members = [row for row in rows if name in ("macro", "micro", row["tier"])]
         scored = [row for row in members if known(row["ap"])]
-        # All pairs are ranked together in micro: there a finding counts by its films.
+        # All pairs are ranked together in micro: there a finding counts by its images.
         chance = (
             sum(row["test_positives"] for row in scored) / max(sum(row["test_rows"] for row in scored), 1)
             if name == "micro"
@@ -87,7 +87,7 @@ def cxr_lt(metrics: dict[str, Any]) -> Table:
 def findings(rows: Sequence[Row]) -> Table:
     """The scores of every finding."""
     return Table(
-        "Scores of every finding on the test films, the most frequent in training first",
+        "Scores of every finding on the test images, the most frequent in training first",
         (
             "Finding",
             "Tier",
@@ -191,7 +191,7 @@ def model(facts: dict[str, Any], epochs: int) -> Table:
             "Outputs": f"{counted(len(facts['findings']), 'finding', 'findings')}: {facts['outputs']}",
             "Weights kept": f"{kind}, epoch {facts['best_epoch']} of {epochs}: the best validation macro AP",
             "Pixel mean and deviation": f"{facts['pixel_mean']:.3f} and {facts['pixel_deviation']:.3f} "
-            "(training films, 0 to 255)",
+            "(training images, 0 to 255)",
         },
     )
 
@@ -210,7 +210,7 @@ def versions(packages: dict[str, str]) -> Table:
 
 
 def second_reading(readings: pd.DataFrame) -> Table:
-    """How far a second reading of the films agrees with the labels, and the metrics against each."""
+    """How far a second reading of the images agrees with the labels, and the metrics against each."""
     figures = {
         "kappa": "Cohen's kappa", "positive_agreement": "Positive agreement",
         "negative_agreement": "Negative agreement", "auroc_first": "AUROC, labels", "auroc_second": "AUROC, second reading",
@@ -218,13 +218,13 @@ def second_reading(readings: pd.DataFrame) -> Table:
     }  # fmt: skip
     return Table(
         "Labels and second reading",
-        ("Finding", "Films", "Positive in the labels", "Positive in the second reading", "In both",
+        ("Finding", "Images", "Positive in the labels", "Positive in the second reading", "In both",
          *figures.values(), "Note"),
         "lrrrr" + "r" * len(figures) + "w",
         [
             [
                 row["finding"],
-                *(f"{int(row[name]):,}" for name in ("films", "first_positives", "second_positives", "both_positive")),
+                *(f"{int(row[name]):,}" for name in ("images", "first_positives", "second_positives", "both_positive")),
                 *(_metric(row, name) for name in figures),
                 text(row["note"]),
             ]

@@ -29,7 +29,7 @@ from ral.processes import LOST_PEER, die_with_parent, leave
 from ral.training.state import HISTORY
 
 if TYPE_CHECKING:
-    from ral.training.fit import Fit
+    from ral.training.trainer import Fit
 
 
 def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
@@ -38,10 +38,10 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
 
     from ral.training.checkpoint import Checkpoints, key
     from ral.training.engine import init_process
-    from ral.training.fit import Fit
-    from ral.training.log import Log
     from ral.training.loop import Place
+    from ral.training.metric_logger import Log
     from ral.training.state import StopRequest
+    from ral.training.trainer import Fit
 
     torch.set_num_threads(params.train.threads)
     stop = StopRequest()
@@ -99,7 +99,7 @@ def write_outputs(
                 kind="not_finite",
             )
         write_logits(dataset, dataset.rows(split), values, out / "logits" / f"{split}.parquet")
-    data = "phantom" if dataset.facts["phantom"] else "films"
+    data = "phantom" if dataset.facts["phantom"] else "images"
     (out / "weights").mkdir(exist_ok=True)
     kinds = {kind: best for kind, best in fit.state.best.items() if best.weights}
     for kind, best in kinds.items():

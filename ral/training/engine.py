@@ -125,7 +125,7 @@ def accumulation(config: TrainConfig, world: int) -> int:
     micro = config.micro_batch or part
     if part % micro:
         raise UserError(
-            f"train.micro_batch ({micro}) must divide the {part} films that each of {world} processes has of "
+            f"train.micro_batch ({micro}) must divide the {part} images that each of {world} processes has of "
             f"train.batch_size ({config.batch_size})."
         )
     return part // micro

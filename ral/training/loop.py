@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from ral.config.sampler import SamplerConfig
 from ral.config.train import TrainParams
-from ral.data.augment import draw_transforms, transform
 from ral.data.dataset import Dataset
 from ral.errors import UserError
+from ral.inference.prefetch import Ahead, MicroBatch, gather, to_device
+from ral.inference.score import normalised
 from ral.losses import ClassCounts, Loss, build_loss
 from ral.losses.base import effective_weights
 from ral.training import engine as deepspeed_engine
 from ral.training import plan
-from ral.training.average import Average
-from ral.training.feed import Ahead, MicroBatch, gather, to_device
-from ral.training.samplers import epoch_films, epoch_rows
-from ral.training.scoring import normalised
+from ral.training.augment import draw_transforms, transform
+from ral.training.ema import Average
+from ral.training.samplers import epoch_images, epoch_rows
 from ral.training.state import State, StopRequest
 
 
@@ -79,15 +79,15 @@ class Trainer:
         self.phase, self.place, self.state = phase, place, state
         self.stop, self.timer, self.save = stop, timer, save
         self.show: Callable[[int, str], None] | None = None
-        """Told of every optimizer step: films, and a note now and then."""
+        """Told of every optimizer step: images, and a note now and then."""
         self.targets = dataset.targets()
         self.rows = dataset.rows("train")
         self.accumulation = deepspeed_engine.accumulation(self.config, place.world)
-        self.ends = plan.batches(epoch_films(phase.sampler, self.targets[self.rows]), self.config.batch_size)
+        self.ends = plan.batches(epoch_images(phase.sampler, self.targets[self.rows]), self.config.batch_size)
         parts = place.world * self.accumulation
         if np.diff(self.ends).min() < parts:
             raise UserError(
-                f"A batch has {np.diff(self.ends).min()} films for {place.world} processes with {self.accumulation} "
+                f"A batch has {np.diff(self.ends).min()} images for {place.world} processes with {self.accumulation} "
                 f"micro-batches each. Use fewer processes, or a larger train.micro_batch."
             )
         counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings)
@@ -151,7 +151,7 @@ class Trainer:
                 yield MicroBatch(
                     step=step,
                     last=index + 1 == len(shares),
-                    films=gather(self.dataset, mine, place.device.type == "cuda"),
+                    images=gather(self.dataset, mine, place.device.type == "cuda"),
                     targets=torch.from_numpy(self.targets[mine]),
                     maps=torch.from_numpy(maps[here]),
                     labels=max(1, labels),
@@ -160,7 +160,7 @@ class Trainer:
                 )
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
-        """Row numbers of an epoch's films in the order of training."""
+        """Row numbers of an epoch's images in the order of training."""
         seed = self.config.seed if self.phase.name == "network" else self.config.seed + 2**31
         return epoch_rows(
             self.phase.sampler, self.targets[self.rows], self.rows, seed, epoch, self.phase.epochs
@@ -179,9 +179,9 @@ class Trainer:
         place, config = self.place, self.config
         half = torch.autocast(place.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         try:
-            films = transform(normalised(batch.films, self.dataset.facts), batch.maps)
+            images = transform(normalised(batch.images, self.dataset.facts), batch.maps)
             with half:
-                logits = self.engine(films.contiguous(memory_format=torch.channels_last))
+                logits = self.engine(images.contiguous(memory_format=torch.channels_last))
             loss = self._share_of_loss(logits, batch)
             # A loss that is not finite makes every gradient so, and the step is passed over on all processes.
             poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
@@ -192,8 +192,8 @@ class Trainer:
             ):
                 raise
             raise UserError(
-                f"Memory ran out on {place.device} with {len(batch.films)} films per forward and backward pass. Set "
-                f"train.micro_batch to {max(1, len(batch.films) // 2)} or less (it divides train.batch_size, which stays), "
+                f"Memory ran out on {place.device} with {len(batch.images)} images per forward and backward pass. Set "
+                f"train.micro_batch to {max(1, len(batch.images) // 2)} or less (it divides train.batch_size, which stays), "
                 "or model.gradient_checkpointing to true.",
                 kind="memory",
             ) from error
@@ -271,7 +271,7 @@ class Trainer:
             raise UserError(
                 f"The loss or its gradient was not finite in {state.bad_in_a_row} steps in a row (epoch "
                 f"{status.epoch + 1}, step {status.step + 1}). Lower train.learning_rate or train.clip_norm, or set "
-                f"train.precision to float32. The films of the last of these batches: {', '.join(ids)}.",
+                f"train.precision to float32. The images of the last of these batches: {', '.join(ids)}.",
                 kind="not_finite",
             )
 

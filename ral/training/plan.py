@@ -1,25 +1,25 @@
-"""What is trained when: pure functions of (films, batch size, epoch, step), whoever shares the work out."""
+"""What is trained when: pure functions of (images, batch size, epoch, step), whoever shares the work out."""
 
 import math
 
 import numpy as np
 
 
-def batches(films: int, batch_size: int) -> np.ndarray:
+def batches(images: int, batch_size: int) -> np.ndarray:
     """Where the global batches of an epoch begin and end: int64 [steps + 1].
 
-    Every film of the epoch is in one batch. The films are spread evenly, so that no last batch is much smaller than the
-    others, and none has more than `batch_size` films.
+    Every image of the epoch is in one batch. The images are spread evenly, so that no last batch is much smaller than the
+    others, and none has more than `batch_size` images.
     """
-    steps = max(1, math.ceil(films / batch_size))
-    return np.arange(steps + 1) * films // steps
+    steps = max(1, math.ceil(images / batch_size))
+    return np.arange(steps + 1) * images // steps
 
 
 def share(batch: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
     """The micro-batches of one rank: the global batch in world × accumulation parts in order, sizes as even as can be.
 
     Args:
-        batch: anything with one entry per film of the global batch.
+        batch: anything with one entry per image of the global batch.
         rank: this process.
         world: number of processes.
         accumulation: micro-batches of a process per optimizer step.

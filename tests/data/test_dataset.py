@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from ral.data.dataset import Dataset, open_dataset
-from ral.data.shards import write_shard
+from ral.data.images.shards import write_shard
 from ral.errors import UserError
 from ral.files import sha256, write_json
 
@@ -24,11 +24,11 @@ def pixels() -> np.ndarray:
 def dataset(tmp_path: Path, pixels: np.ndarray) -> Dataset:
     (tmp_path / "shards").mkdir()
     ids, shards, start = [f"{n}.png" for n in range(len(pixels))], [], 0
-    for number, films in enumerate(SHARDS):
+    for number, images in enumerate(SHARDS):
         path = tmp_path / f"shards/{number:05}.arrow"
-        write_shard(path, ids[start : start + films], pixels[start : start + films])
-        shards.append({"name": path.name, "films": films, "sha256": sha256(path)})
-        start += films
+        write_shard(path, ids[start : start + images], pixels[start : start + images])
+        shards.append({"name": path.name, "images": images, "sha256": sha256(path)})
+        start += images
     pd.DataFrame({"image_id": ids}).to_parquet(tmp_path / "studies.parquet")
     write_json(tmp_path / "dataset.json", {"size": SIZE, "shards": shards, "findings": []})
     write_json(tmp_path / "class_counts.json", {})

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ral.data import films, memory
+from ral.data.images import file_hashes as memory
+from ral.data.images import locate as images
+from ral.data.images.file_hashes import Memory
 from ral.data.manifest import manifest_bytes, read_manifest
-from ral.data.memory import Memory
 from ral.errors import UserError
 from ral.files import sha256
 
@@ -46,19 +47,19 @@ def test_two_places_with_the_same_files_agree(phantom_copy: Path, tmp_path: Path
     first = read(phantom_copy)
     assert first == read(other) == read(link)
     assert str(tmp_path) not in json.dumps(first)
-    assert first["folders"]["images"]["films"] == 400
+    assert first["folders"]["images"]["images"] == 400
 
 
-@pytest.mark.parametrize("change", ["film", "name", "table"])
+@pytest.mark.parametrize("change", ["image", "name", "table"])
 def test_a_change_is_seen(phantom_copy: Path, change: str) -> None:
     with tarfile.open(phantom_copy / "images_001.tar.gz") as tar:
         tar.extractall(phantom_copy, filter="data")
     before = read(phantom_copy)
-    film = min((phantom_copy / "images").iterdir())
-    if change == "film":
-        film.write_bytes(film.read_bytes() + b"x")
+    image = min((phantom_copy / "images").iterdir())
+    if change == "image":
+        image.write_bytes(image.read_bytes() + b"x")
     elif change == "name":
-        film.rename(film.with_name("other.png"))
+        image.rename(image.with_name("other.png"))
     else:
         table = phantom_copy / "Data_Entry_2017.csv"
         table.write_text(table.read_text() + "\n")
@@ -77,10 +78,10 @@ def test_unchanged_files_are_not_read_again(
     def refuse(_: object) -> str:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(films, "stream_hash", refuse)
+    monkeypatch.setattr(images, "stream_hash", refuse)
     monkeypatch.setattr(memory, "file_sha256", refuse)
     assert read(phantom_copy, known) == before
-    assert len(films.list_films(phantom_copy, lambda _: None, known)[0]) == 400
+    assert len(images.list_images(phantom_copy, lambda _: None, known)[0]) == 400
     os.utime(phantom_copy / "test_list.txt")
     with pytest.raises(AssertionError, match="read again"):
         read(phantom_copy, known)
@@ -121,15 +122,15 @@ def test_hidden_names_may_be_anything(phantom_copy: Path) -> None:
 def test_data_folder_with_an_odd_name(phantom_copy: Path) -> None:
     before = read(phantom_copy)
     assert read(phantom_copy.rename(phantom_copy.with_name("a\nb [*] Ä "))) == before
-    with pytest.raises(UserError, match=r"films\\xf6 is not UTF-8"):
-        manifest_bytes(phantom_copy.with_name("films\udcf6"))
+    with pytest.raises(UserError, match=r"images\\xf6 is not UTF-8"):
+        manifest_bytes(phantom_copy.with_name("images\udcf6"))
 
 
-def test_zip_is_listed_once_for_its_films_and_its_hash(tmp_path: Path) -> None:
+def test_zip_is_listed_once_for_its_images_and_its_hash(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     with zipfile.ZipFile(root / "images.zip", "w") as packed:
-        packed.writestr("images/a.png", b"film")
+        packed.writestr("images/a.png", b"image")
     hour = time.time() - 3600
     os.utime(root / "images.zip", (hour, hour))
     known = Memory(tmp_path / "state")
@@ -141,7 +142,7 @@ def test_zip_is_listed_once_for_its_films_and_its_hash(tmp_path: Path) -> None:
     assert listed[1] == facts
 
 
-def test_only_archives_in_which_films_are_looked_for_are_opened(phantom_copy: Path) -> None:
+def test_only_archives_in_which_images_are_looked_for_are_opened(phantom_copy: Path) -> None:
     (phantom_copy / "old").mkdir()
     (phantom_copy / "old/images_001.zip").write_text("no zip")
     (phantom_copy / "notes.zip").write_text("no zip")

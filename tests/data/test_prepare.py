@@ -1,4 +1,4 @@
-"""Preprocessing: every kept film once, in shard order; what is left out is counted; the same bytes always."""
+"""Preprocessing: every kept image once, in shard order; what is left out is counted; the same bytes always."""
 
 import io
 import shutil
@@ -13,8 +13,8 @@ from PIL import Image
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
 from ral.data.dataset import open_dataset
-from ral.data.films import list_films
-from ral.data.pixels import decode
+from ral.data.images.decode import decode
+from ral.data.images.locate import list_images
 from ral.data.prepare import prepare
 from ral.errors import UserError
 from ral.files import read_json
@@ -23,24 +23,24 @@ from ral.labels import NIH_FINDINGS
 TABLE = "Data_Entry_2017.csv"
 
 
-def params(root: Path, shard_films: int = 64, **data) -> PreprocessParams:
-    defaults = {"source": "nih", "root": str(root), "missing_films": "drop", "views": ["PA", "AP"]}
+def params(root: Path, shard_images: int = 64, **data) -> PreprocessParams:
+    defaults = {"source": "nih", "root": str(root), "missing_images": "drop", "views": ["PA", "AP"]}
     return PreprocessParams(
         data=DataConfig(**(defaults | data)),
         split=SplitConfig(method="hash", val=0.2, test=0.2, seed=0),
-        preprocess=PreprocessConfig(size=32, shard_films=shard_films),
+        preprocess=PreprocessConfig(size=32, shard_images=shard_images),
     )
 
 
 def prepared(root: Path, out: Path, workers: int = 2, **options) -> Path:
     out.mkdir()
-    films, _ = list_films(root, lambda _: None)
-    prepare(params(root, **options), films, out, DaskTarget(workers=workers), lambda _: None)
+    images, _ = list_images(root, lambda _: None)
+    prepare(params(root, **options), images, out, DaskTarget(workers=workers), lambda _: None)
     return out
 
 
-def drop_films(root: Path, keep: slice) -> None:
-    """Rewrite the archive with only some of its films."""
+def drop_images(root: Path, keep: slice) -> None:
+    """Rewrite the archive with only some of its images."""
     old = root / "images_001.tar.gz"
     with tarfile.open(old) as tar:
         members = [(member, tar.extractfile(member).read()) for member in tar.getmembers()[keep]]  # type: ignore[union-attr]
@@ -65,14 +65,14 @@ def test_pixels_belong_to_their_labels(small_phantom: Path, tmp_path: Path) -> N
     with tarfile.open(small_phantom / "images_001.tar.gz") as tar:
         for row, pixels in zip(rows, batch, strict=True):
             study = dataset.studies.iloc[row]
-            film = tar.extractfile(f"images/{study.image_id}")
-            assert film is not None
-            assert (pixels == decode(film.read(), 32, "a")).all()
+            image = tar.extractfile(f"images/{study.image_id}")
+            assert image is not None
+            assert (pixels == decode(image.read(), 32, "a")).all()
             texts = raw.loc[study.image_id, "Finding Labels"].split("|")
             assert [name for name in NIH_FINDINGS if study[name]] == [n for n in NIH_FINDINGS if n in texts]
 
 
-def test_statistics_are_those_of_the_training_films(small_phantom: Path, tmp_path: Path) -> None:
+def test_statistics_are_those_of_the_training_images(small_phantom: Path, tmp_path: Path) -> None:
     dataset = open_dataset(prepared(small_phantom, tmp_path / "out"))
     pixels = dataset.gather(dataset.rows("train")).astype(np.float64)
     assert dataset.facts["pixel_mean"] == pytest.approx(pixels.mean(), abs=1e-6)
@@ -101,7 +101,7 @@ def test_bytes_do_not_depend_on_workers_or_time(small_phantom: Path, tmp_path: P
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_archive_and_folder_hold_the_same_films(phantom_copy: Path, tmp_path: Path) -> None:
+def test_archive_and_folder_hold_the_same_images(phantom_copy: Path, tmp_path: Path) -> None:
     packed = open_dataset(prepared(phantom_copy, tmp_path / "a"))
     unpack(phantom_copy)
     loose = open_dataset(prepared(phantom_copy, tmp_path / "b"))
@@ -111,19 +111,19 @@ def test_archive_and_folder_hold_the_same_films(phantom_copy: Path, tmp_path: Pa
     assert (loose.gather(order) == packed.gather(np.arange(400))).all()
 
 
-def test_rows_without_film_and_other_views_are_left_out_and_counted(
+def test_rows_without_image_and_other_views_are_left_out_and_counted(
     phantom_copy: Path, tmp_path: Path
 ) -> None:
-    drop_films(phantom_copy, slice(0, 380))
+    drop_images(phantom_copy, slice(0, 380))
     views = pd.read_csv(phantom_copy / TABLE, index_col=False)["View Position"]
     out = prepared(phantom_copy, tmp_path / "out", views=["PA"], findings=["Effusion"])
     facts = read_json(out / "dataset.json")
     left = pd.read_parquet(out / "quarantine.parquet")
     assert facts["left_out"] == {
-        "no film": int((views[380:] == "PA").sum()),
+        "no image": int((views[380:] == "PA").sum()),
         "view not in data.views": int((views == "AP").sum()),
     }
-    assert len(left) == sum(facts["left_out"].values()) == 400 - facts["films"]
+    assert len(left) == sum(facts["left_out"].values()) == 400 - facts["images"]
     assert set(open_dataset(out).studies["view"]) == {"PA"}
 
 
@@ -134,29 +134,29 @@ def test_chosen_findings(small_phantom: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loose", [False, True])
-def test_film_that_is_no_image_stops_and_is_named(phantom_copy: Path, tmp_path: Path, loose: bool) -> None:
-    films, _ = list_films(phantom_copy, lambda _: None)
-    name = films["image_id"].iloc[123]
+def test_image_that_is_no_image_stops_and_is_named(phantom_copy: Path, tmp_path: Path, loose: bool) -> None:
+    images, _ = list_images(phantom_copy, lambda _: None)
+    name = images["image_id"].iloc[123]
     unpack(phantom_copy)
     (phantom_copy / "images" / name).write_text("Forbidden")
     if not loose:
         with tarfile.open(phantom_copy / "images_001.tar.gz", "w:gz") as tar:
             tar.add(phantom_copy / "images", "images")
         shutil.rmtree(phantom_copy / "images")
-    with pytest.raises(UserError, match=f"Film .*{name}.* is not an image"):
+    with pytest.raises(UserError, match=f"Image .*{name}.* is not an image"):
         prepared(phantom_copy, tmp_path / "out")
 
 
-def test_film_that_vanishes_after_validation(phantom_copy: Path, tmp_path: Path) -> None:
-    films, _ = list_films(phantom_copy, lambda _: None)
-    drop_films(phantom_copy, slice(0, 300))
+def test_image_that_vanishes_after_validation(phantom_copy: Path, tmp_path: Path) -> None:
+    images, _ = list_images(phantom_copy, lambda _: None)
+    drop_images(phantom_copy, slice(0, 300))
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=r"has gone\. Run validate again"):
-        prepare(params(phantom_copy), films, tmp_path / "out", DaskTarget(), lambda _: None)
+        prepare(params(phantom_copy), images, tmp_path / "out", DaskTarget(), lambda _: None)
 
 
 def test_nothing_left(small_phantom: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"No film .* is left: of 400 rows, 400 view not in data\.views"):
+    with pytest.raises(UserError, match=r"No image .* is left: of 400 rows, 400 view not in data\.views"):
         prepared(small_phantom, tmp_path / "out", views=["LATERAL"])
 
 
@@ -164,7 +164,7 @@ def test_mixed_outputs_are_noticed(small_phantom: Path, tmp_path: Path) -> None:
     out = prepared(small_phantom, tmp_path / "out")
     studies = pd.read_parquet(out / "studies.parquet")
     studies.iloc[::-1].to_parquet(out / "studies.parquet")
-    with pytest.raises(UserError, match="list different films"):
+    with pytest.raises(UserError, match="list different images"):
         open_dataset(out)
 
 

@@ -35,10 +35,10 @@ def chain(section: dict, folder: Path, method: str = "stratified", **changes: ob
     params = PreprocessParams(
         data=data,
         split=SplitConfig(method=method, val=0.2, test=0.2, seed=0),
-        preprocess=PreprocessConfig(size=32, shard_films=100),
+        preprocess=PreprocessConfig(size=32, shard_images=100),
     )
-    films = pd.read_parquet(folder / "validated/films.parquet")
-    prepare(params, films, out, DaskTarget(workers=1), lambda _: None, baseline=folder / "baseline")
+    images = pd.read_parquet(folder / "validated/images.parquet")
+    prepare(params, images, out, DaskTarget(workers=1), lambda _: None, baseline=folder / "baseline")
     return out
 
 
@@ -60,8 +60,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["table", "padchest"])
 def test_names_dates_and_reports_stay_outside(name: str, tmp_path: Path) -> None:
-    section = shipped.write(name, tmp_path / "films")
-    raw = "\n".join(path.name for path in (tmp_path / "films").iterdir())
+    section = shipped.write(name, tmp_path / "images")
+    raw = "\n".join(path.name for path in (tmp_path / "images").iterdir())
     chain(section, tmp_path)
     written = texts(tmp_path / "validated") + texts(tmp_path / "prepared")
     for secret in SECRETS:
@@ -71,7 +71,7 @@ def test_names_dates_and_reports_stay_outside(name: str, tmp_path: Path) -> None
 
 
 def test_with_a_salt_no_id_is_left(tmp_path: Path) -> None:
-    section = shipped.write("table", tmp_path / "films")
+    section = shipped.write("table", tmp_path / "images")
     (tmp_path / "salt").write_bytes(bytes(range(32)))
     plain = chain(section, tmp_path / "plain")
     hidden = chain(section, tmp_path / "hidden", pseudonymise=str(tmp_path / "salt"))
@@ -91,7 +91,7 @@ def test_with_a_salt_no_id_is_left(tmp_path: Path) -> None:
 
 
 def test_accepted_split_of_pseudonyms_keeps_old_patients(tmp_path: Path) -> None:
-    section = shipped.write("table", tmp_path / "films")
+    section = shipped.write("table", tmp_path / "images")
     (tmp_path / "salt").write_bytes(b"x" * 32)
     first = chain(section, tmp_path / "a", pseudonymise=str(tmp_path / "salt"))
     (tmp_path / "b/baseline").mkdir(parents=True)
@@ -105,8 +105,8 @@ def test_accepted_split_of_pseudonyms_keeps_old_patients(tmp_path: Path) -> None
 
 
 def test_warnings_of_pseudonymised_data_show_no_cells(tmp_path: Path) -> None:
-    section = shipped.write("table", tmp_path / "films")
-    path = tmp_path / "films/befunde.csv"
+    section = shipped.write("table", tmp_path / "images")
+    path = tmp_path / "images/befunde.csv"
     text = path.read_text(encoding="utf-8-sig").split("\n")
     cells = text[5].split(";")
     text[5] = ";".join([*cells[:5], "98765414", *cells[6:]])

@@ -15,7 +15,7 @@ from numpy._core import _multiarray_umath as numpy_core
 from stages import stages
 
 from ral.config.data import PhantomConfig
-from ral.data.phantom.archive import write_phantom
+from ral.phantom.archive import write_phantom
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -72,7 +72,7 @@ ALLOWED = {
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("same_bytes") / "project")
     set_params(
-        folder, {"phantom": {"films": 300, "size": 48}, "preprocess": {"size": 32, "shard_films": 100}}
+        folder, {"phantom": {"images": 300, "size": 48}, "preprocess": {"size": 32, "shard_images": 100}}
     )
     return folder
 
@@ -80,7 +80,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(project: Path, run: Run, last: str, **env: str) -> dict[str, str]:
     """SHA-256 of every file that the steps up to `last` write, by its path."""
     shutil.rmtree(project / "data", ignore_errors=True)
-    # Else films decoded before would be found there.
+    # Else images decoded before would be found there.
     state = project / ".state"
     shutil.rmtree(state, ignore_errors=True)
     names = list(stages())
@@ -104,7 +104,7 @@ def test_the_oldest_processor_is_imitated(library: str, run: Run, tmp_path: Path
 
 def test_phantom_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
     """On whatever processor. If the way of drawing was changed on purpose, so do these hashes."""
-    write_phantom(tmp_path, PhantomConfig(films=200, size=48, floor=0.02, seed=1))
+    write_phantom(tmp_path, PhantomConfig(images=200, size=48, floor=0.02, seed=1))
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()} == {
         "Data_Entry_2017.csv": "6c574757856aa195953e16a9b19be7b13ef2600ee9ff7abe224bab8355acb93c",
         "README.txt": "7548e71304bc5e17bfd982e3292c5cffeb3c383d2cf6652bf206509b229487d6",
@@ -116,7 +116,7 @@ def test_phantom_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
 
 def test_phantom_uses_only_what_is_the_same_everywhere() -> None:
     """What differs between processors may not differ between this one's modes, so the names are looked at too."""
-    for path in sorted((ROOT / "ral/data/phantom").glob("*.py")):
+    for path in sorted((ROOT / "ral/phantom").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             here = f"{path.name}, line {getattr(node, 'lineno', 0)}"
             assert not isinstance(node, ast.Pow | ast.MatMult), here

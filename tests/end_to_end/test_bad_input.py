@@ -42,25 +42,25 @@ def validated(run: Run, project: Path) -> None:
     run("python", "-m", "tasks.validate", cwd=project, PYTHONPATH=str(ROOT))
 
 
-def rewrite(films: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+def rewrite(images: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     """Change the label table, keeping its odd header."""
-    path = films / TABLE
+    path = images / TABLE
     header = path.read_text().split("\n")[0]
     table = change(pd.read_csv(path, index_col=False, dtype=str, keep_default_na=False))
     path.write_text(header + "\n" + table.to_csv(index=False, header=False))
 
 
-def unpack(films: Path) -> None:
-    """Turn the archive into an images/ folder, where single films can be damaged."""
-    path = films / "images_001.tar.gz"
+def unpack(images: Path) -> None:
+    """Turn the archive into an images/ folder, where single images can be damaged."""
+    path = images / "images_001.tar.gz"
     with tarfile.open(path) as tar:
-        tar.extractall(films, filter="data")
+        tar.extractall(images, filter="data")
     path.unlink()
 
 
 def test_missing_folder(run: Run, project: Path) -> None:
-    set_params(project, {"data": {"root": "/nowhere/films"}})
-    refuse(run, project, "validate", "/nowhere/films does not exist", "data.root")
+    set_params(project, {"data": {"root": "/nowhere/images"}})
+    refuse(run, project, "validate", "/nowhere/images does not exist", "data.root")
 
 
 def test_empty_table(run: Run, project: Path, phantom_copy: Path) -> None:
@@ -88,49 +88,56 @@ def test_label_outside_the_vocabulary(run: Run, project: Path, phantom_copy: Pat
     )
 
 
-def test_absent_films_by_parameter(run: Run, project: Path, phantom_copy: Path) -> None:
+def test_absent_images_by_parameter(run: Run, project: Path, phantom_copy: Path) -> None:
     unpack(phantom_copy)
     gone = sorted((phantom_copy / "images").iterdir())[7]
     gone.unlink()
     refuse(
-        run, project, "validate", "film is present: not so in 1 rows", gone.name, "data.missing_films to drop"
+        run,
+        project,
+        "validate",
+        "image is present: not so in 1 rows",
+        gone.name,
+        "data.missing_images to drop",
     )
-    set_params(project, {"data": {"missing_films": "drop"}})
+    set_params(project, {"data": {"missing_images": "drop"}})
     validated(run, project)
     printed = run("python", "-m", "tasks.preprocess", cwd=project, PYTHONPATH=str(ROOT)).stdout
-    assert "399 films" in printed
-    assert "1 left out: no film" in printed
+    assert "399 images" in printed
+    assert "1 left out: no image" in printed
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda film: film.rename(film.with_suffix(".PNG")), "(capital ending)"),
-        (lambda film: film.rename(film.with_suffix("")), "(without ending .png)"),
-        (lambda film: film.rename(film.parent.parent / film.name), "in another folder"),
+        (lambda image: image.rename(image.with_suffix(".PNG")), "(capital ending)"),
+        (lambda image: image.rename(image.with_suffix("")), "(without ending .png)"),
+        (lambda image: image.rename(image.parent.parent / image.name), "in another folder"),
     ],
     ids=["capitals", "no ending", "elsewhere"],
 )
-def test_missing_films_are_told_with_the_nearest(
+def test_missing_images_are_told_with_the_nearest(
     run: Run, project: Path, phantom_copy: Path, change, words
 ) -> None:
     unpack(phantom_copy)
-    film = sorted((phantom_copy / "images").iterdir())[7]
-    change(film)
-    printed = refuse(run, project, "validate", f"looked for images/{film.name}; there is ")
-    assert words in printed or f"there is {film.name}" in printed
-    set_params(project, {"data": {"missing_films": "drop"}})
+    image = sorted((phantom_copy / "images").iterdir())[7]
+    change(image)
+    printed = refuse(run, project, "validate", f"looked for images/{image.name}; there is ")
+    assert words in printed or f"there is {image.name}" in printed
+    set_params(project, {"data": {"missing_images": "drop"}})
     printed = run("python", "-m", "tasks.validate", cwd=project, PYTHONPATH=str(ROOT)).stdout
-    assert f"warning: film is present: not so in 1 rows. The first: row 9, {film.name}: looked for" in printed
-    assert "data.missing_films" not in printed
+    assert (
+        f"warning: image is present: not so in 1 rows. The first: row 9, {image.name}: looked for" in printed
+    )
+    assert "data.missing_images" not in printed
 
 
-def test_film_that_is_no_image(run: Run, project: Path, phantom_copy: Path) -> None:
+def test_image_that_is_no_image(run: Run, project: Path, phantom_copy: Path) -> None:
     unpack(phantom_copy)
-    film = sorted((phantom_copy / "images").iterdir())[7]
-    film.write_text("<html>Forbidden</html>")
+    image = sorted((phantom_copy / "images").iterdir())[7]
+    image.write_text("<html>Forbidden</html>")
     validated(run, project)
-    refuse(run, project, "preprocess", film.name, "is not an image", "Replace the film")
+    refuse(run, project, "preprocess", image.name, "is not an image", "Replace the image")
 
 
 def test_truncated_archive(run: Run, project: Path, phantom_copy: Path) -> None:
@@ -150,11 +157,11 @@ def test_member_outside_the_archive(run: Run, project: Path, phantom_copy: Path,
     assert not list(project.parent.rglob("evil.png"))
 
 
-def test_all_films_of_one_patient(run: Run, project: Path, phantom_copy: Path) -> None:
+def test_all_images_of_one_patient(run: Run, project: Path, phantom_copy: Path) -> None:
     rewrite(phantom_copy, lambda table: table.assign(**{"Patient ID": "1", "Follow-up #": range(len(table))}))
     set_params(project, {"split": {"method": "hash"}})
     validated(run, project)
-    refuse(run, project, "preprocess", "split is empty", "400 films of 1 patient", "split.method")
+    refuse(run, project, "preprocess", "split is empty", "400 images of 1 patient", "split.method")
 
 
 def test_no_positive_of_a_class(run: Run, project: Path, phantom_copy: Path) -> None:
@@ -165,18 +172,18 @@ def test_no_positive_of_a_class(run: Run, project: Path, phantom_copy: Path) -> 
 
     rewrite(phantom_copy, without_hernia)
     validated(run, project)
-    refuse(run, project, "preprocess", "Hernia has no positive film", "data.findings")
+    refuse(run, project, "preprocess", "Hernia has no positive image", "data.findings")
 
 
 def test_patient_on_both_official_lists(run: Run, project: Path, phantom_copy: Path) -> None:
     both = phantom_copy / "test_list.txt", phantom_copy / "train_val_list.txt"
     test, train = (path.read_text().split() for path in both)
-    patient = next(film.split("_")[0] for film in train if film.endswith("_001.png"))
+    patient = next(image.split("_")[0] for image in train if image.endswith("_001.png"))
     moved = f"{patient}_000.png"
     both[0].write_text("\n".join([*test, moved]))
-    both[1].write_text("\n".join(film for film in train if film != moved))
+    both[1].write_text("\n".join(image for image in train if image != moved))
     validated(run, project)
-    refuse(run, project, "preprocess", "has films in more than one official split", "split.method")
+    refuse(run, project, "preprocess", "has images in more than one official split", "split.method")
 
 
 def test_unwritable_output(run: Run, project: Path) -> None:
@@ -249,7 +256,7 @@ def test_files_of_the_user_stay(run: Run, project: Path) -> None:
     run("python", "-m", "tasks.validate", "--out", "mine", cwd=project, PYTHONPATH=str(ROOT))
     run("python", "-m", "tasks.validate", "--out", "mine", cwd=project, PYTHONPATH=str(ROOT))
     assert sorted(path.name for path in (project / "mine").iterdir()) == [
-        "films.parquet",
+        "images.parquet",
         "notes.txt",
         "verdict.json",
     ]

@@ -84,8 +84,8 @@ def test_another_clone_gives_the_same_lock(done: Path, run: Run, tmp_path: Path)
         ("ral/reporting/plots.py", {"report"}),
         ("ral/evaluation/bootstrap.py", {"evaluate"}),
         ("ral/losses/ral.py", {"train"}),
-        ("ral/data/pixels.py", {"preprocess"}),
-        ("ral/data/shards.py", {"preprocess", "train", "explain"}),
+        ("ral/data/images/decode.py", {"preprocess"}),
+        ("ral/data/images/shards.py", {"preprocess", "train", "explain"}),
         ("ral/explain/saliency.py", {"explain"}),
     ],
 )
@@ -128,17 +128,17 @@ def test_experiment_leaves_a_comparable_result(done: Path, run: Run, tmp_path: P
     assert "train" not in run("dvc", "params", "diff", cwd=folder).stdout  # loss.name alone
 
 
-def test_part_of_a_real_archive(run: Run, real_films: Path, tmp_path: Path) -> None:
-    """Real films through the first two stages, with the counts that its owners publish."""
+def test_part_of_a_real_archive(run: Run, real_images: Path, tmp_path: Path) -> None:
+    """Real images through the first two stages, with the counts that its owners publish."""
     folder = fresh(tmp_path / "project")
-    changes = {"data": {"root": str(real_films), "missing_films": "drop"}, "split": {"method": "hash"}}
+    changes = {"data": {"root": str(real_images), "missing_images": "drop"}, "split": {"method": "hash"}}
     set_params(folder, changes)
     run("dvc", "repro", "preprocess", cwd=folder)
     verdict = json.loads((folder / "data/validated/verdict.json").read_text())
     facts = json.loads((folder / "data/prepared/dataset.json").read_text())
-    assert (verdict["rows"], verdict["patients"], verdict["films"]) == (112_120, 30_805, 14_995)
-    assert facts["left_out"] == {"no film": 97_125}
-    assert (facts["films"], facts["patients"], facts["phantom"]) == (14_995, 3_923, False)
+    assert (verdict["rows"], verdict["patients"], verdict["images"]) == (112_120, 30_805, 14_995)
+    assert facts["left_out"] == {"no image": 97_125}
+    assert (facts["images"], facts["patients"], facts["phantom"]) == (14_995, 3_923, False)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -1,4 +1,4 @@
-"""The phantom films are drawn only where they are the data, however another data folder is named."""
+"""The phantom images are drawn only where they are the data, however another data folder is named."""
 
 import subprocess
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def named(how: str, folder: Path, root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder that is no phantom's."""
     folder = tmp_path_factory.mktemp("elsewhere")
     shipped.write("chexpert", folder)
@@ -33,18 +33,18 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("how", ["RAL_DATA_ROOT", "ral.toml", "data.root"])
 def test_no_phantom_is_drawn_for_data_that_lies_elsewhere(
-    run: Run, workspace: Path, films: Path, how: str
+    run: Run, workspace: Path, images: Path, how: str
 ) -> None:
-    variables = named(how, workspace, films)
+    variables = named(how, workspace, images)
     printed = run("dvc", "repro", "manifest", cwd=workspace, **variables).stdout
-    assert "no phantom films are drawn" in printed
+    assert "no phantom images are drawn" in printed
     assert not DRAWN & {path.name for path in (workspace / "data/phantom").iterdir()}
     assert "train.csv" in (workspace / "data/manifest.json").read_text()
     for path in ("dvc.lock", "data/location.json"):
-        assert str(films) not in (workspace / path).read_text()
+        assert str(images) not in (workspace / path).read_text()
 
 
-def test_going_there_and_back_draws_once(run: Run, workspace: Path, films: Path) -> None:
+def test_going_there_and_back_draws_once(run: Run, workspace: Path, images: Path) -> None:
     def lock(**variables: str) -> tuple[str, bool, str]:
         printed = run("dvc", "repro", "manifest", cwd=workspace, **variables).stdout
         drawn = {path.name for path in (workspace / "data/phantom").iterdir()} >= DRAWN
@@ -52,12 +52,12 @@ def test_going_there_and_back_draws_once(run: Run, workspace: Path, films: Path)
 
     phantom, drawn, _ = lock()
     assert drawn
-    own, drawn, _ = lock(RAL_DATA_ROOT=str(films))
+    own, drawn, _ = lock(RAL_DATA_ROOT=str(images))
     assert not drawn
     again, drawn, printed = lock()
     assert (again, drawn) == (phantom, True)
     assert "drawing" not in printed
-    (workspace.parent / "linked").symlink_to(films)
+    (workspace.parent / "linked").symlink_to(images)
     assert lock(RAL_DATA_ROOT=str(workspace.parent / "linked"))[:2] == (own, False)
     # The phantom folder by its whole path is the same folder.
     assert lock(RAL_DATA_ROOT=str(workspace / "data/phantom"))[:2] == (phantom, True)

@@ -28,7 +28,7 @@ SOURCES = [
 @pytest.mark.long
 @pytest.mark.parametrize("name", SOURCES)
 def test_source_to_report(run: Run, tmp_path: Path, name: str) -> None:
-    section = shipped.write(name, tmp_path / "films")
+    section = shipped.write(name, tmp_path / "images")
     folder = tmp_path / "project"
     folder.mkdir()
     shutil.copy(ROOT / "params.yaml", folder)

@@ -56,7 +56,7 @@ def test_a_grid_survives_a_crash_in_the_middle(
     table = (tmp_path / "table.txt").read_text()
     assert table in printed
     assert table.startswith("PHANTOM")
-    assert "AP, macro, val films, against ral-0-" in table
+    assert "AP, macro, val images, against ral-0-" in table
     assert "Over 2 seeds (bce-0-" in table
     assert git(project, "status", "--short") == ""
     wait_until(lambda: not processes_in(state))

@@ -1,4 +1,4 @@
-"""Campaigns of minutes: the default in two clones, real films, and real films whose labels belong to others."""
+"""Campaigns of minutes: the default in two clones, real images, and real images whose labels belong to others."""
 
 import io
 import json
@@ -36,17 +36,17 @@ def test_default_reaches_its_figure_and_two_clones_agree(run: Run, tmp_path: Pat
 
 
 @pytest.mark.parametrize("permuted", [False, True])
-def test_real_films_are_learned_and_permuted_ones_are_not(
-    run: Run, real_films: Path, tmp_path: Path, permuted: bool
+def test_real_images_are_learned_and_permuted_ones_are_not(
+    run: Run, real_images: Path, tmp_path: Path, permuted: bool
 ) -> None:
-    """Permuting films among rows is the negative control: any figure above chance would be a leak."""
-    root = permute(real_films, tmp_path / "films") if permuted else real_films
+    """Permuting images among rows is the negative control: any figure above chance would be a leak."""
+    root = permute(real_images, tmp_path / "images") if permuted else real_images
     folder = copy_project(tmp_path / "project")
-    changes = {"root": str(root), "missing_films": "drop"}
+    changes = {"root": str(root), "missing_images": "drop"}
     options = [f"-S=data.{key}={value}" for key, value in changes.items()]
     run("dvc", "exp", "run", *options, "-S=split.method=hash", cwd=folder)
     facts = json.loads((folder / "data/prepared/dataset.json").read_text())
-    assert facts["left_out"] == {"no film": 97_125}
+    assert facts["left_out"] == {"no image": 97_125}
     assert "97,125" in (folder / "reports/report.html").read_text()
     if permuted:
         assert 0.45 <= macro_auroc(folder) <= 0.55
@@ -55,21 +55,21 @@ def test_real_films_are_learned_and_permuted_ones_are_not(
 
 
 def permute(source: Path, target: Path) -> Path:
-    """A copy of a data folder in which every film has the name, and so the labels, of another one."""
+    """A copy of a data folder in which every image has the name, and so the labels, of another one."""
     target.mkdir()
-    films: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     for path in sorted(source.iterdir()):
         if path.name.endswith(".tar.gz"):
             with tarfile.open(path) as tar:
                 for member in tar:
                     if member.isfile():
-                        films[member.name] = tar.extractfile(member).read()  # type: ignore[union-attr]
+                        images[member.name] = tar.extractfile(member).read()  # type: ignore[union-attr]
         else:
             (target / path.name).symlink_to(path)
-    contents = list(films.values())
+    contents = list(images.values())
     random.Random(0).shuffle(contents)
     with tarfile.open(target / "images_001.tar.gz", "w:gz", compresslevel=1) as tar:
-        for name, content in zip(films, contents, strict=True):
+        for name, content in zip(images, contents, strict=True):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))

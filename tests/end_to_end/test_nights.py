@@ -354,7 +354,7 @@ def test_first_night_without_a_server(
     wait_until,
 ) -> None:
     """The flow by hand: a first model, then nothing new; the caller's checkout is not touched."""
-    clinic = Clinic(tmp_path, environment, run, wait_until, films=500)
+    clinic = Clinic(tmp_path, environment, run, wait_until, images=500)
     clinic.hospital.deliver(1.0)
     env = clinic.env | {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "home")}
     printed = run("python", "-m", "flows.nightly", cwd=clinic.project, code=None, **env).stdout

@@ -18,7 +18,7 @@ READING = {"validate", "preprocess"}
 
 
 def data_section(source: str, root: Path) -> dict[str, object]:
-    """A small data folder of a source, and the section `data` of params.yaml for it; nih: the phantom films."""
+    """A small data folder of a source, and the section `data` of params.yaml for it; nih: the phantom images."""
     if source == "nih":
         return {"source": "nih"}
     section = shipped.write(source, root)
@@ -28,7 +28,7 @@ def data_section(source: str, root: Path) -> dict[str, object]:
 def prepared(source: str, folder: Path, run: Run) -> Path:
     """A copy of the project in which the raw data of a source has been prepared."""
     copy_project(folder)
-    section = data_section(source, folder.parent / "films")
+    section = data_section(source, folder.parent / "images")
     table = section.pop("table", {})
     method = "official" if source in {"nih", *shipped.OFFICIAL} else "stratified"
     set_params(folder, SMALL | {"data": section, "split": {"method": method, "val": 0.2}})
@@ -75,7 +75,7 @@ def test_an_experiment_with_another_source_depends_on_its_reader(run: Run, tmp_p
     run(
         "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "run", cwd=folder
     )
-    section = data_section("chexpert", tmp_path / "films")
+    section = data_section("chexpert", tmp_path / "images")
     changes = [f"data.{key}={json.dumps(value)}" for key, value in section.items()]
     run(
         "dvc",

@@ -34,14 +34,14 @@ def logits_of(studies: pd.DataFrame, split: str) -> pd.DataFrame:
 
 @pytest.fixture
 def tables() -> Tables:
-    """Studies of 1800 films, three a patient, and logits for val and test."""
+    """Studies of 1800 images, three a patient, and logits for val and test."""
     generator = np.random.default_rng(0)
     rows = 1800
     number = np.arange(rows)
     split = np.repeat(["train", "val", "test"], rows // 3)
     studies = pd.DataFrame(
         {
-            "image_id": [f"film{n:04d}" for n in number],
+            "image_id": [f"image{n:04d}" for n in number],
             "patient_id": [f"p{n // 3:03d}" for n in number],
             "split": split,
         }

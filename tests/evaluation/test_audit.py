@@ -23,13 +23,13 @@ Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 
 def make(seed: int, gap: float = 0.0, rows: int = 6000) -> Tables:
-    """Three findings whose positive films are harder by `gap` in women; two films a patient."""
+    """Three findings whose positive images are harder by `gap` in women; two images a patient."""
     generator = np.random.default_rng(seed)
     patient = np.arange(rows) // 2
     split = np.array(["train", "val", "test"])[patient % 3]
     studies = pd.DataFrame(
         {
-            "image_id": [f"film{n:05d}" for n in range(rows)],
+            "image_id": [f"image{n:05d}" for n in range(rows)],
             "patient_id": [f"p{n:05d}" for n in patient],
             "split": split,
             "sex": np.array(["F", "M"])[generator.integers(2, size=rows // 2)][patient],
@@ -61,20 +61,20 @@ def fair() -> tuple[Evaluation, pd.DataFrame]:
 
 
 def test_groups_are_those_of_each_attribute_and_of_each_pair() -> None:
-    films = make(0)[0]
-    found = {(group.attribute, group.name): group.rows for group in groups(films, AUDIT)}
+    images = make(0)[0]
+    found = {(group.attribute, group.name): group.rows for group in groups(images, AUDIT)}
     single = [name for attribute, name in found if "×" not in attribute]
     assert single == ["F", "M", "0–17", "18–64", "65+", "unknown", "AP", "PA"]
     assert sum("×" in attribute for attribute, _ in found) == 2 * 3 + 2 * 2 + 3 * 2
     pair = found["sex × age", "F, 65+"]
-    np.testing.assert_array_equal(pair, (films["sex"] == "F") & (films["age_years"] == 70))
+    np.testing.assert_array_equal(pair, (images["sex"] == "F") & (images["age_years"] == 70))
     assert not any("unknown" in name for attribute, name in found if "×" in attribute)
-    one_view = groups(films.assign(view="PA"), AUDIT)
+    one_view = groups(images.assign(view="PA"), AUDIT)
     assert not any("view" in group.attribute and "×" in group.attribute for group in one_view)
-    assert groups(films, AUDIT.model_copy(update={"by": []})) == []
+    assert groups(images, AUDIT.model_copy(update={"by": []})) == []
 
 
-def test_figures_are_those_of_sklearn_on_the_groups_films(fair: tuple[Evaluation, pd.DataFrame]) -> None:
+def test_figures_are_those_of_sklearn_on_the_groups_images(fair: tuple[Evaluation, pd.DataFrame]) -> None:
     evaluation, table = fair
     assert list(table.columns) == list(COLUMNS)
     inside = (evaluation.rows["sex"] == "F").to_numpy()
@@ -96,7 +96,7 @@ def test_figures_are_those_of_sklearn_on_the_groups_films(fair: tuple[Evaluation
     others = roc_auc_score(scored.labels[~inside], scored.logits[~inside])
     assert own.loc["auroc", "others"] == pytest.approx(others, abs=1e-6)
     assert own.loc["auroc", "difference"] == pytest.approx(expected["auroc"] - others, abs=2e-6)
-    assert set(own["films"]) == {inside.sum()}
+    assert set(own["images"]) == {inside.sum()}
     assert set(own["positives"]) == {labels.sum()}
 
 

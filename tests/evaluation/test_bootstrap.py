@@ -123,10 +123,10 @@ def test_support_counts_the_patients_of_the_smaller_class() -> None:
     resamples = draw(np.repeat(["a", "b", "c", "d"], 3), 20, seed=1)
     labels = np.array([1, 1, 0] * 4, float)
     assert resamples.support(labels) == Support(4, pytest.approx(4), 8)
-    labels[3:] = 0  # all positive films of one patient
+    labels[3:] = 0  # all positive images of one patient
     assert resamples.support(labels) == Support(1, pytest.approx(1), 2)
     assert resamples.support(0 * labels) == Support(0, 0, 0)
-    labels[:9] = [1, 1, 1, 1, 0, 0, 0, 0, 0]  # 3 and 1 films
+    labels[:9] = [1, 1, 1, 1, 0, 0, 0, 0, 0]  # 3 and 1 images
     assert resamples.support(labels) == Support(2, pytest.approx(16 / 10), 4)
 
 

@@ -93,7 +93,7 @@ def test_what_is_not_estimable_has_words_and_no_number(tables: Tables) -> None:
     studies, _, logits = tables
     table = compare(studies, {"a": logits, "b": noisier(logits, 1.0)}, "test", CONFIG)
     edema = table[table["name"] == "Edema"]
-    assert edema["note"].str.contains("0 patients with positive test films").all()
+    assert edema["note"].str.contains("0 patients with positive test images").all()
     assert edema[["value", "difference", "p", "p_holm"]].isna().all(axis=None)
 
 
@@ -115,7 +115,7 @@ def test_bad_models_are_named(tables: Tables) -> None:
         "NaN": (logits.assign(Mass=np.nan), "Mass is NaN"),
         "row missing": (logits.iloc[1:], "without logits"),
         "other order": (logits[["image_id", *FINDINGS[::-1]]], "other order"),
-        "film twice": (pd.concat([logits, logits[:1]]), "more than once"),
+        "image twice": (pd.concat([logits, logits[:1]]), "more than once"),
     }
     for bad, words in cases.values():
         with pytest.raises(UserError, match=words) as error:
@@ -153,8 +153,8 @@ def test_the_command_compares_files_and_folders(folder: Path) -> None:
     done = command(folder, str(folder / "good"), str(folder / "bad.parquet"), "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "Research software" in done.stdout
-    assert "600 test films of 200 patients" in done.stdout
-    assert "not estimable: 0 patients with positive test films" in done.stdout
+    assert "600 test images of 200 patients" in done.stdout
+    assert "not estimable: 0 patients with positive test images" in done.stdout
     assert "Holm" in done.stdout
     assert list(pd.read_csv(out).columns) == list(COLUMNS)
 

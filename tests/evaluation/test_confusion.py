@@ -11,7 +11,7 @@ N = np.nan
 def cell(table: pd.DataFrame, finding: str, taken_for: str) -> list:
     row = table[(table["finding"] == finding) & (table["taken_for"] == taken_for)]
     assert len(row) == 1
-    return row[["films", "times", "share", "share_without"]].iloc[0].tolist()
+    return row[["images", "times", "share", "share_without"]].iloc[0].tolist()
 
 
 def test_by_hand() -> None:
@@ -20,22 +20,22 @@ def test_by_hand() -> None:
     logits = pd.DataFrame(
         {"A": [101, 103, 100, 102, 104], "B": [4, 1, 3, 2, 0], "C": [0.1, 0.4, 0.2, 0.3, 0.0]},
     )
-    # Places × 4:  A 1 3 0 2 4;  B 4 1 3 2 0;  C 1 4 2 3 0. Highest of each film: B, C, B, C, A.
+    # Places × 4:  A 1 3 0 2 4;  B 4 1 3 2 0;  C 1 4 2 3 0. Highest of each image: B, C, B, C, A.
     table = confusion(labels, logits, 1)
     assert len(table) == 6
-    assert cell(table, "A", "B") == [2, 1, 0.5, 1.0]  # films 0 and 1; film 2 has neither
-    assert cell(table, "A", "C") == [1, 0, 0.0, 1.0]  # film 1: C is unknown; film 3 has neither
+    assert cell(table, "A", "B") == [2, 1, 0.5, 1.0]  # images 0 and 1; image 2 has neither
+    assert cell(table, "A", "C") == [1, 0, 0.0, 1.0]  # image 1: C is unknown; image 3 has neither
     assert cell(table, "B", "C") == [1, 1, 1.0, 0.0]
     assert cell(table, "C", "A") == [1, 0, 0.0, 0.0]
     assert cell(table, "C", "B") == [1, 1, 1.0, 0.5]
 
 
-def test_ties_and_classes_without_films() -> None:
+def test_ties_and_classes_without_images() -> None:
     labels = pd.DataFrame({"A": [1.0, 1], "B": [0.0, 0], "C": [N, N]})
     logits = pd.DataFrame({"A": [0.0, 0], "B": [0.0, 0], "C": [0.0, 0]})
     table = confusion(labels, logits, 1)
     assert cell(table, "A", "B")[:3] == [2, 2, 1.0]  # all tie at the last place, so all count
-    films, times, share, without = cell(table, "A", "C")
-    assert (films, times) == (0, 0)
+    images, times, share, without = cell(table, "A", "C")
+    assert (images, times) == (0, 0)
     assert np.isnan(share)
     assert np.isnan(without)

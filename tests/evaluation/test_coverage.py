@@ -18,12 +18,12 @@ def test_patients_have_1_to_12_images_and_findings_their_prevalence() -> None:
     generator = np.random.default_rng(0)
     images = images_of(20_000, generator)
     assert (images.min(), images.max()) == (1, 12)
-    films = sample(3000, generator, {})
+    images = sample(3000, generator, {})
     for name in ("Infiltration", "Mass"):
-        labels = films.first[name].labels
+        labels = images.first[name].labels
         assert labels.mean() == pytest.approx(SHARES[name], rel=0.2)
         # Images of a patient go together.
-        _, patient = np.unique(films.patients, return_inverse=True)
+        _, patient = np.unique(images.patients, return_inverse=True)
         first = np.append(True, patient[1:] != patient[:-1])
         again = labels[1:][~first[1:] & (labels[:-1] == 1)]
         assert again.mean() > 2 * SHARES[name]

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from ral.config.evaluate import RULES
 from ral.evaluation.bootstrap import Interval, draw
 from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard, middle_tail
-from ral.evaluation.measure import COUNTS, Scored, calls, ranking
+from ral.evaluation.resampled_metrics import COUNTS, Scored, calls, ranking
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 1), (1, 1), (0, 4), (3, 7), (7, 7), (120, 995)])

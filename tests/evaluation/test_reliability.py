@@ -66,7 +66,7 @@ def test_debiasing_takes_off_what_chance_adds() -> None:
 def test_curve_has_a_row_per_bin_with_an_interval_about_the_observed_share() -> None:
     scores, labels = sample(3)
     table = curve(scores, labels, draw(IDS, 500, seed=4), bins=10)
-    assert list(table["films"]) == [100] * 10
+    assert list(table["images"]) == [100] * 10
     assert table["positives"].sum() == labels.sum()
     assert (table["mean_score"].diff().dropna() > 0).all()
     assert (table["low"] < table["observed"]).all()

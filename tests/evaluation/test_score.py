@@ -103,7 +103,7 @@ def test_the_figures_of_cxr_lt_are_means_with_f1_at_one_half(tables: Tables) -> 
     assert official["mF1"].findings == 3
 
 
-def test_tier_and_prevalence_come_from_the_known_training_films(tables: Tables) -> None:
+def test_tier_and_prevalence_come_from_the_known_training_images(tables: Tables) -> None:
     studies = tables[0]
     findings = {finding.name: finding for finding in scored(tables).findings}
     tiers = {name: finding.tier for name, finding in findings.items()}
@@ -126,7 +126,7 @@ def test_a_class_without_positives_is_not_estimable_and_the_macro_goes_over_the_
         if None not in values:
             assert evaluation.macro[metric].value == pytest.approx(np.mean(values), abs=1e-12)
     content = to_metrics(evaluation)
-    assert content["not_estimable"] == {"Edema": "0 patients with positive test films, at least 5 needed"}
+    assert content["not_estimable"] == {"Edema": "0 patients with positive test images, at least 5 needed"}
     assert content["macro"]["findings"] == 3
     assert content["tiers"]["medium"]["findings"] == 1
     assert content["tiers"]["medium"]["ap"]["value"] == round(
@@ -138,9 +138,9 @@ def test_too_few_negatives_are_not_estimable_either_and_patients_count(tables: T
     studies = tables[0]
     test = studies.index[studies["split"] == "test"]
     studies.loc[test, "Effusion"] = 1.0
-    studies.loc[test[:12], "Effusion"] = 0.0  # 12 films of 4 patients
+    studies.loc[test[:12], "Effusion"] = 0.0  # 12 images of 4 patients
     reason = to_metrics(scored(tables))["not_estimable"]["Effusion"]
-    assert reason == "4 patients with negative test films, at least 5 needed"
+    assert reason == "4 patients with negative test images, at least 5 needed"
     evaluation = scored(tables, min_positives=4)
     assert "Effusion" not in to_metrics(evaluation)["not_estimable"]
     # A value, and no interval: fewer than five patients carry it.
@@ -158,7 +158,7 @@ def test_without_a_validation_positive_only_f1_is_missing(tables: Tables) -> Non
     assert hernia.map is None
     assert hernia.scores["f1"].value is hernia.scores["brier"].value is None
     assert hernia.scores["ap"].value is not None
-    assert "no positive validation film" in (hernia.not_estimable or "")
+    assert "no positive validation image" in (hernia.not_estimable or "")
     assert (evaluation.macro["ap"].findings, evaluation.macro["f1"].findings) == (3, 2)
     assert evaluation.tiers["tail"]["f1"].value is None
 
@@ -264,10 +264,10 @@ def test_perfect_and_random_scorers(tables: Tables) -> None:
     assert chance.low < 0.5 < chance.high
 
 
-def test_one_phantom_film_marks_the_whole_evaluation(tables: Tables) -> None:
-    assert scored(tables).data == "films"
+def test_one_phantom_image_marks_the_whole_evaluation(tables: Tables) -> None:
+    assert scored(tables).data == "images"
     for table in tables[:2]:
-        table["image_id"] = table["image_id"].replace("film0700", "phantom0700")
+        table["image_id"] = table["image_id"].replace("image0700", "phantom0700")
     assert scored(tables).data == "phantom"
 
 
@@ -290,28 +290,28 @@ def put(row: int, column: str, value: object) -> Callable[[pd.DataFrame], object
 
 
 BAD = {
-    "nan": (change(2, put(4, "Mass", np.nan)), ["test logits", "Mass", "NaN", "film"]),
-    "inf": (change(1, put(4, "Hernia", np.inf)), ["val logits", "Hernia", "infinite", "film"]),
+    "nan": (change(2, put(4, "Mass", np.nan)), ["test logits", "Mass", "NaN", "image"]),
+    "inf": (change(1, put(4, "Hernia", np.inf)), ["val logits", "Hernia", "infinite", "image"]),
     "column missing": (change(2, lambda t: t.drop(columns="Mass")), ["test logits", "missing: Mass"]),
     "column too many": (change(2, lambda t: t.assign(Pox=0.0)), ["test logits", "Pox"]),
     "other order": (change(1, lambda t: t[["image_id", *FINDINGS[::-1]]]), ["val logits", "other order"]),
-    "film twice": (change(0, put(5, "image_id", "film0004")), ["studies", "film0004", "more than once"]),
+    "image twice": (change(0, put(5, "image_id", "image0004")), ["studies", "image0004", "more than once"]),
     "logits twice": (change(2, lambda t: pd.concat([t, t[:1]])), ["test logits", "more than once"]),
-    "film without logits": (
-        change(2, lambda t: t[t["image_id"] != "film1300"]),
-        ["test logits", "film1300", "without logits"],
+    "image without logits": (
+        change(2, lambda t: t[t["image_id"] != "image1300"]),
+        ["test logits", "image1300", "without logits"],
     ),
     "logits of another split": (
         change(0, put(1300, "split", "train")),
-        ["test logits", "film1300", "not in the split test"],
+        ["test logits", "image1300", "not in the split test"],
     ),
-    "label": (change(0, put(3, "Mass", -1.0)), ["studies", "Mass", "film0003"]),
-    "no patient": (change(0, put(3, "patient_id", None)), ["studies", "patient_id", "film0003"]),
+    "label": (change(0, put(3, "Mass", -1.0)), ["studies", "Mass", "image0003"]),
+    "no patient": (change(0, put(3, "patient_id", None)), ["studies", "patient_id", "image0003"]),
     "no column patient_id": (change(0, lambda t: t.drop(columns="patient_id")), ["studies", "patient_id"]),
-    "one patient": (change(0, lambda t: t.assign(patient_id="p1")), ["scored films", "1 patient"]),
+    "one patient": (change(0, lambda t: t.assign(patient_id="p1")), ["scored images", "1 patient"]),
     "never labelled in training": (
         change(0, lambda t: t.assign(Mass=t["Mass"].where(t["split"] != "train"))),
-        ["studies", "Mass", "no training film"],
+        ["studies", "Mass", "no training image"],
     ),
 }
 

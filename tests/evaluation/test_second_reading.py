@@ -34,12 +34,12 @@ def evaluation(tables: Tables) -> Evaluation:
 
 @pytest.fixture
 def second(evaluation: Evaluation) -> pd.DataFrame:
-    """Every other film read again, one label in ten differently; in an order of its own."""
-    films = evaluation.rows[::2].sample(frac=1, random_state=1)
-    turned = np.random.default_rng(2).random((len(films), 2)) < 0.1
-    reading = films[["image_id"]].copy()
+    """Every other image read again, one label in ten differently; in an order of its own."""
+    images = evaluation.rows[::2].sample(frac=1, random_state=1)
+    turned = np.random.default_rng(2).random((len(images), 2)) < 0.1
+    reading = images[["image_id"]].copy()
     for place, name in enumerate(("Effusion", "Mass")):
-        reading[f"{name} again"] = (films[name] - turned[:, place]).abs()
+        reading[f"{name} again"] = (images[name] - turned[:, place]).abs()
     return reading
 
 
@@ -59,7 +59,7 @@ def test_agreement_is_that_of_sklearn(evaluation: Evaluation, second: pd.DataFra
         name = row["finding"]
         both = evaluation.rows.merge(second, on="image_id").dropna(subset=[name, f"{name} again"])
         one, two = both[name], both[f"{name} again"]
-        assert row["films"] == len(both)
+        assert row["images"] == len(both)
         assert row["kappa"] == pytest.approx(cohen_kappa_score(one, two), abs=1e-6)
         assert row["positive_agreement"] == pytest.approx(f1_score(one, two), abs=1e-6)
         assert row["negative_agreement"] == pytest.approx(f1_score(1 - one, 1 - two), abs=1e-6)
@@ -121,7 +121,7 @@ def test_bad_tables_are_refused_by_name(evaluation: Evaluation, second: pd.DataF
     cases = {
         "lacks the column `Mass again`": second.drop(columns="Mass again"),
         "more than once": pd.concat([second, second[:1]]),
-        "not 1, 0 or empty for 1 film.*in row 2": second.assign(
+        "not 1, 0 or empty for 1 image.*in row 2": second.assign(
             **{"Mass again": [2.0, *second["Mass again"][1:]]}
         ),
     }
@@ -143,5 +143,5 @@ def test_bad_tables_are_refused_by_name(evaluation: Evaluation, second: pd.DataF
     with pytest.raises(UserError, match="no finding Masses"):
         read(config(path, Masses="Mass again"), findings)
     strangers = second.assign(image_id="x" + second["image_id"]).rename(columns={"Mass again": "Mass"})
-    with pytest.raises(UserError, match="no test film is in it"):
+    with pytest.raises(UserError, match="no test image is in it"):
         agreement(evaluation, strangers[["image_id", "Mass"]])

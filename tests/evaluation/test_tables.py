@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 
 from ral.config.base import load
 from ral.config.evaluate import RULES, EvaluateParams
-from ral.evaluation import saved
+from ral.evaluation import calibration_io
 from ral.evaluation import tables as written
 from ral.evaluation.audit import audit
 from ral.evaluation.score import Evaluation, evaluate
@@ -83,7 +83,7 @@ def test_no_zero_is_negative() -> None:
 
 
 def coarse(logits: pd.DataFrame) -> pd.DataFrame:
-    """Logits as a network in bfloat16 gives them: eight bits, so that many films share one."""
+    """Logits as a network in bfloat16 gives them: eight bits, so that many images share one."""
     bits = logits[[*FINDINGS, "Edema"]].to_numpy(np.float32).view(np.uint32)
     kept = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
     return logits.assign(**dict(zip([*FINDINGS, "Edema"], kept.T, strict=True)))
@@ -118,10 +118,10 @@ def test_written_thresholds_give_the_written_counts(
         point = points[(points["finding"] == name) & (points["rule"] == "max_f1")].iloc[0]
         assert (called & (scored.labels == 1)).sum() == point["tp"]
         assert (called & (scored.labels == 0)).sum() == point["fp"]
-    # Nor does the file of the maps lose or gain a film.
-    content = json.loads(json.dumps(saved.to_json(evaluation)))
+    # Nor does the file of the maps lose or gain an image.
+    content = json.loads(json.dumps(calibration_io.to_json(evaluation)))
     for rule in RULES:
-        calls = saved.apply(
+        calls = calibration_io.apply(
             content,
             coarse(scaled[1]).set_index("image_id").loc[evaluation.rows["image_id"]].reset_index(),
             rule,
@@ -131,11 +131,11 @@ def test_written_thresholds_give_the_written_counts(
             np.testing.assert_array_equal(calls[name], scored.scores >= scored.thresholds[rule])
 
 
-def test_reliability_counts_every_known_film_once(evaluation: Evaluation) -> None:
+def test_reliability_counts_every_known_image_once(evaluation: Evaluation) -> None:
     table = written.reliability(evaluation)
-    films = table.groupby(["finding", "scores"])["films"].sum().unstack()
+    images = table.groupby(["finding", "scores"])["images"].sum().unstack()
     for name in FINDINGS:
-        assert set(films.loc[name]) == {evaluation.scored[name].known().sum()}
+        assert set(images.loc[name]) == {evaluation.scored[name].known().sum()}
     assert table["mean_score"].between(0, 1).all()
     bounded = table.dropna(subset="low")
     assert len(bounded) > 20
@@ -178,13 +178,13 @@ def test_the_evaluation_loads_neither_torch_nor_deepspeed() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_3000_films_14_findings_and_2000_resamples_take_less_than_a_minute() -> None:
+def test_3000_images_14_findings_and_2000_resamples_take_less_than_a_minute() -> None:
     generator = np.random.default_rng(0)
     rows, findings = 9000, [f"Finding {number}" for number in range(14)]
     patient = generator.integers(3000, size=rows)
     studies = pd.DataFrame(
         {
-            "image_id": [f"film{n}" for n in range(rows)],
+            "image_id": [f"image{n}" for n in range(rows)],
             "patient_id": [f"p{n}" for n in patient],
             "split": np.array(["train", "val", "test"])[patient % 3],
             "sex": np.array(["F", "M"])[patient % 2],

@@ -1,4 +1,4 @@
-"""A small trained-looking network and prepared films whose ids try to be paths, made without training."""
+"""A small trained-looking network and prepared images whose ids try to be paths, made without training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,12 @@ import torch
 
 from ral.config.model import ModelConfig
 from ral.data.dataset import Dataset, open_dataset
-from ral.data.shards import write_shard
+from ral.data.images.shards import write_shard
 from ral.files import write_json
 from ral.models import build_model
 from ral.training.__main__ import write_weights
 
-FINDINGS = ["Effusion", "Mass", "Hernia"]  # no test film has a Hernia
+FINDINGS = ["Effusion", "Mass", "Hernia"]  # no test image has a Hernia
 SIZE = 64
 MODELS = {
     "test_resnet": {},
@@ -25,21 +25,21 @@ MODELS = {
 }
 
 
-def write_prepared(folder: Path, films: int = 72, phantom: bool = False) -> Path:
+def write_prepared(folder: Path, images: int = 72, phantom: bool = False) -> Path:
     """Prepared data of noise: two thirds train, one third test; some labels unknown, ids that no file may have as name."""
     rng = np.random.default_rng(0)
-    ids = [f"{'phantom' * phantom}../../<script>{i:03d}" for i in range(films)]
-    labels = (rng.random((films, 3)) < 0.4).astype(np.float32)
-    split = np.array(["train"] * (films * 2 // 3) + ["test"] * (films - films * 2 // 3))
+    ids = [f"{'phantom' * phantom}../../<script>{i:03d}" for i in range(images)]
+    labels = (rng.random((images, 3)) < 0.4).astype(np.float32)
+    split = np.array(["train"] * (images * 2 // 3) + ["test"] * (images - images * 2 // 3))
     labels[split == "test", 2] = 0
-    labels[rng.random((films, 3)) < 0.1] = np.nan
+    labels[rng.random((images, 3)) < 0.1] = np.nan
     table = pd.DataFrame(labels, columns=FINDINGS)
     table.insert(0, "image_id", ids)
-    table.insert(1, "patient_id", [f"p{i // 2}" for i in range(films)])
+    table.insert(1, "patient_id", [f"p{i // 2}" for i in range(images)])
     table.insert(2, "split", split)
     (folder / "shards").mkdir(parents=True)
     table.to_parquet(folder / "studies.parquet", index=False)
-    pixels = rng.integers(0, 256, (films, SIZE, SIZE), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (images, SIZE, SIZE), dtype=np.uint8)
     write_shard(folder / "shards/0.arrow", ids, pixels)
     facts = {"findings": FINDINGS, "size": SIZE, "phantom": phantom, "shards": [{"name": "0.arrow"}]}
     write_json(folder / "dataset.json", facts)
@@ -56,7 +56,7 @@ def write_model(
     torch.manual_seed(0)
     weights = build_model(config.model_copy(update={"pretrained": "none"}), len(FINDINGS)).state_dict()
     (folder / "logits").mkdir(parents=True)
-    write_weights(folder / "model.safetensors", weights, "films")
+    write_weights(folder / "model.safetensors", weights, "images")
     write_json(
         folder / "model.json",
         {

@@ -12,8 +12,8 @@ from PIL import Image
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
 from ral.config.explain import ExplainConfig, ExplainParams
+from ral.data.splits.holdout import sealed
 from ral.errors import UserError
-from ral.evaluation.sealed import sealed
 from ral.explain.gallery import overlay, save
 from tasks.explain import run
 
@@ -60,13 +60,13 @@ def test_gallery(
     run(params(), prepared, models, out)
     assert {path.name for path in out.iterdir()} == {"gallery", "geometry.json", "confusion.csv"}
     content = json.loads((out / "gallery/gallery.json").read_text())
-    assert (content["method"], content["data"]) == (method, "films")
+    assert (content["method"], content["data"]) == (method, "images")
     assert content["positions"] == ([2, 2] if method == "grad_cam" else [4, 4])
     assert "not a medical device" in content["notice"]
     findings = {finding["finding"]: finding for finding in content["findings"]}
     assert list(findings) == ["Effusion", "Mass", "Hernia"]
     assert findings["Hernia"]["hits"] == findings["Hernia"]["false_positives"] == []
-    assert "No test film" in findings["Hernia"]["note"]
+    assert "No test image" in findings["Hernia"]["note"]
     entries = pictures(content)
     assert len(entries) == 12
     studies = pd.read_parquet(prepared / "studies.parquet").set_index("image_id")
@@ -79,22 +79,22 @@ def test_gallery(
             assert entry["labels"] == list(labels.index[labels == 1])
             assert entry["unknown"] == list(labels.index[labels.isna()])
             assert entry["logit"] == pytest.approx(logits.loc[entry["image_id"], name], abs=1e-6)
-    # One picture of a film however often it is shown; names of our own, and no other file.
-    assert len({entry["film"] for entry in entries}) == len({entry["image_id"] for entry in entries})
-    named = {entry[key] for entry in entries for key in ("film", "map")}
+    # One picture of an image however often it is shown; names of our own, and no other file.
+    assert len({entry["image"] for entry in entries}) == len({entry["image_id"] for entry in entries})
+    named = {entry[key] for entry in entries for key in ("image", "map")}
     assert {path.name for path in (out / "gallery").iterdir()} == named | {"gallery.json"}
     assert all(name.removesuffix(".jpg").split("_")[1].isdigit() for name in named)
     for entry in entries:
-        assert Image.open(out / "gallery" / entry["film"]).mode == "L"
+        assert Image.open(out / "gallery" / entry["image"]).mode == "L"
         assert Image.open(out / "gallery" / entry["map"]).size == (64, 64)
     geometry = json.loads((out / "geometry.json").read_text())
     assert ("not_available" in geometry["classifier"]) == (head == "ml_decoder")
     confused = pd.read_csv(out / "confusion.csv")
     assert len(confused) == 6
-    assert set(confused["data"]) == {"films"}
+    assert set(confused["data"]) == {"images"}
 
 
-def test_a_film_and_its_picture_belong_together(
+def test_a_image_and_its_picture_belong_together(
     prepared: Path, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     from ral.data.dataset import open_dataset
@@ -103,9 +103,9 @@ def test_a_film_and_its_picture_belong_together(
     dataset = open_dataset(prepared)
     rows = {name: row for row, name in enumerate(dataset.studies["image_id"])}
     for entry in pictures(json.loads((tmp_path / "out/gallery/gallery.json").read_text())):
-        film = dataset.gather(np.array([rows[entry["image_id"]]]))[0].astype(float)
-        shown = np.asarray(Image.open(tmp_path / "out/gallery" / entry["film"])).astype(float)
-        assert np.corrcoef(film.ravel(), shown.ravel())[0, 1] > 0.95
+        image = dataset.gather(np.array([rows[entry["image_id"]]]))[0].astype(float)
+        shown = np.asarray(Image.open(tmp_path / "out/gallery" / entry["image"])).astype(float)
+        assert np.corrcoef(image.ravel(), shown.ravel())[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -118,24 +118,24 @@ def test_same_bytes_again(
     assert tree(tmp_path / "first") == tree(tmp_path / "second")
 
 
-def test_films_that_may_not_be_shown_leave_no_picture(
+def test_images_that_may_not_be_shown_leave_no_picture(
     prepared: Path, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     models, out = make_model(), tmp_path / "reports"
     run(params(), prepared, models, out)
     shown = json.loads((out / "gallery/gallery.json").read_text())
     (out / "report.html").write_text("another step's")
-    run(params(films=False), prepared, models, out)  # pictures of the earlier run go as well
+    run(params(show_images=False), prepared, models, out)  # pictures of the earlier run go as well
     assert set(tree(out)) == {"confusion.csv", "gallery/gallery.json", "geometry.json", "report.html"}
     content = json.loads((out / "gallery/gallery.json").read_text())
-    assert content["films"] is False
+    assert content["images"] is False
     assert {key for entry in pictures(content) for key in entry} == {"image_id", "logit", "rank"}
     assert [entry["image_id"] for entry in pictures(content)] == [
         entry["image_id"] for entry in pictures(shown)
     ]
 
 
-def test_network_without_maps_shows_films_alone(
+def test_network_without_maps_shows_images_alone(
     prepared: Path, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     models = make_model("crossvit_9_240", options=CROSS_VIT)
@@ -143,7 +143,7 @@ def test_network_without_maps_shows_films_alone(
     content = json.loads((tmp_path / "out/gallery/gallery.json").read_text())
     assert content["method"] is None
     assert "more than one last feature map" in content["no_maps"]
-    assert {"film", "labels"} <= set(pictures(content)[0])
+    assert {"image", "labels"} <= set(pictures(content)[0])
     assert not list((tmp_path / "out/gallery").glob("map_*"))
     with pytest.raises(UserError, match="more than one last feature map"):
         run(params(method="grad_cam"), prepared, models, tmp_path / "again")
@@ -158,17 +158,17 @@ def test_network_without_maps_shows_films_alone(
         ("phantom", True, "phantom"),
     ],
 )
-def test_network_of_other_films_is_refused(
+def test_network_of_other_images_is_refused(
     prepared: Path, make_model: Callable[..., Path], tmp_path: Path, name: str, value: object, words: str
 ) -> None:
     models = make_model()
     facts = json.loads((models / "model.json").read_text()) | {name: value}
     (models / "model.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=f"differ in `{words}`.*trained on other films"):
+    with pytest.raises(UserError, match=f"differ in `{words}`.*trained on other images"):
         run(params(), prepared, models, tmp_path / "out")
 
 
-def test_logits_of_other_films_are_refused(
+def test_logits_of_other_images_are_refused(
     prepared: Path, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     models = make_model()
@@ -179,8 +179,8 @@ def test_logits_of_other_films_are_refused(
 
 
 def test_overlay_and_thumbnail(tmp_path: Path) -> None:
-    film = np.array([[100, 100], [0, 250]], np.uint8)
-    shown = overlay(film, np.array([[0, 1], [0, 0.5]], np.float32))
+    image = np.array([[100, 100], [0, 250]], np.uint8)
+    shown = overlay(image, np.array([[0, 1], [0, 0.5]], np.float32))
     assert shown[0, 0].tolist() == [100] * 3
     assert shown[1, 0].tolist() == [0] * 3
     # The hottest colour of plasma is (240, 249, 33), of which 0.6 are seen.

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ral.data.dataset import open_dataset
+from ral.explain.features import feature_map, pooled
 from ral.explain.geometry import class_means, class_vectors, cosines, geometry, sample, similarity, spread
-from ral.explain.halves import feature_map, pooled
 from ral.models.load import load_model
 
 # Two feature maps.
@@ -45,7 +45,7 @@ def test_spread_by_hand() -> None:
     assert np.isnan(class_means([group[:0]], np.zeros(2))).all()
 
 
-def test_few_films_do_not_look_far_away() -> None:
+def test_few_images_do_not_look_far_away() -> None:
     rng = np.random.default_rng(0)
     between = [spread(group, group.mean(axis=0))["between"] for group in rng.normal(1, 5, size=(4000, 4, 3))]
     assert np.mean(between) == pytest.approx(3, abs=0.5)  # plainly it would be 3 + 75 / 4
@@ -65,9 +65,9 @@ def test_sample_is_even_and_bounded() -> None:
 def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone: str, head: str) -> None:
     network, facts = load_model(make_model(backbone, head, csra={"heads": 2, "lamb": 0.0}))
     vectors, why = class_vectors(network, 3)
-    films = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features, logits = pooled(network, feature_map(network, films)).double(), network(films).double()
+        features, logits = pooled(network, feature_map(network, images)).double(), network(images).double()
     if head == "ml_decoder":
         assert vectors is None
         assert "MLDecoder has no weight vector per finding" in str(why)
@@ -79,7 +79,7 @@ def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone
     prevalences = [finding["train_prevalence"] for finding in found["findings"]]
     assert prevalences == sorted(prevalences, reverse=True)
     assert np.shape(found["class_means"]["cosines"]) == (3, 3)
-    assert found["films"] == 48
+    assert found["images"] == 48
 
 
 def test_backbone_without_one_map_says_so(prepared: Path, make_model: Callable[..., Path]) -> None:

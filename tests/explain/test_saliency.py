@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ral.config.model import ModelConfig
-from ral.explain.halves import NoMapError, feature_map, logits_of
+from ral.explain.features import NoMapError, feature_map, logits_of
 from ral.explain.saliency import choose_method, enlarge, grad_cam, recorded_attention, roll_out, rollout
 from ral.models import Network, build_model
 
@@ -23,14 +23,14 @@ class Toy(nn.Module):
         self.fc = nn.Linear(channels, findings)
         self.peak = peak
 
-    def forward_features(self, films: Tensor) -> Tensor:
-        return self.conv(films)
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.conv(images)
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.fc(features.amax((2, 3)) if self.peak else features.mean((2, 3)))
 
-    def forward(self, films: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(films))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
 
 
 def toy(peak: bool = False) -> Network:
@@ -44,13 +44,13 @@ def small(backbone: str, head: str = "linear", **options: int) -> Network:
     return build_model(ModelConfig.model_validate(config), 3).eval().requires_grad_(False)
 
 
-def films(count: int = 2, size: int = 64) -> Tensor:
+def images(count: int = 2, size: int = 64) -> Tensor:
     return torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("peak", [False, True])
 def test_grad_cam_is_the_formula(peak: bool) -> None:
-    network, batch = toy(peak), films(3, 16)
+    network, batch = toy(peak), images(3, 16)
     with torch.no_grad():
         values = network.backbone.conv(batch)  # [3, 5, 8, 8]
     for finding in range(3):
@@ -71,10 +71,10 @@ def test_grad_cam_is_highest_where_a_blob_decides() -> None:
         network.backbone.conv.bias.zero_()
         network.backbone.fc.weight.zero_()
         network.backbone.fc.weight[0, 0] = network.backbone.fc.weight[1, 1] = 1
-    film = torch.zeros(1, 1, 64, 64)
-    film[0, 0, 40:48, 8:16], film[0, 0, 8:16, 40:48] = 2, -3
+    image = torch.zeros(1, 1, 64, 64)
+    image[0, 0, 40:48, 8:16], image[0, 0, 8:16, 40:48] = 2, -3
     for finding, (rows, columns) in enumerate([((40, 48), (8, 16)), ((8, 16), (40, 48))]):
-        heat = enlarge(grad_cam(network, film, finding), 64)[0]
+        heat = enlarge(grad_cam(network, image, finding), 64)[0]
         row, column = divmod(int(heat.argmax()), 64)
         assert rows[0] <= row < rows[1]
         assert columns[0] <= column < columns[1]
@@ -82,7 +82,7 @@ def test_grad_cam_is_highest_where_a_blob_decides() -> None:
         outside[rows[0] - 2 : rows[1] + 2, columns[0] - 2 : columns[1] + 2] = 0
         assert heat.max() == 1
         assert outside.max() == 0
-    assert enlarge(grad_cam(network, film, 2), 64).max() == 0  # nothing raises this logit: no heat, no NaN
+    assert enlarge(grad_cam(network, image, 2), 64).max() == 0  # nothing raises this logit: no heat, no NaN
 
 
 def test_enlarge_is_bilinear() -> None:
@@ -108,14 +108,14 @@ def test_recorded_attention_is_softmax_of_queries_and_keys() -> None:
     for block in network.backbone.blocks:
         block.attn.qkv.register_forward_hook(lambda _m, _i, output: seen.append(output))
     with torch.no_grad():
-        before = network(films())
+        before = network(images())
         seen.clear()
         fused = [block.attn.fused_attn for block in network.backbone.blocks]
         with recorded_attention(network.backbone) as attentions:
-            during = network(films())
+            during = network(images())
         assert fused == [block.attn.fused_attn for block in network.backbone.blocks]
         torch.testing.assert_close(before, during)
-        assert torch.equal(before, network(films()))
+        assert torch.equal(before, network(images()))
     assert len(attentions) == len(network.backbone.blocks)
     for block, projected, attention in zip(network.backbone.blocks, seen, attentions, strict=False):
         heads, width = block.attn.num_heads, block.attn.head_dim
@@ -125,16 +125,16 @@ def test_recorded_attention_is_softmax_of_queries_and_keys() -> None:
     reached = roll_out(attentions)
     torch.testing.assert_close(reached.sum(2), torch.ones(2, 17))
     # test_vit reads its class token: the first row, without the token itself.
-    torch.testing.assert_close(rollout(network, films()), reached[:, 0, 1:].unflatten(1, (4, 4)))
+    torch.testing.assert_close(rollout(network, images()), reached[:, 0, 1:].unflatten(1, (4, 4)))
 
 
 @pytest.mark.parametrize("head", ["csra", "ml_decoder"])
 def test_rollout_of_a_head_on_patches_reads_the_patches(head: str) -> None:
     network = small("test_vit", head, img_size=64)
     with torch.no_grad(), recorded_attention(network.backbone) as attentions:
-        network(films())
+        network(images())
     expected = roll_out(attentions)[:, 1:, 1:].mean(1).unflatten(1, (4, 4))
-    torch.testing.assert_close(rollout(network, films()), expected)
+    torch.testing.assert_close(rollout(network, images()), expected)
 
 
 SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "img_size": 64}
@@ -153,38 +153,38 @@ SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4
 )
 def test_networks(backbone: str, options: dict, method: str, places: int, head: str) -> None:
     network = small(backbone, head, **options)
-    assert choose_method(network, "auto", films(1)) == (method, None)
+    assert choose_method(network, "auto", images(1)) == (method, None)
     with torch.no_grad():
-        torch.testing.assert_close(logits_of(network, feature_map(network, films())), network(films()))
-    maps = rollout(network, films()) if method == "rollout" else grad_cam(network, films(), 1)
+        torch.testing.assert_close(logits_of(network, feature_map(network, images())), network(images()))
+    maps = rollout(network, images()) if method == "rollout" else grad_cam(network, images(), 1)
     assert maps.shape == (2, places, places)
     assert torch.isfinite(maps).all()
     assert (maps >= 0).all()
     assert not torch.equal(maps[0], maps[1]) or not maps.any()
-    one = rollout(network, films()[:1]) if method == "rollout" else grad_cam(network, films()[:1], 1)
-    torch.testing.assert_close(maps[:1], one, rtol=1e-4, atol=1e-7)  # films do not touch each other
+    one = rollout(network, images()[:1]) if method == "rollout" else grad_cam(network, images()[:1], 1)
+    torch.testing.assert_close(maps[:1], one, rtol=1e-4, atol=1e-7)  # images do not touch each other
 
 
-def test_gray_films_for_three_channels() -> None:
+def test_gray_images_for_three_channels() -> None:
     torch.manual_seed(0)
     config = ModelConfig(backbone="test_resnet", channels=3)
     network = build_model(config, 3).eval().requires_grad_(False)
-    assert grad_cam(network, films(), 0).shape == (2, 2, 2)
+    assert grad_cam(network, images(), 0).shape == (2, 2, 2)
 
 
 def test_channels_last_map_keeps_its_rows_and_columns() -> None:
-    """A film that is not square shows a mix-up of the two."""
+    """An image that is not square shows a mix-up of the two."""
     network = small("test_mambaout")
-    assert grad_cam(network, films(1)[..., :32], 0).shape == (1, 2, 1)
+    assert grad_cam(network, images(1)[..., :32], 0).shape == (1, 2, 1)
 
 
 def test_method_that_a_network_does_not_allow() -> None:
     with pytest.raises(NoMapError, match="all tokens attend to each other"):
-        choose_method(small("test_resnet"), "rollout", films(1))
+        choose_method(small("test_resnet"), "rollout", images(1))
     vit = small("test_vit", img_size=64)
     with pytest.raises(NoMapError, match="class token and not the patches"):
-        choose_method(vit, "grad_cam", films(1))
-    assert choose_method(small("test_vit", "csra", img_size=64), "grad_cam", films(1)) == ("grad_cam", None)
-    method, why = choose_method(small("crossvit_9_240"), "auto", films(1, 240))
+        choose_method(vit, "grad_cam", images(1))
+    assert choose_method(small("test_vit", "csra", img_size=64), "grad_cam", images(1)) == ("grad_cam", None)
+    method, why = choose_method(small("crossvit_9_240"), "auto", images(1, 240))
     assert method is None
     assert "more than one last feature map" in str(why)

@@ -1,4 +1,4 @@
-"""Choosing films, by hand: ties, unknown labels, absent classes."""
+"""Choosing images, by hand: ties, unknown labels, absent classes."""
 
 import numpy as np
 import pandas as pd
@@ -13,17 +13,17 @@ def chosen(labels: list[float], logits: list[float], per_kind: int, ids: str = "
 
 
 def names(selection: Selection) -> list[str]:
-    return ["".join(film.image_id for film in getattr(selection, kind)) for kind in KINDS]
+    return ["".join(image.image_id for image in getattr(selection, kind)) for kind in KINDS]
 
 
 def test_by_hand() -> None:
     #                  a    b    c    d    e    f    g    h
     selection = chosen([1, 0, 1, 0, 1, 0, 1, np.nan], [3.0, 2.5, 2, 4, -1, 0, 1, 9], 2)
     assert names(selection) == ["ac", "db", "eg"]
-    assert [film.rank for film in selection.hits] == [2, 4]  # d 4, a 3, b 2.5, c 2, g 1, f 0, e -1
-    assert [film.rank for film in selection.false_positives] == [1, 3]
-    assert [film.rank for film in selection.misses] == [7, 5]
-    assert [film.logit for film in selection.misses] == [-1, 1]
+    assert [image.rank for image in selection.hits] == [2, 4]  # d 4, a 3, b 2.5, c 2, g 1, f 0, e -1
+    assert [image.rank for image in selection.false_positives] == [1, 3]
+    assert [image.rank for image in selection.misses] == [7, 5]
+    assert [image.logit for image in selection.misses] == [-1, 1]
     assert (selection.positives, selection.negatives, selection.unknown) == (4, 3, 1)
     assert selection.note is None
 
@@ -32,20 +32,20 @@ def test_ties_go_by_image_id_whatever_the_order_of_rows() -> None:
     labels, logits = [1, 1, 1, 1, 0, 0], [1.0] * 6
     assert names(chosen(labels, logits, 1, "abcdef")) == ["a", "e", "d"]
     assert names(chosen(labels, logits, 1, "dcbafe")) == ["a", "e", "d"]
-    assert [film.rank for film in chosen(labels, logits, 1, "dcbafe").false_positives] == [5]
+    assert [image.rank for image in chosen(labels, logits, 1, "dcbafe").false_positives] == [5]
 
 
-def test_no_film_is_hit_and_miss() -> None:
+def test_no_image_is_hit_and_miss() -> None:
     assert names(chosen([1, 1, 1, 0], [3, 2, 1, 0], 3)) == ["ab", "d", "c"]
     one = chosen([1, 0], [0, 1], 3)
     assert names(one) == ["a", "b", ""]
-    assert "One test film" in str(one.note)
+    assert "One test image" in str(one.note)
 
 
 def test_absent_classes_say_so() -> None:
     nothing = chosen([0, np.nan, 0], [1, 2, 3], 3)
     assert names(nothing) == ["", "", ""]
-    assert "No test film is known to have" in str(nothing.note)
+    assert "No test image is known to have" in str(nothing.note)
     everybody = chosen([1, 1, np.nan], [1, 2, 3], 1)
     assert names(everybody) == ["b", "", "a"]
     assert "no false positives" in str(everybody.note)

@@ -24,7 +24,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     label = (generator.random(rows) < 0.3).astype(float)
     studies = pd.DataFrame(
         {
-            "image_id": [f"film{n}" for n in range(rows)],
+            "image_id": [f"image{n}" for n in range(rows)],
             "patient_id": [f"p{n // 2}" for n in range(rows)],
             "split": np.repeat(["train", "val", "test"], rows // 3),
             "Mass": label,

@@ -81,7 +81,7 @@ def test_usage_statistics_are_off_by_default() -> None:
         "from prefect._internal.analytics import is_telemetry_enabled;"
         "assert not get_current_settings().server.analytics_enabled;"
         "os.environ.pop('CI', None); assert not is_telemetry_enabled();"
-        "import ral.data.validation; assert os.environ['GX_ANALYTICS_ENABLED'] == 'False'"
+        "import ral.data.validation.run; assert os.environ['GX_ANALYTICS_ENABLED'] == 'False'"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, check=True)
 

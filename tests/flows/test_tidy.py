@@ -154,8 +154,8 @@ def test_workspaces_of_the_flows_stay_and_their_old_runs_go(tmp_path: Path) -> N
     assert not (tmp_path / "workspaces/compare/.dvc/tmp/exps").exists()
 
 
-def test_packets_registry_ledger_and_films_are_left_alone(tmp_path: Path) -> None:
-    for name in ("releases/v0.1.0", "raw", "films/64-stretch-0"):
+def test_packets_registry_ledger_and_images_are_left_alone(tmp_path: Path) -> None:
+    for name in ("releases/v0.1.0", "raw", "images/64-stretch-0"):
         old(tmp_path / name, 400)
     (tmp_path / "releases/v0.1.0/manifest.json").write_text('{"commit": "0"}')
     (tmp_path / "ledger.jsonl").write_text("{}\n")

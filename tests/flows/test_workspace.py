@@ -29,7 +29,7 @@ from ral.config.environment import Environment, FlowsTarget
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import sha256, write_json
-from ral.release.disk import locked
+from ral.release.durable import locked
 from ral.release.ledger import Ledger
 from ral.release.registry import LOCK, Registry, Release
 from ral.runs import RUN_ID

@@ -218,7 +218,7 @@ def test_wrong_names_list_the_right_ones() -> None:
         build_loss("foal")
     with pytest.raises(ValueError, match=r"RAL: gama_neg: .*Options: form, gamma_pos"):
         build_loss("ral", {"gama_neg": 3.0})
-    with pytest.raises(ValueError, match="DB needs the training films per finding"):
+    with pytest.raises(ValueError, match="DB needs the training images per finding"):
         build_loss("db")
     with pytest.raises(ValueError, match="reduction is 'avg'"):
         build_loss("bce", reduction="avg")  # type: ignore[arg-type]

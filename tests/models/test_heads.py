@@ -13,13 +13,13 @@ def test_csra_by_hand() -> None:
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
         head.bias.copy_(torch.tensor([0.25, -1.0]))
-    # One film, three positions. Scores of finding 0: 0, ln 2, ln 3; of finding 1: 2, 0, 0.
-    film = torch.tensor([[[0.0, 1.0], [math.log(2), 0.0], [math.log(3), 0.0]]])
+    # One image, three positions. Scores of finding 0: 0, ln 2, ln 3; of finding 1: 2, 0, 0.
+    image = torch.tensor([[[0.0, 1.0], [math.log(2), 0.0], [math.log(3), 0.0]]])
     mean_0 = (math.log(2) + math.log(3)) / 3
     peak_0 = (2 * math.log(2) + 3 * math.log(3)) / 6  # softmax of the scores: 1/6, 2/6, 3/6
     peak_1 = 2 * math.e**2 / (math.e**2 + 2)
     expected = [0.25 + mean_0 + 0.5 * peak_0, -1.0 + 2 / 3 + 0.5 * peak_1]
-    assert head(film)[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert head(image)[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_csra_heads_are_summed_and_the_last_is_the_maximum() -> None:

@@ -45,8 +45,8 @@ def test_found_as_it_was(tmp_path: Path, changes: dict, monkeypatch: pytest.Monk
     assert facts["findings"] == list("abc")
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
-    films = torch.randn(2, 1, 64, 64)
-    assert torch.equal(network(films), saved.eval().requires_grad_(False)(films))
+    images = torch.randn(2, 1, 64, 64)
+    assert torch.equal(network(images), saved.eval().requires_grad_(False)(images))
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def network(backbone: str = "test_resnet", findings: int = FINDINGS, seed: int =
     return build_model(ModelConfig.model_validate({"backbone": backbone, **changes}), findings)
 
 
-def films(count: int = 2) -> torch.Tensor:
+def images(count: int = 2) -> torch.Tensor:
     return torch.randn(count, 1, 160, 160, generator=torch.Generator().manual_seed(1))
 
 
@@ -41,7 +41,7 @@ def films(count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_takes_every_head(backbone: str, head: str, channels: int, tmp_path: Path) -> None:
     model = network(backbone, head=head, channels=channels)
-    logits = model(films())
+    logits = model(images())
     assert logits.shape == (2, FINDINGS)
     logits.square().sum().backward()
     without = [
@@ -55,14 +55,14 @@ def test_every_backbone_takes_every_head(backbone: str, head: str, channels: int
     again = network(backbone, seed=1, head=head, channels=channels)
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     with torch.no_grad():
-        assert torch.equal(model.eval()(films()), again.eval()(films()))
+        assert torch.equal(model.eval()(images()), again.eval()(images()))
 
 
 @pytest.mark.parametrize("head", ["ml_decoder", "csra"])
 def test_swin_gives_its_channels_last_map(head: str) -> None:
     options = {"img_size": 64, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
     model = network("swin_tiny_patch4_window7_224", head=head, options=options)
-    assert model(films()[:, :, :64, :64]).shape == (2, FINDINGS)
+    assert model(images()[:, :, :64, :64]).shape == (2, FINDINGS)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_swin_gives_its_channels_last_map(head: str) -> None:
         ("test_mambaout", 25, 256),
     ],
 )
-def test_heads_see_places_of_the_film_and_nothing_else(backbone: str, places: int, width: int) -> None:
+def test_heads_see_places_of_the_image_and_nothing_else(backbone: str, places: int, width: int) -> None:
     """160 pixels: maps of 5 × 5, or 10 × 10 patches and a class token that is no place."""
     body = network(backbone, head="csra").backbone.eval()
     with torch.no_grad():
-        features = body(films())
+        features = body(images())
         found = positions(body, features)
     assert found.shape == (2, places, width)
     if backbone == "test_vit":
@@ -107,13 +107,13 @@ def test_plain_parameters_give_the_network_they_gave() -> None:
         "resnet10t", in_chans=1, num_classes=FINDINGS, channels=[8, 16, 32, 64], stem_width=8
     )
     with torch.no_grad():
-        assert torch.equal(model.eval()(films()), plain.eval()(films()))
+        assert torch.equal(model.eval()(images()), plain.eval()(images()))
 
 
-def test_three_channels_see_the_film_three_times() -> None:
+def test_three_channels_see_the_image_three_times() -> None:
     model = network(channels=3).eval()
     with torch.no_grad():
-        assert torch.equal(model(films()), model.backbone(films().repeat(1, 3, 1, 1)))
+        assert torch.equal(model(images()), model.backbone(images().repeat(1, 3, 1, 1)))
 
 
 def test_classifier_is_drawn_anew_by_its_seed() -> None:
@@ -182,10 +182,10 @@ def test_checkpointing_gives_the_same_gradients(backbone: str) -> None:
     for checkpointing in (False, True):
         model = network(backbone, head="csra", drop_path=0.5, gradient_checkpointing=checkpointing).train()
         torch.manual_seed(2)  # the same paths are dropped
-        model(films(8)).square().sum().backward()
+        model(images(8)).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
         with torch.inference_mode():  # as scoring does
-            assert model.eval()(films()).shape == (2, FINDINGS)
+            assert model.eval()(images()).shape == (2, FINDINGS)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
@@ -194,9 +194,9 @@ def test_drop_path_drops_in_training_only() -> None:
     rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.5)
     torch.manual_seed(0)
-    assert not torch.equal(model(films(8)), model(films(8)))
+    assert not torch.equal(model(images(8)), model(images(8)))
     with torch.no_grad():
-        assert torch.equal(model.eval()(films()), model(films()))
+        assert torch.equal(model.eval()(images()), model(images()))
 
 
 @pytest.mark.parametrize(

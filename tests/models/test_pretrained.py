@@ -44,11 +44,11 @@ def test_colour_weights_are_summed_into_one_channel(colour: Path, head: str) -> 
     for name, tensor in own.items():
         if not name.startswith(("conv1.0.", "fc.")):
             assert torch.equal(tensor, theirs[name]), name
-    film = torch.randn(1, 1, 96, 96)
+    image = torch.randn(1, 1, 96, 96)
     with torch.no_grad():
         assert torch.allclose(
-            model.backbone.forward_features(film),
-            source.forward_features(film.expand(-1, 3, -1, -1)),
+            model.backbone.forward_features(image),
+            source.forward_features(image.expand(-1, 3, -1, -1)),
             atol=1e-5,
         )
         three = build(colour, head=head, channels=3).eval()

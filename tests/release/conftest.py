@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ral.files import sha256, write_json
-from ral.release.packet import MANIFEST
+from ral.release.bundle import MANIFEST
 from ral.release.registry import Registry
 
 

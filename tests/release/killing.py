@@ -17,7 +17,7 @@ import gto.api  # noqa: F401  imported once, before the forks
 
 from ral.files import read_json
 from ral.models import load  # noqa: F401  the same
-from ral.release import commands, packet
+from ral.release import bundle, commands
 from ral.release.registry import Registry
 
 EVENTS = {
@@ -69,7 +69,7 @@ def check_at_once(state: Path) -> None:
     """What must hold at every moment: there is a champion, its packet is whole, and so is that of the link."""
     champion = Registry(state).champion()
     assert champion is not None
-    packet.check(champion.packet)
+    bundle.check(champion.packet)
     assert (state / "champion").resolve() == champion.packet.resolve()
 
 
@@ -90,7 +90,7 @@ def check_at_the_end(what: str, base: Path, state: Path) -> None:
     else:
         assert sorted(left) == ["v0.1.0", "v0.3.0"], left
     for name in left:
-        packet.check(registry.folder / name)
+        bundle.check(registry.folder / name)
     assert not list(state.rglob("*.draft")), "a draft is left"
 
 

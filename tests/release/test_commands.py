@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from trainings import BATCH_NORM, prepare_phantom, train
 
 from ral.data.dataset import open_dataset
+from ral.data.splits.holdout import sealed
 from ral.evaluation.rows import read_studies
-from ral.evaluation.sealed import sealed
 from ral.files import read_json, write_json
-from ral.release import packet
+from ral.release import bundle
 from ral.release.__main__ import main
 from ral.release.ledger import Ledger
 from ral.release.paired import CHALLENGER
@@ -92,7 +92,7 @@ def disturb(project: Path, spread: float) -> None:
     (folder / "model").mkdir(parents=True)
     for name in ("model.safetensors", "model.json"):
         shutil.copy(project / "models" / name, folder / "model")
-    write_json(folder / packet.MANIFEST, {"files": {}, "params": {"train": {"threads": 1}}})
+    write_json(folder / bundle.MANIFEST, {"files": {}, "params": {"train": {"threads": 1}}})
     dataset = open_dataset(project / "data/prepared")
     for split in ("val", "test"):
         table = score(Release(CHALLENGER, "", "", folder), dataset, dataset.rows(split))
@@ -246,7 +246,7 @@ def test_opening_the_sealed_set_is_written_down(
     assert "1 times before" in ral("open-sealed", *arguments, "--reason", "again")
     assert "for the paper" in ral("ledger")
     set_params(project, {"evaluate": {"sealed": 0.0}})
-    with pytest.raises(SystemExit, match=r"No test film .* is sealed"):
+    with pytest.raises(SystemExit, match=r"No test image .* is sealed"):
         ral("open-sealed", *arguments, "--reason", "nothing")
     assert ral("ledger").count("open-sealed") == 2
 
@@ -267,7 +267,7 @@ def test_what_is_missing_is_named(ral: Ral, project: Path, gone: str, message: s
     assert not (project / "verdict.json").exists()
 
 
-def test_films_of_another_size_are_refused(
+def test_images_of_another_size_are_refused(
     ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path
 ) -> None:
     night(ral, commit, project, "night-1", "--approved-by", "Ada")

@@ -12,8 +12,8 @@ from simulated_release import (
     TRAIN,
     evaluate_config,
     evidence,
-    films,
     gate_config,
+    images,
     model,
     rival,
     rule,
@@ -27,7 +27,7 @@ CONFIG, GATE = evaluate_config(), gate_config()
 
 @pytest.fixture(scope="module")
 def studies() -> pd.DataFrame:
-    return films()
+    return images()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_verdict_is_pure_and_json(studies: pd.DataFrame) -> None:
     )
     assert json.dumps(one, allow_nan=False) == json.dumps(two, allow_nan=False)
     assert one["notice"] == "Research software, not a medical device"
-    phantom = films(name="phantom")
+    phantom = images(name="phantom")
     champion = rival(model(phantom, "test"))
     assert "PHANTOM" in judge(evidence(phantom, model(phantom, "test"), champion), CONFIG, GATE)["notice"]
 
@@ -68,7 +68,7 @@ def test_false_promotions_under_the_null_are_as_rare_as_the_interval_says() -> N
     promoted = rejected = 0
     trials = 150
     for trial in range(trials):
-        studies = films(seed=trial, patients=450)
+        studies = images(seed=trial, patients=450)
         champion, challenger = (
             model(studies, "test", seed=1000 + trial, own=side + trial) for side in (5000, 9000)
         )
@@ -118,7 +118,7 @@ def test_a_harmed_subgroup_rejects_and_the_unharmed_do_not(studies: pd.DataFrame
     assert not any("×" in one["rule"] for one in verdict["rules"])
 
 
-def test_a_subgroup_with_too_few_films_is_listed_and_changes_nothing(studies: pd.DataFrame) -> None:
+def test_a_subgroup_with_too_few_images_is_listed_and_changes_nothing(studies: pd.DataFrame) -> None:
     few = studies.assign(sex=np.where(np.arange(len(studies)) >= len(studies) - 4, "F", "M"))
     one = studies.assign(sex=np.where(np.arange(len(studies)) >= len(studies) - 2, "F", "M"))
     for table in (few, one):
@@ -132,7 +132,7 @@ def test_a_subgroup_with_too_few_films_is_listed_and_changes_nothing(studies: pd
 
 @pytest.mark.parametrize(("cap", "decision"), [(0.2, "PROMOTE"), (0.01, "HOLD")])
 def test_bad_calibration_holds(studies: pd.DataFrame, cap: float, decision: str) -> None:
-    # Validation films are scored two logits higher than test films: the calibration is off by that.
+    # Validation images are scored two logits higher than test images: the calibration is off by that.
     val = model(studies, "val").assign(**{name: model(studies, "val")[name] + 1 for name in TRAIN})
     facts = evidence(studies, model(studies, "test", 2.2), rival(model(studies, "test")), val=val)
     verdict = judge(facts, CONFIG, gate_config(calibration_cap=cap))
@@ -174,7 +174,7 @@ def test_seeds_widen_the_interval_by_two_trainings(studies: pd.DataFrame) -> Non
 
 def test_a_slow_decline_ends_at_the_anchor() -> None:
     """Each challenger is a little worse than the champion before; measured against that, all would pass."""
-    studies, config = films(patients=2400), evaluate_config(replicates=150)
+    studies, config = images(patients=2400), evaluate_config(replicates=150)
     gate = gate_config(margin=0.05, anchor="v0.1.0")
     champion = anchor = rival(model(studies, "test", 1.5, own=11))
     decisions, to_champion = [], []
@@ -281,14 +281,14 @@ def test_gate_sets_take_turns_and_sealed_patients_are_never_in_one(studies: pd.D
     champion = rival(model(studies, "test"))
     found = [judge(evidence(studies, logits, champion, turn=turn), config, gate)["set"] for turn in range(4)]
     assert [one["number"] for one in found] == [1, 2, 1, 2]
-    assert found[0]["films"] == found[2]["films"]
+    assert found[0]["images"] == found[2]["images"]
     total = studies.loc[studies["split"] == "test", "patient_id"].nunique()
     assert found[0]["patients"] + found[1]["patients"] + found[0]["sealed_patients"] == total
     assert 0.2 * total < found[0]["sealed_patients"] < 0.4 * total
     assert 0.35 < found[0]["patients"] / (found[0]["patients"] + found[1]["patients"]) < 0.65
 
 
-def test_a_gate_set_without_films_holds(studies: pd.DataFrame) -> None:
+def test_a_gate_set_without_images_holds(studies: pd.DataFrame) -> None:
     test = studies["split"] == "test"
     one = studies[~test | (studies["patient_id"] == studies.loc[test, "patient_id"].iloc[0])]
     champion = rival(model(studies, "test"))

@@ -9,7 +9,7 @@ from report_inputs import make
 from ruamel.yaml import YAML
 
 from ral.reporting.card import card
-from ral.reporting.wording import escape
+from ral.wording import escape
 
 SECTIONS = [
     "Model overview", "Intended use", "Out of scope", "Data", "Training", "Metrics", "Calibration and thresholds",
@@ -36,7 +36,7 @@ def test_front_matter(real: str) -> None:
     assert "not-a-medical-device" in front["tags"]
     assert "phantom" not in front["tags"]
     result = front["model-index"][0]["results"][0]
-    assert result["dataset"] == {"type": "nih", "name": "Films of the source nih", "split": "test"}
+    assert result["dataset"] == {"type": "nih", "name": "Images of the source nih", "split": "test"}
     names = [metric["name"] for metric in result["metrics"]]
     macro = make(phantom=False).metrics["macro"]["ap"]
     assert names[0] == f"Macro AP (95 % interval {macro['low']:.3f}–{macro['high']:.3f})"
@@ -60,9 +60,9 @@ def test_sections_and_what_they_must_say(real: str) -> None:
     for said in (
         "**Research software, not a medical device.**",
         "Diagnosis, triage, treatment",
-        "On 2,345 test films of 678 patients, with 95 % intervals of 1,000 resamples",
-        "Not estimable: Hernia: 1 positive test films, at least 5 needed.",
-        "18 gaps between a group and all other films were tested",
+        "On 2,345 test images of 678 patients, with 95 % intervals of 1,000 resamples",
+        "Not estimable: Hernia: 1 positive test images, at least 5 needed.",
+        "18 gaps between a group and all other images were tested",
         "Flagged gaps:",
         "| Effusion | 0.3217 | 31 | 17 | 9 | 1,143 | 0.775 (0.600–0.900) |",
     ):
@@ -78,7 +78,7 @@ def test_phantom_is_said_in_every_heading_and_only_there_is_it() -> None:
     assert "phantom" in front["tags"]
     assert front["model-index"][0]["name"].startswith("PHANTOM: ")
     assert front["model-index"][0]["results"][0]["dataset"]["type"] == "phantom"
-    assert "PHANTOM FILMS" in body
+    assert "PHANTOM IMAGES" in body
     assert "PHANTOM" not in card(make(phantom=False))
 
 

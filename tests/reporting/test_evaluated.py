@@ -35,7 +35,7 @@ def test_flagged_gaps_come_first_and_all_tests_are_counted() -> None:
     assert found.tested == 18
     said = audit.said(found, 0.95)
     assert said.startswith(
-        "18 gaps between a group and all other films were tested and corrected together by Holm's"
+        "18 gaps between a group and all other images were tested and corrected together by Holm's"
     )
     assert "1 is flagged (corrected p of at most 0.05)" in said
     assert found.missing == ("source",)
@@ -62,31 +62,31 @@ def test_thresholds_of_a_rule_and_one_that_calls_nothing() -> None:
     found = texts(calibration.operating(inputs.operating, ROWS, "max_f1", ""))
     assert [row[0] for row in found] == NAMES[:2]
     assert found[0][1:7] == ["0.3217", "31", "17", "9", "1,143", "0.775 (0.600–0.900)"]
-    assert texts(calibration.operating(inputs.operating, ROWS, "cost", ""))[0][1] == "1 (calls no film)"
+    assert texts(calibration.operating(inputs.operating, ROWS, "cost", ""))[0][1] == "1 (calls no image)"
 
 
 def test_pictures_are_in_the_page_and_are_those_of_the_files() -> None:
     images = [a for tag, a, _ in Page(render(make(phantom=False))).elements if tag == "img"]
     shown = [base64.b64decode(image["src"].removeprefix("data:image/jpeg;base64,")) for image in images]
     assert shown == [
-        PICTURES[name] for name in ("film_001.jpg", "map_001.jpg", "film_002.jpg", "film_001.jpg")
+        PICTURES[name] for name in ("image_001.jpg", "map_001.jpg", "image_002.jpg", "image_001.jpg")
     ]
-    assert images[0]["alt"] == f"Film {HOSTILE}, a hit for Effusion"
-    assert images[2]["alt"] == "Film b.png, a false alarm for Effusion"
-    assert images[3]["alt"] == "Film c.png, a miss for Effusion"
+    assert images[0]["alt"] == f"Image {HOSTILE}, a hit for Effusion"
+    assert images[2]["alt"] == "Image b.png, a false alarm for Effusion"
+    assert images[3]["alt"] == "Image c.png, a miss for Effusion"
 
 
-def without_films(inputs: Inputs, by: str) -> Inputs:
-    """The same inputs with films switched off in one of the two ways."""
-    if by == "report.show_films":
-        section = inputs.params.report.model_copy(update={"show_films": False})
+def without_images(inputs: Inputs, by: str) -> Inputs:
+    """The same inputs with images switched off in one of the two ways."""
+    if by == "report.show_images":
+        section = inputs.params.report.model_copy(update={"show_images": False})
         return replace(inputs, params=inputs.params.model_copy(update={"report": section}))
-    return replace(inputs, gallery=inputs.gallery | {"films": False}, pictures={})
+    return replace(inputs, gallery=inputs.gallery | {"images": False}, pictures={})
 
 
-@pytest.mark.parametrize("by", ["report.show_films", "explain.films"])
-def test_films_that_may_not_be_shown_are_left_out(by: str) -> None:
-    content = render(without_films(make(phantom=False), by))
+@pytest.mark.parametrize("by", ["report.show_images", "explain.show_images"])
+def test_images_that_may_not_be_shown_are_left_out(by: str) -> None:
+    content = render(without_images(make(phantom=False), by))
     assert f"Pictures are left out: {by} is false." in Page(content).text("p")
     assert "<img" not in content
     assert "image/jpeg" not in content
@@ -94,17 +94,17 @@ def test_films_that_may_not_be_shown_are_left_out(by: str) -> None:
     assert "Effusion Hits" in Page(content).text("body")[0]
 
 
-def test_pictures_beyond_the_limit_are_left_out_first_films_first() -> None:
-    content = gallery_json("films", NAMES)
+def test_pictures_beyond_the_limit_are_left_out_first_images_first() -> None:
+    content = gallery_json("images", NAMES)
     extra = content["findings"][0]["hits"] * 2
     content["findings"][0]["hits"] = extra
     one = sum(
         4 * len(PICTURES[name]) // 3 + 4
-        for name in ("film_001.jpg", "map_001.jpg", "film_002.jpg", "film_001.jpg")
+        for name in ("image_001.jpg", "map_001.jpg", "image_002.jpg", "image_001.jpg")
     )
     found = gallery.gallery(content, PICTURES, False, most=one)
     assert found.beyond == 1
-    assert [len(film.pictures) for film in found.parts[0].kinds["Hits"]] == [2, 0]
+    assert [len(image.pictures) for image in found.parts[0].kinds["Hits"]] == [2, 0]
     assert gallery.gallery(content, PICTURES, False).beyond == 0
 
 
@@ -112,7 +112,7 @@ def test_a_page_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(report, "LARGEST", 1000)
     inputs = make(phantom=False)
     out = tmp_path / "report.html"
-    with pytest.raises(UserError, match=r"report\.show_films: false"):
+    with pytest.raises(UserError, match=r"report\.show_images: false"):
         report.run(inputs.params, *write(inputs, tmp_path), out)
     assert not out.exists()
 
@@ -124,20 +124,22 @@ def test_confused_pairs_are_ordered_by_what_exceeds_the_others() -> None:
         ("a", "c", 2, 1.0, 0.0),
         ("c", "a", 40, 0.1, 0.2),
     ]
-    columns = ["finding", "taken_for", "films", "share", "share_without"]
+    columns = ["finding", "taken_for", "images", "share", "share_without"]
     table = network.confused(pd.DataFrame(rows, columns=columns).assign(times=1), 5)
     assert [row[:2] for row in texts(table)] == [["b", "a"], ["a", "b"]]
 
 
 def test_geometry_without_classifier_shows_class_means_and_without_features_nothing() -> None:
-    content = geometry_json("films", NAMES)
+    content = geometry_json("images", NAMES)
     assert network.directions(content) == ("classifier", "classifier directions")
     lacking = content | {"classifier": {"not_available": f"why {HOSTILE}"}}
     assert network.directions(lacking) == ("class_means", "class means")
     inputs = make(phantom=False)
     body = Page(render(replace(inputs, geometry=lacking))).text("body")[0]
     assert f"Class means only: why {HOSTILE}." in body
-    body = Page(render(replace(inputs, geometry={"data": "films", "not_available": HOSTILE}))).text("body")[0]
+    body = Page(render(replace(inputs, geometry={"data": "images", "not_available": HOSTILE}))).text("body")[
+        0
+    ]
     assert f"Not available: {HOSTILE}." in body
 
 
@@ -156,7 +158,7 @@ def test_the_previous_model_is_compared_in_words_and_numbers() -> None:
         "Macro AP 0.512, 0.481 before: +0.031 (+0.011 to +0.052) (95 % interval), better than"
         in body.replace("0.513", "0.512")
     )
-    assert "Both models were scored on the same 2,345 test films of 678 patients, over 2 findings." in body
+    assert "Both models were scored on the same 2,345 test images of 678 patients, over 2 findings." in body
     for low, high, said in (
         (-0.05, -0.01, "worse than"),
         (-0.01, 0.05, "no difference"),

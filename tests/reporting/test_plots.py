@@ -34,7 +34,7 @@ ROWS = [
 ]
 CURVE = (np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.7, 1.0]))
 
-BINS = tables("films", [HOSTILE, "Mass"])["reliability"]
+BINS = tables("images", [HOSTILE, "Mass"])["reliability"]
 
 DRAW: dict[str, Callable[[bool], str]] = {
     "ap": lambda phantom: plots.forest("ap", "ap", ROWS, None, phantom),
@@ -44,7 +44,7 @@ DRAW: dict[str, Callable[[bool], str]] = {
         "epochs", "Loss", [1, 2, 3], [0.3, math.nan, 0.1], [0.2, 0.2, 0.1], 3, phantom
     ),
     "reliability": lambda phantom: calibration.reliability("reliability", ROWS[0], BINS, phantom),
-    "cosines": lambda phantom: network.heat("cosines", geometry("films", [HOSTILE, "Mass"]), phantom),
+    "cosines": lambda phantom: network.heat("cosines", geometry("images", [HOSTILE, "Mass"]), phantom),
     "prevalences": lambda phantom: plots.prevalences("prevalences", ROWS, 0.1, 0.01, phantom),
 }
 every_plot = pytest.mark.parametrize("name", DRAW)
@@ -62,7 +62,7 @@ def test_same_bytes_again_and_whatever_matplotlibrc_says(name: str) -> None:
 
 
 @every_plot
-def test_watermark_on_phantom_films_only(name: str) -> None:
+def test_watermark_on_phantom_images_only(name: str) -> None:
     assert "PHANTOM" in texts(DRAW[name](True))
     assert "PHANTOM" not in DRAW[name](False)
 
@@ -72,7 +72,7 @@ def test_has_an_alternative_text(name: str) -> None:
     root = ElementTree.fromstring(DRAW[name](False))
     assert root.attrib["role"] == "img"
     assert len(root.attrib["aria-label"]) > 40
-    assert ElementTree.fromstring(DRAW[name](True)).attrib["aria-label"].startswith("PHANTOM FILMS. ")
+    assert ElementTree.fromstring(DRAW[name](True)).attrib["aria-label"].startswith("PHANTOM IMAGES. ")
 
 
 @every_plot

@@ -35,8 +35,8 @@ def test_same_inputs_same_bytes(phantom: str, real: str) -> None:
 
 def test_phantom_is_said_everywhere(phantom: str) -> None:
     page = Page(phantom)
-    assert page.text("title")[0].startswith("PHANTOM FILMS – ")
-    banner = "PHANTOM FILMS – drawn by a program, not X-rays of people. Nothing here is a clinical result."
+    assert page.text("title")[0].startswith("PHANTOM IMAGES – ")
+    banner = "PHANTOM IMAGES – drawn by a program, not X-rays of people. Nothing here is a clinical result."
     assert page.text("p")[0] == banner
     for tag in ("h1", "h2", "figcaption"):
         assert page.text(tag)
@@ -50,11 +50,11 @@ def test_phantom_is_said_everywhere(phantom: str) -> None:
     pictures = [a["alt"] for tag, a, _ in page.elements if tag == "img"]
     assert len(pictures) == 4
     assert all("PHANTOM" in alt for alt in pictures)
-    assert '@bottom-center { content: "PHANTOM FILMS' in phantom
+    assert '@bottom-center { content: "PHANTOM IMAGES' in phantom
     assert "Research software, not a medical device." in page.text("p")
 
 
-def test_phantom_is_not_said_of_real_films(real: str) -> None:
+def test_phantom_is_not_said_of_real_images(real: str) -> None:
     assert "PHANTOM" not in real
     assert "drawn by a program" not in real
     assert "Research software, not a medical device." in Page(real).text("p")
@@ -63,7 +63,7 @@ def test_phantom_is_not_said_of_real_films(real: str) -> None:
 @pytest.mark.parametrize(
     "source", ["metrics", "verdict", "dataset", "model", "calibration", "gallery", "geometry"]
 )
-def test_one_step_that_saw_phantom_films_is_enough(source: str) -> None:
+def test_one_step_that_saw_phantom_images_is_enough(source: str) -> None:
     inputs = make(phantom=False)
     said = {"phantom": True} if source in ("verdict", "dataset", "model") else {"data": "phantom"}
     assert not inputs.phantom
@@ -86,13 +86,13 @@ def test_data_stays_text(phantom: str) -> None:
     assert f"row 8, {HOSTILE}" in body
     assert f"row 9, b: {HOSTILE}" in body
     assert f"/data/{HOSTILE}" not in body  # a place, not shown
-    # A group of the audit, a film of the gallery, its labels, a note, a row of the map, a note of a reading.
+    # A group of the audit, an image of the gallery, its labels, a note, a row of the map, a note of a reading.
     for shown in (
         f"{HOSTILE} 100 50 2 0.700",
         f"PHANTOM {HOSTILE} rank 1 of 1,200; labels: {HOSTILE}",
         f"{HOSTILE}; unknown: {HOSTILE}",
         "PHANTOM b.png rank 2 of 1,200; labels: none of the findings",
-        f"No test film: {HOSTILE}",
+        f"No test image: {HOSTILE}",
         f"Effusion {HOSTILE} 40 10",
         f"too few: {HOSTILE}",
     ):
@@ -123,7 +123,7 @@ def test_ids_are_unique_and_references_are_met(phantom: str) -> None:
 
 
 def test_all_numbers_of_the_metrics_are_there(real: str) -> None:
-    content = metrics("films")
+    content = metrics("images")
     cells = " ".join(Page(real).text("td"))
     for mean in (content["macro"], *content["tiers"].values()):
         for metric in ("ap", "auroc", "f1"):
@@ -131,13 +131,13 @@ def test_all_numbers_of_the_metrics_are_there(real: str) -> None:
             if one["value"] is not None:
                 assert f"{one['value']:.3f} ({one['low']:.3f}–{one['high']:.3f})" in cells
     body = Page(real).text("body")[0]
-    assert "2,345 test films of 678 patients" in body
+    assert "2,345 test images of 678 patients" in body
     assert "1,000 bootstrap resamples of the test patients" in body
     for text in (
         "BCa intervals of 1,000",
         "4,321",
         "5,821",
-        "film files without a row, not used 7",
+        "image files without a row, not used 7",
         "cd" * 6,
         "train.augment.flip 0.5",
     ):
@@ -152,7 +152,7 @@ def test_not_estimable_is_said_and_never_zero(real: str) -> None:
     assert by_finding.count("not estimable") == 3
     assert "0.000" not in by_tier + by_finding
     listed = Page(real).text("li")
-    assert "Hernia: 1 positive test films, at least 5 needed." in listed
+    assert "Hernia: 1 positive test images, at least 5 needed." in listed
     assert "Mean of the tier tail: none of its findings is estimable." in listed
     assert "Without curves, since not estimable: Hernia." in Page(real).text("p")
 

@@ -30,14 +30,14 @@ def metrics(data: str) -> dict[str, Any]:
             "medium": mean(0.4, 12),
             "tail": {"ap": NOTHING, "auroc": NOTHING, "f1": NOTHING, "findings": 0},
         },
-        "not_estimable": {"Hernia": "3 positive test films, at least 5 needed"},
+        "not_estimable": {"Hernia": "3 positive test images, at least 5 needed"},
         "confidence": 0.95,
         "replicates": 1000,
     }
 
 
 def test_lines() -> None:
-    lines = summary(metrics("films"), REPORT).splitlines()
+    lines = summary(metrics("images"), REPORT).splitlines()
     assert lines[0] == "Research software, not a medical device"
     assert lines[1].split() == ["findings", "AP", "AUROC"]
     assert [line.split()[0] for line in lines[2:6]] == ["macro", "head", "medium", "tail"]
@@ -47,25 +47,27 @@ def test_lines() -> None:
 
 
 def test_columns_line_up() -> None:
-    lines = summary(metrics("films"), REPORT).splitlines()
+    lines = summary(metrics("images"), REPORT).splitlines()
     assert {line.index("(") for line in lines[2:5]} == {lines[2].index("(")}
     assert lines[5].index("not estimable") == lines[1].index("AP")
 
 
-def test_phantom_films_are_named_first() -> None:
+def test_phantom_images_are_named_first() -> None:
     first = summary(metrics("phantom"), REPORT).splitlines()[0]
-    assert first == "PHANTOM FILMS: drawn, not X-rays of people; these figures say nothing about clinical use"
+    assert (
+        first == "PHANTOM IMAGES: drawn, not X-rays of people; these figures say nothing about clinical use"
+    )
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_command(tmp_path: Path, there: bool) -> None:
     file = tmp_path / "metrics.json"
     if there:
-        file.write_text(json.dumps(metrics("films")), encoding="utf-8")
+        file.write_text(json.dumps(metrics("images")), encoding="utf-8")
     command = [sys.executable, "-m", "ral.reporting.summary", str(file), "somewhere/report.html"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if there:
-        assert done.stdout == summary(metrics("films"), Path("somewhere/report.html")) + "\n"
+        assert done.stdout == summary(metrics("images"), Path("somewhere/report.html")) + "\n"
     else:
         assert done.returncode == 1
         assert done.stderr == f"error: {file} does not exist. Run the pipeline first: make run\n"

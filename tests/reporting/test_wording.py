@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ral import wording
 from ral.evaluation.compare import COLUMNS
 from ral.evaluation.compare import text as compared
-from ral.reporting import wording
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_comparison_prints_no_p_of_zero_and_no_missing_interval_as_a_number(
         "low": 0.05,
         "high": 0.15,
         "p_holm": 1e-6,
-        "data": "films",
+        "data": "images",
     }
     shown = compared(pd.DataFrame([row], columns=list(COLUMNS)), 0.95, 10, 5, "test")
     assert "+0.100 (+0.050 to +0.150)  p <0.001" in shown

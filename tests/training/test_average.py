@@ -2,7 +2,7 @@
 
 import torch
 
-from ral.training.average import Average
+from ral.training.ema import Average
 
 
 def test_average_is_the_formula() -> None:

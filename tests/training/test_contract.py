@@ -103,7 +103,7 @@ def test_same_bytes_twice_and_another_seed_differs(prepared: Path, tmp_path: Pat
     assert outputs(train(prepared, tmp_path / "c", seed=1))["history.csv"] != first["history.csv"]
 
 
-def test_every_film_is_trained_and_scored_once(prepared: Path, tmp_path: Path) -> None:
+def test_every_image_is_trained_and_scored_once(prepared: Path, tmp_path: Path) -> None:
     out = train(prepared, tmp_path / "out", 2)
     studies = pd.read_parquet(prepared / "studies.parquet")
     for split in ("val", "test"):
@@ -111,5 +111,5 @@ def test_every_film_is_trained_and_scored_once(prepared: Path, tmp_path: Path) -
         assert logits["image_id"].tolist() == studies["image_id"][studies["split"] == split].tolist()
         assert (logits.dtypes.iloc[1:] == np.float32).all()
         assert np.isfinite(logits.iloc[:, 1:]).all().all()
-    films = pd.read_csv(out / "speed.csv")["films"]
-    assert (films == (studies["split"] == "train").sum()).all()
+    images = pd.read_csv(out / "speed.csv")["images"]
+    assert (images == (studies["split"] == "train").sum()).all()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ral.training.feed import AHEAD, Ahead
+from ral.inference.prefetch import AHEAD, Ahead
 
 
 def test_items_arrive_in_order_and_ahead_of_time(wait_until) -> None:

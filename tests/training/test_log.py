@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ral.training.log import Log
+from ral.training.metric_logger import Log
 
 ROW = {"epoch": 1, "phase": "network", "train_loss": 0.25, "val_macro_ap": 0.5}
 
@@ -15,7 +15,7 @@ def test_a_repeated_epoch_replaces_itself(tmp_path: Path) -> None:
     log.epoch(ROW | {"epoch": 2}, 100, 2.0, [0.2, 0.1], 2)
     Log(tmp_path, tensorboard=False).epoch(ROW | {"epoch": 2}, 50, 2.0, [0.2, 0.125], 2)
     speed, steps = (pd.read_csv(tmp_path / name) for name in ("speed.csv", "steps.csv"))
-    assert speed["films_per_second"].tolist() == [50.0, 25.0]
+    assert speed["images_per_second"].tolist() == [50.0, 25.0]
     assert steps["loss"].tolist() == [0.5, 0.25, 0.2, 0.125]
     assert steps["step"].tolist() == [1, 2, 1, 2]
 

@@ -8,21 +8,21 @@ import pytest
 from ral.training import plan
 
 
-@pytest.mark.parametrize(("films", "size"), [(1000, 128), (1024, 128), (1, 128), (127, 128), (129, 128)])
-def test_batches_hold_every_film_once_and_none_is_small(films: int, size: int) -> None:
-    ends = plan.batches(films, size)
+@pytest.mark.parametrize(("images", "size"), [(1000, 128), (1024, 128), (1, 128), (127, 128), (129, 128)])
+def test_batches_hold_every_image_once_and_none_is_small(images: int, size: int) -> None:
+    ends = plan.batches(images, size)
     sizes = np.diff(ends)
     assert ends[0] == 0
-    assert ends[-1] == films
-    assert len(sizes) == -(-films // size)
+    assert ends[-1] == images
+    assert len(sizes) == -(-images // size)
     assert sizes.max() <= size
     assert sizes.max() - sizes.min() <= 1
 
 
-@pytest.mark.parametrize("films", [24, 23, 17])
+@pytest.mark.parametrize("images", [24, 23, 17])
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 3), (4, 1), (4, 4)])
-def test_shares_make_up_the_batch(films: int, world: int, accumulation: int) -> None:
-    batch = np.arange(films)
+def test_shares_make_up_the_batch(images: int, world: int, accumulation: int) -> None:
+    batch = np.arange(images)
     parts = [part for rank in range(world) for part in plan.share(batch, rank, world, accumulation)]
     assert (np.concatenate(parts) == batch).all()
     assert len(parts) == world * accumulation

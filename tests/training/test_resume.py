@@ -23,7 +23,7 @@ from ral.config.train import TrainParams
 
 # Two phases, an average and batch statistics: everything a checkpoint has to hold.
 WHOLE = params(BATCH_NORM, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
-# All steps of it: 247 films in batches of 32, three epochs and one.
+# All steps of it: 247 images in batches of 32, three epochs and one.
 STEPS = 4 * 8
 
 

@@ -1,28 +1,28 @@
-"""Each sampler's epoch: which films, how often, in which order, and that nothing but its arguments decides."""
+"""Each sampler's epoch: which images, how often, in which order, and that nothing but its arguments decides."""
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from ral.config.sampler import RepeatFactorOptions, SamplerConfig, TemperatureOptions
-from ral.training.samplers import epoch_films, epoch_rows, repeat_factors, temperature
+from ral.training.samplers import epoch_images, epoch_rows, repeat_factors, temperature
 
 NAMES = ["uniform", "inverse_frequency", "class_aware", "repeat_factor", "temperature"]
 
 
-def long_tailed(films: int = 20_000) -> np.ndarray:
-    """Labels of six findings from 30 % to 0.1 %, some unknown, and a seventh that no film shows."""
+def long_tailed(images: int = 20_000) -> np.ndarray:
+    """Labels of six findings from 30 % to 0.1 %, some unknown, and a seventh that no image shows."""
     rng = np.random.default_rng(7)
-    targets = (rng.random((films, 7)) < [0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0]).astype(np.float32)
+    targets = (rng.random((images, 7)) < [0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0]).astype(np.float32)
     targets[rng.random(targets.shape) < 0.05] = np.nan
     return targets
 
 
 def draw(name: str, targets: np.ndarray, epoch: int = 0, epochs: int = 10, **options) -> np.ndarray:
-    """How often each film comes in an epoch."""
+    """How often each image comes in an epoch."""
     config = SamplerConfig.model_validate({"name": name, **({name: options} if options else {})})
     chosen = epoch_rows(config, targets, np.arange(len(targets)), 3, epoch, epochs)
-    assert len(chosen) == epoch_films(config, targets)
+    assert len(chosen) == epoch_images(config, targets)
     return np.bincount(chosen, minlength=len(targets))
 
 
@@ -49,7 +49,7 @@ def test_uniform_is_the_plain_order() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_order_is_mixed(name: str) -> None:
-    """No sampler hands out its films group by group: each half of the epoch holds about half of the positives."""
+    """No sampler hands out its images group by group: each half of the epoch holds about half of the positives."""
     targets = long_tailed()
     chosen = epoch_rows(SamplerConfig(name=name), targets, np.arange(len(targets)), 0, 0, 10)
     positives = targets[chosen, 0] == 1
@@ -57,7 +57,7 @@ def test_order_is_mixed(name: str) -> None:
 
 
 def test_inverse_frequency_by_the_rarest_finding() -> None:
-    # Finding 0 on four films, finding 1 on two (one of them has both), two films without: chances 1/4, 1/2, 1/2.
+    # Finding 0 on four images, finding 1 on two (one of them has both), two images without: chances 1/4, 1/2, 1/2.
     targets = np.array([[1, 0], [1, 0], [1, 0], [1, 1], [0, 1], [0, 0], [np.nan, 0]], np.float32)
     times = sum(draw("inverse_frequency", targets, epoch, 3000) for epoch in range(3000))
     expected = np.array([1 / 4] * 3 + [1 / 2] * 4)
@@ -66,31 +66,31 @@ def test_inverse_frequency_by_the_rarest_finding() -> None:
 
 
 def test_class_aware_gives_every_group_the_same_places() -> None:
-    # Groups: finding 0 (films 0-3), finding 1 (films 3, 4), none (5). Six places: two each, in turns.
+    # Groups: finding 0 (images 0-3), finding 1 (images 3, 4), none (5). Six places: two each, in turns.
     targets = np.array([[1, 0], [1, 0], [1, 0], [1, 1], [0, 1], [0, np.nan]], np.float32)
     for epoch in range(20):
         times = draw("class_aware", targets, epoch)
         assert times[5] == 2
-        assert times[4] == 1  # finding 1: one place each for its two films
+        assert times[4] == 1  # finding 1: one place each for its two images
         assert times[:4].sum() == 3
-        assert times[:3].max() <= 1  # no film of finding 0 before the others had their turn
+        assert times[:3].max() <= 1  # no image of finding 0 before the others had their turn
 
 
-def test_class_aware_frequencies_on_many_films() -> None:
+def test_class_aware_frequencies_on_many_images() -> None:
     targets = long_tailed()
     positive = targets == 1
     seen = sum(draw("class_aware", targets, epoch) for epoch in range(10)) / 10
-    groups = 7  # six findings, and the films without
+    groups = 7  # six findings, and the images without
     chance = (positive[:, :6] / positive[:, :6].sum(axis=0)).sum(axis=1)
     none = ~positive.any(axis=1)
     chance += none / none.sum()
     expected = len(targets) * chance / groups
-    for films in (*positive[:, :6].T, none):
-        assert seen[films].sum() == pytest.approx(expected[films].sum(), rel=0.02)
+    for images in (*positive[:, :6].T, none):
+        assert seen[images].sum() == pytest.approx(expected[images].sum(), rel=0.02)
 
 
 def test_repeat_factors_by_hand() -> None:
-    # 100 films: finding 0 on 50, finding 1 on 4, finding 2 on 1, threshold 0.16: √(.16/.04) = 2, √(.16/.01) = 4.
+    # 100 images: finding 0 on 50, finding 1 on 4, finding 2 on 1, threshold 0.16: √(.16/.04) = 2, √(.16/.01) = 4.
     targets = np.zeros((100, 4), np.float32)
     targets[:50, 0] = 1
     targets[49:53, 1] = 1
@@ -127,7 +127,7 @@ def test_temperature_cools_in_a_straight_line() -> None:
 
 
 def test_temperature_shares_by_hand() -> None:
-    # Groups by the rarest finding: 16 films of finding 0 alone, 4 of finding 1 (two of them also have 0), 1 without.
+    # Groups by the rarest finding: 16 images of finding 0 alone, 4 of finding 1 (two of them also have 0), 1 without.
     targets = np.zeros((21, 2), np.float32)
     targets[:18, 0] = 1
     targets[16:20, 1] = 1
@@ -144,7 +144,7 @@ def test_temperature_one_is_the_data_as_they_are() -> None:
     assert (draw("temperature", targets, epoch=0, epochs=10) != 1).any()
 
 
-def test_temperature_shares_on_many_films() -> None:
+def test_temperature_shares_on_many_images() -> None:
     targets = long_tailed()
     positive = targets == 1
     counts = np.append(positive.sum(axis=0), (~positive.any(axis=1)).sum()).astype(float)
@@ -167,17 +167,17 @@ def test_temperature_shares_on_many_films() -> None:
         np.zeros((1, 3), np.float32),
         np.zeros((5, 0), np.float32),
     ],
-    ids=["no positive", "nothing known", "one film", "one film without", "no findings"],
+    ids=["no positive", "nothing known", "one image", "one image without", "no findings"],
 )
 def test_degenerate_data(name: str, targets: np.ndarray) -> None:
     with np.errstate(all="raise"):
         times = draw(name, targets)
     if name == "inverse_frequency":
-        assert times.sum() == len(targets)  # drawn with replacement, so not every film need be seen
+        assert times.sum() == len(targets)  # drawn with replacement, so not every image need be seen
     else:
         assert (times == 1).all()
 
 
 def test_labels_and_rows_belong_together() -> None:
-    with pytest.raises(ValueError, match="3 rows of labels for 2 films"):
+    with pytest.raises(ValueError, match="3 rows of labels for 2 images"):
         epoch_rows(SamplerConfig(), np.zeros((3, 1), np.float32), np.arange(2), 0, 0, 1)

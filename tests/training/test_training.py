@@ -131,7 +131,7 @@ def test_deepspeed_settings_that_contradict_are_refused(settings: dict, words: s
             SEPARABLE,
             1,
             {"batch_size": 512, "micro_batch": 1},
-            "A batch has .* films for 1 processes with 512",
+            "A batch has .* images for 1 processes with 512",
         ),
         (
             SEPARABLE,
@@ -208,7 +208,7 @@ def test_memory_that_runs_out_names_the_micro_batch(prepared: Path, tmp_path: Pa
         "Trainer._share_of_loss = changed\n"
     )
     with pytest.raises(
-        UserError, match=r"Memory ran out on cpu with 3\d films .* train.micro_batch to 1\d"
+        UserError, match=r"Memory ran out on cpu with 3\d images .* train.micro_batch to 1\d"
     ) as caught:
         train(prepared, tmp_path / "out", command=broken(tmp_path, body))
     assert (caught.value.kind, caught.value.retry) == ("memory", False)

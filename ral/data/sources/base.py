@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import DataConfig
-from ral.data.films import COLUMNS as FILM_COLUMNS
-from ral.data.films import content_hash, list_films, read_file, total_bytes
-from ral.data.memory import Memory, Stamp
+from ral.data.images.file_hashes import Memory, Stamp
+from ral.data.images.locate import COLUMNS as IMAGE_COLUMNS
+from ral.data.images.locate import content_hash, list_images, read_file, total_bytes
 from ral.errors import UserError
 from ral.labels import LABEL_SETS, NO_FINDING, SUPPORT_DEVICES, unknown_finding
 
@@ -35,13 +35,13 @@ VIEWS = {view: view for view in ("PA", "AP", "FRONTAL", "LATERAL", "OTHER")}
 
 @dataclass(frozen=True)
 class Joined:
-    """All labels of a film in one column.
+    """All labels of an image in one column.
 
     Attributes:
         column: the column.
         parse: the words of a text; ValueError where the text is not of that form.
         words: every word allowed -> the findings it stands for (none, for a word that no finding is made of).
-        unknown: words after which nothing is known of the film's labels.
+        unknown: words after which nothing is known of the image's labels.
         none: the words for no finding.
         between: what joins the words, for people.
     """
@@ -83,15 +83,15 @@ class Layout:
     sex: str | None = None
     age: str | None = None
     path: str | None = None
-    """The film's file below the data folder; None: films are found by their file names."""
+    """The image's file below the data folder; None: images are found by their file names."""
     split: str | None = None
-    """train, val or test, as the owners share the films out."""
+    """train, val or test, as the owners share the images out."""
     photometric: str | None = None
     """MONOCHROME1 (high values are dark) or MONOCHROME2, of images whose files cannot say it (PNG, JPEG)."""
     views: Mapping[str, str] = field(default_factory=lambda: VIEWS)
     """Word of the view column -> PA, AP, FRONTAL, LATERAL or OTHER."""
     only_view: str = "FRONTAL"
-    """The view of all films where there is no view column."""
+    """The view of all images where there is no view column."""
     sexes: Mapping[str, str | None] = field(default_factory=lambda: SEXES)
     image_pattern: str = TRIMMED
     image_check: str = "image id is there"
@@ -141,7 +141,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> pd.DataFrame:
-        """The raw rows, one per film, and a column `row`: the line of the file.
+        """The raw rows, one per image, and a column `row`: the line of the file.
 
         Raises:
             UserError: a table lacks a column, has no rows or is no regular table.
@@ -152,22 +152,22 @@ class Source(ABC):
         yield self.read()
 
     @property
-    def film_columns(self) -> list[str]:
-        """The columns of the raw rows that `films` and `film_bytes` look at."""
+    def image_columns(self) -> list[str]:
+        """The columns of the raw rows that `images` and `image_bytes` look at."""
         # A table may give the files' paths as image ids.
         return list(dict.fromkeys((self.layout.image, self.layout.path))) if self.layout.path else []
 
-    def films(
+    def images(
         self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:
-        """Where the films of the raw rows are, as `ral.data.films.list_films` says it, whose arguments these are."""
+        """Where the images of the raw rows are, as `ral.data.images.locate.list_images` says it, whose arguments these are."""
         if self.layout.path is None:
-            return list_films(self.root, progress, memory)
-        images, paths = raw[self.layout.image], raw[self.layout.path]
-        return addressed_films(self.root, images, paths, progress, memory), {}
+            return list_images(self.root, progress, memory)
+        image_ids, paths = raw[self.layout.image], raw[self.layout.path]
+        return addressed_images(self.root, image_ids, paths, progress, memory), {}
 
-    def film_bytes(self, raw: pd.DataFrame) -> int:
-        """How many bytes `films` reports to its progress."""
+    def image_bytes(self, raw: pd.DataFrame) -> int:
+        """How many bytes `images` reports to its progress."""
         if self.layout.path is None:
             return total_bytes(self.root)
         return sum(
@@ -199,7 +199,7 @@ class Source(ABC):
         return pd.DataFrame({**studies, **labels})
 
     def official(self, studies: pd.DataFrame) -> pd.Series:
-        """The owners' split of each row: train, val, test; null where a film is on no list.
+        """The owners' split of each row: train, val, test; null where an image is on no list.
 
         Raises:
             UserError: the source has none.
@@ -248,7 +248,7 @@ def read_labels(
 ) -> dict[str, np.ndarray]:
     """Labels float32 [rows] by finding: 1, 0, NaN where unknown.
 
-    A film labelled No Finding has its empty labels 0 (but for support devices, which No Finding does not exclude).
+    An image labelled No Finding has its empty labels 0 (but for support devices, which No Finding does not exclude).
 
     Args:
         uncertain: what -1 becomes: ignore (NaN), positive or negative.
@@ -334,34 +334,34 @@ def _age(raw: pd.DataFrame, layout: Layout) -> pd.Series:
     return pd.Series(known[codes], index=raw.index, dtype="float32")
 
 
-def addressed_films(
+def addressed_images(
     root: Path,
-    images: pd.Series,
+    image_ids: pd.Series,
     paths: pd.Series,
     progress: Callable[[int], None],
     memory: Memory | None = None,
 ) -> pd.DataFrame:
-    """The films that a table names by their files, in the columns of `list_films`, sorted by path.
+    """The images that a table names by their files, in the columns of `list_images`, sorted by path.
 
     A row whose file does not exist is left out; whether that is an error is for validation to say.
     """
     memory = memory or Memory(None)
-    known = memory.films(root)
+    known = memory.images(root)
     rows, stamps = [], []
-    for path, image_id in sorted(zip(paths, images, strict=True)):
+    for path, image_id in sorted(zip(paths, image_ids, strict=True)):
         stamp = _stamp(root, path)
         if stamp is not None:
             digest = known.get((path, stamp)) or content_hash(read_file(root / path))
             progress(stamp.size)
             rows.append((image_id, path, "", -1, stamp.size, digest))
             stamps.append(stamp)
-    films = pd.DataFrame(rows, columns=FILM_COLUMNS)
-    memory.keep_films(root, films["path"].tolist(), stamps, films["hash"].tolist())
-    return films.drop_duplicates("image_id", ignore_index=True)
+    images = pd.DataFrame(rows, columns=IMAGE_COLUMNS)
+    memory.keep_images(root, images["path"].tolist(), stamps, images["hash"].tolist())
+    return images.drop_duplicates("image_id", ignore_index=True)
 
 
 def _stamp(root: Path, path: str) -> Stamp | None:
-    """Size and time of a film below the data folder; None where there is no such file."""
+    """Size and time of an image below the data folder; None where there is no such file."""
     if not path or Path(path).is_absolute() or ".." in Path(path).parts or not os.path.isfile(root / path):
         return None
     return Stamp.of(root / path)

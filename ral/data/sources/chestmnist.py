@@ -1,6 +1,6 @@
 """ChestMNIST (Yang et al., 2023): NIH ChestX-ray14 at 28, 64, 128 or 224 pixels in one file of the package medmnist.
 
-`data.root` holds one of chestmnist.npz, chestmnist_64.npz, chestmnist_128.npz, chestmnist_224.npz; films are read
+`data.root` holds one of chestmnist.npz, chestmnist_64.npz, chestmnist_128.npz, chestmnist_224.npz; images are read
 from inside it.
 """
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ral.data.films import content_hash
-from ral.data.memory import Memory
-from ral.data.npz import array_shape, read_array
+from ral.data.images.file_hashes import Memory
+from ral.data.images.locate import content_hash
+from ral.data.images.npz import array_shape, read_array
 from ral.data.sources.base import Columns, Layout, Source
 from ral.data.sources.text import find_table
 from ral.errors import UserError
@@ -28,7 +28,7 @@ ORDER = (
 
 
 class Reader(Source):
-    """There are no patient ids, no sex, age or view: each film counts as a patient of its own, which validation says."""
+    """There are no patient ids, no sex, age or view: each image counts as a patient of its own, which validation says."""
 
     layout = Layout(
         image="image_id",
@@ -48,34 +48,34 @@ class Reader(Source):
             labels = read_array(path, f"{split}_labels.npy")
             if labels.ndim != 2 or labels.shape[1] != len(ORDER):
                 raise UserError(
-                    f"{path}: {split}_labels has shape {labels.shape}, not [films, {len(ORDER)}]."
+                    f"{path}: {split}_labels has shape {labels.shape}, not [images, {len(ORDER)}]."
                 )
             part = pd.DataFrame(labels.astype("U2"), columns=ORDER, dtype="str")
-            images = [f"{split}_{number:06d}" for number in range(len(part))]
-            parts.append(part.assign(image_id=images, official=split, row=range(len(part))))
+            image_ids = [f"{split}_{number:06d}" for number in range(len(part))]
+            parts.append(part.assign(image_id=image_ids, official=split, row=range(len(part))))
         return pd.concat(parts, ignore_index=True)
 
     @property
-    def film_columns(self) -> list[str]:
+    def image_columns(self) -> list[str]:
         return ["image_id", "official", "row"]
 
-    def films(
+    def images(
         self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:
-        """Films by their places; a film's hash is made from the file's hash and its place, not from its pixels."""
+        """Images by their places; an image's hash is made from the file's hash and its place, not from its pixels."""
         (path,) = self.tables()
         sizes = {}
         for split in SPLITS:
             shape, _ = array_shape(path, f"{split}_images.npy")
             if shape[0] != (raw["official"] == split).sum():
                 raise UserError(
-                    f"{path}: {split} has {shape[0]} films but another number of labels. Get it again."
+                    f"{path}: {split} has {shape[0]} images but another number of labels. Get it again."
                 )
             sizes[split] = shape[1] * shape[2]
         size, digest = path.stat().st_size, sha256(path)
         progress(size)
         places = raw["official"] + "_images.npy[" + raw["row"].astype("str") + "]"
-        films = pd.DataFrame(
+        images = pd.DataFrame(
             {
                 "image_id": raw["image_id"],
                 "path": path.name,
@@ -85,7 +85,7 @@ class Reader(Source):
                 "hash": [content_hash(f"{digest}:{place}".encode()) for place in places],
             }
         )
-        return films, {path.name: {"bytes": size, "sha256": digest}}
+        return images, {path.name: {"bytes": size, "sha256": digest}}
 
-    def film_bytes(self, raw: pd.DataFrame) -> int:
+    def image_bytes(self, raw: pd.DataFrame) -> int:
         return self.tables()[0].stat().st_size

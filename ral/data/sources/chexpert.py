@@ -1,4 +1,4 @@
-"""CheXpert v1.0, small and full (Irvin et al., AAAI 2019) as Stanford ships it: train.csv, valid.csv and JPEG films.
+"""CheXpert v1.0, small and full (Irvin et al., AAAI 2019) as Stanford ships it: train.csv, valid.csv and JPEG images.
 
 `data.root` is the folder CheXpert-v1.0-small or CheXpert-v1.0 itself; the paths in the tables start with its name.
 """
@@ -11,20 +11,20 @@ from ral.data.sources.base import Columns, Layout, Source
 from ral.data.sources.text import find_table, read_text
 from ral.labels import LABEL_SETS
 
-# Table -> official split; its expert-read films are the test films, and validation is cut from training.
+# Table -> official split; its expert-read images are the test images, and validation is cut from training.
 TABLES = {"train.csv": "train", "valid.csv": "test"}
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding")
-PATH = r"^[^/]+/(?P<path>(?:train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<film>view\w+)\.\w+)$"
+PATH = r"^[^/]+/(?P<path>(?:train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<image>view\w+)\.\w+)$"
 
 
 class Reader(Source):
-    """Patient, study and film are parts of the path; -1 is uncertain, an empty label was not mentioned."""
+    """Patient, study and image are parts of the path; -1 is uncertain, an empty label was not mentioned."""
 
     layout = Layout(
         image="image",
         patient="patient",
         study="study",
-        path="film",
+        path="file",
         split="official",
         view="view",
         views={
@@ -62,9 +62,9 @@ def _derive(table: pd.DataFrame) -> pd.DataFrame:
     study = parts["patient"] + "_" + parts["study"]
     frontal = table["AP/PA"].where(table["AP/PA"] != "", "Frontal")
     return table.assign(
-        image=(study + "_" + parts["film"]).fillna(table["Path"]),
+        image=(study + "_" + parts["image"]).fillna(table["Path"]),
         patient=parts["patient"].fillna(""),
         study=study.fillna(""),
-        film=parts["path"].fillna(""),
+        file=parts["path"].fillna(""),
         view=frontal.where(table["Frontal/Lateral"] != "Lateral", "Lateral"),
     )

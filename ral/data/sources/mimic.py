@@ -51,7 +51,7 @@ class Reader(Source):
             image="dicom_id",
             patient="subject_id",
             study="study_id",
-            path="film",
+            path="file",
             split="official",
             view="view",
             labels=Columns(
@@ -80,27 +80,27 @@ class Reader(Source):
 
     def read(self) -> pd.DataFrame:
         metadata, *others = self.tables()
-        films = read_text(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
-        rows = self._own(films, *others) if self.set == "chexpert" else self._cxr_lt(films, others)
-        patient, study, film = rows["subject_id"], rows["study_id"], rows["dicom_id"]
-        path = "files/p" + patient.str.slice(0, 2) + "/p" + patient + "/s" + study + "/" + film + ".jpg"
-        return rows.assign(film=path, view=rows["ViewPosition"].map(VIEWS).fillna("OTHER"))
+        images = read_text(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
+        rows = self._own(images, *others) if self.set == "chexpert" else self._cxr_lt(images, others)
+        patient, study, image = rows["subject_id"], rows["study_id"], rows["dicom_id"]
+        path = "files/p" + patient.str.slice(0, 2) + "/p" + patient + "/s" + study + "/" + image + ".jpg"
+        return rows.assign(file=path, view=rows["ViewPosition"].map(VIEWS).fillna("OTHER"))
 
-    def _own(self, films: pd.DataFrame, split: Path, labels: Path) -> pd.DataFrame:
-        """Films with PhysioNet's split and the study's labels; a study without labels has them unmentioned."""
+    def _own(self, images: pd.DataFrame, split: Path, labels: Path) -> pd.DataFrame:
+        """Images with PhysioNet's split and the study's labels; a study without labels has them unmentioned."""
         columns = ("No Finding", *self.label_set.values())
         shares = read_text(split, ("dicom_id", "split")).drop(columns="row")
         marks = read_text(labels, ("subject_id", "study_id", *columns)).drop(columns="row")
         _once(shares, ["dicom_id"], split)
         _once(marks, ["subject_id", "study_id"], labels)
-        rows = films.merge(shares, on="dicom_id", how="left").merge(
+        rows = images.merge(shares, on="dicom_id", how="left").merge(
             marks, on=["subject_id", "study_id"], how="left"
         )
         rows[list(columns)] = rows[list(columns)].fillna("")
         return rows.assign(official=_translated(rows["split"]))
 
-    def _cxr_lt(self, films: pd.DataFrame, files: list[Path]) -> pd.DataFrame:
-        """The films of a CXR-LT release with its labels and split; patient, study and view are MIMIC's."""
+    def _cxr_lt(self, images: pd.DataFrame, files: list[Path]) -> pd.DataFrame:
+        """The images of a CXR-LT release with its labels and split; patient, study and view are MIMIC's."""
         columns, names = tuple(self.label_set.values()), CXR_LT[self.set][1]
         parts = []
         for path in files:
@@ -112,12 +112,14 @@ class Reader(Source):
                     columns="split", errors="ignore"
                 )
             )
-        _once(films, ["dicom_id"], self.tables()[0])
-        rows = pd.concat(parts, ignore_index=True).merge(films.drop(columns="row"), on="dicom_id", how="left")
+        _once(images, ["dicom_id"], self.tables()[0])
+        rows = pd.concat(parts, ignore_index=True).merge(
+            images.drop(columns="row"), on="dicom_id", how="left"
+        )
         unknown = rows["subject_id"].isna()
         if unknown.any():
             raise UserError(
-                f"{self.root}: {unknown.sum()} films of the CXR-LT files are not in the metadata table, the first "
+                f"{self.root}: {unknown.sum()} images of the CXR-LT files are not in the metadata table, the first "
                 f"is {rows.loc[unknown, 'dicom_id'].iloc[0]}. Both must be of the same MIMIC-CXR-JPG release."
             )
         return rows
@@ -134,7 +136,7 @@ def _either(name: str) -> tuple[str, str]:
 
 
 def _once(table: pd.DataFrame, keys: list[str], path: Path) -> None:
-    """A join must not multiply films."""
+    """A join must not multiply images."""
     twice = table.duplicated(keys)
     if twice.any():
         raise UserError(

@@ -32,7 +32,7 @@ def split_labels(text: str) -> list[str]:
 
 
 class Reader(Source):
-    """A folder with the table, the two lists, and the films in images_*.tar.gz or images/."""
+    """A folder with the table, the two lists, and the images in images_*.tar.gz or images/."""
 
     layout = Layout(
         image="Image Index",
@@ -41,7 +41,7 @@ class Reader(Source):
         age="Patient Age",
         sex="Patient Gender",
         view="View Position",
-        # NIH's films are all frontal; tables merged from elsewhere may bring laterals.
+        # NIH's images are all frontal; tables merged from elsewhere may bring laterals.
         views={view: view for view in ("PA", "AP", "LATERAL")},
         labels=Joined(
             "Finding Labels", split_labels, {**{name: (name,) for name in NIH_FINDINGS}, NO_FINDING: ()}
@@ -77,7 +77,7 @@ def read_lists(root: Path) -> tuple[set[str], set[str]]:
     """Image ids of the official (training and validation, test) lists.
 
     Raises:
-        UserError: a list is missing or empty, or a film stands on both.
+        UserError: a list is missing or empty, or an image stands on both.
     """
     lists = []
     for name in (TRAIN_LIST, TEST_LIST):

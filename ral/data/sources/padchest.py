@@ -1,6 +1,6 @@
 """PadChest (Bustos et al., 2020) as BIMCV ships it, with its own labels or the thirty classes of CXR-LT 2026.
 
-`data.root` holds PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz and the films: unpacked into the numbered
+`data.root` holds PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz and the images: unpacked into the numbered
 folders 0/ … 54/ (there, or in images/), or all in one folder or archive images*. CXR-LT 2026 adds
 CXRLT_2026_training.csv; with PadChest's table beside it, view, sex and age are taken from that.
 """
@@ -25,7 +25,7 @@ COLUMNS = (
     "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",
     "Projection", "Labels",
 )  # fmt: skip
-# Of MONOCHROME1 films high values are dark, unless they were inverted when they became PNG. Shortened tables lack it.
+# Of MONOCHROME1 images high values are dark, unless they were inverted when they became PNG. Shortened tables lack it.
 PHOTOMETRIC = "PhotometricInterpretation_DICOM"
 
 # Finding -> the words of `Labels` that make it; torchxrayvision's choice, by whole words instead of parts of words.
@@ -88,7 +88,7 @@ OTHER_WORDS = """COPD signs, Chilaiditi sign, NSG tube, abnormal foreign body, a
     surgery heart, surgery humeral, surgery lung, surgery neck, suture material, thoracic cage deformation,
     tracheal shift, tracheostomy tube, vascular redistribution, ventriculoperitoneal drain tube,
     vertebral anterior compression, vertebral compression, vertebral degenerative changes, volume loss"""
-# Films of which the labels say nothing.
+# Images of which the labels say nothing.
 UNKNOWN = frozenset({"", "exclude", "suboptimal study", "unchanged"})
 
 
@@ -130,7 +130,7 @@ class Reader(Source):
             image="ImageID",
             patient="PatientID",
             study="StudyID",
-            path="film" if self._base() is not None else None,
+            path="file" if self._base() is not None else None,
             view="Projection",
             views={
                 "PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "LATERAL",
@@ -176,7 +176,7 @@ class Reader(Source):
         columns = (*COLUMNS, PHOTOMETRIC) if self.layout.photometric else COLUMNS
         own = _derive(read_text(tables[-1], columns)) if tables[-1].name in TABLES else None
         if own is not None and self._base() is not None:
-            own["film"] = str(self._base()) + own["ImageDir"] + "/" + own["ImageID"]
+            own["file"] = str(self._base()) + own["ImageDir"] + "/" + own["ImageID"]
         if not self.cxr_lt:
             assert own is not None  # tables() demands it
             return own

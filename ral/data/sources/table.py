@@ -14,7 +14,7 @@ from ral.labels import NO_FINDING
 
 
 class Reader(Source):
-    """Films are at the paths the table names, or in images/ or archives images* with the image id as file name."""
+    """Images are at the paths the table names, or in images/ or archives images* with the image id as file name."""
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import pandas as pd
 
-from ral.data.names import shown
+from ral.data.images.file_names import shown
 from ral.errors import UserError
 from ral.labels import nearest
 

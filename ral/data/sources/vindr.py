@@ -1,7 +1,7 @@
-"""VinDr-CXR 1.0 (Nguyen et al., 2022) as PhysioNet ships it: one row per film and reader, DICOM films by image id.
+"""VinDr-CXR 1.0 (Nguyen et al., 2022) as PhysioNet ships it: one row per image and reader, DICOM images by image id.
 
 `data.root` holds annotations/image_labels_train.csv and image_labels_test.csv (or both directly), and train/ and
-test/ with <image_id>.dicom; films converted to .png or .jpg under the same ids are taken too.
+test/ with <image_id>.dicom; images converted to .png or .jpg under the same ids are taken too.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from ral.data.sources.text import check_columns, read_header, read_text
 from ral.errors import UserError
 from ral.labels import LABEL_SETS
 
-# Table -> folder of its films, which is the official split too. Three read each training film, five agreed on a test film.
+# Table -> folder of its images, which is the official split too. Three read each training image, five agreed on a test image.
 TABLES = {"image_labels_train.csv": "train", "image_labels_test.csv": "test"}
 NO_FINDING_COLUMN = "No finding"
 # The test table spells one name in another way.
@@ -23,12 +23,12 @@ ENDINGS = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
 
 
 class Reader(Source):
-    """There are no patient ids: each film counts as a patient of its own, which validation says."""
+    """There are no patient ids: each image counts as a patient of its own, which validation says."""
 
     layout = Layout(
         image="image_id",
         patient="image_id",
-        path="film",
+        path="file",
         split="official",
         only_view="PA",
         labels=Columns(LABEL_SETS["vindr"]["vindr"], no_finding=NO_FINDING_COLUMN),
@@ -51,11 +51,11 @@ class Reader(Source):
         for path in self.tables():
             votes = _read_votes(path, columns)
             split = TABLES[path.name]
-            names = _film_names(self.root / split)
+            names = _image_names(self.root / split)
             merged = merge_readers(votes, columns, self.config.readers)
             stems = merged["image_id"]
-            film = split + "/" + stems.map(names).fillna(stems + ENDINGS[0])
-            parts.append(merged.assign(official=split, film=film))
+            file = split + "/" + stems.map(names).fillna(stems + ENDINGS[0])
+            parts.append(merged.assign(official=split, file=file))
         return pd.concat(parts, ignore_index=True)
 
 
@@ -68,25 +68,25 @@ def _read_votes(path: Path, columns: list[str]) -> pd.DataFrame:
     twice = votes.duplicated(["image_id", *reader])
     if twice.any():
         row = votes[twice].iloc[0]
-        raise UserError(f"{path}, row {row['row']}: film {row['image_id']} is twice there. Keep one row.")
+        raise UserError(f"{path}, row {row['row']}: image {row['image_id']} is twice there. Keep one row.")
     return votes
 
 
 def merge_readers(votes: pd.DataFrame, columns: list[str], rule: str) -> pd.DataFrame:
-    """One row per film from one per film and reader.
+    """One row per image from one per image and reader.
 
     Args:
         votes: image_id, row, and the label columns as text.
         columns: the label columns, "No finding" first.
-        rule: majority (more than half of a film's readers) or any. "No finding" is by majority, or by all.
+        rule: majority (more than half of an image's readers) or any. "No finding" is by majority, or by all.
 
     Returns:
-        image_id, row (of the film's first reader) and the columns as "1" or "0", in the order of the films. A text
+        image_id, row (of the image's first reader) and the columns as "1" or "0", in the order of the images. A text
         that is no label stays as it is, for validation to find.
     """
-    codes, images = pd.factorize(votes["image_id"])
+    codes, image_ids = pd.factorize(votes["image_id"])
     readers = np.bincount(codes)
-    merged: dict[str, object] = {"image_id": images}
+    merged: dict[str, object] = {"image_id": image_ids}
     for column in columns:
         present = votes[column].isin([text for text, word in LABEL_VALUES.items() if word == "present"])
         seen = np.bincount(codes, weights=present)
@@ -101,8 +101,8 @@ def merge_readers(votes: pd.DataFrame, columns: list[str], rule: str) -> pd.Data
     return pd.DataFrame(merged).assign(row=votes["row"].to_numpy()[np.unique(codes, return_index=True)[1]])
 
 
-def _film_names(folder: Path) -> dict[str, str]:
-    """Image id -> file name of the films in a folder."""
+def _image_names(folder: Path) -> dict[str, str]:
+    """Image id -> file name of the images in a folder."""
     if not folder.is_dir():
         return {}
     return {path.stem: path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS}

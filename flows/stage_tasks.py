@@ -1,0 +1,64 @@
+"""The stages of dvc.yaml as Prefect tasks: tried again where that can help, with what they made on the run's page."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+from prefect import task
+
+from flows.artifacts import publish_metrics, publish_report, publish_verdict
+from flows.stage_runner import StageError, run_command, run_stage
+from ral.config.environment import Environment, Stage
+from ral.runs import RUN_ID
+
+
+def stages(folder: Path, environment: Environment) -> Callable[[Stage], None]:
+    """A function that runs a stage in the workspace `folder` as a task of its name."""
+    target = environment.flows
+    tasks = {
+        name: task(
+            name=name,
+            retries=target.retries,
+            retry_delay_seconds=[target.retry_seconds * 2**n for n in range(target.retries)],
+            retry_condition_fn=may_help,
+        )(run_stage)
+        for name in get_args(Stage)
+    }
+
+    def run(name: Stage) -> None:
+        try:
+            tasks[name](name, folder, target.timeout_hours.get(name))
+        except StageError:
+            refused = folder / "runs" / os.environ[RUN_ID] / "verdict.json"
+            if name == "validate" and refused.exists():
+                publish_verdict(refused)
+            raise
+        _publish(name, folder)
+
+    return run
+
+
+def command(name: str, folder: Path, *arguments: str) -> None:
+    """Run `python ARGUMENTS` in the workspace as the task `name`."""
+    task(name=name)(run_command)(arguments, folder, name)
+
+
+def may_help(task: Any, task_run: Any, state: Any) -> bool:
+    """Whether a failed task is tried again: what it ran must have said that it can help."""
+    try:
+        state.result()
+    except StageError as error:
+        return bool(error.retry)
+    except Exception:  # noqa: BLE001  the task's own error, whatever it is: it stays the task's end
+        return False
+    return False
+
+
+def _publish(name: Stage, folder: Path) -> None:
+    if name == "validate":
+        publish_verdict(folder / "data/validated/verdict.json")
+    elif name == "evaluate":
+        publish_metrics(folder / "reports")
+    elif name == "report":
+        publish_report(folder / "reports/report.html", folder / "reports/metrics.json")

@@ -1,0 +1,1 @@
+"""Where work runs: Dask's workers, here or on a cluster."""

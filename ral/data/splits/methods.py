@@ -1,0 +1,168 @@
+"""Shares patients out to train, val and test; no patient is ever in two of them."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ral.config.data import SplitConfig
+from ral.data.splits.stratify import stratify
+from ral.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+# Positive images of a finding in validation or test below which its figures say little.
+FEW = 5
+
+
+def position(patient_id: str, seed: int) -> float:
+    """Where a patient falls in [0, 1): a hash of the id alone, so that new patients never move old ones."""
+    digest = hashlib.blake2b(f"{seed}:{patient_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+def split_by_hash(patients: pd.Series, config: SplitConfig) -> pd.Series:
+    """Split of each row by its patient's `position`: test below `test`, then val, then train."""
+
+    codes, ids = pd.factorize(patients)
+    where = np.array([position(patient, config.seed) for patient in ids.to_numpy(object)])
+    split = np.where(where < config.test, 2, np.where(where < config.test + config.val, 1, 0))
+    return pd.Series(pd.array(list(SPLITS), dtype="str").take(split[codes]), index=patients.index)
+
+
+def split_official(studies: pd.DataFrame, official: pd.Series, config: SplitConfig) -> pd.Series:
+    """Split of each row as the owners share the images out.
+
+    Where they name no validation images, validation is cut from their training images by patient hash.
+
+    Args:
+        studies: image_id and patient_id.
+        official: train, val or test of each row; null where an image is on no list.
+
+    Raises:
+        UserError: an image is on no list, or a patient has images on two.
+    """
+    neither = studies["image_id"][official.isna()]
+    if len(neither):
+        raise UserError(
+            f"{len(neither)} images are on neither official list, the first is {neither.iloc[0]}. "
+            "Complete the lists, or set split.method to hash."
+        )
+    sides = official.groupby(studies["patient_id"]).nunique()
+    if (sides > 1).any():
+        raise UserError(
+            f"Patient {sides.index[sides > 1][0]} has images in more than one official split, so that what is tested "
+            "would be trained on. Correct the lists, or set split.method to hash."
+        )
+    if (official == "val").any():
+        return official
+    rest = studies["patient_id"].map(
+        {
+            p: "val" if position(p, config.seed) < config.val else "train"
+            for p in studies["patient_id"].unique()
+        }
+    )
+    return rest.mask(official == "test", "test")
+
+
+def split_stratified(
+    studies: pd.DataFrame, findings: Sequence[str], config: SplitConfig, before: pd.Series | None = None
+) -> pd.Series:
+    """Split of each row by iterative stratification over patients (`ral.data.splits.stratify`).
+
+    It depends on the ids, labels and seed, not on the order of the rows. New patients join around those of `before`.
+
+    Args:
+        studies: patient_id and the label columns.
+        findings: what to spread evenly; unknown labels count as not positive.
+        before: split by patient id of patients who keep theirs.
+    """
+    codes, patients = pd.factorize(studies["patient_id"], sort=True)
+    images = np.bincount(codes)
+    positives = np.stack(
+        [np.bincount(codes, weights=(studies[finding] == 1)).astype(np.int64) for finding in findings], axis=1
+    )
+    order = np.argsort(np.argsort([position(patient, config.seed) for patient in patients], kind="stable"))
+    given = np.full(len(patients), -1)
+    if before is not None:
+        number = {name: index for index, name in enumerate(SPLITS)}
+        given = pd.Series(patients).map(before).map(number).fillna(-1).to_numpy(np.int64)
+    shares = (1 - config.val - config.test, config.val, config.test)
+    split = stratify(positives, images, order, shares, given)
+    return pd.Series(np.array(SPLITS, dtype=object)[split[codes]], index=studies.index, dtype="str")
+
+
+def keep_old_patients(studies: pd.DataFrame, split: pd.Series, before: pd.Series | None) -> None:
+    """Check a split against the accepted one.
+
+    Args:
+        studies: patient_id.
+        split: of each row.
+        before: accepted split by patient id, or None the first time.
+
+    Raises:
+        UserError: a patient would move.
+    """
+    if before is None:
+        return
+    old = studies["patient_id"].map(before)
+    moved = old.notna() & (old != split)
+    if moved.any():
+        row = int(np.flatnonzero(moved)[0])
+        count = studies.loc[moved, "patient_id"].nunique()
+        raise UserError(
+            f"{count} patients would leave their split, the first is {studies['patient_id'].iloc[row]} from "
+            f"{old.iloc[row]} to {split.iloc[row]}: what was tested on would be trained on. Go back to the "
+            "split parameters of the accepted split, or delete baseline/split.parquet to begin anew."
+        )
+
+
+def check_split(studies: pd.DataFrame, findings: tuple[str, ...], config: SplitConfig) -> None:
+    """Check a split before anything is trained on it.
+
+    Args:
+        studies: patient_id, split and one column per finding.
+        findings: columns that are to be learned.
+        config: how the split was made.
+
+    Raises:
+        UserError: a patient is in two splits, a split is empty, a finding cannot be learned.
+    """
+    apart = studies.groupby("patient_id")["split"].nunique()
+    if (apart > 1).any():
+        raise UserError(f"Patient {apart.index[apart > 1][0]} is in two splits. This split must not be used.")
+    patients = studies["patient_id"].nunique()
+    for name in SPLITS:
+        if not (studies["split"] == name).any():
+            raise UserError(
+                f"The {name} split is empty: the data has {len(studies)} images of {patients} patient(s), and a "
+                "patient is never shared between splits. Give more patients, or change split.val, split.test, "
+                "split.seed or split.method."
+            )
+    train = studies[studies["split"] == "train"]
+    for finding in findings:
+        positives, negatives = (train[finding] == 1).sum(), (train[finding] == 0).sum()
+        if not positives or not negatives:
+            kind = "positive" if not positives else "negative"
+            others = int((studies[finding] == (1 if kind == "positive" else 0)).sum())
+            elsewhere = f" ({others} are in validation and test)" if others else ""
+            spread = "" if config.method == "stratified" else ", or set split.method to stratified"
+            raise UserError(
+                f"{finding} has no {kind} image among the {len(train)} training images{elsewhere}, so it cannot be "
+                f"learned. Give more data, or list the other findings in data.findings{spread}."
+            )
+
+
+def scarce(counts: dict[str, Any], few: int = FEW) -> list[str]:
+    """What class_counts.json shows too little of, a line each: findings with fewer than `few` positives to judge by."""
+    lines = []
+    for name in ("val", "test"):
+        rare = {finding: number for finding, number in counts[name]["positives"].items() if number < few}
+        if rare:
+            shown = ", ".join(f"{finding} {number}" for finding, number in rare.items())
+            lines.append(
+                f"fewer than {few} positive images in {name}: {shown}. Their figures will say little."
+            )
+    return lines

@@ -1,0 +1,143 @@
+"""Data Docs: Great Expectations' results as pages for people, which need no network and run nothing.
+
+Great Expectations' own pages load scripts and styles from elsewhere and put some text of a table into the page as it
+stands. Its renderers make the parts about each column here; the page around them, with the checks' names, is ours.
+"""
+
+import html
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+# Great Expectations reads this when it is imported: usage statistics only for who asks for them.
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
+
+import great_expectations as gx
+from great_expectations.core import ExpectationSuiteValidationResultSchema
+from great_expectations.render.renderer import ValidationResultsPageRenderer
+from great_expectations.render.view import DefaultJinjaSectionView
+
+from ral.files import new_file
+
+# No script, no address: the pages show text of tables that may come from anybody.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+# Characters that mean something in HTML or in Great Expectations' templates, and what stands for each on the way
+# through the renderers: characters of Unicode's private use area, which nothing there reads.
+_STAND_INS = {character: chr(0xE000 + place) for place, character in enumerate("&<>\"'$`{}")}
+_TO_STAND_IN = str.maketrans(_STAND_INS)
+_TO_ENTITY = str.maketrans({stand_in: f"&#{ord(character)};" for character, stand_in in _STAND_INS.items()})
+
+# The words stand for icons of a font that Great Expectations would load.
+_STYLE = """
+body { margin: 0 auto; padding: 1.25rem; max-width: 70rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+table { border-collapse: collapse; margin: .5rem 0; }
+th, td { padding: .25rem .5rem; border: 1px solid #bbb; text-align: left; vertical-align: top; }
+td:nth-child(6) { white-space: pre-line; overflow-wrap: anywhere; }
+.failed td:nth-child(4), .text-danger { color: #a11919; }
+.badge { padding: 0 .3rem; border-radius: 3px; background: #e8ebee; }
+.fas { font-style: normal; }
+.fa-check-circle::before { content: "passed"; }
+.fa-times::before { content: "failed"; }
+.fa-exclamation-triangle::before { content: "error"; }
+"""
+
+
+def write_page(
+    name: str, title: str, checks: list[dict[str, Any]], results: list[dict[str, Any]], docs: Path
+) -> None:
+    """Write DOCS/NAME.html with the results of some checks, and DOCS/index.html with links to all such pages.
+
+    Args:
+        name: of the page.
+        title: of the page, for people.
+        checks: as `ral.data.validation.run.check_rows` returns them.
+        results: Great Expectations' own, of the same checks, as JSON.
+        docs: folder for the pages.
+    """
+    failed = sum(not check["passed"] for check in checks)
+    title = f"{title}: {failed} of {len(checks)} checks failed" if failed else f"{title}: passed"
+    heads = ("check", "column", "severity", "result", "rows", "the first of them", "what to do")
+    body = [
+        '<p><a href="index.html">All results</a></p>',
+        f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>",
+        *(_row(check) for check in sorted(checks, key=lambda check: check["passed"])),
+        "</table>",
+        _by_column(results),
+    ]
+    _write(docs / f"{name}.html", title, body)
+    pages = sorted(path for path in docs.glob("*.html") if path.name != "index.html")
+    links = [f'<li><a href="{page.name}">{_title(page)}</a></li>' for page in pages]
+    _write(docs / "index.html", "Data Docs", ["<ul>", *links, "</ul>"])
+
+
+def _row(check: dict[str, Any]) -> str:
+    passed = check["passed"]
+    cells = (
+        check["check"],
+        check["column"],
+        check["severity"],
+        "passed" if passed else "failed",
+        f"{check['unexpected']:,}",
+        "\n".join(f"row {s['row']}, {s['image_id']}: {s['value']}" for s in check["samples"]),
+        "" if passed else check["remedy"],
+    )
+    text = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return f'<tr class="{"passed" if passed else "failed"}">{text}</tr>'
+
+
+def _by_column(results: list[dict[str, Any]]) -> str:
+    """Great Expectations' part about each column: what was expected, and what was found."""
+    passed = sum(item["success"] for item in results)
+    outcome = ExpectationSuiteValidationResultSchema().load(
+        {
+            "success": passed == len(results),
+            "results": [
+                _stand_in({key: value for key, value in item.items() if key != "samples"}) for item in results
+            ],
+            "suite_name": "checks",
+            "statistics": {
+                "evaluated_expectations": len(results),
+                "successful_expectations": passed,
+                "unsuccessful_expectations": len(results) - passed,
+                "success_percent": 100 * passed / len(results),
+            },
+            "meta": {"great_expectations_version": gx.__version__, "run_id": None},
+        }
+    )
+    # The first section is about the run, with links to pages that are not written.
+    sections = ValidationResultsPageRenderer().render(outcome).to_json_dict()["sections"][1:]
+    view = DefaultJinjaSectionView()
+    parts = [
+        view.render({"section": section, "section_loop": {"index": place}})
+        for place, section in enumerate(sections, 1)
+    ]
+    return "\n".join(parts).translate(_TO_ENTITY)
+
+
+def _stand_in(value: Any) -> Any:
+    """The same value, its text without characters that mean something in HTML or in a template."""
+    if isinstance(value, str):
+        return value.translate(_TO_STAND_IN)
+    if isinstance(value, dict):
+        return {key: _stand_in(item) for key, item in value.items()}
+    return [_stand_in(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _write(path: Path, title: str, body: list[str]) -> None:
+    head = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
+    ]
+    with new_file(path) as draft:
+        draft.write_text("\n".join([*head, *body, "</body></html>", ""]), encoding="utf-8")
+
+
+def _title(page: Path) -> str:
+    """The title of a page, as it is written there."""
+    found = re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8"))
+    return found[1] if found else page.name

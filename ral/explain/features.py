@@ -1,0 +1,67 @@
+"""The network in two halves: from images to the backbone's last map, and from the map to logits."""
+
+from torch import Tensor
+
+from ral.errors import UserError
+from ral.models import Network, positions
+
+
+class NoMapError(UserError):
+    """The backbone has no last feature map that could be looked at."""
+
+
+def feature_map(network: Network, images: Tensor) -> Tensor:
+    """The backbone's last map before pooling, in the backbone's own layout.
+
+    Args:
+        network: in eval mode.
+        images: normalised, float32 [images, 1, height, width].
+
+    Raises:
+        NoMapError: the backbone has no such map, or several.
+    """
+    if network.channels > 1:
+        images = images.expand(-1, network.channels, -1, -1)
+    backbone = network.backbone
+    name = type(backbone).__name__
+    if not (hasattr(backbone, "forward_features") and hasattr(backbone, "forward_head")):
+        raise NoMapError(f"explain: {name} has no feature map to look at. Use another model.backbone.")
+    features = backbone.forward_features(images)
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        raise NoMapError(f"explain: {name} has more than one last feature map. Use another model.backbone.")
+    return features
+
+
+def logits_of(network: Network, features: Tensor) -> Tensor:
+    """Raw logits [images, findings] from what `feature_map` gave."""
+    answer = network.backbone.forward_head(features)
+    return answer if network.head is None else network.head(positions(network.backbone, answer))
+
+
+def pooled(network: Network, features: Tensor) -> Tensor:
+    """One vector per image [images, width]: what a linear classifier reads; for other heads, the map's mean."""
+    if network.head is None:
+        return network.backbone.forward_head(features, pre_logits=True)
+    return positions(network.backbone, network.backbone.forward_head(features)).mean(dim=1)
+
+
+def grid(network: Network, features: Tensor) -> tuple[int, int]:
+    """Height and width of a map, in positions.
+
+    Raises:
+        NoMapError: the positions are no grid.
+    """
+    if features.ndim == 4:
+        channels_last = getattr(network.backbone, "output_fmt", "NCHW") == "NHWC"
+        height, width = features.shape[1:3] if channels_last else features.shape[2:4]
+        return int(height), int(width)
+    count = positions(network.backbone, features).shape[1]
+    side = getattr(getattr(network.backbone, "patch_embed", None), "grid_size", None)
+    if side is None or side[0] * side[1] != count:
+        side = (round(count**0.5),) * 2  # images are square
+    if side[0] * side[1] != count:
+        raise NoMapError(
+            f"explain: the {count} positions of {type(network.backbone).__name__} are no grid. "
+            "Use another model.backbone."
+        )
+    return int(side[0]), int(side[1])

@@ -1,0 +1,90 @@
+"""The folder of the phantom data set: table, archive and lists, laid out as NIH ships ChestX-ray14."""
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ral.config.data import PhantomConfig
+from ral.labels import NO_FINDING
+from ral.phantom.population import PhantomImage, draw_population
+from ral.phantom.signs import draw_image
+from ral.phantom.stored import Gzip, png
+
+# The names are NIH's; the header too: its two pairs of brackets hold a comma, so it splits in eleven fields.
+TABLE = "Data_Entry_2017.csv"
+ARCHIVE = "images_001.tar.gz"
+TRAIN_VAL_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
+README = "README.txt"
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+
+# Millimetres that an image shows across, for the pixel spacing.
+_FIELD_MM = 360
+
+_README_TEXT = """\
+PHANTOM IMAGES - NOT X-RAYS OF PEOPLE
+
+Every image in {archive} was drawn by a program: it is a phantom, shows nobody, and carries the word PHANTOM.
+The signs of findings on the images are simplified pictures of them. Patients, ages and labels in
+{table} are made up too; only how often and how together the findings occur, and how many images a patient
+has, follow the published table of NIH ChestX-ray14 (Wang et al., CVPR 2017), whose layout this folder copies.
+Rarer findings than {floor:g} of the images were raised to that share.
+
+The images are for trying the software. They have no clinical meaning: no result computed on them says
+anything about X-rays of people.
+
+{images} images of {size} x {size} pixels, seed {seed}.
+"""
+
+
+def write_phantom(
+    folder: Path, config: PhantomConfig, progress: Callable[[int], object] = lambda _: None
+) -> None:
+    """Draw the data set into an existing empty folder; the bytes are a pure function of `config`.
+
+    `progress` is told the number of newly finished images.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    images = draw_population(config)
+    rows = [HEADER, *(_row(image, config.size) for image in images)]
+    _write_lines(folder / TABLE, rows)
+    _write_lines(folder / TRAIN_VAL_LIST, [image.image_id for image in images if not image.test])
+    _write_lines(folder / TEST_LIST, [image.image_id for image in images if image.test])
+    text = _README_TEXT.format(archive=ARCHIVE, table=TABLE, **config.model_dump())
+    (folder / README).write_text(text, encoding="utf-8", newline="\n")
+    _write_archive(folder / ARCHIVE, images, config, progress)
+
+
+def _row(image: PhantomImage, size: int) -> str:
+    """The image's line of the table."""
+    labels = "|".join(image.findings) or NO_FINDING
+    spacing = f"{_FIELD_MM / size:.6g}"
+    patient = f"{image.follow_up},{image.patient},{image.age},{image.sex},{image.view}"
+    return f"{image.image_id},{labels},{patient},{size},{size},{spacing},{spacing}"
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def _write_archive(
+    path: Path, images: list[PhantomImage], config: PhantomConfig, progress: Callable[[int], object]
+) -> None:
+    """Draw the images into a gzipped tar, with no time, owner or file name in the headers of either.
+
+    Nothing is compressed; that would save a third.
+    """
+    with path.open("wb") as raw, Gzip(raw) as packed:
+        for image in images:
+            content = png(draw_image(image, config.size, config.seed))
+            # A new TarInfo has zero time and owner.
+            member = tarfile.TarInfo(f"images/{image.image_id}")
+            member.size, member.mode = len(content), 0o644
+            fill = bytes(-len(content) % tarfile.BLOCKSIZE)
+            packed.write(member.tobuf(tarfile.USTAR_FORMAT) + content + fill)
+            progress(1)
+        packed.write(bytes(2 * tarfile.BLOCKSIZE))

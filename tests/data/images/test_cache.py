@@ -1,0 +1,131 @@
+"""The store gives back what was put in, or knows that it cannot; it is private, and what is old goes."""
+
+import os
+import stat
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ral.data.images import cache as store_module
+from ral.data.images.cache import Damaged, Store, chunk_images, decoding_version, prune
+
+GOOD = ("", "")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "state", 8, "stretch", "own")
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+
+
+def test_images_are_found_by_their_content(store: Store) -> None:
+    first, second = images(3), images(2, 1)
+    store.write(["a", "b", "c"], first, [GOOD] * 3, [""] * 3)
+    store.write(["d", "e"], second, [GOOD, ("is blank", "every pixel is 0")], ["exif", ""])
+    found = store.find(["e", "x", "b", "d", "b"])
+    assert (found.chunk < 0).tolist() == [False, True, False, False, False]
+    assert found.reason == ["is blank", "", "", "", ""]
+    assert found.detail[0] == "every pixel is 0"
+    assert found.note == ["", "", "", "exif", ""]
+    for place, pixels in ((2, first[1]), (3, second[0]), (4, first[1])):
+        chunk = store.read(found.names[found.chunk[place]])
+        assert (chunk.images[found.row[place]] == pixels).all()
+        assert chunk.sums[found.row[place]].tolist() == [pixels.sum(), (pixels.astype(int) ** 2).sum()]
+
+
+def test_empty_store_has_nothing(store: Store) -> None:
+    assert store.find(["a"]).chunk.tolist() == [-1]
+    assert store.find([]).chunk.tolist() == []
+
+
+@pytest.mark.parametrize("where", ["pixels", "end"])
+def test_damage_is_noticed_and_removed(store: Store, where: str) -> None:
+    store.write(["a", "b"], images(2), [GOOD] * 2, [""] * 2)
+    path = store.path(["a", "b"])
+    content = bytearray(path.read_bytes())
+    if where == "pixels":
+        content[content.index(images(2).tobytes()) + 70] ^= 1
+    else:
+        del content[len(content) // 2 :]
+    path.write_bytes(content)
+    with pytest.raises(Damaged):
+        store.read(path.name)
+    assert not path.exists()
+    assert store.find(["a"]).chunk.tolist() == [-1]
+
+
+def test_chunk_that_cannot_be_opened_is_as_if_it_were_not_there(store: Store) -> None:
+    store.write(["a"], images(1), [GOOD], [""] * 1)
+    (store.folder / "b.arrow").write_bytes(b"")
+    assert store.find(["a"]).chunk.tolist() == [0]
+    assert not (store.folder / "b.arrow").exists()
+
+
+def test_only_this_user_may_look(store: Store, tmp_path: Path) -> None:
+    store.write(["a"], images(1), [GOOD], [""] * 1)
+    for path in (tmp_path / "state", tmp_path / "state/images", store.folder):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(store.path(["a"]).stat().st_mode) == 0o600
+
+
+def test_failed_write_leaves_nothing(store: Store) -> None:
+    with pytest.raises(TypeError):
+        store.write(["a"], images(1), [(None, object())], [""])  # type: ignore[list-item]
+    assert list(store.folder.iterdir()) == []
+
+
+def test_other_parameters_are_another_store() -> None:
+    ways = product((8, 9), ("stretch", "pad"), ("own", "percentile"))
+    assert len({decoding_version(*way) for way in ways}) == 8  # type: ignore[arg-type]
+    assert decoding_version(8, "pad", "own") == decoding_version(8, "pad", "own")
+
+
+@pytest.mark.parametrize("name", ["pixels.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py"])
+def test_other_code_is_another_store(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = decoding_version(8, "pad", "own")
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: read(path) + (b"# another way" if path.name == name else b"")
+    )
+    assert decoding_version(8, "pad", "own") != before
+
+
+def test_every_file_that_decodes_is_part_of_the_version() -> None:
+    """What pixels.py and dicom.py import of this project, directly or not, decides pixels, but for the errors."""
+    script = "import sys, ral.data.images.dicom, ral.data.images.dicom_display; print(*(m for m in sys.modules if m.startswith('ral.')))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    named = {f"ral.data.{name.removesuffix('.py')}" for name in store_module._CODE}
+    assert set(loaded.split()) - {"ral.data", "ral.errors"} <= named
+
+
+def test_chunk_of_large_images_is_short() -> None:
+    assert chunk_images(64) == 256
+    assert chunk_images(1024) == 64
+    assert chunk_images(2048) == 16
+
+
+def test_prune_by_age_and_by_size(store: Store, tmp_path: Path) -> None:
+    for age, name in enumerate("abcd"):
+        store.write([name], images(1), [GOOD], [""] * 1)
+        os.utime(store.path([name]), (0, os.path.getmtime(store.path([name])) - age * 86400))
+    size = store.path(["a"]).stat().st_size
+    assert prune(tmp_path / "state", most_days=2.5) == size
+    assert store.find(list("abcd")).chunk.tolist() == [*store.find(list("abc")).chunk.tolist(), -1]
+    assert prune(tmp_path / "state", most_bytes=size) == 2 * size
+    assert (store.find(list("abcd")).chunk >= 0).tolist() == [True, False, False, False]
+    assert prune(tmp_path / "state", most_bytes=0) == size
+    assert not store.folder.exists()
+
+
+def test_what_is_read_is_in_use(store: Store, tmp_path: Path) -> None:
+    store.write(["a"], images(1), [GOOD], [""] * 1)
+    os.utime(store.path(["a"]), (0, 0))
+    store.read(store.path(["a"]).name)
+    assert prune(tmp_path / "state", most_days=1) == 0
