@@ -33,7 +33,7 @@ from benchmarks.simulated import BINS, FINDINGS, Population, Sample, all_figures
 from ral.config.evaluate import Rule
 from ral.evaluation import resampled_metrics
 from ral.evaluation.audit import figures as audit_figures
-from ral.evaluation.bootstrap import Interval, Resamples, Sampled, draw
+from ral.evaluation.bootstrap import BootstrapDistribution, Interval, Resamples, draw
 from ral.evaluation.exact import clopper_pearson
 from ral.evaluation.reliability import curve
 from ral.evaluation.score import METRICS, OFFICIAL, Estimate, means, micro
@@ -89,8 +89,8 @@ def _count(counts: Counts, cell: str, found: Interval | Estimate, truth: float) 
 
 def _findings(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
     """Figures of every finding, their means over all and per tier, micro, and differences of two models."""
-    values: dict[str, dict[str, Sampled]] = {}
-    others: dict[str, dict[str, Sampled]] = {}
+    values: dict[str, dict[str, BootstrapDistribution]] = {}
+    others: dict[str, dict[str, BootstrapDistribution]] = {}
     for name, scored in images.first.items():
         if resampled_metrics.too_few(scored, resamples.patient, 5):
             continue
@@ -174,7 +174,7 @@ def _readings(images: Sample, resamples: Resamples, truth: Population, counts: C
 def _groups(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
     """Gaps of the audit between one half of the patients and the other, which do not differ in truth."""
     inside = images.half
-    pairs: dict[str, list[tuple[Sampled, Sampled]]] = defaultdict(list)
+    pairs: dict[str, list[tuple[BootstrapDistribution, BootstrapDistribution]]] = defaultdict(list)
     for name, scored in images.first.items():
         sides = [(scored.rows(chosen), resamples.rows(chosen)) for chosen in (inside, ~inside)]
         if any(resampled_metrics.too_few(part, within.patient, 10) for part, within in sides):

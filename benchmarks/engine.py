@@ -38,8 +38,8 @@ from ral.models import build_model
 from ral.models.groups import parameter_groups
 from ral.training.augment import transform
 from ral.training.engine import init_process, start_engine
-from ral.training.loop import Phase, Place, Trainer
-from ral.training.state import State, StopRequest
+from ral.training.loop import DistributedContext, Phase, PhaseTrainer
+from ral.training.state import PreemptionFlag, TrainState
 
 AUGMENT = {"flip": 0.5, "rotate": 8.0, "shift": 0.06, "zoom": 0.1}
 
@@ -51,7 +51,7 @@ def parameters(backbone: str, options: dict[str, Any], batch: int, **changes: An
         "batch_size": batch,
         "learning_rate": 1e-4,
         "augment": AUGMENT,
-        "average_decay": None,
+        "ema_decay": None,
     }
     return TrainParams(
         model=ModelConfig(backbone=backbone, options=options),
@@ -60,7 +60,7 @@ def parameters(backbone: str, options: dict[str, Any], batch: int, **changes: An
     )
 
 
-def build(params: TrainParams, dataset: Dataset, place: Place) -> Trainer:
+def build(params: TrainParams, dataset: Dataset, place: DistributedContext) -> PhaseTrainer:
     """Our loop."""
     torch.manual_seed(0)
     model = build_model(params.model, len(dataset.findings))
@@ -69,12 +69,12 @@ def build(params: TrainParams, dataset: Dataset, place: Place) -> Trainer:
     groups = parameter_groups(model, params.train.weight_decay, params.train.learning_rate, 1.0)
     engine = start_engine(model, groups, params.train, place.world)
     phase = Phase("network", 1, params.train.learning_rate, params.train.sampler)
-    return Trainer(
-        engine, [], dataset, params, phase, place, State(), StopRequest(), lambda: False, lambda: None
+    return PhaseTrainer(
+        engine, [], dataset, params, phase, place, TrainState(), PreemptionFlag(), lambda: False, lambda: None
     )
 
 
-def synthetic(trainer: Trainer) -> MicroBatch:
+def synthetic(trainer: PhaseTrainer) -> MicroBatch:
     """The first batch of the epoch, on the device."""
     batch = next(trainer._micro_batches(0, 0))
     device = trainer.place.device
@@ -82,7 +82,7 @@ def synthetic(trainer: Trainer) -> MicroBatch:
     return batch._replace(**moved)
 
 
-def ours(trainer: Trainer, batch: MicroBatch) -> Callable[[], None]:
+def ours(trainer: PhaseTrainer, batch: MicroBatch) -> Callable[[], None]:
     """One optimizer step of our loop."""
     trainer.engine.train()
     trainer.before = [buffer.clone() for buffer in trainer.buffers]
@@ -143,9 +143,9 @@ def paired(
     return {name: found[1:] for name, found in times.items()}
 
 
-def epoch_rate(trainer: Trainer) -> float:
+def epoch_rate(trainer: PhaseTrainer) -> float:
     """Images per second of an epoch with real input."""
-    trainer.state = State()
+    trainer.state = TrainState()
     _wait(trainer.place.device)
     start = time.perf_counter()
     trainer.train_epoch()
@@ -168,7 +168,7 @@ def main() -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(free_port())
     torch.set_num_threads(2)
-    place = Place(*init_process())
+    place = DistributedContext(*init_process())
     gpu = place.device.type == "cuda"
     size, images, batch = (224, 16384, 256) if gpu else (64, 2048, 128)
     backbone, options = (

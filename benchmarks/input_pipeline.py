@@ -31,7 +31,7 @@ from ral.config.data import PhantomConfig
 from ral.config.train import AugmentConfig
 from ral.data.dataset import Dataset
 from ral.data.images.locate import list_images, read_images
-from ral.inference.prefetch import Ahead, gather
+from ral.inference.prefetch import Prefetcher, gather
 from ral.inference.score import normalised
 from ral.phantom.archive import write_phantom
 from ral.training.augment import draw_transforms, transform
@@ -82,7 +82,7 @@ def ours(dataset: Dataset, images: int, augment: bool) -> float:
 
     start, done = time.perf_counter(), 0
     generator = torch.Generator().manual_seed(0)
-    with Ahead(batches) as ahead:
+    with Prefetcher(batches) as ahead:
         for pixels in ahead:
             batch = normalised(pixels, FACTS)
             if augment:

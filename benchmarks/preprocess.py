@@ -134,11 +134,11 @@ def with_dask(root: Path, out: Path) -> int:
     from ral.data.prepare import read_table, write_studies
     from ral.data.sources.base import open_source
     from ral.data.splits.methods import split_by_hash
-    from ral.data.tables.spill import Spool
+    from ral.data.tables.spill import SpillBuffer
 
     source = open_source(DataConfig(source="nih", root=str(root), missing_images="drop", views=["PA", "AP"]))
     images = pd.read_parquet(root / "images.parquet")
-    with open_pool(DaskTarget(workers=WORKERS)) as pool, Spool(out.with_name("rows")) as spool:
+    with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as spool:
         kept, _ = read_table(source, images, source.config.views, spool, pool)
         kept["split"] = split_by_hash(kept["patient_id"], SPLIT)
         counts = write_studies(out, spool, kept, images, NIH_FINDINGS)

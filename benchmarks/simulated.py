@@ -10,7 +10,7 @@ from scipy.special import expit, ndtri
 from ral.config.evaluate import RULES
 from ral.evaluation import resampled_metrics
 from ral.evaluation.audit import figures as audit_figures
-from ral.evaluation.bootstrap import Resamples, Sampled
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples
 from ral.evaluation.metrics import cuts, f1
 from ral.evaluation.resampled_metrics import Scored
 from ral.evaluation.score import MICRO, micro
@@ -142,12 +142,12 @@ class Population:
         return np.diff(self.positives[name][ends]) / np.where(counts > 0, counts, np.nan)
 
 
-def all_figures(scored: Scored, resamples: Resamples) -> dict[str, Sampled]:
+def all_figures(scored: Scored, resamples: Resamples) -> dict[str, BootstrapDistribution]:
     """What the step evaluate shows of a finding."""
-    calls = resampled_metrics.calls(scored, resamples)["max_f1"]
+    calls = resampled_metrics.metrics_at_threshold(scored, resamples)["max_f1"]
     return (
         resampled_metrics.ranking(scored, resamples)
-        | {name: calls[name] for name in resampled_metrics.COUNTS}
+        | {name: calls[name] for name in resampled_metrics.THRESHOLD_METRICS}
         | {"f1_at_half": resampled_metrics.f1_at(scored, resamples, 0.5)}
         | resampled_metrics.calibration(scored, resamples, BINS)
     )

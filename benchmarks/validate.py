@@ -41,7 +41,7 @@ def check(root: Path, work: Path) -> int:
     source = open_source(DataConfig(source="nih", root=str(root), missing_images="fail", views=["PA", "AP"]))
     images = pd.read_parquet(root / "images.parquet").assign(offset=-1, bytes=1000, hash="0" * 32)
     with Partitions(work / "rows", source.layout.patient) as rows:
-        for piece in source.pieces():
+        for piece in source.iter_chunks():
             rows.add(piece)
         facts, checks = check_rows(source, rows, images, DaskTarget(), lambda _: None, work / "docs")
     assert all(item["passed"] or item["severity"] == "warning" for item in checks)

@@ -29,30 +29,30 @@ from prefect.artifacts import create_table_artifact
 
 from flows.artifacts import shown
 from flows.experiments import STUDIES, fetch
-from flows.notifications import ended_badly, ending_with_its_worker, mark_crashed
+from flows.notifications import exit_when_worker_dies, mark_crashed, notify_on_failure
 from flows.stage_runner import StageError
-from flows.stage_tasks import command, stages
-from flows.train_ral import by_hand
-from flows.workspace import Workspace, change_params, git, hold, open_workspace
+from flows.stage_tasks import run_module_task, stages
+from flows.train_ral import run_from_cli
+from flows.workspace import Workspace, change_params, git, lock_workspace, open_workspace
 from ral.config.base import load
 from ral.config.environment import load_environment
 from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
 from ral.evaluation.compare import compare as paired
 from ral.evaluation.compare import read_table
-from ral.files import new_file
+from ral.files import atomic_write
 from ral.runs import RUN_ID, new_id
 from ral.wording import signed, signed_interval
 
-SLOT = "compare"
+WORKSPACE = "compare"
 SEED = "train.seed"
 
 
 @flow(
     name="compare",
-    on_failure=[ended_badly],
-    on_crashed=[ended_badly],
-    on_cancellation=[ended_badly],
+    on_failure=[notify_on_failure],
+    on_crashed=[notify_on_failure],
+    on_cancellation=[notify_on_failure],
 )
 def compare(
     grid: dict[str, list[Any]],
@@ -72,11 +72,14 @@ def compare(
     state = environment.state_dir.absolute()
     run = new_id()
     os.environ[RUN_ID] = run
-    with ending_with_its_worker(), hold(state, SLOT, run, str(runtime.flow_run.id)) as lost:
-        if lost:
-            mark_crashed(lost)
+    with (
+        exit_when_worker_dies(),
+        lock_workspace(state, WORKSPACE, run, str(runtime.flow_run.id)) as crashed_run_id,
+    ):
+        if crashed_run_id:
+            mark_crashed(crashed_run_id)
         source = environment.flows.repository or str(Path.cwd())
-        workspace = open_workspace(state, SLOT, source, revision, changes or {})
+        workspace = open_workspace(state, WORKSPACE, source, revision, changes or {})
         shutil.rmtree(
             workspace.folder / ".dvc/tmp/exps", ignore_errors=True
         )  # copies of experiments that were killed
@@ -136,7 +139,9 @@ def run_missing(
         settings = [to_setting(key, value) for key, value in {**changes, **combination}.items()]
         options = [part for setting in settings for part in ("-S", setting)]
         try:
-            command(name, workspace.folder, "-m", "dvc", "exp", "run", "--temp", "--name", name, *options)
+            run_module_task(
+                name, workspace.folder, "-m", "dvc", "exp", "run", "--temp", "--name", name, *options
+            )
         except StageError as error:
             failed.append(f"{name}: {str(error).splitlines()[-1]}")
     if failed:
@@ -311,12 +316,12 @@ def main() -> None:
     parser.add_argument("--split", choices=("val", "test"), default="val", help="images to compare on (val)")
     parser.add_argument("--out", type=Path, help="text file for the table, too")
     options = parser.parse_args()
-    with by_hand():
+    with run_from_cli():
         grid = parse_grid(options.grid)
         text = compare(grid, options.revision, parse_changes(options.set), options.split)
     print(text)
     if options.out:
-        with new_file(options.out) as draft:
+        with atomic_write(options.out) as draft:
             draft.write_text(text + "\n", encoding="utf-8")
 
 

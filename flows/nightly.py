@@ -22,10 +22,19 @@ from prefect.input import RunInput
 from prefect.states import Cancelled, Completed, State
 
 from flows.artifacts import decision_text, publish_decision, publish_report
-from flows.notifications import ended_badly, ending_with_its_worker, mark_crashed, tell
-from flows.stage_tasks import command, stages
-from flows.train_ral import by_hand
-from flows.workspace import Busy, Workspace, commit_ledger, commit_night, facts_of, git, hold, open_workspace
+from flows.notifications import exit_when_worker_dies, mark_crashed, notify_on_failure, send_notification
+from flows.stage_tasks import run_module_task, stages
+from flows.train_ral import run_from_cli
+from flows.workspace import (
+    Workspace,
+    WorkspaceLockedError,
+    commit_ledger,
+    commit_run,
+    git,
+    load_run_inputs,
+    lock_workspace,
+    open_workspace,
+)
 from ral.config.base import load
 from ral.config.environment import Environment, load_environment
 from ral.config.params import Params
@@ -35,7 +44,7 @@ from ral.release.bundle import check
 from ral.release.registry import Registry
 from ral.runs import RUN_ID
 
-SLOT = "nightly"
+WORKSPACE = "nightly"
 
 
 class Approval(RunInput):
@@ -49,9 +58,9 @@ class Approval(RunInput):
 
 @flow(
     name="nightly",
-    on_failure=[ended_badly],
-    on_crashed=[ended_badly],
-    on_cancellation=[ended_badly],
+    on_failure=[notify_on_failure],
+    on_crashed=[notify_on_failure],
+    on_cancellation=[notify_on_failure],
 )
 def nightly(revision: str = "HEAD", changes: dict[str, Any] | None = None) -> State:
     """One night.
@@ -65,18 +74,21 @@ def nightly(revision: str = "HEAD", changes: dict[str, Any] | None = None) -> St
     run = run_id()
     os.environ[RUN_ID] = run
     try:
-        with ending_with_its_worker(), hold(state, SLOT, run, str(runtime.flow_run.id)) as lost:
-            if lost:
-                mark_crashed(lost)
+        with (
+            exit_when_worker_dies(),
+            lock_workspace(state, WORKSPACE, run, str(runtime.flow_run.id)) as crashed_run_id,
+        ):
+            if crashed_run_id:
+                mark_crashed(crashed_run_id)
             return night(state, environment, run, revision, changes or {})
-    except Busy as busy:
+    except WorkspaceLockedError as busy:
         return Cancelled(message=str(busy))
 
 
 def night(state: Path, environment: Environment, run: str, revision: str, changes: dict[str, Any]) -> State:
     """The night itself, in the workspace that the caller holds."""
     source = environment.flows.repository or str(Path.cwd())
-    workspace = task(name="workspace")(open_workspace)(state, SLOT, source, revision, changes)
+    workspace = task(name="workspace")(open_workspace)(state, WORKSPACE, source, revision, changes)
     folder = workspace.folder
     gate = load(folder / "params.yaml", Params).gate
     registry = Registry(state)
@@ -94,23 +106,23 @@ def night(state: Path, environment: Environment, run: str, revision: str, change
         return Completed(
             name="NothingNew", message="Nothing new: data, code and parameters are those of the last night."
         )
-    take_baseline(folder, registry)
+    install_baseline(folder, registry)
     stage("validate")
     stage("preprocess")
     stage("train")
-    command("rescore", folder, "-m", "ral.release", "rescore")
+    run_module_task("rescore", folder, "-m", "ral.release", "rescore")
     stage("explain")
     stage("evaluate")
     stage("report")
     verdict_file = folder / "runs" / run / "decision.json"
-    command("gate", folder, "-m", "ral.release", "judge", "--run-id", run, "--out", str(verdict_file))
+    run_module_task("gate", folder, "-m", "ral.release", "judge", "--run-id", run, "--out", str(verdict_file))
     verdict = read_json(verdict_file)
     publish_decision(verdict)
     if gate.approval and verdict["decision"] == "PROMOTE":
         verdict = approved(verdict, folder)
         write_json(verdict_file, verdict)
-    commit = task(name="record")(commit_night)(workspace, run, facts)
-    command(
+    commit = task(name="record")(commit_run)(workspace, run, facts)
+    run_module_task(
         "register", folder, "-m", "ral.release", "register", "--commit", commit, "--verdict", str(verdict_file),
         "--run-id", run, "--promote",
     )  # fmt: skip
@@ -121,7 +133,7 @@ def night(state: Path, environment: Environment, run: str, revision: str, change
     tidy(folder, environment)
     champion = registry.champion()
     text = f"{verdict['decision']}: {release.version}; champion {champion.version if champion else 'none'}"
-    tell(environment.flows.notify, f"Night {run}: {text}")
+    send_notification(environment.flows.notify, f"Night {run}: {text}")
     return Completed(name=verdict["decision"].capitalize(), message=text)
 
 
@@ -133,16 +145,16 @@ def run_id() -> str:
 def pull(workspace: Workspace) -> None:
     """Get data that the project has in DVC (files NAME.dvc) from its remote; data outside is read where it lies."""
     if any(name.endswith(".dvc") for name in git(workspace.folder, "ls-files").splitlines()):
-        command("pull", workspace.folder, "-m", "dvc", "--wait-for-lock", "pull", "--recursive", ".")
+        run_module_task("pull", workspace.folder, "-m", "dvc", "--wait-for-lock", "pull", "--recursive", ".")
 
 
 def nothing_new(registry: Registry, facts: dict[str, Any]) -> bool:
     """Whether the last decision was about the same data, code and parameters."""
     decided = [entry for entry in registry.ledger.entries() if entry["what"] == "decision"]
-    return bool(decided) and facts_of(registry.repository, decided[-1]["commit"]) == facts
+    return bool(decided) and load_run_inputs(registry.repository, decided[-1]["commit"]) == facts
 
 
-def take_baseline(folder: Path, registry: Registry) -> None:
+def install_baseline(folder: Path, registry: Registry) -> None:
     """Hold tonight to the champion's profile and to the last split: no patient who has been trained on moves.
 
     Raises:
@@ -196,12 +208,12 @@ def push(workspace: Workspace, environment: Environment) -> None:
                 f"stands; push by hand: git -C {workspace.registry} push {target.push_git} 'refs/heads/*' 'refs/tags/*'"
             ) from None
     if target.push_dvc:
-        command("push", workspace.folder, "-m", "dvc", "push", "-r", target.push_dvc)
+        run_module_task("push", workspace.folder, "-m", "dvc", "push", "-r", target.push_dvc)
 
 
 def tidy(folder: Path, environment: Environment) -> None:
     """Remove old packets and the folders of old runs."""
-    command("tidy", folder, "-m", "ral.release", "prune")
+    run_module_task("tidy", folder, "-m", "ral.release", "prune")
     for old in sorted((folder / "runs").iterdir())[: -environment.flows.keep]:
         shutil.rmtree(old)
 
@@ -210,5 +222,5 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    with by_hand():
+    with run_from_cli():
         nightly()

@@ -22,14 +22,14 @@ from ral.config.environment import load_environment
 logger = logging.getLogger(__name__)
 
 
-def ended_badly(flow: Any, flow_run: Any, state: Any) -> None:
+def notify_on_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook of a flow that failed, crashed or was cancelled."""
     text = f"{flow.name} {flow_run.name}: {state.name}. {state.message or ''}"
     flow_run_logger(flow_run).error(text)
-    tell(load_environment().flows.notify, text)
+    send_notification(load_environment().flows.notify, text)
 
 
-def tell(block: str | None, text: str) -> None:
+def send_notification(block: str | None, text: str) -> None:
     """Send a text to a Prefect notification block (Slack, e-mail, …); a block that fails ends no night.
 
     Args:
@@ -49,7 +49,7 @@ def tell(block: str | None, text: str) -> None:
 
 
 @contextlib.contextmanager
-def ending_with_its_worker(every: float = 1.0) -> Iterator[None]:
+def exit_when_worker_dies(every: float = 1.0) -> Iterator[None]:
     """End the run in this block, as a crash, when the worker that started it has gone: nobody else could cancel it.
 
     The kernel's own signal at a parent's death is no help here: it comes once for each thread of the worker.

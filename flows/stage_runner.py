@@ -25,7 +25,7 @@ from ral.processes import die_with_parent, end_group
 LAST_LINES = 20
 
 # Seconds between asking a command to end and killing it: training saves a checkpoint in `training.grace` of them.
-PATIENCE = 9.0
+TERMINATE_TIMEOUT = 9.0
 
 # What DVC says when somebody else runs a stage on the same files; its --wait-for-lock does not wait for that.
 BUSY = "is busy, it is being blocked by"
@@ -39,7 +39,7 @@ class StageError(Exception):
 
     Args:
         text: for people.
-        retry: whether trying again can help (a lost node, a full queue; never bad data); None if that is not known.
+        retry: whether trying again can help (a crashed_run_id node, a full queue; never bad data); None if that is not known.
     """
 
     def __init__(self, text: str, retry: bool | None = None) -> None:
@@ -99,8 +99,8 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         preexec_fn=die_with_parent,
     )
     assert process.stdout is not None
-    late = threading.Event()
-    clock = threading.Timer((hours or 0) * 3600, _end_late, [process, late])
+    timed_out = threading.Event()
+    clock = threading.Timer((hours or 0) * 3600, _end_timed_out, [process, timed_out])
     clock.daemon = True
     if hours is not None:
         clock.start()
@@ -115,8 +115,8 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         code = process.wait()
     finally:
         clock.cancel()
-        end_group(process, PATIENCE)
-    if late.is_set():
+        end_group(process, TERMINATE_TIMEOUT)
+    if timed_out.is_set():
         raise StageError(
             f"Stage {name} was ended after {hours:g} hours, the limit of flows.timeout_hours. Training goes on from "
             "its checkpoint when it is run again.",
@@ -126,9 +126,9 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         raise StageError("\n".join([f"Stage {name} failed:", *last]))
 
 
-def _end_late(process: subprocess.Popen, late: threading.Event) -> None:
-    late.set()
-    end_group(process, PATIENCE)
+def _end_timed_out(process: subprocess.Popen, timed_out: threading.Event) -> None:
+    timed_out.set()
+    end_group(process, TERMINATE_TIMEOUT)
 
 
 class _Progress:

@@ -21,7 +21,7 @@ def stages(folder: Path, environment: Environment) -> Callable[[Stage], None]:
             name=name,
             retries=target.retries,
             retry_delay_seconds=[target.retry_seconds * 2**n for n in range(target.retries)],
-            retry_condition_fn=may_help,
+            retry_condition_fn=is_retryable,
         )(run_stage)
         for name in get_args(Stage)
     }
@@ -39,12 +39,12 @@ def stages(folder: Path, environment: Environment) -> Callable[[Stage], None]:
     return run
 
 
-def command(name: str, folder: Path, *arguments: str) -> None:
+def run_module_task(name: str, folder: Path, *arguments: str) -> None:
     """Run `python ARGUMENTS` in the workspace as the task `name`."""
     task(name=name)(run_command)(arguments, folder, name)
 
 
-def may_help(task: Any, task_run: Any, state: Any) -> bool:
+def is_retryable(task: Any, task_run: Any, state: Any) -> bool:
     """Whether a failed task is tried again: what it ran must have said that it can help."""
     try:
         state.result()

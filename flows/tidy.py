@@ -28,14 +28,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.workspace import BRANCH, Busy, git, python_env
+from flows.workspace import BRANCH, WorkspaceLockedError, git, python_env
 from ral.config.environment import load_environment
 from ral.data.images.cache import prune
 from ral.errors import UserError
 from ral.files import read_json
 
 # Workspaces of the flows.
-SLOTS = ("nightly", "train-ral", "compare")
+WORKSPACES = ("nightly", "train-ral", "compare")
 
 DAY = 86400.0
 
@@ -69,7 +69,7 @@ def tidy(state: Path, rules: Rules, dry: bool) -> list[str]:
         A line for each thing that was, or would be, removed.
 
     Raises:
-        Busy: a run holds a workspace, or was killed in it and not yet cleared up by the next one.
+        WorkspaceLockedError: a run holds a workspace, or was killed in it and not yet cleared up by the next one.
         UserError: DVC could not collect; nothing of its cache is gone.
     """
     lines = []
@@ -92,7 +92,7 @@ def _holders(state: Path) -> list[Path]:
     folder = state / "workspaces"
     if not folder.is_dir():
         return []
-    return sorted({*folder.glob("*.run"), *(folder / f"{name}.run" for name in SLOTS)})
+    return sorted({*folder.glob("*.run"), *(folder / f"{name}.run" for name in WORKSPACES)})
 
 
 @contextlib.contextmanager
@@ -102,11 +102,13 @@ def _held(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"The workspace {path.stem} is in use: wait for the run to end.") from None
+            raise WorkspaceLockedError(
+                f"The workspace {path.stem} is in use: wait for the run to end."
+            ) from None
         stream.seek(0)
-        if lost := stream.readline().strip():
-            raise Busy(
-                f"The run {lost} was killed in the workspace {path.stem}, and its processes may still be there. "
+        if crashed_run_id := stream.readline().strip():
+            raise WorkspaceLockedError(
+                f"The run {crashed_run_id} was killed in the workspace {path.stem}, and its processes may still be there. "
                 f"Run {path.stem} once more (it ends them), then this."
             )
         yield
@@ -118,13 +120,13 @@ def _abandoned(state: Path, rules: Rules) -> Iterator[tuple[Path, str]]:
         if folder.is_dir() and _age(folder) > rules.days and not _running(folder):
             yield folder, f"training not touched for {_age(folder):.0f} days"
     for folder in sorted((state / "workspaces").glob("*")):
-        if folder.is_dir() and folder.name not in SLOTS and _age(folder) > rules.days:
+        if folder.is_dir() and folder.name not in WORKSPACES and _age(folder) > rules.days:
             yield folder, "workspace of no flow"
 
 
 def _old_runs(state: Path, rules: Rules) -> Iterator[tuple[Path, str]]:
     """Folders of old runs, and what killed experiments left, in the workspaces."""
-    for name in SLOTS:
+    for name in WORKSPACES:
         workspace = state / "workspaces" / name
         if (workspace / "runs").is_dir():
             for folder in sorted((workspace / "runs").iterdir())[: -rules.runs]:
@@ -260,7 +262,7 @@ def main() -> None:
     rules = Rules(options.keep, options.days, keep, options.image_days)
     try:
         lines = tidy(environment.state_dir.absolute(), rules, options.dry_run)
-    except (UserError, Busy) as error:
+    except (UserError, WorkspaceLockedError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(lines) or "Nothing to remove.")
 

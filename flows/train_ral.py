@@ -20,10 +20,10 @@ from typing import Any
 
 from prefect import flow, runtime
 
-from flows.notifications import ended_badly, ending_with_its_worker, mark_crashed
+from flows.notifications import exit_when_worker_dies, mark_crashed, notify_on_failure
 from flows.stage_runner import StageError
 from flows.stage_tasks import stages
-from flows.workspace import Busy, hold, open_workspace
+from flows.workspace import WorkspaceLockedError, lock_workspace, open_workspace
 from ral import runs
 from ral.config.environment import Environment, load_environment
 from ral.errors import UserError
@@ -32,9 +32,9 @@ from ral.processes import start_guard
 
 @flow(
     name="train-ral",
-    on_failure=[ended_badly],
-    on_crashed=[ended_badly],
-    on_cancellation=[ended_badly],
+    on_failure=[notify_on_failure],
+    on_crashed=[notify_on_failure],
+    on_cancellation=[notify_on_failure],
 )
 def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None) -> None:
     """Images in, report out: each task runs its DVC stage, and an unchanged stage costs nothing.
@@ -45,14 +45,16 @@ def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None
     """
     os.environ[runs.RUN_ID] = runs.new_id()
     environment = load_environment()
-    with ending_with_its_worker():
+    with exit_when_worker_dies():
         if revision is None and not changes:
             run_all(Path(), environment)
             return
         state = environment.state_dir.absolute()
-        with hold(state, "train-ral", os.environ[runs.RUN_ID], str(runtime.flow_run.id)) as lost:
-            if lost:
-                mark_crashed(lost)
+        with lock_workspace(
+            state, "train-ral", os.environ[runs.RUN_ID], str(runtime.flow_run.id)
+        ) as crashed_run_id:
+            if crashed_run_id:
+                mark_crashed(crashed_run_id)
             source = environment.flows.repository or str(Path.cwd())
             workspace = open_workspace(state, "train-ral", source, revision or "HEAD", changes or {})
             run_all(workspace.folder, environment)
@@ -73,13 +75,13 @@ def run_all(folder: Path, environment: Environment) -> None:
 
 
 @contextlib.contextmanager
-def by_hand() -> Iterator[None]:
+def run_from_cli() -> Iterator[None]:
     """A flow that is run from the command line: Ctrl-C ends it, errors are one message, no server of its own is left."""
     start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
     signal.signal(signal.SIGINT, _interrupted)
     try:
         yield
-    except (Busy, StageError, UserError) as error:
+    except (WorkspaceLockedError, StageError, UserError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -95,5 +97,5 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    with by_hand():
+    with run_from_cli():
         train_ral()

@@ -29,7 +29,7 @@ from ral import errors
 from ral.config.base import explain, read_yaml
 from ral.config.params import Params
 from ral.errors import UserError
-from ral.files import new_file, private_folder
+from ral.files import atomic_write, private_folder
 from ral.release.durable import clear_git_locks, locked
 from ral.release.ledger import NAME, Ledger
 from ral.release.registry import LOCK
@@ -43,7 +43,7 @@ LEDGER_BRANCH = "ledger"
 AUTHOR = ("-c", "user.name=ral nightly", "-c", "user.email=ral@localhost")
 
 
-class Busy(Exception):
+class WorkspaceLockedError(Exception):
     """Another run holds the workspace."""
 
 
@@ -65,7 +65,7 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def hold(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None]:
+def lock_workspace(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None]:
     """Hold the workspace `name` while the block runs; yield the flow run that was killed while it held it, if one was.
 
     What a killed run has left running is ended first.
@@ -77,7 +77,7 @@ def hold(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None
         flow_run: its id at Prefect's.
 
     Raises:
-        Busy: another run holds it; the text says which.
+        WorkspaceLockedError: another run holds it; the text says which.
     """
     path = state / "workspaces" / f"{name}.run"
     private_folder(path.parent)
@@ -86,16 +86,16 @@ def hold(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            raise Busy(
+            raise WorkspaceLockedError(
                 f"The workspace {name} is in use by the run {stream.readline().strip() or 'of another process'}."
             ) from None
         stream.seek(0)
-        lost = stream.read().split()
-        if lost:
-            end_processes(lost[0])
+        crashed_run_id = stream.read().split()
+        if crashed_run_id:
+            end_processes(crashed_run_id[0])
         _write(stream, f"{run}\n{flow_run}\n")
         try:
-            yield lost[-1] if lost else None
+            yield crashed_run_id[-1] if crashed_run_id else None
         finally:
             _write(stream, "")
 
@@ -158,8 +158,8 @@ def open_workspace(
     commit = _resolve(folder, source, revision)
     git(folder, "checkout", "--quiet", "--force", "--detach", commit)
     git(folder, "clean", "--quiet", "-fd")
-    _take_machine(folder)
-    _take_lock_file(folder, registry)
+    copy_machine_config(folder)
+    restore_dvc_lock(folder, registry)
     change_params(folder / "params.yaml", changes)
     _configure_dvc(folder, state / "dvc")
     return Workspace(folder, state, commit)
@@ -177,7 +177,7 @@ def _resolve(folder: Path, source: str, revision: str) -> str:
     raise UserError(f"{source} has no branch, tag or commit {revision!r}.")
 
 
-def _take_machine(folder: Path) -> None:
+def copy_machine_config(folder: Path) -> None:
     """This machine's ral.toml, from where the flow runs; it is no part of the record."""
     (folder / ".git/info/exclude").write_text("/ral.toml\n", encoding="utf-8")
     if Path("ral.toml").is_file():
@@ -186,7 +186,7 @@ def _take_machine(folder: Path) -> None:
         (folder / "ral.toml").unlink(missing_ok=True)
 
 
-def _take_lock_file(folder: Path, registry: Path) -> None:
+def restore_dvc_lock(folder: Path, registry: Path) -> None:
     """The lock file of the last night, so that what it made is not made again.
 
     Raises:
@@ -217,7 +217,7 @@ def _configure_dvc(folder: Path, cache: Path) -> None:
         "[cache]", f"    dir = {cache}", "    type = reflink,hardlink,symlink,copy",
         "['remote \"state\"']", f"    url = {cache}", "",
     ]  # fmt: skip
-    with new_file(folder / ".dvc/config.local") as draft:
+    with atomic_write(folder / ".dvc/config.local") as draft:
         draft.write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -238,7 +238,7 @@ def change_params(path: Path, changes: Mapping[str, Any]) -> None:
             target = target[section]
         target[name] = value
     if changes:
-        with new_file(path) as draft, draft.open("w", encoding="utf-8") as stream:
+        with atomic_write(path) as draft, draft.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)
     try:
         Params.model_validate(read_yaml(path))
@@ -248,7 +248,7 @@ def change_params(path: Path, changes: Mapping[str, Any]) -> None:
         ) from None
 
 
-def commit_night(workspace: Workspace, run: str, facts: Mapping[str, Any]) -> str:
+def commit_run(workspace: Workspace, run: str, facts: Mapping[str, Any]) -> str:
     """Commit what the night was made from (code, parameters, baseline, dvc.lock) and put it on the record's branch.
 
     The same night committed twice, after a crash say, is one commit.
@@ -266,7 +266,7 @@ def commit_night(workspace: Workspace, run: str, facts: Mapping[str, Any]) -> st
     git(folder, "add", "--all")
     tree = git(folder, "write-tree")
     parents = [workspace.revision]
-    last = recorded(workspace)
+    last = last_recorded_commit(workspace)
     if last is not None:
         if git(folder, "rev-parse", f"{last}^{{tree}}") == tree:
             return last
@@ -301,7 +301,7 @@ def commit_ledger(workspace: Workspace) -> None:
         git(registry, "update-ref", f"refs/heads/{LEDGER_BRANCH}", commit, *last[:1])
 
 
-def recorded(workspace: Workspace) -> str | None:
+def last_recorded_commit(workspace: Workspace) -> str | None:
     """Commit of the last recorded night, or None."""
     try:
         return git(workspace.folder, "rev-parse", "--verify", "--quiet", f"refs/record/{BRANCH}")
@@ -309,7 +309,7 @@ def recorded(workspace: Workspace) -> str | None:
         return None
 
 
-def facts_of(repository: Path, commit: str) -> dict[str, Any] | None:
+def load_run_inputs(repository: Path, commit: str) -> dict[str, Any] | None:
     """What a recorded night was made from, or None where the commit says nothing of it."""
     try:
         return dict(json.loads(git(repository, "show", f"{commit}:nightly.json")))

@@ -16,7 +16,7 @@ from ral.errors import UserError
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` only if the block succeeds.
 
     Raises:
@@ -34,7 +34,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; what is in it appears in `path` only if the block succeeds.
 
     Entries of the same name in an older folder are replaced; others are not this step's and stay.
@@ -143,7 +143,7 @@ def private_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON whose bytes depend on nothing but the value (NaN is refused: write null)."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with new_file(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
 
 

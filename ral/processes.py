@@ -102,7 +102,7 @@ def start_guard() -> None:
 
 
 @contextlib.contextmanager
-def at_our_death(command: Sequence[str]) -> Iterator[None]:
+def run_on_parent_exit(command: Sequence[str]) -> Iterator[None]:
     """Have `command` run if this process is killed inside the block; what it says goes nowhere.
 
     For what lives elsewhere, such as a job in a queue, and would outlive even `kill -9` of this process.

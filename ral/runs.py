@@ -34,7 +34,7 @@ def folder() -> Path:
 
 
 @contextmanager
-def recorded(step: str) -> Iterator[None]:
+def track_step(step: str) -> Iterator[None]:
     """Note in runs/<id>/manifest.json when a step began and ended, and how; the first step adds commit and machine."""
     path = folder() / "manifest.json"
     manifest = read_json(path) if path.exists() else _manifest()

@@ -81,7 +81,7 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.{decimals}f} %"
 
 
-def counted(count: int, one: str, several: str) -> str:
+def pluralize(count: int, one: str, several: str) -> str:
     """A count and its noun."""
     return f"{count:,} {one if count == 1 else several}"
 
@@ -94,5 +94,5 @@ def sealed(test: Mapping[str, int]) -> str:
     """
     count = test.get("sealed_patients", 0)
     return (
-        f"{counted(count, 'further test patient is', 'further test patients are')} sealed." if count else ""
+        f"{pluralize(count, 'further test patient is', 'further test patients are')} sealed." if count else ""
     )

@@ -28,7 +28,7 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     from ral.data.baseline import read_logits
     from ral.data.splits import holdout
     from ral.evaluation import audit, baseline_comparison, calibration_io, rows, score, second_reading, tables
-    from ral.files import new_file, write_json
+    from ral.files import atomic_write, write_json
 
     whole = rows.read_studies(prepared)
     val, test = (pd.read_parquet(logits / f"{split}.parquet") for split in ("val", "test"))
@@ -48,7 +48,7 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
             ),
         }
     for name, table in written.items():
-        with new_file(out / name) as draft:
+        with atomic_write(out / name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
     write_json(out / "calibration.json", calibration_io.to_json(evaluation))
     write_json(

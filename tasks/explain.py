@@ -30,7 +30,7 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     from ral.explain.gallery import write_gallery
     from ral.explain.geometry import geometry
     from ral.explain.select import select
-    from ral.files import new_folder, write_json
+    from ral.files import atomic_directory, write_json
     from ral.models.load import load_model
 
     config = params.explain
@@ -48,7 +48,7 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     studies, logits = unsealed(read_studies(prepared), params.evaluate.sealed, logits)
     rows, scores = align(studies, logits, "test")
     data = "phantom" if facts["phantom"] else "images"
-    with new_folder(out) as draft:
+    with atomic_directory(out) as draft:
         # A folder of the draft replaces the older one whole, so that no picture of an earlier run stays.
         (draft / "gallery").mkdir()
         selections = select(rows, scores, config.per_kind)

@@ -16,17 +16,17 @@ NOT_DRAWN = "The data lies elsewhere: no phantom images are drawn.\n"
 
 def run(params: PhantomParams, location: Path, out: Path) -> None:
     """Write label table, official lists and the archive of images into `out`, or nothing if the data lies elsewhere."""
-    from ral.files import new_folder, read_json
+    from ral.files import atomic_directory, read_json
     from ral.phantom.archive import write_phantom
     from ral.progress import Progress
 
     if not read_json(location)["phantom"]:
-        with new_folder(out) as draft:
+        with atomic_directory(out) as draft:
             (draft / "not_drawn.txt").write_text(NOT_DRAWN, encoding="utf-8")
         print(NOT_DRAWN, end="")
         return
     with (
-        new_folder(out) as draft,
+        atomic_directory(out) as draft,
         Progress("drawing phantom images", params.phantom.images, "images") as progress,
     ):
         write_phantom(draft, params.phantom, progress.add)

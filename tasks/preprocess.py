@@ -27,8 +27,8 @@ def run(
     import pandas as pd
 
     from ral.data.prepare import prepare
-    from ral.data.splits.methods import scarce
-    from ral.files import new_folder, read_json
+    from ral.data.splits.methods import low_support_warnings
+    from ral.files import atomic_directory, read_json
     from ral.progress import Progress
 
     params = params.model_copy(update={"data": environment.located(params.data)})
@@ -36,12 +36,12 @@ def run(
     columns = ["image_id", "path", "member", "offset", "hash"]
     images = pd.read_parquet(validated / "images.parquet", columns=columns)
     with (
-        new_folder(out) as draft,
+        atomic_directory(out) as draft,
         Progress("packing images", verdict["rows"] - verdict["rows_without_image"], "images") as progress,
     ):
         prepare(params, images, draft, environment.dask, progress.add, environment.state_dir, baseline)
     facts = read_json(out / "dataset.json")
-    for line in scarce(read_json(out / "class_counts.json")):
+    for line in low_support_warnings(read_json(out / "class_counts.json")):
         print(f"warning: {plain(line)}")
     same = facts["same_image"]
     if same["images"]:

@@ -26,7 +26,7 @@ def run(
     import pandas as pd
 
     from ral.errors import UserError
-    from ral.files import new_file, read_json
+    from ral.files import atomic_write, read_json
     from ral.reporting.card import card
     from ral.reporting.report import Inputs, installed_versions, render
 
@@ -65,9 +65,9 @@ def run(
             f"{out_file} would have {len(page):,} bytes, at most {LARGEST:,} are allowed. "
             "Show fewer images (explain.per_kind) or none (report.show_images: false)."
         )
-    with new_file(out_file) as draft:
+    with atomic_write(out_file) as draft:
         draft.write_bytes(page)
-    with new_file(out_file.with_name("model_card.md")) as draft:
+    with atomic_write(out_file.with_name("model_card.md")) as draft:
         draft.write_text(card(inputs), encoding="utf-8", newline="\n")
     print(f"{'PHANTOM IMAGES: ' if inputs.phantom else ''}report: {out_file}")
 

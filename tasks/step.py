@@ -84,7 +84,7 @@ def _recorded(name: str) -> Iterator[None]:
     path = runs.folder() / "failure.json"
     path.unlink(missing_ok=True)
     try:
-        with runs.recorded(name):
+        with runs.track_step(name):
             yield
     except BaseException as error:
         kind, retry, message = _classify(error)

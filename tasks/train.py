@@ -25,13 +25,13 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
         UserError: a parameter does not fit the data or the machine, or a training process failed.
     """
     from ral import runs
-    from ral.files import new_folder, read_json, write_json
+    from ral.files import atomic_directory, read_json, write_json
     from ral.launch import launch
-    from ral.launch.base import stated
+    from ral.launch.base import read_failure
 
     read_json(prepared / "dataset.json")  # says here, not from a child, that preprocess has not run
     folder = runs.folder().resolve()
-    with new_folder(out) as draft:
+    with atomic_directory(out) as draft:
         spec = folder / "train.json"
         write_json(
             spec,
@@ -50,7 +50,7 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
         try:
             launch(spec, environment.training, folder)
         except (KeyboardInterrupt, SystemExit) as end:
-            if (word := stated(folder / "rank_failure.json")) is not None:
+            if (word := read_failure(folder / "rank_failure.json")) is not None:
                 end.add_note(str(word))  # whether a checkpoint was saved
             raise
 

@@ -30,12 +30,12 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
 
     from ral import runs
     from ral.data.baseline import read_profile
-    from ral.data.images.file_hashes import Memory
-    from ral.data.privacy import read_salt, veiled
+    from ral.data.images.file_hashes import FileHashCache
+    from ral.data.privacy import read_salt, redact_samples
     from ral.data.sources.base import open_source
     from ral.data.tables.partitions import Partitions
     from ral.data.validation.run import DRIFT_PAGE, TABLE_PAGE, check_drift, check_rows
-    from ral.files import new_folder, sha256, write_json
+    from ral.files import atomic_directory, sha256, write_json
     from ral.progress import Progress
 
     data = environment.located(params.data)
@@ -45,15 +45,15 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
     accepted = read_profile(baseline)
     folder = runs.folder()
     docs = folder / "data_docs"
-    with new_folder(out) as draft:
+    with atomic_directory(out) as draft:
         with Partitions(draft / ".rows", source.layout.patient) as rows:
             named = []
-            for piece in source.pieces():
+            for piece in source.iter_chunks():
                 rows.add(piece)
                 named.append(piece[source.image_columns])
             raw = pd.concat(named, ignore_index=True)
             with Progress("reading images", source.image_bytes(raw), "B") as progress:
-                images, archives = source.images(raw, progress.add, Memory(environment.state_dir))
+                images, archives = source.images(raw, progress.add, FileHashCache(environment.state_dir))
             del raw, named
             with Progress("checking rows", rows.rows, "rows") as progress:
                 facts, checks = check_rows(source, rows, images, environment.dask, progress.add, docs)
@@ -71,7 +71,7 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
         write_json(folder / "verdict.json", verdict)
         if not passed:
             raise UserError(explain(pages, source.named()))
-        verdict = verdict | {"checks": veiled(checks, salt)} if salt else verdict
+        verdict = verdict | {"checks": redact_samples(checks, salt)} if salt else verdict
         for line in warnings(verdict):
             print(f"warning: {plain(line)}")
         images.to_parquet(draft / "images.parquet", index=False, compression=None)

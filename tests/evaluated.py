@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 
 HOSTILE = "<script>alert('x')</script> $a_1$ \"&"
-ERRORS = ("brier", "log_loss", "ece", "ece_debiased")
+CALIBRATION_METRICS = ("brier", "log_loss", "ece", "ece_debiased")
 NOTHING = {"value": None, "low": None, "high": None}
 
 
@@ -25,7 +25,7 @@ PICTURES = {"image_001.jpg": jpeg(10), "map_001.jpg": jpeg(20), "image_002.jpg":
 def calibration_columns(row: dict[str, Any], estimable: bool) -> dict[str, Any]:
     """The columns of findings.csv about calibration."""
     found: dict[str, Any] = {"calibration": "shared" if estimable else np.nan}
-    for place, error in enumerate(ERRORS):
+    for place, error in enumerate(CALIBRATION_METRICS):
         value = 0.0123 + place / 1000 if estimable else np.nan
         found |= {error: value, f"{error}_low": value - 0.01, f"{error}_high": value + 0.01}
         found[f"{error}_uncalibrated"] = value + 0.3

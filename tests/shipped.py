@@ -93,7 +93,7 @@ def chexpert(root: Path) -> dict[str, object]:
 
 
 METADATA_HEADER = (
-    "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
+    "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,ColumnLabels,StudyDate,StudyTime,"
     "ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,PatientOrientationCodeSequence_CodeMeaning"
 )
 

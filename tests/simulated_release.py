@@ -9,8 +9,8 @@ import pandas as pd
 from ral.config.base import load
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.config.gate import GateConfig
-from ral.release.gate import Evidence
-from ral.release.paired import Rival
+from ral.release.gate import GateInputs
+from ral.release.paired import ReferenceModel
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,18 +80,20 @@ def model(
     return logits
 
 
-def rival(logits: pd.DataFrame, version: str = "v0.1.0", **changes: Any) -> Rival:
+def rival(logits: pd.DataFrame, version: str = "v0.1.0", **changes: Any) -> ReferenceModel:
     """An earlier model that saw none of the test patients."""
-    return Rival(**({"version": version, "logits": logits, "seen": frozenset(), "preparation": PREPARED} | changes))  # fmt: skip
+    return ReferenceModel(**({"version": version, "logits": logits, "seen": frozenset(), "preparation": PREPARED} | changes))  # fmt: skip
 
 
-def evidence(studies: pd.DataFrame, test: pd.DataFrame, champion: Rival | None, **changes: Any) -> Evidence:
-    """Evidence about a challenger with these test logits."""
+def evidence(
+    studies: pd.DataFrame, test: pd.DataFrame, champion: ReferenceModel | None, **changes: Any
+) -> GateInputs:
+    """GateInputs about a challenger with these test logits."""
     facts: dict[str, Any] = {
         "studies": studies, "val": model(studies, "val"), "test": test, "champion": champion, "anchor": None,
         "data": PASSED, "preparation": PREPARED, "turn": 0,
     }  # fmt: skip
-    return Evidence(**(facts | changes))
+    return GateInputs(**(facts | changes))
 
 
 def rule(verdict: dict[str, Any], name: str) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from ral.errors import UserError
-from ral.files import new_folder, private_folder, write_json
+from ral.files import atomic_directory, private_folder, write_json
 from ral.training.__main__ import write_weights
 
 ROOT = Path(__file__).parent.parent
 
 
 def _write(path: str, started, go_on) -> None:
-    with new_folder(Path(path)) as draft:
+    with atomic_directory(Path(path)) as draft:
         (draft / "a").write_text("first")
         started.set()
         go_on.wait()
@@ -30,7 +30,7 @@ def test_second_run_in_the_same_folder_is_told(tmp_path: Path) -> None:
     first = context.Process(target=_write, args=(str(tmp_path / "out"), started, go_on), daemon=True)
     first.start()
     assert started.wait()
-    with pytest.raises(UserError, match=r"Another run is writing .*out"), new_folder(tmp_path / "out"):
+    with pytest.raises(UserError, match=r"Another run is writing .*out"), atomic_directory(tmp_path / "out"):
         pytest.fail("two runs write one folder")
     go_on.set()
     first.join()
@@ -42,8 +42,8 @@ def test_second_run_in_the_same_folder_is_told(tmp_path: Path) -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
-from ral.files import new_folder
-with new_folder(Path(sys.argv[1])) as draft:
+from ral.files import atomic_directory
+with atomic_directory(Path(sys.argv[1])) as draft:
     (draft / "a").write_text("torn")
     print("started", flush=True)
     time.sleep(3600)
@@ -58,7 +58,7 @@ def test_draft_of_a_killed_run_is_removed(tmp_path: Path) -> None:
     killed.kill()
     killed.communicate()
     assert list(tmp_path.glob(".*.draft"))
-    with new_folder(tmp_path / "out") as draft:
+    with atomic_directory(tmp_path / "out") as draft:
         (draft / "a").write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -67,8 +67,8 @@ def test_the_same_process_id_again_is_no_other_run(tmp_path: Path) -> None:
     """In a container each run has the process ids of the one before, which was killed."""
     if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode:
         pytest.skip("no process id namespace can be made here")
-    write = "import sys; from pathlib import Path; from ral.files import new_folder\n"
-    write += "with new_folder(Path(sys.argv[1])) as draft:\n    (draft / 'a').write_text('x')\n"
+    write = "import sys; from pathlib import Path; from ral.files import atomic_directory\n"
+    write += "with atomic_directory(Path(sys.argv[1])) as draft:\n    (draft / 'a').write_text('x')\n"
     die = "    import os, signal; print(os.getpid()); sys.stdout.flush(); os.kill(0, signal.SIGKILL)\n"
     ids = []
     for body in (write + die, write + "print(os.getpid())\n".replace("os", "__import__('os')")):
@@ -92,7 +92,7 @@ def test_the_same_process_id_again_is_no_other_run(tmp_path: Path) -> None:
 
 
 def test_neighbours_with_a_longer_name_are_left_alone(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "out.b") as other, new_folder(tmp_path / "out") as draft:
+    with atomic_directory(tmp_path / "out.b") as other, atomic_directory(tmp_path / "out") as draft:
         (other / "a").write_text("b")
         (draft / "a").write_text("a")
     assert (tmp_path / "out.b/a").read_text() == "b"
@@ -100,7 +100,7 @@ def test_neighbours_with_a_longer_name_are_left_alone(tmp_path: Path) -> None:
 
 def _race(path: str, number: int) -> None:
     for turn in range(50):
-        with contextlib.suppress(UserError), new_folder(Path(path)) as draft:
+        with contextlib.suppress(UserError), atomic_directory(Path(path)) as draft:
             assert not list(draft.iterdir()), "two runs in one draft"
             (draft / "a").write_text(f"{number} {turn}")
             assert [entry.name for entry in draft.iterdir()] == ["a"]
@@ -123,7 +123,7 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int) ->
     try:
         write_json(tmp_path / "a.json", {})
         write_weights(tmp_path / "w.safetensors", {"w": torch.zeros(2)}, "phantom")
-        with new_folder(tmp_path / "out") as draft:
+        with atomic_directory(tmp_path / "out") as draft:
             (draft / "a").write_text("x")
     finally:
         os.umask(before)

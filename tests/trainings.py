@@ -22,12 +22,12 @@ SEPARABLE = ModelConfig(backbone="test_convnext")
 BATCH_NORM = ModelConfig(backbone="test_resnet")
 
 TRAIN = {
-    "epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "threads": 1, "average_decay": 0.9,
+    "epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "threads": 1, "ema_decay": 0.9,
     "augment": {"flip": 0.5, "rotate": 5.0, "shift": 0.05, "zoom": 0.1},
 }  # fmt: skip
 
 OUTPUTS = (
-    "model.safetensors", "weights/last.safetensors", "weights/average.safetensors", "model.json", "validation.json",
+    "model.safetensors", "weights/last.safetensors", "weights/ema.safetensors", "model.json", "validation.json",
     "history.csv", "logits/val.parquet", "logits/test.parquet",
 )  # fmt: skip
 

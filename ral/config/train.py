@@ -60,7 +60,7 @@ class TrainConfig(Section):
     """Share of all steps in which the learning rate rises; afterwards it falls along a cosine to zero. AdamW's first steps rest on few gradients, so they are kept small."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; a longer one is scaled down to it. A batch with a rare finding gives now and then a gradient many times the usual one."""
-    average_decay: float | None = Field(default=0.999, gt=0, lt=1)
+    ema_decay: float | None = Field(default=0.999, gt=0, lt=1)
     """Share of the moving average of the weights (EMA) that a step keeps; null: no average. Scored beside the last weights in every epoch, for it is often better on rare findings. 0.999 looks back about 1,000 steps."""
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation macro AP after which training stops early; null: never. The cosine's last epochs are usually the best, so entrants train to its end."""
@@ -78,7 +78,7 @@ class TrainConfig(Section):
     """DeepSpeed ZeRO stage: what is shared out between processes instead of held by each. 0: a network that fits is fastest whole."""
     deepspeed_config: dict[str, Any] = Field(default_factory=dict)
     """More settings for DeepSpeed, as in its JSON file. Those that other parameters decide are refused."""
-    max_bad_steps: int = Field(default=10, ge=0)
+    max_consecutive_skips: int = Field(default=10, ge=0)
     """Steps in a row that may be passed over because the loss or its gradient is not finite; one more ends the training. A single image can do that to one batch; ten in a row are no accident."""
     threads: int = Field(default=2, ge=1)
     """Processor threads of a training process. A parameter, since rounding depends on it."""

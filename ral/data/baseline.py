@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ral.errors import UserError
-from ral.files import new_file, read_json, write_json
+from ral.files import atomic_write, read_json, write_json
 
 PROFILE, SPLIT, LOGITS = "profile.json", "split.parquet", "test_logits.parquet"
 
@@ -113,7 +113,7 @@ def accept_logits(models: Path, folder: Path) -> Path:
 def _accept(path: Path, kept: Path, stage: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path} does not exist. Run {stage} first: dvc repro {stage}.")
-    with new_file(kept) as draft:
+    with atomic_write(kept) as draft:
         shutil.copyfile(path, draft)
     return kept
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ral.data.images.file_hashes import Memory
+from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.file_names import check_names, check_root, is_archive, is_image, shown
 from ral.data.images.locate import list_archive, list_files
 from ral.errors import UserError
 
 
 def read_manifest(
-    root: Path, progress: Callable[[int], None], memory: Memory | None = None
+    root: Path, progress: Callable[[int], None], memory: FileHashCache | None = None
 ) -> dict[str, Any]:
     """What is in a data folder.
 
@@ -35,7 +35,7 @@ def read_manifest(
             image larger than one can be.
         OSError: a file or folder cannot be read.
     """
-    memory = memory or Memory(None)
+    memory = memory or FileHashCache(None)
     files, loose = {}, []
     for folder, names in walk(root):
         for name in names:
@@ -84,7 +84,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(here), names
 
 
-def _file(path: Path, progress: Callable[[int], None], memory: Memory) -> dict[str, Any]:
+def _file(path: Path, progress: Callable[[int], None], memory: FileHashCache) -> dict[str, Any]:
     size = path.stat().st_size
     digest = memory.sha256(path)
     progress(size)

@@ -19,7 +19,7 @@ from ral.data.privacy import pseudonymised, pseudonyms, read_salt
 from ral.data.sources.base import Source, open_source
 from ral.data.splits.assign import Splitter
 from ral.data.splits.methods import SPLITS
-from ral.data.tables.spill import Places, Spool, Writer
+from ral.data.tables.spill import ImageIdIndex, SpillBuffer, StudiesWriter
 from ral.errors import UserError
 from ral.files import write_json
 from ral.labels import PHANTOM_PREFIX
@@ -59,7 +59,7 @@ def prepare(
     findings = source.findings()
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     before = read_split(baseline)
-    with open_pool(target) as pool, Spool(out / ".rows") as spool:
+    with open_pool(target) as pool, SpillBuffer(out / ".rows") as spool:
         kept, left = read_table(source, images, params.data.views, spool, pool)
         if kept.empty:
             raise UserError(
@@ -191,7 +191,7 @@ def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, 
 
 
 def read_table(
-    source: Source, images: pd.DataFrame, views: Sequence[str], spool: Spool, pool: Pool
+    source: Source, images: pd.DataFrame, views: Sequence[str], spool: SpillBuffer, pool: Pool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a source's table in pieces, and say of each row whether, and why, it is left out.
 
@@ -207,13 +207,13 @@ def read_table(
         split and monochrome1 where there are such columns, and the findings as int8 (-1: unknown). Of the others image_id, patient_id and left_out
         (the reason), in the order of the table.
     """
-    places = Places(images["image_id"])
+    places = ImageIdIndex(images["image_id"])
     # An image of which only that it is frontal is known is one of the two.
     views = [*views, "FRONTAL"] if {"PA", "AP"} <= set(views) else views
     findings = source.findings()
     convert = delayed(source.to_studies, pure=False)
     kept, left = [], []
-    for block in pool.stream(convert(piece) for piece in source.pieces()):
+    for block in pool.stream(convert(piece) for piece in source.iter_chunks()):
         stored = places.find(block["image_id"])
         left_out = pd.Series("", index=block.index, dtype="str")
         left_out[stored < 0] = "no image"
@@ -230,7 +230,7 @@ def read_table(
 
 def write_studies(
     path: Path,
-    spool: Spool,
+    spool: SpillBuffer,
     kept: pd.DataFrame,
     images: pd.DataFrame,
     findings: Sequence[str],
@@ -249,7 +249,7 @@ def write_studies(
     Returns:
         Images, and per finding positives, negatives and unknown, in each split.
     """
-    with Writer(path, findings, SPLITS) as written:
+    with StudiesWriter(path, findings, SPLITS) as written:
         for rows in spool.in_order():
             ends = [rows["stored"].iloc[0], rows["stored"].iloc[-1] + 1]
             first, last = np.searchsorted(kept["stored"], ends)

@@ -57,7 +57,7 @@ def pseudonymised(table: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     return table
 
 
-def veiled(checks: list[dict[str, Any]], salt: bytes) -> list[dict[str, Any]]:
+def redact_samples(checks: list[dict[str, Any]], salt: bytes) -> list[dict[str, Any]]:
     """A verdict's checks with the sample rows' ids as pseudonyms and without their cells; the row numbers stay."""
 
     def veil(sample: dict[str, Any]) -> dict[str, Any]:

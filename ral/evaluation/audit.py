@@ -16,7 +16,7 @@ from scipy.special import ndtri, owens_t
 
 from ral.config.evaluate import AuditConfig, Rule
 from ral.evaluation import resampled_metrics
-from ral.evaluation.bootstrap import Resamples, Sampled, Support, holm
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support, holm
 from ral.evaluation.metrics import divide
 from ral.evaluation.resampled_metrics import Scored
 from ral.evaluation.score import Evaluation
@@ -68,7 +68,9 @@ def audit(evaluation: Evaluation) -> pd.DataFrame:
             "images": int(group.rows.sum()),
             "patients": inside.patients,
         }
-        pairs: dict[str, list[tuple[Sampled, Sampled]]] = {name: [] for name in FIGURES}
+        pairs: dict[str, list[tuple[BootstrapDistribution, BootstrapDistribution]]] = {
+            name: [] for name in FIGURES
+        }
         for name in evaluation.estimable:
             own, others = evaluation.scored[name].rows(group.rows), evaluation.scored[name].rows(~group.rows)
             row = facts | {"finding": name, "positives": int((own.labels == 1).sum())}
@@ -168,7 +170,7 @@ def _too_few(scored: Scored, resamples: Resamples, least: int) -> str:
     )
 
 
-def figures(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, Sampled]:
+def figures(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, BootstrapDistribution]:
     """The figures of `FIGURES` in every resample; without a map those of the ranking only."""
     found = resampled_metrics.ranking(scored, resamples, ("auroc", "ap"))
     if scored.scores is None or not scored.thresholds:
@@ -181,13 +183,15 @@ def figures(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, Sampl
     hit = divide(hits, positives, positives > 0)
     of_positives = Support.of(resamples.counts(positive))
     return found | {
-        "sensitivity": Sampled(hit, of_positives, "share"),
-        "false_negative_rate": Sampled(1 - hit, of_positives, "share"),
-        "calibration": Sampled(divide(sums - positives, images, images > 0), support, "free"),
+        "sensitivity": BootstrapDistribution(hit, of_positives, "share"),
+        "false_negative_rate": BootstrapDistribution(1 - hit, of_positives, "share"),
+        "calibration": BootstrapDistribution(divide(sums - positives, images, images > 0), support, "free"),
     }
 
 
-def _row(figure: str, value: Sampled, other: Sampled | None, resamples: Resamples) -> dict[str, Any]:
+def _row(
+    figure: str, value: BootstrapDistribution, other: BootstrapDistribution | None, resamples: Resamples
+) -> dict[str, Any]:
     """One figure of a group, and its difference to the others."""
     found = resamples.interval(value)
     row: dict[str, Any] = {
@@ -215,7 +219,7 @@ def _row(figure: str, value: Sampled, other: Sampled | None, resamples: Resample
     return row
 
 
-def _share_variance(share: Sampled) -> float:
+def _share_variance(share: BootstrapDistribution) -> float:
     """Variance of a share of n patients with two hits and two misses added (Agresti and Coull, 1998).
 
     Of few patients all may be found, and all of every resample then are.
@@ -225,7 +229,7 @@ def _share_variance(share: Sampled) -> float:
     return near * (1 - near) / (n + 4)
 
 
-def _auroc_variance(area: Sampled) -> float:
+def _auroc_variance(area: BootstrapDistribution) -> float:
     """What n patients of the smaller class add to the variance of the AUROC of normally distributed scores.
 
     Of an AUROC a little nearer to one half than it is: where few patients are ranked nearly perfectly, resamples

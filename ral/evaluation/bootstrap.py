@@ -1,6 +1,6 @@
 """Resampling of whole patients (the images of one are not independent), and intervals from it.
 
-Everything that is resampled is an array of values (`Sampled`), one for each column of `Resamples.weights`: the sample
+Everything that is resampled is an array of values (`BootstrapDistribution`), one for each column of `Resamples.weights`: the sample
 itself, its replicates, and, for BCa, the sample without a group of patients. Means and differences of metrics are
 means and differences of such arrays, so that all figures come from the same resamples.
 """
@@ -62,7 +62,7 @@ NO_SUPPORT = Support(0, 0.0, 0)
 
 
 @dataclass(frozen=True)
-class Sampled:
+class BootstrapDistribution:
     """A metric in every column of the resamples."""
 
     values: Array
@@ -136,7 +136,7 @@ class Resamples:
         sides = [Support.of(self.counts(labels == label)) for label in (1, 0)]
         return min(sides, key=lambda side: side.effective)
 
-    def interval(self, sampled: Sampled) -> Interval:
+    def interval(self, sampled: BootstrapDistribution) -> Interval:
         """Value and interval of a metric; None where there is none. All intervals are decided here.
 
         A proportion, and F1 by way of one, has the exact interval of `exact.effective_trials`. Of everything else
@@ -167,7 +167,7 @@ class Resamples:
             low, high = max(low, 0.0), min(high, 1.0)
         return Interval(value, float(low), float(high))
 
-    def _exact(self, sampled: Sampled) -> tuple[float, float]:
+    def _exact(self, sampled: BootstrapDistribution) -> tuple[float, float]:
         """The interval of a proportion, or of F1."""
         values = jaccard(sampled.values) if sampled.scale == "f1" else sampled.values
         trials = self.trials(values, sampled.support)
@@ -181,7 +181,7 @@ class Resamples:
         variance = float(np.var(drawn)) * _widening(support.effective) if drawn.size else 0.0
         return effective_trials(float(share[0]), variance, support.effective, support.images, self.confidence)
 
-    def unseen(self, sampled: Sampled) -> tuple[float, float]:
+    def unseen(self, sampled: BootstrapDistribution) -> tuple[float, float]:
         """How far below and above its value a metric may be for what its replicates do not show.
 
         Where they do not vary (no positive is found, or all are), they cannot say how far off the truth may be: that
@@ -197,10 +197,10 @@ class Resamples:
         low, high = self._exact(sampled)
         return value - low, high - value
 
-    def difference(self, own: Sampled, other: Sampled) -> Sampled:
+    def difference(self, own: BootstrapDistribution, other: BootstrapDistribution) -> BootstrapDistribution:
         """`own` minus `other`, of the same resamples."""
         (own_below, own_above), (below, above) = self.unseen(own), self.unseen(other)
-        return Sampled(
+        return BootstrapDistribution(
             own.values - other.values,
             min(own.support, other.support, key=lambda support: support.effective),
             "difference",
@@ -216,12 +216,12 @@ class Resamples:
         left_out = left_out[np.isfinite(left_out)]
         return float((len(left_out) - 1) * (left_out.mean() - values[0])) if len(left_out) else 0.0
 
-    def drawn(self, sampled: Sampled) -> Array:
+    def drawn(self, sampled: BootstrapDistribution) -> Array:
         """The finite values of the replicates."""
         values = sampled.values[1 : 1 + self.replicates]
         return values[np.isfinite(values)]
 
-    def p_value(self, difference: Sampled, least_variance: float = 0.0) -> float:
+    def p_value(self, difference: BootstrapDistribution, least_variance: float = 0.0) -> float:
         """Two-sided p of no difference, by a t test whose error is the spread of the replicates; NaN if there is none.
 
         Args:
@@ -243,7 +243,7 @@ class Resamples:
             return 1.0 if value == 0 else float("nan")
         return max(float(2 * stdtr(max(support.effective - 1, 1.0), -abs(value) / error)), LEAST_P)
 
-    def mean(self, parts: Sequence[Sampled]) -> Sampled:
+    def mean(self, parts: Sequence[BootstrapDistribution]) -> BootstrapDistribution:
         """Mean of several metrics, each of which has a value.
 
         A replicate in which one has none (its images were not drawn) takes the sample's: the mean is to vary for what
@@ -252,7 +252,7 @@ class Resamples:
         metric of a single patient counts as of two.
         """
         if not parts:
-            return Sampled(np.full(self.weights.shape[1], np.nan), NO_SUPPORT)
+            return BootstrapDistribution(np.full(self.weights.shape[1], np.nan), NO_SUPPORT)
         mean = np.mean(
             [np.where(np.isfinite(part.values), part.values, part.values[0]) for part in parts], axis=0
         )
@@ -266,7 +266,7 @@ class Resamples:
             max(part.support.images for part in parts),
         )
         unseen = np.sqrt(np.sum(np.square([self.unseen(part) for part in parts]), axis=0)) / len(parts)
-        return Sampled(
+        return BootstrapDistribution(
             mean,
             support,
             "free" if any(part.scale in ("free", "difference") for part in parts) else "rank",

@@ -22,12 +22,12 @@ from ral.config.base import load
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.data.splits.holdout import unsealed
 from ral.errors import UserError
-from ral.evaluation.bootstrap import Resamples, Sampled, draw, holm
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw, holm
 from ral.evaluation.resampled_metrics import Scored, ranking, too_few
 from ral.evaluation.rows import ATTRIBUTES, KEYS, Split, align, findings_of, floats
 from ral.evaluation.score import data_of, tier_of
 from ral.evaluation.tables import rounded
-from ral.files import new_file
+from ral.files import atomic_write
 from ral.labels import TIERS
 from ral.wording import p_value, signed, signed_interval
 
@@ -70,7 +70,7 @@ def compare(
     )  # fmt: skip
     train = studies[studies["split"] == "train"]
     tiers = {name: tier_of(name, train[name], config)[0] for name in names}
-    values: dict[str, dict[str, dict[str, Sampled]]] = {model: {} for model in models}
+    values: dict[str, dict[str, dict[str, BootstrapDistribution]]] = {model: {} for model in models}
     reasons = {}
     for model, (_, scores) in aligned.items():
         for name in names:
@@ -109,11 +109,13 @@ def compare(
     return rounded(table.assign(data=data_of(studies)), text=TEXT)
 
 
-def _mean(parts: list[Sampled], resamples: Resamples) -> Sampled:
+def _mean(parts: list[BootstrapDistribution], resamples: Resamples) -> BootstrapDistribution:
     return parts[0] if len(parts) == 1 else resamples.mean(parts)
 
 
-def _difference(own: Sampled, other: Sampled, resamples: Resamples) -> dict[str, Any]:
+def _difference(
+    own: BootstrapDistribution, other: BootstrapDistribution, resamples: Resamples
+) -> dict[str, Any]:
     paired = resamples.difference(own, other)
     gap = resamples.interval(paired)
     return {
@@ -223,7 +225,7 @@ def show(
     inside = studies[studies["split"] == split]
     print(text(table, config.confidence, len(inside), inside["patient_id"].nunique(), split))
     if out:
-        with new_file(out) as draft:
+        with atomic_write(out) as draft:
             table.to_csv(draft, index=False, lineterminator="\n")
 
 

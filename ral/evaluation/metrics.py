@@ -25,7 +25,7 @@ BLOCK = 50_000
 # The specificity at which sensitivity is read, and the other way round.
 LEVEL = 0.9
 
-RANKED = ("auroc", "ap", "sensitivity_at_90_specificity", "specificity_at_90_sensitivity")
+RANKING_METRICS = ("auroc", "ap", "sensitivity_at_90_specificity", "specificity_at_90_sensitivity")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def rank(scores: Array, labels: Array, patients: Array, count: int) -> Ranking:
     )
 
 
-def ranked(ranking: Ranking, weights: Array, names: Sequence[str] = RANKED) -> dict[str, Array]:
+def ranked(ranking: Ranking, weights: Array, names: Sequence[str] = RANKING_METRICS) -> dict[str, Array]:
     """Metrics of a ranking under each column of `weights`, from one pass: name -> float64 [columns].
 
     AUROC counts a tie half; AP is the step-wise area under precision over recall. Sensitivity at 90 % specificity
@@ -94,7 +94,7 @@ def ranked(ranking: Ranking, weights: Array, names: Sequence[str] = RANKED) -> d
     Args:
         ranking: see `rank`.
         weights: how often each patient is in each resample, whole numbers [patients, columns].
-        names: those of `RANKED` that are wanted.
+        names: those of `RANKING_METRICS` that are wanted.
     """
     steps, columns = ranking.positives.shape[0], weights.shape[1]
     values = {name: np.full(columns, np.nan) for name in names}

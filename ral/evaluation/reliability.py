@@ -10,13 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import erf
 
-from ral.evaluation.bootstrap import NO_SUPPORT, Resamples, Sampled, Support
+from ral.evaluation.bootstrap import NO_SUPPORT, BootstrapDistribution, Resamples, Support
 from ral.evaluation.calibration import log_losses
 from ral.evaluation.metrics import divide
 
 Array = NDArray[Any]
 
-ERRORS = ("brier", "log_loss", "ece", "ece_debiased")
+CALIBRATION_METRICS = ("brier", "log_loss", "ece", "ece_debiased")
 
 
 def place(scores: Array, bins: int) -> Array:
@@ -41,8 +41,8 @@ def binned(scores: Array, labels: Array, resamples: Resamples, bins: int) -> tup
     return sums[:, :bins], sums[:, bins : 2 * bins], sums[:, 2 * bins :]
 
 
-def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dict[str, Sampled]:
-    """The figures of `ERRORS` in every resample.
+def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dict[str, BootstrapDistribution]:
+    """The figures of `CALIBRATION_METRICS` in every resample.
 
     ece is the mean over the images of |mean score − share of positives| of their bin. Chance alone makes it larger
     than 0, and resampling adds chance to that of the sample: the replicates are moved so that their mean is the value of
@@ -74,10 +74,10 @@ def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dic
     chance = np.where(some, (share * np.abs(gap - gap[0])).sum(axis=1), np.nan)[drawn]
     inflation = float(np.nanmean(chance)) if np.isfinite(chance).any() else 0.0
     return {
-        "brier": Sampled(divide(brier, total, some), support),
-        "log_loss": Sampled(divide(loss, total, some), support, "free"),
-        "ece": Sampled(_moved(ece, drawn), support, inflation=inflation),
-        "ece_debiased": Sampled(_debiased(ece, gap, positives, images, share), NO_SUPPORT),
+        "brier": BootstrapDistribution(divide(brier, total, some), support),
+        "log_loss": BootstrapDistribution(divide(loss, total, some), support, "free"),
+        "ece": BootstrapDistribution(_moved(ece, drawn), support, inflation=inflation),
+        "ece_debiased": BootstrapDistribution(_debiased(ece, gap, positives, images, share), NO_SUPPORT),
     }
 
 
@@ -114,7 +114,9 @@ def curve(scores: Array, labels: Array, resamples: Resamples, bins: int) -> pd.D
     for number in np.flatnonzero(images[0] > 0):
         inside = resamples.rows(bin_of == number)
         share = divide(positives[:, number], images[:, number], images[:, number] > 0)
-        found = resamples.interval(Sampled(share, Support.of(np.bincount(inside.patient)), "share"))
+        found = resamples.interval(
+            BootstrapDistribution(share, Support.of(np.bincount(inside.patient)), "share")
+        )
         rows.append(
             {
                 "images": int(images[0, number]),

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from ral.config.evaluate import RULES, Rule
-from ral.evaluation.bootstrap import NO_SUPPORT, Resamples, Sampled, Scale, Support
+from ral.evaluation.bootstrap import NO_SUPPORT, BootstrapDistribution, Resamples, Scale, Support
 from ral.evaluation.exact import middle_tail
-from ral.evaluation.metrics import LEVEL, RANKED, divide, f1, rank, ranked
+from ral.evaluation.metrics import LEVEL, RANKING_METRICS, divide, f1, rank, ranked
 from ral.evaluation.reliability import errors
 
 Array = NDArray[Any]
 
-COUNTS = ("sensitivity", "specificity", "ppv", "npv", "f1")
+THRESHOLD_METRICS = ("sensitivity", "specificity", "ppv", "npv", "f1")
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,15 @@ class Scored:
         return ~np.isnan(self.labels)
 
 
-def ranking(scored: Scored, resamples: Resamples, names: tuple[str, ...] = RANKED) -> dict[str, Sampled]:
+def ranking(
+    scored: Scored, resamples: Resamples, names: tuple[str, ...] = RANKING_METRICS
+) -> dict[str, BootstrapDistribution]:
     """AUROC, AP and the two operating points, from the raw logits."""
     support = resamples.support(scored.labels)
     found = ranked(
         rank(scored.logits, scored.labels, resamples.patient, resamples.patients), resamples.weights, names
     )
-    sampled = {name: Sampled(values, support) for name, values in found.items()}
+    sampled = {name: BootstrapDistribution(values, support) for name, values in found.items()}
     if "ap" in sampled:
         # Every positive is among those whose precision is read at it: of few, AP is too high.
         sampled["ap"] = replace(sampled["ap"], inflation=max(resamples.bias(found["ap"]), 0.0))
@@ -60,7 +62,9 @@ def ranking(scored: Scored, resamples: Resamples, names: tuple[str, ...] = RANKE
 AT_SENSITIVITY = "specificity_at_90_sensitivity"
 
 
-def _at_sensitivity(scored: Scored, resamples: Resamples, sampled: Sampled) -> Sampled:
+def _at_sensitivity(
+    scored: Scored, resamples: Resamples, sampled: BootstrapDistribution
+) -> BootstrapDistribution:
     """The specificity at 90 % sensitivity with the reach of its threshold, in the place of replicates.
 
     Its threshold is a quantile of few positive scores: replicates of ten know next to nothing about the lowest tenth.
@@ -91,16 +95,20 @@ def _at_sensitivity(scored: Scored, resamples: Resamples, sampled: Sampled) -> S
     return replace(sampled, values=np.full_like(sampled.values, value), unseen=reach)
 
 
-def calls(scored: Scored, resamples: Resamples) -> dict[Rule, dict[str, Sampled]]:
-    """The figures of `COUNTS` at the threshold of each rule, with `tp`, `fp`, `fn`, `tn`; empty without thresholds.
+def metrics_at_threshold(
+    scored: Scored, resamples: Resamples
+) -> dict[Rule, dict[str, BootstrapDistribution]]:
+    """The figures of `THRESHOLD_METRICS` at the threshold of each rule, with `tp`, `fp`, `fn`, `tn`; empty without thresholds.
 
     Each is NaN where there is nothing to divide by, F1 without a positive. It is carried by the images of its own
     denominator: PPV by those that are called.
     """
-    return pooled_calls([scored], resamples) if scored.thresholds else {}
+    return pooled_metrics_at_threshold([scored], resamples) if scored.thresholds else {}
 
 
-def pooled_calls(several: Sequence[Scored], resamples: Resamples) -> dict[Rule, dict[str, Sampled]]:
+def pooled_metrics_at_threshold(
+    several: Sequence[Scored], resamples: Resamples
+) -> dict[Rule, dict[str, BootstrapDistribution]]:
     """The same of the calls of several findings together, each at its own thresholds.
 
     Args:
@@ -110,13 +118,13 @@ def pooled_calls(several: Sequence[Scored], resamples: Resamples) -> dict[Rule, 
     return {rule: _at([(one, one.thresholds[rule]) for one in several], resamples) for rule in RULES}
 
 
-def f1_at(scored: Scored, resamples: Resamples, threshold: float) -> Sampled:
+def f1_at(scored: Scored, resamples: Resamples, threshold: float) -> BootstrapDistribution:
     """F1 at a threshold of the calibrated scores that is given, not chosen."""
     return _at([(scored, threshold)], resamples)["f1"]
 
 
-def _at(several: Sequence[tuple[Scored, float]], resamples: Resamples) -> dict[str, Sampled]:
-    """The figures of `COUNTS`, and the counts, of findings with a threshold each."""
+def _at(several: Sequence[tuple[Scored, float]], resamples: Resamples) -> dict[str, BootstrapDistribution]:
+    """The figures of `THRESHOLD_METRICS`, and the counts, of findings with a threshold each."""
     sums = np.zeros((4, resamples.weights.shape[1]))
     # Images of each patient that are so, over all the findings.
     held = {name: np.zeros(resamples.patients) for name in DENOMINATORS}
@@ -139,10 +147,13 @@ def _at(several: Sequence[tuple[Scored, float]], resamples: Resamples) -> dict[s
     }
     scale: dict[str, Scale] = {"f1": "f1"}
     found = {
-        name: Sampled(value, Support.of(held[name]), scale.get(name, "share"))
+        name: BootstrapDistribution(value, Support.of(held[name]), scale.get(name, "share"))
         for name, value in values.items()
     }
-    return found | {name: Sampled(value, NO_SUPPORT, "free") for name, value in zip(CELLS, sums, strict=True)}
+    return found | {
+        name: BootstrapDistribution(value, NO_SUPPORT, "free")
+        for name, value in zip(CELLS, sums, strict=True)
+    }
 
 
 CELLS = ("tp", "fp", "fn", "tn")
@@ -156,8 +167,10 @@ DENOMINATORS = {
 }
 
 
-def calibration(scored: Scored, resamples: Resamples, bins: int, raw: bool = False) -> dict[str, Sampled]:
-    """The figures of `reliability.ERRORS` of the calibrated scores; empty if there are none.
+def calibration(
+    scored: Scored, resamples: Resamples, bins: int, raw: bool = False
+) -> dict[str, BootstrapDistribution]:
+    """The figures of `reliability.CALIBRATION_METRICS` of the calibrated scores; empty if there are none.
 
     With `raw`, of the sigmoid of the raw logits, to show what calibration changes: that is no probability.
     """

@@ -12,21 +12,26 @@ from threadpoolctl import threadpool_limits
 from ral.config.evaluate import EvaluateConfig, Rule
 from ral.errors import UserError
 from ral.evaluation import resampled_metrics, thresholds
-from ral.evaluation.bootstrap import Interval, Resamples, Sampled, draw
+from ral.evaluation.bootstrap import BootstrapDistribution, Interval, Resamples, draw
 from ral.evaluation.calibration import Map, calibrate
-from ral.evaluation.metrics import RANKED
-from ral.evaluation.reliability import ERRORS
-from ral.evaluation.resampled_metrics import COUNTS, Scored
+from ral.evaluation.metrics import RANKING_METRICS
+from ral.evaluation.reliability import CALIBRATION_METRICS
+from ral.evaluation.resampled_metrics import THRESHOLD_METRICS, Scored
 from ral.evaluation.rows import align, findings_of, floats
 from ral.labels import PHANTOM_PREFIX, TIERS, Tier, tier
 
 Array = NDArray[Any]
 
 # Every metric of a finding: of the raw logits, at the threshold (F1 at that of max_f1), of the calibrated scores.
-METRICS = (*RANKED, "f1", *(name for name in COUNTS if name != "f1"), *ERRORS)
+METRICS = (
+    *RANKING_METRICS,
+    "f1",
+    *(name for name in THRESHOLD_METRICS if name != "f1"),
+    *CALIBRATION_METRICS,
+)
 
 # Metrics of all pairs of image and finding together.
-MICRO = (*RANKED, "f1", "sensitivity", "specificity")
+MICRO = (*RANKING_METRICS, "f1", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Finding:
     scores: dict[str, Estimate]
     """The metrics of `METRICS`."""
     uncalibrated: dict[str, Estimate]
-    """The metrics of `ERRORS` of the sigmoid of the raw logits, which is no probability."""
+    """The metrics of `CALIBRATION_METRICS` of the sigmoid of the raw logits, which is no probability."""
     not_estimable: str | None
     """Why a metric has no value; None if all have one."""
 
@@ -189,7 +194,7 @@ def tier_of(name: str, train_labels: "pd.Series[float]", config: EvaluateConfig)
     return tier(positives, len(known), config.head, config.tail), positives, len(known)
 
 
-def estimate(sampled: Sampled, resamples: Resamples, findings: int = 1) -> Estimate:
+def estimate(sampled: BootstrapDistribution, resamples: Resamples, findings: int = 1) -> Estimate:
     """A metric with its interval, over so many findings."""
     found: Interval = resamples.interval(sampled)
     return NOTHING if found.value is None else Estimate(found.value, found.low, found.high, findings)
@@ -201,17 +206,17 @@ def _finding(
     scored: Scored,
     resamples: Resamples,
     config: EvaluateConfig,
-) -> tuple[dict[str, Any], dict[str, Sampled]]:
+) -> tuple[dict[str, Any], dict[str, BootstrapDistribution]]:
     """What is known of a finding but its map, and its metrics in every resample; none if it is not estimable."""
     own_tier, positives, known = tier_of(name, train_labels, config)
     reason = resampled_metrics.too_few(scored, resamples.patient, config.min_positives)
-    values: dict[str, Sampled] = {}
-    raw: dict[str, Sampled] = {}
+    values: dict[str, BootstrapDistribution] = {}
+    raw: dict[str, BootstrapDistribution] = {}
     if reason is None:
         values = resampled_metrics.ranking(scored, resamples)
-        calls = resampled_metrics.calls(scored, resamples)
+        calls = resampled_metrics.metrics_at_threshold(scored, resamples)
         if calls:
-            values |= {metric: calls[config.threshold.rule][metric] for metric in COUNTS}
+            values |= {metric: calls[config.threshold.rule][metric] for metric in THRESHOLD_METRICS}
             values["f1"] = calls["max_f1"]["f1"]
             values["f1_at_half"] = resampled_metrics.f1_at(scored, resamples, 0.5)
             values |= resampled_metrics.calibration(scored, resamples, config.calibration.bins)
@@ -229,14 +234,14 @@ def _finding(
         "test_positives": int((scored.labels == 1).sum()),
         "test_rows": int(scored.known().sum()),
         "scores": means([values], resamples, METRICS),
-        "uncalibrated": means([raw], resamples, ERRORS),
+        "uncalibrated": means([raw], resamples, CALIBRATION_METRICS),
         "not_estimable": reason,
     }
     return facts, values
 
 
 def means(
-    values: Sequence[Mapping[str, Sampled]], resamples: Resamples, names: Sequence[str]
+    values: Sequence[Mapping[str, BootstrapDistribution]], resamples: Resamples, names: Sequence[str]
 ) -> dict[str, Estimate]:
     """Mean of each metric over the findings that have it (a share such as PPV may be 0 / 0)."""
     found = {}
@@ -278,10 +283,12 @@ def micro(scored: Sequence[Scored], resamples: Resamples, chosen: Rule) -> dict[
         for name, value in resampled_metrics.ranking(pooled, several).items()
     }
     called = [one for one in scored if one.thresholds]
-    pooled_calls = resampled_metrics.pooled_calls(called, resamples)
-    for name in MICRO[len(RANKED) :]:
+    pooled_metrics_at_threshold = resampled_metrics.pooled_metrics_at_threshold(called, resamples)
+    for name in MICRO[len(RANKING_METRICS) :]:
         rule: Rule = "max_f1" if name == "f1" else chosen
-        found[name] = estimate(pooled_calls[rule][name], resamples, len(called)) if called else NOTHING
+        found[name] = (
+            estimate(pooled_metrics_at_threshold[rule][name], resamples, len(called)) if called else NOTHING
+        )
     return found
 
 

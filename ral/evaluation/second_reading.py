@@ -11,7 +11,7 @@ from ral.config.evaluate import SecondReadingConfig
 from ral.data.sources.parquet import is_parquet, read_parquet_pieces
 from ral.data.sources.text import read_text
 from ral.errors import UserError
-from ral.evaluation.bootstrap import Resamples, Sampled, Support
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support
 from ral.evaluation.exact import clopper_pearson
 from ral.evaluation.metrics import Array, divide
 from ral.evaluation.resampled_metrics import Scored, ranking, too_few
@@ -122,7 +122,7 @@ def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
     return rounded(pd.DataFrame(rows, columns=list(COLUMNS)).astype(counts), text=TEXT)
 
 
-def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, Sampled]:
+def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, BootstrapDistribution]:
     """The figures of `AGREEMENT` in every resample.
 
     Positive agreement is carried by the images that either reading calls positive, and kappa too. Where the readings
@@ -135,7 +135,7 @@ def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, Sample
     either, neither = (
         Support.of(resamples.counts(np.maximum(a, b) == 1)) for a, b in ((one, two), (1 - one, 1 - two))
     )
-    kappa = Sampled(_kappa(*counts), either, "free")
+    kappa = BootstrapDistribution(_kappa(*counts), either, "free")
     if either.images and (yes[0] == 0 or yes[0] == either.images):
         agreed = clopper_pearson(yes[0] / either.images, either.effective, resamples.confidence)
         low, high = (float(_kappa(*_agreeing(counts[:, 0], share))) for share in agreed)
@@ -143,10 +143,10 @@ def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, Sample
         kappa = replace(kappa, unseen=(max(value - low, 0.0), max(high - value, 0.0)))
     return {
         "kappa": kappa,
-        "positive_agreement": Sampled(
+        "positive_agreement": BootstrapDistribution(
             divide(2 * yes, 2 * yes + first + second, 2 * yes + first + second > 0), either, "f1"
         ),
-        "negative_agreement": Sampled(
+        "negative_agreement": BootstrapDistribution(
             divide(2 * no, 2 * no + first + second, 2 * no + first + second > 0), neither, "f1"
         ),
     }
@@ -169,6 +169,6 @@ def _agreeing(counts: Array, share: float) -> Array:
     return np.array([share * either, rest * of_first, rest * (1 - of_first), no])
 
 
-def _entry(name: str, sampled: Sampled, resamples: Resamples) -> dict[str, Any]:
+def _entry(name: str, sampled: BootstrapDistribution, resamples: Resamples) -> dict[str, Any]:
     found = resamples.interval(sampled)
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

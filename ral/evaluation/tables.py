@@ -11,7 +11,7 @@ from ral.config.evaluate import RULES
 from ral.evaluation import resampled_metrics
 from ral.evaluation.metrics import cuts
 from ral.evaluation.reliability import curve
-from ral.evaluation.resampled_metrics import COUNTS
+from ral.evaluation.resampled_metrics import THRESHOLD_METRICS
 from ral.evaluation.score import Estimate, Evaluation, estimate
 
 Array = NDArray[Any]
@@ -78,7 +78,7 @@ def operating(evaluation: Evaluation) -> pd.DataFrame:
     rows = []
     for finding in evaluation.findings:
         scored = evaluation.scored[finding.name]
-        calls = resampled_metrics.calls(scored, evaluation.resamples)
+        calls = resampled_metrics.metrics_at_threshold(scored, evaluation.resamples)
         if finding.name not in evaluation.estimable or not calls:
             continue
         for rule in RULES:
@@ -89,7 +89,7 @@ def operating(evaluation: Evaluation) -> pd.DataFrame:
                 "threshold": finding.thresholds[rule],
             }
             row |= {name: int(calls[rule][name].values[0]) for name in ("tp", "fp", "fn", "tn")}
-            for name in COUNTS:
+            for name in THRESHOLD_METRICS:
                 found = estimate(calls[rule][name], evaluation.resamples)
                 row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
             rows.append(row)
@@ -98,7 +98,7 @@ def operating(evaluation: Evaluation) -> pd.DataFrame:
 
 OPERATING = [
     "finding", "rule", "chosen", "threshold", "tp", "fp", "fn", "tn",
-    *(f"{name}{end}" for name in COUNTS for end in ("", "_low", "_high")),
+    *(f"{name}{end}" for name in THRESHOLD_METRICS for end in ("", "_low", "_high")),
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ral.data.dataset import Dataset
 Item = TypeVar("Item")
 
 # Micro-batches gathered ahead; each waits in memory.
-AHEAD = 3
+PREFETCH_DEPTH = 3
 
 
 class MicroBatch(NamedTuple):
@@ -77,7 +77,7 @@ def _arrived(batch: MicroBatch, event: torch.cuda.Event) -> MicroBatch:
 _TENSORS = ("images", "targets", "maps")
 
 
-class Ahead(Generic[Item]):
+class Prefetcher(Generic[Item]):
     """Runs an iterator in a thread, a few items ahead; use it as a context manager, which ends the thread.
 
     Args:
@@ -86,7 +86,7 @@ class Ahead(Generic[Item]):
 
     def __init__(self, source: Callable[[], Iterator[Item]]) -> None:
         self._source = source
-        self._items: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(AHEAD)
+        self._items: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(PREFETCH_DEPTH)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
 

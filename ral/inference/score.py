@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.inference.prefetch import Ahead, gather
+from ral.inference.prefetch import Prefetcher, gather
 
 # Images per forward pass; no gradient is kept, and results do not depend on it beyond rounding.
 BATCH = 512
@@ -50,7 +50,7 @@ def score_images(
 
     parts = [torch.empty((0, len(facts["findings"])))]
     half = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with Ahead(batches) as ahead, torch.inference_mode(), half:
+    with Prefetcher(batches) as ahead, torch.inference_mode(), half:
         for pixels in ahead:
             images = normalised(pixels.to(device, non_blocking=True), facts)
             parts.append(network(images.contiguous(memory_format=torch.channels_last)).float())

@@ -71,7 +71,7 @@ class Launcher(Protocol):
         """
 
 
-def stated(failure: Path) -> UserError | None:
+def read_failure(failure: Path) -> UserError | None:
     """The error that a process left; None if there is none."""
     try:
         text = failure.read_text(encoding="utf-8").strip()
@@ -84,7 +84,7 @@ def stated(failure: Path) -> UserError | None:
         return UserError(text, "bug") if text else None
 
 
-def state(failure: Path, message: str, kind: Kind, retry: bool, replace: bool = False) -> None:
+def write_failure(failure: Path, message: str, kind: Kind, retry: bool, replace: bool = False) -> None:
     """Leave word of a failure, unless another process was first.
 
     Args:
@@ -120,4 +120,4 @@ def shell_line(arguments: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    state(Path(sys.argv[1]), "The launcher of training was killed.", "interrupted", True)
+    write_failure(Path(sys.argv[1]), "The launcher of training was killed.", "interrupted", True)

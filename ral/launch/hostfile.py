@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from ral.errors import UserError
-from ral.launch.base import AFTER_FAILURE, Job, shell_line, state, stated
-from ral.processes import at_our_death, die_with_parent, end_group
+from ral.launch.base import AFTER_FAILURE, Job, read_failure, shell_line, write_failure
+from ral.processes import die_with_parent, end_group, run_on_parent_exit
 
 
 def plan(job: Job) -> dict[str, str]:
@@ -43,7 +43,7 @@ def run(job: Job) -> None:
         print(f"on machine {number} run: {shell_line(command)}", file=sys.stderr, flush=True)
     patience = AFTER_FAILURE
     # The launcher's children do not die with it, here or elsewhere; what stands beside each looks at the word of failure.
-    with at_our_death([sys.executable, "-m", "ral.launch.base", str(job.failure)]):
+    with run_on_parent_exit([sys.executable, "-m", "ral.launch.base", str(job.failure)]):
         process = subprocess.Popen(first, start_new_session=True, preexec_fn=die_with_parent)
         try:
             while process.poll() is None and not job.failure.exists():
@@ -51,13 +51,13 @@ def run(job: Job) -> None:
             if job.failure.exists():
                 time.sleep(AFTER_FAILURE + 1)  # those who watch the processes have seen it too, and end them
         except (KeyboardInterrupt, SystemExit):
-            state(job.failure, "Training was asked to end.", "interrupted", True)
+            write_failure(job.failure, "Training was asked to end.", "interrupted", True)
             patience = job.target.grace + 2
             raise
         finally:
             end_group(process, patience)
     if process.returncode or job.failure.exists():
-        raise stated(job.failure) or UserError(
+        raise read_failure(job.failure) or UserError(
             f"DeepSpeed's launcher ended with exit code {process.returncode}; its own lines stand above.",
             "lost_process",
             retry=True,

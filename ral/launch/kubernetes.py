@@ -18,8 +18,8 @@ from typing import Any
 
 from ral.errors import UserError
 from ral.files import read_json
-from ral.launch.base import AFTER_FAILURE, Job, stated
-from ral.processes import at_our_death, die_with_parent, kill_group
+from ral.launch.base import AFTER_FAILURE, Job, read_failure
+from ral.processes import die_with_parent, kill_group, run_on_parent_exit
 
 MANIFEST = "job.yaml"
 
@@ -57,14 +57,14 @@ def run(job: Job) -> None:
     _inside(Path(read_json(job.spec)["state_dir"]), job.target.kubernetes.mount, "state_dir")
     delete = _kubectl(job, "delete", _kind(job), _name(job), "--ignore-not-found")
     followers: dict[str, subprocess.Popen] = {}
-    with at_our_death([*delete, "--wait=false"]):
+    with run_on_parent_exit([*delete, "--wait=false"]):
         try:
             _call(delete)  # of an earlier try with the same id
             _call(_kubectl(job, "apply", "--filename", str(job.folder / MANIFEST)))
             ended = _wait(job, followers)
             if ended == "Complete" and not job.failure.exists():
                 return
-            raise stated(job.failure) or UserError(
+            raise read_failure(job.failure) or UserError(
                 f"{_kind(job)} {_name(job)} ended as {ended}; its own lines stand above.",
                 "lost_process",
                 True,

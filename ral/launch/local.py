@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ral.errors import UserError
 from ral.launch.base import Job, shell_line
-from ral.launch.ranks import run_ranks, variables
+from ral.launch.ranks import rendezvous_env, run_ranks
 
 
 def plan(job: Job) -> dict[str, str]:
@@ -59,4 +59,4 @@ def gpus() -> int:
 
 def _ranks(job: Job) -> list[dict[str, str]]:
     world = job.target.processes or max(1, gpus())
-    return [variables(rank, rank, world, "127.0.0.1", job.port) for rank in range(world)]
+    return [rendezvous_env(rank, rank, world, "127.0.0.1", job.port) for rank in range(world)]

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from ral.errors import UserError
 from ral.files import read_json
-from ral.launch.base import AFTER_FAILURE, state, stated
+from ral.launch.base import AFTER_FAILURE, read_failure, write_failure
 from ral.processes import LOST_PEER, die_with_parent, ignore_requests_to_end, kill_group, on_request_to_end
 
 ASKED_TO_END = 128 + signal.SIGTERM
 
 
-def variables(rank: int, local_rank: int, world: int, address: str, port: int | str) -> dict[str, str]:
+def rendezvous_env(rank: int, local_rank: int, world: int, address: str, port: int | str) -> dict[str, str]:
     """The variables by which the processes find each other."""
     return {
         "RANK": str(rank),
@@ -35,10 +35,10 @@ def variables(rank: int, local_rank: int, world: int, address: str, port: int | 
     }
 
 
-def of_slurm(given: Mapping[str, str]) -> list[dict[str, str]]:
+def ranks_from_slurm(given: Mapping[str, str]) -> list[dict[str, str]]:
     """SLURM starts one task per process; MASTER_ADDR and MASTER_PORT come from the batch script."""
     return [
-        variables(
+        rendezvous_env(
             int(given["SLURM_PROCID"]),
             int(given["SLURM_LOCALID"]),
             int(given["SLURM_NTASKS"]),
@@ -61,12 +61,12 @@ def of_kubeflow(given: Mapping[str, str]) -> list[dict[str, str]]:
     address = given["PET_MASTER_ADDR"] if "PET_MASTER_ADDR" in given else given["MASTER_ADDR"]
     port = given["PET_MASTER_PORT"] if "PET_MASTER_PORT" in given else given["MASTER_PORT"]
     return [
-        variables(node * per_node + place, place, nodes * per_node, address, port)
+        rendezvous_env(node * per_node + place, place, nodes * per_node, address, port)
         for place in range(per_node)
     ]
 
 
-RANKS = {"slurm": of_slurm, "deepspeed": of_deepspeed, "kubeflow": of_kubeflow}
+RANKS = {"slurm": ranks_from_slurm, "deepspeed": of_deepspeed, "kubeflow": of_kubeflow}
 
 
 def run_ranks(
@@ -85,7 +85,7 @@ def run_ranks(
         UserError: a process of the job failed.
         KeyboardInterrupt, SystemExit: this process was asked to end; the others have ended.
     """
-    if (known := stated(failure)) is not None:  # a scheduler started a pod or task again, or late
+    if (known := read_failure(failure)) is not None:  # a scheduler started a pod or task again, or late
         raise known
     children: list[subprocess.Popen] = []
     patience = AFTER_FAILURE
@@ -108,7 +108,7 @@ def run_ranks(
         raise
     finally:
         _end(children, patience)
-    raise stated(failure) or UserError(f"Training failed, and {failure} cannot be read.", "bug")
+    raise read_failure(failure) or UserError(f"Training failed, and {failure} cannot be read.", "bug")
 
 
 def _all_end_well(children: Sequence[subprocess.Popen], failure: Path) -> bool:
@@ -144,14 +144,14 @@ def _state_cause(
     rank, code = dead[0]
     who = f"Training process {rank['RANK']} of {rank['WORLD_SIZE']} on {socket.gethostname()}"
     if code in (-signal.SIGTERM, -signal.SIGHUP, ASKED_TO_END):
-        state(failure, f"{who} was asked to end.", "interrupted", True)
+        write_failure(failure, f"{who} was asked to end.", "interrupted", True)
     elif code < 0:
-        known = stated(failure)
+        known = read_failure(failure)
         why = " The machine may have run out of memory." if code == -signal.SIGKILL else ""
         words = f"{who} ended with signal {-code} ({signal.Signals(-code).name}).{why}"
-        state(failure, words, "lost_process", True, replace=known is not None and known.kind == "bug")
+        write_failure(failure, words, "lost_process", True, replace=known is not None and known.kind == "bug")
     else:
-        state(
+        write_failure(
             failure,
             f"{who} ended with exit code {code}; its own lines stand above.",
             "lost_process",
@@ -184,7 +184,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, SystemExit):
         host = socket.gethostname()
-        state(
+        write_failure(
             failure,
             f"Training was asked to end on {host}. Rerun the same command to resume.",
             "interrupted",

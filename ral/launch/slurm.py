@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from ral.errors import UserError
-from ral.launch.base import Job, shell_line, stated
-from ral.processes import at_our_death, die_with_parent, kill_group
+from ral.launch.base import Job, read_failure, shell_line
+from ral.processes import die_with_parent, kill_group, run_on_parent_exit
 
 SCRIPT = "train.sbatch"
 
@@ -90,7 +90,7 @@ def run(job: Job) -> None:
         )
     cancel = ["scancel", f"--name={_name(job)}"]  # known before the job has a number
     ticket, complaint = job.folder / "sbatch.out", job.folder / "sbatch.err"
-    with at_our_death(cancel), ticket.open("wb") as out, complaint.open("wb") as err:
+    with run_on_parent_exit(cancel), ticket.open("wb") as out, complaint.open("wb") as err:
         process = subprocess.Popen(
             ["sbatch", "--parsable", "--wait", str(job.folder / SCRIPT)],
             stdout=out, stderr=err, start_new_session=True, preexec_fn=die_with_parent,
@@ -145,7 +145,7 @@ def _error(job: Job, ticket: Path, complaint: Path) -> UserError:
             f"SLURM did not take the job: {words}\nThe script is {job.folder / SCRIPT}.", "queue", True
         )
     state = _state(number)
-    word = stated(job.failure)
+    word = read_failure(job.failure)
     again = "Run the same command again: it continues from the last checkpoint."
     if state in LOST:
         return UserError(f"SLURM ended job {number} ({state}). {again}", "queue", True)

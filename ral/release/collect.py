@@ -15,7 +15,7 @@ from ral.errors import UserError
 from ral.evaluation.rows import read_studies
 from ral.files import read_json
 from ral.release import bundle
-from ral.release.gate import Evidence
+from ral.release.gate import GateInputs
 from ral.release.ledger import Ledger
 from ral.release.registry import Registry
 from ral.release.rescore import rival
@@ -24,7 +24,9 @@ PREPARED, LOGITS = "data/prepared", "models/logits"
 DECISION = "decision"
 
 
-def evidence(workspace: Path, registry: Registry, run_id: str) -> tuple[Evidence, EvaluateConfig, GateConfig]:
+def evidence(
+    workspace: Path, registry: Registry, run_id: str
+) -> tuple[GateInputs, EvaluateConfig, GateConfig]:
     """Collect the evidence of a whole run, and score champion and anchor on its gate set.
 
     Args:
@@ -38,7 +40,7 @@ def evidence(workspace: Path, registry: Registry, run_id: str) -> tuple[Evidence
     params = load(workspace / "params.yaml", Params)
     tables = [_table(workspace / LOGITS / f"{split}.parquet") for split in ("val", "test")]
     dataset = _dataset(workspace / PREPARED)
-    turn = turn_of(registry.ledger, run_id)
+    turn = decision_index(registry.ledger, run_id)
     images = _test_images(dataset, params.evaluate)
     in_set = gate_set(dataset.studies["patient_id"], params.gate.sets, turn)[images]
     preparation = bundle.preparation(workspace / "params.yaml")
@@ -49,7 +51,7 @@ def evidence(workspace: Path, registry: Registry, run_id: str) -> tuple[Evidence
         None if release is None else rival(release, dataset, images[in_set], preparation)
         for release in (champion, anchor)
     ]
-    found = Evidence(
+    found = GateInputs(
         studies=read_studies(workspace / PREPARED),
         val=tables[0],
         test=tables[1],
@@ -62,7 +64,7 @@ def evidence(workspace: Path, registry: Registry, run_id: str) -> tuple[Evidence
     return found, params.evaluate, params.gate
 
 
-def turn_of(ledger: Ledger, run_id: str) -> int:
+def decision_index(ledger: Ledger, run_id: str) -> int:
     """How many decisions were taken before that of a run."""
     runs = [entry["run_id"] for entry in ledger.entries() if entry["what"] == DECISION]
     return runs.index(run_id) if run_id in runs else len(runs)

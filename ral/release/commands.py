@@ -9,7 +9,7 @@ from typing import Any
 from ral.config.base import load
 from ral.config.gate import GateParams
 from ral.errors import UserError
-from ral.files import new_file, private_folder, read_json, write_json
+from ral.files import atomic_write, private_folder, read_json, write_json
 from ral.release import bundle
 from ral.release.ledger import Ledger
 from ral.release.registry import ARCHIVED, Registry, Release
@@ -79,7 +79,7 @@ def do_predict(options: Namespace) -> None:
     bundle.there(options.prepared / "dataset.json")
     dataset = open_dataset(options.prepared)
     table = score(release, dataset, np.arange(len(dataset.studies)))
-    with new_file(options.out) as draft:
+    with atomic_write(options.out) as draft:
         table.to_parquet(draft, index=False)
     print(_notice(bundle.check(release.packet), dataset.facts["phantom"]))
     print(f"{len(table):,} images scored by {release.version}: {options.out} (raw logits, not probabilities)")
@@ -95,7 +95,7 @@ def do_rescore(options: Namespace) -> None:
     if table is None:
         path.unlink(missing_ok=True)
     else:
-        with new_file(path) as draft:
+        with atomic_write(path) as draft:
             table.to_parquet(draft, index=False)
     print(line)
 

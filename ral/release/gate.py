@@ -16,7 +16,7 @@ from ral.config.evaluate import EvaluateConfig
 from ral.config.gate import GateConfig
 from ral.data.splits.holdout import gate_set, sealed_patients, unsealed
 from ral.evaluation.score import Estimate, data_of, evaluate
-from ral.release.paired import NO_FINDING, Difference, Rival, differences, pair
+from ral.release.paired import NO_FINDING, Difference, ReferenceModel, differences, pair
 from ral.wording import PHANTOM_SHORT, RESEARCH, signed, signed_interval
 
 Result = Literal["passes", "holds", "rejects", "listed"]
@@ -26,7 +26,7 @@ DRIFT = "accepted profile"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GateInputs:
     """All that the gate looks at."""
 
     studies: pd.DataFrame
@@ -35,9 +35,9 @@ class Evidence:
     """The challenger's raw logits of all validation images: image_id and a column per finding."""
     test: pd.DataFrame
     """The same of all test images."""
-    champion: Rival | None
+    champion: ReferenceModel | None
     """None if this is the first model."""
-    anchor: Rival | None
+    anchor: ReferenceModel | None
     """The release that non-inferiority is measured against, if the parameters ask for it."""
     data: dict[str, Any]
     """The verdict of the step validate."""
@@ -47,14 +47,14 @@ class Evidence:
     """Decisions that were taken before: it is the turn of the next gate set."""
 
 
-def judge(evidence: Evidence, config: EvaluateConfig, gate: GateConfig) -> dict[str, Any]:
+def judge(evidence: GateInputs, config: EvaluateConfig, gate: GateConfig) -> dict[str, Any]:
     """Decide on a challenger.
 
     The decision is REJECT if a rule rejects, else HOLD if one holds, else PROMOTE. A rule that is listed informs and
     changes nothing.
 
     Args:
-        evidence: see `Evidence`.
+        evidence: see `GateInputs`.
         config: tiers, least positives, the bootstrap, audit groups, the sealed share.
         gate: the floors.
 
@@ -127,7 +127,7 @@ def _decision(rules: list[dict[str, Any]]) -> str:
     return "REJECT" if "rejects" in results else "HOLD" if "holds" in results else "PROMOTE"
 
 
-def _summary(decision: str, rules: list[dict[str, Any]], champion: Rival | None) -> str:
+def _summary(decision: str, rules: list[dict[str, Any]], champion: ReferenceModel | None) -> str:
     """The decision and its reasons in one line."""
     wanted = {"REJECT": "rejects", "HOLD": "holds"}.get(decision)
     why = [rule["sentence"] for rule in rules if rule["result"] == wanted]
@@ -245,7 +245,7 @@ def _subgroup(name: str, found: Difference, gate: GateConfig) -> dict[str, Any]:
 
 
 def _non_inferiority(
-    evidence: Evidence, studies: pd.DataFrame, test: pd.DataFrame, config: EvaluateConfig, gate: GateConfig
+    evidence: GateInputs, studies: pd.DataFrame, test: pd.DataFrame, config: EvaluateConfig, gate: GateConfig
 ) -> dict[str, Any] | None:
     """Macro AP against the fixed anchor; it only informs, for the rule `gain` says what follows from it."""
     if gate.margin is None or evidence.anchor is None:

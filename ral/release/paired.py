@@ -21,7 +21,7 @@ NO_FINDING = "no finding"
 
 
 @dataclass(frozen=True)
-class Rival:
+class ReferenceModel:
     """An earlier model on tonight's images."""
 
     version: str
@@ -61,7 +61,9 @@ class Difference:
     """Why there are no numbers; empty if there are."""
 
 
-def pair(studies: pd.DataFrame, test: pd.DataFrame, rival: Rival, preparation: dict[str, Any]) -> Pair:
+def pair(
+    studies: pd.DataFrame, test: pd.DataFrame, rival: ReferenceModel, preparation: dict[str, Any]
+) -> Pair:
     """Choose images and findings that both models may be scored on.
 
     Args:

@@ -54,7 +54,7 @@ class _Assignment:
 
     @property
     def number(self) -> int:
-        """Place in the order; GTO's times have whole seconds and cannot tell."""
+        """DistributedContext in the order; GTO's times have whole seconds and cannot tell."""
         return int(self.tag.rpartition("#")[2])
 
 
@@ -109,7 +109,7 @@ class Registry:
     def champion(self) -> Release | None:
         """The champion, after what a crash left half done was mended; None before the first promotion."""
         with locked(self._lock):
-            self._mend()
+            self._reconcile()
             return next((release for release in self.releases() if release.stage == CHAMPION), None)
 
     def anchor(self, version: str | None) -> Release | None:
@@ -163,7 +163,7 @@ class Registry:
         Raises:
             UserError: no such release, its packet is gone or damaged, or `by` or `reason` is empty.
         """
-        self._crown(version, by, f"promote: {_said(reason)}")
+        self._set_champion(version, by, f"promote: {_said(reason)}")
 
     def rollback(self, by: str, reason: str, to: str | None = None) -> str:
         """Make an earlier champion the champion again.
@@ -189,7 +189,7 @@ class Registry:
                 f"{target} was never the champion. To make it one: python -m ral.release promote {target}"
             )
         if target != champion:
-            self._crown(target, by, f"rollback: {_said(reason)}")
+            self._set_champion(target, by, f"rollback: {_said(reason)}")
         return target
 
     def before(self) -> str | None:
@@ -213,7 +213,7 @@ class Registry:
             Versions whose packet was removed.
         """
         with locked(self._lock):
-            self._mend()
+            self._reconcile()
             releases = [release for release in self.releases() if release.packet.is_dir()]
             newest = {release.version for release in releases[len(releases) - keep :]} if keep else set()
             stays = newest | {*used, self.before()}
@@ -226,21 +226,21 @@ class Registry:
                 shutil.rmtree(dead)
             return [release.version for release in gone]
 
-    def _crown(self, version: str, by: str, message: str) -> None:
+    def _set_champion(self, version: str, by: str, message: str) -> None:
         release = self._with_packet(version)
         with locked(self._lock):
             _, assignments = self._tags()
             if _champion(assignments) != release.version:
                 # git marks the end of a name by these.
                 self._assign(CHAMPION, version, _said(re.sub("[<>]", "", by)), message)
-            self._mend()
+            self._reconcile()
 
     def _with_packet(self, version: str) -> Release:
         release = self.release(version)
         bundle.check(release.packet)
         return release
 
-    def _mend(self) -> None:
+    def _reconcile(self) -> None:
         """Bring in line with the newest champion's tag what follows from it: the archived tag, the ledger, the link."""
         _, assignments = self._tags()
         champions = [item for item in assignments if item.stage == CHAMPION]

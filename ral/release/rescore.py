@@ -12,7 +12,7 @@ from ral.errors import UserError
 from ral.inference.score import score_images
 from ral.models.load import load_model
 from ral.release import bundle
-from ral.release.paired import Rival
+from ral.release.paired import ReferenceModel
 from ral.release.registry import Release
 
 
@@ -63,7 +63,9 @@ def seen(release: Release) -> frozenset[str]:
     return frozenset(split.index[split != "test"])
 
 
-def rival(release: Release, dataset: Dataset, rows: np.ndarray, preparation: dict[str, Any]) -> Rival:
+def rival(
+    release: Release, dataset: Dataset, rows: np.ndarray, preparation: dict[str, Any]
+) -> ReferenceModel:
     """A release as the gate looks at it: its logits of those of the images whose patients it has not seen.
 
     Args:
@@ -81,4 +83,4 @@ def rival(release: Release, dataset: Dataset, rows: np.ndarray, preparation: dic
         logits = score(release, dataset, rows[~dataset.studies["patient_id"].isin(known).to_numpy()[rows]])
     else:
         logits = pd.DataFrame(columns=["image_id", *content["findings"]])
-    return Rival(release.version, logits, known, content["preparation"])
+    return ReferenceModel(release.version, logits, known, content["preparation"])

@@ -9,10 +9,10 @@ import pandas as pd
 from ral.reporting.tables import Cell, Table, records, text
 from ral.wording import (
     NOT_ESTIMABLE,
-    counted,
     known,
     number,
     p_value,
+    pluralize,
     signed,
     signed_interval,
     with_interval,
@@ -66,9 +66,9 @@ def said(found: Audit, confidence: float) -> str:
     """How many gaps were looked at and what came of it, as a sentence."""
     if not found.tested:
         return "No gap could be tested: no group and its other images have enough patients with a finding."
-    gaps = f"{counted(found.tested, 'gap', 'gaps')} between a group and all other images"
+    gaps = f"{pluralize(found.tested, 'gap', 'gaps')} between a group and all other images"
     flags = len(found.flagged.rows) if found.flagged else 0
-    result = f"{counted(flags, 'is', 'are')} flagged" if flags else "none is flagged"
+    result = f"{pluralize(flags, 'is', 'are')} flagged" if flags else "none is flagged"
     return (
         f"{gaps} {'was' if found.tested == 1 else 'were'} tested and corrected together by Holm's method; {result} "
         f"(corrected p of at most {1 - confidence:.3g}). No flag does not mean no gap: small groups have wide intervals."

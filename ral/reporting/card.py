@@ -14,7 +14,7 @@ from ral.reporting import audit, calibration, data_tables, tables
 from ral.reporting.plots import Row
 from ral.reporting.report import Inputs
 from ral.reporting.tables import Table
-from ral.wording import PHANTOM, RESEARCH, counted, escape, interval, known, sealed
+from ral.wording import PHANTOM, RESEARCH, escape, interval, known, pluralize, sealed
 
 # What is neither Markdown nor HTML: viewers that do not know front matter show it as a part of the card.
 _PLAIN = re.compile(r"(?:[^\W_]|[ .,:;%()+–-])*")
@@ -103,7 +103,7 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
     return {
         "Model overview": [
             "Scores frontal chest X-ray images for "
-            f"{counted(len(inputs.model['findings']), 'finding', 'findings')}, several of which an image may have. "
+            f"{pluralize(len(inputs.model['findings']), 'finding', 'findings')}, several of which an image may have. "
             "The outputs are raw logits; their sigmoid is no probability. Calibrated scores need the maps of "
             "calibration.json.",
             _table(tables.model(inputs.model, len(inputs.history))),
@@ -131,7 +131,7 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             _table(data_tables.labels(inputs.class_counts, rows)),
         ],
         "Training": [
-            f"Loss: {escape(inputs.model['loss'])}. {counted(len(inputs.history), 'epoch', 'epochs')}; the weights are those of "
+            f"Loss: {escape(inputs.model['loss'])}. {pluralize(len(inputs.history), 'epoch', 'epochs')}; the weights are those of "
             f"epoch {inputs.model['best_epoch']}, chosen by the macro AP on the validation images. Global batch "
             f"{params.train.batch_size}, learning rate {params.train.learning_rate:g}, weight decay "
             f"{params.train.weight_decay:g}, precision {params.train.precision}, seed {params.train.seed}. All parameters "

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ral.reporting.plots import INK, Row, plain, svg
 from ral.reporting.tables import OVERALL, Table, records, text
-from ral.wording import NOT_ESTIMABLE, counted, known, number, p_value, signed, signed_interval
+from ral.wording import NOT_ESTIMABLE, known, number, p_value, pluralize, signed, signed_interval
 
 LEVELS = {"macro": "all", "tier": "tier", "finding": "finding"}
 
@@ -22,8 +22,8 @@ def said(comparison: pd.DataFrame, confidence: float) -> str | None:
         return (
             f"There is a previous model, but {text(row['note']) or 'no figure of the two can be compared'}."
         )
-    images = counted(int(row["images"]), "test image", "test images")
-    patients = counted(int(row["patients"]), "patient", "patients")
+    images = pluralize(int(row["images"]), "test image", "test images")
+    patients = pluralize(int(row["patients"]), "patient", "patients")
     if not known(row["low"]) or not known(row["high"]):
         verdict = "too few patients for an interval: nothing is shown"
     elif row["low"] > 0:
@@ -35,7 +35,7 @@ def said(comparison: pd.DataFrame, confidence: float) -> str | None:
     return (
         f"Macro AP {row['value']:.3f}, {row['baseline_value']:.3f} before: {_difference(row)} "
         f"({100 * confidence:g} % interval), {verdict}. Both models were scored on the same {images} of {patients}, "
-        f"over {counted(int(row['findings']), 'finding', 'findings')}."
+        f"over {pluralize(int(row['findings']), 'finding', 'findings')}."
     )
 
 

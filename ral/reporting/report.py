@@ -218,7 +218,7 @@ def _headline(metrics: dict[str, Any], rows: list[plots.Row]) -> list[dict[str, 
             "value": wording.number(metrics["macro"][metric]["value"]),
             "interval": wording.interval(metrics["macro"][metric]["low"], metrics["macro"][metric]["high"]),
             "chance": chance,
-            "findings": wording.counted(
+            "findings": wording.pluralize(
                 sum(wording.known(row[metric]) for row in rows), "finding", "findings"
             ),
         }

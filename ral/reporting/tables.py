@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ral.reporting.plots import Curve, Row, prevalence
-from ral.wording import counted, estimate, known, number, percent, with_interval
+from ral.wording import estimate, known, number, percent, pluralize, with_interval
 
 # Where the curves are read off for the table beside them.
 FALSE_POSITIVE_RATES = (0.05, 0.1, 0.2, 0.5)
@@ -78,7 +78,7 @@ def cxr_lt(metrics: dict[str, Any]) -> Table:
         ("Figure", "Value", "Mean over"),
         "lrr",
         [
-            [name, estimate(found), counted(found["findings"], "finding", "findings")]
+            [name, estimate(found), pluralize(found["findings"], "finding", "findings")]
             for name, found in metrics["cxr_lt"].items()
         ],
     )
@@ -152,7 +152,7 @@ def points(curves: pd.DataFrame, finding: str, curve: str) -> Curve:
 
 def history(epochs: pd.DataFrame, best: int) -> Table:
     """What was measured after every epoch, with the weights as trained and with their moving average."""
-    measured = ("val_macro_ap", "val_macro_auroc", "average_val_macro_ap", "average_val_macro_auroc")
+    measured = ("val_macro_ap", "val_macro_auroc", "ema_val_macro_ap", "ema_val_macro_auroc")
     return Table(
         "Epochs",
         (
@@ -165,7 +165,7 @@ def history(epochs: pd.DataFrame, best: int) -> Table:
                 f"{int(row['epoch'])}" + " (classifier)" * (row["phase"] == "classifier") + " (kept)" * (row["epoch"] == best),
                 f"{row['learning_rate']:.3g}",
                 number(row["train_loss"], 5),
-                f"{int(row['passed_over'])}",
+                f"{int(row['skipped_steps'])}",
                 *(number(row[name], 4) for name in measured),
             ]
             for row in epochs.to_dict("records")
@@ -188,7 +188,7 @@ def model(facts: dict[str, Any], epochs: int) -> Table:
             else "none",
             "Loss": facts["loss"],
             "Input": f"{facts['size']} × {facts['size']} pixels, gray",
-            "Outputs": f"{counted(len(facts['findings']), 'finding', 'findings')}: {facts['outputs']}",
+            "Outputs": f"{pluralize(len(facts['findings']), 'finding', 'findings')}: {facts['outputs']}",
             "Weights kept": f"{kind}, epoch {facts['best_epoch']} of {epochs}: the best validation macro AP",
             "Pixel mean and deviation": f"{facts['pixel_mean']:.3f} and {facts['pixel_deviation']:.3f} "
             "(training images, 0 to 255)",

@@ -5,7 +5,7 @@
 
 spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder, "state_dir": folder,
 "failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or false}. The process of rank 0 writes model.safetensors,
-weights/{last,average}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`.
+weights/{last,ema}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`.
 The first process to fail leaves {"kind", "retry", "message"} in `failure` and exits with 1. SIGTERM or SIGHUP: a
 checkpoint is written, and the exit code is 143.
 """
@@ -24,34 +24,34 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset, open_dataset
 from ral.errors import DISK_ERRORS, UserError, explain_os_error
 from ral.files import follow_umask, read_json, write_json
-from ral.launch.base import state, stated
+from ral.launch.base import read_failure, write_failure
 from ral.processes import LOST_PEER, die_with_parent, leave
 from ral.training.state import HISTORY
 
 if TYPE_CHECKING:
-    from ral.training.trainer import Fit
+    from ral.training.trainer import Trainer
 
 
 def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     """Train, and on rank 0 write the outputs."""
     import torch
 
-    from ral.training.checkpoint import Checkpoints, key
+    from ral.training.checkpoint import Checkpoints, training_fingerprint
     from ral.training.engine import init_process
-    from ral.training.loop import Place
-    from ral.training.metric_logger import Log
-    from ral.training.state import StopRequest
-    from ral.training.trainer import Fit
+    from ral.training.loop import DistributedContext
+    from ral.training.metric_logger import MetricLogger
+    from ral.training.state import PreemptionFlag
+    from ral.training.trainer import Trainer
 
     torch.set_num_threads(params.train.threads)
-    stop = StopRequest()
-    place = Place(*init_process())
-    name = key(params.model_dump(), Path(spec["prepared"]))
+    stop = PreemptionFlag()
+    place = DistributedContext(*init_process())
+    name = training_fingerprint(params.model_dump(), Path(spec["prepared"]))
     checkpoints = Checkpoints(Path(spec["state_dir"]) / "training" / name, spec["keep"])
     with checkpoints.lock() if place.rank == 0 else contextlib.nullcontext():
         torch.distributed.barrier()
-        log = Log(Path(spec["run"]), spec["tensorboard"]) if place.rank == 0 else None
-        training = Fit(params, dataset, place, checkpoints, spec["checkpoint_minutes"], log, stop)
+        log = MetricLogger(Path(spec["run"]), spec["tensorboard"]) if place.rank == 0 else None
+        training = Trainer(params, dataset, place, checkpoints, spec["checkpoint_minutes"], log, stop)
         with _saved_if_interrupted(training, Path(spec["failure"])):
             fit = training.fit()
             chosen = fit.state.best[fit.chosen].weights
@@ -64,7 +64,7 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
 
 
 @contextlib.contextmanager
-def _saved_if_interrupted(training: "Fit", failure: Path) -> Iterator[None]:
+def _saved_if_interrupted(training: "Trainer", failure: Path) -> Iterator[None]:
     """Asked to end, save what is not saved yet, and leave word of where the same command resumes."""
     try:
         yield
@@ -78,9 +78,9 @@ def _saved_if_interrupted(training: "Fit", failure: Path) -> Iterator[None]:
                 else f"A checkpoint was saved after {step:,} steps: rerun the same command to resume."
             )
             # Who watches the processes may have said already that they were asked; this says more.
-            known = stated(failure)
+            known = read_failure(failure)
             better = known is not None and known.kind == "interrupted"
-            state(failure, f"Training was asked to end. {where}", "interrupted", True, replace=better)
+            write_failure(failure, f"Training was asked to end. {where}", "interrupted", True, replace=better)
         raise
 
 
@@ -122,7 +122,7 @@ def write_outputs(
             "outputs": "raw logits; their sigmoid is not a probability",
         },
     )
-    prefix = "average_" if fit.chosen == "average" else ""
+    prefix = "ema_" if fit.chosen == "ema" else ""
     figures = {name: best_row[prefix + name] for name in ("val_macro_ap", "val_macro_auroc")}
     write_json(
         out / "validation.json",
@@ -178,12 +178,12 @@ def main() -> int:
         params = TrainParams.model_validate(spec["params"])
         train(spec, params, open_dataset(Path(spec["prepared"])))
     except UserError as error:
-        state(Path(spec["failure"]), str(error), error.kind, error.retry)
+        write_failure(Path(spec["failure"]), str(error), error.kind, error.retry)
         return 1
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        state(Path(spec["failure"]), explain_os_error(error), "disk", False)
+        write_failure(Path(spec["failure"]), explain_os_error(error), "disk", False)
         return 1
     except RuntimeError as error:
         if not _peer_is_gone(error):

@@ -31,7 +31,7 @@ PACKAGES = ("torch", "deepspeed", "timm", "numpy", "pyarrow")
 TENSORS, FACTS, SUMS = "tensors.safetensors", "facts.json", "sums.json"
 
 
-def key(params: dict[str, Any], prepared: Path) -> str:
+def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     """Name of the training that `params`, the prepared data, the code and the versions decide: 32 hexadecimal digits.
 
     Call it when everything that training uses is imported: the code is the loaded modules of this project.
@@ -123,7 +123,7 @@ class Checkpoints:
         found = self._found()
         return int(found[-1].name.removeprefix("step-")) if found else None
 
-    def newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load_latest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of the newest sound checkpoint; None without any.
 
         Args:
@@ -137,7 +137,7 @@ class Checkpoints:
                 tensors = load_file(path / TENSORS)
                 try:
                     weights = {
-                        name: t for name, t in tensors.items() if name.startswith(("weights/", "average/"))
+                        name: t for name, t in tensors.items() if name.startswith(("weights/", "ema/"))
                     }
                     refuse_not_finite(weights, "")
                     return tensors, read_json(path / FACTS)

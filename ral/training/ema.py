@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Average:
+class ModelEma:
     """Follows tensors that are trained in place; ZeRO 3's are this process's part of the weights.
 
     In the first steps the decay is (1 + t) / (10 + t) where that is smaller, so that the random start is forgotten.

@@ -178,25 +178,25 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
-def passed_over(engine: Any, device: torch.device) -> Tensor:
+def step_was_skipped(engine: Any, device: torch.device) -> Tensor:
     """1 if the last step was passed over for non-finite gradients, else 0; float32 scalar on the device."""
     if hasattr(engine.optimizer, "overflow"):
         return torch.tensor(float(engine.optimizer.overflow), device=device)
     return engine.optimizer.found_inf
 
 
-def local_tensors(engine: Any) -> dict[str, Tensor]:
+def local_state_dict(engine: Any) -> dict[str, Tensor]:
     """Weights and buffers by name, as this process holds them: under ZeRO 3 its part of each weight, else all of it."""
     weights = {name: getattr(p, "ds_tensor", p).data for name, p in engine.module.named_parameters()}
     kept = engine.module.state_dict(keep_vars=True)
     return weights | {name: buffer for name, buffer in engine.module.named_buffers() if name in kept}
 
 
-def parts(engine: Any, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What this process holds of complete tensors by name, in the shapes of `local_tensors`."""
+def shard_state_dict(engine: Any, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What this process holds of complete tensors by name, in the shapes of `local_state_dict`."""
     weights = dict(engine.module.named_parameters())
     found = {}
-    for name, own in local_tensors(engine).items():
+    for name, own in local_state_dict(engine).items():
         value = whole[name].to(own.device)
         found[name] = _part(value, own.numel()) if hasattr(weights.get(name), "ds_id") else value.clone()
     return found
@@ -210,9 +210,9 @@ def _part(whole: Tensor, numel: int) -> Tensor:
 
 
 @contextmanager
-def swapped(engine: Any, values: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block the engine holds `values` (of `local_tensors`' names and shapes) instead of its own."""
-    own = local_tensors(engine)
+def use_weights(engine: Any, values: dict[str, Tensor]) -> Iterator[None]:
+    """Within the block the engine holds `values` (of `local_state_dict`' names and shapes) instead of its own."""
+    own = local_state_dict(engine)
     saved = {name: tensor.clone() for name, tensor in own.items()}
     for name, tensor in own.items():
         tensor.copy_(values[name])
@@ -223,7 +223,7 @@ def swapped(engine: Any, values: dict[str, Tensor]) -> Iterator[None]:
             tensor.copy_(saved[name])
 
 
-def whole_tensors(engine: Any) -> dict[str, Tensor]:
+def full_state_dict(engine: Any) -> dict[str, Tensor]:
     """Weights and buffers by name, complete, as copies on the device. Every process must call it."""
     import deepspeed
 
@@ -233,7 +233,7 @@ def whole_tensors(engine: Any) -> dict[str, Tensor]:
         return {name: t.detach().clone() for name, t in engine.module.state_dict().items()}
 
 
-def moments(engine: Any) -> dict[str, Tensor]:
+def optimizer_state_dict(engine: Any) -> dict[str, Tensor]:
     """AdamW's moments as `<moment>/<weight>`, complete; empty before the first step. Every process must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -250,14 +250,14 @@ def moments(engine: Any) -> dict[str, Tensor]:
     return found
 
 
-def steps_taken(engine: Any) -> int:
+def optimizer_steps(engine: Any) -> int:
     """Steps that AdamW has taken; those passed over do not count."""
     states = list(_optimizer(engine).state.values())
     return int(states[0]["step"]) if states else 0
 
 
-def restore_moments(engine: Any, values: dict[str, Tensor], steps: int) -> None:
-    """Put back what `moments` and `steps_taken` gave, whatever the ZeRO stage and world size were then."""
+def load_optimizer_state_dict(engine: Any, values: dict[str, Tensor], steps: int) -> None:
+    """Put back what `optimizer_state_dict` and `optimizer_steps` gave, whatever the ZeRO stage and world size were then."""
     optimizer = _optimizer(engine)
     if not values:
         return

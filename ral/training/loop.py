@@ -12,16 +12,16 @@ from ral.config.sampler import SamplerConfig
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.inference.prefetch import Ahead, MicroBatch, gather, to_device
+from ral.inference.prefetch import MicroBatch, Prefetcher, gather, to_device
 from ral.inference.score import normalised
 from ral.losses import ClassCounts, Loss, build_loss
 from ral.losses.base import effective_weights
 from ral.training import engine as deepspeed_engine
 from ral.training import plan
 from ral.training.augment import draw_transforms, transform
-from ral.training.ema import Average
+from ral.training.ema import ModelEma
 from ral.training.samplers import epoch_images, epoch_rows
-from ral.training.state import State, StopRequest
+from ral.training.state import PreemptionFlag, TrainState
 
 
 class Phase(NamedTuple):
@@ -34,7 +34,7 @@ class Phase(NamedTuple):
     sampler: SamplerConfig
 
 
-class Place(NamedTuple):
+class DistributedContext(NamedTuple):
     """Which process this is."""
 
     rank: int
@@ -42,17 +42,17 @@ class Place(NamedTuple):
     device: torch.device
 
 
-class Status(NamedTuple):
+class StepStatus(NamedTuple):
     """What the processes tell each other after an optimizer step, summed over them."""
 
     epoch: int
     step: int
-    sums: Tensor
+    reduced: Tensor
     """[loss, passed over, asked to stop, time to save] on the CPU, when `ready`."""
     ready: "torch.cuda.Event | None"
 
 
-class Trainer:
+class PhaseTrainer:
     """One process's share of one phase.
 
     The loss is a sum over labels, divided by the known labels of the global batch, which every process knows from the
@@ -73,7 +73,7 @@ class Trainer:
 
     def __init__(
         self, engine: Any, frozen: list[nn.Module], dataset: Dataset, params: TrainParams, phase: Phase,
-        place: Place, state: State, stop: StopRequest, timer: Callable[[], bool], save: Callable[[], None],
+        place: DistributedContext, state: TrainState, stop: PreemptionFlag, timer: Callable[[], bool], save: Callable[[], None],
     ) -> None:  # fmt: skip
         self.engine, self.frozen, self.dataset, self.config = engine, frozen, dataset, params.train
         self.phase, self.place, self.state = phase, place, state
@@ -83,7 +83,9 @@ class Trainer:
         self.targets = dataset.targets()
         self.rows = dataset.rows("train")
         self.accumulation = deepspeed_engine.accumulation(self.config, place.world)
-        self.ends = plan.batches(epoch_images(phase.sampler, self.targets[self.rows]), self.config.batch_size)
+        self.ends = plan.batch_offsets(
+            epoch_images(phase.sampler, self.targets[self.rows]), self.config.batch_size
+        )
         parts = place.world * self.accumulation
         if np.diff(self.ends).min() < parts:
             raise UserError(
@@ -100,11 +102,11 @@ class Trainer:
                     f"train.reweight weighs labels, and loss {params.loss.name} has none. Set it to null."
                 )
             self.weights = effective_weights(counts.positives, reweight.beta).float().to(place.device)
-        self.average: Average | None = None
+        self.ema: ModelEma | None = None
         # Batch statistics of a step that is passed over may hold no number: they are taken back.
         self.buffers = [b for b in engine.module.buffers() if b.is_floating_point()]
         self.before: list[Tensor] = []
-        self.statuses: collections.deque[Status] = collections.deque()
+        self.statuses: collections.deque[StepStatus] = collections.deque()
 
     @property
     def steps(self) -> int:
@@ -124,7 +126,7 @@ class Trainer:
         self.loss.set_epoch(self.state.epoch)
         first = self.state.step
         deepspeed_engine.set_learning_rate(self.engine, self.rate(first))
-        with Ahead(lambda: self._micro_batches(self.state.epoch, first)) as ahead:
+        with Prefetcher(lambda: self._micro_batches(self.state.epoch, first)) as ahead:
             share = torch.zeros((), device=self.place.device)
             self.before = [b.clone() for b in self.buffers]
             for batch in to_device(ahead, self.place.device):
@@ -134,7 +136,7 @@ class Trainer:
                     continue
                 self._after_step(batch.step, share)
                 share = torch.zeros((), device=self.place.device)
-        self._read(0)
+        self._drain_step_status(0)
 
     def _micro_batches(self, epoch: int, first: int) -> Iterator[MicroBatch]:
         """This process's micro-batches of an epoch from step `first` on; runs ahead in a thread."""
@@ -145,7 +147,9 @@ class Trainer:
             generator = torch.Generator().manual_seed(self.draw(epoch, step, 0))
             maps = draw_transforms(len(batch), config.augment, generator).numpy()
             labels = self.loss.units(torch.from_numpy(self.targets[batch]))
-            shares = plan.share(np.arange(len(batch)), place.rank, place.world, self.accumulation)
+            shares = plan.split_into_micro_batches(
+                np.arange(len(batch)), place.rank, place.world, self.accumulation
+            )
             for index, here in enumerate(shares):
                 mine = batch[here]
                 yield MicroBatch(
@@ -217,59 +221,62 @@ class Trainer:
         the same step, and so act alike.
         """
         state, place = self.state, self.place
-        bad = deepspeed_engine.passed_over(self.engine, place.device)
+        bad = deepspeed_engine.step_was_skipped(self.engine, place.device)
         for buffer, before in zip(self.buffers, self.before, strict=True):
             buffer.copy_(torch.where(bad > 0, before, buffer))
             before.copy_(buffer)
-        if self.average is not None:
-            self.average.update(deepspeed_engine.local_tensors(self.engine))
-        sums = torch.stack([share, bad, bad.new_tensor(float(self.stop.asked)),
+        if self.ema is not None:
+            self.ema.update(deepspeed_engine.local_state_dict(self.engine))
+        sums = torch.stack([share, bad, bad.new_tensor(float(self.stop.requested)),
                             bad.new_tensor(float(place.rank == 0 and self.timer()))])  # fmt: skip
         torch.distributed.all_reduce(sums)
         ready = None
         if place.device.type == "cuda":
             sums = sums.to("cpu", non_blocking=True)
             ready = torch.cuda.current_stream().record_event()
-        self.statuses.append(Status(state.epoch, step, sums, ready))
+        self.statuses.append(StepStatus(state.epoch, step, sums, ready))
         state.step, state.total_steps = step + 1, state.total_steps + 1
         rate = self.rate(step + 1)
         deepspeed_engine.set_learning_rate(self.engine, rate)
         if self.show is not None:
             self.show(int(self.ends[step + 1] - self.ends[step]), self._note(rate))
-        self._read(1)
+        self._drain_step_status(1)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step of the state's epoch."""
         done, total = self.state.epoch * self.steps + step, self.phase.epochs * self.steps
         return plan.learning_rate(done, total, self.phase.learning_rate, self.config.warmup)
 
-    def _read(self, waiting: int) -> None:
+    def _drain_step_status(self, waiting: int) -> None:
         """Act on all but the last `waiting` statuses; on all of them where there is something to act on."""
         save = stop = False
         while len(self.statuses) > (0 if save or stop else waiting):
             status = self.statuses.popleft()
             if status.ready is not None:
                 status.ready.synchronize()
-            loss, bad, asked, timed = status.sums.tolist()
-            self._count(status, loss, bad > 0)
+            loss, bad, asked, timed = status.reduced.tolist()
+            self._record_step(status, loss, bad > 0)
             stop, save = stop or asked > 0, save or timed > 0
         if save or stop:
             self.save()
         if stop:
             raise SystemExit(143)
 
-    def _count(self, status: Status, loss: float, bad: bool) -> None:
+    def _record_step(self, status: StepStatus, loss: float, bad: bool) -> None:
         state = self.state
         if not bad:
             state.losses.append(loss)
-            state.adam_steps, state.bad_in_a_row = state.adam_steps + 1, 0
+            state.adam_steps, state.consecutive_skipped_steps = state.adam_steps + 1, 0
             return
-        state.passed_over, state.bad_in_a_row = state.passed_over + 1, state.bad_in_a_row + 1
-        if state.bad_in_a_row > self.config.max_bad_steps:
+        state.skipped_steps, state.consecutive_skipped_steps = (
+            state.skipped_steps + 1,
+            state.consecutive_skipped_steps + 1,
+        )
+        if state.consecutive_skipped_steps > self.config.max_consecutive_skips:
             rows = self.epoch_rows(status.epoch)[self.ends[status.step] : self.ends[status.step + 1]]
             ids = self.dataset.studies["image_id"].to_numpy()[rows]
             raise UserError(
-                f"The loss or its gradient was not finite in {state.bad_in_a_row} steps in a row (epoch "
+                f"The loss or its gradient was not finite in {state.consecutive_skipped_steps} steps in a row (epoch "
                 f"{status.epoch + 1}, step {status.step + 1}). Lower train.learning_rate or train.clip_norm, or set "
                 f"train.precision to float32. The images of the last of these batches: {', '.join(ids)}.",
                 kind="not_finite",

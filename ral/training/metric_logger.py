@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ral.errors import UserError
-from ral.files import new_file
+from ral.files import atomic_write
 
 
-class Log:
+class MetricLogger:
     """Writes speed.csv (a row per epoch) and steps.csv (a row per optimizer step that was not passed over).
 
     Args:
@@ -61,5 +61,5 @@ def _replace(path: Path, header: str, epoch: int, lines: Sequence[str]) -> None:
     """Write an epoch's lines after those of earlier ones; a resumed training repeats an epoch."""
     old = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
     kept = [line for line in old if int(line.split(",")[0]) < epoch]
-    with new_file(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("".join(f"{line}\n" for line in [header, *kept, *lines]), encoding="utf-8")

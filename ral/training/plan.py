@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 
-def batches(images: int, batch_size: int) -> np.ndarray:
+def batch_offsets(images: int, batch_size: int) -> np.ndarray:
     """Where the global batches of an epoch begin and end: int64 [steps + 1].
 
     Every image of the epoch is in one batch. The images are spread evenly, so that no last batch is much smaller than the
@@ -15,7 +15,7 @@ def batches(images: int, batch_size: int) -> np.ndarray:
     return np.arange(steps + 1) * images // steps
 
 
-def share(batch: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
+def split_into_micro_batches(batch: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
     """The micro-batches of one rank: the global batch in world × accumulation parts in order, sizes as even as can be.
 
     Args:

@@ -13,16 +13,16 @@ HISTORY = (
     "phase",
     "learning_rate",
     "train_loss",
-    "passed_over",
+    "skipped_steps",
     "val_macro_ap",
     "val_macro_auroc",
-    "average_val_macro_ap",
-    "average_val_macro_auroc",
+    "ema_val_macro_ap",
+    "ema_val_macro_auroc",
 )
 
 
 @dataclass
-class Best:
+class BestCheckpoint:
     """The best epoch so far of one kind of weights."""
 
     ap: float = -1.0
@@ -34,7 +34,7 @@ class Best:
 
 
 @dataclass
-class State:
+class TrainState:
     """Everything a training needs to go on, but for the engine's weights and moments."""
 
     phase: int = 0
@@ -45,21 +45,23 @@ class State:
     """Steps of this epoch that are done, those passed over included."""
     losses: list[float] = field(default_factory=list)
     """Loss of each step of this epoch that was not passed over."""
-    passed_over: int = 0
+    skipped_steps: int = 0
     """Steps of this epoch that were passed over."""
-    bad_in_a_row: int = 0
+    consecutive_skipped_steps: int = 0
     """Steps passed over since the last good one."""
     adam_steps: int = 0
     """Steps that AdamW took in this phase."""
-    average_steps: int = 0
+    ema_steps: int = 0
     """Steps of the moving average in this phase."""
     total_steps: int = 0
     """Optimizer steps since the start of the first phase; names checkpoints."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """A row of `HISTORY` per epoch."""
-    best: dict[str, Best] = field(default_factory=lambda: {"last": Best(), "average": Best()})
+    best: dict[str, BestCheckpoint] = field(
+        default_factory=lambda: {"last": BestCheckpoint(), "ema": BestCheckpoint()}
+    )
     """The best epoch of the weights as trained ("last") and of their moving average."""
-    waited: int = 0
+    epochs_without_improvement: int = 0
     """Epochs of this phase since the best one."""
 
     def facts(self) -> dict[str, Any]:
@@ -70,15 +72,16 @@ class State:
         return values
 
     @classmethod
-    def of(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> "State":
+    def of(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> "TrainState":
         """From `facts` and the tensors `best_<kind>/<weight>`."""
         kinds = {
-            kind: Best(**best, weights=under(tensors, f"best_{kind}")) for kind, best in facts["best"].items()
+            kind: BestCheckpoint(**best, weights=select_prefix(tensors, f"best_{kind}"))
+            for kind, best in facts["best"].items()
         }
         return cls(**{**facts, "best": kinds})
 
 
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors called `prefix/<name>`, by name."""
     return {
         name.removeprefix(prefix + "/"): value
@@ -87,16 +90,16 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-class StopRequest:
+class PreemptionFlag:
     """SIGTERM (SLURM's warning, a cancel) or SIGHUP as a flag that training looks at between two steps."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self.at_once = False
+        self.requested = False
+        self.exit_immediately = False
         """Whether the next of them ends the process there and then: nothing of worth would be lost."""
         on_request_to_end(self._ask)
 
     def _ask(self, *_: object) -> None:
-        self.asked = True
-        if self.at_once:
+        self.requested = True
+        if self.exit_immediately:
             raise SystemExit(143)

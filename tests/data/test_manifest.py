@@ -12,13 +12,13 @@ import pytest
 
 from ral.data.images import file_hashes as memory
 from ral.data.images import locate as images
-from ral.data.images.file_hashes import Memory
+from ral.data.images.file_hashes import FileHashCache
 from ral.data.manifest import manifest_bytes, read_manifest
 from ral.errors import UserError
 from ral.files import sha256
 
 
-def read(root: Path, known: Memory | None = None) -> dict:
+def read(root: Path, known: FileHashCache | None = None) -> dict:
     counted: list[int] = []
     found = read_manifest(root, counted.append, known)
     assert sum(counted) == manifest_bytes(root)
@@ -72,7 +72,7 @@ def test_unchanged_files_are_not_read_again(
     hour = time.time() - 3600
     for path in phantom_copy.rglob("*"):
         os.utime(path, (hour, hour))
-    known = Memory(tmp_path / "state")
+    known = FileHashCache(tmp_path / "state")
     before = read(phantom_copy, known)
 
     def refuse(_: object) -> str:
@@ -133,7 +133,7 @@ def test_zip_is_listed_once_for_its_images_and_its_hash(tmp_path: Path) -> None:
         packed.writestr("images/a.png", b"image")
     hour = time.time() - 3600
     os.utime(root / "images.zip", (hour, hour))
-    known = Memory(tmp_path / "state")
+    known = FileHashCache(tmp_path / "state")
     facts = {"bytes": (root / "images.zip").stat().st_size, "sha256": sha256(root / "images.zip")}
     assert read(root, known)["files"] == {"images.zip": facts}
     listed = known.archive(root / "images.zip")

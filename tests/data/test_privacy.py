@@ -75,7 +75,7 @@ def test_with_a_salt_no_id_is_left(tmp_path: Path) -> None:
     (tmp_path / "salt").write_bytes(bytes(range(32)))
     plain = chain(section, tmp_path / "plain")
     hidden = chain(section, tmp_path / "hidden", pseudonymise=str(tmp_path / "salt"))
-    studies, veiled = (pd.read_parquet(folder / "studies.parquet") for folder in (plain, hidden))
+    studies, redact_samples = (pd.read_parquet(folder / "studies.parquet") for folder in (plain, hidden))
     written, verdict = texts(hidden), (tmp_path / "hidden/validated/verdict.json").read_text()
     assert "Aufnahme-17" in texts(plain)
     assert "röntgen/" in texts(plain)
@@ -83,10 +83,10 @@ def test_with_a_salt_no_id_is_left(tmp_path: Path) -> None:
         assert text not in written
         assert text not in verdict or len(text) < 4  # a short number may stand for something else
     # The same people under other names: same groups, same split, same labels, in the same order.
-    assert (pd.factorize(studies["patient_id"])[0] == pd.factorize(veiled["patient_id"])[0]).all()
-    pd.testing.assert_frame_equal(studies.loc[:, "split":], veiled.loc[:, "split":])
-    assert veiled["image_id"].is_unique
-    assert (veiled[["path", "member"]] == "").all(axis=None)
+    assert (pd.factorize(studies["patient_id"])[0] == pd.factorize(redact_samples["patient_id"])[0]).all()
+    pd.testing.assert_frame_equal(studies.loc[:, "split":], redact_samples.loc[:, "split":])
+    assert redact_samples["image_id"].is_unique
+    assert (redact_samples[["path", "member"]] == "").all(axis=None)
     assert len(open_dataset(hidden).studies) == 240
 
 

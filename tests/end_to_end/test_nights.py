@@ -185,7 +185,7 @@ def test_a_crash_loses_nothing(clinic: Clinic, power: bool) -> None:
     assert decisions(clinic) == before
     assert clinic.champion() == champion
     next_one = clinic.start_night(**changes)  # nobody is there to take it
-    # The place of a run that could say nothing is held for some minutes more; then a late run is cancelled.
+    # The place of a run that could say nothing is held for some minutes more; then a timed_out run is cancelled.
     clinic.wait_until(lambda: clinic.state_of(next_one)["name"] in ("Late",) + ("Cancelled",) * (not power))
     clinic.worker.start()
     ends = [clinic.wait_for(next_one)["type"]]

@@ -11,7 +11,16 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ral.errors import UserError
 from ral.evaluation import bootstrap
-from ral.evaluation.bootstrap import Interval, Resamples, Sampled, Support, bca_levels, draw, holm, levels
+from ral.evaluation.bootstrap import (
+    BootstrapDistribution,
+    Interval,
+    Resamples,
+    Support,
+    bca_levels,
+    draw,
+    holm,
+    levels,
+)
 from ral.evaluation.metrics import rank, ranked
 
 PATIENTS = np.array([f"p{number:02d}" for number in np.random.default_rng(0).integers(30, size=100)])
@@ -93,7 +102,7 @@ def test_totals_are_weighted_sums_of_rows() -> None:
 def of(values: np.ndarray, confidence: float, patients: float = 1e9) -> tuple[float | None, float | None]:
     """Percentile interval of replicates whose sample has the value 50."""
     resamples = Resamples(np.zeros(1, int), np.ones((1, 1)), len(values), confidence, "percentile")
-    found = resamples.interval(Sampled(np.append(50.0, values), many(patients), "free"))
+    found = resamples.interval(BootstrapDistribution(np.append(50.0, values), many(patients), "free"))
     assert found.value == 50
     return found.low, found.high
 
@@ -108,7 +117,7 @@ def test_interval_of_nothing_finite_or_of_one_patient_is_none() -> None:
     assert of(np.array([np.nan]), 0.9) == (None, None)
     assert of(np.arange(101.0), 0.9, patients=1.0) == (None, None)
     resamples = draw(PATIENTS, 20, seed=1)
-    nothing = Sampled(np.full(21, np.nan), many(9))
+    nothing = BootstrapDistribution(np.full(21, np.nan), many(9))
     assert resamples.interval(nothing) == Interval(None, None, None)
 
 
@@ -133,7 +142,10 @@ def test_support_counts_the_patients_of_the_smaller_class() -> None:
 def test_mean_varies_for_what_varies_and_not_for_which_findings_a_replicate_has() -> None:
     resamples = draw(PATIENTS, 3, seed=1)
     mean = resamples.mean(
-        [Sampled(np.array([1, 2, 3, np.nan]), many(9)), Sampled(np.array([3, np.nan, 4, np.nan]), many(9))]
+        [
+            BootstrapDistribution(np.array([1, 2, 3, np.nan]), many(9)),
+            BootstrapDistribution(np.array([3, np.nan, 4, np.nan]), many(9)),
+        ]
     )
     np.testing.assert_array_equal(mean.values, [2, 2.5, 3.5, 2])
     assert np.isnan(resamples.mean([]).values).all()
@@ -142,7 +154,9 @@ def test_mean_varies_for_what_varies_and_not_for_which_findings_a_replicate_has(
 def test_effective_patients_of_a_mean_are_those_of_what_varies() -> None:
     resamples = draw(PATIENTS, 2000, seed=1)
     generator = np.random.default_rng(2)
-    wild, calm = (Sampled(generator.normal(0, spread, size=2001), many(5)) for spread in (1.0, 0.001))
+    wild, calm = (
+        BootstrapDistribution(generator.normal(0, spread, size=2001), many(5)) for spread in (1.0, 0.001)
+    )
     assert resamples.mean([wild, calm]).support.effective == pytest.approx(5, abs=0.01)
     # 4 + 4 degrees of freedom if both varied independently, but they are of the same patients.
     assert resamples.mean([wild, wild]).support.effective == pytest.approx(5, abs=0.01)
@@ -160,7 +174,7 @@ def test_bca_is_that_of_scipy() -> None:
     order = np.unique(np.arange(40).astype(str), return_index=True)[1]
     totals = resamples.weights.T.astype(float) @ np.stack([data[order], np.ones(40)], axis=1)
     means = totals[:, 0] / totals[:, 1]
-    found = resamples.interval(Sampled(means, many(1e9), "free"))
+    found = resamples.interval(BootstrapDistribution(means, many(1e9), "free"))
     low, high = found.low or 0, found.high or 0
     theirs = scipy_bootstrap(
         (data,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(9)
@@ -181,7 +195,7 @@ def test_where_nothing_varies_the_other_end_is_the_exact_binomial_one() -> None:
     resamples = draw(PATIENTS, 100, seed=1, method="bca")
     exact = binomtest(9, 9).proportion_ci(0.95)  # Clopper-Pearson
     for scale in ("share", "rank"):
-        ones = Sampled(np.ones(resamples.weights.shape[1]), many(9), scale)
+        ones = BootstrapDistribution(np.ones(resamples.weights.shape[1]), many(9), scale)
         found = resamples.interval(ones)
         assert (found.low, found.high) == (pytest.approx(exact.low, abs=1e-9), 1.0)
         none = resamples.interval(replace(ones, values=0 * ones.values))
@@ -196,8 +210,10 @@ def test_where_nothing_varies_the_other_end_is_the_exact_binomial_one() -> None:
 def test_a_mean_carries_what_members_without_spread_may_be_off() -> None:
     resamples = draw(PATIENTS, 2000, seed=1)
     generator = np.random.default_rng(3)
-    a = Sampled(np.append(0.4, generator.normal(0.4, 0.028, size=2000)), many(250, 2000), "share")
-    b = Sampled(np.zeros(2001), many(4), "share")  # 0 of 4: up to 0.602
+    a = BootstrapDistribution(
+        np.append(0.4, generator.normal(0.4, 0.028, size=2000)), many(250, 2000), "share"
+    )
+    b = BootstrapDistribution(np.zeros(2001), many(4), "share")  # 0 of 4: up to 0.602
     upper = binomtest(0, 4).proportion_ci().high
     assert resamples.interval(b) == Interval(0, 0, pytest.approx(upper, abs=1e-9))
     own, mean = resamples.interval(a), resamples.interval(resamples.mean([a, b]))
@@ -218,7 +234,9 @@ def test_a_proportion_has_the_exact_interval_of_what_its_images_tell() -> None:
     ids = np.array([f"p{number:03d}" for number in range(400)])
     resamples = draw(ids, 4000, seed=1)
     hit = np.arange(400) < 100
-    share = Sampled(resamples.totals(hit[:, None])[:, 0] / 400, Support.of(np.ones(400)), "share")
+    share = BootstrapDistribution(
+        resamples.totals(hit[:, None])[:, 0] / 400, Support.of(np.ones(400)), "share"
+    )
     exact = binomtest(100, 400).proportion_ci()
     found = resamples.interval(share)
     assert (found.low, found.high) == (
@@ -229,7 +247,9 @@ def test_a_proportion_has_the_exact_interval_of_what_its_images_tell() -> None:
     alike = resamples.interval(replace(share, support=Support(400, 400.0, 1600)))
     assert alike.high == pytest.approx(found.high, abs=0.003)
     # One patient, one image.
-    single = Sampled(np.append(1.0, np.where(np.arange(4000) % 3, 1.0, np.nan)), Support(1, 1.0, 1), "share")
+    single = BootstrapDistribution(
+        np.append(1.0, np.where(np.arange(4000) % 3, 1.0, np.nan)), Support(1, 1.0, 1), "share"
+    )
     assert resamples.interval(single) == Interval(1, pytest.approx(0.025), 1)
 
 
@@ -237,7 +257,10 @@ def test_differences_have_percentile_ends_whatever_the_method() -> None:
     percentile, bca = (draw(PATIENTS, 1000, seed=1, method=method) for method in ("percentile", "bca"))
     generator = np.random.default_rng(4)
     skewed = generator.exponential(size=bca.weights.shape[1])
-    own, other = Sampled(skewed, many(30)), Sampled(np.zeros_like(skewed) + 0.5, many(30))
+    own, other = (
+        BootstrapDistribution(skewed, many(30)),
+        BootstrapDistribution(np.zeros_like(skewed) + 0.5, many(30)),
+    )
     gap = bca.interval(bca.difference(own, other))
     assert gap == percentile.interval(percentile.difference(own, other))
     assert bca.interval(replace(own, scale="free")) != percentile.interval(replace(own, scale="free"))
@@ -247,7 +270,7 @@ def test_fewer_than_five_patients_carry_no_interval_of_a_ranking() -> None:
     resamples = draw(PATIENTS, 101, seed=1)
     values = np.append(0.5, np.linspace(0, 1, 101))
     for patients, effective, shown in ((4, 4.0, False), (5, 5.0, True), (9, 1.4, False), (9, 1.6, True)):
-        sampled = Sampled(values, Support(patients, effective, 99))
+        sampled = BootstrapDistribution(values, Support(patients, effective, 99))
         assert (resamples.interval(sampled).low is not None) == shown
         assert np.isfinite(resamples.p_value(sampled)) == shown
 
@@ -258,26 +281,26 @@ def test_p_value_is_that_of_a_t_test() -> None:
     ids = np.array([f"p{number:02d}" for number in range(12)])
     resamples = draw(ids, 20_000, seed=11)
     means = resamples.totals(data[:, None])[:, 0] / 12
-    assert resamples.p_value(Sampled(means, many(12), "free")) == pytest.approx(
+    assert resamples.p_value(BootstrapDistribution(means, many(12), "free")) == pytest.approx(
         ttest_1samp(data, 0).pvalue, rel=0.1
     )
-    assert resamples.p_value(Sampled(-means, many(12), "free")) == resamples.p_value(
-        Sampled(means, many(12), "free")
+    assert resamples.p_value(BootstrapDistribution(-means, many(12), "free")) == resamples.p_value(
+        BootstrapDistribution(means, many(12), "free")
     )
-    assert resamples.p_value(Sampled(means, many(12), "free"), least_variance=1e6) == pytest.approx(
-        1, abs=0.01
-    )
-    assert resamples.p_value(Sampled(0 * means, many(12), "free")) == 1
+    assert resamples.p_value(
+        BootstrapDistribution(means, many(12), "free"), least_variance=1e6
+    ) == pytest.approx(1, abs=0.01)
+    assert resamples.p_value(BootstrapDistribution(0 * means, many(12), "free")) == 1
     assert np.isnan(
-        resamples.p_value(Sampled(0 * means + 1, many(12), "free"))
+        resamples.p_value(BootstrapDistribution(0 * means + 1, many(12), "free"))
     )  # nothing varies: nothing can be said
-    assert np.isnan(resamples.p_value(Sampled(means * np.nan, many(12), "free")))
-    assert np.isnan(resamples.p_value(Sampled(means, many(1), "free")))
+    assert np.isnan(resamples.p_value(BootstrapDistribution(means * np.nan, many(12), "free")))
+    assert np.isnan(resamples.p_value(BootstrapDistribution(means, many(1), "free")))
 
 
 def test_no_p_is_zero() -> None:
     resamples = draw(PATIENTS, 101, seed=1)
-    sure = Sampled(np.append(1.0, 1 + np.linspace(-1e-9, 1e-9, 101)), many(1e6), "free")
+    sure = BootstrapDistribution(np.append(1.0, 1 + np.linspace(-1e-9, 1e-9, 101)), many(1e6), "free")
     assert resamples.p_value(sure) == 1e-6
 
 

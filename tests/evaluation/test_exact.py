@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from ral.config.evaluate import RULES
 from ral.evaluation.bootstrap import Interval, draw
 from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard, middle_tail
-from ral.evaluation.resampled_metrics import COUNTS, Scored, calls, ranking
+from ral.evaluation.resampled_metrics import THRESHOLD_METRICS, Scored, metrics_at_threshold, ranking
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 1), (1, 1), (0, 4), (3, 7), (7, 7), (120, 995)])
@@ -94,8 +94,8 @@ def test_every_figure_has_the_patients_of_its_own_denominator() -> None:
     resamples = draw(np.array([f"p{number:04d}" for number in range(1000)]), 400, seed=1, method="bca")
     labels, called = np.zeros(1000), np.zeros(1000)
     labels[:5] = called[0] = 1
-    found = calls(scored(labels, called), resamples)["max_f1"]
-    images = {name: found[name].support.images for name in COUNTS}
+    found = metrics_at_threshold(scored(labels, called), resamples)["max_f1"]
+    images = {name: found[name].support.images for name in THRESHOLD_METRICS}
     assert images == {"sensitivity": 5, "specificity": 995, "ppv": 1, "npv": 999, "f1": 5}
     assert resamples.interval(found["ppv"]) == Interval(1, pytest.approx(0.025), 1)
     low = binomtest(995, 995).proportion_ci().low
@@ -107,7 +107,7 @@ def test_every_figure_has_the_patients_of_its_own_denominator() -> None:
     f1 = resamples.interval(found["f1"])
     assert f1.high == pytest.approx(f1_of(exact.high), abs=1e-6)
     # No image is called: there is no PPV, and F1 and sensitivity are 0 of 5.
-    none = calls(scored(labels, 0 * called), resamples)["max_f1"]
+    none = metrics_at_threshold(scored(labels, 0 * called), resamples)["max_f1"]
     assert resamples.interval(none["ppv"]) == Interval(None, None, None)
     upper = binomtest(0, 5).proportion_ci().high
     assert resamples.interval(none["f1"]) == Interval(0, 0, pytest.approx(f1_of(upper)))
@@ -117,5 +117,5 @@ def test_images_of_one_patient_count_as_one() -> None:
     resamples = draw(np.repeat([f"p{number:02d}" for number in range(50)], 4), 400, seed=1)
     labels, called = np.zeros(200), np.zeros(200)
     labels[:4] = called[:4] = 1
-    found = calls(scored(labels, called), resamples)["max_f1"]
+    found = metrics_at_threshold(scored(labels, called), resamples)["max_f1"]
     assert resamples.interval(found["ppv"]) == Interval(1, pytest.approx(0.025), 1)

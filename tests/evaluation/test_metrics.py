@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from ral.evaluation import metrics
-from ral.evaluation.metrics import RANKED, ap, auroc, cuts, f1, rank, ranked
+from ral.evaluation.metrics import RANKING_METRICS, ap, auroc, cuts, f1, rank, ranked
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 
@@ -39,7 +39,7 @@ def reference(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dic
 def test_equal_to_sklearn(seed: int, ties: bool) -> None:
     scores, labels = sample(seed, ties=ties)
     found = weighted(scores, labels, np.ones((300, 1), np.uint16))
-    assert set(found) == set(RANKED)
+    assert set(found) == set(RANKING_METRICS)
     for name, value in reference(scores, labels, np.ones(300)).items():
         np.testing.assert_allclose(found[name], value, err_msg=name, **EXACT)
     assert auroc(scores, labels) == found["auroc"][0]
@@ -67,7 +67,7 @@ def test_a_patients_weight_is_that_of_each_of_its_rows(ties: bool) -> None:
     patients, weights = generator.integers(50, size=300), generator.integers(0, 4, size=(50, 30))
     by_patient = ranked(rank(scores, labels, patients, 50), weights)
     by_row = weighted(scores, labels, weights[patients])
-    for name in RANKED:
+    for name in RANKING_METRICS:
         np.testing.assert_array_equal(by_patient[name], by_row[name])
 
 
@@ -77,7 +77,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
     weights = np.random.default_rng(6).integers(0, 4, size=(300, 5))
     assert list(ranked(ranking, weights, ("ap",))) == ["ap"]
     everything = ranked(ranking, weights)
-    for name in RANKED:
+    for name in RANKING_METRICS:
         np.testing.assert_array_equal(ranked(ranking, weights, (name,))[name], everything[name])
 
 
@@ -88,7 +88,7 @@ def test_unknown_rows_count_as_deleted() -> None:
     weights = np.random.default_rng(4).integers(0, 4, size=(300, 5))
     masked = weighted(scores, labels, weights)
     deleted = weighted(scores[known], labels[known], weights[known])
-    for name in RANKED:
+    for name in RANKING_METRICS:
         np.testing.assert_array_equal(masked[name], deleted[name])
     for masked_cut, deleted_cut in zip(
         vars(cuts(scores, labels)).values(), vars(cuts(scores[known], labels[known])).values(), strict=True

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
-from ral.evaluation.bootstrap import Sampled, draw
+from ral.evaluation.bootstrap import BootstrapDistribution, draw
 from ral.evaluation.metrics import rank, ranked
 from ral.evaluation.rows import align
 from ral.evaluation.score import METRICS, MICRO, Evaluation, evaluate
@@ -210,7 +210,7 @@ def test_the_macro_interval_comes_from_the_replicates_of_the_findings(tables: Ta
     patients = rows["patient_id"].to_numpy(dtype=str)
     resamples = draw(patients, CONFIG.replicates, CONFIG.seed, CONFIG.confidence, "percentile")
     aps = [
-        Sampled(
+        BootstrapDistribution(
             ranked(
                 rank(scores[name].to_numpy(), rows[name].to_numpy(), resamples.patient, resamples.patients),
                 resamples.weights,

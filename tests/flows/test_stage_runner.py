@@ -173,7 +173,7 @@ def heard(server: Server, run: Callable[..., subprocess.CompletedProcess[str]]) 
 def test_a_failed_run_is_told_to_the_block_that_is_named(
     server: Server, heard: list[str], run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    tell = "from flows.notifications import tell; tell('custom-webhook/told', 'the night failed'); tell('slack-webhook/none', 'x')"
+    tell = "from flows.notifications import send_notification; send_notification('custom-webhook/told', 'the night failed'); send_notification('slack-webhook/none', 'x')"
     printed = run("python", "-c", tell, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings).stdout
     assert heard == ["the night failed"]
     assert "slack-webhook/none could not be told" in printed

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from flows.tidy import SLOTS, Rules, tidy, wanted
-from flows.workspace import BRANCH, Busy, git
+from flows.tidy import WORKSPACES, Rules, tidy, wanted
+from flows.workspace import BRANCH, WorkspaceLockedError, git
 from ral.errors import UserError
 
 RULES = Rules(nights=2, days=30, runs=2)
@@ -82,7 +82,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared(compare, state / "dvc")
     night(compare, "grid")
     dvc(compare, "exp", "run", "--temp", "--name", "first", "-S", "text=experiment")
-    for name in SLOTS:
+    for name in WORKSPACES:
         (state / f"workspaces/{name}.run").touch()
     return state
 
@@ -140,16 +140,19 @@ def test_unfinished_trainings_stay_until_they_are_abandoned(tmp_path: Path) -> N
 
 
 def test_workspaces_of_the_flows_stay_and_their_old_runs_go(tmp_path: Path) -> None:
-    for name in (*SLOTS, "renamed"):
+    for name in (*WORKSPACES, "renamed"):
         old(tmp_path / "workspaces" / name, 400)
     old(tmp_path / "workspaces/new", 1)
-    for name in SLOTS:
+    for name in WORKSPACES:
         for number in range(4):
             (tmp_path / f"workspaces/{name}/runs/{number}").mkdir(parents=True)
     (tmp_path / "workspaces/compare/.dvc/tmp/exps/x").mkdir(parents=True)
     tidy(tmp_path, RULES, dry=False)
-    assert {path.name for path in (tmp_path / "workspaces").iterdir() if path.is_dir()} == {*SLOTS, "new"}
-    for name in SLOTS:
+    assert {path.name for path in (tmp_path / "workspaces").iterdir() if path.is_dir()} == {
+        *WORKSPACES,
+        "new",
+    }
+    for name in WORKSPACES:
         assert sorted(path.name for path in (tmp_path / f"workspaces/{name}/runs").iterdir()) == ["2", "3"]
     assert not (tmp_path / "workspaces/compare/.dvc/tmp/exps").exists()
 
@@ -170,10 +173,10 @@ def test_nothing_is_removed_beside_a_run(tmp_path: Path) -> None:
     held = tmp_path / "workspaces/nightly.run"
     with held.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        with pytest.raises(Busy, match="nightly is in use"):
+        with pytest.raises(WorkspaceLockedError, match="nightly is in use"):
             tidy(tmp_path, RULES, dry=False)
     held.write_text("killed\nits-flow-run\n")
-    with pytest.raises(Busy, match="killed was killed in the workspace nightly"):
+    with pytest.raises(WorkspaceLockedError, match="killed was killed in the workspace nightly"):
         tidy(tmp_path, RULES, dry=False)
     assert held.read_text() == "killed\nits-flow-run\n"  # the next night must find it
     assert gone.exists()
@@ -194,7 +197,7 @@ def test_the_slots_are_those_of_the_flows() -> None:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "hold":
                 slot = node.args[1]
                 held.add(names[slot.id] if isinstance(slot, ast.Name) else slot.value)
-    assert held == set(SLOTS)
+    assert held == set(WORKSPACES)
 
 
 def test_the_command_line_says_what_would_go(tmp_path: Path, run) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, copy_project
 
 from flows.nightly import push
-from flows.workspace import commit_night, git, open_workspace
+from flows.workspace import commit_run, git, open_workspace
 from ral.config.environment import Environment, FlowsTarget
 from ral.errors import UserError
 
@@ -25,7 +25,7 @@ def test_a_token_in_an_address_is_never_told(source: Path, tmp_path: Path) -> No
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    commit_night(made, "one", {})
+    commit_run(made, "one", {})
     errors = []
     with pytest.raises(UserError) as error:
         push(made, Environment(flows=FlowsTarget(push_git=SECRET)))

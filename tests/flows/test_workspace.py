@@ -12,17 +12,17 @@ from types import SimpleNamespace
 import pytest
 from conftest import copy_project
 
-from flows.nightly import push, take_baseline
+from flows.nightly import install_baseline, push
 from flows.workspace import (
     BRANCH,
-    LEDGER_BRANCH,
-    Busy,
-    commit_night,
-    facts_of,
+    commit_run,
     git,
-    hold,
+    last_recorded_commit,
+    LEDGER_BRANCH,
+    load_run_inputs,
+    lock_workspace,
     open_workspace,
-    recorded,
+    WorkspaceLockedError,
 )
 from ral.config.base import load
 from ral.config.environment import Environment, FlowsTarget
@@ -110,23 +110,23 @@ def test_outputs_stay_and_stray_files_go(source: Path, state: Path) -> None:
 
 def test_a_night_is_recorded_once(source: Path, state: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {"train.epochs": 5})
-    assert recorded(made) is None
+    assert last_recorded_commit(made) is None
     (made.folder / "dvc.lock").write_text("schema: '2.0'\n")
     facts = {"revision": made.revision, "changes": {"train.epochs": 5}, "manifest": "0"}
-    commit = commit_night(made, "one", facts)
-    assert commit_night(made, "one again", facts) == commit == git(made.registry, "rev-parse", BRANCH)
-    assert facts_of(made.registry, commit) == facts
+    commit = commit_run(made, "one", facts)
+    assert commit_run(made, "one again", facts) == commit == git(made.registry, "rev-parse", BRANCH)
+    assert load_run_inputs(made.registry, commit) == facts
     assert "epochs: 5" in git(made.registry, "show", f"{commit}:params.yaml")
     next_night = open_workspace(state, "nightly", str(source), "HEAD", {})
     assert (next_night.folder / "dvc.lock").read_text() == "schema: '2.0'\n"
-    second = commit_night(next_night, "two", facts | {"manifest": "1"})
+    second = commit_run(next_night, "two", facts | {"manifest": "1"})
     assert git(made.registry, "rev-parse", f"{second}^1", f"{second}^2").split() == [commit, made.revision]
     assert git(source, "status", "--short") == ""
 
 
 def test_an_upstream_that_does_not_answer_is_said(source: Path, state: Path, tmp_path: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    commit = commit_night(made, "one", {})
+    commit = commit_run(made, "one", {})
     upstream = tmp_path / "upstream.git"
     target = Environment(flows=FlowsTarget(push_git=str(upstream)))
     with pytest.raises(UserError, match="does not take the record"):
@@ -139,7 +139,7 @@ def test_an_upstream_that_does_not_answer_is_said(source: Path, state: Path, tmp
 
 def test_the_ledger_goes_where_the_registry_is_pushed(source: Path, state: Path, tmp_path: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    commit_night(made, "one", {})
+    commit_run(made, "one", {})
     upstream = tmp_path / "upstream.git"
     git(tmp_path, "init", "-q", "--bare", str(upstream))
     target = Environment(flows=FlowsTarget(push_git=str(upstream)))
@@ -167,13 +167,13 @@ LOCKS = (
 
 def test_locks_of_a_killed_git_are_cleared(source: Path, state: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    first = commit_night(made, "one", {})
+    first = commit_run(made, "one", {})
     for name in LOCKS:
         for repository in (made.registry, made.folder / ".git"):
             (repository / name).parent.mkdir(parents=True, exist_ok=True)
             (repository / name).touch()
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    second = commit_night(made, "two", {"manifest": "1"})
+    second = commit_run(made, "two", {"manifest": "1"})
     assert git(made.registry, "rev-parse", f"{second}^1") == first
     (made.registry / "refs/tags/ral@v0.1.0.lock").touch()
     Registry(state)
@@ -200,13 +200,13 @@ def test_a_killed_init_is_done_again(source: Path, state: Path) -> None:
     for folder in (state / "registry.git", state / "workspaces/nightly/.git"):
         (folder / "refs").mkdir(parents=True)
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    assert commit_night(made, "one", {}) == git(made.registry, "rev-parse", BRANCH)
+    assert commit_run(made, "one", {}) == git(made.registry, "rev-parse", BRANCH)
 
 
 @pytest.mark.parametrize("harm", ["objects", "reference"])
 def test_a_record_that_cannot_be_read_stops_the_night(source: Path, state: Path, harm: str) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    commit_night(made, "one", {})
+    commit_run(made, "one", {})
     shutil.rmtree(made.folder)
     if harm == "objects":
         shutil.rmtree(made.registry / "objects")
@@ -229,11 +229,11 @@ def test_a_damaged_packet_is_no_baseline(tmp_path: Path, name: str) -> None:
     write_json(packet / "manifest.json", {"files": files})
     release = Release("v0.1.0", "0" * 40, "champion", packet)
     registry = SimpleNamespace(releases=lambda: [release], champion=lambda: release)
-    take_baseline(folder, registry)
+    install_baseline(folder, registry)
     assert (folder / "baseline" / name).read_text() == "registered"
     (packet / name).write_text("changed")
     with pytest.raises(UserError, match=rf"{name} is not what was registered"):
-        take_baseline(folder, registry)
+        install_baseline(folder, registry)
     assert (folder / "baseline" / name).read_text() == "registered"
 
 
@@ -244,28 +244,31 @@ def test_the_machine_is_no_part_of_the_record(
     (tmp_path / "ral.toml").write_text('data_root = "/data"\n')
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
     assert (made.folder / "ral.toml").read_text() == 'data_root = "/data"\n'
-    commit = commit_night(made, "one", {})
+    commit = commit_run(made, "one", {})
     assert "ral.toml" not in git(made.registry, "ls-tree", "--name-only", commit).splitlines()
     (tmp_path / "ral.toml").unlink()
     assert not (open_workspace(state, "nightly", str(source), "HEAD", {}).folder / "ral.toml").exists()
 
 
 def test_one_run_holds_a_workspace(state: Path) -> None:
-    with hold(state, "nightly", "first", "0") as lost:
-        assert lost is None
-        with pytest.raises(Busy, match="first"), hold(state, "nightly", "second", "1"):
+    with lock_workspace(state, "nightly", "first", "0") as crashed_run_id:
+        assert crashed_run_id is None
+        with (
+            pytest.raises(WorkspaceLockedError, match="first"),
+            lock_workspace(state, "nightly", "second", "1"),
+        ):
             pass
-        with hold(state, "other", "third", "2"):
+        with lock_workspace(state, "other", "third", "2"):
             pass
-    with hold(state, "nightly", "second", "1") as lost:
-        assert lost is None
+    with lock_workspace(state, "nightly", "second", "1") as crashed_run_id:
+        assert crashed_run_id is None
 
 
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from flows.workspace import hold
-with hold(Path(sys.argv[1]), "nightly", "killed", "flow-run-of-killed"):
+from flows.workspace import lock_workspace
+with lock_workspace(Path(sys.argv[1]), "nightly", "killed", "flow-run-of-killed"):
     child = subprocess.Popen(["sleep", "3600"], start_new_session=True)
     print(child.pid, flush=True)
     time.sleep(3600)
@@ -290,8 +293,8 @@ def test_what_a_killed_run_left_is_found_and_ended(state: Path, wait_until) -> N
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         os.kill(child, 0)
-        with hold(state, "nightly", "next", "1") as lost:
-            assert lost == "flow-run-of-killed"
+        with lock_workspace(state, "nightly", "next", "1") as crashed_run_id:
+            assert crashed_run_id == "flow-run-of-killed"
             wait_until(lambda: has_ended(child))
             assert bystander.poll() is None
     finally:

@@ -1,6 +1,6 @@
 """Stands in for kubectl, a cluster and Kubeflow's operators: runs the pods of an applied job as processes here.
 
-State is in the folder KUBECTL_STANDIN. Its file `how` may say: forbid (apply is refused).
+TrainState is in the folder KUBECTL_STANDIN. Its file `how` may say: forbid (apply is refused).
 """
 
 import contextlib

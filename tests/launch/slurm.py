@@ -1,6 +1,6 @@
 """Stands in for SLURM: run as sbatch, srun, scontrol or scancel it does what they do with our script, on one machine.
 
-State is in the folder SLURM_STANDIN: job.json, and `how` with what shall befall the job: refuse, timeout, node_fail. A job's batch script
+TrainState is in the folder SLURM_STANDIN: job.json, and `how` with what shall befall the job: refuse, timeout, node_fail. A job's batch script
 runs in a session of its own, as under slurmd, so it outlives who submitted it.
 """
 

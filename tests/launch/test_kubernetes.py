@@ -38,7 +38,7 @@ VOLUMES = listed(
     )
 )
 RESOURCES = closed(limits={"type": "object", "additionalProperties": COUNT})
-# Fields of trainer.kubeflow.org/v1alpha1 as of Trainer 2.2 (runtimePatches took the place of podTemplateOverrides).
+# Fields of trainer.kubeflow.org/v1alpha1 as of PhaseTrainer 2.2 (runtimePatches took the place of podTemplateOverrides).
 PATCHED = closed(volumes=VOLUMES, containers=listed(closed(["name"], name=NAME, volumeMounts=MOUNTS)))
 INNER = closed(["name"], name=NAME, template=closed(spec=closed(template=closed(spec=PATCHED))))
 PATCH = closed(

@@ -61,9 +61,9 @@ def test_a_kill_is_a_better_word_than_the_broken_exchange_it_caused(job) -> None
     job.specify("ok")
     base.state(failure, "Connection reset by peer", "bug", False)
     base.state(failure, "second", "bug", False)
-    assert str(base.stated(failure)) == "Connection reset by peer"
+    assert str(base.read_failure(failure)) == "Connection reset by peer"
     base.state(failure, "signal 9", "lost_process", True, replace=True)
-    assert str(base.stated(failure)) == "signal 9"
+    assert str(base.read_failure(failure)) == "signal 9"
     assert [path.name for path in job.folder.glob("*rank_failure*")] == ["rank_failure.json"]
 
 

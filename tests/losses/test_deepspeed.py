@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ral.launch.base import free_port
-from ral.launch.ranks import variables
+from ral.launch.ranks import rendezvous_env
 
 SCRIPT = """
 import os
@@ -59,7 +59,7 @@ def test_zero_3_with_accumulation(environment: dict[str, str], tmp_path: Path) -
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env=environment | variables(0, 0, 1, "127.0.0.1", free_port()),
+        env=environment | rendezvous_env(0, 0, 1, "127.0.0.1", free_port()),
         capture_output=True,
         text=True,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ral.losses import LOSSES, RAL, ClassCounts, build_loss
 from ral.losses.fused import _blocked, _dense
 
-COUNTS = ClassCounts(
+THRESHOLD_METRICS = ClassCounts(
     torch.tensor([40.0, 8, 3, 1], dtype=torch.float64), torch.tensor([60.0, 92, 97, 99], dtype=torch.float64)
 )
 FAMILY = ["ral", "bce", "focal", "cb", "asl", "cw_asl", "apl"]
@@ -19,7 +19,7 @@ ROW_SEPARABLE = [name for name in LOSSES if name != "two_way"]
 
 
 def build(name: str, reduction: Any = "mean", **options: Any) -> torch.nn.Module:
-    loss = build_loss(name, options, COUNTS, reduction)
+    loss = build_loss(name, options, THRESHOLD_METRICS, reduction)
     loss.set_epoch(1)
     return loss
 

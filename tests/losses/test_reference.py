@@ -16,7 +16,7 @@ TABLE = json.loads((Path(__file__).parent / "reference.json").read_text())["tabl
 # Where the authors' clamp of a probability at 1e-8 acts.
 CLAMPED = 18.4
 
-COUNTS = ClassCounts(
+THRESHOLD_METRICS = ClassCounts(
     torch.tensor([500.0, 60, 10, 2], dtype=torch.float64),
     torch.tensor([500.0, 940, 990, 998], dtype=torch.float64),
 )
@@ -59,7 +59,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def value(name: str, batch: tuple[torch.Tensor, torch.Tensor], epoch: int = 0, **options: Any) -> float:
-    loss = build_loss(name, options, COUNTS)
+    loss = build_loss(name, options, THRESHOLD_METRICS)
     loss.set_epoch(epoch)
     return loss(*batch).item()
 
@@ -67,7 +67,9 @@ def value(name: str, batch: tuple[torch.Tensor, torch.Tensor], epoch: int = 0, *
 def test_bce(batch) -> None:
     x, y = batch
     assert value("bce", batch) == pytest.approx(F.binary_cross_entropy_with_logits(x, y).item(), rel=1e-12)
-    weighted = F.binary_cross_entropy_with_logits(x, y, pos_weight=COUNTS.negatives / COUNTS.positives)
+    weighted = F.binary_cross_entropy_with_logits(
+        x, y, pos_weight=THRESHOLD_METRICS.negatives / THRESHOLD_METRICS.positives
+    )
     assert value("bce", batch, pos_weight="balanced") == pytest.approx(weighted.item(), rel=1e-12)
 
 
@@ -82,7 +84,7 @@ def test_focal(batch) -> None:
 
 def test_class_balanced(batch) -> None:
     x, y = batch
-    weights = [(1 - 0.9999) / (1 - 0.9999**n) for n in COUNTS.positives.tolist()]
+    weights = [(1 - 0.9999) / (1 - 0.9999**n) for n in THRESHOLD_METRICS.positives.tolist()]
     weight = torch.tensor(weights, dtype=torch.float64) * 4 / sum(weights)
     plain = F.binary_cross_entropy_with_logits(x, y, weight=weight.expand_as(x))
     assert value("cb", batch) == pytest.approx(plain.item(), rel=1e-9)
@@ -90,7 +92,7 @@ def test_class_balanced(batch) -> None:
 
 def test_class_weighted_asl(batch) -> None:
     x, y = batch
-    prevalence = COUNTS.positives / (COUNTS.positives + COUNTS.negatives)
+    prevalence = THRESHOLD_METRICS.positives / (THRESHOLD_METRICS.positives + THRESHOLD_METRICS.negatives)
     p = torch.sigmoid(x)
     q = (1 - p + 0.05).clamp(max=1)
     loss = -torch.where(
@@ -103,7 +105,7 @@ def test_class_weighted_asl(batch) -> None:
 
 def test_distribution_balanced(batch) -> None:
     x, y = batch
-    n, total = COUNTS.positives, 1000.0
+    n, total = THRESHOLD_METRICS.positives, 1000.0
     rate = (1 / n) / (y / n).sum(1, keepdim=True)
     weight = torch.sigmoid(10 * (rate - 0.2)) + 0.1
     z = x - torch.log(total / n - 1) * 0.05 / 2
@@ -116,10 +118,10 @@ def test_distribution_balanced(batch) -> None:
 
 def test_ldam_and_its_deferred_weights(batch) -> None:
     x, y = batch
-    margins = 0.5 * (2 / COUNTS.positives) ** 0.25
+    margins = 0.5 * (2 / THRESHOLD_METRICS.positives) ** 0.25
     plain = F.binary_cross_entropy_with_logits(x - margins * y, y, reduction="none")
     assert value("ldam", batch, defer_epoch=2, epoch=1) == pytest.approx(plain.mean().item(), rel=1e-9)
-    weights = (1 - 0.9999) / (1 - 0.9999**COUNTS.positives)
+    weights = (1 - 0.9999) / (1 - 0.9999**THRESHOLD_METRICS.positives)
     late = (plain * weights / weights.mean()).mean()
     assert value("ldam", batch, defer_epoch=2, epoch=2) == pytest.approx(late.item(), rel=1e-9)
 
@@ -128,7 +130,7 @@ def test_multi_focal_modifier(batch) -> None:
     x, y = batch
     p = torch.sigmoid(x)
     q = (1 - p + 0.05).clamp(max=1)
-    share = COUNTS.positives / COUNTS.positives.sum()
+    share = THRESHOLD_METRICS.positives / THRESHOLD_METRICS.positives.sum()
     weight = (1 - torch.log(share / share.max())) ** (1 / 6)
     loss = -weight * torch.where(y > 0, torch.log(p), (1 - q) ** (4 + weight) * torch.log(q))
     assert value("mfm", batch) == pytest.approx(loss.mean().item(), rel=1e-9)

@@ -40,7 +40,7 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for name in ("data", "models", "reports", "baseline", "data/validated", "data/prepared"):
         (folder / name).mkdir(exist_ok=True)
     prepare_phantom(small_phantom, folder / "data/prepared")
-    train(folder / "data/prepared", folder / "models", model=BATCH_NORM, average_decay=None)
+    train(folder / "data/prepared", folder / "models", model=BATCH_NORM, ema_decay=None)
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL | {"evaluate": SMALL["evaluate"] | {"sealed": 0.3}})
     for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):

@@ -2,12 +2,12 @@
 
 import torch
 
-from ral.training.ema import Average
+from ral.training.ema import ModelEma
 
 
 def test_average_is_the_formula() -> None:
     values = [torch.tensor([float(step), -step]) for step in range(20)]
-    average = Average({"w": values[0], "count": torch.tensor(0)}, 0.5)
+    average = ModelEma({"w": values[0], "count": torch.tensor(0)}, 0.5)
     expected = values[0].clone()
     for step, value in enumerate(values[1:], 1):
         average.update({"w": value, "count": torch.tensor(step)})
@@ -19,6 +19,6 @@ def test_average_is_the_formula() -> None:
 
 def test_the_trained_tensor_is_not_held() -> None:
     weight = torch.ones(3)
-    average = Average({"w": weight}, 0.9)
+    average = ModelEma({"w": weight}, 0.9)
     weight.zero_()
     assert (average.values["w"] == 1).all()

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ral.errors import UserError
-from ral.training.checkpoint import Checkpoints, key
+from ral.training.checkpoint import Checkpoints, training_fingerprint
 
-TENSORS = {"weights/a": torch.arange(6.0).reshape(2, 3), "average/a": torch.ones(2, 3)}
+TENSORS = {"weights/a": torch.arange(6.0).reshape(2, 3), "ema/a": torch.ones(2, 3)}
 
 
 def saved(folder: Path, steps: int, keep: int = 2) -> Checkpoints:
@@ -29,7 +29,7 @@ def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
         "step-000000004",
         "step-000000005",
     ]
-    found = checkpoints.newest(print)
+    found = checkpoints.load_latest(print)
     assert found is not None
     tensors, facts = found
     assert facts == {"step": 5}
@@ -38,7 +38,7 @@ def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
 
 def test_nothing_is_there_at_first_and_after_success(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 0)
-    assert checkpoints.newest(print) is None
+    assert checkpoints.load_latest(print) is None
     checkpoints.save(1, TENSORS, {})
     checkpoints.remove()
     assert not checkpoints.folder.exists()
@@ -58,13 +58,13 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, name: str, damag
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     said: list[str] = []
-    found = checkpoints.newest(said.append)
+    found = checkpoints.load_latest(said.append)
     assert found is not None
     assert found[1] == {"step": 1}
     assert len(said) == 1
     assert "step-000000002 is damaged" in said[0]
     checkpoints.save(2, TENSORS, {"step": 2})
-    found = checkpoints.newest(said.append)
+    found = checkpoints.load_latest(said.append)
     assert found is not None
     assert found[1] == {"step": 2}
 
@@ -74,7 +74,7 @@ def test_one_with_weights_that_are_not_finite_is_passed_over(tmp_path: Path, nam
     checkpoints = saved(tmp_path, 1)
     checkpoints.save(2, TENSORS | {name: torch.full((2, 3), torch.nan)}, {"step": 2})
     said: list[str] = []
-    found = checkpoints.newest(said.append)
+    found = checkpoints.load_latest(said.append)
     assert found is not None
     assert found[1] == {"step": 1}
     assert f"step-000000002 is damaged (6 of the 6 numbers of {name} are not finite" in said[0]
@@ -84,7 +84,7 @@ def test_a_draft_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     (checkpoints.folder / ".draft").mkdir()
     (checkpoints.folder / ".draft" / "tensors.safetensors").write_bytes(b"half")
-    found = checkpoints.newest(print)
+    found = checkpoints.load_latest(print)
     assert found is not None
     assert found[1] == {"step": 1}
     checkpoints.save(2, TENSORS, {"step": 2})
@@ -132,17 +132,17 @@ def test_a_second_run_is_kept_out_and_a_dead_one_is_not(tmp_path: Path) -> None:
 
 def test_key_is_of_what_decides_the_result(prepared: Path, tmp_path: Path) -> None:
     params = {"model": {"backbone": "a"}, "loss": {"name": "ral"}, "train": {"seed": 0, "micro_batch": None}}
-    first = key(params, prepared)
-    assert first == key(params, prepared)
-    assert first == key(params | {"train": {"seed": 0, "micro_batch": 4}}, prepared)
-    assert first != key(params | {"train": {"seed": 1, "micro_batch": None}}, prepared)
-    assert first != key(params | {"loss": {"name": "bce"}}, prepared)
+    first = training_fingerprint(params, prepared)
+    assert first == training_fingerprint(params, prepared)
+    assert first == training_fingerprint(params | {"train": {"seed": 0, "micro_batch": 4}}, prepared)
+    assert first != training_fingerprint(params | {"train": {"seed": 1, "micro_batch": None}}, prepared)
+    assert first != training_fingerprint(params | {"loss": {"name": "bce"}}, prepared)
     other = tmp_path / "prepared"
     other.mkdir()
     for name in ("dataset.json", "class_counts.json", "studies.parquet"):
         (other / name).write_bytes((prepared / name).read_bytes())
-    assert first == key(params, other)
+    assert first == training_fingerprint(params, other)
     facts = json.loads((other / "dataset.json").read_text())
     facts["shards"][0]["sha256"] = "0"
     (other / "dataset.json").write_text(json.dumps(facts))
-    assert first != key(params, other)
+    assert first != training_fingerprint(params, other)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from trainings import BATCH_NORM, history, outputs, steps, train
 
-MEASURED = ["val_macro_ap", "val_macro_auroc", "average_val_macro_ap", "average_val_macro_auroc"]
+MEASURED = ["val_macro_ap", "val_macro_auroc", "ema_val_macro_ap", "ema_val_macro_auroc"]
 
 
 @pytest.fixture(scope="module")

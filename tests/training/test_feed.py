@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ral.inference.prefetch import AHEAD, Ahead
+from ral.inference.prefetch import PREFETCH_DEPTH, Prefetcher
 
 
 def test_items_arrive_in_order_and_ahead_of_time(wait_until) -> None:
@@ -16,10 +16,10 @@ def test_items_arrive_in_order_and_ahead_of_time(wait_until) -> None:
             made.append(number)
             yield number
 
-    with Ahead(source) as ahead:
+    with Prefetcher(source) as ahead:
         first = next(ahead)
         assert first == 0
-        wait_until(lambda: len(made) >= AHEAD + 1)
+        wait_until(lambda: len(made) >= PREFETCH_DEPTH + 1)
         assert list(ahead) == list(range(1, 10))
 
 
@@ -28,7 +28,7 @@ def test_an_error_in_the_thread_is_raised_here() -> None:
         yield 1
         raise KeyError("here")
 
-    with Ahead(source) as ahead, pytest.raises(KeyError, match="here"):
+    with Prefetcher(source) as ahead, pytest.raises(KeyError, match="here"):
         list(ahead)
 
 
@@ -38,6 +38,6 @@ def test_the_thread_ends_when_the_user_leaves_early() -> None:
         while True:
             yield (number := number + 1)
 
-    with Ahead(source) as ahead:
+    with Prefetcher(source) as ahead:
         assert next(ahead) == 1
     assert not [thread for thread in threading.enumerate() if thread.name == "feed"]

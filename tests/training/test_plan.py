@@ -10,7 +10,7 @@ from ral.training import plan
 
 @pytest.mark.parametrize(("images", "size"), [(1000, 128), (1024, 128), (1, 128), (127, 128), (129, 128)])
 def test_batches_hold_every_image_once_and_none_is_small(images: int, size: int) -> None:
-    ends = plan.batches(images, size)
+    ends = plan.batch_offsets(images, size)
     sizes = np.diff(ends)
     assert ends[0] == 0
     assert ends[-1] == images
@@ -23,7 +23,11 @@ def test_batches_hold_every_image_once_and_none_is_small(images: int, size: int)
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 3), (4, 1), (4, 4)])
 def test_shares_make_up_the_batch(images: int, world: int, accumulation: int) -> None:
     batch = np.arange(images)
-    parts = [part for rank in range(world) for part in plan.share(batch, rank, world, accumulation)]
+    parts = [
+        part
+        for rank in range(world)
+        for part in plan.split_into_micro_batches(batch, rank, world, accumulation)
+    ]
     assert (np.concatenate(parts) == batch).all()
     assert len(parts) == world * accumulation
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -20,9 +20,9 @@ def test_the_best_weights_of_each_kind_are_kept(prepared: Path, tmp_path: Path) 
     out = train(prepared, tmp_path / "out", epochs=3)
     facts, table = json.loads((out / "model.json").read_text()), history(out)
     assert list(table) == [*HISTORY, "data"]
-    best = {"last": table["val_macro_ap"].max(), "average": table["average_val_macro_ap"].max()}
+    best = {"last": table["val_macro_ap"].max(), "ema": table["ema_val_macro_ap"].max()}
     assert facts["weights"] == max(best, key=lambda kind: best[kind])
-    column = "average_val_macro_ap" if facts["weights"] == "average" else "val_macro_ap"
+    column = "ema_val_macro_ap" if facts["weights"] == "ema" else "val_macro_ap"
     assert facts["best_epoch"] == table["epoch"][table[column].idxmax()]
     assert facts["phantom"] is True
     assert facts["pretrained_sha256"] is None
@@ -31,19 +31,19 @@ def test_the_best_weights_of_each_kind_are_kept(prepared: Path, tmp_path: Path) 
     assert validation["val"]["val_macro_ap"] == pytest.approx(max(best.values()))
     kept = out / f"weights/{facts['weights']}.safetensors"
     assert kept.read_bytes() == (out / "model.safetensors").read_bytes()
-    last, average = (load_file(out / f"weights/{kind}.safetensors") for kind in ("last", "average"))
+    last, average = (load_file(out / f"weights/{kind}.safetensors") for kind in ("last", "ema"))
     assert last.keys() == average.keys()
     assert any((last[name] != average[name]).any() for name in last)
 
 
 def test_without_average_the_last_weights_are_handed_on(prepared: Path, tmp_path: Path) -> None:
-    out = train(prepared, tmp_path / "out", epochs=1, average_decay=None)
-    assert history(out)["average_val_macro_ap"].isna().all()
+    out = train(prepared, tmp_path / "out", epochs=1, ema_decay=None)
+    assert history(out)["ema_val_macro_ap"].isna().all()
     assert [path.name for path in (out / "weights").iterdir()] == ["last.safetensors"]
 
 
 def test_early_stopping_waits_for_validation(prepared: Path, tmp_path: Path) -> None:
-    out = train(prepared, tmp_path / "out", epochs=40, patience=1, learning_rate=1e-8, average_decay=None)
+    out = train(prepared, tmp_path / "out", epochs=40, patience=1, learning_rate=1e-8, ema_decay=None)
     assert len(history(out)) < 40
 
 
@@ -51,9 +51,9 @@ def test_early_stopping_waits_for_validation(prepared: Path, tmp_path: Path) -> 
 def test_second_phase_learns_the_classifier_alone(prepared: Path, tmp_path: Path, processes: int) -> None:
     classifier = {"epochs": 2, "learning_rate": 1e-2}
     out = train(
-        prepared, tmp_path / "out", processes, model=BATCH_NORM, classifier=classifier, average_decay=None
+        prepared, tmp_path / "out", processes, model=BATCH_NORM, classifier=classifier, ema_decay=None
     )
-    first = train(prepared, tmp_path / "first", processes, model=BATCH_NORM, average_decay=None)
+    first = train(prepared, tmp_path / "first", processes, model=BATCH_NORM, ema_decay=None)
     assert history(out)["phase"].tolist() == ["network", "network", "classifier", "classifier"]
     pd.testing.assert_frame_equal(history(out)[:2], history(first), rtol=1e-5)
     facts = json.loads((out / "model.json").read_text())
@@ -136,7 +136,7 @@ def test_deepspeed_settings_that_contradict_are_refused(settings: dict, words: s
         (
             SEPARABLE,
             1,
-            {"learning_rate": 1e30, "clip_norm": 1e30, "max_bad_steps": 2},
+            {"learning_rate": 1e30, "clip_norm": 1e30, "max_consecutive_skips": 2},
             "in 3 steps in a row .*phantom0",
         ),
     ],
@@ -152,8 +152,8 @@ def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
     """A rank whose `Trainer` is changed by `body` before it starts."""
     script = tmp_path / "rank.py"
     script.write_text(
-        "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.loop import Trainer\n"
-        f"share = Trainer._share_of_loss\n{body}\nrank.run()\n"
+        "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.loop import PhaseTrainer\n"
+        f"share = PhaseTrainer._share_of_loss\n{body}\nrank.run()\n"
     )
     return (sys.executable, str(script))
 
@@ -186,7 +186,7 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
         "    value = share(self, logits, batch)\n"
         "    hit = batch.step == 2 and self.state.epoch == 0 and self.place.rank == self.place.world - 1\n"
         f"    return {value}\n"
-        "Trainer._share_of_loss = changed\n"
+        "PhaseTrainer._share_of_loss = changed\n"
     )
     out = train(
         prepared,
@@ -197,7 +197,7 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
         model=BATCH_NORM,
     )
     table = history(out)
-    assert table["passed_over"].tolist() == [1, 0]
+    assert table["skipped_steps"].tolist() == [1, 0]
     assert np.isfinite(table.select_dtypes("number")).all().all()
 
 
@@ -205,7 +205,7 @@ def test_memory_that_runs_out_names_the_micro_batch(prepared: Path, tmp_path: Pa
     body = (
         "def changed(self, logits, batch):\n"
         "    return torch.empty(1 << 60)\n"
-        "Trainer._share_of_loss = changed\n"
+        "PhaseTrainer._share_of_loss = changed\n"
     )
     with pytest.raises(
         UserError, match=r"Memory ran out on cpu with 3\d images .* train.micro_batch to 1\d"
@@ -221,7 +221,7 @@ def test_a_bug_keeps_its_trace_and_the_others_are_quiet(
         "def changed(self, logits, batch):\n"
         "    if self.place.rank == 1 and batch.step == 3: raise KeyError('a bug')\n"
         "    return share(self, logits, batch)\n"
-        "Trainer._share_of_loss = changed\n"
+        "PhaseTrainer._share_of_loss = changed\n"
     )
     with pytest.raises(UserError, match="process 1 of 4"):
         train(prepared, tmp_path / "out", 4, command=broken(tmp_path, body))

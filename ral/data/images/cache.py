@@ -27,7 +27,9 @@ from ral.files import private_file, private_folder
 CHUNK_IMAGES, CHUNK_BYTES = 256, 64 << 20
 
 # Files and packages that decide what an image's pixels become.
-_CODE = ("pixels.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py", "limits.py")
+_CODE = (
+    "decode.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py", "histogram.py", "bad_image.py", "limits.py",
+)  # fmt: skip
 _PACKAGES = ("pillow", "numpy", "scipy", "pydicom", "python-gdcm")
 
 # Columns of what is said of an image.
@@ -50,7 +52,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Found:
+class CacheLookup:
     """Where images are in the store; one entry per image asked for."""
 
     chunk: np.ndarray
@@ -82,7 +84,7 @@ def chunk_images(size: int) -> int:
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // size**2))
 
 
-class Store:
+class DecodedImageCache:
     """The chunks of one way of decoding.
 
     Args:
@@ -94,7 +96,7 @@ class Store:
         self.folder, self.size = private_folder(folder), size
 
     @classmethod
-    def open(cls, state_dir: Path, size: int, fit: Fit, value_range: Range) -> "Store":
+    def open(cls, state_dir: Path, size: int, fit: Fit, value_range: Range) -> "DecodedImageCache":
         """The store of a user's state folder for one way of decoding."""
         private_folder(state_dir)
         private_folder(state_dir / "images")
@@ -170,7 +172,7 @@ class Store:
             path.unlink(missing_ok=True)
             raise Damaged(name) from None
 
-    def find(self, hashes: "Sequence[str] | pd.Series[str]") -> Found:
+    def find(self, hashes: "Sequence[str] | pd.Series[str]") -> CacheLookup:
         """Look images up; chunks that cannot be opened are removed."""
         names, parts = [], []
         for path in sorted(self.folder.glob("*.arrow")):
@@ -181,14 +183,14 @@ class Store:
                 path.unlink(missing_ok=True)
         if not parts:
             nowhere = np.full(len(hashes), -1)
-            return Found(nowhere, nowhere, (), *([""] * len(hashes) for _ in _REMARKS))
+            return CacheLookup(nowhere, nowhere, (), *([""] * len(hashes) for _ in _REMARKS))
         known = pa.Table.from_batches(parts).combine_chunks()
         place = pc.index_in(pa.array(hashes, pa.string()), known["hash"])
         starts = np.cumsum([0, *(part.num_rows for part in parts)])
         at = place.fill_null(-1).to_numpy().astype(np.int64)
         chunk = np.searchsorted(starts, at, side="right") - 1
         reason, detail, note = (known[name].take(place).fill_null("").to_pylist() for name in _REMARKS)
-        return Found(
+        return CacheLookup(
             chunk=np.where(at < 0, -1, chunk),
             row=at - starts[chunk],
             names=tuple(names),

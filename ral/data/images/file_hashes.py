@@ -22,7 +22,7 @@ SETTLED = 2.0
 LISTING = 2
 
 
-class Stamp(NamedTuple):
+class FileStat(NamedTuple):
     """What changes when a file is replaced or written to."""
 
     size: int
@@ -36,12 +36,12 @@ class Stamp(NamedTuple):
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
     @property
-    def settled(self) -> bool:
+    def mtime_is_stable(self) -> bool:
         """Whether the time stamp is old enough to tell a later change."""
         return time.time() - self.mtime_ns / 1e9 > SETTLED
 
 
-class Memory:
+class FileHashCache:
     """Lists of images by archive and folder, each with the stamps that the files had when they were read.
 
     Args:
@@ -58,11 +58,11 @@ class Memory:
             return None
         facts = json.loads(table.schema.metadata[b"facts"])
         # The file may have been hashed only: as one that is no archive.
-        if facts.pop("listing", None) != LISTING or facts.pop("stamp") != list(Stamp.of(path)):
+        if facts.pop("listing", None) != LISTING or facts.pop("stamp") != list(FileStat.of(path)):
             return None
         return table.replace_schema_metadata().to_pandas(), facts
 
-    def keep_archive(self, path: Path, stamp: Stamp, images: pd.DataFrame, facts: dict) -> None:
+    def keep_archive(self, path: Path, stamp: FileStat, images: pd.DataFrame, facts: dict) -> None:
         """Keep what was read of an archive.
 
         Args:
@@ -71,7 +71,7 @@ class Memory:
             images: its members.
             facts: its size and hash.
         """
-        if stamp.settled and stamp == Stamp.of(path):
+        if stamp.mtime_is_stable and stamp == FileStat.of(path):
             kept = facts | {"stamp": stamp, "listing": LISTING}
             self._write(path, pa.Table.from_pandas(images, preserve_index=False), kept)
 
@@ -79,38 +79,38 @@ class Memory:
         """SHA-256 of a file that is no image; read only if it has changed since the last time."""
         table = self._read(path)
         facts = {} if table is None else json.loads(table.schema.metadata[b"facts"])
-        stamp = Stamp.of(path)
+        stamp = FileStat.of(path)
         if facts.get("stamp") == list(stamp) and "sha256" in facts:
             return facts["sha256"]
         digest = file_sha256(path)
-        if stamp.settled and stamp == Stamp.of(path):
+        if stamp.mtime_is_stable and stamp == FileStat.of(path):
             self._write(path, pa.table({}), {"sha256": digest, "stamp": stamp})
         return digest
 
-    def images(self, root: Path) -> dict[tuple[str, Stamp], str]:
+    def images(self, root: Path) -> dict[tuple[str, FileStat], str]:
         """Hashes of the single images below a data folder, by path relative to it and stamp."""
         table = self._read(root)
         if table is None:
             return {}
-        columns = (table[name].to_pylist() for name in ("path", "hash", *Stamp._fields))
-        return {(path, Stamp(*stamp)): digest for path, digest, *stamp in zip(*columns, strict=True)}
+        columns = (table[name].to_pylist() for name in ("path", "hash", *FileStat._fields))
+        return {(path, FileStat(*stamp)): digest for path, digest, *stamp in zip(*columns, strict=True)}
 
     def keep_images(
-        self, root: Path, paths: Sequence[str], stamps: Sequence[Stamp], hashes: Sequence[str]
+        self, root: Path, paths: Sequence[str], stamps: Sequence[FileStat], hashes: Sequence[str]
     ) -> None:
         """Keep what was read of single images; what is known of others stays."""
         listed = set(paths)
         rows = [
             (path, digest, *stamp)
             for path, stamp, digest in zip(paths, stamps, hashes, strict=True)
-            if stamp.settled
+            if stamp.mtime_is_stable
         ]
         rows += [
             (path, digest, *stamp)
             for (path, stamp), digest in self.images(root).items()
             if path not in listed
         ]
-        frame = pd.DataFrame(rows, columns=["path", "hash", *Stamp._fields])
+        frame = pd.DataFrame(rows, columns=["path", "hash", *FileStat._fields])
         self._write(root, pa.Table.from_pandas(frame, preserve_index=False), {})
 
     def _file(self, path: Path) -> Path | None:

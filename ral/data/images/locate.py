@@ -10,7 +10,7 @@ import pandas as pd
 
 from ral.data.images import npz
 from ral.data.images.archives import BLOCK, check_size, is_zip, members, naming_damage
-from ral.data.images.file_hashes import Memory, Stamp
+from ral.data.images.file_hashes import FileHashCache, FileStat
 from ral.data.images.file_names import (
     ARCHIVE_ENDINGS,
     IMAGE_ENDINGS,
@@ -87,7 +87,7 @@ def _other_sources(entries: Sequence[Path]) -> str:
 
 
 def list_images(
-    root: Path, progress: Callable[[int], None], memory: Memory | None = None
+    root: Path, progress: Callable[[int], None], memory: FileHashCache | None = None
 ) -> tuple[pd.DataFrame, dict[str, dict]]:
     """List every image below `root` and name its content.
 
@@ -105,7 +105,7 @@ def list_images(
         UserError: no images, a broken archive, an unsafe member, the same image twice.
     """
     archives, folders = find_sources(root)
-    memory = memory or Memory(None)
+    memory = memory or FileHashCache(None)
     parts, hashes = [], {}
     for archive in archives:
         name = archive.relative_to(root).as_posix()
@@ -180,14 +180,14 @@ class _CountedHash:
 
 
 def list_archive(
-    archive: Path, progress: Callable[[int], None], memory: Memory
+    archive: Path, progress: Callable[[int], None], memory: FileHashCache
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The images of one archive (no column path), and its bytes and sha256; see `list_images`."""
     known = memory.archive(archive)
     if known is not None:
         progress(known[1]["bytes"])
         return known
-    stamp, rows, told = Stamp.of(archive), [], 0
+    stamp, rows, told = FileStat.of(archive), [], 0
     with archive.open("rb") as stream, naming_damage(archive):
         counted = _CountedHash(stream)
         # A zip's list of members is at its end, so it is read twice; any other archive once.
@@ -208,7 +208,7 @@ def list_archive(
 
 
 def list_files(
-    root: Path, paths: Sequence[str], progress: Callable[[int], None], memory: Memory
+    root: Path, paths: Sequence[str], progress: Callable[[int], None], memory: FileHashCache
 ) -> pd.DataFrame:
     """Single images by their paths relative to `root`, in that order: all columns of `list_images` but image_id.
 
@@ -219,7 +219,7 @@ def list_files(
     known = memory.images(root)
     stamps, hashes = [], []
     for path in paths:
-        stamp = Stamp.of(root / path)
+        stamp = FileStat.of(root / path)
         check_size(f"Image {shown(root / path)}", stamp.size)
         digest = known.get((path, stamp))
         if digest is None:
@@ -243,7 +243,7 @@ def total_bytes(root: Path) -> int:
 
 
 def add_content(
-    root: Path, images: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
+    root: Path, images: pd.DataFrame, progress: Callable[[int], None], memory: FileHashCache | None = None
 ) -> pd.DataFrame:
     """Give images that a source found by itself (image_id, path, member "" and bytes) the columns offset and hash.
 
@@ -259,7 +259,7 @@ def add_content(
     Raises:
         OSError: an image cannot be read.
     """
-    found = list_files(root, images["path"].tolist(), progress, memory or Memory(None))
+    found = list_files(root, images["path"].tolist(), progress, memory or FileHashCache(None))
     return found.assign(image_id=images["image_id"].to_numpy())[COLUMNS]
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from ral.compute.dask_pool import Pool, Report
 from ral.config.data import PreprocessConfig
 from ral.data.images.bad_image import BadImage
-from ral.data.images.cache import Damaged, Found, Store, chunk_images
+from ral.data.images.cache import CacheLookup, Damaged, DecodedImageCache, chunk_images
 from ral.data.images.decode import decode_noted
 from ral.data.images.locate import read_images
 from ral.data.images.shards import write_shard
@@ -84,9 +84,9 @@ def pack(
     folder = (out / "shards").absolute()
     folder.mkdir()
     if state_dir is None:
-        store = Store(folder.parent / ".decoded", config.size)
+        store = DecodedImageCache(folder.parent / ".decoded", config.size)
     else:
-        store = Store.open(state_dir.absolute(), config.size, config.fit, config.range)
+        store = DecodedImageCache.open(state_dir.absolute(), config.size, config.fit, config.range)
     images = _with_keys(images)
     hashes = images["key"]
     for attempt in range(TRIES):
@@ -146,7 +146,7 @@ def _name(root: Path, images: pd.DataFrame, index: int) -> str:
     return image_name(root, images["path"].iloc[index], images["member"].iloc[index])
 
 
-def _refuse(root: Path, images: pd.DataFrame, found: Found) -> None:
+def _refuse(root: Path, images: pd.DataFrame, found: CacheLookup) -> None:
     """Raise the error of the first image that an earlier run found to be bad."""
     for index, reason in enumerate(found.reason):
         if reason:
@@ -154,7 +154,7 @@ def _refuse(root: Path, images: pd.DataFrame, found: Found) -> None:
 
 
 def _check_share(
-    root: Path, good: np.ndarray, images: pd.DataFrame, found: Found, config: PreprocessConfig
+    root: Path, good: np.ndarray, images: pd.DataFrame, found: CacheLookup, config: PreprocessConfig
 ) -> None:
     bad = np.flatnonzero(~good)
     if len(bad) > config.max_bad_fraction * len(good):
@@ -199,7 +199,7 @@ def decode_run(
         report: told of every image.
     """
     size = config.size
-    store = Store(folder, size)
+    store = DecodedImageCache(folder, size)
     step = chunk_images(size)
     chunks = [images.iloc[start : start + step] for start in range(0, len(images), step)]
     # Another worker, killed since, may have written some.
@@ -228,8 +228,8 @@ def decode_run(
 
 
 def _write_shards(
-    store: Store,
-    found: Found,
+    store: DecodedImageCache,
+    found: CacheLookup,
     image_ids: "pd.Series[str]",
     good: np.ndarray,
     config: PreprocessConfig,
@@ -277,7 +277,7 @@ def write_one_shard(
     Returns:
         Name, images and SHA-256 of the shard, and its images' sums; None if a chunk was damaged.
     """
-    store = Store(folder, size)
+    store = DecodedImageCache(folder, size)
     stack = np.empty((len(image_ids), size, size), np.uint8)
     sums = np.empty((len(image_ids), 2), np.int64)
     for index, name in enumerate(names):

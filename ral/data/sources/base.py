@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import DataConfig
-from ral.data.images.file_hashes import Memory, Stamp
+from ral.data.images.file_hashes import FileHashCache, FileStat
 from ral.data.images.locate import COLUMNS as IMAGE_COLUMNS
 from ral.data.images.locate import content_hash, list_images, read_file, total_bytes
 from ral.errors import UserError
@@ -34,7 +34,7 @@ VIEWS = {view: view for view in ("PA", "AP", "FRONTAL", "LATERAL", "OTHER")}
 
 
 @dataclass(frozen=True)
-class Joined:
+class DelimitedLabels:
     """All labels of an image in one column.
 
     Attributes:
@@ -55,7 +55,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnLabels:
     """A column per finding, with LABEL_VALUES.
 
     Attributes:
@@ -76,7 +76,7 @@ class Layout:
 
     image: str
     patient: str
-    labels: Joined | Columns
+    labels: DelimitedLabels | ColumnLabels
     study: str | None = None
     follow_up: str | None = None
     view: str | None = None
@@ -147,7 +147,7 @@ class Source(ABC):
             UserError: a table lacks a column, has no rows or is no regular table.
         """
 
-    def pieces(self) -> Iterator[pd.DataFrame]:
+    def iter_chunks(self) -> Iterator[pd.DataFrame]:
         """The raw rows as `read` has them, some at a time and in order, so that validation can check a table larger than memory."""
         yield self.read()
 
@@ -158,7 +158,7 @@ class Source(ABC):
         return list(dict.fromkeys((self.layout.image, self.layout.path))) if self.layout.path else []
 
     def images(
-        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
+        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: FileHashCache | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:
         """Where the images of the raw rows are, as `ral.data.images.locate.list_images` says it, whose arguments these are."""
         if self.layout.path is None:
@@ -236,15 +236,15 @@ def open_source(config: DataConfig) -> Source:
     return source
 
 
-def label_names(labels: Joined | Columns) -> tuple[str, ...]:
+def label_names(labels: DelimitedLabels | ColumnLabels) -> tuple[str, ...]:
     """The findings that a layout has labels of, in order."""
-    if isinstance(labels, Columns):
+    if isinstance(labels, ColumnLabels):
         return tuple(labels.columns)
     return tuple(dict.fromkeys(name for names in labels.words.values() for name in names))
 
 
 def read_labels(
-    raw: pd.DataFrame, labels: Joined | Columns, uncertain: str, unmentioned: str
+    raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels, uncertain: str, unmentioned: str
 ) -> dict[str, np.ndarray]:
     """Labels float32 [rows] by finding: 1, 0, NaN where unknown.
 
@@ -254,7 +254,7 @@ def read_labels(
         uncertain: what -1 becomes: ignore (NaN), positive or negative.
         unmentioned: what an empty cell becomes else: unknown (NaN) or negative.
     """
-    if isinstance(labels, Joined):
+    if isinstance(labels, DelimitedLabels):
         return _read_joined(raw[labels.column], labels)
     meaning = {
         "present": 1.0,
@@ -278,7 +278,7 @@ def says(raw: pd.DataFrame, column: str, word: str) -> np.ndarray:
     return raw[column].isin([text for text, meaning in LABEL_VALUES.items() if meaning == word]).to_numpy()
 
 
-def _read_joined(column: pd.Series, labels: Joined) -> dict[str, np.ndarray]:
+def _read_joined(column: pd.Series, labels: DelimitedLabels) -> dict[str, np.ndarray]:
     """Few distinct label texts stand for very many rows: each is split once, then rows look theirs up by code."""
     codes, texts = pd.factorize(column)
     findings = label_names(labels)
@@ -294,7 +294,7 @@ def _read_joined(column: pd.Series, labels: Joined) -> dict[str, np.ndarray]:
     return {finding: table[codes, index] for finding, index in number.items()}
 
 
-def parse_all(texts: pd.Index, labels: Joined) -> list[list[str] | None]:
+def parse_all(texts: pd.Index, labels: DelimitedLabels) -> list[list[str] | None]:
     """The words of each text; None where it is not of the form expected."""
     parsed: list[list[str] | None] = []
     for text in texts:
@@ -339,13 +339,13 @@ def addressed_images(
     image_ids: pd.Series,
     paths: pd.Series,
     progress: Callable[[int], None],
-    memory: Memory | None = None,
+    memory: FileHashCache | None = None,
 ) -> pd.DataFrame:
     """The images that a table names by their files, in the columns of `list_images`, sorted by path.
 
     A row whose file does not exist is left out; whether that is an error is for validation to say.
     """
-    memory = memory or Memory(None)
+    memory = memory or FileHashCache(None)
     known = memory.images(root)
     rows, stamps = [], []
     for path, image_id in sorted(zip(paths, image_ids, strict=True)):
@@ -360,8 +360,8 @@ def addressed_images(
     return images.drop_duplicates("image_id", ignore_index=True)
 
 
-def _stamp(root: Path, path: str) -> Stamp | None:
+def _stamp(root: Path, path: str) -> FileStat | None:
     """Size and time of an image below the data folder; None where there is no such file."""
     if not path or Path(path).is_absolute() or ".." in Path(path).parts or not os.path.isfile(root / path):
         return None
-    return Stamp.of(root / path)
+    return FileStat.of(root / path)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ral.data.images.file_hashes import Memory
+from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.locate import content_hash
 from ral.data.images.npz import array_shape, read_array
-from ral.data.sources.base import Columns, Layout, Source
+from ral.data.sources.base import ColumnLabels, Layout, Source
 from ral.data.sources.text import find_table
 from ral.errors import UserError
 from ral.files import sha256
@@ -34,7 +34,7 @@ class Reader(Source):
         image="image_id",
         patient="image_id",
         split="official",
-        labels=Columns({finding: finding for finding in NIH_FINDINGS}),
+        labels=ColumnLabels({finding: finding for finding in NIH_FINDINGS}),
         patients_known=False,
     )
 
@@ -60,7 +60,7 @@ class Reader(Source):
         return ["image_id", "official", "row"]
 
     def images(
-        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: Memory | None = None
+        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: FileHashCache | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:
         """Images by their places; an image's hash is made from the file's hash and its place, not from its pixels."""
         (path,) = self.tables()

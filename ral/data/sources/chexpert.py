@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ral.data.sources.base import Columns, Layout, Source
+from ral.data.sources.base import ColumnLabels, Layout, Source
 from ral.data.sources.text import find_table, read_text
 from ral.labels import LABEL_SETS
 
@@ -38,7 +38,7 @@ class Reader(Source):
         sex="Sex",
         sexes={"Male": "M", "Female": "F", "Unknown": None},
         age="Age",
-        labels=Columns(LABEL_SETS["chexpert"]["chexpert"], no_finding="No Finding"),
+        labels=ColumnLabels(LABEL_SETS["chexpert"]["chexpert"], no_finding="No Finding"),
         patient_pattern=r"^patient[0-9]+\Z",
         patient_remedy="The path must read <data set>/train/patient00001/study1/view1_frontal.jpg.",
         contradiction="warning",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ral.config.data import DataConfig
-from ral.data.sources.base import Columns, Layout, Source
+from ral.data.sources.base import ColumnLabels, Layout, Source
 from ral.data.sources.text import find_table, read_text
 from ral.errors import UserError
 from ral.labels import NO_FINDING
@@ -54,7 +54,7 @@ class Reader(Source):
             path="file",
             split="official",
             view="view",
-            labels=Columns(
+            labels=ColumnLabels(
                 self.label_set,
                 # Of the CXR-LT sets No Finding (2024: Normal) is itself a class.
                 no_finding=self.label_set.get(NO_FINDING, "No Finding"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ral.data.sources.base import Joined, Layout, Source
+from ral.data.sources.base import DelimitedLabels, Layout, Source
 from ral.data.sources.text import find_table, read_list, read_pieces
 from ral.errors import UserError
 from ral.labels import NIH_FINDINGS, NO_FINDING
@@ -43,7 +43,7 @@ class Reader(Source):
         view="View Position",
         # NIH's images are all frontal; tables merged from elsewhere may bring laterals.
         views={view: view for view in ("PA", "AP", "LATERAL")},
-        labels=Joined(
+        labels=DelimitedLabels(
             "Finding Labels", split_labels, {**{name: (name,) for name in NIH_FINDINGS}, NO_FINDING: ()}
         ),
         image_pattern=r"^[^/\\]+\.(?:png|jpg|jpeg)\Z",
@@ -59,9 +59,9 @@ class Reader(Source):
         return [find_table(self.root, TABLES)]
 
     def read(self) -> pd.DataFrame:
-        return pd.concat(self.pieces(), ignore_index=True)
+        return pd.concat(self.iter_chunks(), ignore_index=True)
 
-    def pieces(self) -> Iterator[pd.DataFrame]:
+    def iter_chunks(self) -> Iterator[pd.DataFrame]:
         yield from read_pieces(self.tables()[0], COLUMNS)
 
     def official(self, studies: pd.DataFrame) -> pd.Series:

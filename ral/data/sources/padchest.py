@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ral.config.data import DataConfig
-from ral.data.sources.base import Columns, Joined, Layout, Source
+from ral.data.sources.base import ColumnLabels, DelimitedLabels, Layout, Source
 from ral.data.sources.text import find_table, read_header, read_text
 from ral.errors import UserError
 from ral.labels import NO_FINDING
@@ -139,7 +139,7 @@ class Reader(Source):
             sex="PatientSex_DICOM",
             sexes={"M": "M", "F": "F", "O": None, "None": None, "": None},
             age="age",
-            labels=Joined(
+            labels=DelimitedLabels(
                 "Labels", parse, vocabulary(), UNKNOWN, frozenset({"normal"}), "commas in a Python list"
             ),
             photometric=PHOTOMETRIC if self._has_photometric() else None,
@@ -147,7 +147,7 @@ class Reader(Source):
             contradiction="warning",
         )  # fmt: skip
         if self.cxr_lt:
-            columns = Columns(self.label_set, no_finding=self.label_set[NO_FINDING])
+            columns = ColumnLabels(self.label_set, no_finding=self.label_set[NO_FINDING])
             layout = replace(layout, labels=columns)
             if not self._has_own():
                 layout = replace(layout, study=None, view=None, sex=None, age=None, path=None)

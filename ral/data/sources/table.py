@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ral.config.data import DataConfig
-from ral.data.sources.base import SEXES, VIEWS, Columns, Joined, Layout, Source
+from ral.data.sources.base import SEXES, VIEWS, ColumnLabels, DelimitedLabels, Layout, Source
 from ral.data.sources.parquet import is_parquet, parquet_files, read_parquet_pieces
 from ral.data.sources.text import read_pieces
 from ral.errors import UserError
@@ -37,13 +37,13 @@ class Reader(Source):
             patients_known=self.table.patient_id != self.table.image_id,
         )
 
-    def _labels(self) -> Joined | Columns:
+    def _labels(self) -> DelimitedLabels | ColumnLabels:
         table = self.table
         if table.labels is None:
-            return Columns(table.findings, table.no_finding)
+            return ColumnLabels(table.findings, table.no_finding)
         none = table.no_finding or NO_FINDING
         words = {word: (finding,) for finding, word in table.findings.items()}
-        return Joined(
+        return DelimitedLabels(
             table.labels,
             lambda text: text.split(table.label_separator),
             {**words, none: words.get(none, ()), "": ()},
@@ -58,7 +58,7 @@ class Reader(Source):
         layout, labels = self.layout, self.layout.labels
         roles = ("image", "patient", "study", "follow_up", "path", "view", "sex", "age", "split")
         named = [getattr(layout, role) for role in (*roles, "photometric")]
-        if isinstance(labels, Joined):
+        if isinstance(labels, DelimitedLabels):
             named.append(labels.column)
         else:
             named += [*labels.columns.values(), labels.no_finding]
@@ -76,9 +76,9 @@ class Reader(Source):
         return str(self.root / self.table.file)  # its parts count their rows together
 
     def read(self) -> pd.DataFrame:
-        return pd.concat(self.pieces(), ignore_index=True)
+        return pd.concat(self.iter_chunks(), ignore_index=True)
 
-    def pieces(self) -> Iterator[pd.DataFrame]:
+    def iter_chunks(self) -> Iterator[pd.DataFrame]:
         self.tables()
         path = self.root / self.table.file
         if is_parquet(path):

@@ -135,9 +135,9 @@ def read_pieces(path: Path, columns: Sequence[str], separator: str = ",") -> Ite
     plain = scan(path) and separator.isascii()
     header = read_header(path, separator)
     check_columns(path, columns, header, separator)
-    pieces = _plain_pieces if plain else _quoted_pieces
+    iter_chunks = _plain_chunks if plain else _quoted_chunks
     any_rows = False
-    for piece in pieces(path, columns, header, separator):
+    for piece in iter_chunks(path, columns, header, separator):
         any_rows = True
         yield piece
     if not any_rows:
@@ -149,7 +149,7 @@ def read_text(path: Path, columns: Sequence[str], separator: str = ",") -> pd.Da
     return pd.concat(read_pieces(path, columns, separator), ignore_index=True)
 
 
-def _plain_pieces(
+def _plain_chunks(
     path: Path, columns: Sequence[str], header: Sequence[str], separator: str
 ) -> Iterator[pd.DataFrame]:
     """The pieces of a table without quotes and empty lines, in which rows are lines; several times as fast."""
@@ -198,7 +198,7 @@ def _numbered(table: "pa.Table", first: int) -> pd.DataFrame:
     return table.to_pandas().assign(row=range(first, first + len(table)))
 
 
-def _quoted_pieces(
+def _quoted_chunks(
     path: Path, columns: Sequence[str], header: Sequence[str], separator: str
 ) -> Iterator[pd.DataFrame]:
     """The pieces of any table: a row may go over several lines, and an empty line is none."""

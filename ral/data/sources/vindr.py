@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ral.data.sources.base import LABEL_VALUES, Columns, Layout, Source
+from ral.data.sources.base import LABEL_VALUES, ColumnLabels, Layout, Source
 from ral.data.sources.text import check_columns, read_header, read_text
 from ral.errors import UserError
 from ral.labels import LABEL_SETS
@@ -31,7 +31,7 @@ class Reader(Source):
         path="file",
         split="official",
         only_view="PA",
-        labels=Columns(LABEL_SETS["vindr"]["vindr"], no_finding=NO_FINDING_COLUMN),
+        labels=ColumnLabels(LABEL_SETS["vindr"]["vindr"], no_finding=NO_FINDING_COLUMN),
         contradiction="warning",
         patients_known=False,
     )

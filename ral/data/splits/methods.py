@@ -155,7 +155,7 @@ def check_split(studies: pd.DataFrame, findings: tuple[str, ...], config: SplitC
             )
 
 
-def scarce(counts: dict[str, Any], few: int = FEW) -> list[str]:
+def low_support_warnings(counts: dict[str, Any], few: int = FEW) -> list[str]:
     """What class_counts.json shows too little of, a line each: findings with fewer than `few` positives to judge by."""
     lines = []
     for name in ("val", "test"):

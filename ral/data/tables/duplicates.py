@@ -8,7 +8,7 @@ import pandas as pd
 
 from ral.data.privacy import pseudonymised
 from ral.data.tables.partitions import Partition
-from ral.data.tables.spill import Places
+from ral.data.tables.spill import ImageIdIndex
 
 # Examples given of each kind of duplicate.
 EXAMPLES = 5
@@ -29,7 +29,7 @@ def same_content(
         A series for each partition, in the order of its rows.
     """
     suspects = images[images["hash"].duplicated(keep=False)].reset_index(drop=True)
-    places = Places(suspects["image_id"])
+    places = ImageIdIndex(suspects["image_id"])
     sizes, found = [], []
     for number, part in enumerate(partitions):
         rows = part.read(list(dict.fromkeys((image, patient))))

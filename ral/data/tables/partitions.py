@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ral.data.tables.lookalike_ids import comparable_ids
-from ral.data.tables.spill import Places
+from ral.data.tables.spill import ImageIdIndex
 
 # Rows of a partition, more or less: what is in memory at a time. A smaller table is one partition.
 ROWS = 500_000
@@ -146,7 +146,7 @@ def image_sizes(
     Returns:
         float64 [rows] for each partition, NaN where a row has no image; and the number of images.
     """
-    places, sizes = Places(images["image_id"]), images["bytes"].to_numpy(np.float64)
+    places, sizes = ImageIdIndex(images["image_id"]), images["bytes"].to_numpy(np.float64)
     seen, found = np.zeros(len(images), bool), []
     for part in partitions:
         at = places.find(part.read([column])[column])

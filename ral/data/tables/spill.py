@@ -23,7 +23,7 @@ BUCKET_ROWS = 500_000
 HASHED = 1_000_000
 
 
-class Places:
+class ImageIdIndex:
     """Finds images in their stored order by image id: 16 bytes an image, where a dictionary takes a hundred.
 
     Args:
@@ -37,7 +37,7 @@ class Places:
         self._keys = keys[self._order]
 
     def find(self, image_ids: "pd.Series[str]") -> np.ndarray:
-        """Place of each image, int64; -1 where there is no such image."""
+        """DistributedContext of each image, int64; -1 where there is no such image."""
         wanted = _array(image_ids)
         keys = _hashes(wanted)
         at = np.searchsorted(self._keys, keys)
@@ -70,7 +70,7 @@ def _hashes(ids: pa.Array) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
-class Spool:
+class SpillBuffer:
     """Rows on disk that come in any order and are read back by their place; a context manager, which removes them.
 
     Args:
@@ -82,7 +82,7 @@ class Spool:
         self._files: dict[int, list[Path]] = {}
         self._blocks = 0
 
-    def __enter__(self) -> "Spool":
+    def __enter__(self) -> "SpillBuffer":
         self._folder.mkdir()
         return self
 
@@ -110,7 +110,7 @@ class Spool:
             yield rows.sort_values("stored", kind="stable", ignore_index=True)
 
 
-class Writer:
+class StudiesWriter:
     """Writes a Parquet file piece by piece and counts its labels; a context manager.
 
     Args:
@@ -124,7 +124,7 @@ class Writer:
         self._file: pq.ParquetWriter | None = None
         self._counts = np.zeros((len(splits), 1 + 3 * len(findings)), np.int64)
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "StudiesWriter":
         return self
 
     def __exit__(

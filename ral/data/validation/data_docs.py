@@ -18,7 +18,7 @@ from great_expectations.core import ExpectationSuiteValidationResultSchema
 from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaSectionView
 
-from ral.files import new_file
+from ral.files import atomic_write
 
 # No script, no address: the pages show text of tables that may come from anybody.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -133,7 +133,7 @@ def _write(path: Path, title: str, body: list[str]) -> None:
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1>",
     ]
-    with new_file(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("\n".join([*head, *body, "</body></html>", ""]), encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import DriftConfig
-from ral.data.sources.base import LABEL_VALUES, OLDEST, Columns, Joined, Layout, parse_all, says
+from ral.data.sources.base import LABEL_VALUES, OLDEST, ColumnLabels, DelimitedLabels, Layout, parse_all, says
 from ral.data.tables.lookalike_ids import lookalikes
 from ral.labels import NO_FINDING, SUPPORT_DEVICES, nearest
 
@@ -35,7 +35,7 @@ class RowFacts:
     same_image: "pd.Series[str]"
 
 
-def added_columns(raw: pd.DataFrame, layout: Layout, facts: RowFacts) -> pd.DataFrame:
+def derive_check_columns(raw: pd.DataFrame, layout: Layout, facts: RowFacts) -> pd.DataFrame:
     """The raw rows with what the expectations need beside them.
 
     Added: image_bytes (null without an image), image_repeated (the image id, null where it stands in one row),
@@ -81,9 +81,9 @@ def _numbers(texts: pd.Series) -> pd.Series:
     return pd.to_numeric(texts, errors="coerce").astype("float64")
 
 
-def label_problems(raw: pd.DataFrame, labels: Joined | Columns) -> pd.Series:
+def label_problems(raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels) -> pd.Series:
     """For each row the words (or column=text) that are no labels, joined by commas; null where all are."""
-    if isinstance(labels, Joined):
+    if isinstance(labels, DelimitedLabels):
         codes, texts = pd.factorize(raw[labels.column])
         unknown = [
             "not of the form expected"
@@ -100,9 +100,9 @@ def label_problems(raw: pd.DataFrame, labels: Joined | Columns) -> pd.Series:
     return _joined(found, raw.index)
 
 
-def contradictions(raw: pd.DataFrame, labels: Joined | Columns) -> pd.Series:
+def contradictions(raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels) -> pd.Series:
     """For each row the findings that stand beside No Finding; null where none does."""
-    if isinstance(labels, Joined):
+    if isinstance(labels, DelimitedLabels):
         codes, texts = pd.factorize(raw[labels.column])
         beside_none = []
         for words in parse_all(texts, labels):
@@ -142,8 +142,8 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
     Each carries in `meta` a short name, the column it is shown under and what to do when it fails.
     """
     labels = layout.labels
-    shown = labels.column if isinstance(labels, Joined) else "labels"
-    if isinstance(labels, Joined):
+    shown = labels.column if isinstance(labels, DelimitedLabels) else "labels"
+    if isinstance(labels, DelimitedLabels):
         allowed = f"Allowed, joined by {labels.between}: {', '.join(word for word in labels.words if word)}."
     else:
         allowed = "Allowed in a label column: 1, 0, -1 (uncertain) or nothing."
@@ -300,9 +300,9 @@ def drift_expectations(limits: DriftConfig, told: dict[str, str]) -> list[Any]:
     ]  # fmt: skip
 
 
-def name_the_nearest(samples: list[str], layout: Layout) -> str:
+def suggest_closest(samples: list[str], layout: Layout) -> str:
     """A hint for rows whose labels are not in the vocabulary: "Did you mean `Mass` for 'Masses'? " or ""."""
-    if not isinstance(layout.labels, Joined):
+    if not isinstance(layout.labels, DelimitedLabels):
         return ""
     words = [word for word in layout.labels.words if word]
     hints: dict[str, str] = {}

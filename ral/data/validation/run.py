@@ -31,10 +31,10 @@ from ral.data.validation.data_docs import write_page
 from ral.data.validation.expectations import (
     IMAGE_PRESENT,
     RowFacts,
-    added_columns,
+    derive_check_columns,
     drift_expectations,
-    name_the_nearest,
     raw_expectations,
+    suggest_closest,
 )
 from ral.data.validation.missing_images import describe_missing
 from ral.labels import PHANTOM_PREFIX
@@ -51,7 +51,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Found:
+class PartitionResult:
     """What was found in rows of a source.
 
     Attributes:
@@ -94,7 +94,9 @@ def check_rows(
     items = [(source, *item) for item in zip(parts, known, strict=True)]
     # One partition is sooner checked here than a worker is started.
     with open_pool(target if len(parts) > 1 else DaskTarget(workers=1)) as pool:
-        found: list[Found] = pool.run(check_partition, items, [len(size) for size in sizes], progress)
+        found: list[PartitionResult] = pool.run(
+            check_partition, items, [len(size) for size in sizes], progress
+        )
     profile = drift.profile([part.counts for part in found])
     facts = {
         "phantom": any(part.phantom for part in found),
@@ -116,14 +118,14 @@ def check_rows(
     return facts, checks
 
 
-def check_partition(source: Source, part: Partition, known: RowFacts, report: Report) -> Found:
+def check_partition(source: Source, part: Partition, known: RowFacts, report: Report) -> PartitionResult:
     """Run the expectations on one partition; called by a worker."""
     layout = source.layout
     with _ONE_AT_A_TIME:
         raw = part.read()
         places, raw = raw.index.to_numpy(), raw.reset_index(drop=True)
         counts = drift.count(source.to_studies(raw), label_names(layout.labels))
-        table = added_columns(raw, layout, known)
+        table = derive_check_columns(raw, layout, known)
         results = _evaluate(table, raw_expectations(layout, source.config.missing_images))
     for item in results:
         item["samples"] = [
@@ -132,7 +134,7 @@ def check_partition(source: Source, part: Partition, known: RowFacts, report: Re
         ]
     report(len(raw))
     phantom = bool(raw[layout.image].str.startswith(PHANTOM_PREFIX).any())
-    return Found(counts, phantom, int(np.isnan(known.image_bytes).sum()), results)
+    return PartitionResult(counts, phantom, int(np.isnan(known.image_bytes).sum()), results)
 
 
 def check_drift(
@@ -234,7 +236,7 @@ def _reduce(item: dict[str, Any], layout: Layout) -> dict[str, Any]:
     samples = [{name: value for name, value in s.items() if name != "place"} for s in item["samples"]]
     remedy = config["meta"]["remedy"]
     if not item["success"] and config["kwargs"].get("column") == "label_problem":
-        remedy = name_the_nearest([sample["value"] or "" for sample in samples], layout) + remedy
+        remedy = suggest_closest([sample["value"] or "" for sample in samples], layout) + remedy
     return {
         "check": config["meta"]["check"],
         "column": _shown(item),

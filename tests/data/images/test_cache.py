@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 from ral.data.images import cache as store_module
-from ral.data.images.cache import Damaged, Store, chunk_images, decoding_version, prune
+from ral.data.images.cache import Damaged, DecodedImageCache, chunk_images, decoding_version, prune
 
 GOOD = ("", "")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "state", 8, "stretch", "own")
+def store(tmp_path: Path) -> DecodedImageCache:
+    return DecodedImageCache.open(tmp_path / "state", 8, "stretch", "own")
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8), dtype=np.uint8)
 
 
-def test_images_are_found_by_their_content(store: Store) -> None:
+def test_images_are_found_by_their_content(store: DecodedImageCache) -> None:
     first, second = images(3), images(2, 1)
     store.write(["a", "b", "c"], first, [GOOD] * 3, [""] * 3)
     store.write(["d", "e"], second, [GOOD, ("is blank", "every pixel is 0")], ["exif", ""])
@@ -40,13 +40,13 @@ def test_images_are_found_by_their_content(store: Store) -> None:
         assert chunk.sums[found.row[place]].tolist() == [pixels.sum(), (pixels.astype(int) ** 2).sum()]
 
 
-def test_empty_store_has_nothing(store: Store) -> None:
+def test_empty_store_has_nothing(store: DecodedImageCache) -> None:
     assert store.find(["a"]).chunk.tolist() == [-1]
     assert store.find([]).chunk.tolist() == []
 
 
 @pytest.mark.parametrize("where", ["pixels", "end"])
-def test_damage_is_noticed_and_removed(store: Store, where: str) -> None:
+def test_damage_is_noticed_and_removed(store: DecodedImageCache, where: str) -> None:
     store.write(["a", "b"], images(2), [GOOD] * 2, [""] * 2)
     path = store.path(["a", "b"])
     content = bytearray(path.read_bytes())
@@ -61,21 +61,21 @@ def test_damage_is_noticed_and_removed(store: Store, where: str) -> None:
     assert store.find(["a"]).chunk.tolist() == [-1]
 
 
-def test_chunk_that_cannot_be_opened_is_as_if_it_were_not_there(store: Store) -> None:
+def test_chunk_that_cannot_be_opened_is_as_if_it_were_not_there(store: DecodedImageCache) -> None:
     store.write(["a"], images(1), [GOOD], [""] * 1)
     (store.folder / "b.arrow").write_bytes(b"")
     assert store.find(["a"]).chunk.tolist() == [0]
     assert not (store.folder / "b.arrow").exists()
 
 
-def test_only_this_user_may_look(store: Store, tmp_path: Path) -> None:
+def test_only_this_user_may_look(store: DecodedImageCache, tmp_path: Path) -> None:
     store.write(["a"], images(1), [GOOD], [""] * 1)
     for path in (tmp_path / "state", tmp_path / "state/images", store.folder):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert stat.S_IMODE(store.path(["a"]).stat().st_mode) == 0o600
 
 
-def test_failed_write_leaves_nothing(store: Store) -> None:
+def test_failed_write_leaves_nothing(store: DecodedImageCache) -> None:
     with pytest.raises(TypeError):
         store.write(["a"], images(1), [(None, object())], [""])  # type: ignore[list-item]
     assert list(store.folder.iterdir()) == []
@@ -87,7 +87,7 @@ def test_other_parameters_are_another_store() -> None:
     assert decoding_version(8, "pad", "own") == decoding_version(8, "pad", "own")
 
 
-@pytest.mark.parametrize("name", ["pixels.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py"])
+@pytest.mark.parametrize("name", ["decode.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py"])
 def test_other_code_is_another_store(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     before = decoding_version(8, "pad", "own")
     read = Path.read_bytes
@@ -98,11 +98,11 @@ def test_other_code_is_another_store(monkeypatch: pytest.MonkeyPatch, name: str)
 
 
 def test_every_file_that_decodes_is_part_of_the_version() -> None:
-    """What pixels.py and dicom.py import of this project, directly or not, decides pixels, but for the errors."""
-    script = "import sys, ral.data.images.dicom, ral.data.images.dicom_display; print(*(m for m in sys.modules if m.startswith('ral.')))"
+    """What decode.py and dicom.py import of this project, directly or not, decides pixels, but for the errors."""
+    script = "import sys, ral.data.images.decode, ral.data.images.dicom, ral.data.images.dicom_display; print(*(m for m in sys.modules if m.startswith('ral.')))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    named = {f"ral.data.{name.removesuffix('.py')}" for name in store_module._CODE}
-    assert set(loaded.split()) - {"ral.data", "ral.errors"} <= named
+    named = {f"ral.data.images.{name.removesuffix('.py')}" for name in store_module._CODE}
+    assert set(loaded.split()) - {"ral.data", "ral.data.images", "ral.errors"} <= named
 
 
 def test_chunk_of_large_images_is_short() -> None:
@@ -111,7 +111,7 @@ def test_chunk_of_large_images_is_short() -> None:
     assert chunk_images(2048) == 16
 
 
-def test_prune_by_age_and_by_size(store: Store, tmp_path: Path) -> None:
+def test_prune_by_age_and_by_size(store: DecodedImageCache, tmp_path: Path) -> None:
     for age, name in enumerate("abcd"):
         store.write([name], images(1), [GOOD], [""] * 1)
         os.utime(store.path([name]), (0, os.path.getmtime(store.path([name])) - age * 86400))
@@ -124,7 +124,7 @@ def test_prune_by_age_and_by_size(store: Store, tmp_path: Path) -> None:
     assert not store.folder.exists()
 
 
-def test_what_is_read_is_in_use(store: Store, tmp_path: Path) -> None:
+def test_what_is_read_is_in_use(store: DecodedImageCache, tmp_path: Path) -> None:
     store.write(["a"], images(1), [GOOD], [""] * 1)
     os.utime(store.path(["a"]), (0, 0))
     store.read(store.path(["a"]).name)

@@ -11,7 +11,7 @@ import pytest
 
 from ral.data.images import file_hashes as memory
 from ral.data.images import locate as module
-from ral.data.images.file_hashes import Memory
+from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.locate import list_images
 from ral.files import sha256
 
@@ -34,7 +34,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def listed(root: Path, tmp_path: Path) -> tuple:
     counted: list[int] = []
-    images, hashes = list_images(root, counted.append, Memory(tmp_path / "state"))
+    images, hashes = list_images(root, counted.append, FileHashCache(tmp_path / "state"))
     assert sum(counted) == module.total_bytes(root)
     return images, hashes
 
@@ -104,7 +104,7 @@ def test_zip_that_has_not_changed_is_not_read_again(tmp_path: Path, hashed: list
         for number in range(5):
             packed.writestr(f"images/{number}.png", bytes([number]))
     age(root)
-    known = Memory(tmp_path / "state")
+    known = FileHashCache(tmp_path / "state")
     known.sha256(root / "images.zip")  # as of a file that is no archive
     first = listed(root, tmp_path)
     assert len(hashed) == 5

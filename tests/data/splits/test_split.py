@@ -8,8 +8,8 @@ from ral.config.data import SplitConfig
 from ral.data.splits.methods import (
     check_split,
     keep_old_patients,
+    low_support_warnings,
     position,
-    scarce,
     split_by_hash,
     split_official,
     split_stratified,
@@ -191,4 +191,6 @@ def test_patient_that_would_move_is_an_error() -> None:
 
 def test_few_positives_are_named() -> None:
     counts = {"val": {"positives": {"Mass": 4, "Edema": 5}}, "test": {"positives": {"Mass": 9, "Edema": 5}}}
-    assert scarce(counts) == ["fewer than 5 positive images in val: Mass 4. Their figures will say little."]
+    assert low_support_warnings(counts) == [
+        "fewer than 5 positive images in val: Mass 4. Their figures will say little."
+    ]

@@ -51,11 +51,11 @@ def in_parts(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]:
     given: list[int] = []
     evaluate = validation._evaluate
 
-    def counted(table: pd.DataFrame, expectations: list) -> list:
+    def counting(table: pd.DataFrame, expectations: list) -> list:
         given.append(len(table))
         return evaluate(table, expectations)
 
-    monkeypatch.setattr(validation, "_evaluate", counted)
+    monkeypatch.setattr(validation, "_evaluate", counting)
     return given
 
 

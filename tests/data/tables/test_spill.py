@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ral.data.tables import spill as module
-from ral.data.tables.spill import Places, Spool, Writer
+from ral.data.tables.spill import ImageIdIndex, SpillBuffer, StudiesWriter
 
 FINDINGS, SPLITS = ("Mass", "Hernia"), ("train", "val", "test")
 
@@ -32,17 +32,17 @@ def frame() -> pd.DataFrame:
 def test_images_are_found_by_id_in_any_kind_of_column() -> None:
     ids = [f"image{n}é.png" for n in range(2500)]
     stored = pd.concat([pd.Series(ids[:999], dtype="str"), pd.Series(ids[999:], dtype="str")])
-    places = Places(stored)
+    places = ImageIdIndex(stored)
     asked = [ids[7], "nowhere", ids[2499], ids[7], ""]
     for dtype in ("str", "object"):
         assert places.find(pd.Series(asked, dtype=dtype)).tolist() == [7, -1, 2499, 7, -1]
     assert places.find(pd.Series([], dtype="str")).tolist() == []
-    assert Places(stored[:0]).find(stored[:2]).tolist() == [-1, -1]
+    assert ImageIdIndex(stored[:0]).find(stored[:2]).tolist() == [-1, -1]
 
 
 def test_images_whose_ids_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_hashes", lambda ids: np.array([len(i.as_py()) for i in ids], np.uint64))
-    places = Places(pd.Series(["aa", "b", "cc", "d", "ee"]))
+    places = ImageIdIndex(pd.Series(["aa", "b", "cc", "d", "ee"]))
     found = places.find(pd.Series(["ee", "cc", "xx", "d", "yyy", "aa", "b", "z"]))
     assert found.tolist() == [4, 2, -1, 3, -1, 0, 1, -1]
 
@@ -52,7 +52,7 @@ def test_rows_come_back_by_their_place(
     frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
 ) -> None:
     monkeypatch.setattr(module, "BUCKET_ROWS", 900)
-    with Spool(tmp_path / "rows") as spool:
+    with SpillBuffer(tmp_path / "rows") as spool:
         for part in np.array_split(np.arange(len(frame)), blocks):
             spool.add(frame.iloc[part])
         spool.add(frame[:0])
@@ -65,7 +65,7 @@ def test_rows_come_back_by_their_place(
 
 def test_nothing_is_left_on_disk_after_a_failure(frame: pd.DataFrame, tmp_path: Path) -> None:
     def failing() -> None:
-        with Spool(tmp_path / "rows") as spool:
+        with SpillBuffer(tmp_path / "rows") as spool:
             spool.add(frame)
             raise ValueError("broken")
 
@@ -79,7 +79,7 @@ def test_a_table_written_in_pieces_is_whole_and_counted(
     frame: pd.DataFrame, tmp_path: Path, pieces: int
 ) -> None:
     path = tmp_path / "studies.parquet"
-    with Writer(path, FINDINGS, SPLITS) as written:
+    with StudiesWriter(path, FINDINGS, SPLITS) as written:
         for part in np.array_split(np.arange(len(frame)), pieces):
             written.add(frame.iloc[part])
     pd.testing.assert_frame_equal(pd.read_parquet(path), frame)
