@@ -4,7 +4,7 @@
     python -m benchmarks.validate --quick    # 112,120 and 450,000 rows, a minute
 
 The work is all that the step does but listing the images: read a table of NIH's columns, share it out to partitions, check
-them with Great Expectations, write Data Docs and make the verdict. Each run is a process of its own; times are without
+them with Great Expectations, write Data Docs and make the validation. Each run is a process of its own; times are without
 imports; memory is the process's peak. The peer is the same code with the whole table as one partition, for the second size.
 
 Prints a table and, as the last line, JSON: partitions_over_whole (processor time, the second size), peak_over_whole (memory,

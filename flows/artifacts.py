@@ -1,4 +1,4 @@
-"""What a flow shows on its run's page: verdict, metrics, the gate's decision, a link to the report."""
+"""What a flow shows on its run's page: validation, metrics, the gate's decision, a link to the report."""
 
 import csv
 import re
@@ -23,16 +23,16 @@ def shown(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: cell(value) for name, value in row.items()} for row in table]
 
 
-def publish_verdict(path: Path) -> None:
+def publish_validation(path: Path) -> None:
     """Show the validation's checks as a table."""
-    verdict = read_json(path)
+    validation = read_json(path)
     table = [
         {key: check[key] for key in ("check", "column", "severity", "passed", "unexpected")}
-        for check in verdict["checks"]
+        for check in validation["checks"]
     ]
-    facts = f"{verdict['rows']:,} rows, {verdict['images']:,} images, {verdict['rows_without_image']:,} rows without image"
+    facts = f"{validation['rows']:,} rows, {validation['images']:,} images, {validation['rows_without_image']:,} rows without image"
     create_table_artifact(
-        key="verdict", table=shown(table), description=f"{_kind(verdict['phantom'])} {facts}"
+        key="validation", table=shown(table), description=f"{_kind(validation['phantom'])} {facts}"
     )
 
 
@@ -66,17 +66,17 @@ def publish_report(path: Path, metrics: Path) -> None:
     )
 
 
-def decision_text(verdict: dict[str, Any]) -> str:
+def decision_text(decision: dict[str, Any]) -> str:
     """The gate's decision and its reasons as Markdown."""
-    lines = [f"**{escape(verdict['sentence'])}**", ""]
-    for rule in verdict["rules"]:
+    lines = [f"**{escape(decision['sentence'])}**", ""]
+    for rule in decision["rules"]:
         lines.append(f"- {escape(rule['rule'])} {rule['result']}: {escape(rule['sentence'])}")
-    return "\n".join([*lines, "", escape(verdict["notice"])])
+    return "\n".join([*lines, "", escape(decision["notice"])])
 
 
-def publish_decision(verdict: dict[str, Any]) -> None:
+def publish_decision(decision: dict[str, Any]) -> None:
     """Show the gate's decision."""
-    create_markdown_artifact(key="decision", markdown=decision_text(verdict))
+    create_markdown_artifact(key="decision", markdown=decision_text(decision))
 
 
 def _kind(phantom: bool) -> str:

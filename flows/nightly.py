@@ -5,7 +5,7 @@
     python -m flows.nightly                                # here and now, without a server
 
 A night works in a workspace of its own at a revision of the project (flows/workspace.py) and ends in one of: nothing new; data
-refused; or a decision, PROMOTE, HOLD or REJECT (ral/release), in the ledger with the packet of its model. Killed at any
+refused; or a decision, PROMOTE, HOLD or REJECT (ral/release), in the ledger with the bundle of its model. Killed at any
 point, the next run ends what was left and goes on: stages that were done come from DVC's cache, training from its checkpoint.
 """
 
@@ -40,7 +40,7 @@ from ral.config.environment import Environment, load_environment
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.release.bundle import check
+from ral.release.bundle import verify
 from ral.release.registry import Registry
 from ral.runs import RUN_ID
 
@@ -114,27 +114,29 @@ def night(state: Path, environment: Environment, run: str, revision: str, change
     stage("explain")
     stage("evaluate")
     stage("report")
-    verdict_file = folder / "runs" / run / "decision.json"
-    run_module_task("gate", folder, "-m", "ral.release", "judge", "--run-id", run, "--out", str(verdict_file))
-    verdict = read_json(verdict_file)
-    publish_decision(verdict)
-    if gate.approval and verdict["decision"] == "PROMOTE":
-        verdict = approved(verdict, folder)
-        write_json(verdict_file, verdict)
+    decision_file = folder / "runs" / run / "decision.json"
+    run_module_task(
+        "gate", folder, "-m", "ral.release", "judge", "--run-id", run, "--out", str(decision_file)
+    )
+    decision = read_json(decision_file)
+    publish_decision(decision)
+    if gate.approval and decision["decision"] == "PROMOTE":
+        decision = approved(decision, folder)
+        write_json(decision_file, decision)
     commit = task(name="record")(commit_run)(workspace, run, facts)
     run_module_task(
-        "register", folder, "-m", "ral.release", "register", "--commit", commit, "--verdict", str(verdict_file),
+        "register", folder, "-m", "ral.release", "register", "--commit", commit, "--decision", str(decision_file),
         "--run-id", run, "--promote",
     )  # fmt: skip
     release = next(release for release in registry.releases() if release.commit == commit)
-    packet = release.packet
-    publish_report(packet / "report.html", packet / "metrics.json")
+    bundle = release.bundle
+    publish_report(bundle / "report.html", bundle / "metrics.json")
     push(workspace, environment)
     tidy(folder, environment)
     champion = registry.champion()
-    text = f"{verdict['decision']}: {release.version}; champion {champion.version if champion else 'none'}"
+    text = f"{decision['decision']}: {release.version}; champion {champion.version if champion else 'none'}"
     send_notification(environment.flows.notify, f"Night {run}: {text}")
-    return Completed(name=verdict["decision"].capitalize(), message=text)
+    return Completed(name=decision["decision"].capitalize(), message=text)
 
 
 def run_id() -> str:
@@ -158,19 +160,19 @@ def install_baseline(folder: Path, registry: Registry) -> None:
     """Hold tonight to the champion's profile and to the last split: no patient who has been trained on moves.
 
     Raises:
-        UserError: a packet is gone or damaged; nothing of it is used.
+        UserError: a bundle is gone or damaged; nothing of it is used.
     """
     releases, champion = registry.releases(), registry.champion()
     for release in (*releases[-1:], *([champion] if champion else [])):
-        check(release.packet)
+        verify(release.bundle)
     if releases:
-        shutil.copyfile(releases[-1].packet / "split.parquet", folder / "baseline/split.parquet")
+        shutil.copyfile(releases[-1].bundle / "split.parquet", folder / "baseline/split.parquet")
     if champion:
-        shutil.copyfile(champion.packet / "profile.json", folder / "baseline/profile.json")
+        shutil.copyfile(champion.bundle / "profile.json", folder / "baseline/profile.json")
 
 
-def approved(verdict: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Ask a person; the run is suspended meanwhile and takes no worker. The verdict with the answer.
+def approved(decision: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Ask a person; the run is suspended meanwhile and takes no worker. The decision with the answer.
 
     The question is about this very model: should tonight's data have changed when the run goes on, another model is
     asked about again.
@@ -178,7 +180,7 @@ def approved(verdict: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = sha256(folder / "models/model.safetensors")
     answer = suspend_flow_run(
         wait_for_input=Approval.with_initial_data(
-            description=f"{decision_text(verdict)}\n\n[Report]({(folder / 'reports/report.html').as_uri()})\n\n"
+            description=f"{decision_text(decision)}\n\n[Report]({(folder / 'reports/report.html').as_uri()})\n\n"
             f"Model {model[:12]}. Should it become the champion?",
         ),
         timeout=7 * 24 * 3600,
@@ -187,7 +189,7 @@ def approved(verdict: dict[str, Any], folder: Path) -> dict[str, Any]:
     said = f"{answer.name} {'approved' if answer.approve else 'did not approve'}."
     rule = {"rule": "approval", "result": "passes" if answer.approve else "holds", "sentence": said}
     held = {} if answer.approve else {"decision": "HOLD", "sentence": f"HOLD: {said}"}
-    return verdict | held | {"rules": [*verdict["rules"], rule]}
+    return decision | held | {"rules": [*decision["rules"], rule]}
 
 
 def push(workspace: Workspace, environment: Environment) -> None:
@@ -212,7 +214,7 @@ def push(workspace: Workspace, environment: Environment) -> None:
 
 
 def tidy(folder: Path, environment: Environment) -> None:
-    """Remove old packets and the folders of old runs."""
+    """Remove old bundles and the folders of old runs."""
     run_module_task("tidy", folder, "-m", "ral.release", "prune")
     for old in sorted((folder / "runs").iterdir())[: -environment.flows.keep]:
         shutil.rmtree(old)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from prefect import task
 
-from flows.artifacts import publish_metrics, publish_report, publish_verdict
+from flows.artifacts import publish_metrics, publish_report, publish_validation
 from flows.stage_runner import StageError, run_command, run_stage
 from ral.config.environment import Environment, Stage
 from ral.runs import RUN_ID
@@ -30,9 +30,9 @@ def stages(folder: Path, environment: Environment) -> Callable[[Stage], None]:
         try:
             tasks[name](name, folder, target.timeout_hours.get(name))
         except StageError:
-            refused = folder / "runs" / os.environ[RUN_ID] / "verdict.json"
+            refused = folder / "runs" / os.environ[RUN_ID] / "validation.json"
             if name == "validate" and refused.exists():
-                publish_verdict(refused)
+                publish_validation(refused)
             raise
         _publish(name, folder)
 
@@ -57,7 +57,7 @@ def is_retryable(task: Any, task_run: Any, state: Any) -> bool:
 
 def _publish(name: Stage, folder: Path) -> None:
     if name == "validate":
-        publish_verdict(folder / "data/validated/verdict.json")
+        publish_validation(folder / "data/validated/validation.json")
     elif name == "evaluate":
         publish_metrics(folder / "reports")
     elif name == "report":

@@ -9,10 +9,10 @@ What goes:
 - checkpoints of trainings (STATE/training) that nobody has touched for `--days` and nobody runs;
 - folders of runs beyond `flows.keep` in every workspace, and copies that killed experiments left (`.dvc/tmp/exps`);
 - workspaces that belong to no flow and were not touched for `--days`;
-- objects of DVC's cache that none of these needs: the last `--keep` nights, the releases whose packet is there, the files
+- objects of DVC's cache that none of these needs: the last `--keep` nights, the releases whose bundle is there, the files
   and the experiments of the workspaces.
 
-Packets, the registry, the ledger and the data are never touched. It holds the workspaces while it works: a run that starts
+Bundles, the registry, the ledger and the data are never touched. It holds the workspaces while it works: a run that starts
 meanwhile is cancelled as it would be by another run, so start it by day.
 """
 
@@ -181,22 +181,22 @@ def _collect(state: Path, nights: int, dry: bool) -> list[str]:
 
 
 def wanted(state: Path, nights: int) -> list[str]:
-    """Commits whose outputs stay: the last nights, and those of the releases that have a packet.
+    """Commits whose outputs stay: the last nights, and those of the releases that have a bundle.
 
     Raises:
-        UserError: a packet does not say which commit it is of.
+        UserError: a bundle does not say which commit it is of.
     """
     registry = state / "registry.git"
     kept: list[str] = []
     with contextlib.suppress(subprocess.CalledProcessError):  # no night yet
         kept = git(registry, "rev-list", "--first-parent", f"--max-count={nights}", BRANCH).splitlines()
-    for packet in sorted(path for path in (state / "releases").glob("v*") if path.is_dir()):
+    for bundle in sorted(path for path in (state / "releases").glob("v*") if path.is_dir()):
         try:
-            kept.append(str(read_json(packet / "manifest.json")["commit"]))
+            kept.append(str(read_json(bundle / "bundle.json")["commit"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{packet}/manifest.json cannot be read ({error}), so what the release needs is not known; DVC's cache "
-                "stays as it is. Bring the packet back from a backup."
+                f"{bundle}/bundle.json cannot be read ({error}), so what the release needs is not known; DVC's cache "
+                "stays as it is. Bring the bundle back from a backup."
             ) from None
     return list(dict.fromkeys(kept))
 

@@ -35,12 +35,12 @@ def folder() -> Path:
 
 @contextmanager
 def track_step(step: str) -> Iterator[None]:
-    """Note in runs/<id>/manifest.json when a step began and ended, and how; the first step adds commit and machine."""
-    path = folder() / "manifest.json"
-    manifest = read_json(path) if path.exists() else _manifest()
+    """Note in runs/<id>/run.json when a step began and ended, and how; the first step adds commit and machine."""
+    path = folder() / "run.json"
+    record = read_json(path) if path.exists() else _new_record()
     entry = {"started": _now(), "status": "running"}
-    manifest["steps"][step] = entry
-    write_json(path, manifest)
+    record["steps"][step] = entry
+    write_json(path, record)
     try:
         yield
         entry["status"] = "done"
@@ -49,10 +49,10 @@ def track_step(step: str) -> Iterator[None]:
         raise
     finally:
         entry["finished"] = _now()
-        write_json(path, manifest)
+        write_json(path, record)
 
 
-def _manifest() -> dict:
+def _new_record() -> dict:
     return {
         "id": os.environ[RUN_ID],
         "commit": _git("rev-parse", "HEAD"),

@@ -32,12 +32,14 @@ def run(
     from ral.progress import Progress
 
     params = params.model_copy(update={"data": environment.located(params.data)})
-    verdict = read_json(validated / "verdict.json")
+    validation = read_json(validated / "validation.json")
     columns = ["image_id", "path", "member", "offset", "hash"]
     images = pd.read_parquet(validated / "images.parquet", columns=columns)
     with (
         atomic_directory(out) as draft,
-        Progress("packing images", verdict["rows"] - verdict["rows_without_image"], "images") as progress,
+        Progress(
+            "packing images", validation["rows"] - validation["rows_without_image"], "images"
+        ) as progress,
     ):
         prepare(params, images, draft, environment.dask, progress.add, environment.state_dir, baseline)
     facts = read_json(out / "dataset.json")

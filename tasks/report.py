@@ -39,7 +39,7 @@ def run(
 
     inputs = Inputs(
         params=params,
-        verdict=read_json(validated / "verdict.json"),
+        validation=read_json(validated / "validation.json"),
         dataset=read_json(prepared / "dataset.json"),
         class_counts=read_json(prepared / "class_counts.json"),
         model=read_json(models / "model.json"),

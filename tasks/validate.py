@@ -2,9 +2,9 @@
 
     python -m tasks.validate
 
-Writes verdict.json (what was checked, and how it ended) and images.parquet (where each image is). Great
+Writes validation.json (what was checked, and how it ended) and images.parquet (where each image is). Great
 Expectations' Data Docs are there even of data that was refused, and go to runs/<id>/data_docs. A large table is checked in
-partitions (docs/sources.md), by Dask's workers (ral.toml); the verdict does not depend on either.
+partitions (docs/sources.md), by Dask's workers (ral.toml); the validation does not depend on either.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ LONGEST = 300
 
 
 def run(params: ValidateParams, environment: Environment, out: Path, baseline: Path) -> None:
-    """Write the verdict and the list of images of `data.root` into `out`.
+    """Write the validation and the list of images of `data.root` into `out`.
 
     Raises:
         UserError: the folder, table or an archive cannot be read, or a check of severity error failed.
@@ -67,16 +67,16 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             if (name := path.relative_to(source.root).as_posix()) not in archives
         }
         passed = not any(check["severity"] == "error" and not check["passed"] for check in checks)
-        verdict = facts | {"passed": passed, "checks": checks, "files": tables | archives}
-        write_json(folder / "verdict.json", verdict)
+        validation = facts | {"passed": passed, "checks": checks, "files": tables | archives}
+        write_json(folder / "validation.json", validation)
         if not passed:
             raise UserError(explain(pages, source.named()))
-        verdict = verdict | {"checks": redact_samples(checks, salt)} if salt else verdict
-        for line in warnings(verdict):
+        validation = validation | {"checks": redact_samples(checks, salt)} if salt else validation
+        for line in warnings(validation):
             print(f"warning: {plain(line)}")
         images.to_parquet(draft / "images.parquet", index=False, compression=None)
-        write_json(draft / "verdict.json", verdict)
-    kind = "PHANTOM images: " if verdict["phantom"] else ""
+        write_json(draft / "validation.json", validation)
+    kind = "PHANTOM images: " if validation["phantom"] else ""
     print(f"{kind}{facts['rows']:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html")
 
 
@@ -103,18 +103,18 @@ def _cell(value: str | None) -> str:
     return cut if cut and cut == cut.strip() and cut.isprintable() else repr(cut)
 
 
-def warnings(verdict: dict[str, Any]) -> list[str]:
+def warnings(validation: dict[str, Any]) -> list[str]:
     """What passed but should be known, a line each."""
     lines = []
-    for check in verdict["checks"]:
+    for check in validation["checks"]:
         if check["severity"] == "warning" and not check["passed"]:
             shown = [_row(sample) for sample in check["samples"][:1]]
             first = f" The first: {shown[0]}." if shown and check["samples"][0]["value"] else ""
             lines.append(
                 f"{check['check']}: not so in {check['unexpected']:,} rows.{first} {check['remedy']}"
             )
-    if verdict["images_without_row"]:
-        lines.append(f"{verdict['images_without_row']} images have no row in the table and are not used.")
+    if validation["images_without_row"]:
+        lines.append(f"{validation['images_without_row']} images have no row in the table and are not used.")
     return lines
 
 

@@ -110,7 +110,7 @@ def make(phantom: bool) -> Inputs:
     samples = [{"row": 8, "image_id": HOSTILE, "value": None}, {"row": 9, "image_id": "b", "value": HOSTILE}]
     return Inputs(
         params=ReportParams.model_validate(PARAMS),
-        verdict={
+        validation={
             "checks": [
                 {**check, "passed": False, "samples": samples, "severity": "warning", "unexpected": 4321},
                 {**check, "passed": True, "samples": [], "severity": "error", "unexpected": 0},
@@ -208,7 +208,7 @@ class Page(HTMLParser):
 def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
     """The files of the steps before, as they would write them."""
     texts = {
-        "validated/verdict.json": inputs.verdict,
+        "validated/validation.json": inputs.validation,
         "prepared/dataset.json": inputs.dataset,
         "prepared/class_counts.json": inputs.class_counts,
         "models/model.json": inputs.model,

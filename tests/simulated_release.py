@@ -96,7 +96,7 @@ def evidence(
     return GateInputs(**(facts | changes))
 
 
-def rule(verdict: dict[str, Any], name: str) -> dict[str, Any]:
+def rule(decision: dict[str, Any], name: str) -> dict[str, Any]:
     """The rule of that name."""
-    (found,) = [one for one in verdict["rules"] if one["rule"] == name]
+    (found,) = [one for one in decision["rules"] if one["rule"] == name]
     return found

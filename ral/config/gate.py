@@ -29,7 +29,7 @@ class GateConfig(Section):
     approval: bool = False
     """Whether the nightly flow asks a person before it promotes."""
     keep: int = Field(default=5, ge=1)
-    """Newest packets that are kept, besides those of the champion, of the one before it, and of the anchor."""
+    """Newest bundles that are kept, besides those of the champion, of the one before it, and of the anchor."""
 
     @model_validator(mode="after")
     def _measured(self) -> "GateConfig":

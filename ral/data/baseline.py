@@ -1,6 +1,6 @@
 """What later runs are held to, kept in the versioned folder baseline/: an accepted profile, split and model's logits.
 
-    python -m ral.data.baseline profile    # baseline/profile.json from data/validated/verdict.json
+    python -m ral.data.baseline profile    # baseline/profile.json from data/validated/validation.json
     python -m ral.data.baseline split      # baseline/split.parquet from data/prepared/split.parquet
     python -m ral.data.baseline logits     # baseline/test_logits.parquet from models/logits/test.parquet
 
@@ -82,13 +82,13 @@ def accept_profile(validated: Path, folder: Path) -> Path:
     Raises:
         UserError: validate has not run, or did not pass.
     """
-    path = validated / "verdict.json"
+    path = validated / "validation.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist. Run validate first: dvc repro validate.")
-    verdict = read_json(path)
-    if not verdict["passed"]:
+    validation = read_json(path)
+    if not validation["passed"]:
         raise UserError(f"{path} did not pass; its profile is not accepted.")
-    write_json(folder / PROFILE, verdict["profile"])
+    write_json(folder / PROFILE, validation["profile"])
     return folder / PROFILE
 
 

@@ -58,7 +58,7 @@ def pseudonymised(table: pd.DataFrame, salt: bytes) -> pd.DataFrame:
 
 
 def redact_samples(checks: list[dict[str, Any]], salt: bytes) -> list[dict[str, Any]]:
-    """A verdict's checks with the sample rows' ids as pseudonyms and without their cells; the row numbers stay."""
+    """A validation's checks with the sample rows' ids as pseudonyms and without their cells; the row numbers stay."""
 
     def veil(sample: dict[str, Any]) -> dict[str, Any]:
         image_id = pseudonyms(pd.Series([sample["image_id"]], dtype="str"), salt).iloc[0]

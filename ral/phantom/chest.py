@@ -100,7 +100,7 @@ class Canvas:
     """An image being drawn: planes of `size` x `size` values that the layers and signs read and paint on."""
 
     def __init__(self, size: int, rng: Random) -> None:
-        """DistributedContext the image's coordinates: each image is a little turned, shifted and scaled."""
+        """Set up the image's coordinates: each image is a little turned, shifted and scaled."""
         across, down = _grid(size)
         (cos, sin), scale = rotation(rng.normal(0, 0.005)), rng.normal(1.0, 0.025)
         shift_x, shift_y = rng.normal(0, 0.025), rng.normal(0, 0.025)

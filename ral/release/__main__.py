@@ -4,7 +4,7 @@
     python -m ral.release rollback --reason "misses pneumothorax since Monday"
     python -m ral.release predict data/prepared --out logits.parquet
 
-The registry, the packets and the ledger are in the state_dir of ral.toml (RAL_STATE_DIR). docs/release.md has more.
+The registry, the bundles and the ledger are in the state_dir of ral.toml (RAL_STATE_DIR). docs/release.md has more.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         )
 
     command("list", "Print the releases, oldest first")
-    command("show", "Print what a release's packet says").add_argument("version")
+    command("show", "Print what a release's bundle says").add_argument("version")
     one = command("promote", "Make a release the champion")
     one.add_argument("version")
     person(one)
@@ -66,17 +66,17 @@ def parser() -> argparse.ArgumentParser:
     one = command("judge", "Let the gate decide on the model of a run")
     workspace(one)
     one.add_argument("--run-id", required=True, help="id of the run; one decision is taken for each")
-    one.add_argument("--out", type=Path, required=True, help="verdict to write (JSON)")
+    one.add_argument("--out", type=Path, required=True, help="decision to write (JSON)")
     one = command("register", "Make the model of a run a release, and write the decision into the ledger")
     workspace(one)
     one.add_argument(
         "--commit", required=True, help="of the run; pushed into the registry's repository before"
     )
-    one.add_argument("--verdict", type=Path, required=True, help="what judge wrote")
+    one.add_argument("--decision", type=Path, required=True, help="what judge wrote")
     one.add_argument("--run-id", required=True, help="as for judge")
-    one.add_argument("--promote", action="store_true", help="make it the champion if the verdict is PROMOTE")
+    one.add_argument("--promote", action="store_true", help="make it the champion if the decision is PROMOTE")
     one.add_argument("--approved-by", metavar="NAME", help="make it the champion: a person has looked")
-    one = command("prune", "Remove old packets: gate.keep newest stay, and all that may be needed")
+    one = command("prune", "Remove old bundles: gate.keep newest stay, and all that may be needed")
     one.add_argument("--params", type=Path, default=Path("params.yaml"), help="section gate (params.yaml)")
     return whole
 

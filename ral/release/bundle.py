@@ -1,4 +1,4 @@
-"""A release's packet: all that is needed to judge, use and bring back a model, with the SHA-256 of every file."""
+"""A release's bundle: all that is needed to judge, use and bring back a model, with the SHA-256 of every file."""
 
 import shutil
 from pathlib import Path
@@ -10,9 +10,9 @@ from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
 
-MANIFEST, MODEL = "manifest.json", "model/model.safetensors"
+BUNDLE, MODEL = "bundle.json", "model/model.safetensors"
 
-# Name in the packet -> where the stages of dvc.yaml write it.
+# Name in the bundle -> where the stages of dvc.yaml write it.
 FILES = {
     "report.html": "reports/report.html",
     "model_card.md": "reports/model_card.md",
@@ -28,12 +28,12 @@ FILES = {
 PIXELS = ("size", "fit")
 
 
-def build(workspace: Path, verdict: dict[str, Any], commit: str, folder: Path) -> None:
-    """Write a packet from what a whole run left in a workspace.
+def build_bundle(workspace: Path, decision: dict[str, Any], commit: str, folder: Path) -> None:
+    """Write a bundle from what a whole run left in a workspace.
 
     Args:
         workspace: the project's folder with data/, models/, reports/, params.yaml and dvc.lock.
-        verdict: of the gate.
+        decision: of the gate.
         commit: that the run was of, 40 hexadecimal digits.
         folder: to write into; it exists and is empty.
 
@@ -42,45 +42,45 @@ def build(workspace: Path, verdict: dict[str, Any], commit: str, folder: Path) -
     """
     from ral.models.load import read_weights
 
-    read_weights(there(workspace / FILES[MODEL]))
+    read_weights(require_file(workspace / FILES[MODEL]))
     for name, source in FILES.items():
-        path = there(workspace / source)
+        path = require_file(workspace / source)
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
-    write_json(folder / "verdict.json", verdict)
-    data = read_json(there(workspace / "data/validated/verdict.json"))
+    write_json(folder / "decision.json", decision)
+    data = read_json(require_file(workspace / "data/validated/validation.json"))
     write_json(folder / "profile.json", data["profile"])
     model = read_json(folder / "model/model.json")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     content = {
         "commit": commit,
-        "data_manifest": sha256(there(workspace / "data/manifest.json")),
+        "data_manifest": sha256(require_file(workspace / "data/manifest.json")),
         "phantom": bool(model["phantom"]),
         "findings": model["findings"],
         "preparation": preparation(workspace / "params.yaml"),
         "params": read_yaml(workspace / "params.yaml"),
         "files": {name: sha256(folder / name) for name in names},
     }
-    write_json(folder / MANIFEST, content)
+    write_json(folder / BUNDLE, content)
 
 
-def check(folder: Path) -> dict[str, Any]:
-    """Hold a packet against its manifest before it is used.
+def verify(folder: Path) -> dict[str, Any]:
+    """Hold a bundle against bundle.json before it is used.
 
     Returns:
-        The content of manifest.json.
+        The content of bundle.json.
 
     Raises:
-        UserError: there is no packet, or a file of it is missing or not what was registered.
+        UserError: there is no bundle, or a file of it is missing or not what was registered.
     """
-    remedy = "Bring the packet back from a backup, or use another release (python -m ral.release list)."
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} has no packet: it was pruned or removed. {remedy}")
+    remedy = "Bring the bundle back from a backup, or use another release (python -m ral.release list)."
+    if not (folder / BUNDLE).is_file():
+        raise UserError(f"{folder} has no bundle: it was pruned or removed. {remedy}")
     try:
-        content = dict(read_json(folder / MANIFEST))
+        content = dict(read_json(folder / BUNDLE))
         files = dict(content["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error}). {remedy}") from None
+        raise UserError(f"{folder / BUNDLE} is damaged ({error}). {remedy}") from None
     for name, digest in files.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing. {remedy}")
@@ -99,7 +99,7 @@ def preparation(params: Path) -> dict[str, Any]:
     return {name: getattr(config, name) for name in PIXELS}
 
 
-def there(path: Path) -> Path:
+def require_file(path: Path) -> Path:
     """The path of a file that a run must have left.
 
     Raises:

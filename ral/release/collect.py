@@ -14,7 +14,7 @@ from ral.data.splits.holdout import gate_set, sealed
 from ral.errors import UserError
 from ral.evaluation.rows import read_studies
 from ral.files import read_json
-from ral.release import bundle
+from ral.release.bundle import preparation, require_file
 from ral.release.gate import GateInputs
 from ral.release.ledger import Ledger
 from ral.release.registry import Registry
@@ -35,7 +35,7 @@ def evidence(
         run_id: of the run; a decision that it took already does not count as an earlier one.
 
     Raises:
-        UserError: a file of the run is missing, or a packet is gone or damaged.
+        UserError: a file of the run is missing, or a bundle is gone or damaged.
     """
     params = load(workspace / "params.yaml", Params)
     tables = [_table(workspace / LOGITS / f"{split}.parquet") for split in ("val", "test")]
@@ -43,12 +43,12 @@ def evidence(
     turn = decision_index(registry.ledger, run_id)
     images = _test_images(dataset, params.evaluate)
     in_set = gate_set(dataset.studies["patient_id"], params.gate.sets, turn)[images]
-    preparation = bundle.preparation(workspace / "params.yaml")
+    own_preparation = preparation(workspace / "params.yaml")
     champion = registry.champion()
     # Without a margin nothing is measured against an anchor, and it need not be scored.
     anchor = registry.anchor(params.gate.anchor) if champion and params.gate.margin is not None else None
     rivals = [
-        None if release is None else rival(release, dataset, images[in_set], preparation)
+        None if release is None else rival(release, dataset, images[in_set], own_preparation)
         for release in (champion, anchor)
     ]
     found = GateInputs(
@@ -57,8 +57,8 @@ def evidence(
         test=tables[1],
         champion=rivals[0],
         anchor=rivals[1],
-        data=read_json(bundle.there(workspace / "data/validated/verdict.json")),
-        preparation=preparation,
+        data=read_json(require_file(workspace / "data/validated/validation.json")),
+        preparation=own_preparation,
         turn=turn,
     )
     return found, params.evaluate, params.gate
@@ -77,16 +77,16 @@ def champion_logits(workspace: Path, registry: Registry) -> tuple[pd.DataFrame |
         The logits, or None if there is no champion that today's model can be compared with; and a line for people.
 
     Raises:
-        UserError: the champion's packet is gone or damaged, or preprocess has not run.
+        UserError: the champion's bundle is gone or damaged, or preprocess has not run.
     """
     champion = registry.champion()
     if champion is None:
         return None, "There is no champion yet: nothing to compare with."
     params = load(workspace / "params.yaml", Params)
     dataset = _dataset(workspace / PREPARED)
-    preparation = bundle.preparation(workspace / "params.yaml")
-    found = rival(champion, dataset, _test_images(dataset, params.evaluate), preparation)
-    if found.preparation != preparation:
+    own_preparation = preparation(workspace / "params.yaml")
+    found = rival(champion, dataset, _test_images(dataset, params.evaluate), own_preparation)
+    if found.preparation != own_preparation:
         return None, f"{champion.version} was trained on images prepared otherwise: not comparable."
     common = [name for name in dataset.findings if name in found.logits.columns]
     if not common or found.logits.empty:
@@ -105,12 +105,12 @@ def _test_images(dataset: Dataset, config: EvaluateConfig) -> np.ndarray:
 
 
 def _dataset(folder: Path) -> Dataset:
-    bundle.there(folder / "dataset.json")
+    require_file(folder / "dataset.json")
     return open_dataset(folder)
 
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(bundle.there(path))
+        return pd.read_parquet(require_file(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a Parquet table ({error}). Train again (dvc repro train).") from None

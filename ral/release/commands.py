@@ -10,7 +10,7 @@ from ral.config.base import load
 from ral.config.gate import GateParams
 from ral.errors import UserError
 from ral.files import atomic_write, private_folder, read_json, write_json
-from ral.release import bundle
+from ral.release.bundle import build_bundle, require_file, verify
 from ral.release.ledger import Ledger
 from ral.release.registry import ARCHIVED, Registry, Release
 from ral.wording import PHANTOM_SHORT, RESEARCH, estimate
@@ -19,30 +19,30 @@ GATE = "gate"
 
 
 def do_list(options: Namespace) -> None:
-    """Print the releases, oldest first, with stage, commit, and whether the packet is there."""
+    """Print the releases, oldest first, with stage, commit, and whether the bundle is there."""
     registry = Registry(options.state)
     registry.champion()
     releases = registry.releases()
     for release in releases:
-        there = "" if release.packet.is_dir() else "  (packet pruned)"
+        there = "" if release.bundle.is_dir() else "  (bundle pruned)"
         print(f"{release.version:<8} {release.stage:<10} {release.commit[:12]}{there}")
     if not releases:
         print(f"No release in {options.state}.")
 
 
 def do_show(options: Namespace) -> None:
-    """Print what a release's packet says, after it was held against its hashes."""
+    """Print what a release's bundle says, after it was held against its hashes."""
     release = Registry(options.state).release(options.version)
-    content = bundle.check(release.packet)
-    macro = read_json(release.packet / "metrics.json")["macro"]
+    content = verify(release.bundle)
+    macro = read_json(release.bundle / "metrics.json")["macro"]
     print(_notice(content))
     print(f"{release.version}  {release.stage}  commit {release.commit}")
     print(f"findings: {', '.join(content['findings'])}")
     for name in ("ap", "auroc"):
         found = macro[name]
         print(f"macro {name.upper()}: {estimate(found)}")
-    print(read_json(release.packet / "verdict.json")["sentence"])
-    print(f"packet: {release.packet}")
+    print(read_json(release.bundle / "decision.json")["sentence"])
+    print(f"bundle: {release.bundle}")
 
 
 def do_promote(options: Namespace) -> None:
@@ -76,12 +76,12 @@ def do_predict(options: Namespace) -> None:
     from ral.release.rescore import score
 
     release = _wanted(Registry(options.state), options.version)
-    bundle.there(options.prepared / "dataset.json")
+    require_file(options.prepared / "dataset.json")
     dataset = open_dataset(options.prepared)
     table = score(release, dataset, np.arange(len(dataset.studies)))
     with atomic_write(options.out) as draft:
         table.to_parquet(draft, index=False)
-    print(_notice(bundle.check(release.packet), dataset.facts["phantom"]))
+    print(_notice(verify(release.bundle), dataset.facts["phantom"]))
     print(f"{len(table):,} images scored by {release.version}: {options.out} (raw logits, not probabilities)")
 
 
@@ -101,51 +101,51 @@ def do_rescore(options: Namespace) -> None:
 
 
 def do_judge(options: Namespace) -> None:
-    """Write the gate's verdict on the model of a run."""
+    """Write the gate's decision on the model of a run."""
     from ral.release import gate
     from ral.release.collect import evidence
 
     found, config, floors = evidence(options.workspace, Registry(options.state), options.run_id)
-    verdict = gate.judge(found, config, floors) | {"run_id": options.run_id}
-    write_json(options.out, verdict)
-    print(verdict["notice"])
-    for rule in verdict["rules"]:
+    decision = gate.judge(found, config, floors) | {"run_id": options.run_id}
+    write_json(options.out, decision)
+    print(decision["notice"])
+    for rule in decision["rules"]:
         print(f"  {rule['result']:<8} {rule['sentence']}")
-    print(verdict["sentence"])
+    print(decision["sentence"])
 
 
 def do_register(options: Namespace) -> None:
     """Make the model of a run a release, write the decision down, and promote if asked and allowed."""
-    verdict = _verdict(options.verdict, options.run_id)
+    decision = _verdict(options.decision, options.run_id)
     registry = Registry(options.state)
     draft = private_folder(registry.folder) / f".draft-{options.commit[:12]}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        bundle.build(options.workspace, verdict, options.commit, draft)
+        build_bundle(options.workspace, decision, options.commit, draft)
         version = registry.register(options.commit, draft)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     registry.ledger.append(
-        "decision", once="run_id", run_id=options.run_id, decision=verdict["decision"], version=version,
-        commit=options.commit, champion=verdict["champion"], set=verdict["set"], sentence=verdict["sentence"],
+        "decision", once="run_id", run_id=options.run_id, decision=decision["decision"], version=version,
+        commit=options.commit, champion=decision["champion"], set=decision["set"], sentence=decision["sentence"],
     )  # fmt: skip
-    print(f"{version}: {verdict['sentence']}")
-    by = options.approved_by or (GATE if options.promote and verdict["decision"] == "PROMOTE" else None)
+    print(f"{version}: {decision['sentence']}")
+    by = options.approved_by or (GATE if options.promote and decision["decision"] == "PROMOTE" else None)
     if by is None:
         print(f"{version} is registered and not promoted.")
         return
-    _still_applies(registry, version, verdict)
+    _still_applies(registry, version, decision)
     if registry.release(version).stage != ARCHIVED:
-        registry.promote(version, by, verdict["sentence"])
+        registry.promote(version, by, decision["sentence"])
     print(f"{version} is {registry.release(version).stage}.")
 
 
 def do_prune(options: Namespace) -> None:
-    """Remove old packets."""
+    """Remove old bundles."""
     gate = load(options.params, GateParams).gate
     gone = Registry(options.state).prune(gate.keep, (gate.anchor,) if gate.anchor else ())
-    print(f"Packets removed: {', '.join(gone) or 'none'}.")
+    print(f"Bundles removed: {', '.join(gone) or 'none'}.")
 
 
 def do_open_sealed(options: Namespace) -> None:
@@ -154,7 +154,7 @@ def do_open_sealed(options: Namespace) -> None:
 
     registry = Registry(options.state)
     release = registry.release(options.version)
-    bundle.check(release.packet)
+    verify(release.bundle)
     before = sum(entry["what"] == "open-sealed" for entry in registry.ledger.entries())
     metrics = score_sealed(
         release,
@@ -185,21 +185,21 @@ def _wanted(registry: Registry, version: str | None) -> Release:
 
 def _verdict(path: Path, run_id: str) -> dict[str, Any]:
     try:
-        verdict = dict(read_json(bundle.there(path)))
-        if verdict["run_id"] == run_id and verdict["decision"] in ("PROMOTE", "HOLD", "REJECT"):
-            return verdict
+        decision = dict(read_json(require_file(path)))
+        if decision["run_id"] == run_id and decision["decision"] in ("PROMOTE", "HOLD", "REJECT"):
+            return decision
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is no verdict. Run python -m ral.release judge again.") from None
-    raise UserError(f"{path} is not the verdict of run {run_id}. Run python -m ral.release judge again.")
+        raise UserError(f"{path} is no decision. Run python -m ral.release judge again.") from None
+    raise UserError(f"{path} is not the decision of run {run_id}. Run python -m ral.release judge again.")
 
 
-def _still_applies(registry: Registry, version: str, verdict: dict[str, Any]) -> None:
-    """Refuse to promote over a champion that the verdict does not speak of."""
+def _still_applies(registry: Registry, version: str, decision: dict[str, Any]) -> None:
+    """Refuse to promote over a champion that the decision does not speak of."""
     champion = registry.champion()
     now = champion.version if champion else None
-    if now not in (version, verdict["champion"]):
+    if now not in (version, decision["champion"]):
         raise UserError(
-            f"{version} was compared with {verdict['champion'] or 'no champion'}, but {now} is the champion now. "
+            f"{version} was compared with {decision['champion'] or 'no champion'}, but {now} is the champion now. "
             "Run judge again."
         )
 

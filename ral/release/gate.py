@@ -1,6 +1,6 @@
 """The gate: whether a new model (the challenger) may take the place of the one in use (the champion).
 
-A pure function of the evidence: no clock, no file. The verdict holds every rule with its figures and a sentence, so that
+A pure function of the evidence: no clock, no file. The decision holds every rule with its figures and a sentence, so that
 the decision can be checked by hand. docs/release.md has the rules as a table.
 """
 
@@ -40,7 +40,7 @@ class GateInputs:
     anchor: ReferenceModel | None
     """The release that non-inferiority is measured against, if the parameters ask for it."""
     data: dict[str, Any]
-    """The verdict of the step validate."""
+    """The decision of the step validate."""
     preparation: dict[str, Any]
     """How tonight's images became pixels (`bundle.preparation`)."""
     turn: int

@@ -14,7 +14,7 @@ from ral.errors import UserError
 from ral.evaluation.rows import ATTRIBUTES, KEYS, read_studies
 from ral.evaluation.score import evaluate
 from ral.evaluation.tables import to_metrics
-from ral.release.bundle import check, there
+from ral.release.bundle import require_file, verify
 from ral.release.registry import Release
 from ral.release.rescore import score, seen
 
@@ -25,7 +25,7 @@ def score_sealed(release: Release, prepared: Path, params: Path, opened: Callabl
     Images of patients whom the release was trained or validated with are left out of the test.
 
     Args:
-        release: with a packet.
+        release: with a bundle.
         prepared: what the step preprocess wrote.
         params: params.yaml, for the section evaluate.
         opened: called when all is ready, before a sealed image is scored.
@@ -37,7 +37,7 @@ def score_sealed(release: Release, prepared: Path, params: Path, opened: Callabl
         UserError: nothing is sealed, or release and images do not go together.
     """
     config = load(params, EvaluateParams).evaluate
-    there(prepared / "dataset.json")
+    require_file(prepared / "dataset.json")
     dataset = open_dataset(prepared)
     studies = read_studies(prepared)
     known = studies["patient_id"].isin(seen(release)).to_numpy()
@@ -47,7 +47,7 @@ def score_sealed(release: Release, prepared: Path, params: Path, opened: Callabl
             f"No test image in {prepared} is sealed: evaluate.sealed is {config.sealed:g} in {params}, or {release.version} "
             "was trained or validated with all sealed patients."
         )
-    common = [name for name in dataset.findings if name in check(release.packet)["findings"]]
+    common = [name for name in dataset.findings if name in verify(release.bundle)["findings"]]
     if not common:
         raise UserError(f"{release.version} and the images in {prepared} have no finding in common.")
     opened()

@@ -1,7 +1,7 @@
-"""The registry of releases: GTO's git tags say what is registered and which one is the champion, packets hold the models.
+"""The registry of releases: GTO's git tags say what is registered and which one is the champion, bundles hold the models.
 
-In `state_dir`: registry.git (a bare repository with the commits and the tags), releases/<version>/ (packets) and
-champion (a symlink to the champion's packet). The tags are the truth; the link and the ledger's lines of promotions
+In `state_dir`: registry.git (a bare repository with the commits and the tags), releases/<version>/ (bundles) and
+champion (a symlink to the champion's bundle). The tags are the truth; the link and the ledger's lines of promotions
 follow from them and are mended after a crash. `gto show --repo registry.git` reads the same tags.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ral.errors import UserError
 from ral.files import private_folder
-from ral.release import bundle
+from ral.release.bundle import verify
 from ral.release.durable import clear_git_locks, flush, flush_tree, locked, point
 from ral.release.ledger import Ledger
 
@@ -37,7 +37,7 @@ class Release:
     """Of the run that trained it."""
     stage: str
     """champion, archived (it was the champion) or registered."""
-    packet: Path
+    bundle: Path
     """Its folder, which is gone once it was pruned."""
 
 
@@ -54,7 +54,7 @@ class _Assignment:
 
     @property
     def number(self) -> int:
-        """DistributedContext in the order; GTO's times have whole seconds and cannot tell."""
+        """Index in the order; GTO's times have whole seconds and cannot tell."""
         return int(self.tag.rpartition("#")[2])
 
 
@@ -116,22 +116,22 @@ class Registry:
         """The fixed release that non-inferiority is measured against; None if the parameters name none.
 
         Raises:
-            UserError: there is no such release, or its packet is gone.
+            UserError: there is no such release, or its bundle is gone.
         """
         return None if version is None else self._with_packet(version)
 
-    def register(self, commit: str, packet_folder: Path) -> str:
-        """Make a packet a release: move it to its place, then tag the commit. Again with the same commit: as before.
+    def register(self, commit: str, bundle_folder: Path) -> str:
+        """Make a bundle a release: move it to its place, then tag the commit. Again with the same commit: as before.
 
         Args:
             commit: 40 hexadecimal digits, of a commit that was pushed into the registry's repository.
-            packet_folder: a packet (`bundle.build`) on the same file system; it is moved.
+            bundle_folder: a bundle (`build_bundle`) on the same file system; it is moved.
 
         Returns:
             The version.
 
         Raises:
-            UserError: the repository lacks the commit, or the packet is damaged or of another commit.
+            UserError: the repository lacks the commit, or the bundle is damaged or of another commit.
         """
         with locked(self._lock):
             registered, _ = self._tags()
@@ -143,16 +143,16 @@ class Registry:
                     f"{self.repository} has no commit {commit}. Push it there first: git push {self.repository} "
                     "COMMIT:refs/heads/nightly"
                 )
-            content = bundle.check(packet_folder)
+            content = verify(bundle_folder)
             if content["commit"] != commit:
-                raise UserError(f"{packet_folder} is of commit {content['commit']}, not of {commit}.")
+                raise UserError(f"{bundle_folder} is of commit {content['commit']}, not of {commit}.")
             last = max((_key(version)[1] for version in registered), default=0)
             version = f"v0.{last + 1}.0"
             place = self.folder / version
             # Without a tag, a folder there is what a crash left of another try.
             shutil.rmtree(place, ignore_errors=True)
-            flush_tree(packet_folder)
-            packet_folder.rename(place)
+            flush_tree(bundle_folder)
+            bundle_folder.rename(place)
             flush(self.folder)
             self._register(version, commit)
             return version
@@ -161,7 +161,7 @@ class Registry:
         """Make a release the champion. If it is already, only what a crash left half done is mended.
 
         Raises:
-            UserError: no such release, its packet is gone or damaged, or `by` or `reason` is empty.
+            UserError: no such release, its bundle is gone or damaged, or `by` or `reason` is empty.
         """
         self._set_champion(version, by, f"promote: {_said(reason)}")
 
@@ -203,25 +203,25 @@ class Registry:
         return line[-2] if len(line) > 1 else None
 
     def prune(self, keep: int, used: tuple[str, ...] = ()) -> list[str]:
-        """Remove the packets of old releases; their tags stay.
+        """Remove the bundles of old releases; their tags stay.
 
         Args:
-            keep: newest packets that stay whatever they are.
+            keep: newest bundles that stay whatever they are.
             used: versions that stay, too, such as the anchor. The champion and the one before it always do.
 
         Returns:
-            Versions whose packet was removed.
+            Versions whose bundle was removed.
         """
         with locked(self._lock):
             self._reconcile()
-            releases = [release for release in self.releases() if release.packet.is_dir()]
+            releases = [release for release in self.releases() if release.bundle.is_dir()]
             newest = {release.version for release in releases[len(releases) - keep :]} if keep else set()
             stays = newest | {*used, self.before()}
             gone = [r for r in releases if r.stage != CHAMPION and r.version not in stays]
             for release in gone:
-                # Renamed first: a crash must not leave half a packet under its name.
+                # Renamed first: a crash must not leave half a bundle under its name.
                 dead = self.folder / f".{release.version}.pruned"
-                release.packet.rename(dead)
+                release.bundle.rename(dead)
             for dead in self.folder.glob(".*.pruned"):
                 shutil.rmtree(dead)
             return [release.version for release in gone]
@@ -237,7 +237,7 @@ class Registry:
 
     def _with_packet(self, version: str) -> Release:
         release = self.release(version)
-        bundle.check(release.packet)
+        verify(release.bundle)
         return release
 
     def _reconcile(self) -> None:

@@ -11,7 +11,7 @@ from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.score import score_images
 from ral.models.load import load_model
-from ral.release import bundle
+from ral.release.bundle import verify
 from ral.release.paired import ReferenceModel
 from ral.release.registry import Release
 
@@ -19,10 +19,10 @@ from ral.release.registry import Release
 def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
     """Logits of a release.
 
-    Its packet is held against its hashes first. Threads are those of its training, since rounding depends on them.
+    Its bundle is held against its hashes first. Threads are those of its training, since rounding depends on them.
 
     Args:
-        release: with a packet.
+        release: with a bundle.
         dataset: prepared images.
         rows: of the dataset.
 
@@ -30,10 +30,10 @@ def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
         image_id and a float32 column per finding of the release.
 
     Raises:
-        UserError: the packet is gone or damaged, or the images are of another size than the model was trained on.
+        UserError: the bundle is gone or damaged, or the images are of another size than the model was trained on.
     """
-    content = bundle.check(release.packet)
-    network, facts = load_model(release.packet / "model")
+    content = verify(release.bundle)
+    network, facts = load_model(release.bundle / "model")
     if facts["size"] != dataset.facts["size"]:
         raise UserError(
             f"{release.version} was trained on images of {facts['size']} pixels, but {dataset.folder} has "
@@ -51,15 +51,15 @@ def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
 
 
 def seen(release: Release) -> frozenset[str]:
-    """Patients that a release was trained or validated with, by its packet's split.
+    """Patients that a release was trained or validated with, by its bundle's split.
 
     Raises:
-        UserError: the packet is gone or damaged.
+        UserError: the bundle is gone or damaged.
     """
-    bundle.check(release.packet)
-    split = read_split(release.packet)
+    verify(release.bundle)
+    split = read_split(release.bundle)
     if split is None:
-        raise UserError(f"{release.packet} has no {SPLIT}. Use another release (python -m ral.release list).")
+        raise UserError(f"{release.bundle} has no {SPLIT}. Use another release (python -m ral.release list).")
     return frozenset(split.index[split != "test"])
 
 
@@ -69,15 +69,15 @@ def rival(
     """A release as the gate looks at it: its logits of those of the images whose patients it has not seen.
 
     Args:
-        release: with a packet.
+        release: with a bundle.
         dataset: tonight's prepared images.
         rows: test images that may be used.
         preparation: how tonight's images became pixels; images prepared otherwise are not scored.
 
     Raises:
-        UserError: the packet is gone or damaged.
+        UserError: the bundle is gone or damaged.
     """
-    content = bundle.check(release.packet)
+    content = verify(release.bundle)
     known = seen(release)
     if content["preparation"] == preparation:
         logits = score(release, dataset, rows[~dataset.studies["patient_id"].isin(known).to_numpy()[rows]])

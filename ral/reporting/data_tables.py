@@ -8,7 +8,7 @@ from ral.reporting.tables import SPLITS, Cell, Table
 from ral.wording import percent
 
 
-def images(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
+def images(validation: dict[str, Any], dataset: dict[str, Any]) -> Table:
     """From the rows of the label table to the images that were used."""
     left = [
         [f"left out: {reason}", f"{count:,}", percent(count / dataset["rows"])]
@@ -19,10 +19,10 @@ def images(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
         ("What", "Count", "Share of the rows"),
         "lrr",
         [
-            ["rows of the label table", f"{verdict['rows']:,}", ""],
-            ["patients in the label table", f"{verdict['patients']:,}", ""],
-            ["image files found", f"{verdict['images']:,}", ""],
-            ["image files without a row, not used", f"{verdict['images_without_row']:,}", ""],
+            ["rows of the label table", f"{validation['rows']:,}", ""],
+            ["patients in the label table", f"{validation['patients']:,}", ""],
+            ["image files found", f"{validation['images']:,}", ""],
+            ["image files without a row, not used", f"{validation['images_without_row']:,}", ""],
             *(left or [["left out", "0", percent(0.0)]]),
             ["images used", f"{dataset['images']:,}", percent(dataset["images"] / dataset["rows"])],
             ["patients used", f"{dataset['patients']:,}", ""],
@@ -100,10 +100,10 @@ def labels(counts: dict[str, Any], rows: Sequence[Row]) -> Table:
     )
 
 
-def checks(verdict: dict[str, Any]) -> Table:
+def checks(validation: dict[str, Any]) -> Table:
     """What was checked in the label table; the remedy is for those that failed."""
     content = []
-    for check in verdict["checks"]:
+    for check in validation["checks"]:
         samples = "\n".join(_sample(sample) for sample in check["samples"])
         if check["unexpected"] > len(check["samples"]) > 0:
             samples += "\n…"
@@ -128,11 +128,11 @@ def checks(verdict: dict[str, Any]) -> Table:
     )
 
 
-def hashes(verdict: dict[str, Any], dataset: dict[str, Any]) -> Table:
+def hashes(validation: dict[str, Any], dataset: dict[str, Any]) -> Table:
     """Contents of the raw and of the prepared files."""
     raw = [
         [name, f"{file['bytes']:,} bytes", _hash(file["sha256"])]
-        for name, file in sorted(verdict["files"].items())
+        for name, file in sorted(validation["files"].items())
     ]
     shards = [
         [shard["name"], f"{shard['images']:,} images", _hash(shard["sha256"])] for shard in dataset["shards"]

@@ -44,8 +44,8 @@ class Inputs:
     """What the steps before wrote."""
 
     params: ReportParams
-    verdict: dict[str, Any]
-    """verdict.json of the step validate."""
+    validation: dict[str, Any]
+    """validation.json of the step validate."""
     dataset: dict[str, Any]
     """dataset.json of the step preprocess."""
     class_counts: dict[str, Any]
@@ -88,7 +88,7 @@ class Inputs:
         """Whether any step saw phantom images: one is enough to mark the whole report."""
         said = (self.metrics, self.calibration, self.gallery, self.geometry)
         return any(content["data"] == "phantom" for content in said) or any(
-            facts["phantom"] for facts in (self.verdict, self.dataset, self.model)
+            facts["phantom"] for facts in (self.validation, self.dataset, self.model)
         )
 
     @property
@@ -150,18 +150,18 @@ def render(inputs: Inputs) -> str:
             "curves": tables.curve_points(inputs.curves, rows),
             "model": tables.model(inputs.model, len(inputs.history)),
             "history": tables.history(inputs.history, best),
-            "images": data_tables.images(inputs.verdict, inputs.dataset),
+            "images": data_tables.images(inputs.validation, inputs.dataset),
             "notes": data_tables.notes(inputs.dataset),
             "same_images": data_tables.same_images(inputs.dataset),
             "split": data_tables.split(inputs.dataset),
             "labels": data_tables.labels(inputs.class_counts, rows),
-            "checks": data_tables.checks(inputs.verdict),
+            "checks": data_tables.checks(inputs.validation),
             "parameters": tables.parameters(inputs.params.model_dump()),
-            "hashes": data_tables.hashes(inputs.verdict, inputs.dataset),
+            "hashes": data_tables.hashes(inputs.validation, inputs.dataset),
             "versions": tables.versions(inputs.versions),
         },
-        failed=[check for check in inputs.verdict["checks"] if not check["passed"]],
-        checks=len(inputs.verdict["checks"]),
+        failed=[check for check in inputs.validation["checks"] if not check["passed"]],
+        checks=len(inputs.validation["checks"]),
     )
 
 

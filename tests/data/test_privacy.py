@@ -76,12 +76,12 @@ def test_with_a_salt_no_id_is_left(tmp_path: Path) -> None:
     plain = chain(section, tmp_path / "plain")
     hidden = chain(section, tmp_path / "hidden", pseudonymise=str(tmp_path / "salt"))
     studies, redact_samples = (pd.read_parquet(folder / "studies.parquet") for folder in (plain, hidden))
-    written, verdict = texts(hidden), (tmp_path / "hidden/validated/verdict.json").read_text()
+    written, validation = texts(hidden), (tmp_path / "hidden/validated/validation.json").read_text()
     assert "Aufnahme-17" in texts(plain)
     assert "röntgen/" in texts(plain)
     for text in ("Aufnahme-", "röntgen", *studies["patient_id"].unique()[:50], *studies["image_id"][:50]):
         assert text not in written
-        assert text not in verdict or len(text) < 4  # a short number may stand for something else
+        assert text not in validation or len(text) < 4  # a short number may stand for something else
     # The same people under other names: same groups, same split, same labels, in the same order.
     assert (pd.factorize(studies["patient_id"])[0] == pd.factorize(redact_samples["patient_id"])[0]).all()
     pd.testing.assert_frame_equal(studies.loc[:, "split":], redact_samples.loc[:, "split":])
@@ -113,11 +113,11 @@ def test_warnings_of_pseudonymised_data_show_no_cells(tmp_path: Path) -> None:
     path.write_text("\n".join(text), encoding="utf-8")
     (tmp_path / "salt").write_bytes(b"x" * 32)
     chain(section, tmp_path, pseudonymise=str(tmp_path / "salt"))
-    verdict = (tmp_path / "validated/verdict.json").read_text()
-    assert "age is possible" in verdict
-    assert '"row": 6' in verdict
-    assert cells[0] not in verdict
-    assert "98765414" not in verdict
+    validation = (tmp_path / "validated/validation.json").read_text()
+    assert "age is possible" in validation
+    assert '"row": 6' in validation
+    assert cells[0] not in validation
+    assert "98765414" not in validation
 
 
 def test_pseudonyms() -> None:

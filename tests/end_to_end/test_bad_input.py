@@ -258,6 +258,6 @@ def test_files_of_the_user_stay(run: Run, project: Path) -> None:
     assert sorted(path.name for path in (project / "mine").iterdir()) == [
         "images.parquet",
         "notes.txt",
-        "verdict.json",
+        "validation.json",
     ]
     assert (project / "mine/notes.txt").read_text() == "precious"

@@ -109,7 +109,7 @@ def test_bytecode_is_no_change(done: Path, run: Run) -> None:
 
 def test_run_folder_holds_what_the_outputs_must_not(done: Path) -> None:
     # The stages of one `dvc repro` share a folder; another run made the manifest alone.
-    path = min((done / "runs").glob("*/manifest.json"))
+    path = min((done / "runs").glob("*/run.json"))
     manifest = json.loads(path.read_text())
     assert set(manifest["steps"]) == set(stages())
     assert {step["status"] for step in manifest["steps"].values()} == {"done"}
@@ -134,9 +134,9 @@ def test_part_of_a_real_archive(run: Run, real_images: Path, tmp_path: Path) -> 
     changes = {"data": {"root": str(real_images), "missing_images": "drop"}, "split": {"method": "hash"}}
     set_params(folder, changes)
     run("dvc", "repro", "preprocess", cwd=folder)
-    verdict = json.loads((folder / "data/validated/verdict.json").read_text())
+    validation = json.loads((folder / "data/validated/validation.json").read_text())
     facts = json.loads((folder / "data/prepared/dataset.json").read_text())
-    assert (verdict["rows"], verdict["patients"], verdict["images"]) == (112_120, 30_805, 14_995)
+    assert (validation["rows"], validation["patients"], validation["images"]) == (112_120, 30_805, 14_995)
     assert facts["left_out"] == {"no image": 97_125}
     assert (facts["images"], facts["patients"], facts["phantom"]) == (14_995, 3_923, False)
 
@@ -172,5 +172,5 @@ def test_ended_step_closes_its_record_and_leaves_no_draft(
     assert step.wait() == 143
     assert not processes_in(folder)
     assert not list(folder.glob(".*.draft"))
-    manifest = json.loads((folder / "runs/ended/manifest.json").read_text())
+    manifest = json.loads((folder / "runs/ended/run.json").read_text())
     assert manifest["steps"]["train"]["status"].startswith("failed")

@@ -47,8 +47,8 @@ def test_source_to_report(run: Run, tmp_path: Path, name: str) -> None:
     for step in ("validate", "preprocess", "train", "explain", "evaluate", "report"):
         run("python", "-m", f"tasks.{step}", cwd=folder, PYTHONPATH=str(ROOT))
     report = (folder / "reports/report.html").read_text()
-    verdict = json.loads((folder / "data/validated/verdict.json").read_text())
-    assert verdict["rows"] == 240
+    validation = json.loads((folder / "data/validated/validation.json").read_text())
+    assert validation["rows"] == 240
     assert "not a medical device" in report
     findings = json.loads((folder / "data/prepared/dataset.json").read_text())["findings"]
     assert all(finding.replace("&", "&amp;") in report for finding in findings)

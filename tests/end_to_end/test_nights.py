@@ -72,7 +72,7 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     ended = clinic.wait_for(asked)
     assert ended["type"] == "FAILED"
     assert "did you mean `mass`" in clinic.lines(asked).lower()
-    assert '"passed": false' in clinic.server.artifacts()["verdict"]["data"]
+    assert '"passed": false' in clinic.server.artifacts()["decision"]["data"]
     assert clinic.champion() == first
     assert decisions(clinic) == ["PROMOTE"]
     clinic.tidy()
@@ -86,14 +86,14 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     patients_never_moved(clinic)
     clinic.tidy()
 
-    # Friday: a better one does. Its packet is whole, the former champion is archived.
+    # Friday: a better one does. Its bundle is whole, the former champion is archived.
     clinic.hospital.deliver(0.9)
     ended = clinic.night(**BETTER)
     assert ended["name"] == "Promote", ended
     second = clinic.champion()
     assert second == "v0.3.0"
     patients_never_moved(clinic)
-    for name in ("report.html", "model_card.md", "metrics.json", "verdict.json", "manifest.json"):
+    for name in ("report.html", "model_card.md", "metrics.json", "decision.json", "bundle.json"):
         assert (clinic.state / "releases" / second / name).is_file(), name
     assert git(clinic.upstream, "rev-parse", "nightly") == git(
         clinic.state / "registry.git", "rev-parse", "nightly"
@@ -246,8 +246,8 @@ def test_a_person_is_asked(clinic: Clinic, answer: bool) -> None:
     ended = clinic.wait_for(asked, "COMPLETED", "FAILED", "CRASHED")
     assert ended["name"] == ("Promote" if answer else "Hold"), ended
     assert clinic.champion() == ("v0.1.0" if answer else None)
-    verdict = json.loads((clinic.state / "releases/v0.1.0/verdict.json").read_text())
-    assert "Dr. Example" in verdict["rules"][-1]["sentence"]
+    decision = json.loads((clinic.state / "releases/v0.1.0/decision.json").read_text())
+    assert "Dr. Example" in decision["rules"][-1]["sentence"]
     clinic.tidy()
 
 
@@ -362,8 +362,8 @@ def test_first_night_without_a_server(
     assert len(taken) == 1, printed
     (decision,) = taken
     assert decision["decision"] in ("PROMOTE", "HOLD", "REJECT")
-    packet = clinic.state / "releases/v0.1.0"
-    assert json.loads((packet / "verdict.json").read_text())["decision"] == decision["decision"]
+    bundle = clinic.state / "releases/v0.1.0"
+    assert json.loads((bundle / "decision.json").read_text())["decision"] == decision["decision"]
     again = run("python", "-m", "flows.nightly", cwd=clinic.project, **env).stdout
     assert "Nothing new" in again
     assert len(clinic.ledger()) == (2 if decision["decision"] == "PROMOTE" else 1)

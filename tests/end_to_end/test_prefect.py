@@ -62,7 +62,7 @@ def test_deployment_is_run_by_a_worker(
     found = server.artifacts()
     assert "PHANTOM" in found["metrics"]["description"]
     assert '"macro"' in found["metrics"]["data"]
-    assert "labels are in the vocabulary" in found["verdict"]["data"]
+    assert "labels are in the vocabulary" in found["validation"]["data"]
     assert (project / "reports/report.html").as_uri() in found["report"]["data"]
     logs = [line["message"] for line in server.ask("logs", limit=200)]
     assert any("PHANTOM images, epoch   2 of 2: loss" in line for line in logs)
@@ -90,7 +90,7 @@ def test_refused_data_fails_the_run_and_shows_why(
         (project / "params.yaml").write_text(params)
     assert "Infltration" in printed
     assert "Stage validate failed" in printed
-    checks = server.artifacts()["verdict"]["data"]
+    checks = server.artifacts()["validation"]["data"]
     assert '"passed": false' in checks
     runs = server.ask("flow_runs", sort="START_TIME_DESC")
     assert runs[0]["state_type"] == "FAILED"

@@ -85,7 +85,7 @@ def test_an_experiment_with_another_source_depends_on_its_reader(run: Run, tmp_p
         "preprocess",
         cwd=folder,
     )
-    assert "train.csv" in json.loads((folder / "data/validated/verdict.json").read_text())["files"]
+    assert "train.csv" in json.loads((folder / "data/validated/validation.json").read_text())["files"]
     assert readers_in_lock(folder) == {"ral/data/sources/chexpert.py"}
     assert stale(folder, run, "ral/data/sources/nih.py") == set()
     assert stale(folder, run, "ral/data/sources/chexpert.py") == READING

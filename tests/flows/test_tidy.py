@@ -62,7 +62,7 @@ def contents(state: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state_dir after five nights, a one-off run, an experiment, and a release with a packet."""
+    """A state_dir after five nights, a one-off run, an experiment, and a release with a bundle."""
     state = tmp_path_factory.mktemp("nights")
     nightly = state / "workspaces/nightly"
     shared(nightly, state / "dvc")
@@ -70,11 +70,11 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(state, "init", "--quiet", "--bare", str(state / "registry.git"))
     git(nightly, "push", "--quiet", str(state / "registry.git"), f"HEAD:refs/heads/{BRANCH}")
     git(nightly, "checkout", "--quiet", "--detach")
-    for number in (0, 1):  # night 1 was released, too, but its packet was pruned
+    for number in (0, 1):  # night 1 was released, too, but its bundle was pruned
         git(state / "registry.git", "tag", f"ral@v0.{number + 1}.0", commits[number])
-    packet = state / "releases/v0.1.0"
-    packet.mkdir(parents=True)
-    (packet / "manifest.json").write_text(json.dumps({"commit": commits[0]}))
+    bundle = state / "releases/v0.1.0"
+    bundle.mkdir(parents=True)
+    (bundle / "bundle.json").write_text(json.dumps({"commit": commits[0]}))
     night(nightly, "unfinished", commit=False)
     shared(state / "workspaces/train-ral", state / "dvc")
     night(state / "workspaces/train-ral", "one-off", commit=False)
@@ -112,7 +112,7 @@ def test_what_is_wanted_is_said_by_the_record_and_the_packets(nights: Path, tmp_
     assert wanted(nights, 2) == [*newest, released]
     assert wanted(tmp_path, 2) == []
     (tmp_path / "releases/v0.1.0").mkdir(parents=True)
-    (tmp_path / "releases/v0.1.0/manifest.json").write_text("{torn")
+    (tmp_path / "releases/v0.1.0/bundle.json").write_text("{torn")
     with pytest.raises(UserError, match=r"DVC's cache stays as it is"):
         wanted(tmp_path, 2)
 
@@ -160,7 +160,7 @@ def test_workspaces_of_the_flows_stay_and_their_old_runs_go(tmp_path: Path) -> N
 def test_packets_registry_ledger_and_images_are_left_alone(tmp_path: Path) -> None:
     for name in ("releases/v0.1.0", "raw", "images/64-stretch-0"):
         old(tmp_path / name, 400)
-    (tmp_path / "releases/v0.1.0/manifest.json").write_text('{"commit": "0"}')
+    (tmp_path / "releases/v0.1.0/bundle.json").write_text('{"commit": "0"}')
     (tmp_path / "ledger.jsonl").write_text("{}\n")
     before = sorted(tmp_path.rglob("*"))
     assert tidy(tmp_path, RULES, dry=False) == []

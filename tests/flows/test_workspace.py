@@ -15,14 +15,14 @@ from conftest import copy_project
 from flows.nightly import install_baseline, push
 from flows.workspace import (
     BRANCH,
+    LEDGER_BRANCH,
+    WorkspaceLockedError,
     commit_run,
     git,
     last_recorded_commit,
-    LEDGER_BRANCH,
     load_run_inputs,
     lock_workspace,
     open_workspace,
-    WorkspaceLockedError,
 )
 from ral.config.base import load
 from ral.config.environment import Environment, FlowsTarget
@@ -220,18 +220,18 @@ def test_a_record_that_cannot_be_read_stops_the_night(source: Path, state: Path,
 @pytest.mark.parametrize("name", ["split.parquet", "profile.json"])
 def test_a_damaged_packet_is_no_baseline(tmp_path: Path, name: str) -> None:
     """Tonight is held to nothing that is not what was registered."""
-    packet, folder = tmp_path / "v0.1.0", tmp_path / "workspace"
+    bundle, folder = tmp_path / "v0.1.0", tmp_path / "workspace"
     (folder / "baseline").mkdir(parents=True)
-    packet.mkdir()
+    bundle.mkdir()
     for each in ("split.parquet", "profile.json"):
-        (packet / each).write_text("registered")
-    files = {each: sha256(packet / each) for each in ("split.parquet", "profile.json")}
-    write_json(packet / "manifest.json", {"files": files})
-    release = Release("v0.1.0", "0" * 40, "champion", packet)
+        (bundle / each).write_text("registered")
+    files = {each: sha256(bundle / each) for each in ("split.parquet", "profile.json")}
+    write_json(bundle / "bundle.json", {"files": files})
+    release = Release("v0.1.0", "0" * 40, "champion", bundle)
     registry = SimpleNamespace(releases=lambda: [release], champion=lambda: release)
     install_baseline(folder, registry)
     assert (folder / "baseline" / name).read_text() == "registered"
-    (packet / name).write_text("changed")
+    (bundle / name).write_text("changed")
     with pytest.raises(UserError, match=rf"{name} is not what was registered"):
         install_baseline(folder, registry)
     assert (folder / "baseline" / name).read_text() == "registered"

@@ -1,4 +1,4 @@
-"""A registry with commits and small packets, which the tests of the registry share."""
+"""A registry with commits and small bundles, which the tests of the registry share."""
 
 import subprocess
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ral.files import sha256, write_json
-from ral.release.bundle import MANIFEST
+from ral.release.bundle import BUNDLE
 from ral.release.registry import Registry
 
 
@@ -42,14 +42,14 @@ def commit(tmp_path: Path, registry: Registry) -> Callable[[str], str]:
 
 @pytest.fixture
 def draft(registry: Registry) -> Callable[..., Path]:
-    """A packet that says what commit it is of, and holds one file."""
+    """A bundle that says what commit it is of, and holds one file."""
 
     def make(commit: str, text: str = "a model", **facts: Any) -> Path:
         folder = registry.state_dir / f"draft-{commit[:8]}"
         folder.mkdir()
         (folder / "model").write_text(text)
         files = {"model": sha256(folder / "model")}
-        write_json(folder / MANIFEST, {"commit": commit, "files": files} | facts)
+        write_json(folder / BUNDLE, {"commit": commit, "files": files} | facts)
         return folder
 
     return make

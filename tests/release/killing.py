@@ -17,7 +17,8 @@ import gto.api  # noqa: F401  imported once, before the forks
 
 from ral.files import read_json
 from ral.models import load  # noqa: F401  the same
-from ral.release import bundle, commands
+from ral.release import commands
+from ral.release.bundle import verify
 from ral.release.registry import Registry
 
 EVENTS = {
@@ -31,10 +32,10 @@ def act(what: str, base: Path, state: Path) -> None:
     if what == "prune":
         commands.do_prune(Namespace(state=state, params=base / "project/params.yaml"))
         return
-    verdict = base / "verdict.json"
+    decision = base / "decision.json"
     commands.do_register(
         Namespace(
-            state=state, workspace=base / "project", commit=(base / "commit").read_text(), verdict=verdict,
+            state=state, workspace=base / "project", commit=(base / "commit").read_text(), decision=decision,
             run_id="last", promote=True, approved_by=None,
         )
     )  # fmt: skip
@@ -66,11 +67,11 @@ def forked(what: str, base: Path, state: Path, kill_at: int = 0) -> bool:
 
 
 def check_at_once(state: Path) -> None:
-    """What must hold at every moment: there is a champion, its packet is whole, and so is that of the link."""
+    """What must hold at every moment: there is a champion, its bundle is whole, and so is that of the link."""
     champion = Registry(state).champion()
     assert champion is not None
-    bundle.check(champion.packet)
-    assert (state / "champion").resolve() == champion.packet.resolve()
+    verify(champion.bundle)
+    assert (state / "champion").resolve() == champion.bundle.resolve()
 
 
 def check_at_the_end(what: str, base: Path, state: Path) -> None:
@@ -86,11 +87,11 @@ def check_at_the_end(what: str, base: Path, state: Path) -> None:
         assert [release.stage for release in releases] == ["archived", "registered", "registered", "champion"]
         assert decisions == ["last"]
         assert sorted(left) == [release.version for release in releases]
-        assert read_json(releases[-1].packet / "verdict.json")["run_id"] == "last"
+        assert read_json(releases[-1].bundle / "decision.json")["run_id"] == "last"
     else:
         assert sorted(left) == ["v0.1.0", "v0.3.0"], left
     for name in left:
-        bundle.check(registry.folder / name)
+        verify(registry.folder / name)
     assert not list(state.rglob("*.draft")), "a draft is left"
 
 

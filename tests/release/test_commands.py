@@ -20,8 +20,8 @@ from ral.data.dataset import open_dataset
 from ral.data.splits.holdout import sealed
 from ral.evaluation.rows import read_studies
 from ral.files import read_json, write_json
-from ral.release import bundle
 from ral.release.__main__ import main
+from ral.release.bundle import BUNDLE
 from ral.release.ledger import Ledger
 from ral.release.paired import CHALLENGER
 from ral.release.registry import Registry, Release
@@ -48,7 +48,9 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     none = {"value": None, "low": None, "high": None}
     write_json(folder / "reports/metrics.json", {"macro": {"ap": none, "auroc": none}})
     write_json(folder / "data/manifest.json", {"files": {}})
-    write_json(folder / "data/validated/verdict.json", {"passed": True, "checks": [], "profile": {"rows": 1}})
+    write_json(
+        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
+    )
     return folder
 
 
@@ -73,10 +75,10 @@ def ral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def night(ral: Ral, commit: Callable[[str], str], project: Path, run: str, *arguments: str) -> str:
     """Judge and register what is in the project."""
-    verdict = project / f"{run}.json"
-    ral("judge", "--workspace", project, "--run-id", run, "--out", verdict)
+    decision = project / f"{run}.json"
+    ral("judge", "--workspace", project, "--run-id", run, "--out", decision)
     made = commit(run)
-    common = ("--workspace", project, "--commit", made, "--verdict", verdict, "--run-id", run)
+    common = ("--workspace", project, "--commit", made, "--decision", decision, "--run-id", run)
     return ral("register", *common, *arguments)
 
 
@@ -88,11 +90,11 @@ def disturb(project: Path, spread: float) -> None:
         if tensor.dtype == torch.float32 and "running" not in name:
             weights[name] = tensor + spread * torch.randn(tensor.shape, generator=generator)
     save_file(weights, project / "models/model.safetensors")
-    folder = project / "models/packet"
+    folder = project / "models/bundle"
     (folder / "model").mkdir(parents=True)
     for name in ("model.safetensors", "model.json"):
         shutil.copy(project / "models" / name, folder / "model")
-    write_json(folder / bundle.MANIFEST, {"files": {}, "params": {"train": {"threads": 1}}})
+    write_json(folder / BUNDLE, {"files": {}, "params": {"train": {"threads": 1}}})
     dataset = open_dataset(project / "data/prepared")
     for split in ("val", "test"):
         table = score(Release(CHALLENGER, "", "", folder), dataset, dataset.rows(split))
@@ -144,11 +146,11 @@ def test_from_a_first_model_to_a_rollback(
     np.testing.assert_allclose(table, own.loc[table.index], atol=1e-5)
 
     said = night(ral, commit, project, "night-2", "--promote")
-    verdict = read_json(project / "night-2.json")
-    assert verdict["champion"] == "v0.1.0"
-    assert verdict["set"]["turn"] == 1
-    assert verdict["set"]["sealed_patients"] > 0
-    assert verdict["decision"] in ("HOLD", "REJECT")
+    decision = read_json(project / "night-2.json")
+    assert decision["champion"] == "v0.1.0"
+    assert decision["set"]["turn"] == 1
+    assert decision["set"]["sealed_patients"] > 0
+    assert decision["decision"] in ("HOLD", "REJECT")
     assert "registered and not promoted" in said
     ral("promote", "v0.2.0", "--reason", "to see what happens", "--by", "Ada")
     second = predicted(ral, project)
@@ -172,10 +174,10 @@ def test_the_same_run_is_registered_once_and_a_retry_does_not_undo_a_rollback(
 ) -> None:
     night(ral, commit, project, "night-1", "--approved-by", "Ada")
     disturb(project, 0.5)
-    verdict = project / "night-2.json"
-    ral("judge", "--workspace", project, "--run-id", "night-2", "--out", verdict)
-    arguments = ("--workspace", project, "--commit", commit("two"), "--verdict", verdict, "--run-id", "night-2", "--approved-by", "Ada")  # fmt: skip
-    before = verdict.read_bytes()
+    decision = project / "night-2.json"
+    ral("judge", "--workspace", project, "--run-id", "night-2", "--out", decision)
+    arguments = ("--workspace", project, "--commit", commit("two"), "--decision", decision, "--run-id", "night-2", "--approved-by", "Ada")  # fmt: skip
+    before = decision.read_bytes()
     ral("register", *arguments)
     lines = ral("ledger")
     ral("register", *arguments)
@@ -184,12 +186,12 @@ def test_the_same_run_is_registered_once_and_a_retry_does_not_undo_a_rollback(
     ral("register", *arguments)
     assert "v0.1.0   champion" in ral("list")
     # Judged again, the run has its turn as before, not a later one.
-    ral("judge", "--workspace", project, "--run-id", "night-2", "--out", verdict)
-    assert verdict.read_bytes() == before
-    with pytest.raises(SystemExit, match="not the verdict of run night-3"):
+    ral("judge", "--workspace", project, "--run-id", "night-2", "--out", decision)
+    assert decision.read_bytes() == before
+    with pytest.raises(SystemExit, match="not the decision of run night-3"):
         ral("register", *arguments[:-4], "--run-id", "night-3")
-    verdict.write_text("{}")
-    with pytest.raises(SystemExit, match="is no verdict"):
+    decision.write_text("{}")
+    with pytest.raises(SystemExit, match="is no decision"):
         ral("register", *arguments)
 
 
@@ -212,7 +214,7 @@ def test_a_crash_within_register_is_mended_by_the_same_command(
         ["git", "rev-parse", "HEAD"], cwd=tmp_path / "work", capture_output=True, text=True, check=True
     )
     arguments = ("--workspace", project, "--commit", made.stdout.strip(), "--run-id", "night-1")
-    said = ral("register", *arguments, "--verdict", project / "night-1.json", "--approved-by", "Ada")
+    said = ral("register", *arguments, "--decision", project / "night-1.json", "--approved-by", "Ada")
     assert "v0.1.0 is champion" in said
     assert [line.split()[2] for line in ral("ledger").splitlines()[:-1]] == ["decision", "promote"]
     assert [path.name for path in (tmp_path / "state/releases").iterdir()] == ["v0.1.0"]
@@ -222,10 +224,10 @@ def test_a_verdict_against_another_champion_promotes_nothing(
     ral: Ral, commit: Callable[[str], str], project: Path
 ) -> None:
     night(ral, commit, project, "night-1")
-    verdict = read_json(project / "night-1.json")
+    decision = read_json(project / "night-1.json")
     night(ral, commit, project, "night-2", "--approved-by", "Ada")
-    assert verdict["champion"] is None
-    arguments = ("--workspace", project, "--commit", commit("three"), "--verdict", project / "night-1.json")
+    assert decision["champion"] is None
+    arguments = ("--workspace", project, "--commit", commit("three"), "--decision", project / "night-1.json")
     with pytest.raises(SystemExit, match=r"v0\.2\.0 is the champion now"):
         ral("register", *arguments, "--run-id", "night-1", "--approved-by", "Ada")
     assert "v0.2.0   champion" in ral("list")
@@ -257,14 +259,14 @@ def test_opening_the_sealed_set_is_written_down(
         ("models/logits/test.parquet", r"test.parquet does not exist"),
         ("data/prepared/dataset.json", "dataset.json does not exist"),
         ("params.yaml", "params.yaml does not exist"),
-        ("data/validated/verdict.json", "verdict.json does not exist"),
+        ("data/validated/validation.json", "validation.json does not exist"),
     ],
 )
 def test_what_is_missing_is_named(ral: Ral, project: Path, gone: str, message: str) -> None:
     (project / gone).unlink()
     with pytest.raises(SystemExit, match=message):
-        ral("judge", "--workspace", project, "--run-id", "a", "--out", project / "verdict.json")
-    assert not (project / "verdict.json").exists()
+        ral("judge", "--workspace", project, "--run-id", "a", "--out", project / "decision.json")
+    assert not (project / "decision.json").exists()
 
 
 def test_images_of_another_size_are_refused(
@@ -290,7 +292,7 @@ def test_prune_keeps_what_params_say(ral: Ral, commit: Callable[[str], str], pro
         night(ral, commit, project, run, *(("--approved-by", "Ada") if run == "night-1" else ()))
     set_params(project, {"gate": {"keep": 1}})
     assert "removed: v0.2.0" in ral("prune", "--params", project / "params.yaml")
-    assert "packet pruned" in ral("list").splitlines()[1]
+    assert "bundle pruned" in ral("list").splitlines()[1]
     with pytest.raises(SystemExit, match="was pruned"):
         ral("promote", "v0.2.0", "--reason", "too late")
 

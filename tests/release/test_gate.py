@@ -35,13 +35,13 @@ def studies() -> pd.DataFrame:
 )  # fmt: skip
 def test_better_equal_and_worse_challengers(studies: pd.DataFrame, skill: float, decision: str) -> None:
     champion = rival(model(studies, "test", 1.5, own=5))
-    verdict = judge(evidence(studies, model(studies, "test", skill, own=6), champion), CONFIG, GATE)
-    assert verdict["decision"] == decision
-    assert verdict["champion"] == "v0.1.0"
-    gain = rule(verdict, "gain")
+    decision = judge(evidence(studies, model(studies, "test", skill, own=6), champion), CONFIG, GATE)
+    assert decision["decision"] == decision
+    assert decision["champion"] == "v0.1.0"
+    gain = rule(decision, "gain")
     assert gain["result"] == {"PROMOTE": "passes", "HOLD": "holds", "REJECT": "rejects"}[decision]
     assert gain["low"] < gain["estimate"] < gain["high"]
-    assert gain["sentence"] in verdict["sentence"]
+    assert gain["sentence"] in decision["sentence"]
 
 
 def test_a_verdict_is_pure_and_json(studies: pd.DataFrame) -> None:
@@ -58,9 +58,9 @@ def test_a_verdict_is_pure_and_json(studies: pd.DataFrame) -> None:
 
 def test_the_same_model_is_held(studies: pd.DataFrame) -> None:
     logits = model(studies, "test")
-    verdict = judge(evidence(studies, logits, rival(logits)), CONFIG, GATE)
-    assert verdict["decision"] == "HOLD"
-    assert [rule(verdict, "gain")[end] for end in ("estimate", "low", "high")] == [0, 0, 0]
+    decision = judge(evidence(studies, logits, rival(logits)), CONFIG, GATE)
+    assert decision["decision"] == "HOLD"
+    assert [rule(decision, "gain")[end] for end in ("estimate", "low", "high")] == [0, 0, 0]
 
 
 def test_false_promotions_under_the_null_are_as_rare_as_the_interval_says() -> None:
@@ -83,13 +83,13 @@ def test_false_promotions_under_the_null_are_as_rare_as_the_interval_says() -> N
 def test_a_tail_that_is_sacrificed_for_the_head_is_rejected(studies: pd.DataFrame) -> None:
     champion = rival(model(studies, "test", 1.5, own=5))
     challenger = model(studies, "test", 2.4, own=6, Hernia=0.5)
-    verdict = judge(evidence(studies, challenger, champion), CONFIG, gate_config(tail_floor=0.05))
-    assert rule(verdict, "gain")["result"] == "passes"
-    assert rule(verdict, "tail")["result"] == "rejects"
-    assert verdict["decision"] == "REJECT"
-    assert "tail tier" in verdict["sentence"]
+    decision = judge(evidence(studies, challenger, champion), CONFIG, gate_config(tail_floor=0.05))
+    assert rule(decision, "gain")["result"] == "passes"
+    assert rule(decision, "tail")["result"] == "rejects"
+    assert decision["decision"] == "REJECT"
+    assert "tail tier" in decision["sentence"]
     # The same loss is tolerated where the floor says so, and cannot be told from it half way.
-    for floor, result in ((0.6, "passes"), (-rule(verdict, "tail")["estimate"], "holds")):
+    for floor, result in ((0.6, "passes"), (-rule(decision, "tail")["estimate"], "holds")):
         again = judge(evidence(studies, challenger, champion), CONFIG, gate_config(tail_floor=floor))
         assert rule(again, "tail")["result"] == result
 
@@ -98,10 +98,10 @@ def test_without_a_tail_finding_there_is_nothing_to_protect(studies: pd.DataFram
     some = studies.drop(columns="Hernia")
     logits = model(studies, "test", 2.0).drop(columns="Hernia")
     facts = evidence(some, logits, rival(model(studies, "test")), val=model(studies, "val").drop(columns="Hernia"))  # fmt: skip
-    verdict = judge(facts, CONFIG, GATE)
-    assert rule(verdict, "tail")["result"] == "passes"
-    assert verdict["findings"]["only_champion"] == ["Hernia"]
-    assert "no longer scored: Hernia" in rule(verdict, "comparable")["sentence"]
+    decision = judge(facts, CONFIG, GATE)
+    assert rule(decision, "tail")["result"] == "passes"
+    assert decision["findings"]["only_champion"] == ["Hernia"]
+    assert "no longer scored: Hernia" in rule(decision, "comparable")["sentence"]
 
 
 def test_a_harmed_subgroup_rejects_and_the_unharmed_do_not(studies: pd.DataFrame) -> None:
@@ -110,12 +110,12 @@ def test_a_harmed_subgroup_rejects_and_the_unharmed_do_not(studies: pd.DataFrame
     women = studies.loc[studies["split"] == "test", "sex"].to_numpy() == "F"
     challenger = better.where(np.repeat(~women[:, None], better.shape[1], axis=1), worse)
     config = evaluate_config(by=["sex", "age"])
-    verdict = judge(evidence(studies, challenger, champion), config, gate_config(subgroup_floor=0.05))
-    assert rule(verdict, "gain")["result"] == "passes"
-    assert rule(verdict, "subgroup: sex F")["result"] == "rejects"
-    assert rule(verdict, "subgroup: sex M")["result"] == "passes"
-    assert verdict["decision"] == "REJECT"
-    assert not any("×" in one["rule"] for one in verdict["rules"])
+    decision = judge(evidence(studies, challenger, champion), config, gate_config(subgroup_floor=0.05))
+    assert rule(decision, "gain")["result"] == "passes"
+    assert rule(decision, "subgroup: sex F")["result"] == "rejects"
+    assert rule(decision, "subgroup: sex M")["result"] == "passes"
+    assert decision["decision"] == "REJECT"
+    assert not any("×" in one["rule"] for one in decision["rules"])
 
 
 def test_a_subgroup_with_too_few_images_is_listed_and_changes_nothing(studies: pd.DataFrame) -> None:
@@ -124,10 +124,10 @@ def test_a_subgroup_with_too_few_images_is_listed_and_changes_nothing(studies: p
     for table in (few, one):
         champion = rival(model(table, "test", 1.5))
         facts = evidence(table, model(table, "test", 2.2), champion)
-        verdict = judge(facts, evaluate_config(by=["sex"]), GATE)
-        assert rule(verdict, "subgroup: sex F")["result"] == "listed"
-        assert rule(verdict, "subgroup: sex F")["estimate"] is None
-        assert verdict["decision"] == "PROMOTE"
+        decision = judge(facts, evaluate_config(by=["sex"]), GATE)
+        assert rule(decision, "subgroup: sex F")["result"] == "listed"
+        assert rule(decision, "subgroup: sex F")["estimate"] is None
+        assert decision["decision"] == "PROMOTE"
 
 
 @pytest.mark.parametrize(("cap", "decision"), [(0.2, "PROMOTE"), (0.01, "HOLD")])
@@ -135,9 +135,9 @@ def test_bad_calibration_holds(studies: pd.DataFrame, cap: float, decision: str)
     # Validation images are scored two logits higher than test images: the calibration is off by that.
     val = model(studies, "val").assign(**{name: model(studies, "val")[name] + 1 for name in TRAIN})
     facts = evidence(studies, model(studies, "test", 2.2), rival(model(studies, "test")), val=val)
-    verdict = judge(facts, CONFIG, gate_config(calibration_cap=cap))
-    assert verdict["decision"] == decision
-    assert 0.01 < rule(verdict, "calibration")["estimate"] < 0.2
+    decision = judge(facts, CONFIG, gate_config(calibration_cap=cap))
+    assert decision["decision"] == decision
+    assert 0.01 < rule(decision, "calibration")["estimate"] < 0.2
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_data_that_drifted_or_did_not_pass(
     check = {"check": "no column or label drifted", "passed": False, "remedy": "view 0.31. Accept it."}
     facts = PASSED | data if "passed" in data else PASSED | {"checks": [check | data]}
     about = evidence(studies, model(studies, "test", 2.2), rival(model(studies, "test")), data=facts)
-    verdict = judge(about, CONFIG, gate_config(hold_on_drift=hold))
-    assert verdict["decision"] == decision
-    assert ("view 0.31" in rule(verdict, "drift")["sentence"]) == (data.get("column") == "accepted profile")
+    decision = judge(about, CONFIG, gate_config(hold_on_drift=hold))
+    assert decision["decision"] == decision
+    assert ("view 0.31" in rule(decision, "drift")["sentence"]) == (data.get("column") == "accepted profile")
 
 
 def test_seeds_widen_the_interval_by_two_trainings(studies: pd.DataFrame) -> None:
@@ -180,12 +180,12 @@ def test_a_slow_decline_ends_at_the_anchor() -> None:
     decisions, to_champion = [], []
     for night in range(1, 7):
         logits = model(studies, "test", 1.5 - 0.03 * night, own=night + 1)
-        verdict = judge(evidence(studies, logits, champion, anchor=anchor), config, gate)
-        decisions.append(verdict["decision"])
-        to_champion.append(rule(verdict, "gain")["low"])
-        if verdict["decision"] == "PROMOTE":
-            assert "not inferior to the anchor" in verdict["sentence"]
-            assert rule(verdict, "non-inferiority")["low"] >= -0.05
+        decision = judge(evidence(studies, logits, champion, anchor=anchor), config, gate)
+        decisions.append(decision["decision"])
+        to_champion.append(rule(decision, "gain")["low"])
+        if decision["decision"] == "PROMOTE":
+            assert "not inferior to the anchor" in decision["sentence"]
+            assert rule(decision, "non-inferiority")["low"] >= -0.05
             champion = rival(logits, f"v0.{night + 1}.0")
     assert decisions[0] == "PROMOTE"
     assert "PROMOTE" not in decisions[-2:]
@@ -197,26 +197,26 @@ def test_a_slow_decline_ends_at_the_anchor() -> None:
 
 def test_a_model_shown_to_be_worse_is_not_saved_by_the_margin(studies: pd.DataFrame) -> None:
     champion, anchor = rival(model(studies, "test", 2.0)), rival(model(studies, "test", 1.2), "v0.0.1")
-    verdict = judge(
+    decision = judge(
         evidence(studies, model(studies, "test", 1.7), champion, anchor=anchor),
         CONFIG,
         gate_config(margin=0.2, anchor="v0.0.1"),
     )
-    assert rule(verdict, "non-inferiority")["low"] > 0
-    assert verdict["decision"] == "REJECT"
+    assert rule(decision, "non-inferiority")["low"] > 0
+    assert decision["decision"] == "REJECT"
 
 
 def test_other_findings_are_scored_on_the_common_ones(studies: pd.DataFrame) -> None:
     old = model(studies, "test").drop(columns="Edema").assign(Nodule=0.0)
-    verdict = judge(evidence(studies, model(studies, "test", 2.2), rival(old)), CONFIG, GATE)
-    assert verdict["findings"] == {
+    decision = judge(evidence(studies, model(studies, "test", 2.2), rival(old)), CONFIG, GATE)
+    assert decision["findings"] == {
         "scored": ["Effusion", "Mass", "Hernia"], "only_challenger": ["Edema"], "only_champion": ["Nodule"],
     }  # fmt: skip
-    assert verdict["decision"] == "PROMOTE"
+    assert decision["decision"] == "PROMOTE"
     nothing = rival(model(studies, "test")[["image_id"]].assign(Nodule=0.0))
-    verdict = judge(evidence(studies, model(studies, "test", 2.2), nothing), CONFIG, GATE)
-    assert verdict["decision"] == "HOLD"
-    assert "no finding in common" in verdict["sentence"]
+    decision = judge(evidence(studies, model(studies, "test", 2.2), nothing), CONFIG, GATE)
+    assert decision["decision"] == "HOLD"
+    assert "no finding in common" in decision["sentence"]
 
 
 def test_patients_the_champion_learned_from_are_left_out(studies: pd.DataFrame) -> None:
@@ -228,51 +228,51 @@ def test_patients_the_champion_learned_from_are_left_out(studies: pd.DataFrame) 
     old = leaked.where(np.repeat(by_heart[:, None], leaked.shape[1], axis=1), honest)
     challenger = model(studies, "test", 2.0, own=6)
     blind = judge(evidence(studies, challenger, rival(old)), CONFIG, GATE)
-    verdict = judge(evidence(studies, challenger, rival(old, seen=frozenset(known))), CONFIG, GATE)
+    decision = judge(evidence(studies, challenger, rival(old, seen=frozenset(known))), CONFIG, GATE)
     assert blind["decision"] != "PROMOTE"
-    assert verdict["decision"] == "PROMOTE"
-    assert verdict["set"]["left_out_patients"] == len(known)
-    assert f"{len(known)} patients are left out" in rule(verdict, "comparable")["sentence"]
+    assert decision["decision"] == "PROMOTE"
+    assert decision["set"]["left_out_patients"] == len(known)
+    assert f"{len(known)} patients are left out" in rule(decision, "comparable")["sentence"]
     everyone = rival(old, seen=frozenset(test["patient_id"]))
-    verdict = judge(evidence(studies, challenger, everyone), CONFIG, GATE)
-    assert verdict["decision"] == "HOLD"
-    assert "too few" in verdict["sentence"]
+    decision = judge(evidence(studies, challenger, everyone), CONFIG, GATE)
+    assert decision["decision"] == "HOLD"
+    assert "too few" in decision["sentence"]
 
 
 @pytest.mark.parametrize("changed", [{"size": 224}, {"fit": "pad"}])
 def test_other_pixels_are_held_with_what_to_do(studies: pd.DataFrame, changed: dict[str, Any]) -> None:
     old = rival(model(studies, "test"), preparation=PREPARED | changed)
-    verdict = judge(evidence(studies, model(studies, "test", 2.2), old), CONFIG, GATE)
-    assert verdict["decision"] == "HOLD"
-    assert f"preprocess.{next(iter(changed))}" in verdict["sentence"]
-    assert "promote" in verdict["sentence"]
+    decision = judge(evidence(studies, model(studies, "test", 2.2), old), CONFIG, GATE)
+    assert decision["decision"] == "HOLD"
+    assert f"preprocess.{next(iter(changed))}" in decision["sentence"]
+    assert "promote" in decision["sentence"]
 
 
 def test_what_is_not_estimable_holds_or_is_listed(studies: pd.DataFrame) -> None:
     test = studies["split"] == "test"
     champion = rival(model(studies, "test"))
     without = studies.assign(Mass=studies["Mass"].where(~test, 0.0))
-    verdict = judge(evidence(without, model(studies, "test", 2.2), champion), CONFIG, GATE)
-    assert verdict["decision"] == "PROMOTE"
-    assert "Mass" in rule(verdict, "findings")["sentence"]
+    decision = judge(evidence(without, model(studies, "test", 2.2), champion), CONFIG, GATE)
+    assert decision["decision"] == "PROMOTE"
+    assert "Mass" in rule(decision, "findings")["sentence"]
     no_tail = studies.assign(Hernia=studies["Hernia"].where(~test, 0.0))
-    verdict = judge(evidence(no_tail, model(studies, "test", 2.2), champion), CONFIG, GATE)
-    assert verdict["decision"] == "HOLD"
-    assert rule(verdict, "tail")["estimate"] is None
+    decision = judge(evidence(no_tail, model(studies, "test", 2.2), champion), CONFIG, GATE)
+    assert decision["decision"] == "HOLD"
+    assert rule(decision, "tail")["estimate"] is None
     nothing = studies.assign(**{name: studies[name].where(~test, 0.0) for name in TRAIN})
-    verdict = judge(evidence(nothing, model(studies, "test", 2.2), champion), CONFIG, GATE)
-    assert verdict["decision"] == "HOLD"
-    assert rule(verdict, "gain")["sentence"].endswith("not estimable: no estimable finding.")
+    decision = judge(evidence(nothing, model(studies, "test", 2.2), champion), CONFIG, GATE)
+    assert decision["decision"] == "HOLD"
+    assert rule(decision, "gain")["sentence"].endswith("not estimable: no estimable finding.")
 
 
 @pytest.mark.parametrize(
     ("floor", "decision"), [(0.7, "PROMOTE"), (0.88, "HOLD"), (0.95, "REJECT")]
 )  # fmt: skip
 def test_a_first_model_has_its_own_floor(studies: pd.DataFrame, floor: float, decision: str) -> None:
-    verdict = judge(evidence(studies, model(studies, "test"), None), CONFIG, gate_config(first_auroc=floor))
-    assert verdict["decision"] == decision
-    assert verdict["champion"] is None
-    assert "first model" in verdict["sentence"]
+    decision = judge(evidence(studies, model(studies, "test"), None), CONFIG, gate_config(first_auroc=floor))
+    assert decision["decision"] == decision
+    assert decision["champion"] is None
+    assert "first model" in decision["sentence"]
 
 
 def test_gate_sets_take_turns_and_sealed_patients_are_never_in_one(studies: pd.DataFrame) -> None:
@@ -292,6 +292,6 @@ def test_a_gate_set_without_images_holds(studies: pd.DataFrame) -> None:
     test = studies["split"] == "test"
     one = studies[~test | (studies["patient_id"] == studies.loc[test, "patient_id"].iloc[0])]
     champion = rival(model(studies, "test"))
-    verdict = judge(evidence(one, model(one, "test"), champion), CONFIG, GATE)
-    assert verdict["decision"] == "HOLD"
-    assert "too few" in verdict["sentence"]
+    decision = judge(evidence(one, model(one, "test"), champion), CONFIG, GATE)
+    assert decision["decision"] == "HOLD"
+    assert "too few" in decision["sentence"]

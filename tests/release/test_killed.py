@@ -27,7 +27,7 @@ def base(
         (project / name).write_text(name)
     write_json(project / "reports/metrics.json", {})
     write_json(project / "data/manifest.json", {})
-    write_json(project / "data/validated/verdict.json", {"profile": {}})
+    write_json(project / "data/validated/validation.json", {"profile": {}})
     write_json(project / "models/model.json", {"phantom": True, "findings": ["Mass"]})
     write_weights(project / "models/model.safetensors", {"w": torch.zeros(2)}, "phantom")
     shutil.copy(ROOT / "params.yaml", project)
@@ -36,8 +36,8 @@ def base(
         release(text)
     registry.promote("v0.1.0", "test", "the first")
     (tmp_path / "commit").write_text(commit("last"))
-    verdict = {"run_id": "last", "decision": "PROMOTE", "champion": "v0.1.0", "set": 0, "sentence": "better"}
-    write_json(tmp_path / "verdict.json", verdict)
+    decision = {"run_id": "last", "decision": "PROMOTE", "champion": "v0.1.0", "set": 0, "sentence": "better"}
+    write_json(tmp_path / "decision.json", decision)
     return tmp_path
 
 

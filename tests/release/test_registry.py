@@ -1,4 +1,4 @@
-"""Registry: GTO reads the tags, every step may be the last before a crash, packets are held against their hashes."""
+"""Registry: GTO reads the tags, every step may be the last before a crash, bundles are held against their hashes."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_a_champion_assigned_with_gto_itself_is_written_down(registry: Registry,
     assert champion is not None
     assert champion.version == "v0.1.0"
     assert registry.ledger.entries()[-1]["what"] == "promote"
-    assert registry.link.resolve() == champion.packet
+    assert registry.link.resolve() == champion.bundle
 
 
 def test_who_and_why_must_be_said(registry: Registry, release: Make) -> None:
@@ -155,7 +155,7 @@ def test_register_survives_a_crash_at_every_step(
     release("zero")
     made = commit("one")
     folder = draft(made, "first try")
-    owner: Any = {"check": module.packet, "flush_tree": module, "rename": Path, "_register": registry}[step]
+    owner: Any = {"check": module.bundle, "flush_tree": module, "rename": Path, "_register": registry}[step]
     with pytest.MonkeyPatch.context() as patch:
         crash(patch, owner, step, when)
         with pytest.raises(Crash):
@@ -204,10 +204,10 @@ def test_prune_keeps_what_may_be_needed(registry: Registry, release: Make) -> No
     for version in versions[1:3]:
         registry.promote(version, "gate", "better")
     assert registry.prune(keep=1, used=("v0.1.0",)) == ["v0.4.0", "v0.5.0"]
-    kept = [release.version for release in registry.releases() if release.packet.is_dir()]
+    kept = [release.version for release in registry.releases() if release.bundle.is_dir()]
     assert kept == ["v0.1.0", "v0.2.0", "v0.3.0", "v0.6.0"]
     assert registry.prune(keep=0) == ["v0.1.0", "v0.6.0"]
     assert not list(registry.folder.glob(".*"))
-    with pytest.raises(UserError, match="no packet"):
+    with pytest.raises(UserError, match="no bundle"):
         registry.promote("v0.4.0", "Ada", "too late")
     assert len(registry.releases()) == 6

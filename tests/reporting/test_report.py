@@ -61,11 +61,11 @@ def test_phantom_is_not_said_of_real_images(real: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["metrics", "verdict", "dataset", "model", "calibration", "gallery", "geometry"]
+    "source", ["metrics", "validation", "dataset", "model", "calibration", "gallery", "geometry"]
 )
 def test_one_step_that_saw_phantom_images_is_enough(source: str) -> None:
     inputs = make(phantom=False)
-    said = {"phantom": True} if source in ("verdict", "dataset", "model") else {"data": "phantom"}
+    said = {"phantom": True} if source in ("validation", "dataset", "model") else {"data": "phantom"}
     assert not inputs.phantom
     assert replace(inputs, **{source: getattr(inputs, source) | said}).phantom
 

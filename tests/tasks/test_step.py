@@ -33,11 +33,11 @@ def start(
         ("raise UserError('host gone', 'lost_process', True)", 1, "lost_process", True, "host gone"),
         ("raise OSError(errno.ENOSPC, '', 'models')", 1, "disk", False, "models: No space left"),
         (
-            "raise FileNotFoundError(errno.ENOENT, '', 'verdict.json')",
+            "raise FileNotFoundError(errno.ENOENT, '', 'validation.json')",
             1,
             "input",
             False,
-            "verdict.json: No such",
+            "validation.json: No such",
         ),
         ("raise KeyboardInterrupt", 130, "interrupted", True, "asked to end"),
         ("os.kill(os.getpid(), 15); time.sleep(60)", 143, "interrupted", True, "asked to end"),

@@ -186,7 +186,7 @@ def test_a_terminal_that_hangs_up_costs_nothing(
     failure = json.loads((training.folder / "runs/run/failure.json").read_text())
     assert (failure["kind"], failure["retry"]) == ("interrupted", True)
     assert told in failure["message"]
-    record = json.loads((training.folder / "runs/run/manifest.json").read_text())["steps"]["train"]
+    record = json.loads((training.folder / "runs/run/run.json").read_text())["steps"]["train"]
     assert record["status"].startswith("failed")
     assert "finished" in record
     assert not list(training.folder.glob(".*.draft"))

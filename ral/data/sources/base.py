@@ -129,7 +129,7 @@ class Source(ABC):
 
     @abstractmethod
     def tables(self) -> list[Path]:
-        """The label tables, whose hashes go into the verdict.
+        """The label tables, whose hashes go into the validation.
 
         Raises:
             UserError: one is missing, or there is more than one edition.

@@ -37,7 +37,7 @@ class ImageIdIndex:
         self._keys = keys[self._order]
 
     def find(self, image_ids: "pd.Series[str]") -> np.ndarray:
-        """DistributedContext of each image, int64; -1 where there is no such image."""
+        """Index of each image, int64; -1 where there is no such image."""
         wanted = _array(image_ids)
         keys = _hashes(wanted)
         at = np.searchsorted(self._keys, keys)

@@ -1,7 +1,7 @@
-"""Great Expectations on a source's raw rows, its images and their drift, reduced to one verdict.
+"""Great Expectations on a source's raw rows, its images and their drift, reduced to one validation.
 
 The rows are checked a partition at a time (`ral.data.tables.partitions`), as calls that Dask spreads over its workers; what is
-found is added up. However many partitions there are, the verdict is the same.
+found is added up. However many partitions there are, the validation is the same.
 """
 
 import gc

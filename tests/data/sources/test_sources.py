@@ -59,10 +59,10 @@ def test_one_table_and_images_of_their_labels(folders, name: str, tmp_path: Path
         tmp_path / "baseline",
     )
     monkey.undo()
-    verdict = json.loads((tmp_path / "validated/verdict.json").read_text())
-    assert verdict["passed"]
+    validation = json.loads((tmp_path / "validated/validation.json").read_text())
+    assert validation["passed"]
     images = pd.read_parquet(tmp_path / "validated/images.parquet")
-    assert verdict["rows"] == verdict["images"] == len(images) == 240
+    assert validation["rows"] == validation["images"] == len(images) == 240
 
     out = tmp_path / "out"
     out.mkdir()

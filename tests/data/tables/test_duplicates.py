@@ -81,8 +81,8 @@ def validate(data: DataConfig = DATA) -> dict:
         message = ""
     except UserError as error:
         message = str(error)
-    (verdict,) = Path("runs").glob("*/verdict.json")
-    content = read_json(verdict)
+    (validation,) = Path("runs").glob("*/validation.json")
+    content = read_json(validation)
     failed = {check["check"]: check for check in content["checks"] if not check["passed"]}
     return {"failed": failed, "message": message}
 

@@ -1,4 +1,4 @@
-"""A table checked in partitions ends in the verdict of a table checked whole, and is never held whole."""
+"""A table checked in partitions ends in the validation of a table checked whole, and is never held whole."""
 
 import contextlib
 import shutil
@@ -30,7 +30,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def verdict_of(data: DataConfig, environment: Environment | None = None) -> dict:
-    """The verdict of the step, also of data that was refused."""
+    """The validation of the step, also of data that was refused."""
     from tasks.validate import run
 
     shutil.rmtree("runs", ignore_errors=True)
@@ -40,7 +40,7 @@ def verdict_of(data: DataConfig, environment: Environment | None = None) -> dict
             Path("validated"), Path("baseline"),
         )  # fmt: skip
     assert not list(Path().glob(".validated*"))
-    (found,) = Path("runs").glob("*/verdict.json")
+    (found,) = Path("runs").glob("*/validation.json")
     return read_json(found)
 
 
@@ -145,9 +145,9 @@ def test_a_table_of_many_partitions_is_never_held_whole(
     add = Partitions.add
     monkeypatch.setattr(Partitions, "add", lambda rows, piece: pieces.append(len(piece)) or add(rows, piece))
     data = DataConfig(source="nih", root=str(small_phantom), missing_images="fail", views=["PA"])
-    verdict = verdict_of(data)
-    assert verdict["passed"]
-    assert verdict["rows"] == sum(given) == sum(pieces) == 400
+    validation = verdict_of(data)
+    assert validation["passed"]
+    assert validation["rows"] == sum(given) == sum(pieces) == 400
     assert max(pieces) == 50
     assert len(given) > 5
     assert max(given) < 150  # a patient's rows stay together

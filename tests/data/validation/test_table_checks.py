@@ -30,7 +30,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def validate(section: dict, root: Path, **changes: object) -> dict:
-    """Run the step; returns the verdict, also of data that was refused."""
+    """Run the step; returns the validation, also of data that was refused."""
     from tasks.validate import run
 
     data = DataConfig(**(section | {"root": str(root)} | changes))
@@ -42,13 +42,13 @@ def validate(section: dict, root: Path, **changes: object) -> dict:
             Path("baseline"),
         )
     except UserError as error:
-        verdict = max(Path("runs").glob("*/verdict.json"), key=lambda path: path.stat().st_mtime_ns)
-        return read_json(verdict) | {"message": str(error)}
-    return read_json(Path("validated/verdict.json")) | {"message": ""}
+        validation = max(Path("runs").glob("*/validation.json"), key=lambda path: path.stat().st_mtime_ns)
+        return read_json(validation) | {"message": str(error)}
+    return read_json(Path("validated/validation.json")) | {"message": ""}
 
 
-def failed(verdict: dict) -> dict[str, dict]:
-    return {check["check"]: check for check in verdict["checks"] if not check["passed"]}
+def failed(validation: dict) -> dict[str, dict]:
+    return {check["check"]: check for check in validation["checks"] if not check["passed"]}
 
 
 def edit(path: Path, change, sep: str = ",") -> None:
@@ -257,13 +257,13 @@ def test_a_delivery_is_held_to_the_accepted_profile(written, tmp_path: Path) -> 
         return table.iloc[:200]
 
     edit(root / "befunde.csv", change, sep=";")
-    verdict = validate(section, root)
-    found = failed(verdict)
+    validation = validate(section, root)
+    found = failed(validation)
     assert found["no column or label drifted far"]["severity"] == "error"
     assert "Hernia" in found["no column or label drifted far"]["remedy"]
-    assert "python -m ral.data.baseline profile" in verdict["message"]
+    assert "python -m ral.data.baseline profile" in validation["message"]
     # The page that shows the failed check, not that of the table, which passed.
-    (page,) = re.findall("^Details: (.*)$", verdict["message"], re.M)
+    (page,) = re.findall("^Details: (.*)$", validation["message"], re.M)
     assert page.endswith("data_docs/accepted_profile.html")
     assert "no column or label drifted far" in Path(page).read_text()
     assert "accepted_profile.html" in Path(page).with_name("index.html").read_text()
@@ -277,7 +277,7 @@ def test_a_delivery_is_held_to_the_accepted_profile(written, tmp_path: Path) -> 
 def test_profile_is_accepted_only_of_data_that_passed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Run validate first"):
         baseline.accept_profile(tmp_path, tmp_path / "baseline")
-    write_json(tmp_path / "verdict.json", {"passed": False, "profile": {}})
+    write_json(tmp_path / "validation.json", {"passed": False, "profile": {}})
     with pytest.raises(UserError, match="did not pass"):
         baseline.accept_profile(tmp_path, tmp_path / "baseline")
     (tmp_path / "profile.json").write_text("[1]")
