@@ -18,13 +18,14 @@ from prefect.states import Crashed
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from ral.config.environment import load_environment
+from ral.errors import plain
 
 logger = logging.getLogger(__name__)
 
 
 def ended_badly(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook of a flow that failed, crashed or was cancelled."""
-    text = f"{flow.name} {flow_run.name}: {state.name}. {state.message or ''}"
+    text = plain(f"{flow.name} {flow_run.name}: {state.name}. {state.message or ''}")
     flow_run_logger(flow_run).error(text)
     tell(load_environment().flows.notify, text)
 
@@ -45,7 +46,10 @@ def tell(block: str | None, text: str) -> None:
         if inspect.iscoroutine(sending):  # some blocks are only asynchronous
             run_coro_as_sync(sending)
     except Exception as error:  # noqa: BLE001  whatever the service or the block raises
-        logger.error("%s could not be told: %s", block, error)
+        # Not its text: that may hold the block's address, which is a secret of its own.
+        logger.error(
+            "%s could not be told: %s. See the block on Prefect's page.", block, type(error).__name__
+        )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,12 @@ from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, unknown_findin
 # How a cell begins that a spreadsheet computes; the full-width ones, too, in some languages.
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
+
+def is_spreadsheet_safe(name: str) -> bool:
+    """Whether a name stays one cell of text when a spreadsheet opens a CSV file that has it."""
+    return name.isprintable() and not name.lstrip().startswith(FORMULA)
+
+
 # The registry of sources: each is the file of that name in ral/data/sources/.
 SourceName = Literal[
     "nih",
@@ -100,7 +106,7 @@ class TableConfig(Section):
                 raise ValueError(
                     f"`{name}` names a column or a group of the pipeline's own tables: call that finding otherwise"
                 )
-            if not name.isprintable() or name.lstrip().startswith(FORMULA):
+            if not is_spreadsheet_safe(name):
                 raise ValueError(
                     f"`{name}` would be a formula or several cells in a spreadsheet: call that finding otherwise"
                 )
