@@ -5,11 +5,13 @@ python -m dvc repro --single-item train      # what is run for the stage train, 
 
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 from uuid import UUID
 
 from prefect import get_run_logger
@@ -116,6 +118,9 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
     finally:
         clock.cancel()
         end_group(process, PATIENCE)
+        if _all_written(process.stdout):  # what it said when it was asked to end: that a checkpoint was saved
+            for line in process.stdout:
+                logger.info(plain(line.rstrip()))
     if late.is_set():
         raise StageError(
             f"Stage {name} was ended after {hours:g} hours, the limit of flows.timeout_hours. Training goes on from "
@@ -124,6 +129,13 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         )
     if code:
         raise StageError("\n".join([f"Stage {name} failed:", *last]))
+
+
+def _all_written(pipe: IO[str]) -> bool:
+    """Whether nobody writes to a pipe any more, so that reading it comes to an end."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # a hang-up is told without being asked for
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _end_late(process: subprocess.Popen, late: threading.Event) -> None:

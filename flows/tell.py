@@ -64,18 +64,25 @@ def ending_with_its_worker(every: float = 1.0) -> Iterator[None]:
     if "PREFECT__FLOW_RUN_ID" not in os.environ:  # started by hand
         yield
         return
-    worker, over = os.getppid(), threading.Event()
+    worker, over, asked = os.getppid(), threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        # Once: a second SIGTERM would cut short the end of the stage, in which training saves.
+        if not asked.is_set():
+            asked.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
     if (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     ):
         # Prefect hears SIGTERM alone; the terminal of a worker hangs up on the runs as well.
-        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        signal.signal(signal.SIGHUP, end)
 
     def watch() -> None:
         while not over.wait(every):
             if os.getppid() != worker:
-                os.kill(os.getpid(), signal.SIGTERM)
+                end()
                 return
 
     threading.Thread(target=watch, daemon=True).start()
