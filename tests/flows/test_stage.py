@@ -1,6 +1,7 @@
 """The stage runner on a toy DVC project: what is tried again, what is ended, and what the run's page shows."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -15,8 +16,12 @@ from servers import Server
 
 # A stage that fails as steps do: the file `failures` says how often it still does, and if a retry can help.
 TOY = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
+def save(*_):
+    time.sleep(1)
+    sys.exit("interrupted: the toy has saved")
+signal.signal(signal.SIGTERM, save)
 plan = json.loads(Path("plan.json").read_text())
 tries = Path("tries"); tries.write_text((tries.read_text() if tries.exists() else "") + "x")
 for share in (10, 60):
@@ -128,6 +133,19 @@ def test_a_stage_that_takes_too_long_is_ended(
     # Once at most: on a busy machine the time is up before the stage begins.
     assert not (toy / "tries").exists() or (toy / "tries").read_text() == "x"
     assert printed.count("Running stage 'train'") <= 1
+    wait_until(lambda: not processes_in(toy))
+
+
+def test_what_a_stage_says_while_its_run_is_ended_is_logged(
+    toy: Path, server: Server, environment: dict[str, str], wait_until
+) -> None:
+    plan(toy, seconds=3600)
+    flow = start(toy, server, environment)
+    wait_until(lambda: (toy / "tries").exists() and (toy / "tries").read_text())
+    flow.send_signal(signal.SIGTERM)
+    printed = flow.communicate()[0]
+    assert flow.returncode != 0
+    assert "interrupted: the toy has saved" in printed
     wait_until(lambda: not processes_in(toy))
 
 
