@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Crashed
 from prefect.utilities.asyncutils import run_coro_as_sync
+from rich.console import Console
 
 from ral.config.environment import load_environment
 from ral.errors import plain
@@ -85,11 +86,17 @@ def ending_with_its_worker(every: float = 1.0) -> Iterator[None]:
                 end()
                 return
 
+    # Prefect's console would exit at once when its line cannot reach the worker, before the line reaches the server.
+    Console.on_broken_pipe = _be_quiet  # type: ignore[method-assign]
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         over.set()
+
+
+def _be_quiet(self: Console) -> None:
+    self.quiet = True
 
 
 def mark_crashed(flow_run: str) -> None:
