@@ -5,16 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ral.config.base import FileBelow, Section
-from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, unknown_finding
-
-# How a cell begins that a spreadsheet computes; the full-width ones, too, in some languages.
-FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-
-
-def is_spreadsheet_safe(name: str) -> bool:
-    """Whether a name stays one cell of text when a spreadsheet opens a CSV file that has it."""
-    return name.isprintable() and not name.lstrip().startswith(FORMULA)
-
+from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, is_spreadsheet_safe, unknown_finding
 
 # The registry of sources: each is the file of that name in ral/data/sources/.
 SourceName = Literal[

@@ -19,7 +19,6 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ral.config.base import load
-from ral.config.data import is_spreadsheet_safe
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.errors import UserError
 from ral.evaluation.bootstrap import Resamples, Sampled, draw, holm
@@ -29,7 +28,7 @@ from ral.evaluation.score import data_of, tier_of
 from ral.evaluation.sealed import unsealed
 from ral.evaluation.tables import rounded
 from ral.files import new_file
-from ral.labels import TIERS
+from ral.labels import TIERS, is_spreadsheet_safe
 from ral.reporting.wording import p_value, signed, signed_interval
 
 METRICS = ("ap", "auroc")
