@@ -16,6 +16,7 @@ from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging.handlers import APILogHandler
 
 from flows.workspace import python_env
 from ral import runs
@@ -119,8 +120,11 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         clock.cancel()
         end_group(process, PATIENCE)
         if _all_written(process.stdout):  # what it said when it was asked to end: that a checkpoint was saved
-            for line in process.stdout:
-                logger.info(plain(line.rstrip()))
+            rest = process.stdout.read().splitlines()
+            for line in rest:
+                logger.info(plain(line))
+            if rest:
+                APILogHandler().flush()  # the SIGTERM that ends a run does not wait for lines under way to the server
     if late.is_set():
         raise StageError(
             f"Stage {name} was ended after {hours:g} hours, the limit of flows.timeout_hours. Training goes on from "
