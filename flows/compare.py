@@ -38,8 +38,8 @@ from ral.config.base import load
 from ral.config.environment import load_environment
 from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
+from ral.evaluation.compare import check_names, read_table
 from ral.evaluation.compare import compare as paired
-from ral.evaluation.compare import read_table
 from ral.files import atomic_write
 from ral.runs import RUN_ID, new_id
 from ral.wording import signed, signed_interval
@@ -179,6 +179,7 @@ def comparison(
             place = workspace.folder / "runs" / os.environ[RUN_ID] / name
             place.mkdir(parents=True, exist_ok=True)
             logits[name] = pd.read_parquet(_get(workspace, name, f"models/logits/{split}.parquet", place))
+            check_names(name, logits[name])
             findings = [column for column in logits[name].columns if column != "image_id"]
             studies[name] = read_table(_get(workspace, name, STUDIES, place), findings)
         first = studies[names[0]]

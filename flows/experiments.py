@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from ral.errors import UserError
-from ral.evaluation.compare import show
+from ral.evaluation.compare import check_names, show
 from ral.evaluation.rows import Split
 from ral.files import sha256
 
@@ -61,6 +61,7 @@ def compare_experiments(names: list[str], split: Split, params: Path, out: Path 
             studies[name] = fetch(name, STUDIES, Path(folder, f"studies{place}.parquet"))
             logits = fetch(name, f"models/logits/{split}.parquet", Path(folder, f"logits{place}.parquet"))
             models[name] = pd.read_parquet(logits)
+            check_names(name, models[name])
         digests = {name: sha256(path) for name, path in studies.items()}
         other = [name for name in names if digests[name] != digests[names[0]]]
         if other:

@@ -16,15 +16,17 @@ from prefect.client.orchestration import get_client
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Crashed
 from prefect.utilities.asyncutils import run_coro_as_sync
+from rich.console import Console
 
 from ral.config.environment import load_environment
+from ral.errors import plain
 
 logger = logging.getLogger(__name__)
 
 
 def notify_on_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook of a flow that failed, crashed or was cancelled."""
-    text = f"{flow.name} {flow_run.name}: {state.name}. {state.message or ''}"
+    text = plain(f"{flow.name} {flow_run.name}: {state.name}. {state.message or ''}")
     flow_run_logger(flow_run).error(text)
     send_notification(load_environment().flows.notify, text)
 
@@ -45,7 +47,10 @@ def send_notification(block: str | None, text: str) -> None:
         if inspect.iscoroutine(sending):  # some blocks are only asynchronous
             run_coro_as_sync(sending)
     except Exception as error:  # noqa: BLE001  whatever the service or the block raises
-        logger.error("%s could not be told: %s", block, error)
+        # Not its text: that may hold the block's address, which is a secret of its own.
+        logger.error(
+            "%s could not be told: %s. See the block on Prefect's page.", block, type(error).__name__
+        )
 
 
 @contextlib.contextmanager
@@ -60,25 +65,38 @@ def exit_when_worker_dies(every: float = 1.0) -> Iterator[None]:
     if "PREFECT__FLOW_RUN_ID" not in os.environ:  # started by hand
         yield
         return
-    worker, over = os.getppid(), threading.Event()
+    worker, over, asked = os.getppid(), threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        # Once: a second SIGTERM would cut short the end of the stage, in which training saves.
+        if not asked.is_set():
+            asked.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
     if (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     ):
         # Prefect hears SIGTERM alone; the terminal of a worker hangs up on the runs as well.
-        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        signal.signal(signal.SIGHUP, end)
 
     def watch() -> None:
         while not over.wait(every):
             if os.getppid() != worker:
-                os.kill(os.getpid(), signal.SIGTERM)
+                end()
                 return
 
+    # Prefect's console would exit at once when its line cannot reach the worker, before the line reaches the server.
+    Console.on_broken_pipe = _be_quiet  # type: ignore[method-assign]
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         over.set()
+
+
+def _be_quiet(self: Console) -> None:
+    self.quiet = True
 
 
 def mark_crashed(flow_run: str) -> None:

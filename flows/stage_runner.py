@@ -5,15 +5,18 @@ python -m dvc repro --single-item train      # what is run for the stage train, 
 
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging.handlers import APILogHandler
 
 from flows.workspace import python_env
 from ral import runs
@@ -116,6 +119,12 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
     finally:
         clock.cancel()
         end_group(process, TERMINATE_TIMEOUT)
+        if _all_written(process.stdout):  # what it said when it was asked to end: that a checkpoint was saved
+            rest = process.stdout.read().splitlines()
+            for line in rest:
+                logger.info(plain(line))
+            if rest:
+                APILogHandler().flush()  # the SIGTERM that ends a run does not wait for lines under way to the server
     if timed_out.is_set():
         raise StageError(
             f"Stage {name} was ended after {hours:g} hours, the limit of flows.timeout_hours. Training goes on from "
@@ -124,6 +133,13 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         )
     if code:
         raise StageError("\n".join([f"Stage {name} failed:", *last]))
+
+
+def _all_written(pipe: IO[str]) -> bool:
+    """Whether nobody writes to a pipe any more, so that reading it comes to an end."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # a hang-up is told without being asked for
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _end_timed_out(process: subprocess.Popen, timed_out: threading.Event) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime
+from prefect.exceptions import CancelledRun
 
 from flows.notifications import exit_when_worker_dies, mark_crashed, notify_on_failure
 from flows.stage_runner import StageError
@@ -76,12 +77,15 @@ def run_all(folder: Path, environment: Environment) -> None:
 
 @contextlib.contextmanager
 def run_from_cli() -> Iterator[None]:
-    """A flow that is run from the command line: Ctrl-C ends it, errors are one message, no server of its own is left."""
+    """A flow that is run from the command line: Ctrl-C ends it, errors are one message, no server of its own is left.
+
+    (A night that finds its workspace in use ends as cancelled, which Prefect raises here as an exception of its own.)
+    """
     start_guard()  # the server that Prefect starts for a run without one would outlive a `kill -9`
     signal.signal(signal.SIGINT, _interrupted)
     try:
         yield
-    except (WorkspaceLockedError, StageError, UserError) as error:
+    except (WorkspaceLockedError, CancelledRun, StageError, UserError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -4,11 +4,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,48 @@ from ral.errors import UserError
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` only if the block succeeds.
 
+    What writers of `path` that were killed have left is removed first.
+
     Raises:
         OSError: the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    # Not by tempfile, which makes it private: the umask says who may read it.
-    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    try:
+    with _replacing(path, 0o666) as draft:  # the umask says who may read it
         yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(path: Path, mode: int) -> Iterator[Path]:
+    """`atomic_write` and `private_file`: the lock on the temporary file, which the kernel drops, says that its writer lives."""
+    remove_stale_drafts(path.parent, path.name)
+    while True:
+        draft = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
+            with suppress(OSError):  # a file system without locks: there nobody can take it for stale either
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if not draft.exists():  # removed as stale between our two calls
+                continue
+            try:
+                yield draft
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
+            return
+
+
+def remove_stale_drafts(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files of `atomic_write` and `private_file` whose writer was killed.
+
+    Args:
+        folder: where to look.
+        name: of the file that was to be written; None for all files of the folder.
+    """
+    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}")
+    for entry in filter(pattern.fullmatch, os.listdir(folder)):
+        # One that is being written is locked; one that is another user's, or gone by now, is nothing to fail for.
+        with suppress(OSError), (folder / entry).open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / entry).unlink()
 
 
 @contextmanager
@@ -130,14 +160,9 @@ def refuse_shared(path: Path) -> None:
 
 @contextmanager
 def private_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it becomes `path`, readable by this user only, if the block succeeds."""
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".draft", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """As `atomic_write`, in a folder that is there; the file is readable by this user only."""
+    with _replacing(path, 0o600) as draft:
+        yield draft
 
 
 def write_json(path: Path, value: Any) -> None:

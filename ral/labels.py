@@ -39,6 +39,9 @@ RESERVED_NAMES = frozenset(
     )
 )  # fmt: skip
 
+# How a cell begins that a spreadsheet computes; the full-width ones, too, in some languages.
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 # Columns that the pipeline adds to the raw rows of a table: no role may be played by a column of that name.
 ADDED_COLUMNS = frozenset(
     (
@@ -63,6 +66,11 @@ ALIASES = {
     "Other disease": "Other Diseases",
     "pneumoperitoneo": "Pneumoperitoneum",
 }
+
+
+def is_spreadsheet_safe(name: str) -> bool:
+    """Whether a name stays one cell of text when a spreadsheet opens a CSV file that has it."""
+    return name.isprintable() and not name.lstrip().startswith(FORMULA)
 
 
 def canonical(name: str) -> str:

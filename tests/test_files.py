@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ral.errors import UserError
-from ral.files import atomic_directory, private_folder, write_json
+from ral.files import atomic_directory, atomic_write, private_file, private_folder, write_json
 from ral.training.__main__ import write_weights
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +60,53 @@ def test_draft_of_a_killed_run_is_removed(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".*.draft"))
     with atomic_directory(tmp_path / "out") as draft:
         (draft / "a").write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+FILE_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from ral import files
+with getattr(files, sys.argv[1])(Path(sys.argv[2])) as draft:
+    draft.write_text("torn")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("write", [atomic_write, private_file])
+def test_temporary_file_of_a_killed_writer_is_removed(tmp_path: Path, write) -> None:
+    """By the next one who writes that file; others' files stay, and so does what is being written."""
+    for name in ("out.json", "out"):
+        command = [sys.executable, "-c", FILE_WRITER, write.__name__, str(tmp_path / name)]
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    (left_of_json,), (left,) = list(tmp_path.glob(".out.json.*")), list(tmp_path.glob(".out.????????"))
+    for name in (".out.json.0123456g", ".out.1.01234567", "out.01234567"):
+        (tmp_path / name).write_text("kept")
+    with write(tmp_path / "out") as first, write(tmp_path / "out") as second:
+        assert first.exists()
+        assert not left.exists()
+        assert left_of_json.exists()
+        first.write_text("first")
+        second.write_text("second")
+    names = [".out.1.01234567", ".out.json.0123456g", left_of_json.name, "out", "out.01234567"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert (tmp_path / "out").read_text() == "first"
+
+
+def _race_for_a_file(path: str, number: int) -> None:
+    for turn in range(200):
+        with atomic_write(Path(path)) as draft:
+            draft.write_text(f"{number} {turn}")
+
+
+def test_writers_of_one_file_never_take_each_other_for_killed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    runs = [context.Process(target=_race_for_a_file, args=(str(tmp_path / "out"), n)) for n in range(3)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+        assert run.exitcode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

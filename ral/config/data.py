@@ -5,10 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ral.config.base import FileBelow, Section
-from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, unknown_finding
-
-# How a cell begins that a spreadsheet computes; the full-width ones, too, in some languages.
-FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, is_spreadsheet_safe, unknown_finding
 
 # The registry of sources: each is the file of that name in ral/data/sources/.
 SourceName = Literal[
@@ -100,7 +97,7 @@ class TableConfig(Section):
                 raise ValueError(
                     f"`{name}` names a column or a group of the pipeline's own tables: call that finding otherwise"
                 )
-            if not name.isprintable() or name.lstrip().startswith(FORMULA):
+            if not is_spreadsheet_safe(name):
                 raise ValueError(
                     f"`{name}` would be a formula or several cells in a spreadsheet: call that finding otherwise"
                 )

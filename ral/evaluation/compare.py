@@ -28,7 +28,7 @@ from ral.evaluation.rows import ATTRIBUTES, KEYS, Split, align, findings_of, flo
 from ral.evaluation.score import data_of, tier_of
 from ral.evaluation.tables import rounded
 from ral.files import atomic_write
-from ral.labels import TIERS
+from ral.labels import TIERS, is_spreadsheet_safe
 from ral.wording import p_value, signed, signed_interval
 
 METRICS = ("ap", "auroc")
@@ -132,18 +132,34 @@ def read_logits(path: Path, split: Split) -> pd.DataFrame:
     """The logits that an argument names.
 
     Raises:
-        UserError: there is no such file, or it is no Parquet table.
+        UserError: there is no such file, it is no Parquet table, or a column would be a formula in a spreadsheet.
     """
     places = [path / "logits" / f"{split}.parquet", path / f"{split}.parquet"] if path.is_dir() else [path]
     for place in places:
         if place.is_file():
             try:
-                return pd.read_parquet(place)
+                table = pd.read_parquet(place)
             except (OSError, ValueError) as error:
                 raise UserError(f"{place} is not a Parquet table: {error}") from None
+            check_names(str(place), table)
+            return table
     raise UserError(
         f"{path}: no logits there. Give a Parquet table, or a folder with logits/{split}.parquet or {split}.parquet."
     )
+
+
+def check_names(where: str, logits: pd.DataFrame) -> None:
+    """Hold the findings of a file to what params.yaml may name: they go into CSV files as they are.
+
+    Raises:
+        UserError: one would not be a cell of text in a spreadsheet; `where` says whose logits they are.
+    """
+    unsafe = [str(name) for name in logits.columns if not is_spreadsheet_safe(str(name))]
+    if unsafe:
+        raise UserError(
+            f"{where}: the column {unsafe[0]!a} would be a formula or several cells in a spreadsheet. Call that "
+            "finding otherwise, and compute the logits again."
+        )
 
 
 def read_table(path: Path, findings: list[str]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import SMALL, copy_project, processes_in, set_params
 from servers import PREFECT, Server, worker
@@ -35,17 +36,24 @@ def server(
         served.end()
 
 
+@pytest.fixture(scope="module")
+def deployed(project: Path, server: Server, run: Run) -> dict[str, str]:
+    """The deployment train-ral/train-ral, for a worker; settings with which it is reached."""
+    settings = server.settings | {"PWD": str(project)}
+    run(*PREFECT, "work-pool", "create", "ral-process", "--type", "process", cwd=project, **settings)
+    run(*PREFECT, "deploy", "-n", "train-ral", "--no-prompt", cwd=project, **settings)
+    return settings
+
+
 def stage_processes(folder: Path) -> list[str]:
     """Commands of the processes that work in a folder, but for this module's Prefect server."""
     return [command for command in processes_in(folder) if "prefect server start" not in command]
 
 
 def test_deployment_is_run_by_a_worker(
-    project: Path, server: Server, tmp_path: Path, environment: dict[str, str], run: Run, wait_until
-) -> None:
-    settings = server.settings | {"PWD": str(project)}
-    run(*PREFECT, "work-pool", "create", "ral-process", "--type", "process", cwd=project, **settings)
-    run(*PREFECT, "deploy", "-n", "train-ral", "--no-prompt", cwd=project, **settings)
+    project: Path, server: Server, deployed: dict[str, str], tmp_path: Path, environment: dict[str, str], run: Run, wait_until,
+) -> None:  # fmt: skip
+    settings = deployed
     hands = worker(project, environment | settings, tmp_path / "worker.log")
     hands.start()
     try:
@@ -128,4 +136,51 @@ def test_ended_flow_leaves_no_process(
         flow.wait()
         wait_until(lambda: not stage_processes(project))
     finally:
+        (project / "params.yaml").write_text(params)
+
+
+@pytest.mark.parametrize("reached", ["terminal", "worker", "run"])
+@pytest.mark.long
+def test_a_worker_whose_terminal_hangs_up_leaves_nothing(
+    project: Path, server: Server, deployed: dict[str, str], tmp_path: Path, environment: dict[str, str], run: Run, wait_until,
+    reached: str,
+) -> None:  # fmt: skip
+    """SIGHUP reaches the worker and its run, or one of them: all ends, and what was trained is kept and said."""
+    hands = worker(project, environment | deployed, tmp_path / "worker.log")
+    params = (project / "params.yaml").read_text()
+    set_params(project, {"train": {"epochs": 5000, "seed": ["terminal", "worker", "run"].index(reached)}})
+    known = {item["id"] for item in server.ask("flow_runs")}
+
+    def state() -> dict:
+        (found,) = server.ask("flow_runs", flow_runs={"id": {"any_": [asked]}})
+        return dict(found["state"])
+
+    def lines() -> str:
+        logs = {"flow_run_id": {"any_": [asked]}}
+        found = server.ask("logs", logs=logs, limit=200, sort="TIMESTAMP_DESC")
+        return "\n".join(line["message"] for line in found)
+
+    hands.start()
+    try:
+        run(*PREFECT, "deployment", "run", "train-ral/train-ral", cwd=project, **deployed)
+        (asked,) = {item["id"] for item in server.ask("flow_runs")} - known
+        wait_until(lambda: "epoch   2" in lines(), every=1)
+        (training,) = (
+            process
+            for process in psutil.process_iter(["cmdline", "cwd"])
+            if process.info["cwd"] == str(project) and "ral.training" in (process.info["cmdline"] or [])
+        )
+        flow = next(p for p in training.parents() if "prefect.engine" in " ".join(p.cmdline()))
+        if reached == "run":
+            flow.send_signal(signal.SIGHUP)
+        else:
+            hands.end(signal.SIGHUP, group=reached == "terminal")
+        wait_until(lambda: not any("ral.training" in line for line in stage_processes(project)))
+        wait_until(lambda: state()["type"] in ("CRASHED", "CANCELLED"), every=1)
+        wait_until(lambda: "A checkpoint was saved after" in lines(), every=1)
+        if reached == "run":
+            hands.end()
+        wait_until(lambda: not stage_processes(project))
+    finally:
+        hands.end()
         (project / "params.yaml").write_text(params)

@@ -13,7 +13,7 @@ from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
 from ral.evaluation.bootstrap import holm
-from ral.evaluation.compare import COLUMNS, compare
+from ral.evaluation.compare import COLUMNS, compare, read_logits
 from ral.evaluation.score import evaluate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -175,3 +175,27 @@ def test_the_command_says_what_is_wrong(folder: Path, arguments: list[str], word
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("name", ["=1+1", " @SUM(A1)", "\uff1dA1", "Mass\tNodule", "Mass\x1b[2J", "-Mass"])
+def test_logits_of_a_finding_that_is_a_formula_are_refused(folder: Path, name: str) -> None:
+    """The studies agree with them, and yet no CSV file gets such a name."""
+    bad = folder / "formula.parquet"
+    for path in (folder / "studies.parquet", folder / "good/logits/test.parquet"):
+        table = pd.read_parquet(path).rename(columns={"Mass": name})
+        table.to_parquet(bad if path.name == "test.parquet" else path)
+    with pytest.raises(UserError, match="would be a formula or several cells") as error:
+        read_logits(bad, "test")
+    assert f"formula.parquet: the column {name!a} " in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_the_command_refuses_a_formula(folder: Path) -> None:
+    pd.read_parquet(folder / "bad.parquet").rename(columns={"Mass": "=1+1"}).to_parquet(
+        folder / "bad.parquet"
+    )
+    out = folder / "comparison.csv"
+    done = command(folder, str(folder / "good"), str(folder / "bad.parquet"), "--out", str(out))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {folder}/bad.parquet: the column '=1+1' would be a formula")
+    assert not out.exists()

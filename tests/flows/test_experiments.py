@@ -17,7 +17,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
-    """A repository with the same studies at three commits: tagged one, two (other logits), three (another split)."""
+    """A repository with the same studies at four commits: one, two (other logits), three (another split), formula."""
     folder = tmp_path_factory.mktemp("experiments")
     generator = np.random.default_rng(0)
     rows = 600
@@ -40,10 +40,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
         run(*command.split(), cwd=folder)
     (folder / "data/prepared").mkdir(parents=True)
     (folder / "models/logits").mkdir(parents=True)
-    for tag, spread in (("one", 1.0), ("two", 3.0), ("three", 3.0)):
+    for tag, spread in (("one", 1.0), ("two", 3.0), ("three", 3.0), ("formula", 3.0)):
         table = studies if tag != "three" else studies.assign(split=studies["split"][::-1].to_numpy())
         table.to_parquet(folder / "data/prepared/studies.parquet")
         logits = studies[["image_id"]].assign(Mass=2 * label + generator.normal(0, spread, size=rows))
+        logits = logits.rename(columns={"Mass": "=1+1"} if tag == "formula" else {})
         for split in ("val", "test"):
             logits[table["split"] == split].to_parquet(folder / f"models/logits/{split}.parquet")
         run("dvc", "add", "-q", "data/prepared/studies.parquet", "models/logits", cwd=folder)
@@ -76,6 +77,7 @@ def test_experiments_are_compared_by_name(repository: Path, run: Run) -> None:
         (["one", "nobody"], "nobody: no experiment, branch or commit"),
         (["one", "one"], "named twice"),
         (["one"], "at least two"),
+        (["one", "formula"], "formula: the column '=1+1' would be a formula"),
     ],
 )
 def test_what_cannot_be_compared_is_said(

@@ -1,6 +1,7 @@
 """The stage runner on a toy DVC project: what is tried again, what is ended, and what the run's page shows."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -15,8 +16,12 @@ from servers import Server
 
 # A stage that fails as steps do: the file `failures` says how often it still does, and if a retry can help.
 TOY = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
+def save(*_):
+    time.sleep(1)
+    sys.exit("interrupted: the toy has saved")
+signal.signal(signal.SIGTERM, save)
 plan = json.loads(Path("plan.json").read_text())
 tries = Path("tries"); tries.write_text((tries.read_text() if tries.exists() else "") + "x")
 for share in (10, 60):
@@ -131,6 +136,19 @@ def test_a_stage_that_takes_too_long_is_ended(
     wait_until(lambda: not processes_in(toy))
 
 
+def test_what_a_stage_says_while_its_run_is_ended_is_logged(
+    toy: Path, server: Server, environment: dict[str, str], wait_until
+) -> None:
+    plan(toy, seconds=3600)
+    flow = start(toy, server, environment)
+    wait_until(lambda: (toy / "tries").exists() and (toy / "tries").read_text())
+    flow.send_signal(signal.SIGTERM)
+    printed = flow.communicate()[0]
+    assert flow.returncode != 0
+    assert "interrupted: the toy has saved" in printed
+    wait_until(lambda: not processes_in(toy))
+
+
 def test_a_stage_waits_for_somebody_elses_dvc(
     toy: Path, server: Server, environment: dict[str, str], wait_until
 ) -> None:
@@ -146,13 +164,18 @@ def test_a_stage_waits_for_somebody_elses_dvc(
 
 @pytest.fixture
 def heard(server: Server, run: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator[list[str]]:
-    """What a webhook on this machine is told, through the notification block custom-webhook/told."""
+    """What a webhook on this machine is told, through the notification block custom-webhook/told.
+
+    The block custom-webhook/refused has an address with a secret, and is refused.
+    """
     heard: list[str] = []
 
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
-            self.send_response(204)
+            text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"]
+            if self.path == "/":
+                heard.append(text)
+            self.send_response(204 if self.path == "/" else 403)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -162,8 +185,9 @@ def heard(server: Server, run: Callable[..., subprocess.CompletedProcess[str]]) 
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
     make = (
         "from prefect.blocks.notifications import CustomWebhookNotificationBlock as B;"
-        f"B(name='t', url='http://127.0.0.1:{receiver.server_port}/', json_data={{'text': '{{{{body}}}}'}})"
-        ".save('told', overwrite=True)"
+        f"b = 'http://127.0.0.1:{receiver.server_port}/';"
+        "make = lambda url: B(name='t', url=url, json_data={'text': '{{body}}'});"
+        "make(b).save('told', overwrite=True); make(b + 'services/hunter2').save('refused', overwrite=True)"
     )
     run("python", "-c", make, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings)
     yield heard
@@ -177,6 +201,37 @@ def test_a_failed_run_is_told_to_the_block_that_is_named(
     printed = run("python", "-c", tell, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings).stdout
     assert heard == ["the night failed"]
     assert "slack-webhook/none could not be told" in printed
+
+
+def test_the_address_of_a_block_is_kept_to_itself(
+    server: Server, heard: list[str], run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    tell = "from flows.notifications import send_notification; send_notification('custom-webhook/refused', 'the night failed')"
+    printed = run("python", "-c", tell, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings).stdout
+    assert "custom-webhook/refused could not be told: HTTPStatusError" in printed
+    assert "hunter2" not in printed
+    assert heard == []
+
+
+ENDED = """
+from uuid import uuid4
+from prefect import Flow
+from prefect.client.schemas import FlowRun
+from prefect.states import Failed
+from flows.notifications import notify_on_failure
+state = Failed(message="row 3: \\x1b[2J of https://me:hunter2@host/x.git")
+notify_on_failure(Flow(print, name="nightly"), FlowRun(name="brave-\\x07owl", flow_id=uuid4()), state)
+"""
+
+
+def test_what_is_told_of_a_run_that_failed_is_plain(
+    server: Server, heard: list[str], run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    settings = server.settings | {"PYTHONPATH": str(ROOT), "RAL_FLOWS_NOTIFY": "custom-webhook/told"}
+    printed = run("python", "-c", ENDED, cwd=ROOT, **settings).stdout
+    assert heard == [r"nightly brave-\x07owl: Failed. row 3: \x1b[2J of https://host/x.git"]
+    assert "hunter2" not in printed
+    assert "\x1b[2J" not in printed
 
 
 @pytest.mark.parametrize(

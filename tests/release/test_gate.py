@@ -31,12 +31,12 @@ def studies() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("skill", "decision"), [(2.0, "PROMOTE"), (1.5, "HOLD"), (1.0, "REJECT")], ids=["better", "equal", "worse"]
+    ("skill", "expected"), [(2.0, "PROMOTE"), (1.5, "HOLD"), (1.0, "REJECT")], ids=["better", "equal", "worse"]
 )  # fmt: skip
-def test_better_equal_and_worse_challengers(studies: pd.DataFrame, skill: float, decision: str) -> None:
+def test_better_equal_and_worse_challengers(studies: pd.DataFrame, skill: float, expected: str) -> None:
     champion = rival(model(studies, "test", 1.5, own=5))
     decision = judge(evidence(studies, model(studies, "test", skill, own=6), champion), CONFIG, GATE)
-    assert decision["decision"] == decision
+    assert decision["decision"] == expected
     assert decision["champion"] == "v0.1.0"
     gain = rule(decision, "gain")
     assert gain["result"] == {"PROMOTE": "passes", "HOLD": "holds", "REJECT": "rejects"}[decision]
@@ -130,18 +130,18 @@ def test_a_subgroup_with_too_few_images_is_listed_and_changes_nothing(studies: p
         assert decision["decision"] == "PROMOTE"
 
 
-@pytest.mark.parametrize(("cap", "decision"), [(0.2, "PROMOTE"), (0.01, "HOLD")])
-def test_bad_calibration_holds(studies: pd.DataFrame, cap: float, decision: str) -> None:
+@pytest.mark.parametrize(("cap", "expected"), [(0.2, "PROMOTE"), (0.01, "HOLD")])
+def test_bad_calibration_holds(studies: pd.DataFrame, cap: float, expected: str) -> None:
     # Validation images are scored two logits higher than test images: the calibration is off by that.
     val = model(studies, "val").assign(**{name: model(studies, "val")[name] + 1 for name in TRAIN})
     facts = evidence(studies, model(studies, "test", 2.2), rival(model(studies, "test")), val=val)
     decision = judge(facts, CONFIG, gate_config(calibration_cap=cap))
-    assert decision["decision"] == decision
+    assert decision["decision"] == expected
     assert 0.01 < rule(decision, "calibration")["estimate"] < 0.2
 
 
 @pytest.mark.parametrize(
-    ("data", "hold", "decision"),
+    ("data", "hold", "expected"),
     [
         ({"passed": False}, True, "REJECT"),
         ({"column": "accepted profile"}, True, "HOLD"),
@@ -157,7 +157,7 @@ def test_data_that_drifted_or_did_not_pass(
     facts = PASSED | data if "passed" in data else PASSED | {"checks": [check | data]}
     about = evidence(studies, model(studies, "test", 2.2), rival(model(studies, "test")), data=facts)
     decision = judge(about, CONFIG, gate_config(hold_on_drift=hold))
-    assert decision["decision"] == decision
+    assert decision["decision"] == expected
     assert ("view 0.31" in rule(decision, "drift")["sentence"]) == (data.get("column") == "accepted profile")
 
 
@@ -266,11 +266,11 @@ def test_what_is_not_estimable_holds_or_is_listed(studies: pd.DataFrame) -> None
 
 
 @pytest.mark.parametrize(
-    ("floor", "decision"), [(0.7, "PROMOTE"), (0.88, "HOLD"), (0.95, "REJECT")]
+    ("floor", "expected"), [(0.7, "PROMOTE"), (0.88, "HOLD"), (0.95, "REJECT")]
 )  # fmt: skip
-def test_a_first_model_has_its_own_floor(studies: pd.DataFrame, floor: float, decision: str) -> None:
+def test_a_first_model_has_its_own_floor(studies: pd.DataFrame, floor: float, expected: str) -> None:
     decision = judge(evidence(studies, model(studies, "test"), None), CONFIG, gate_config(first_auroc=floor))
-    assert decision["decision"] == decision
+    assert decision["decision"] == expected
     assert decision["champion"] is None
     assert "first model" in decision["sentence"]
 

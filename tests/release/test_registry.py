@@ -148,14 +148,14 @@ def crash(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: str, cal
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", ["check", "flush_tree", "rename", "_register"])
+@pytest.mark.parametrize("step", ["verify", "flush_tree", "rename", "_register"])
 def test_register_survives_a_crash_at_every_step(
     registry: Registry, commit: Make, draft: Make, release: Make, step: str, when: str
 ) -> None:
     release("zero")
     made = commit("one")
     folder = draft(made, "first try")
-    owner: Any = {"check": module.bundle, "flush_tree": module, "rename": Path, "_register": registry}[step]
+    owner: Any = {"verify": module, "flush_tree": module, "rename": Path, "_register": registry}[step]
     with pytest.MonkeyPatch.context() as patch:
         crash(patch, owner, step, when)
         with pytest.raises(Crash):

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from ral.data.images.decode import Range
 from ral.data.images.resize import Fit
-from ral.files import private_file, private_folder
+from ral.files import private_file, private_folder, remove_stale_drafts
 
 # Images of a chunk, and its most bytes: what a killed worker loses, and the memory that one needs.
 CHUNK_IMAGES, CHUNK_BYTES = 256, 64 << 20
@@ -220,6 +220,7 @@ def prune(state_dir: Path, most_bytes: int | None = None, most_days: float | Non
             path.unlink(missing_ok=True)
             kept, freed = kept - size, freed + size
     for way in folder.glob("*"):
+        remove_stale_drafts(way)
         if not any(way.iterdir()):
             shutil.rmtree(way, ignore_errors=True)
     return freed

@@ -12,6 +12,7 @@ import pytest
 
 from ral.data.images import cache as store_module
 from ral.data.images.cache import Damaged, DecodedImageCache, chunk_images, decoding_version, prune
+from ral.files import private_file
 
 GOOD = ("", "")
 
@@ -129,3 +130,14 @@ def test_what_is_read_is_in_use(store: DecodedImageCache, tmp_path: Path) -> Non
     os.utime(store.path(["a"]), (0, 0))
     store.read(store.path(["a"]).name)
     assert prune(tmp_path / "state", most_days=1) == 0
+
+
+def test_prune_removes_what_a_killed_writer_left(store: DecodedImageCache, tmp_path: Path) -> None:
+    kill = "import os, signal, sys; from pathlib import Path; from ral.files import private_file\n"
+    kill += "with private_file(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    subprocess.run([sys.executable, "-c", kill, str(store.path(["a"]))])
+    (left,) = store.folder.iterdir()
+    with private_file(store.path(["b"])) as written:
+        prune(tmp_path / "state")
+        assert written.exists()
+    assert not left.exists()
