@@ -158,7 +158,8 @@ def resume(setting: Setting) -> Iterator[dict[str, Any]]:
     table = pd.read_parquet(prepared / "studies.parquet")
     table.loc[table.index % 20 == 0, "split"] = "test"
     table.to_parquet(prepared / "studies.parquet", index=False)
-    params = bench.parameters(backbone, {}, batch, epochs=2, average_decay=0.99, precision="bfloat16")
+    precision = "bfloat16" if GPU else "float32"  # CPUs are slow in bfloat16
+    params = bench.parameters(backbone, {}, batch, epochs=2, average_decay=0.99, precision=precision)
     spec = {
         "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
         "state_dir": str(setting.folder / "state"), "failure": str(setting.folder / "failure.json"),
