@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ral.processes import kill_group
+from ral.processes import kill_group, on_request_to_end
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,7 +96,11 @@ def run_child(
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ral-gpu-") as folder:
         spec, output, log = (Path(folder) / part for part in ("spec.json", "rows.jsonl", "log.txt"))
-        spec.write_text(json.dumps({"check": name, "output": str(output), **options, "folder": folder}))
+        spec.write_text(
+            json.dumps(
+                {"check": name, "output": str(output), **options, "folder": folder, "parent": os.getpid()}
+            )
+        )
         output.touch()
         with log.open("wb") as stream:
             process = subprocess.Popen(
@@ -201,6 +205,9 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Run the checks and print."""
     args = parse()
+    on_request_to_end(
+        lambda number, _: sys.exit(128 + number)
+    )  # the check that runs is killed on the way out
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if args.cpu else {}
     machine, _ = run_child("device", {"small": True, "backbone": None}, ENVIRONMENT | hidden, 120)
     found = {row["what"]: row["measured"] for row in machine}

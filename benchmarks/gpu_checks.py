@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_checks SPEC.json
 
-SPEC.json: {"check": name, "output": file, "small": true or false, "backbone": name or null, "folder": folder}. A check
-is a generator of rows, which are written to the file `output` as they come, one JSON object per line.
+SPEC.json: {"check": name, "output": file, "small": true or false, "backbone": name or null, "folder": folder,
+"parent": process id}. A check is a generator of rows, which are written to the file `output` as they come, one JSON object per line.
 """
 
 import json
@@ -193,6 +193,8 @@ def main() -> None:
     """Run one check."""
     die_with_parent()
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if os.getppid() != spec["parent"]:  # it ended while this process was starting
+        sys.exit(1)
     folder = Path(spec["folder"])
     if spec["check"] == "fallback":
         os.environ |= {"CC": "/none", "TRITON_CACHE_DIR": str(folder / "triton")}
