@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import processes_in
 from nights import Clinic
-from ral.release.bundle import verify
 
 from flows.workspace import git
+from ral.release.bundle import verify
 from ral.release.registry import Registry
 
 NIGHT = ("flows.nightly",)

@@ -151,7 +151,7 @@ def test_bad_calibration_holds(studies: pd.DataFrame, cap: float, expected: str)
     ids=["refused", "drifted", "drift allowed", "another warning"],
 )
 def test_data_that_drifted_or_did_not_pass(
-    studies: pd.DataFrame, data: dict[str, Any], hold: bool, decision: str
+    studies: pd.DataFrame, data: dict[str, Any], hold: bool, expected: str
 ) -> None:
     check = {"check": "no column or label drifted", "passed": False, "remedy": "view 0.31. Accept it."}
     facts = PASSED | data if "passed" in data else PASSED | {"checks": [check | data]}

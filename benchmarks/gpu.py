@@ -1,0 +1,245 @@
+"""Checks of the training engine on one GPU: is every part as exact, as lean and as fast as it should be there?
+
+    python -m benchmarks.gpu                   # all checks on one GPU, 8 minutes
+    python -m benchmarks.gpu kernel zero       # these checks only
+    python -m benchmarks.gpu --cpu             # what a CPU can check, with small shapes: 2 minutes on two cores
+    python -m benchmarks.gpu --quick           # the cheap checks with small shapes, within a minute
+
+Checks, which are in `benchmarks.gpu_checks`:
+
+{checks}
+
+Each check runs in a process of its own with a time limit, so one that fails, crashes or hangs leaves the others alone.
+Images per second are judged only on an H100 or H200, for which they are stated. Prints a table and, as the last line,
+JSON: `device`, `torch`, `failed` (names of checks), `not_applicable` (name: reason), and `checks` with the figures of
+each. The exit code is 1 if a check failed. One GPU cannot show what several do: NCCL, synchronised batch statistics.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ral.processes import kill_group, on_request_to_end
+
+ROOT = Path(__file__).parent.parent
+
+OK, FAILED, NOT_APPLICABLE = "ok", "failed", "not applicable"
+
+# A row of the table: keys what, expected, measured, result, reason.
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check, a function of the same name in `benchmarks.gpu_checks`."""
+
+    about: str
+    limit: float
+    """Seconds after which it is killed."""
+    gpu_only: str = ""
+    """Why it means nothing on a CPU; empty if it does mean something."""
+    quick: bool = True
+    """Whether it is cheap enough for --quick."""
+
+
+CHECKS = {
+    "kernel": Check("gradients of all losses against float64; 2.3 billion logits", 120),
+    "autocast": Check("layers compute in bfloat16 in training, ZeRO stages 0, 2 and 3", 120),
+    "step": Check(
+        "waits for the GPU and kernel launches of an optimizer step", 180, "a CPU has no stream to wait for"
+    ),
+    "losses": Check("RAL against its eager and its compiled form: time, memory, error", 240),
+    "speed": Check(
+        "training against a bare torch loop; images per second",
+        360,
+        "benchmarks.engine compares them on a CPU",
+        False,
+    ),
+    "compile": Check("graphs of torch.compile, and the speed of the second batch size", 240, quick=False),
+    "zero": Check("ZeRO stages 0 to 3 with and without micro-batches: the same losses", 150),
+    "score": Check(
+        "images per second and memory of scoring 512 px images",
+        120,
+        "memory and speed of a GPU are its subject",
+    ),
+    "resume": Check("a training asked to end, and the same command again", 300, quick=False),
+    "fallback": Check(
+        "the losses without a C compiler and with an empty Triton cache", 90, "Triton runs on GPUs only"
+    ),
+}
+
+# What each check sees beside this process's environment.
+ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+def run_child(
+    name: str, options: dict[str, Any], environment: dict[str, str], limit: float
+) -> tuple[list[Row], float]:
+    """Run one check in a process of its own.
+
+    Args:
+        name: a key of `CHECKS`, or "device".
+        options: of `benchmarks.gpu_checks.Setting`, without `folder`.
+        environment: variables beside this process's.
+        limit: seconds after which the process and all that it started are killed.
+
+    Returns:
+        The rows that it gave, with a failed one at the end if it did not end well; seconds.
+    """
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ral-gpu-") as folder:
+        spec, output, log = (Path(folder) / part for part in ("spec.json", "rows.jsonl", "log.txt"))
+        spec.write_text(
+            json.dumps(
+                {"check": name, "output": str(output), **options, "folder": folder, "parent": os.getpid()}
+            )
+        )
+        output.touch()
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.gpu_checks", str(spec)],
+                cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=stream,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                problem = _describe_exit(process.wait(timeout=limit), log)
+            except subprocess.TimeoutExpired:
+                problem = f"still running after {limit:g} s, and killed"
+            finally:
+                kill_group(process)
+        # A killed process may leave half a line.
+        lines = output.read_text(encoding="utf-8").split("\n")[:-1]
+    rows = [json.loads(line) for line in lines]
+    if problem:
+        rows.append(
+            {
+                "what": "runs to its end",
+                "expected": "yes",
+                "measured": "no",
+                "result": FAILED,
+                "reason": problem,
+            }
+        )
+    return rows, round(time.monotonic() - begun, 1)
+
+
+def _describe_exit(code: int, log: Path) -> str:
+    """What went wrong in a process, for people; empty if nothing did."""
+    if code == 0:
+        return ""
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    print(text[-4000:], file=sys.stderr)
+    last = text.splitlines()[-1] if text else "it wrote nothing"
+    return f"{f'killed by signal {-code}' if code < 0 else f'exit code {code}'}: {last[:200]}"
+
+
+def judge(rows: list[Row]) -> str:
+    """Result of a check: one failed row fails it; without a judged row it is not applicable."""
+    results = {row["result"] for row in rows}
+    return next((result for result in (FAILED, OK) if result in results), NOT_APPLICABLE)
+
+
+def run_check(name: str, args: argparse.Namespace, cpu: bool) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of a check, and its entry in the JSON."""
+    check = CHECKS[name]
+    reason = ""
+    if cpu:
+        reason = check.gpu_only
+    if args.quick and not args.checks and not check.quick and not reason:
+        reason = f"left out by --quick; to run it: python -m benchmarks.gpu --quick {name}"
+    if reason:
+        row = {
+            "what": check.about,
+            "expected": "",
+            "measured": "",
+            "result": NOT_APPLICABLE,
+            "reason": reason,
+        }
+        return [row], {"result": NOT_APPLICABLE, "reason": reason}
+    environment = ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})
+    options = {"small": cpu or args.quick, "backbone": args.backbone}
+    rows, seconds = run_child(name, options, environment, args.limit or check.limit)
+    reasons = [f"{row['what']}: {row['reason']}" for row in rows if row["result"] == FAILED and row["reason"]]
+    figures = {row["what"]: row["measured"] for row in rows if row["result"] != NOT_APPLICABLE}
+    entry = {"result": judge(rows), "seconds": seconds, "figures": figures}
+    return rows, entry | ({"reason": "; ".join(reasons)} if reasons else {})
+
+
+def format_rows(name: str, rows: list[Row]) -> str:
+    """Lines of the table."""
+    lines = []
+    for row in rows:
+        measured = f"{row['measured']:.4g}" if isinstance(row["measured"], float) else str(row["measured"])
+        reason = f" ({row['reason']})" if row["reason"] else ""
+        lines.append(f"{name:10}{row['what']:44}{row['expected']:>26}{measured:>16}  {row['result']}{reason}")
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    checks = "\n".join(f"    {name:10}{check.about}" for name, check in CHECKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=(__doc__ or "").replace("{checks}", checks),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help="checks to run; all if none is named")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone; small shapes")
+    parser.add_argument("--quick", action="store_true", help="cheap checks, small shapes; a CPU will do")
+    parser.add_argument("--backbone", help="network (a timm name) in place of each check's own")
+    parser.add_argument("--limit", type=float, help="seconds for each check in place of its own limit")
+    parser.add_argument("--out", type=Path, help="file that gets the table and the JSON as well")
+    args = parser.parse_args()
+    unknown = sorted(set(args.checks) - set(CHECKS))
+    if unknown:
+        parser.error(f"no such check: {', '.join(unknown)}. Checks: {', '.join(CHECKS)}.")
+    return args
+
+
+def main() -> int:
+    """Run the checks and print."""
+    args = parse()
+    on_request_to_end(
+        lambda number, _: sys.exit(128 + number)
+    )  # the check that runs is killed on the way out
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if args.cpu else {}
+    machine, _ = run_child("device", {"small": True, "backbone": None}, ENVIRONMENT | hidden, 120)
+    found = {row["what"]: row["measured"] for row in machine}
+    if judge(machine) == FAILED:
+        sys.exit(f"The checks cannot run here: {machine[-1]['reason']}")
+    cpu = found["kind"] == "cpu"
+    if cpu and not (args.cpu or args.quick):
+        sys.exit("torch finds no GPU here. To check what a CPU can: python -m benchmarks.gpu --cpu")
+    printed: list[str] = []
+
+    def show(text: str) -> None:
+        print(text, flush=True)
+        printed.append(text)
+
+    show(f"torch {found['torch']}, Python {found['python']}, {found['device']}")
+    show(f"{'check':10}{'':44}{'expected':>26}{'measured':>16}  result")
+    entries: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(args.checks or CHECKS):
+        rows, entries[name] = run_check(name, args, cpu)
+        show(format_rows(name, rows))
+    failed = [name for name, entry in entries.items() if entry["result"] == FAILED]
+    left = {
+        name: entry.get("reason", "no part of it applies here")
+        for name, entry in entries.items()
+        if entry["result"] == NOT_APPLICABLE
+    }
+    machine_facts = {name: found[name] for name in ("device", "torch", "python")}
+    show(json.dumps({**machine_facts, "failed": failed, "not_applicable": left, "checks": entries}))
+    if args.out is not None:
+        args.out.write_text("\n".join(printed) + "\n", encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

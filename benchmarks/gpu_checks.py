@@ -1,0 +1,215 @@
+"""Runs one check of `benchmarks.gpu`; the checks that compare numbers or whole processes, beside those of `benchmarks.gpu_speed`.
+
+    python -m benchmarks.gpu_checks SPEC.json
+
+SPEC.json: {"check": name, "output": file, "small": true or false, "backbone": name or null, "folder": folder,
+"parent": process id}. A check is a generator of rows, which are written to the file `output` as they come, one JSON object per line.
+"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import engine as bench
+from benchmarks import gpu_speed
+from benchmarks.gpu_rows import (
+    DEVICE,
+    GPU,
+    Setting,
+    at_most,
+    equal,
+    not_applicable,
+    noted,
+    prepare,
+    row,
+    synchronize,
+)  # fmt: skip
+from benchmarks.synthetic import write_dataset
+from ral.config.environment import TrainingTarget
+from ral.files import write_json
+from ral.launch.base import free_port
+from ral.losses import LOSSES, RAL, ClassCounts, build_loss
+from ral.models import build_model
+from ral.processes import die_with_parent
+
+# Largest error of a gradient by type of the logits, relative to the largest gradient.
+CALIBRATION_METRICS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def device(_: Setting) -> Iterator[dict[str, Any]]:
+    """What the checks run on."""
+    yield noted("kind", DEVICE)
+    yield noted("device", torch.cuda.get_device_name() if GPU else f"CPU ({platform.machine()})")
+    yield noted("torch", torch.__version__)
+    yield noted("python", platform.python_version())
+
+
+def gradient_errors() -> Iterator[dict[str, Any]]:
+    """Rows of the largest error of a gradient against float64 on the CPU, over all losses, by type of the logits."""
+    torch.manual_seed(0)
+    counts = ClassCounts(torch.randint(1, 900, (14,)).double(), torch.full((14,), 1000.0).double())
+    for dtype, limit in CALIBRATION_METRICS.items():
+        errors = []
+        for name in LOSSES:
+            logits = (3 * torch.randn(257, 14)).to(dtype)
+            targets = (torch.rand(257, 14) < 0.2).float()
+            targets[3, 4] = torch.nan
+            gradients = []
+            for where, kind in ((DEVICE, dtype), ("cpu", torch.float64)):
+                leaf = logits.to(where, kind, copy=True).requires_grad_()
+                build_loss(name, {}, counts, "sum").to(where)(leaf, targets.to(where)).backward()
+                assert leaf.grad is not None
+                gradients.append(leaf.grad.double().cpu())
+            measured, exact = gradients
+            error = float((measured - exact).abs().max() / exact.abs().max())
+            errors.append((error if np.isfinite(error) else np.inf, name))
+        error, name = max(errors)
+        yield at_most(f"{str(dtype)[6:]} error of a gradient", error, limit, f"largest: {name}")
+
+
+def kernel(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Gradients of all losses against float64, in every type of logits; more logits than 32 bits can count."""
+    yield from gradient_errors()
+    if not GPU:
+        yield not_applicable("Triton kernel, 2.3 billion logits", "no GPU: torch's operations were checked")
+        return
+    logits = torch.randn(64, 14, device=DEVICE).requires_grad_()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        RAL()(logits, torch.zeros_like(logits)).backward()
+        synchronize()
+    launched = any("_loss_kernel" in event.name for event in profile.events())
+    yield equal("RAL runs the Triton kernel", launched, True)
+    if setting.small:
+        yield not_applicable("2.3 billion logits", "small shapes")
+        return
+    many = torch.ones((70000, 32768), device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    RAL(reduction="sum")(many, torch.zeros_like(many, dtype=torch.uint8)).backward()
+    assert many.grad is not None
+    same = bool((many.grad == many.grad[0, 0]).all()) and bool(many.grad[0, 0] > 0)
+    yield equal("2.3 billion equal logits, one gradient", same, True)
+
+
+def fallback(_: Setting) -> Iterator[dict[str, Any]]:
+    """The losses where Triton can compile nothing (`main` sees to that): torch's operations take over."""
+    yield from gradient_errors()
+
+
+def autocast(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Types in which convolutions and linear layers compute in a training step of precision bfloat16."""
+    backbone, size, batch = setting.shape(("resnet18", 64, 32), ("test_resnet", 32, 16))
+    place, data = prepare(setting, size, 4 * batch)
+    for stage in (0, 2, 3):
+        params = bench.parameters(backbone, {}, batch, precision="bfloat16", zero_stage=stage)
+        trainer = bench.build(params, data, place)
+        types: Counter[str] = Counter()
+
+        def record(_module: Any, _inputs: Any, output: Any, types: Counter[str] = types) -> None:
+            types[str(output.dtype).removeprefix("torch.")] += 1
+
+        for module in trainer.engine.module.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_hook(record)
+        bench.ours(trainer, bench.synthetic(trainer))()
+        yield equal(f"ZeRO {stage}: type of the layers", " and ".join(sorted(types)), "bfloat16")
+
+
+def zero(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Losses of an epoch in every ZeRO stage, with and without micro-batches, against stage 0 without."""
+    torch.backends.cudnn.allow_tf32 = False
+    backbone, size, batch = setting.shape(("convnext_atto", 64, 64), ("test_convnext", 32, 16))
+    place, data = prepare(setting, size, (10 if GPU else 5) * batch)
+    first: list[float] = []
+    for stage in (0, 1, 2, 3):
+        for micro in (None, batch // 4):
+            params = bench.parameters(backbone, {}, batch, zero_stage=stage, micro_batch=micro)
+            trainer = bench.build(params, data, place)
+            trainer.train_epoch()
+            values = trainer.state.losses
+            if not first:
+                first = values
+                continue
+            difference = max(abs(a - b) / abs(b) for a, b in zip(values, first, strict=True))
+            label = "whole batches" if micro is None else f"micro-batches of {micro}"
+            yield at_most(f"ZeRO {stage}, {label}: relative difference", difference, 1e-4)
+
+
+def resume(setting: Setting) -> Iterator[dict[str, Any]]:
+    """A whole training in a process of its own: asked to end in its second epoch, then the same command to its end."""
+    import pandas as pd
+
+    backbone, size, batch = setting.shape(("convnext_base", 224, 64), ("test_resnet", 32, 16))
+    prepared, out = setting.folder / "prepared", setting.folder / "out"
+    for folder in (prepared, out):
+        folder.mkdir()
+    data = write_dataset(prepared, (100 if setting.small else 40) * batch, size)
+    table = pd.read_parquet(prepared / "studies.parquet")
+    table.loc[table.index % 20 == 0, "split"] = "test"
+    table.to_parquet(prepared / "studies.parquet", index=False)
+    precision = "bfloat16" if GPU else "float32"  # CPUs are slow in bfloat16
+    params = bench.parameters(backbone, {}, batch, epochs=2, ema_decay=0.99, precision=precision)
+    spec = {
+        "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
+        "state_dir": str(setting.folder / "state"), "failure": str(setting.folder / "failure.json"),
+        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False,
+    }  # fmt: skip
+    write_json(setting.folder / "training.json", spec)
+    command = [sys.executable, "-m", "ral.training", str(setting.folder / "training.json")]
+    child = subprocess.Popen(command, env=os.environ | {"MASTER_PORT": str(free_port())})
+    while child.poll() is None and not (out / "speed.csv").exists():  # written after the first epoch
+        time.sleep(0.02)
+    time.sleep(0.2 if setting.small else 1)
+    begun = time.perf_counter()
+    child.send_signal(signal.SIGTERM)
+    yield equal("asked to end: exit code", child.wait(), 143)
+    seconds, grace = time.perf_counter() - begun, TrainingTarget().grace
+    yield at_most("seconds to save and end, against training.grace", seconds, grace)
+    gigabytes = sum(path.stat().st_size for path in setting.folder.glob("state/training/*/step-*/*")) / 1e9
+    # Weights, their average, the best of both, and two moments; float32.
+    network = build_model(params.model, len(data.findings))
+    whole = 6 * 4 * sum(p.numel() for p in network.parameters()) / 1e9
+    close = "ok" if abs(gigabytes / whole - 1) < 0.05 else "failed"
+    yield row("GB of the checkpoint", f"{whole:.3g} within 5 %", gigabytes, close)
+    begun = time.perf_counter()
+    again = subprocess.run(command, env=os.environ | {"MASTER_PORT": str(free_port())})
+    yield equal("the same command again: exit code", again.returncode, 0)
+    yield noted("seconds of the rest", time.perf_counter() - begun)
+    yield equal("it left a model", (out / "model.safetensors").exists(), True)
+
+
+def main() -> None:
+    """Run one check."""
+    die_with_parent()
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if os.getppid() != spec["parent"]:  # it ended while this process was starting
+        sys.exit(1)
+    folder = Path(spec["folder"])
+    if spec["check"] == "fallback":
+        os.environ |= {"CC": "/none", "TRITON_CACHE_DIR": str(folder / "triton")}
+    os.environ["MASTER_PORT"] = str(free_port())
+    if not GPU:
+        torch.set_num_threads(2)
+    check = globals().get(spec["check"]) or getattr(gpu_speed, spec["check"])
+    rows = check(Setting(spec["small"], spec["backbone"], folder))
+    with Path(spec["output"]).open("w", encoding="utf-8") as stream:
+        for found in rows:
+            stream.write(json.dumps(found) + "\n")
+            stream.flush()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

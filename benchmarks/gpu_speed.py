@@ -1,0 +1,222 @@
+"""The checks of `benchmarks.gpu` that measure time, memory and launches."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd import DeviceType
+
+from benchmarks import engine as bench
+from benchmarks import losses as loss_bench
+from benchmarks.gpu_rows import (
+    DEVICE,
+    GPU,
+    UNRATED,
+    Setting,
+    at_least,
+    at_most,
+    equal,
+    free_memory,
+    milliseconds,
+    noted,
+    prepare,
+    synchronize,
+)  # fmt: skip
+from benchmarks.synthetic import write_dataset
+from ral.config.model import ModelConfig
+from ral.inference.score import score_images
+from ral.losses import RAL
+from ral.models import build_model
+from ral.training.ema import ModelEma
+from ral.training.engine import init_process, local_state_dict
+from ral.training.loop import DistributedContext, PhaseTrainer
+
+
+def profiled(step: Callable[[], None], steps: int = 4) -> dict[str, float]:
+    """Per step: waits by kind, kernel launches, GPU busy ms, and ms in which the host did not wait for an event."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        with torch.profiler.record_function("measured steps"):
+            for _ in range(steps):
+                step()
+        synchronize()
+    events = profile.events()
+    # The GPU has a span of that name too; the profiler's own waits lie outside the host's.
+    span = next(
+        e for e in events if e.name == "measured steps" and e.device_type == DeviceType.CPU
+    ).time_range
+    inside = [
+        e for e in events if e.device_type == DeviceType.CPU and span.start <= e.time_range.start <= span.end
+    ]
+    calls = Counter(event.name for event in inside)
+    waiting = sum(event.time_range.elapsed_us() for event in inside if event.name == "cudaEventSynchronize")
+    launches = sum(n for name, n in calls.items() if name.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
+    busy = sum(
+        event.time_range.elapsed_us()
+        for event in events
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    )
+    return {
+        "device waits": calls["cudaDeviceSynchronize"] / steps,
+        "stream waits": calls["cudaStreamSynchronize"] / steps,
+        "event waits": calls["cudaEventSynchronize"] / steps,
+        "launches": launches / steps,
+        "GPU busy ms": busy / steps / 1e3,
+        "host ms": (span.elapsed_us() - waiting) / steps / 1e3,
+    }
+
+
+def step(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Waits for the GPU and launches per optimizer step, with the moving average of the weights."""
+    shapes = [setting.shape(("resnet50", 224, 256)), setting.shape(("resnet10t", 64, 128))]
+    place, data = DistributedContext(*init_process()), {}
+    for backbone, size, batch in dict.fromkeys(shapes):
+        label = f"{backbone} {size} px"
+        folder = setting.folder / f"{size}"
+        folder.mkdir()
+        data[size] = write_dataset(folder, 2 * batch, size)
+        params = bench.parameters(backbone, {}, batch, precision="bfloat16", ema_decay=0.999)
+        trainer = bench.build(params, data[size], place)
+        trainer.ema = ModelEma(local_state_dict(trainer.engine), 0.999)
+        batch_there = bench.synthetic(trainer)
+        one = bench.ours(trainer, batch_there)
+        for _ in range(6):
+            one()
+        whole, figures = milliseconds(one), profiled(one)
+        yield equal(f"{label}: waits for the device", figures["device waits"], 0)
+        yield equal(f"{label}: waits for a stream", figures["stream waits"], 0)
+        yield equal(f"{label}: waits for an event", figures["event waits"], 1)
+        yield noted(f"{label}: ms of a step", whole)
+        if setting.small or backbone == "resnet10t":  # launches take longer than their work
+            yield noted(f"{label}: host ms of a step", figures["host ms"])
+        else:
+            yield at_most(f"{label}: host ms of a step", figures["host ms"], round(whole, 2))
+        yield noted(f"{label}: GPU busy ms of a step", figures["GPU busy ms"])
+        del trainer, one
+        free_memory()
+        plain = bench.bare(params, data[size], batch_there)
+        plain()
+        ratio = figures["launches"] / max(1, profiled(plain)["launches"])
+        yield noted(f"{label}: launches of a step", figures["launches"], f"{ratio:.2f} of a bare loop's")
+        del plain
+        free_memory()
+
+
+def losses(setting: Setting) -> Iterator[dict[str, Any]]:
+    """RAL forward and backward against its eager transcription, plain and compiled."""
+    seconds = 0.5 if setting.small else 2
+    least = dict(zip(loss_bench.SHAPES, (3, 3, 8, 20), strict=True))
+    for shape in loss_bench.SHAPES[: 2 if setting.small else None]:
+        label = f"{shape[0]} x {shape[1]}"
+        times = loss_bench.ratio(DEVICE, shape, seconds, (loss_bench.eager, RAL()))[2]
+        yield at_least(f"{label}: eager time / ours", times, least[shape], judged=GPU)
+        if not setting.small:
+            peers = (torch.compile(loss_bench.eager), RAL())
+            compiled = loss_bench.ratio(DEVICE, shape, seconds, peers)[2]
+            yield at_least(f"{label}: compiled time / ours", compiled, 0.8)
+        if GPU:
+            # The allocator rounds up, which shows in small tensors.
+            limit = 1.05 if shape[0] * shape[1] > loss_bench.MEASURABLE else 1.5
+            peak = loss_bench.memory(DEVICE, shape)
+            assert peak is not None
+            yield at_most(f"{label}: memory in units of the logits", peak, limit)
+        yield at_most(f"{label}: error of the gradient", loss_bench.error(DEVICE, shape), 1e-6)
+        free_memory()
+
+
+def speed(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Training steps against a bare torch loop, then compiled, then whole epochs with input from shards."""
+    backbone, size, batch = setting.shape(("convnext_base", 224, 128))
+    place, data = prepare(setting, size, 16 * batch)
+    for precision, least in (("float32", 200), ("bfloat16", 800)):
+        params = bench.parameters(backbone, {}, batch, precision=precision)
+        trainer = bench.build(params, data, place)
+        there = bench.synthetic(trainer)
+        steps = {"ours": bench.ours(trainer, there), "bare": bench.bare(params, data, there)}
+        times = bench.paired(steps, 3, 5, place.device)
+        rate = len(there.images) / statistics.median(times["ours"])
+        yield at_least(f"{precision}: images/s", rate, least, setting.rated)
+        ratio = statistics.median(b / a for a, b in zip(times["ours"], times["bare"], strict=True))
+        yield at_least(f"{precision}: rate / bare torch's", ratio, 0.97, not setting.small)
+        if GPU:
+            yield noted(f"{precision}: GiB of both", torch.cuda.max_memory_allocated() / 2**30)
+        del trainer, there, steps
+        free_memory()
+    params = bench.parameters(backbone, {}, batch, precision="bfloat16", compile=True)
+    trainer = bench.build(params, data, place)
+    yield from _real_input(setting, trainer)
+
+
+def _real_input(setting: Setting, trainer: PhaseTrainer) -> Iterator[dict[str, Any]]:
+    """Whole epochs of a compiled network against the same steps on a batch that is there."""
+    there = bench.synthetic(trainer)
+    compiled = bench.ours(trainer, there)
+    begun = time.perf_counter()
+    compiled()
+    synchronize()
+    yield noted("compiled: seconds of the first step", time.perf_counter() - begun)
+    bench.epoch_rate(trainer)
+    ratios, rates = [], []
+    for _ in range(3):
+        rates.append(len(there.images) / milliseconds(compiled, trainer.steps) * 1e3)
+        ratios.append(bench.epoch_rate(trainer) / rates[-1])
+    yield at_least("compiled: images/s", statistics.median(rates), 1200, setting.rated)
+    yield at_least("compiled: input from shards / there", statistics.median(ratios), 0.97, not setting.small)
+
+
+def compile(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Batches of an epoch have n or n - 1 images: two static graphs without breaks, as fast as each other."""
+    from torch._dynamo.utils import counters
+
+    backbone, size, batch = setting.shape(("resnet50", 224, 256), ("test_resnet", 32, 16))
+    place, data = prepare(setting, size, 2 * batch)
+    params = bench.parameters(backbone, {}, batch, precision="bfloat16", compile=True)
+    trainer = bench.build(params, data, place)
+    whole = bench.synthetic(trainer)
+
+    def step_of(images: int) -> Callable[[], None]:
+        tensors = {name: getattr(whole, name)[:images] for name in ("images", "targets", "maps")}
+        return bench.ours(trainer, whole._replace(**tensors))
+
+    batch, rates = len(whole.images), []
+    for images in (batch, batch - 1):
+        one = step_of(images)
+        begun = time.perf_counter()
+        one()
+        synchronize()
+        yield noted(f"{images} images: seconds of the first step", time.perf_counter() - begun)
+        milliseconds(one, 3)
+        rates.append(images / milliseconds(one))
+    yield equal("graphs", counters["stats"]["unique_graphs"], 2)
+    yield equal("kinds of graph breaks", len(counters["graph_break"]), 0)
+    try:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            step_of(batch - 2)()
+        static = False
+    except RuntimeError as error:
+        if "recompile" not in str(error):
+            raise
+        static = True
+    yield equal("the second graph is static", static, True)
+    if GPU and not setting.small:
+        yield at_least("rate of the second size / first", rates[1] / rates[0], 0.97)
+    else:
+        yield noted("rate of the second size / first", rates[1] / rates[0], UNRATED)
+
+
+def score(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Scoring of images, as after an epoch."""
+    backbone, size, images = setting.shape(("convnext_base", 512, 1024), ("test_resnet", 64, 256))
+    place, data = prepare(setting, size, images)
+    network = build_model(ModelConfig(backbone=backbone), len(data.findings)).eval().to(place.device)
+    for count in (images // 2, images):  # the first time, cuDNN chooses its algorithms
+        synchronize()
+        begun = time.perf_counter()
+        score_images(network, data, data.facts, np.arange(count), place.device, torch.bfloat16)
+        rate = count / (time.perf_counter() - begun)
+    yield at_most("GiB", torch.cuda.max_memory_allocated() / 2**30, 30)
+    yield at_least("images/s", rate, 500, setting.rated)
