@@ -24,24 +24,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from prefect import flow, get_run_logger, runtime
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from flows.artifacts import shown
+from flows.cli import run_from_cli
 from flows.experiments import STUDIES, fetch
-from flows.notifications import exit_when_worker_dies, mark_crashed, notify_on_failure
+from flows.flow_run import flow_run
+from flows.notifications import notify_on_failure
 from flows.stage_runner import StageError
 from flows.stage_tasks import run_module_task, stages
-from flows.train_ral import run_from_cli
-from flows.workspace import Workspace, change_params, git, lock_workspace, open_workspace
+from flows.workspace import Workspace, change_params, git
 from ral.config.base import load
-from ral.config.environment import load_environment
 from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
 from ral.evaluation.compare import check_names, read_table
 from ral.evaluation.compare import compare as paired
 from ral.files import atomic_write
-from ral.runs import RUN_ID, new_id
+from ral.runs import RUN_ID
 from ral.wording import signed, signed_interval
 
 WORKSPACE = "compare"
@@ -68,23 +68,13 @@ def compare(
         changes: parameters that all combinations share.
         split: images to compare on; choose by `val`.
     """
-    environment = load_environment()
-    state = environment.state_dir.absolute()
-    run = new_id()
-    os.environ[RUN_ID] = run
-    with (
-        exit_when_worker_dies(),
-        lock_workspace(state, WORKSPACE, run, str(runtime.flow_run.id)) as crashed_run_id,
-    ):
-        if crashed_run_id:
-            mark_crashed(crashed_run_id)
-        source = environment.flows.repository or str(Path.cwd())
-        workspace = open_workspace(state, WORKSPACE, source, revision, changes or {})
+    with flow_run(WORKSPACE) as run:
+        workspace = run.checkout(revision, changes)
         shutil.rmtree(
             workspace.folder / ".dvc/tmp/exps", ignore_errors=True
         )  # copies of experiments that were killed
         plan = experiments(workspace, grid, changes or {})
-        stage = stages(workspace.folder, environment)
+        stage = stages(workspace.folder, run.environment)
         for name in ("locate", "phantom", "manifest", "validate", "preprocess"):  # once for all of them
             stage(name)
         run_missing(workspace, plan, changes or {})

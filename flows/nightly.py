@@ -10,7 +10,6 @@ point, the next run ends what was left and goes on: stages that were done come f
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,9 +21,11 @@ from prefect.input import RunInput
 from prefect.states import Cancelled, Completed, State
 
 from flows.artifacts import decision_text, publish_decision, publish_report
-from flows.notifications import exit_when_worker_dies, mark_crashed, notify_on_failure, send_notification
+from flows.cli import run_from_cli
+from flows.flow_run import FlowRun, flow_run
+from flows.notifications import notify_on_failure, send_notification
+from flows.settings import FlowsEnvironment
 from flows.stage_tasks import run_module_task, stages
-from flows.train_ral import run_from_cli
 from flows.workspace import (
     Workspace,
     WorkspaceLockedError,
@@ -32,17 +33,13 @@ from flows.workspace import (
     commit_run,
     git,
     load_run_inputs,
-    lock_workspace,
-    open_workspace,
 )
 from ral.config.base import load
-from ral.config.environment import Environment, load_environment
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
 from ral.release.bundle import verify
 from ral.release.registry import Registry
-from ral.runs import RUN_ID
 
 WORKSPACE = "nightly"
 
@@ -69,29 +66,19 @@ def nightly(revision: str = "HEAD", changes: dict[str, Any] | None = None) -> St
         revision: branch, tag or commit of the project; HEAD is its default branch.
         changes: parameters by dotted name with their values, checked as params.yaml is.
     """
-    environment = load_environment()
-    state = environment.state_dir.absolute()
-    run = run_id()
-    os.environ[RUN_ID] = run
     try:
-        with (
-            exit_when_worker_dies(),
-            lock_workspace(state, WORKSPACE, run, str(runtime.flow_run.id)) as crashed_run_id,
-        ):
-            if crashed_run_id:
-                mark_crashed(crashed_run_id)
-            return night(state, environment, run, revision, changes or {})
-    except WorkspaceLockedError as busy:
-        return Cancelled(message=str(busy))
+        with flow_run(WORKSPACE, run_id()) as run:
+            return retrain(run, revision, changes)
+    except WorkspaceLockedError as locked:
+        return Cancelled(message=str(locked))
 
 
-def night(state: Path, environment: Environment, run: str, revision: str, changes: dict[str, Any]) -> State:
-    """The night itself, in the workspace that the caller holds."""
-    source = environment.flows.repository or str(Path.cwd())
-    workspace = task(name="workspace")(open_workspace)(state, WORKSPACE, source, revision, changes)
-    folder = workspace.folder
+def retrain(run: FlowRun, revision: str, changes: dict[str, Any] | None) -> State:
+    """Retrain in the workspace that the run holds, decide, and record."""
+    environment = run.environment
+    workspace = task(name="workspace")(run.checkout)(revision, changes)
+    folder, registry = workspace.folder, Registry(run.state_dir)
     gate = load(folder / "params.yaml", Params).gate
-    registry = Registry(state)
     pull(workspace)
     stage = stages(folder, environment)
     stage("locate")
@@ -99,7 +86,7 @@ def night(state: Path, environment: Environment, run: str, revision: str, change
     stage("manifest")
     facts = {
         "revision": workspace.revision,
-        "changes": changes,
+        "changes": changes or {},
         "manifest": sha256(folder / "data/manifest.json"),
     }
     if nothing_new(registry, facts):
@@ -114,19 +101,19 @@ def night(state: Path, environment: Environment, run: str, revision: str, change
     stage("explain")
     stage("evaluate")
     stage("report")
-    decision_file = folder / "runs" / run / "decision.json"
+    decision_file = folder / "runs" / run.id / "decision.json"
     run_module_task(
-        "gate", folder, "-m", "ral.release", "judge", "--run-id", run, "--out", str(decision_file)
+        "gate", folder, "-m", "ral.release", "judge", "--run-id", run.id, "--out", str(decision_file)
     )
     decision = read_json(decision_file)
     publish_decision(decision)
     if gate.approval and decision["decision"] == "PROMOTE":
         decision = approved(decision, folder)
         write_json(decision_file, decision)
-    commit = task(name="record")(commit_run)(workspace, run, facts)
+    commit = task(name="record")(commit_run)(workspace, run.id, facts)
     run_module_task(
         "register", folder, "-m", "ral.release", "register", "--commit", commit, "--decision", str(decision_file),
-        "--run-id", run, "--promote",
+        "--run-id", run.id, "--promote",
     )  # fmt: skip
     release = next(release for release in registry.releases() if release.commit == commit)
     bundle = release.bundle
@@ -135,7 +122,7 @@ def night(state: Path, environment: Environment, run: str, revision: str, change
     tidy(folder, environment)
     champion = registry.champion()
     text = f"{decision['decision']}: {release.version}; champion {champion.version if champion else 'none'}"
-    send_notification(environment.flows.notify, f"Night {run}: {text}")
+    send_notification(environment.flows.notify, f"Nightly run {run.id}: {text}")
     return Completed(name=decision["decision"].capitalize(), message=text)
 
 
@@ -192,7 +179,7 @@ def approved(decision: dict[str, Any], folder: Path) -> dict[str, Any]:
     return decision | held | {"rules": [*decision["rules"], rule]}
 
 
-def push(workspace: Workspace, environment: Environment) -> None:
+def push(workspace: Workspace, environment: FlowsEnvironment) -> None:
     """Send the record and the outputs to where others read them, if ral.toml names a place.
 
     Raises:
@@ -213,7 +200,7 @@ def push(workspace: Workspace, environment: Environment) -> None:
         run_module_task("push", workspace.folder, "-m", "dvc", "push", "-r", target.push_dvc)
 
 
-def tidy(folder: Path, environment: Environment) -> None:
+def tidy(folder: Path, environment: FlowsEnvironment) -> None:
     """Remove old bundles and the folders of old runs."""
     run_module_task("tidy", folder, "-m", "ral.release", "prune")
     for old in sorted((folder / "runs").iterdir())[: -environment.flows.keep]:

@@ -18,7 +18,7 @@ from prefect.states import Crashed
 from prefect.utilities.asyncutils import run_coro_as_sync
 from rich.console import Console
 
-from ral.config.environment import load_environment
+from flows.settings import load_flows_environment
 from ral.errors import plain
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def notify_on_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook of a flow that failed, crashed or was cancelled."""
     text = plain(f"{flow.name} {flow_run.name}: {state.name}. {state.message or ''}")
     flow_run_logger(flow_run).error(text)
-    send_notification(load_environment().flows.notify, text)
+    send_notification(load_flows_environment().flows.notify, text)
 
 
 def send_notification(block: str | None, text: str) -> None:

@@ -8,12 +8,12 @@ from typing import Any, get_args
 from prefect import task
 
 from flows.artifacts import publish_metrics, publish_report, publish_validation
+from flows.settings import FlowsEnvironment, Stage
 from flows.stage_runner import StageError, run_command, run_stage
-from ral.config.environment import Environment, Stage
 from ral.runs import RUN_ID
 
 
-def stages(folder: Path, environment: Environment) -> Callable[[Stage], None]:
+def stages(folder: Path, environment: FlowsEnvironment) -> Callable[[Stage], None]:
     """A function that runs a stage in the workspace `folder` as a task of its name."""
     target = environment.flows
     tasks = {

@@ -28,8 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.settings import load_flows_environment
 from flows.workspace import BRANCH, WorkspaceLockedError, git, python_env
-from ral.config.environment import load_environment
 from ral.data.images.cache import prune
 from ral.errors import UserError
 from ral.files import read_json
@@ -249,7 +249,7 @@ def _words(size: float) -> str:
 
 def main() -> None:
     """Tidy the state_dir of this machine's ral.toml."""
-    environment = load_environment()
+    environment = load_flows_environment()
     keep = environment.flows.keep
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

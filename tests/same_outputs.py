@@ -48,7 +48,7 @@ def differences(before: Path, after: Path) -> Iterator[str]:
     """What differs between the outputs in two project folders, a line each."""
     for path in sorted(path for top in ("data", "models", "reports") for path in (before / top).rglob("*")):
         name = path.relative_to(before).as_posix()
-        other = after / FILES.get(name, name)
+        other = after / FILES.get(name, renamed(name))
         if path.is_dir() or path.suffix in (".html", ".md", ".txt") or path.name == ".gitignore":
             continue
         if not other.is_file():
@@ -84,7 +84,7 @@ def table(path: Path) -> pd.DataFrame:
     """A CSV or Parquet file."""
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
-    return pd.read_csv(path, float_precision="round_trip")
+    return pd.read_csv(path)
 
 
 def compare_tables(where: str, old: pd.DataFrame, new: pd.DataFrame) -> Iterator[str]:

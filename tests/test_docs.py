@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.settings import FlowsEnvironment
 from ral.config.environment import keys
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,6 @@ def test_the_runbook_names_commands_that_exist(run) -> None:
             run(sys.executable, "-m", "prefect", *command, "--help", cwd=ROOT)
     for named in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page):
         assert (ROOT / "docs" / named).exists(), named
-    known = {key for key, _ in keys()}
+    known = {key for key, _ in keys(FlowsEnvironment)}
     for key in re.findall(r"`((?:flows|training|dask)\.(?!tidy)[\w.]+)`", page):
         assert key in known or any(other.startswith(f"{key}.") for other in known), key

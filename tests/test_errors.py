@@ -2,7 +2,7 @@
 
 import pytest
 
-from ral.config.environment import load_environment
+from flows.settings import load_flows_environment
 from ral.errors import UserError, plain
 
 
@@ -39,5 +39,5 @@ def test_every_error_for_people_is_plain(tmp_path) -> None:
     error = UserError("row 3: \x1b[31m of https://u:t@h/x", "disk", True)
     assert str(error) == r"row 3: \x1b[31m of https://h/x"
     with pytest.raises(UserError) as refused:
-        load_environment(tmp_path, {"RAL_FLOWS_RETRIES": "https://u:hunter2@h/x"})
+        load_flows_environment(tmp_path, {"RAL_FLOWS_RETRIES": "https://u:hunter2@h/x"})
     assert "hunter2" not in str(refused.value)

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -23,9 +23,8 @@ from ral.files import private_folder, refuse_shared
 
 PREFIX = "RAL_"
 
-Stage = Literal[
-    "locate", "phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"
-]
+# Sections of ral.toml with a reader of their own: flows.settings.
+OTHER_SECTIONS = ("flows",)
 
 
 def home() -> Path | None:
@@ -123,27 +122,6 @@ class TrainingTarget(Section):
     """What is asked of Kubernetes."""
 
 
-class FlowsTarget(Section):
-    """How the flows run the stages, and whom they tell."""
-
-    repository: str | None = None
-    """Folder or address of the project's git repository, from which workspaces are checked out; the folder the flow runs in if absent."""
-    timeout_hours: dict[Stage, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Hours after which a stage is ended, by its name; a stage that is not named may take any time."""
-    retries: int = Field(default=2, ge=0)
-    """How often a stage is tried again after a failure that a retry can mend, such as a lost node."""
-    retry_seconds: float = Field(default=60.0, ge=0)
-    """Seconds before the first retry; each further one waits twice as long."""
-    notify: str | None = None
-    """Prefect notification block that is told of failures and decisions, such as slack-webhook/ral; its address is a secret that Prefect keeps."""
-    keep: int = Field(default=14, ge=1)
-    """Folders of runs (runs/<id>) kept in a workspace."""
-    push_git: str | None = None
-    """Address of a git repository that gets the record (branch nightly, releases) after each night; none if absent."""
-    push_dvc: str | None = None
-    """Name of a DVC remote of the project that gets the night's outputs; none if absent."""
-
-
 def default_state_dir() -> Path:
     """ral's folder among the user's state, as the XDG rules have it; below ~ for a user without a home."""
     base = os.environ.get("XDG_STATE_HOME", "")
@@ -161,8 +139,6 @@ class Environment(Section):
     """Where tables are checked, and images decoded and packed."""
     training: TrainingTarget = TrainingTarget()
     """Where training runs, and how its processes are started."""
-    flows: FlowsTarget = FlowsTarget()
-    """How the flows run the stages, and whom they tell."""
 
     def located(self, data: DataConfig) -> DataConfig:
         """`data` with this machine's folder."""
@@ -171,7 +147,18 @@ class Environment(Section):
         return data.model_copy(update={"root": os.path.expanduser(self.data_root)})
 
 
-def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None = None) -> Environment:
+EnvironmentT = TypeVar("EnvironmentT", bound=Environment)
+
+
+@overload
+def load_environment(folder: Path = ..., variables: Mapping[str, str] | None = ...) -> Environment: ...
+@overload
+def load_environment(
+    folder: Path, variables: Mapping[str, str] | None, model: type[EnvironmentT]
+) -> EnvironmentT: ...
+def load_environment(
+    folder: Path = Path(), variables: Mapping[str, str] | None = None, model: type[Environment] = Environment
+) -> Environment:
     """Read `folder`/ral.toml, if there is one, and the RAL_… variables, which win.
 
     A process whose user has no home gets one in state_dir: libraries ask for it, and DVC for a user's name.
@@ -179,6 +166,7 @@ def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None 
     Args:
         folder: the working folder.
         variables: environment variables; those of this process if None. An empty one counts as not set.
+        model: the sections that the caller reads; those of other readers are ignored.
 
     Raises:
         UserError: ral.toml is no TOML; a key or variable is unknown or has a wrong value; there is no place for
@@ -186,20 +174,23 @@ def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None 
     """
     path = folder / "ral.toml"
     content = _read_toml(path) if path.exists() else {}
-    environment = _validate(content, path)
-    known = {variable_name(key): (key, kind) for key, kind in keys()}
+    for name in OTHER_SECTIONS:
+        if name not in model.model_fields:
+            content.pop(name, None)
+    environment = _validate(content, path, model)
+    known = {variable_name(key): (key, kind) for key, kind in keys(model)}
     doubtful: Path | None = None
     for name, text in sorted((os.environ if variables is None else variables).items()):
         if name in known and text:
             key, kind = known[name]
             _set(content, key, _value(text, kind))
             try:
-                environment = _validate(content, Path(name))
+                environment = _validate(content, Path(name), model)
             except UserError:  # a variable that comes later may belong to it
                 doubtful = doubtful or Path(name)
         elif name not in known:
-            _refuse_unknown(name, list(known))
-    environment = _validate(content, doubtful) if doubtful else environment
+            _refuse_unknown(name, list(known), model)
+    environment = _validate(content, doubtful, model) if doubtful else environment
     if environment.state_dir.parts[:1] == ("~",):
         raise UserError(
             f"The user with the number {os.getuid()} has no home folder, so there is no place for checkpoints and other state: "
@@ -263,11 +254,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
-def _validate(content: dict[str, Any], source: Path) -> Environment:
+def _validate(content: dict[str, Any], source: Path, model: type[Environment]) -> Environment:
     try:
-        return Environment.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        raise UserError(explain(error, Environment, source)) from None
+        raise UserError(explain(error, model, source)) from None
 
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:
@@ -290,9 +281,9 @@ def _value(text: str, kind: Any) -> Any:
         return text
 
 
-def _refuse_unknown(name: str, known: list[str]) -> None:
+def _refuse_unknown(name: str, known: list[str], model: type[Environment]) -> None:
     """Refuse a variable that begins like a section's but names no key; others belong to someone else."""
-    for section, field in Environment.model_fields.items():
+    for section, field in model.model_fields.items():
         start = f"{PREFIX}{section.upper()}_"
         if name.startswith(start) and isinstance(field.annotation, type):
             allowed = [other for other in known if other.startswith(start)]

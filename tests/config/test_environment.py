@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ral.config.environment import Environment, keys, load_environment, variable_name
+from flows.settings import FlowsEnvironment, load_flows_environment
+from ral.config.environment import keys, load_environment, variable_name
 from ral.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -128,12 +129,27 @@ def test_a_state_dir_that_others_may_write_to_is_refused_at_once(tmp_path: Path)
 
 def test_every_key_has_a_line_of_doc_and_stands_in_the_docs() -> None:
     text = (ROOT / "docs/launching.md").read_text()
-    for key, _ in keys():
-        model: type = Environment
+    for key, _ in keys(FlowsEnvironment):
+        model: type = FlowsEnvironment
         *sections, name = key.split(".")
         for section in sections:
             model = model.model_fields[section].annotation
         assert model.model_fields[name].description, key
         assert f"| `{key}` |" in text, key
-    assert text.partition("## Every key")[2].count("\n| `") == len(list(keys()))
+    assert text.partition("## Every key")[2].count("\n| `") == len(list(keys(FlowsEnvironment)))
     assert variable_name("training.slurm.nodes") in text
+
+
+def test_the_section_of_the_flows_is_read_by_the_flows(tmp_path: Path) -> None:
+    (tmp_path / "ral.toml").write_text("[flows]\nretries = 5\n")
+    variables = {"RAL_FLOWS_KEEP": "3", "RAL_STATE_DIR": str(tmp_path / "state")}
+    flows = load_flows_environment(tmp_path, variables).flows
+    assert (flows.retries, flows.keep) == (5, 3)
+    assert not hasattr(load_environment(tmp_path, variables), "flows")
+    (tmp_path / "ral.toml").write_text("[flows]\nretrys = 5\n")
+    load_environment(tmp_path, variables)
+    with pytest.raises(UserError, match=r"flows: unknown key `retrys`.*`retries`"):
+        load_flows_environment(tmp_path, variables)
+    (tmp_path / "ral.toml").unlink()
+    with pytest.raises(UserError, match=r"RAL_FLOWS_KEPT is unknown\. Did you mean RAL_FLOWS_KEEP"):
+        load_flows_environment(tmp_path, {"RAL_FLOWS_KEPT": "3"})

@@ -15,7 +15,7 @@ import pytest
 from launch.test_kubernetes import SCHEMA
 from ruamel.yaml import YAML
 
-from ral.config.environment import Environment, load_environment
+from flows.settings import FlowsEnvironment, load_flows_environment
 from ral.launch import dry_run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -252,9 +252,9 @@ def test_prefects_worker_takes_the_template() -> None:
     assert {"name": "state", "persistentVolumeClaim": {"claimName": "other"}} in volumes
 
 
-def example(folder: str, tmp_path: Path, **variables: str) -> Environment:
+def example(folder: str, tmp_path: Path, **variables: str) -> FlowsEnvironment:
     shutil.copyfile(DEPLOY / folder / "ral.toml", tmp_path / "ral.toml")
-    return load_environment(tmp_path, variables)
+    return load_flows_environment(tmp_path, variables)
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ def test_compose_starts_in_order_and_keeps_what_must_stay() -> None:
     assert set(services["worker"]["depends_on"]) == {"server"}
     assert "ports" not in services["postgres"]
     places = [volume.rpartition("}")[2].lstrip(":") or volume for volume in services["worker"]["volumes"]]
-    settings = load_environment(
+    settings = load_flows_environment(
         Path("nowhere"), {k: v for k, v in services["worker"]["environment"].items() if k.startswith("RAL_")}
     )
     assert str(settings.state_dir) == "/state" == places[0]

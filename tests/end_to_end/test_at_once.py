@@ -83,7 +83,7 @@ def all_is_whole(clinic: Clinic, decisions: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_two_nights_run_from_cli_at_once_are_one_night(
+def test_two_nights_by_hand_at_once_are_one_night(
     tmp_path: Path,
     environment: dict[str, str],
     run: Callable[..., subprocess.CompletedProcess[str]],

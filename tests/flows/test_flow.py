@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 from stages import ROOT, stages
 
-from ral.config.environment import Stage
+from flows.settings import Stage
 
 
 def called(flow: str, function: str) -> list[str]:
@@ -32,7 +32,7 @@ def called(flow: str, function: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flow", "function"), [("flows/train_ral.py", "run_all"), ("flows/nightly.py", "night")]
+    ("flow", "function"), [("flows/train_ral.py", "run_all"), ("flows/nightly.py", "retrain")]
 )
 def test_a_flow_runs_every_stage_in_the_order_of_the_graph(flow: str, function: str) -> None:
     assert called(flow, function) == list(stages()) == list(get_args(Stage))

@@ -39,11 +39,11 @@ import os, sys
 from pathlib import Path
 from prefect import flow
 from flows.stage_tasks import stages
-from ral.config.environment import load_environment
+from flows.settings import load_flows_environment
 os.environ["RAL_RUN_ID"] = "toy"
 @flow
 def toy():
-    stages(Path(sys.argv[1]), load_environment())("train")
+    stages(Path(sys.argv[1]), load_flows_environment())("train")
 toy()
 """
 

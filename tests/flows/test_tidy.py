@@ -194,9 +194,10 @@ def test_the_slots_are_those_of_the_flows() -> None:
             and isinstance(node.value, ast.Constant)
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "hold":
-                slot = node.args[1]
-                held.add(names[slot.id] if isinstance(slot, ast.Name) else slot.value)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "flow_run":
+                name = node.args[0].body if isinstance(node.args[0], ast.IfExp) else node.args[0]
+                name = node.args[0].orelse if isinstance(name, ast.Constant) and name.value is None else name
+                held.add(names[name.id] if isinstance(name, ast.Name) else name.value)
     assert held == set(WORKSPACES)
 
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, copy_project
 
 from flows.nightly import push
+from flows.settings import FlowsConfig, FlowsEnvironment
 from flows.workspace import commit_run, git, open_workspace
-from ral.config.environment import Environment, FlowsTarget
 from ral.errors import UserError
 
 SECRET = "http://me:hunter2@127.0.0.1:1/x.git"  # nothing listens there
@@ -28,7 +28,7 @@ def test_a_token_in_an_address_is_never_told(source: Path, tmp_path: Path) -> No
     commit_run(made, "one", {})
     errors = []
     with pytest.raises(UserError) as error:
-        push(made, Environment(flows=FlowsTarget(push_git=SECRET)))
+        push(made, FlowsEnvironment(flows=FlowsConfig(push_git=SECRET)))
     errors.append(str(error.value))
     with pytest.raises(UserError) as error:
         open_workspace(state, "nightly", SECRET, "HEAD", {})

@@ -13,6 +13,7 @@ import pytest
 from conftest import copy_project
 
 from flows.nightly import install_baseline, push
+from flows.settings import FlowsConfig, FlowsEnvironment
 from flows.workspace import (
     BRANCH,
     LEDGER_BRANCH,
@@ -25,7 +26,6 @@ from flows.workspace import (
     open_workspace,
 )
 from ral.config.base import load
-from ral.config.environment import Environment, FlowsTarget
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import sha256, write_json
@@ -128,13 +128,13 @@ def test_an_upstream_that_does_not_answer_is_said(source: Path, state: Path, tmp
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
     commit = commit_run(made, "one", {})
     upstream = tmp_path / "upstream.git"
-    target = Environment(flows=FlowsTarget(push_git=str(upstream)))
+    target = FlowsEnvironment(flows=FlowsConfig(push_git=str(upstream)))
     with pytest.raises(UserError, match="does not take the record"):
         push(made, target)
     git(tmp_path, "init", "-q", "--bare", str(upstream))
     push(made, target)
     assert git(upstream, "rev-parse", BRANCH) == commit
-    push(made, Environment())  # none by default
+    push(made, FlowsEnvironment())  # none by default
 
 
 def test_the_ledger_goes_where_the_registry_is_pushed(source: Path, state: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_ledger_goes_where_the_registry_is_pushed(source: Path, state: Path,
     commit_run(made, "one", {})
     upstream = tmp_path / "upstream.git"
     git(tmp_path, "init", "-q", "--bare", str(upstream))
-    target = Environment(flows=FlowsTarget(push_git=str(upstream)))
+    target = FlowsEnvironment(flows=FlowsConfig(push_git=str(upstream)))
     ledger = Ledger(state)
     for number in range(2):
         ledger.append("decision", run_id=str(number), sentence="naïve: 50 %")
