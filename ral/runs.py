@@ -23,11 +23,15 @@ def new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
 
 
+def share_with_siblings() -> None:
+    """Take the run id that all children of the parent process take, unless the environment names one."""
+    if RUN_ID not in os.environ:
+        parent = psutil.Process(os.getppid())
+        os.environ[RUN_ID] = f"{datetime.fromtimestamp(parent.create_time(), UTC):%Y%m%dT%H%M%S}-{parent.pid}"
+
+
 def folder() -> Path:
-    """Folder of the current run, made if needed. The stages of one `dvc repro` share it; a step run alone has its own."""
-    if RUN_ID not in os.environ and "DVC_STAGE" in os.environ:
-        dvc = psutil.Process(os.getppid())
-        os.environ[RUN_ID] = f"{datetime.fromtimestamp(dvc.create_time(), UTC):%Y%m%dT%H%M%S}-{dvc.pid}"
+    """Folder of the current run, created if needed; without a run id in the environment, of a new run."""
     path = Path("runs") / os.environ.setdefault(RUN_ID, new_id())
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -50,6 +50,7 @@ def main(name: str, step: Callable[[], None], record: bool = True) -> None:
     if "DVC_STAGE" in os.environ:  # DVC, when it is killed, leaves the stages it started
         # Training waits in Python, so it hears a signal at once and can save; other steps may be deep in a library.
         die_with_parent(signal.SIGTERM if name == "train" else signal.SIGKILL)
+        runs.share_with_siblings()  # the stages of one `dvc repro` are one run
     on_request_to_end(_asked_to_end)
     try:
         with _recorded(name) if record else contextlib.nullcontext():
