@@ -24,6 +24,19 @@ SECTIONS = (
     "gate",
 )
 
+# Keys of earlier versions -> their names of today.
+RENAMED = {
+    "phantom.films": "phantom.images",
+    "data.missing_films": "data.missing_images",
+    "preprocess.shard_films": "preprocess.shard_images",
+    "preprocess.on_bad_film": "preprocess.on_bad_image",
+    "explain.films": "explain.show_images",
+    "explain.geometry_films": "explain.geometry_images",
+    "report.show_films": "report.show_images",
+    "train.average_decay": "train.ema_decay",
+    "train.max_bad_steps": "train.max_consecutive_skips",
+}
+
 
 def below(path: str) -> str:
     """A path of params.yaml as it is, if it is relative and does not leave its folder.
@@ -94,13 +107,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def explain(error: ValidationError, model: type[BaseModel], path: Path) -> str:
     """Turn pydantic's error into one line per key: its dotted name, the value found, what is allowed."""
     lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+    problems = [(".".join(str(part) for part in item["loc"]), item) for item in error.errors()]
+    renamed = {RENAMED.get(key) for key, item in problems if item["type"] == "extra_forbidden"}
+    for key, item in problems:
         if item["type"] == "extra_forbidden":
             owner, _, name = key.rpartition(".")
             where = f"{owner}: " if owner else ""
-            lines.append(f"{where}{_unknown_key(name, _fields(model, item['loc'][:-1]))}")
+            if key in RENAMED:
+                lines.append(f"{key} is now called {RENAMED[key]}. Rename the key; its values mean the same.")
+            else:
+                lines.append(f"{where}{_unknown_key(name, _fields(model, item['loc'][:-1]))}")
         elif item["type"] == "missing":
+            if key in renamed:
+                continue
             lines.append(f"{key}: this key is missing; every key is listed in docs/parameters.md")
         elif item["type"] == "value_error":
             lines.append(f"{key}: {item['ctx']['error']}")

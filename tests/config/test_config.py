@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ral.config.base import load
+from ral.config.base import RENAMED, load
 from ral.config.params import Params
 from ral.config.train import TrainParams
 from ral.errors import UserError
@@ -116,4 +116,22 @@ def test_docs_list_every_parameter() -> None:
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert written == made, (
         "docs/parameters.md is out of date: python -m ral.config --markdown > docs/parameters.md"
+    )
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_of_an_earlier_version_names_the_new_one(old: str, tmp_path: Path) -> None:
+    new = RENAMED[old]
+    section, key = new.split(".")
+    text = (ROOT / "params.yaml").read_text()
+    assert hasattr(getattr(load(ROOT / "params.yaml", Params), section), key)
+    lines = [line for line in text.splitlines() if not line.startswith(f"  {key}:")]
+    start = lines.index(f"{section}:") + 1
+    (tmp_path / "params.yaml").write_text(
+        "\n".join([*lines[:start], f"  {old.split('.')[1]}: 1", *lines[start:]])
+    )
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "params.yaml", Params)
+    assert str(caught.value) == (
+        f"{tmp_path / 'params.yaml'}: {old} is now called {new}. Rename the key; its values mean the same."
     )
