@@ -1,6 +1,15 @@
-"""What the tests know of dvc.yaml: its stages, and the project's own modules that a stage imports."""
+"""The stages of dvc.yaml and the project's own modules that each imports; writes those dependencies into dvc.yaml.
 
+    python tests/stages.py            # exit code 1 if dvc.yaml does not list what the stages import
+    python tests/stages.py --write    # after a change of imports: write it; then `dvc repro`
+
+The reader of the raw tables is listed as `ral/data/sources/${data.source}.py`: only the source that is chosen counts.
+"""
+
+import argparse
 import ast
+import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -71,6 +80,26 @@ def declared_code(stage: str, source: str) -> set[str]:
     return {path for path in deps if path.split("/")[0] in PACKAGES}
 
 
+def with_dependencies() -> str:
+    """dvc.yaml with the code dependencies that the imports of each stage give; all else as it stands."""
+    text = (ROOT / "dvc.yaml").read_text()
+    readers = {f"ral/data/sources/{source}.py" for source in sources()}
+    for name, stage in stages().items():
+        code = set().union(*(code_files(name, source) for source in sources()))
+        if code & readers:
+            code = code - readers | {"ral/data/sources/${data.source}.py"}
+        others = [path for path in stage["deps"] if path.split("/")[0] not in PACKAGES]
+        start = text.index("    deps:\n", text.index(f"\n  {name}:\n")) + len("    deps:\n")
+        lines = re.compile(r"(?:      - .*\n)+").match(text, start)
+        assert lines, name
+        text = (
+            text[:start]
+            + "".join(f"      - {path}\n" for path in [*others, *sorted(code)])
+            + text[lines.end() :]
+        )
+    return text
+
+
 def _is_source(node: ast.JoinedStr) -> bool:
     """Whether a text is the name of the module of a source that is chosen by a parameter."""
     start = node.values[0]
@@ -103,3 +132,19 @@ def _read_beside(tree: ast.AST, path: Path) -> set[Path]:
         for name in names
         if name.endswith((".html", ".css")) and (path.parent / name).is_file()
     }
+
+
+def main() -> None:
+    """Compare dvc.yaml with the imports, or write it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="write dvc.yaml")
+    if parser.parse_args().write:
+        (ROOT / "dvc.yaml").write_text(with_dependencies())
+    elif (ROOT / "dvc.yaml").read_text() != with_dependencies():
+        sys.exit("dvc.yaml does not list what the stages import: python tests/stages.py --write")
+
+
+if __name__ == "__main__":
+    main()

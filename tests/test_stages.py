@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stages import PACKAGES, ROOT, code_files, declared_code, sources, stages
+from stages import PACKAGES, ROOT, code_files, declared_code, sources, stages, with_dependencies
 
 from ral.config.base import SECTIONS, Section
 from ral.config.data import DataConfig, ManifestParams, PhantomParams, PreprocessParams, ValidateParams
@@ -64,6 +64,11 @@ def test_declared_code_is_what_is_imported(name: str, source: str) -> None:
         {f"ral/data/sources/{source}.py"} if readers else set()
     )
     assert code_files(name, source) <= declared_code(name, source)
+
+
+def test_dvc_yaml_is_what_the_generator_writes() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    assert text == with_dependencies(), "python tests/stages.py --write"
 
 
 def test_a_plot_is_no_dependency_of_training() -> None:
