@@ -1,9 +1,25 @@
-"""The picture of the layers is that of the imports."""
+"""The picture of the layers is that of the imports, and no import goes up or sideways."""
+
+import re
 
 import pytest
 from conftest import ROOT
 
 from docs import layers
+
+# From low to high: a package imports from the layers below it, never from another of its own layer or from one above.
+LAYERS = (
+    {"base"},
+    {"config"},
+    {"losses", "models", "phantom", "compute", "launch"},
+    {"data"},
+    {"inference"},
+    {"training", "evaluation", "explain"},
+    {"reporting", "release"},
+    {"tasks"},
+    {"flows"},
+)
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # d imports all, b and c import a.
 DIAMOND = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"a", "b", "c"}}
@@ -40,3 +56,37 @@ def test_long_arrows_have_a_lane_in_the_rows_that_they_pass() -> None:
     rows, paths = layers.arrange(layers.levels(packages), layers.shortest(packages))
     assert [sorted(row) for row in rows] == [["a"], ["b", "d"], ["c", "e>d@2"], ["e"]]
     assert ["e", "e>d@2", "d"] in paths
+
+
+def test_no_import_goes_up_or_sideways() -> None:
+    unknown = layers.graph().keys() - LAYER_OF.keys()
+    assert not unknown, f"say in LAYERS, and in CONTRIBUTING.md, in which layer these are: {sorted(unknown)}"
+    against = [
+        f"{importing} imports {imported}"
+        for importing, imported in sorted(set(layers.imports()))
+        if layers.package_of(importing) != layers.package_of(imported)
+        and LAYER_OF[layers.package_of(importing)] <= LAYER_OF[layers.package_of(imported)]
+    ]
+    assert not against, "\n".join(["imports from the same layer or one above:", *against])
+
+
+def test_the_contribution_guide_has_the_same_layers() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", guide, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(len(LAYERS), 0, -1))
+    told = [set(re.findall(r"`(\w+)`", names)) for _, names in reversed(rows)]
+    assert told[1:] == list(LAYERS[1:])
+
+
+def test_the_contribution_guide_names_files_and_names_that_exist() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?\.?(?:py|md|yaml|toml|/))`", guide))
+    missing = {path for path in named if "NAME" not in path and not (ROOT / path).exists()}
+    missing -= {"ral.toml"}  # the user's own
+    assert not missing
+    code = "\n".join(path.read_text() for room in layers.ROOMS for path in (ROOT / room).rglob("*.py"))
+    code += "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for name in re.findall(r"`([A-Z]\w+|[a-z]+_[a-z_]+)`", guide):
+        assert "NAME" in name or re.search(rf"\b{name}\b", code), (
+            f"CONTRIBUTING.md names {name}, which is nowhere"
+        )
