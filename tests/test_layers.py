@@ -1,5 +1,7 @@
 """The picture of the layers is that of the imports, and no import goes up or sideways."""
 
+import ast
+import graphlib
 import re
 
 import pytest
@@ -68,6 +70,24 @@ def test_no_import_goes_up_or_sideways() -> None:
         and LAYER_OF[layers.package_of(importing)] <= LAYER_OF[layers.package_of(imported)]
     ]
     assert not against, "\n".join(["imports from the same layer or one above:", *against])
+
+
+def test_modules_import_in_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in (path for room in layers.ROOMS for path in (ROOT / room).rglob("*.py")):
+        own = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                # `from ral.losses import terms` imports the module, not the package.
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                modules = [
+                    name if (ROOT / f"{name.replace('.', '/')}.py").is_file() else node.module
+                    for name in inner
+                ]
+                graph.setdefault(own, set()).update(
+                    name for name in modules if name.split(".")[0] in layers.ROOMS
+                )
+    graphlib.TopologicalSorter({own: others - {own} for own, others in graph.items()}).prepare()
 
 
 def test_the_contribution_guide_has_the_same_layers() -> None:
