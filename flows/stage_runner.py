@@ -3,15 +3,15 @@
 python -m dvc repro --single-item train      # what is run for the stage train, in the workspace
 """
 
+import logging
 import os
-import re
 import select
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import UUID
 
 from prefect import get_run_logger
@@ -22,6 +22,7 @@ from flows.workspace import python_env
 from ral import runs
 from ral.errors import plain
 from ral.files import read_json
+from ral.log import LOG_FORMAT, Line, parse
 from ral.processes import die_with_parent, end_group
 
 # Lines of a failed command repeated in the error, so that the run's page says what went wrong.
@@ -33,8 +34,11 @@ TERMINATE_TIMEOUT = 9.0
 # What DVC says when somebody else runs a stage on the same files; its --wait-for-lock does not wait for that.
 BUSY = "is busy, it is being blocked by"
 
-# How `ral.progress` says how far a step is.
-SHARE = re.compile(r"(\d+) % \(\S+ of ")
+# What DVC advises a person to type after `dvc repro`; the configuration of a workspace does it already.
+ADVICE = (
+    "To track the changes with git, run:", "To enable auto staging, run:", "git add ", "dvc config core.autostage",
+    "Use `dvc push` to send your updates",
+)  # fmt: skip
 
 
 class StageError(Exception):
@@ -97,7 +101,7 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=python_env(),
+        env=python_env() | {LOG_FORMAT: "json"},
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
@@ -111,10 +115,8 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
     last: list[str] = []
     try:
         for line in process.stdout:
-            text = plain(line.rstrip())  # DVC and git name addresses of remotes
-            logger.info(text)
-            progress.read(text)
-            last = [*last, text][-LAST_LINES:]
+            if (text := _log_line(logger, progress, line)) is not None:
+                last = [*last, text][-LAST_LINES:]
         code = process.wait()
     finally:
         clock.cancel()
@@ -122,17 +124,29 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         if _all_written(process.stdout):  # what it said when it was asked to end: that a checkpoint was saved
             rest = process.stdout.read().splitlines()
             for line in rest:
-                logger.info(plain(line))
+                _log_line(logger, progress, line)
             if rest:
                 APILogHandler().flush()  # the SIGTERM that ends a run does not wait for lines under way to the server
     if timed_out.is_set():
         raise StageError(
-            f"Stage {name} was ended after {hours:g} hours, the limit of flows.timeout_hours. Training goes on from "
-            "its checkpoint when it is run again.",
+            f"Stage {name} timed out after {hours:g} h (flows.timeout_hours). Training resumes from its checkpoint "
+            "when it is run again.",
             retry=False,
         )
     if code:
         raise StageError("\n".join([f"Stage {name} failed:", *last]))
+
+
+def _log_line(logger: Any, progress: "_Progress", line: str) -> str | None:
+    """Log a line of the command at its level; its text, or None for an empty line and DVC's advice."""
+    if not line.strip() or line.strip().startswith(ADVICE):
+        return None
+    parsed = parse(line.strip()) or Line(logging.INFO, line.rstrip(), None)
+    message = plain(parsed.message)  # DVC and git name addresses of remotes
+    logger.log(parsed.level, "%s", message)
+    if parsed.progress is not None:
+        progress.show(parsed.progress, message)
+    return message
 
 
 def _all_written(pipe: IO[str]) -> bool:
@@ -154,16 +168,12 @@ class _Progress:
         self._name = name
         self._artifact: UUID | None = None
 
-    def read(self, line: str) -> None:
-        found = SHARE.search(line)
-        if found is None:
-            return
-        share = float(found[1])
+    def show(self, percent: float, description: str) -> None:
         if self._artifact is None:
             made = create_progress_artifact(
-                progress=share, key=f"progress-{self._name}", description=self._name
+                progress=percent, key=f"progress-{self._name}", description=self._name
             )
             assert isinstance(made, UUID)
             self._artifact = made
         else:
-            update_progress_artifact(self._artifact, progress=share, description=line.strip())
+            update_progress_artifact(self._artifact, progress=percent, description=description)

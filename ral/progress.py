@@ -1,6 +1,6 @@
-"""How far a long step is, at what rate, and how long is left: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a long step with its rate and the time left: a bar on a terminal, a log line every ten seconds elsewhere."""
 
-import errno
+import logging
 import sys
 import threading
 import time
@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 # Seconds between two lines where the output is no terminal (a log file, Prefect, CI).
 LINE_EVERY = 10.0
@@ -52,7 +54,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif kind is None and (self._lines or time.monotonic() - self._started > LINE_EVERY):
-            self._print_line()
+            self._log()
 
     def add(self, amount: int = 1, note: str = "") -> None:
         """Report `amount` more units done; `note` is shown at the end of the line (loss, metric)."""
@@ -64,21 +66,9 @@ class Progress:
                     self._bar.set_postfix_str(note, refresh=False)
                 self._bar.update(amount)
             elif time.monotonic() - self._last_line >= LINE_EVERY:
-                self._print_line()
+                self._log()
 
-    def say(self, line: str) -> None:
-        """Print a line of its own without tearing the bar."""
-        try:
-            if self._bar is not None:
-                self._bar.write(line, file=self._stream)
-            else:
-                print(line, file=self._stream, flush=True)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            # The terminal has gone. SIGHUP or SIGTERM says so in a moment, and training must live to save.
-
-    def _print_line(self) -> None:
+    def _log(self) -> None:
         self._last_line = time.monotonic()
         self._lines += 1
         elapsed = max(self._last_line - self._started, 1e-9)
@@ -87,9 +77,11 @@ class Progress:
         scale, unit = (1e6, "MB") if self._unit == "B" else (1, self._unit)
         share = 100 * self._done / self._total if self._total else 100
         tail = f", {self._note}" if self._note else ""
-        self.say(
+        progress = {"done": self._done, "total": self._total, "unit": self._unit}
+        logger.info(
             f"{self._what}: {share:.0f} % ({self._done / scale:,.0f} of {self._total / scale:,.0f} {unit}), "
-            f"{rate / scale:,.1f} {unit}/s, {clock(left)} left{tail}"
+            f"{rate / scale:,.1f} {unit}/s, {clock(left)} left{tail}",
+            extra={"progress": progress},
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ral import runs
 from ral.errors import DISK_ERRORS, REMEDIES, Kind, UserError, explain_os_error, plain
 from ral.files import write_json
+from ral.log import configure
 from ral.processes import die_with_parent, ignore_requests_to_end, on_request_to_end
 
 
@@ -52,6 +53,7 @@ def main(name: str, step: Callable[[], None], record: bool = True) -> None:
         die_with_parent(signal.SIGTERM if name == "train" else signal.SIGKILL)
         runs.share_with_siblings()  # the stages of one `dvc repro` are one run
     on_request_to_end(_asked_to_end)
+    configure()
     try:
         with _recorded(name) if record else contextlib.nullcontext():
             step()

@@ -12,6 +12,7 @@ checkpoint is written, and the exit code is 143.
 
 import contextlib
 import csv
+import logging
 import sys
 import traceback
 from collections.abc import Iterator
@@ -25,8 +26,11 @@ from ral.data.dataset import Dataset, open_dataset
 from ral.errors import DISK_ERRORS, UserError, explain_os_error
 from ral.files import follow_umask, read_json, write_json
 from ral.launch.base import read_failure, write_failure
+from ral.log import configure
 from ral.processes import LOST_PEER, die_with_parent, leave
 from ral.training.state import HISTORY
+
+logger = logging.getLogger("ral.training")
 
 if TYPE_CHECKING:
     from ral.training.trainer import Trainer
@@ -173,6 +177,7 @@ def main() -> int:
         The exit code.
     """
     die_with_parent()
+    configure()
     spec = read_json(Path(sys.argv[1]))
     try:
         params = TrainParams.model_validate(spec["params"])
@@ -188,7 +193,7 @@ def main() -> int:
     except RuntimeError as error:
         if not _peer_is_gone(error):
             raise
-        print(f"a process of this training has gone: {str(error).splitlines()[0]}", file=sys.stderr)
+        logger.error("Lost connection to a peer rank: %s", str(error).splitlines()[0])
         return LOST_PEER
     return 0
 

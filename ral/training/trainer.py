@@ -1,5 +1,6 @@
 """A whole training: its phases, epochs and checkpoints, and the weights that validation chooses."""
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ from ral.training.ema import ModelEma
 from ral.training.loop import DistributedContext, Phase, PhaseTrainer
 from ral.training.metric_logger import MetricLogger
 from ral.training.state import HISTORY, PreemptionFlag, TrainState, select_prefix
+
+logger = logging.getLogger(__name__)
 
 # What a checkpoint is made from: optimizer steps done, tensors on the CPU, facts (`Checkpoints.save`).
 Snapshot = tuple[int, dict[str, Tensor], dict[str, Any]]
@@ -142,7 +145,7 @@ class Trainer:
             say: Callable[[str], None] = noop
             if counted:
                 progress = stack.enter_context(Progress("training", total, "images"))
-                trainer.show, say = progress.add, progress.say
+                trainer.show, say = progress.add, logger.info
             while state.epoch < phase.epochs:
                 started, first = time.monotonic(), int(trainer.ends[state.step])
                 self.stop.exit_immediately, self.unsaved = False, None
@@ -272,7 +275,7 @@ class Trainer:
 
     def _load(self) -> dict[str, Tensor]:
         """Set the state from the newest checkpoint; its tensors, or none."""
-        say: Callable[[str], None] = print if self.place.rank == 0 else noop
+        say: Callable[[str], None] = logger.info if self.place.rank == 0 else noop
         found = self.checkpoints.load_latest(say)
         if found is None:
             return {}

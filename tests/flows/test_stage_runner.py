@@ -25,7 +25,10 @@ signal.signal(signal.SIGTERM, save)
 plan = json.loads(Path("plan.json").read_text())
 tries = Path("tries"); tries.write_text((tries.read_text() if tries.exists() else "") + "x")
 for share in (10, 60):
-    print(f"training: {share} % ({share} of 100 images), 5.0 images/s, 0:01 left", flush=True)
+    text = f"training: {share} % ({share} of 100 images), 5.0 images/s, 0:01 left"
+    line = {"level": "INFO", "logger": "toy", "message": text, "progress": {"done": share, "total": 100, "unit": "images"}}
+    print(json.dumps(line), flush=True)
+print(json.dumps({"level": "WARNING", "logger": "toy", "message": "the toy warns"}), flush=True)
 if len(tries.read_text()) <= plan["failures"]:
     run = Path("runs", os.environ["RAL_RUN_ID"]); run.mkdir(parents=True, exist_ok=True)
     (run / "failure.json").write_text(json.dumps({"retry": plan["retry"]}))
@@ -129,7 +132,7 @@ def test_a_stage_that_takes_too_long_is_ended(
     flow = start(toy, server, environment, RAL_FLOWS_TIMEOUT_HOURS="{train = 0.002}")
     printed = flow.communicate()[0]
     assert flow.returncode != 0
-    assert "Stage train was ended after 0.002 hours" in printed
+    assert "Stage train timed out after 0.002 h (flows.timeout_hours)" in printed
     # Once at most: on a busy machine the time is up before the stage begins.
     assert not (toy / "tries").exists() or (toy / "tries").read_text() == "x"
     assert printed.count("Running stage 'train'") <= 1
