@@ -112,7 +112,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--images-per-second", type=float, default=500, help="throughput of one GPU as measured by you (default: 500)"
+        "--images-per-second",
+        type=float,
+        default=500,
+        help="throughput of one GPU as measured by you (default: 500)",
     )
     parser.add_argument("--gpus", type=int, default=8, help="number of GPUs (default: 8)")
     parser.add_argument("--packing-cores", type=int, default=64, help="CPU cores for packing (default: 64)")
