@@ -1,4 +1,4 @@
-"""The pages of docs/ name what is there."""
+"""The pages of docs/ agree with the code, and each is linked."""
 
 import importlib.util
 import re
