@@ -1,4 +1,4 @@
-"""The pages of docs/ name what is there."""
+"""The pages of docs/ agree with the code, and each is linked."""
 
 import importlib.util
 import re
@@ -49,3 +49,17 @@ def test_the_runbook_names_commands_that_exist(run) -> None:
     known = {key for key, _ in keys(FlowsEnvironment)}
     for key in re.findall(r"`((?:flows|training|dask)\.(?!tidy)[\w.]+)`", page):
         assert key in known or any(other.startswith(f"{key}.") for other in known), key
+
+
+def test_every_page_is_linked() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    linked = {
+        (page.parent / target).resolve()
+        for page in pages
+        for target in re.findall(r"\]\((?!https?://)([\w./-]+)(?:#[\w-]+)?\)", page.read_text())
+        if (page.parent / target).resolve() != page.resolve()
+    }
+    unlinked = [path.name for path in (ROOT / "docs").glob("*.md") if path.resolve() not in linked]
+    assert not unlinked
+    missing = [str(path) for path in linked if not path.exists()]
+    assert not missing
