@@ -1,4 +1,4 @@
-"""How params.yaml is read: strict frozen models, and errors that name the key and what it may be."""
+"""Reading params.yaml: strict, frozen models, and errors that name the key and its allowed values."""
 
 import difflib
 from pathlib import Path
@@ -9,7 +9,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from ral.errors import UserError
 
-# The top level of params.yaml. A test holds it to `ral.config.params.Params`.
+# Top-level sections of params.yaml; a test checks them against `ral.config.params.Params`.
 SECTIONS = (
     "phantom",
     "data",
@@ -26,22 +26,22 @@ SECTIONS = (
 
 
 def below(path: str) -> str:
-    """A path of params.yaml as it is, if it is relative and does not leave its folder.
+    """Return a path of params.yaml unchanged if it is relative and stays inside its folder.
 
     Raises:
-        ValueError: it does; params.yaml may come from somebody else, and its files are opened and quoted in messages.
+        ValueError: it leaves the folder. params.yaml may be untrusted, and files it names are opened and quoted in messages.
     """
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise ValueError("the path must be relative and must not contain `..`: copy the file there")
     return path
 
 
-# A file below the folder that the key's doc names.
+# A file inside the folder that the documentation of the key names.
 FileBelow = Annotated[str, Field(min_length=1), AfterValidator(below)]
 
 
 class Section(BaseModel):
-    """A group of parameters: immutable, no unknown key, no silent conversion ("5" is not 5)."""
+    """A group of parameters: immutable, no unknown keys, no implicit conversion ("5" is not 5)."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -52,13 +52,13 @@ Parameters = TypeVar("Parameters", bound=Section)
 
 
 def load(path: Path, model: type[Parameters]) -> Parameters:
-    """Read the sections of params.yaml that `model` has as fields; the others are not looked at.
+    """Read the sections of params.yaml that `model` has as fields; other sections are ignored.
 
-    A step that reads two sections therefore reruns when one of those two changes, and only then.
+    A step therefore reruns only when a section that it reads changes.
     `python -m ral.config` checks the whole file.
 
     Raises:
-        UserError: the file is missing or no YAML; a key is unknown, absent or has a wrong value.
+        UserError: the file is missing or not YAML; a key is unknown, missing or has a wrong value.
     """
     content = read_yaml(path)
     unknown = sorted(set(content) - set(SECTIONS))
