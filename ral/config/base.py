@@ -32,7 +32,9 @@ def below(path: str) -> str:
         ValueError: it leaves the folder. params.yaml may be untrusted, and files it names are opened and quoted in messages.
     """
     if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError("the path must be relative and must not contain `..`: copy the file there")
+        raise ValueError(
+            "the path must be relative and must not contain `..`: copy the file into that folder"
+        )
     return path
 
 
@@ -79,9 +81,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Run from the project's folder, or pass --params.") from None
+        raise UserError(f"{path} does not exist. Run from the project folder, or pass --params.") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a file of parameters.") from None
+        raise UserError(f"{path} is a folder, not a parameter file.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text.") from None
     except YAMLError as error:
@@ -92,7 +94,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, model: type[BaseModel], path: Path) -> str:
-    """Turn pydantic's error into one line per key: its dotted name, the value found, what is allowed."""
+    """Format a pydantic error as one line per key: dotted name, allowed values, actual value."""
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
@@ -118,7 +120,7 @@ def _unknown_key(name: str, allowed: tuple[str, ...]) -> str:
 
 
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Names of the fields of the model found by walking `location` down from `model`."""
+    """Field names of the submodel of `model` at `location`."""
     for part in location:
         annotation = model.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -40,5 +40,5 @@ class DaskTarget(Section):
     @model_validator(mode="after")
     def _address_belongs_to_its_target(self) -> "DaskTarget":
         if (self.target == "address") != (self.address is not None):
-            raise ValueError("target `address` and the key address go together: set both or neither")
+            raise ValueError("target `address` and the key address require each other: set both or neither")
         return self

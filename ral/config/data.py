@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from ral.config.base import FileBelow, Section
 from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, is_spreadsheet_safe, unknown_finding
 
-# The registry of sources: each is the file of that name in ral/data/sources/.
+# The registry of sources: each is a module of that name in ral/data/sources/.
 SourceName = Literal[
     "nih",
     "chexpert",
@@ -23,11 +23,11 @@ View = Literal["PA", "AP", "FRONTAL", "LATERAL", "OTHER"]
 
 def _not_added(name: str) -> str:
     if name in ADDED_COLUMNS:
-        raise ValueError(f"the pipeline adds a column `{name}` of its own: rename it in your table")
+        raise ValueError(f"the pipeline adds its own column `{name}`: rename the column of your table")
     return name
 
 
-# A column of one's own table.
+# A column of a user's table.
 Column = Annotated[str, Field(min_length=1), AfterValidator(_not_added)]
 
 
@@ -91,19 +91,19 @@ class TableConfig(Section):
     @field_validator("findings")
     @classmethod
     def _not_reserved(cls, findings: dict[str, str]) -> dict[str, str]:
-        twice = [word for word in findings.values() if list(findings.values()).count(word) > 1]
-        if twice:
-            raise ValueError(f"`{twice[0]}` stands for two findings: give each its own column or word")
+        duplicates = [name for name in findings.values() if list(findings.values()).count(name) > 1]
+        if duplicates:
+            raise ValueError(f"`{duplicates[0]}` is used for two findings: each needs its own column or name")
         for name in findings:
             if not name.strip():
-                raise ValueError("a finding has no name")
+                raise ValueError("a finding has an empty name")
             if name.lower() in RESERVED_NAMES:
                 raise ValueError(
-                    f"`{name}` names a column or a group of the pipeline's own tables: call that finding otherwise"
+                    f"`{name}` is the name of a column or group in the pipeline's own tables: rename the finding"
                 )
             if not is_spreadsheet_safe(name):
                 raise ValueError(
-                    f"`{name}` would be a formula or several cells in a spreadsheet: call that finding otherwise"
+                    f"`{name}` would be a formula or several cells in a spreadsheet: rename the finding"
                 )
         return findings
 
@@ -168,7 +168,7 @@ class DataConfig(Section):
     @classmethod
     def _once(cls, names: list[str] | None) -> list[str] | None:
         if names and len(set(names)) < len(names):
-            raise ValueError("a name stands there twice: name each once")
+            raise ValueError("a name is listed twice: list each once")
         return names
 
     @field_validator("labels")
@@ -198,7 +198,7 @@ class DataConfig(Section):
         if self.source == "table":
             if not self.table.findings:
                 raise ValueError(
-                    "table.findings is empty: say which column, or word, stands for which finding"
+                    "table.findings is empty: map each finding to its column, or to its name in the column `labels`"
                 )
             wrong = unknown_finding(self.findings or [], self.table.findings)
             if wrong:
@@ -227,7 +227,9 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _leaves_training_patients(self) -> "SplitConfig":
         if self.val + self.test >= 0.9:
-            raise ValueError("val + test must be below 0.9, so that at least a tenth of the patients train")
+            raise ValueError(
+                "val + test must be below 0.9, so that at least 10 % of the patients are left for training"
+            )
         return self
 
 

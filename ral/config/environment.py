@@ -31,23 +31,23 @@ Stage = Literal[
 def home() -> Path | None:
     """The home folder; None for a user without an account (`docker run --user`), whose HOME is unset or /."""
     try:
-        found = Path.home()
+        path = Path.home()
     except RuntimeError:
         return None
-    return None if found == Path("/") and not os.access(found, os.W_OK) else found
+    return None if path == Path("/") and not os.access(path, os.W_OK) else path
 
 
-def _own_folder(value: Any) -> Any:
+def _expand_home(value: Any) -> Any:
     """Expand ~ to the home folder."""
     if not isinstance(value, str):
         return value
     if value.startswith("~") and home() is None:
-        raise ValueError("this user has no home folder, so ~ is no place: write the whole path")
+        raise ValueError("this user has no home folder, so ~ cannot be expanded: use an absolute path")
     return os.path.expanduser(value)
 
 
 # Paths are strings in TOML and in environment variables.
-File = Annotated[Path, Field(strict=False), BeforeValidator(_own_folder)]
+File = Annotated[Path, Field(strict=False), BeforeValidator(_expand_home)]
 
 
 class SlurmConfig(Section):
@@ -208,7 +208,7 @@ def load_environment(folder: Path = Path(), variables: Mapping[str, str] | None 
     environment = _validate(content, doubtful) if doubtful else environment
     if environment.state_dir.parts[:1] == ("~",):
         raise UserError(
-            f"The user with the number {os.getuid()} has no home folder, so there is no place for checkpoints and other state: "
+            f"User id {os.getuid()} has no home folder for checkpoints and other state: "
             "set RAL_STATE_DIR (or state_dir in ral.toml) to a private folder."
         )
     check_state_dir(environment.state_dir)
@@ -226,12 +226,12 @@ def check_state_dir(path: Path) -> None:
     Raises:
         UserError: it is relative, has characters other than letters, digits, `/` and ._-+@=, or is writable by others.
     """
-    odd = sorted(set(re.findall(r"[^\w.+@=/-]", str(path))))
-    if odd or not path.is_absolute():
-        problem = f"has {' '.join(repr(sign) for sign in odd)} in it" if odd else "is relative"
+    forbidden = sorted(set(re.findall(r"[^\w.+@=/-]", str(path))))
+    if forbidden or not path.is_absolute():
+        problem = f"contains {' '.join(repr(sign) for sign in forbidden)}" if forbidden else "is relative"
         raise UserError(
             f"state_dir, the folder for checkpoints and other state, {problem}: {str(path)!r}. Set RAL_STATE_DIR (or state_dir "
-            "in ral.toml) to a whole path of letters, digits and ._-+@= only, such as /srv/ral."
+            "in ral.toml) to an absolute path with only letters, digits and ._-+@=, such as /srv/ral."
         )
     refuse_shared(path)
 
@@ -242,7 +242,7 @@ def _give_home(state_dir: Path) -> None:
         os.environ["HOME"] = str(private_folder(private_folder(state_dir.absolute()) / "home"))
     except OSError as error:
         raise UserError(
-            f"{error.filename}: {error.strerror}. Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder that this user may write."
+            f"{error.filename}: {error.strerror}. Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder that this user can write to."
         ) from None
     os.environ.setdefault("USER", str(os.getuid()))
 

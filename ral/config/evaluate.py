@@ -50,14 +50,14 @@ class AuditConfig(Section):
     @classmethod
     def _once(cls, by: list[str]) -> list[str]:
         if len(set(by)) < len(by):
-            raise ValueError("an attribute is named twice")
+            raise ValueError("an attribute is listed twice")
         return by
 
     @field_validator("age_bands")
     @classmethod
     def _rising(cls, bands: list[float]) -> list[float]:
         if not bands or bands[0] <= 0 or any(b <= a for a, b in pairwise(bands)):
-            raise ValueError("the ages must be above 0 and rise, such as [18, 40, 60, 80]")
+            raise ValueError("ages must be above 0 and increasing, such as [18, 40, 60, 80]")
         return bands
 
 
@@ -74,9 +74,9 @@ class SecondReadingConfig(Section):
     @model_validator(mode="after")
     def _columns_apart(self) -> "SecondReadingConfig":
         if "row" in (self.image_id, *self.columns.values()):
-            raise ValueError("the pipeline adds a column `row` of its own: rename it in your table")
+            raise ValueError("the pipeline adds its own column `row`: rename the column of your table")
         if self.image_id in self.columns.values():
-            raise ValueError(f"`{self.image_id}` cannot be the image id and a finding")
+            raise ValueError(f"`{self.image_id}` cannot be both the image id and a finding")
         return self
 
 

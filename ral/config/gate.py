@@ -43,7 +43,7 @@ class GateConfig(Section):
     @model_validator(mode="after")
     def _measured(self) -> "GateConfig":
         if self.margin is not None and self.anchor is None:
-            raise ValueError("margin needs an anchor: name the release that losses are measured against")
+            raise ValueError("margin requires an anchor: set it to the release that margin refers to")
         return self
 
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ral.config.base import Section
 
-# Arguments of timm.create_model that other keys set, or that would load weights past the checks of `pretrained`.
+# Arguments of timm.create_model that other keys set, or that would bypass the checks of `pretrained`.
 _RESERVED = {
     "in_chans": "model.channels",
     "num_classes": "the data",
@@ -82,12 +82,12 @@ class ModelConfig(Section):
     def _possible(self) -> "ModelConfig":
         for name in self.options:
             if name in _RESERVED:
-                raise ValueError(f"options: `{name}` is not passed on; {_RESERVED[name]} sets it")
+                raise ValueError(f"options: `{name}` cannot be set here; it is set by {_RESERVED[name]}")
         if self.drop_path and "drop_path_rate" in self.options:
-            raise ValueError("drop_path and options.drop_path_rate say the same: leave one out")
+            raise ValueError("drop_path and options.drop_path_rate are the same setting: remove one")
         if self.pretrained not in ("none", "hub") and not self.pretrained.endswith(".safetensors"):
             raise ValueError(
-                f"pretrained is none, hub or the path of a .safetensors file, but it is {self.pretrained!r} "
-                "(a pickled checkpoint can run code when it is opened; save its weights with safetensors)"
+                f"pretrained must be none, hub or the path of a .safetensors file, but it is {self.pretrained!r} "
+                "(loading a pickled checkpoint can execute code; convert its weights to safetensors)"
             )
         return self

@@ -118,7 +118,7 @@ class TrainConfig(Section):
         return self
 
 
-# What DeepSpeed's file may not say, since other parameters decide it.
+# Keys not allowed in the DeepSpeed configuration, with the parameters that control them.
 _DECIDED = {
     "train_batch_size": "batch_size",
     "train_micro_batch_size_per_gpu": "micro_batch",
