@@ -8,8 +8,7 @@ from ral.config.base import Section
 
 
 class DaskTarget(Section):
-    """Where validate and preprocess do their work. A property of the machine: it changes no byte of any
-    output."""
+    """Where validate and preprocess do their work; a property of the machine that never affects outputs."""
 
     target: Literal["threads", "local", "slurm", "address"] = "threads"
     """Dask backend. threads: this process. local: processes on this machine. slurm: SLURM jobs submitted

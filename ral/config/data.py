@@ -78,13 +78,11 @@ class TableConfig(Section):
     """Column with MONOCHROME1 (high values are dark) or MONOCHROME2 for PNG and JPEG images (see
     `preprocess.monochrome1`); null: all are MONOCHROME2. DICOM files carry this themselves."""
     labels: Column | None = None
-    """Column that lists the findings of an image, separated by `label_separator`; null: one column per
-    finding."""
+    """Column with all findings of an image, separated by `label_separator`; null: a column per finding."""
     label_separator: str = Field(default="|", min_length=1)
     """Separator between names in the column `labels`."""
     findings: dict[str, Column] = Field(default_factory=dict)
-    """Mapping from finding to its column (1, 0, -1 uncertain, empty unknown), or to its name in the column
-    `labels`."""
+    """Finding -> its column (1, 0, -1 uncertain, empty unknown), or its name in the column `labels`."""
     no_finding: Column | None = None
     """Column for No Finding, or its name in the column `labels`."""
 
@@ -151,16 +149,13 @@ class DataConfig(Section):
     findings: list[str] | None = Field(default=None, min_length=1)
     """Findings to train on, in this order; null: all of the label set."""
     uncertain: Literal["ignore", "positive", "negative"] = "ignore"
-    """Meaning of an uncertain label (-1): unknown, 1 or 0 (U-Ignore, U-Ones, U-Zeros of the CheXpert
-    paper)."""
+    """Meaning of an uncertain label (-1): unknown, 1 or 0 (CheXpert's U-Ignore, U-Ones, U-Zeros)."""
     unmentioned: Literal["unknown", "negative"] = "unknown"
     """Meaning of an empty label on an image that is not labelled No Finding."""
     readers: Literal["majority", "any"] = "majority"
-    """vindr: a finding is positive if more than half of the readers of an image report it (majority), or
-    if any does."""
+    """vindr: a finding is positive if more than half of an image's readers report it, or if any does."""
     pseudonymise: str | None = Field(default=None, min_length=1)
-    """Salt file: replaces ids in the prepared data by keyed hashes and drops paths; null: ids are
-    unchanged."""
+    """Salt file: ids in the prepared data become keyed hashes and paths are dropped; null: ids stay."""
     table: TableConfig = TableConfig()
     drift: DriftConfig = DriftConfig()
 
@@ -214,8 +209,7 @@ class SplitConfig(Section):
     hash of the patient id. hash: by a hash of the patient id, so new patients never move existing ones.
     stratified: iterative stratification over patients, which spreads rare findings."""
     val: float = Field(gt=0, lt=0.5)
-    """Fraction of patients for validation (official: of the patients on the training list; stratified: of
-    the images)."""
+    """Fraction of patients for validation (official: of the training list; stratified: of the images)."""
     test: float = Field(gt=0, lt=0.5)
     """Fraction of patients (stratified: of the images) for test; an official test list is used unchanged."""
     seed: int = Field(ge=0, lt=2**31)
@@ -241,14 +235,12 @@ class PreprocessConfig(Section):
     shard_images: int = Field(ge=1)
     """Maximum number of images per shard; a shard also ends at 512 MiB."""
     fit: Literal["stretch", "pad", "crop"] = "stretch"
-    """How non-square images are made square: stretch, pad (black, shorter side), or crop (centre, longer
-    side)."""
+    """How images are made square: stretch, pad (black, shorter side), or crop (centre, longer side)."""
     on_bad_image: Literal["fail", "quarantine"] = "fail"
     """Images that cannot be decoded or are blank: fail (error), or quarantine (exclude image and labels,
     with the reason in quarantine.parquet)."""
     max_bad_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Maximum fraction of quarantined images; above it the run stops, since the cause is probably
-    systematic."""
+    """Maximum fraction of quarantined images; above it the run stops: the cause is likely systematic."""
     range: Literal["own", "percentile"] = "own"
     """Gray range of a 16-bit PNG. own: its minimum and maximum. percentile: its 1st and 99th percentile,
     so that a few saturated pixels (markers) do not darken the image."""

@@ -101,8 +101,7 @@ class TrainingTarget(Section):
     """Where training runs, and how its processes are started."""
 
     launcher: Literal["local", "hostfile", "slurm", "kubernetes"] = "local"
-    """How processes are started: on this machine, by DeepSpeed's launcher (hostfile), by SLURM or by
-    Kubernetes."""
+    """What starts the processes: this machine, DeepSpeed's launcher (hostfile), SLURM or Kubernetes."""
     processes: int | None = Field(default=None, ge=1)
     """Number of processes of the local launcher; default: one per GPU, or one on the CPU."""
     grace: float = Field(default=6.0, ge=0)
@@ -129,8 +128,8 @@ class FlowsTarget(Section):
     """How the Prefect flows run the stages, and where notifications go."""
 
     repository: str | None = None
-    """Folder or URL of the project's git repository from which workspaces are checked out; default: the
-    folder in which the flow runs."""
+    """Folder or URL of the git repository that workspaces are checked out from; default: the current
+    folder."""
     timeout_hours: dict[Stage, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Timeout in hours per stage name; stages not listed have no timeout."""
     retries: int = Field(default=2, ge=0)
@@ -138,15 +137,14 @@ class FlowsTarget(Section):
     retry_seconds: float = Field(default=60.0, ge=0)
     """Seconds before the first retry; doubled for each further one."""
     notify: str | None = None
-    """Prefect notification block for failures and decisions, such as slack-webhook/ral; Prefect stores its
-    URL as a secret."""
+    """Prefect block for notifications of failures and decisions, such as slack-webhook/ral. Prefect stores
+    its URL as a secret."""
     keep: int = Field(default=14, ge=1)
     """Number of run folders (runs/<id>) to keep in a workspace."""
     push_git: str | None = None
-    """URL of a git repository to which the record (branch nightly, releases) is pushed after each run;
-    default: none."""
+    """URL of a git repository to push the record to after each run (branch nightly, releases)."""
     push_dvc: str | None = None
-    """Name of the project's DVC remote to which outputs are pushed after each run; default: none."""
+    """Name of a DVC remote of the project to push outputs to after each run."""
 
 
 def default_state_dir() -> Path:

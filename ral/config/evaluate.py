@@ -39,8 +39,7 @@ class AuditConfig(Section):
     """Subgroups of images whose metrics are compared with those of all other images."""
 
     by: list[Literal["sex", "age", "view", "source"]]
-    """Attributes that define subgroups; attributes missing from the data are skipped and reported. Empty:
-    no audit."""
+    """Subgroup attributes; those missing from the data are skipped and reported. Empty: no audit."""
     age_bands: list[float]
     """Lower bounds of the age bands after the youngest band, in years, increasing."""
     min_positives: int = Field(ge=5)
@@ -88,8 +87,7 @@ class EvaluateConfig(Section):
     tail: float = Field(gt=0, lt=1)
     """Training prevalence up to which a finding is in the tail tier (CXR-LT 2024: 0.01)."""
     min_positives: int = Field(ge=1)
-    """Minimum number of patients with a positive image, and with a negative one; below it a finding is not
-    estimable."""
+    """Minimum number of patients with positive and with negative images for a finding to be estimable."""
     replicates: int = Field(ge=100)
     """Number of bootstrap replicates (resampled test patients)."""
     confidence: float = Field(gt=0.5, lt=1)

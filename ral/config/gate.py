@@ -6,8 +6,7 @@ from ral.config.base import Section
 
 
 class GateConfig(Section):
-    """When a new model (challenger) replaces the model in use (champion). No pipeline stage reads this
-    section."""
+    """When a new model (challenger) replaces the model in use (champion). No stage reads this section."""
 
     sets: int = Field(default=2, ge=1, le=20)
     """Number of gate sets into which unsealed test patients are divided. Decisions use them in rotation so
@@ -18,15 +17,14 @@ class GateConfig(Section):
     subgroup_floor: float = Field(default=0.05, ge=0, lt=1)
     """Maximum tolerated loss of macro AP within a subgroup (attributes of evaluate.audit.by)."""
     calibration_cap: float = Field(default=0.1, gt=0, lt=1)
-    """Maximum calibration error of the challenger (debiased ECE of the calibrated scores, mean over
-    findings)."""
+    """Maximum calibration error (debiased ECE of the challenger's calibrated scores, mean over findings)."""
     seed_deviation: float = Field(default=0.01, ge=0, lt=1)
     """Measured standard deviation of macro AP between trainings that differ only in train.seed; widens the
     interval of the gain. 0 asserts that the seed has no effect."""
     margin: float | None = Field(default=None, gt=0, lt=1)
     """Non-inferiority margin in macro AP. null: only a gain is promoted. Otherwise a challenger not shown
     to be worse than the champion is also promoted if the whole interval of its difference to the
-    release `anchor` is above −margin."""
+    release `anchor` is at or above −margin."""
     anchor: str | None = Field(default=None, pattern=r"^v\d+\.\d+\.\d+$")
     """Version of the release that `margin` refers to. It stays fixed while champions change, so small
     losses cannot accumulate."""

@@ -25,8 +25,7 @@ class RALOptions(Section):
     epsilon_neg: float = 0.0
     """Taylor coefficient of the negative terms."""
     lamb: float = Field(default=1.5, ge=1)
-    """Hill factor: negatives scored near 1 are treated as probable label errors and get a smaller
-    gradient."""
+    """Hill factor: negatives scored near 1 are probable label errors and get a smaller gradient."""
 
 
 class BCEOptions(Section):
@@ -46,8 +45,7 @@ class FocalOptions(Section):
 
 
 class CBOptions(Section):
-    """Class-balanced loss (Cui et al., CVPR 2019): findings weighted by the inverse of their effective
-    number of images."""
+    """Class-balanced loss (Cui et al., CVPR 2019): findings weighted by inverse effective number."""
 
     beta: float = Field(default=0.9999, ge=0, lt=1)
     """β of the effective number (1 − β^n) / (1 − β); closer to 1 gives rare findings more weight."""
@@ -111,8 +109,8 @@ class HillOptions(Section):
 
 
 class SPLCOptions(Section):
-    """Self-paced loss correction (Zhang et al., 2021, arXiv 2112.07368): confidently positive negatives
-    are relabelled."""
+    """Self-paced loss correction (Zhang et al., 2021, arXiv 2112.07368): confident negatives are
+    relabelled."""
 
     tau: float = Field(default=0.6, gt=0, lt=1)
     """Sigmoid score above which a negative is treated as a missed positive."""
@@ -144,14 +142,12 @@ class DBOptions(Section):
 
 
 class LDAMOptions(Section):
-    """Label-distribution-aware margins (Cao et al., NeurIPS 2019), multi-label form, with deferred
-    re-weighting."""
+    """Label-distribution-aware margins (Cao et al., NeurIPS 2019), multi-label, deferred re-weighting."""
 
     max_margin: float = Field(default=0.5, gt=0)
     """Margin of the rarest finding; margins are proportional to (number of positives)^(−1/4)."""
     scale: float = Field(default=1.0, gt=0)
-    """Factor on the logits after the margin (the authors' 30 is for cosine classifiers; a linear head
-    needs none)."""
+    """Factor on the logits after the margin (authors: 30, for cosine classifiers; a linear head needs 1)."""
     defer_epoch: int = Field(default=160, ge=0)
     """Epoch (from 0) at which class-balanced weights start (authors: 160 of 200)."""
     beta: float = Field(default=0.9999, ge=0, lt=1)
@@ -159,8 +155,7 @@ class LDAMOptions(Section):
 
 
 class TwoWayOptions(Section):
-    """Two-way loss (Kobayashi, CVPR 2023): contrasts positives with negatives across findings and across
-    images."""
+    """Two-way loss (Kobayashi, CVPR 2023): positives against negatives across findings and images."""
 
     tp: float = Field(default=4.0, gt=0)
     """Temperature of positives."""
@@ -173,8 +168,7 @@ class ZLPROptions(Section):
 
 
 class MFMOptions(Section):
-    """Multi-focal modifier of COMIC (Zhang et al., ICCV 2023): ASL whose focusing and weights increase
-    with rarity."""
+    """Multi-focal modifier of COMIC (Zhang et al., ICCV 2023): ASL with focus and weight by rarity."""
 
     gamma_pos: float = Field(default=0.0, ge=0)
     """Focusing exponent of positives."""

@@ -20,8 +20,7 @@ _RESERVED = {
 
 
 class MLDecoderOptions(Section):
-    """ML-Decoder (Ridnik et al., WACV 2023, arXiv 2111.12933): cross-attention from one query per group of
-    findings."""
+    """ML-Decoder (Ridnik et al., WACV 2023, arXiv 2111.12933): a query per group of findings."""
 
     groups: int = Field(default=100, ge=1)
     """Maximum number of queries; findings are divided evenly among them. 100 (the authors' default) gives
@@ -31,8 +30,7 @@ class MLDecoderOptions(Section):
 
 
 class CSRAOptions(Section):
-    """Class-specific residual attention (Zhu and Wu, ICCV 2021): average pooling plus attention to the
-    peaks."""
+    """Class-specific residual attention (Zhu and Wu, ICCV 2021): average pooling plus peak attention."""
 
     heads: Literal[1, 2, 4, 6, 8] = 1
     """Number of attention heads, from softmax to maximum. 1: as in the CXR-LT 2026 entry with this head;
@@ -46,8 +44,7 @@ class ModelConfig(Section):
     """The network: a timm backbone and a classification head."""
 
     backbone: str = Field(min_length=1)
-    """timm model name, with or without the tag of its pretrained weights
-    (convnext_small.fb_in22k_ft_in1k)."""
+    """timm model name, with or without a pretrained tag (convnext_small.fb_in22k_ft_in1k)."""
     options: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
     """Keyword arguments for timm.create_model (channels, img_size, …)."""
     channels: Literal[1, 3] = 1
@@ -68,9 +65,8 @@ class ModelConfig(Section):
     csra: CSRAOptions = CSRAOptions()
     """Options of csra."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    """Stochastic depth: drop probability of the last layer's residual blocks, increasing linearly from 0
-    at the first. 0 for small networks, which underfit; 0.1 to 0.2 for pretrained ones (CXR-LT 2026:
-    0.2)."""
+    """Stochastic depth: drop probability at the last layer, increasing linearly from 0 at the first. 0 for
+    small networks, which underfit; 0.1 to 0.2 for pretrained ones (CXR-LT 2026: 0.2)."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Layer-wise learning rate decay: factor from each layer to the one before it. 1 (none) for random
     initialization; 0.7 to 0.9 for pretrained networks (BEiT: 0.75)."""

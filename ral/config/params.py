@@ -37,7 +37,6 @@ class ReportParams(Section):
 
 
 class Params(ReportParams):
-    """All sections. Each step reads only its own (`PreprocessParams`, `TrainParams`, …); no step reads
-    gate."""
+    """All sections. Each step reads only its own (`PreprocessParams`, `TrainParams`, …), never gate."""
 
     gate: GateConfig
