@@ -15,24 +15,26 @@ Stage = Literal[
 
 
 class FlowsConfig(Section):
-    """How the flows run the stages, and whom they notify."""
+    """How the Prefect flows run the stages, and where notifications go."""
 
     repository: str | None = None
-    """Folder or address of the project's git repository, from which workspaces are checked out; the folder the flow runs in if absent."""
+    """Folder or URL of the git repository that workspaces are checked out from; default: the current
+    folder."""
     timeout_hours: dict[Stage, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Hours after which a stage is ended, by its name; a stage that is not named may take any time."""
+    """Timeout in hours per stage name; stages not listed have no timeout."""
     retries: int = Field(default=2, ge=0)
-    """How often a stage is tried again after a failure that a retry can mend, such as a lost node."""
+    """Maximum number of retries of a stage after a retryable failure, such as a lost node."""
     retry_seconds: float = Field(default=60.0, ge=0)
-    """Seconds before the first retry; each further one waits twice as long."""
+    """Seconds before the first retry; doubled for each further one."""
     notify: str | None = None
-    """Prefect notification block that is told of failures and decisions, such as slack-webhook/ral; its address is a secret that Prefect keeps."""
+    """Prefect block for notifications of failures and decisions, such as slack-webhook/ral. Prefect stores
+    its URL as a secret."""
     keep: int = Field(default=14, ge=1)
-    """Folders of runs (runs/<id>) kept in a workspace."""
+    """Number of run folders (runs/<id>) to keep in a workspace."""
     push_git: str | None = None
-    """Address of a git repository that gets the record (branch nightly, releases) after each night; none if absent."""
+    """URL of a git repository to push the record to after each run (branch nightly, releases)."""
     push_dvc: str | None = None
-    """Name of a DVC remote of the project that gets the night's outputs; none if absent."""
+    """Name of a DVC remote of the project to push outputs to after each run."""
 
 
 class FlowsEnvironment(Environment):

@@ -6,26 +6,56 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from flows.settings import FlowsEnvironment
 from ral.config.environment import keys
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("page", "heads"), [("bad-input.md", ("| input",)), ("runbook.md", ("| in ",))])
-def test_every_row_has_its_test(page: str, heads: tuple[str, ...]) -> None:
+# The lines under every symptom of the runbook, in this order.
+SYMPTOM = ["Cause", "What to do", "What the system does", "Test"]
+
+
+def names_existing_tests(text: str) -> bool:
+    """Whether `text` names at least one test, and every test that it names exists."""
     written = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    text = (ROOT / "docs" / page).read_text().partition("## What grows")[0]
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
-    rows = [row for row in rows if not row.startswith((*heads, "| ---"))]
+    names = re.findall(r"`(test_\w+)`", text)
+    return bool(names) and all(f"def {name}(" in written for name in names)
+
+
+def test_every_row_of_bad_input_names_its_tests() -> None:
+    lines = (ROOT / "docs/bad-input.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith(("| input", "| ---"))]
     assert len(rows) > 20
     for row in rows:
-        named = re.findall(r"`(test_\w+)`", row.rsplit("|", 2)[1])
-        assert named, f"no test is named: {row}"
-        for name in named:
-            assert f"def {name}(" in written, name
+        assert names_existing_tests(row.rsplit("|", 2)[1]), row
+
+
+def symptoms(page: str) -> dict[str, dict[str, str]]:
+    """Every level-3 heading of a page with its list: label -> text."""
+    sections = {}
+    for section in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition("\n")
+        items = re.split(r"^- \*\*(.+?):\*\* ", body.partition("\n## ")[0], flags=re.MULTILINE)[1:]
+        assert heading not in sections, heading
+        sections[heading] = dict(zip(items[::2], items[1::2], strict=True))
+    return sections
+
+
+def test_every_symptom_of_the_runbook_names_its_tests() -> None:
+    sections = symptoms((ROOT / "docs/runbook.md").read_text())
+    assert len(sections) > 40
+    for heading, items in sections.items():
+        assert list(items) == SYMPTOM, heading
+        assert names_existing_tests(items["Test"]), (heading, items["Test"])
+
+
+def test_the_contents_of_the_runbook_list_its_sections() -> None:
+    page = (ROOT / "docs/runbook.md").read_text()
+    titles = [
+        title.lower().replace(" ", "-").replace(",", "") for title in re.findall(r"^## (.+)$", page, re.M)
+    ]
+    assert list(dict.fromkeys(re.findall(r"\(#([\w-]+)\)", page.partition("## Contents")[2]))) == titles[1:]
 
 
 def test_the_tables_of_the_sizing_page_are_those_of_its_script() -> None:

@@ -1,1 +1,1 @@
-"""The schema of params.yaml, one file per part of the pipeline, so that a step depends on no more than it reads."""
+"""Schema of params.yaml: one module per part of the pipeline, so that a step depends only on what it reads."""

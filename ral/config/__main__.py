@@ -1,4 +1,4 @@
-"""Check the whole of params.yaml, before a long run finds a typing error at its end; or print what each key means.
+"""Check params.yaml before a long run, or print the documentation of its keys.
 
 python -m ral.config [params.yaml]
 python -m ral.config --markdown > docs/parameters.md
@@ -18,11 +18,11 @@ from ral.errors import UserError
 
 
 def markdown() -> str:
-    """The page that lists every parameter with its type, limits, default and meaning."""
+    """Markdown page of all parameters: type, limits, default, meaning."""
     lines = [
         "# Parameters",
         "",
-        "Every key of `params.yaml`. This page is made from the code: "
+        "All keys of `params.yaml`. Generated from the code: "
         "`python -m ral.config --markdown > docs/parameters.md`.",
     ]
     for name, field in Params.model_fields.items():
@@ -44,7 +44,7 @@ def _section(path: str, model: Any) -> list[str]:
 
 
 def _allowed(field: FieldInfo) -> str:
-    """Type and limits for people: `int, ≥ 1`, or the words of a Literal."""
+    """Type and limits as text: `int, ≥ 1`, or the values of a Literal."""
     limits = []
     for item in field.metadata:
         for attribute, sign in (
@@ -86,7 +86,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "params", type=Path, nargs="?", default=Path("params.yaml"), help="file to check (params.yaml)"
     )
-    parser.add_argument("--markdown", action="store_true", help="print the page docs/parameters.md")
+    parser.add_argument("--markdown", action="store_true", help="print docs/parameters.md")
     options = parser.parse_args()
     if options.markdown:
         print(markdown(), end="")

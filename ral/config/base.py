@@ -1,4 +1,4 @@
-"""How params.yaml is read: strict frozen models, and errors that name the key and what it may be."""
+"""Reading params.yaml: strict, frozen models, and errors that name the key and its allowed values."""
 
 import difflib
 from pathlib import Path
@@ -9,7 +9,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from ral.errors import UserError
 
-# The top level of params.yaml. A test holds it to `ral.config.params.Params`.
+# Top-level sections of params.yaml; a test checks them against `ral.config.params.Params`.
 SECTIONS = (
     "phantom",
     "data",
@@ -39,22 +39,24 @@ RENAMED = {
 
 
 def below(path: str) -> str:
-    """A path of params.yaml as it is, if it is relative and does not leave its folder.
+    """Return a path of params.yaml unchanged if it is relative and stays inside its folder.
 
     Raises:
-        ValueError: it does; params.yaml may come from somebody else, and its files are opened and quoted in messages.
+        ValueError: it leaves the folder. params.yaml may be untrusted, and files it names are opened and quoted in messages.
     """
     if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError("the path must be relative and must not contain `..`: copy the file there")
+        raise ValueError(
+            "the path must be relative and must not contain `..`: copy the file into that folder"
+        )
     return path
 
 
-# A file below the folder that the key's doc names.
+# A file inside the folder that the documentation of the key names.
 FileBelow = Annotated[str, Field(min_length=1), AfterValidator(below)]
 
 
 class Section(BaseModel):
-    """A group of parameters: immutable, no unknown key, no silent conversion ("5" is not 5)."""
+    """A group of parameters: immutable, no unknown keys, no implicit conversion ("5" is not 5)."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -65,13 +67,13 @@ Parameters = TypeVar("Parameters", bound=Section)
 
 
 def load(path: Path, model: type[Parameters]) -> Parameters:
-    """Read the sections of params.yaml that `model` has as fields; the others are not looked at.
+    """Read the sections of params.yaml that `model` has as fields; other sections are ignored.
 
-    A step that reads two sections therefore reruns when one of those two changes, and only then.
+    A step therefore reruns only when a section that it reads changes.
     `python -m ral.config` checks the whole file.
 
     Raises:
-        UserError: the file is missing or no YAML; a key is unknown, absent or has a wrong value.
+        UserError: the file is missing or not YAML; a key is unknown, missing or has a wrong value.
     """
     content = read_yaml(path)
     unknown = sorted(set(content) - set(SECTIONS))
@@ -92,9 +94,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Run from the project's folder, or pass --params.") from None
+        raise UserError(f"{path} does not exist. Run from the project folder, or pass --params.") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a file of parameters.") from None
+        raise UserError(f"{path} is a folder, not a parameter file.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text.") from None
     except YAMLError as error:
@@ -105,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, model: type[BaseModel], path: Path) -> str:
-    """Turn pydantic's error into one line per key: its dotted name, the value found, what is allowed."""
+    """Format a pydantic error as one line per key: dotted name, allowed values, actual value."""
     lines = []
     problems = [(".".join(str(part) for part in item["loc"]), item) for item in error.errors()]
     renamed = {RENAMED.get(key) for key, item in problems if item["type"] == "extra_forbidden"}
@@ -137,7 +139,7 @@ def _unknown_key(name: str, allowed: tuple[str, ...]) -> str:
 
 
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Names of the fields of the model found by walking `location` down from `model`."""
+    """Field names of the submodel of `model` at `location`."""
     for part in location:
         annotation = model.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

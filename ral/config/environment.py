@@ -1,8 +1,8 @@
-"""Where and how things run on this machine: ral.toml in the working folder, and RAL_… variables over it.
+"""Settings of this machine: ral.toml in the working folder, overridden by RAL_… environment variables.
 
     RAL_TRAINING_LAUNCHER=slurm RAL_TRAINING_SLURM_NODES=4 python -m tasks.train
 
-Nothing here changes a result; what does is in params.yaml.
+These settings never change results; those that do are in params.yaml.
 """
 
 import difflib
@@ -28,55 +28,56 @@ OTHER_SECTIONS = ("flows",)
 
 
 def home() -> Path | None:
-    """The user's own folder; None for a user that the system does not know (`docker run --user`): HOME is absent or /."""
+    """The home folder; None for a user without an account (`docker run --user`), whose HOME is unset or /."""
     try:
-        found = Path.home()
+        path = Path.home()
     except RuntimeError:
         return None
-    return None if found == Path("/") and not os.access(found, os.W_OK) else found
+    return None if path == Path("/") and not os.access(path, os.W_OK) else path
 
 
-def _own_folder(value: Any) -> Any:
-    """Put the user's own folder for ~."""
+def _expand_home(value: Any) -> Any:
+    """Expand ~ to the home folder."""
     if not isinstance(value, str):
         return value
     if value.startswith("~") and home() is None:
-        raise ValueError("this user has no home folder, so ~ is no place: write the whole path")
+        raise ValueError("this user has no home folder, so ~ cannot be expanded: use an absolute path")
     return os.path.expanduser(value)
 
 
-# A path in TOML or in a variable is text.
-File = Annotated[Path, Field(strict=False), BeforeValidator(_own_folder)]
+# Paths are strings in TOML and in environment variables.
+File = Annotated[Path, Field(strict=False), BeforeValidator(_expand_home)]
 
 
 class SlurmConfig(Section):
-    """What is asked of SLURM."""
+    """Resources requested from SLURM."""
 
     partition: str | None = None
-    """Partition; the cluster's default if absent."""
+    """Partition; default: the cluster's."""
     account: str | None = None
-    """Account that is charged; the user's default if absent."""
+    """Account to charge; default: the user's."""
     nodes: int = Field(default=1, ge=1)
-    """Machines."""
+    """Number of nodes."""
     tasks_per_node: int = Field(default=1, ge=1)
-    """Training processes per machine; with GPUs, one for each."""
+    """Training processes per node; with GPUs, one per GPU."""
     gpus_per_node: int = Field(default=0, ge=0)
-    """GPUs per machine."""
+    """GPUs per node."""
     cpus_per_task: int | None = Field(default=None, ge=1)
-    """Processor cores per training process; the cluster's default if absent."""
+    """Processor cores per training process; default: the cluster's."""
     time: str | None = None
-    """Time limit as SLURM writes it (08:00:00); the partition's if absent. Training saves and ends before it."""
+    """Time limit in SLURM's format (08:00:00); default: the partition's. Training saves a checkpoint and
+    exits before it."""
     signal_seconds: int = Field(default=120, ge=1, le=65535)
-    """Seconds before the time limit at which training is asked to save a checkpoint."""
+    """Seconds before the time limit at which training is signalled to save a checkpoint and exit."""
     lines: list[str] = Field(default_factory=list)
-    """Further options of sbatch, such as --constraint=a100, one each."""
+    """Additional sbatch options, one per item, such as --constraint=a100."""
 
 
 class KubernetesConfig(Section):
-    """What is asked of Kubernetes with Kubeflow."""
+    """Resources requested from Kubernetes with Kubeflow."""
 
     kind: Literal["TrainJob", "PyTorchJob"] = "TrainJob"
-    """TrainJob of Kubeflow Trainer 2.2 or later, or PyTorchJob of the older training operator."""
+    """TrainJob (Kubeflow Trainer 2.2 or later) or PyTorchJob (the older training operator)."""
     runtime: str = "torch-distributed"
     """ClusterTrainingRuntime that a TrainJob refers to."""
     image: str = ""
@@ -84,64 +85,65 @@ class KubernetesConfig(Section):
     namespace: str = "default"
     """Namespace of the job."""
     nodes: int = Field(default=1, ge=1)
-    """Pods."""
+    """Number of pods."""
     processes_per_node: int = Field(default=1, ge=1)
-    """Training processes per pod; with GPUs, one for each."""
+    """Training processes per pod; with GPUs, one per GPU."""
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs per pod."""
     claim: str = ""
-    """PersistentVolumeClaim with the project's folder and state_dir; every pod mounts it."""
+    """PersistentVolumeClaim with the project folder and state_dir, mounted by every pod."""
     mount: str = ""
-    """Where the claim is mounted, here and in the pods; the project's folder and state_dir lie in it."""
+    """Mount path of the claim, here and in the pods; project folder and state_dir must be below it."""
 
 
 class TrainingTarget(Section):
     """Where training runs, and how its processes are started."""
 
     launcher: Literal["local", "hostfile", "slurm", "kubernetes"] = "local"
-    """Who starts the processes: this machine, DeepSpeed's launcher, SLURM or Kubernetes."""
+    """What starts the processes: this machine, DeepSpeed's launcher (hostfile), SLURM or Kubernetes."""
     processes: int | None = Field(default=None, ge=1)
-    """Processes of the local launcher; if absent one per GPU, or one on the processor."""
+    """Number of processes of the local launcher; default: one per GPU, or one on the CPU."""
     grace: float = Field(default=6.0, ge=0)
-    """Seconds that processes get to save a checkpoint between being asked to end and being killed."""
+    """Grace period in seconds for processes to save a checkpoint between SIGTERM and SIGKILL."""
     checkpoint_minutes: float = Field(default=10.0, ge=0)
-    """Minutes between two checkpoints of unfinished training; 0 saves after every step."""
+    """Minutes between checkpoints of an unfinished training; 0: after every step."""
     keep: int = Field(default=2, ge=1)
-    """Checkpoints kept; more than one, since the newest may be damaged."""
+    """Number of checkpoints to keep; more than one, since the latest may be damaged."""
     tensorboard: bool = False
-    """Whether the losses are written for TensorBoard as well, into runs/<id>/tensorboard; needs the extra `tensorboard`."""
+    """Also log losses for TensorBoard, in runs/<id>/tensorboard; needs the extra `tensorboard`."""
     hostfile: File | None = None
-    """DeepSpeed's hostfile: a line `NAME slots=N` per machine, with N training processes."""
+    """DeepSpeed hostfile: one line `NAME slots=N` per machine, with N training processes."""
     ssh: bool = True
-    """Whether the hostfile launcher starts the other machines through pdsh; if not, start each by hand."""
+    """Whether the hostfile launcher starts the other machines through pdsh; if false, start each by hand."""
     port: int | None = Field(default=None, ge=1024, le=65535)
-    """Port at which processes meet where no scheduler gives one (local, hostfile); if absent a free one."""
+    """Rendezvous port where no scheduler provides one (local, hostfile); default: a free port."""
     slurm: SlurmConfig = SlurmConfig()
-    """What is asked of SLURM."""
+    """Resources requested from SLURM."""
     kubernetes: KubernetesConfig = KubernetesConfig()
-    """What is asked of Kubernetes."""
+    """Resources requested from Kubernetes."""
 
 
 def default_state_dir() -> Path:
-    """ral's folder among the user's state, as the XDG rules have it; below ~ for a user without a home."""
+    """The default state folder, following the XDG base directory specification; ~/… for a user without a home."""
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else (home() or Path("~")) / ".local" / "state") / "ral"
 
 
 class Environment(Section):
-    """Where and how things run; never what comes out."""
+    """Where and how things run on this machine; never affects results."""
 
     state_dir: File = Field(default_factory=default_state_dir)
-    """Private folder for checkpoints of unfinished training, decoded images and hashes of raw files; all machines of a run must see it."""
+    """Private folder for checkpoints of unfinished training, decoded images and hashes of raw files; must
+    be visible to all machines of a run."""
     data_root: str | None = None
-    """Data folder on this machine, instead of data.root in params.yaml."""
+    """Data folder on this machine; overrides data.root of params.yaml."""
     dask: DaskTarget = DaskTarget()
-    """Where tables are checked, and images decoded and packed."""
+    """Where tables are checked and images decoded and packed."""
     training: TrainingTarget = TrainingTarget()
     """Where training runs, and how its processes are started."""
 
     def located(self, data: DataConfig) -> DataConfig:
-        """`data` with this machine's folder."""
+        """`data` with data_root of this machine, if it is set."""
         if self.data_root is None:
             return data
         return data.model_copy(update={"root": os.path.expanduser(self.data_root)})
@@ -159,18 +161,18 @@ def load_environment(
 def load_environment(
     folder: Path = Path(), variables: Mapping[str, str] | None = None, model: type[Environment] = Environment
 ) -> Environment:
-    """Read `folder`/ral.toml, if there is one, and the RAL_… variables, which win.
+    """Read `folder`/ral.toml, if it exists, and RAL_… environment variables, which take precedence.
 
-    A process whose user has no home gets one in state_dir: libraries ask for it, and DVC for a user's name.
+    If the user has no home folder, HOME is set to a folder in state_dir (libraries need it), and USER for DVC.
 
     Args:
         folder: the working folder.
-        variables: environment variables; those of this process if None. An empty one counts as not set.
+        variables: environment variables; None: those of this process. Empty variables are ignored.
         model: the sections that the caller reads; those of other readers are ignored.
 
     Raises:
-        UserError: ral.toml is no TOML; a key or variable is unknown or has a wrong value; there is no place for
-            state_dir, or the one that is named is of no use (`check_state_dir`).
+        UserError: ral.toml is not valid TOML; a key or variable is unknown or has a wrong value; state_dir is not
+            set for a user without a home folder, or is refused by `check_state_dir`.
     """
     path = folder / "ral.toml"
     content = _read_toml(path) if path.exists() else {}
@@ -186,14 +188,14 @@ def load_environment(
             _set(content, key, _value(text, kind))
             try:
                 environment = _validate(content, Path(name), model)
-            except UserError:  # a variable that comes later may belong to it
+            except UserError:  # a later variable may complete it
                 doubtful = doubtful or Path(name)
         elif name not in known:
             _refuse_unknown(name, list(known), model)
     environment = _validate(content, doubtful, model) if doubtful else environment
     if environment.state_dir.parts[:1] == ("~",):
         raise UserError(
-            f"The user with the number {os.getuid()} has no home folder, so there is no place for checkpoints and other state: "
+            f"User id {os.getuid()} has no home folder for checkpoints and other state: "
             "set RAL_STATE_DIR (or state_dir in ral.toml) to a private folder."
         )
     check_state_dir(environment.state_dir)
@@ -203,31 +205,31 @@ def load_environment(
 
 
 def check_state_dir(path: Path) -> None:
-    """Refuse a place for state that some part of the pipeline could not use.
+    """Refuse a state_dir that part of the pipeline could not use.
 
-    The path goes into configurations of DVC, addresses of git, scripts of schedulers and shells on other machines, which
-    give meanings to blanks and most signs; and the flows work in other folders, where a relative one would be another.
+    The path is used in DVC configuration, git URLs, scheduler scripts and remote shells, where spaces and most
+    punctuation have special meanings. The flows run in other folders, where a relative path would resolve differently.
 
     Raises:
-        UserError: it is relative, has other characters than letters, digits and ._-+@=, or others may write to it.
+        UserError: it is relative, has characters other than letters, digits, `/` and ._-+@=, or is writable by others.
     """
-    odd = sorted(set(re.findall(r"[^\w.+@=/-]", str(path))))
-    if odd or not path.is_absolute():
-        problem = f"has {' '.join(repr(sign) for sign in odd)} in it" if odd else "is relative"
+    forbidden = sorted(set(re.findall(r"[^\w.+@=/-]", str(path))))
+    if forbidden or not path.is_absolute():
+        problem = f"contains {' '.join(repr(sign) for sign in forbidden)}" if forbidden else "is relative"
         raise UserError(
             f"state_dir, the folder for checkpoints and other state, {problem}: {str(path)!r}. Set RAL_STATE_DIR (or state_dir "
-            "in ral.toml) to a whole path of letters, digits and ._-+@= only, such as /srv/ral."
+            "in ral.toml) to an absolute path with only letters, digits and ._-+@=, such as /srv/ral."
         )
     refuse_shared(path)
 
 
 def _give_home(state_dir: Path) -> None:
-    """A home in the private folder, and a name, for this process and those that it starts."""
+    """Set HOME (in the state folder) and USER for this process and its children."""
     try:
         os.environ["HOME"] = str(private_folder(private_folder(state_dir.absolute()) / "home"))
     except OSError as error:
         raise UserError(
-            f"{error.filename}: {error.strerror}. Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder that this user may write."
+            f"{error.filename}: {error.strerror}. Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder that this user can write to."
         ) from None
     os.environ.setdefault("USER", str(os.getuid()))
 
@@ -269,7 +271,7 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _value(text: str, kind: Any) -> Any:
-    """A variable's text as its field wants it: as it stands where that is text, else as a TOML value."""
+    """Parse a variable for its field: unchanged if the field is text, otherwise as a TOML value."""
     try:
         TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(text)
         return text
@@ -282,7 +284,7 @@ def _value(text: str, kind: Any) -> Any:
 
 
 def _refuse_unknown(name: str, known: list[str], model: type[Environment]) -> None:
-    """Refuse a variable that begins like a section's but names no key; others belong to someone else."""
+    """Refuse an unknown variable that starts with the prefix of a section; all others are ignored."""
     for section, field in model.model_fields.items():
         start = f"{PREFIX}{section.upper()}_"
         if name.startswith(start) and isinstance(field.annotation, type):

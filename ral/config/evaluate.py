@@ -12,95 +12,99 @@ RULES: tuple[Rule, ...] = ("max_f1", "sensitivity", "cost")
 
 
 class CalibrationConfig(Section):
-    """How raw logits become probabilities; the maps are fitted on validation."""
+    """How raw logits become probabilities. Calibration is fitted on validation."""
 
     own: int = Field(ge=10)
-    """A finding with fewer positive validation patients keeps the slope that all findings share."""
+    """Minimum number of positive validation patients for a finding to get its own slope; below it the
+    slope shared by all findings is used."""
     isotonic: int = Field(ge=50)
-    """Isotonic regression is tried from this many positive validation patients on."""
+    """Minimum number of positive validation patients for isotonic regression to be considered."""
     bins: int = Field(ge=2, le=100)
-    """Bins of equal numbers of images for the calibration error and the reliability curves."""
+    """Number of equal-count bins for the calibration error and the reliability curves."""
 
 
 class ThresholdConfig(Section):
-    """From which calibrated score on an image is called positive; chosen on validation."""
+    """How the operating threshold on the calibrated score is chosen, on validation."""
 
     rule: Rule
-    """max_f1: highest F1; sensitivity: highest threshold that reaches it; cost: least cost of misses and false alarms."""
+    """max_f1: highest F1. sensitivity: highest threshold that reaches `sensitivity`. cost: lowest cost of
+    false negatives and false positives."""
     sensitivity: float = Field(gt=0, lt=1)
-    """Least validation sensitivity of the rule sensitivity."""
+    """Minimum validation sensitivity for the rule sensitivity."""
     miss_cost: float = Field(gt=0)
-    """Cost of a miss, in false alarms, for the rule cost."""
+    """Cost of a false negative relative to a false positive, for the rule cost."""
 
 
 class AuditConfig(Section):
-    """Groups of images whose figures are compared with those of the other images."""
+    """Subgroups of images whose metrics are compared with those of all other images."""
 
     by: list[Literal["sex", "age", "view", "source"]]
-    """Attributes; one that the data does not have is left out, and the output says so. Empty: no audit."""
+    """Subgroup attributes; those missing from the data are skipped and reported. Empty: no audit."""
     age_bands: list[float]
-    """First years of the age bands after the youngest, rising."""
+    """Lower bounds of the age bands after the youngest band, in years, increasing."""
     min_positives: int = Field(ge=5)
-    """A group with fewer patients with the finding (or without it) has too few for figures of it."""
+    """Minimum number of patients with a finding, and without it, for a subgroup's metrics to be estimated."""
 
     @field_validator("by")
     @classmethod
     def _once(cls, by: list[str]) -> list[str]:
         if len(set(by)) < len(by):
-            raise ValueError("an attribute is named twice")
+            raise ValueError("an attribute is listed twice")
         return by
 
     @field_validator("age_bands")
     @classmethod
     def _rising(cls, bands: list[float]) -> list[float]:
         if not bands or bands[0] <= 0 or any(b <= a for a, b in pairwise(bands)):
-            raise ValueError("the ages must be above 0 and rise, such as [18, 40, 60, 80]")
+            raise ValueError("ages must be above 0 and increasing, such as [18, 40, 60, 80]")
         return bands
 
 
 class SecondReadingConfig(Section):
-    """A second reading of some images: a CSV or Parquet table with a row per image."""
+    """A second reading of some images: a CSV or Parquet table with one row per image."""
 
     file: FileBelow
-    """The table, below the project's folder."""
+    """Table file, relative to the project folder."""
     image_id: str = Field(min_length=1)
-    """Its column of image ids."""
+    """Column with the image id."""
     columns: dict[str, str] = Field(min_length=1)
-    """Finding -> column with 1, 0 or empty."""
+    """Mapping from finding to column (1, 0 or empty)."""
 
     @model_validator(mode="after")
     def _columns_apart(self) -> "SecondReadingConfig":
         if "row" in (self.image_id, *self.columns.values()):
-            raise ValueError("the pipeline adds a column `row` of its own: rename it in your table")
+            raise ValueError("the pipeline adds its own column `row`: rename the column of your table")
         if self.image_id in self.columns.values():
-            raise ValueError(f"`{self.image_id}` cannot be the image id and a finding")
+            raise ValueError(f"`{self.image_id}` cannot be both the image id and a finding")
         return self
 
 
 class EvaluateConfig(Section):
-    """How the test logits are scored."""
+    """How the test logits are evaluated."""
 
     head: float = Field(gt=0, lt=1)
-    """A finding is in the head tier above this training prevalence (CXR-LT 2024: 0.10)."""
+    """Training prevalence above which a finding is in the head tier (CXR-LT 2024: 0.10)."""
     tail: float = Field(gt=0, lt=1)
-    """A finding is in the tail tier up to this training prevalence (CXR-LT 2024: 0.01)."""
+    """Training prevalence up to which a finding is in the tail tier (CXR-LT 2024: 0.01)."""
     min_positives: int = Field(ge=1)
-    """A finding with fewer patients with a positive image, or with a negative one, in the scored rows is not estimable."""
+    """Minimum number of patients with positive and with negative images for a finding to be estimable."""
     replicates: int = Field(ge=100)
-    """Bootstrap resamples of the test patients."""
+    """Number of bootstrap replicates (resampled test patients)."""
     confidence: float = Field(gt=0.5, lt=1)
-    """Coverage of the intervals."""
+    """Confidence level of the intervals."""
     interval: Literal["bca", "percentile"]
-    """How intervals are read from the resamples: bca corrects for bias and skew."""
+    """Bootstrap interval: bca (bias-corrected and accelerated) or percentile."""
     seed: int = Field(ge=0, lt=2**31)
-    """Seed of the resamples and of the folds of calibration."""
+    """Random seed of the bootstrap and of the calibration folds."""
     sealed: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the test patients that are sealed: their test images are in no figure, comparison or picture until a person opens them (python -m ral.release open-sealed)."""
+    """Fraction of test patients that are sealed: excluded from all metrics, comparisons and galleries
+    until someone opens them (python -m ral.release open-sealed)."""
     calibration: CalibrationConfig
     threshold: ThresholdConfig
     audit: AuditConfig
     second_reading: SecondReadingConfig | None
-    """null, or a second reading to compare with: file (CSV or Parquet), image_id (its column of image ids), columns (finding: its column with 1, 0 or empty)."""
+    """Second reading to compare with, or null: file (CSV or Parquet), image_id (image id column), columns
+    (mapping from finding to a column with 1, 0 or empty)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "EvaluateConfig":

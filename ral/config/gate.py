@@ -6,39 +6,46 @@ from ral.config.base import Section
 
 
 class GateConfig(Section):
-    """When a new model (the challenger) takes the place of the one in use (the champion). No stage reads it."""
+    """When a new model (challenger) replaces the model in use (champion). No stage reads this section."""
 
     sets: int = Field(default=2, ge=1, le=20)
-    """Gate sets that the test patients who are not sealed are shared out to; decisions take them in turn, so that no one set is worn out. More sets, fewer images each and wider intervals."""
+    """Number of gate sets into which unsealed test patients are divided. Decisions use them in rotation so
+    that no set is overused; more sets mean fewer images each and wider intervals."""
     tail_floor: float = Field(default=0.05, ge=0, lt=1)
-    """Largest loss of AP in the tail tier that is tolerated: the lower end of its interval must lie above the loss."""
+    """Maximum tolerated loss of tail-tier AP; the lower confidence limit of the difference must not be
+    below −tail_floor."""
     subgroup_floor: float = Field(default=0.05, ge=0, lt=1)
-    """Largest loss of macro AP within a group of images (attributes of evaluate.audit.by) that is tolerated."""
+    """Maximum tolerated loss of macro AP within a subgroup (attributes of evaluate.audit.by)."""
     calibration_cap: float = Field(default=0.1, gt=0, lt=1)
-    """Highest calibration error (debiased ECE, mean over the findings) of the challenger's calibrated scores."""
+    """Maximum calibration error (debiased ECE of the challenger's calibrated scores, mean over findings)."""
     seed_deviation: float = Field(default=0.01, ge=0, lt=1)
-    """Standard deviation of macro AP between trainings that differ in nothing but train.seed, as you measured it; it widens the interval of the gain. 0 claims that the seed does not matter."""
+    """Measured standard deviation of macro AP between trainings that differ only in train.seed; widens the
+    interval of the gain. 0 asserts that the seed has no effect."""
     margin: float | None = Field(default=None, gt=0, lt=1)
-    """null: only a gain is promoted. Else a challenger is promoted, too, that loses at most this much macro AP to the release `anchor`, with the whole interval, and is not shown to be worse than the champion."""
+    """Non-inferiority margin in macro AP. null: only a gain is promoted. Otherwise a challenger not shown
+    to be worse than the champion is also promoted if the whole interval of its difference to the
+    release `anchor` is at or above −margin."""
     anchor: str | None = Field(default=None, pattern=r"^v\d+\.\d+\.\d+$")
-    """Version of the release that `margin` is measured against. It stays the same while champions change, so that small losses cannot add up."""
+    """Version of the release that `margin` refers to. It stays fixed while champions change, so small
+    losses cannot accumulate."""
     hold_on_drift: bool = True
-    """Whether drift warnings of the step validate hold a challenger back until a person has looked."""
+    """Whether drift warnings from validate hold the challenger for review."""
     first_auroc: float = Field(default=0.7, ge=0, lt=1)
-    """Lowest macro AUROC of a first model, by the lower end of its interval."""
+    """Minimum macro AUROC of a first model (lower confidence limit)."""
     approval: bool = False
-    """Whether the nightly flow asks a person before it promotes."""
+    """Whether the nightly flow asks for manual approval before promotion."""
     keep: int = Field(default=5, ge=1)
-    """Newest bundles that are kept, besides those of the champion, of the one before it, and of the anchor."""
+    """Number of most recent bundles to keep, in addition to the champion's, the previous champion's and
+    the anchor's."""
 
     @model_validator(mode="after")
     def _measured(self) -> "GateConfig":
         if self.margin is not None and self.anchor is None:
-            raise ValueError("margin needs an anchor: name the release that losses are measured against")
+            raise ValueError("margin requires an anchor: set it to the release that margin refers to")
         return self
 
 
 class GateParams(Section):
-    """Read by `python -m ral.release` alone."""
+    """Read only by `python -m ral.release`."""
 
     gate: GateConfig

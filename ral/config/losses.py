@@ -8,31 +8,31 @@ from ral.config.base import Section
 
 
 class RALOptions(Section):
-    """Robust Asymmetric Loss (Park et al., ICCV CVAMD 2023); the defaults are those of the authors' code."""
+    """Robust Asymmetric Loss (Park et al., ICCV CVAMD 2023); defaults from the authors' code."""
 
     form: Literal["code", "paper"] = "code"
-    """code: as the authors' repository computes it; paper: as equation 6 reads."""
+    """code: as implemented in the authors' repository. paper: equation 6."""
     gamma_pos: float = Field(default=0.0, ge=0)
     """Focusing exponent of positives."""
     gamma_neg: float = Field(default=4.0, ge=0)
     """Focusing exponent of negatives."""
     clip: float = Field(default=0.05, ge=0, lt=1)
-    """Probability margin below which a negative no longer counts."""
+    """Probability margin: negatives scored below it contribute no loss."""
     epsilon_pos: float = 1.0
-    """First coefficient of the positives' Taylor terms."""
+    """First Taylor coefficient of the positive terms."""
     epsilon_pos_pow: float = -2.5
-    """Second coefficient of the positives' Taylor terms."""
+    """Second Taylor coefficient of the positive terms."""
     epsilon_neg: float = 0.0
-    """Coefficient of the negatives' Taylor term."""
+    """Taylor coefficient of the negative terms."""
     lamb: float = Field(default=1.5, ge=1)
-    """Hill factor: negatives scored near 1 are taken as wrong labels and pull less."""
+    """Hill factor: negatives scored near 1 are probable label errors and get a smaller gradient."""
 
 
 class BCEOptions(Section):
     """Binary cross-entropy, the usual baseline."""
 
     pos_weight: Literal["none", "balanced"] = "none"
-    """balanced: positives weigh negatives / positives of their finding among the training images."""
+    """balanced: positives are weighted by negatives / positives of their finding in the training images."""
 
 
 class FocalOptions(Section):
@@ -41,16 +41,16 @@ class FocalOptions(Section):
     gamma: float = Field(default=2.0, ge=0)
     """Focusing exponent."""
     alpha: float | None = Field(default=None, gt=0, lt=1)
-    """Weight of positives, 1 − alpha of negatives (0.25 in the paper, for detection); null: both 1."""
+    """Weight of positives; negatives get 1 − alpha (paper, for detection: 0.25). null: both weights are 1."""
 
 
 class CBOptions(Section):
-    """Class-balanced loss (Cui et al., CVPR 2019): findings weighted by the inverse of their effective number."""
+    """Class-balanced loss (Cui et al., CVPR 2019): findings weighted by inverse effective number."""
 
     beta: float = Field(default=0.9999, ge=0, lt=1)
-    """How fast further images of a finding stop counting."""
+    """β of the effective number (1 − β^n) / (1 − β); closer to 1 gives rare findings more weight."""
     gamma: float = Field(default=0.0, ge=0)
-    """Focusing exponent; 0 is cross-entropy, 2 the paper's focal variant."""
+    """Focusing exponent; 0: cross-entropy, 2: the focal variant of the paper."""
 
 
 class ASLOptions(Section):
@@ -61,20 +61,21 @@ class ASLOptions(Section):
     gamma_neg: float = Field(default=4.0, ge=0)
     """Focusing exponent of negatives."""
     clip: float = Field(default=0.05, ge=0, lt=1)
-    """Probability margin below which a negative no longer counts."""
+    """Probability margin: negatives scored below it contribute no loss."""
     detach_focus: bool = True
-    """No gradient through the focusing factor, as the authors' code does by default."""
+    """No gradient through the focusing factor (the default of the authors' code)."""
 
 
 class CWASLOptions(Section):
-    """Class-weighted ASL of the CXR-LT 2023 winner (CheXFusion): positives weigh e^(1 − p), negatives e^p, p the prevalence."""
+    """Class-weighted ASL of the CXR-LT 2023 winner (CheXFusion): weight e^(1 − p) for positives, e^p for
+    negatives, with prevalence p."""
 
     gamma_pos: float = Field(default=1.0, ge=0)
     """Focusing exponent of positives."""
     gamma_neg: float = Field(default=4.0, ge=0)
     """Focusing exponent of negatives."""
     clip: float = Field(default=0.05, ge=0, lt=1)
-    """Probability margin below which a negative no longer counts."""
+    """Probability margin: negatives scored below it contribute no loss."""
 
 
 class APLOptions(Section):
@@ -85,103 +86,104 @@ class APLOptions(Section):
     gamma_neg: float = Field(default=4.0, ge=0)
     """Focusing exponent of negatives."""
     clip: float = Field(default=0.05, ge=0, lt=1)
-    """Probability margin below which a negative no longer counts."""
+    """Probability margin: negatives scored below it contribute no loss."""
     epsilon_pos: float = 1.0
-    """First coefficient of the positives' Taylor terms."""
+    """First Taylor coefficient of the positive terms."""
     epsilon_pos_pow: float = -2.5
-    """Second coefficient of the positives' Taylor terms."""
+    """Second Taylor coefficient of the positive terms."""
     epsilon_neg: float = 0.0
-    """Coefficient of the negatives' Taylor term."""
+    """Taylor coefficient of the negative terms."""
     detach_focus: bool = True
-    """No gradient through the focusing factor, as the authors' code does by default."""
+    """No gradient through the focusing factor (the default of the authors' code)."""
 
 
 class HillOptions(Section):
     """Hill loss (Zhang et al., 2021, arXiv 2112.07368), for labels with missing positives."""
 
     lamb: float = Field(default=1.5, ge=1)
-    """Where the hill of the negatives' loss stands: their slope falls again towards p = 1."""
+    """Position of the hill of the negative loss: its gradient decreases again towards p = 1."""
     margin: float = 1.0
-    """Taken off the logit of a positive."""
+    """Margin subtracted from the logit of a positive."""
     gamma: float = Field(default=2.0, ge=1)
     """Focusing exponent of positives."""
 
 
 class SPLCOptions(Section):
-    """Self-paced loss correction (Zhang et al., 2021, arXiv 2112.07368): confident negatives become positives."""
+    """Self-paced loss correction (Zhang et al., 2021, arXiv 2112.07368): confident negatives are
+    relabelled."""
 
     tau: float = Field(default=0.6, gt=0, lt=1)
-    """Sigmoid above which a negative is taken for a missed positive."""
+    """Sigmoid score above which a negative is treated as a missed positive."""
     change_epoch: int = Field(default=1, ge=0)
-    """Epoch, from 0, at which the correction begins."""
+    """Epoch (from 0) at which the correction starts."""
     margin: float = 1.0
-    """Taken off the logit of a labelled positive."""
+    """Margin subtracted from the logit of a labelled positive."""
     gamma: float = Field(default=2.0, ge=1)
     """Focusing exponent."""
 
 
 class DBOptions(Section):
-    """Distribution-balanced loss (Wu et al., ECCV 2020), as configured for COCO-MLT."""
+    """Distribution-balanced loss (Wu et al., ECCV 2020), with the COCO-MLT configuration."""
 
     gamma: float = Field(default=2.0, ge=1)
     """Focusing exponent."""
     balance: float = Field(default=2.0, gt=0)
-    """Constant factor of the focal form."""
+    """Constant factor of the focal term."""
     map_alpha: float = 0.1
-    """Least weight of a label."""
+    """Minimum label weight."""
     map_beta: float = Field(default=10.0, gt=0)
-    """Steepness of the map from resampling rate to weight."""
+    """Steepness of the mapping from resampling rate to weight."""
     map_gamma: float = 0.2
-    """Resampling rate at the middle of the map."""
+    """Resampling rate at the midpoint of the mapping."""
     neg_scale: float = Field(default=2.0, ge=1)
-    """How much harder a negative is pushed, at a weight smaller by the same factor."""
+    """Scale of negative logits; the weight of negatives is divided by it."""
     neg_bias: float = Field(default=0.05, ge=0)
-    """Strength of the prior's bias on the logits."""
+    """Strength of the class-prior bias on the logits."""
 
 
 class LDAMOptions(Section):
-    """Label-distribution-aware margins (Cao et al., NeurIPS 2019) in multi-label form, with deferred re-weighting."""
+    """Label-distribution-aware margins (Cao et al., NeurIPS 2019), multi-label, deferred re-weighting."""
 
     max_margin: float = Field(default=0.5, gt=0)
-    """Margin of the rarest finding; the others' shrink with the fourth root of their number of positives."""
+    """Margin of the rarest finding; margins are proportional to (number of positives)^(−1/4)."""
     scale: float = Field(default=1.0, gt=0)
-    """Factor on the logits after the margin (the authors' 30 is for cosines; a linear head needs none)."""
+    """Factor on the logits after the margin (authors: 30, for cosine classifiers; a linear head needs 1)."""
     defer_epoch: int = Field(default=160, ge=0)
-    """Epoch, from 0, at which class-balanced weights begin (the authors': 160 of 200)."""
+    """Epoch (from 0) at which class-balanced weights start (authors: 160 of 200)."""
     beta: float = Field(default=0.9999, ge=0, lt=1)
-    """As in the class-balanced loss."""
+    """β of the effective number of images, as in the class-balanced loss."""
 
 
 class TwoWayOptions(Section):
-    """Two-way loss (Kobayashi, CVPR 2023): positives against negatives along findings and along images."""
+    """Two-way loss (Kobayashi, CVPR 2023): positives against negatives across findings and images."""
 
     tp: float = Field(default=4.0, gt=0)
-    """Temperature of the positives."""
+    """Temperature of positives."""
     tn: float = Field(default=1.0, gt=0)
-    """Temperature of the negatives."""
+    """Temperature of negatives."""
 
 
 class ZLPROptions(Section):
-    """Zero-bounded log-sum-exp and pairwise rank loss (Su et al., 2022, arXiv 2208.02955); it has no options."""
+    """Zero-bounded log-sum-exp and pairwise rank loss (Su et al., 2022, arXiv 2208.02955). No options."""
 
 
 class MFMOptions(Section):
-    """Multi-focal modifier of COMIC (Zhang et al., ICCV 2023): ASL whose focus and weight grow with rarity."""
+    """Multi-focal modifier of COMIC (Zhang et al., ICCV 2023): ASL with focus and weight by rarity."""
 
     gamma_pos: float = Field(default=0.0, ge=0)
     """Focusing exponent of positives."""
     gamma_neg: float = Field(default=4.0, ge=1)
-    """Focusing exponent of negatives, before the finding's own is added."""
+    """Focusing exponent of negatives, before the finding-specific part is added."""
     clip: float = Field(default=0.05, ge=0, lt=1)
-    """Probability margin below which a negative no longer counts."""
+    """Probability margin: negatives scored below it contribute no loss."""
     power: float = Field(default=1 / 6, gt=0)
-    """A finding's weight is (1 − log(p / largest p)) to this power."""
+    """Exponent of the finding weight (1 − log(p / largest p)) ^ power."""
     detach_focus: bool = True
-    """No gradient through the focusing factor, as the authors' code does by default."""
+    """No gradient through the focusing factor (the default of the authors' code)."""
 
 
 class LossConfig(Section):
-    """The training loss. Every loss has a block of options; `name` says which is used."""
+    """The training loss. Every loss has its own block of options; `name` selects the one in use."""
 
     name: Literal[
         "ral",
@@ -199,7 +201,7 @@ class LossConfig(Section):
         "zlpr",
         "mfm",
     ]
-    """Which loss; each is described at its block of options."""
+    """Loss to use; see its block of options."""
     ral: RALOptions = RALOptions()
     """Options of ral."""
     bce: BCEOptions = BCEOptions()

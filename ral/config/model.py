@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ral.config.base import Section
 
-# Arguments of timm.create_model that other keys set, or that would load weights past the checks of `pretrained`.
+# Arguments of timm.create_model that other keys set, or that would bypass the checks of `pretrained`.
 _RESERVED = {
     "in_chans": "model.channels",
     "num_classes": "the data",
@@ -20,57 +20,70 @@ _RESERVED = {
 
 
 class MLDecoderOptions(Section):
-    """ML-Decoder (Ridnik et al., WACV 2023, arXiv 2111.12933): a query per group of findings looks at the whole image."""
+    """ML-Decoder (Ridnik et al., WACV 2023, arXiv 2111.12933): a query per group of findings."""
 
     groups: int = Field(default=100, ge=1)
-    """Most queries; findings share them out evenly. 100, the authors' default, gives each finding its own in all chest X-ray sets."""
+    """Maximum number of queries; findings are divided evenly among them. 100 (the authors' default) gives
+    each finding its own query in all chest X-ray data sets."""
     embedding: int = Field(default=768, ge=8, multiple_of=8)
-    """Width of the decoder, 8 attention heads. 768 is the authors' default, and what the CXR-LT 2023 winner used."""
+    """Decoder width (8 attention heads). 768 is the authors' default, also used by the CXR-LT 2023 winner."""
 
 
 class CSRAOptions(Section):
-    """Class-specific residual attention (Zhu and Wu, ICCV 2021): mean over the image plus attention to its peaks."""
+    """Class-specific residual attention (Zhu and Wu, ICCV 2021): average pooling plus peak attention."""
 
     heads: Literal[1, 2, 4, 6, 8] = 1
-    """Attention heads, from softmax to maximum. 1: as the CXR-LT 2026 entry with this head had it; more need more memory."""
+    """Number of attention heads, from softmax to maximum. 1: as in the CXR-LT 2026 entry with this head;
+    more heads need more memory."""
     lamb: float = Field(default=0.1, ge=0)
-    """Weight λ of the attention beside the mean. 0.1 is the authors' for small data sets, and the CXR-LT 2026 entry's."""
+    """Weight λ of attention relative to average pooling. 0.1: the authors' value for small data sets, also
+    used by the CXR-LT 2026 entry."""
 
 
 class ModelConfig(Section):
-    """The network."""
+    """The network: a timm backbone and a classification head."""
 
     backbone: str = Field(min_length=1)
-    """Any model name of timm, with or without the tag of its pretrained weights (convnext_small.fb_in22k_ft_in1k)."""
+    """timm model name, with or without a pretrained tag (convnext_small.fb_in22k_ft_in1k)."""
     options: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
-    """Keyword arguments passed on to timm.create_model (channels, img_size, …)."""
+    """Keyword arguments for timm.create_model (channels, img_size, …)."""
     channels: Literal[1, 3] = 1
-    """Input channels of the backbone; 3 repeats the gray image. 1 costs less and starts from the same function: pretrained weights of the first layer are summed over the colours. 3 is for backbones whose first layer cannot be adapted."""
+    """Input channels of the backbone. 1 is cheaper and equivalent at initialization: pretrained
+    first-layer weights are summed over the colour channels. 3 repeats the gray image, for backbones
+    whose first layer cannot be adapted."""
     pretrained: str = Field(default="none", min_length=1)
-    """none: drawn anew. hub: the weights timm names, from the Hugging Face hub. Else the path of a local .safetensors file of this backbone: timm's, or model.safetensors of an earlier training. The classifier is always drawn anew. none, since a run must not need the network; at 224 pixels and above, pretrained weights are the usual start."""
+    """none: random initialization (no network access needed). hub: timm's weights from the Hugging Face
+    Hub. Otherwise the path of a .safetensors file for this backbone: timm's, or model.safetensors of an
+    earlier training. The classifier is always initialized randomly. At 224 pixels and above, pretrained
+    weights are usual."""
     head: Literal["linear", "ml_decoder", "csra"] = "linear"
-    """linear: the backbone's own pooling and classifier. ml_decoder: as the CXR-LT 2023 winner. csra: as a leading CXR-LT 2026 entry. linear, since the others pay on maps larger than a laptop's 2 × 2."""
+    """linear: the backbone's own pooling and classifier. ml_decoder: as the CXR-LT 2023 winner. csra: as a
+    leading CXR-LT 2026 entry. The default is linear: the others need feature maps larger than the 2 × 2
+    of the default configuration."""
     ml_decoder: MLDecoderOptions = MLDecoderOptions()
     """Options of ml_decoder."""
     csra: CSRAOptions = CSRAOptions()
     """Options of csra."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that a residual block of the last layer is skipped in training, rising from 0 at the first (stochastic depth). 0, since small networks underfit; 0.1 to 0.2 suits pretrained ones (CXR-LT 2026: 0.2)."""
+    """Stochastic depth: drop probability at the last layer, increasing linearly from 0 at the first. 0 for
+    small networks, which underfit; 0.1 to 0.2 for pretrained ones (CXR-LT 2026: 0.2)."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Factor on the learning rate from a layer to the one before it. 1, none, for a network drawn anew; 0.7 to 0.9 keeps the first layers of a pretrained one (0.75 in BEiT)."""
+    """Layer-wise learning rate decay: factor from each layer to the one before it. 1 (none) for random
+    initialization; 0.7 to 0.9 for pretrained networks (BEiT: 0.75)."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, about a third more time. BatchNorm then counts each batch twice in its running mean."""
+    """Recompute activations in the backward pass: less memory, about one third more time. BatchNorm then
+    updates its running statistics twice per batch."""
 
     @model_validator(mode="after")
     def _possible(self) -> "ModelConfig":
         for name in self.options:
             if name in _RESERVED:
-                raise ValueError(f"options: `{name}` is not passed on; {_RESERVED[name]} sets it")
+                raise ValueError(f"options: `{name}` cannot be set here; it is set by {_RESERVED[name]}")
         if self.drop_path and "drop_path_rate" in self.options:
-            raise ValueError("drop_path and options.drop_path_rate say the same: leave one out")
+            raise ValueError("drop_path and options.drop_path_rate are the same setting: remove one")
         if self.pretrained not in ("none", "hub") and not self.pretrained.endswith(".safetensors"):
             raise ValueError(
-                f"pretrained is none, hub or the path of a .safetensors file, but it is {self.pretrained!r} "
-                "(a pickled checkpoint can run code when it is opened; save its weights with safetensors)"
+                f"pretrained must be none, hub or the path of a .safetensors file, but it is {self.pretrained!r} "
+                "(loading a pickled checkpoint can execute code; convert its weights to safetensors)"
             )
         return self

@@ -12,16 +12,17 @@ from ral.config.train import ModelConfig, TrainConfig
 
 
 class ReportConfig(Section):
-    """What the report shows."""
+    """Content of the report."""
 
     title: str = Field(min_length=1)
-    """Title of the report."""
+    """Report title."""
     show_images: bool = True
-    """Whether the report has the pictures of the gallery. false, for data whose terms forbid to pass images on; explain.show_images false leaves them out too."""
+    """Whether the report includes the gallery images. false for data whose terms forbid redistribution;
+    explain.show_images: false omits them too."""
 
 
 class ReportParams(Section):
-    """Read by the step report, which shows what the other steps were run with."""
+    """Read by the step report, which shows the settings of the other steps."""
 
     phantom: PhantomConfig
     data: DataConfig
@@ -36,6 +37,6 @@ class ReportParams(Section):
 
 
 class Params(ReportParams):
-    """Every section. A step reads only its own (`PreprocessParams`, `TrainParams`, …), and none the gate's."""
+    """All sections. Each step reads only its own (`PreprocessParams`, `TrainParams`, …), never gate."""
 
     gate: GateConfig

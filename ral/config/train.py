@@ -11,81 +11,99 @@ from ral.config.sampler import SamplerConfig
 
 
 class AugmentConfig(Section):
-    """Random changes to a training image, drawn anew in every epoch; zero turns one off."""
+    """Random augmentation of training images, drawn anew in every epoch; 0 disables a transform."""
 
     flip: float = Field(ge=0, le=1)
-    """Chance of a left-right flip."""
+    """Probability of a horizontal flip."""
     rotate: float = Field(ge=0, le=180)
-    """Largest rotation, degrees either way."""
+    """Maximum rotation in degrees, in either direction."""
     shift: float = Field(ge=0, le=0.5)
-    """Largest shift, as a share of the image's side."""
+    """Maximum translation, as a fraction of the image side."""
     zoom: float = Field(ge=0, lt=1)
-    """Largest change of scale, either way."""
+    """Maximum relative change of scale, in either direction."""
 
 
 class ReweightConfig(Section):
-    """Deferred re-weighting (Cao et al., LDAM-DRW, NeurIPS 2019): weights against rarity after a plain start."""
+    """Deferred re-weighting (Cao et al., LDAM-DRW, NeurIPS 2019): class weights after an initial phase
+    without them."""
 
     from_epoch: int = Field(ge=0)
-    """First epoch, counted from 0, in which findings are weighted. LDAM-DRW: after four fifths of them, when the features are learnt."""
+    """First epoch (from 0) with class weights. LDAM-DRW: after 80 % of the epochs, when features have been
+    learned."""
     beta: float = Field(default=0.9999, gt=0, lt=1)
-    """β of the effective number of images (Cui et al., 2019), whose inverse is the weight; 0.9999 as in LDAM-DRW."""
+    """β of the effective number of images (Cui et al., 2019), whose inverse is the weight; 0.9999 as in
+    LDAM-DRW."""
 
 
 class ClassifierConfig(Section):
-    """A second phase: the rest is frozen and the classifier learnt anew from a balanced sampler (cRT, Kang et al., ICLR 2020)."""
+    """Second phase: the classifier is retrained with a balanced sampler, all other weights frozen (cRT,
+    Kang et al., ICLR 2020)."""
 
     epochs: int = Field(ge=1)
-    """Epochs of the second phase. A linear classifier on frozen features needs few: the paper took a tenth of the first phase's."""
+    """Epochs of the second phase. A linear classifier on frozen features needs few: the paper used a tenth
+    of the first phase."""
     learning_rate: float = Field(gt=0)
-    """Its peak learning rate; it rises and falls as the first phase's does."""
+    """Peak learning rate of the second phase; same schedule as the first."""
     sampler: SamplerConfig = SamplerConfig(name="class_aware")
-    """Its sampler; class_aware as in the paper."""
+    """Sampler of the second phase; class_aware as in the paper."""
 
 
 class TrainConfig(Section):
-    """How the network is trained."""
+    """Optimization and training schedule."""
 
     epochs: int = Field(ge=1)
-    """Passes over the training images; the sampler says what one is."""
+    """Number of epochs; the sampler defines what an epoch is."""
     batch_size: int = Field(ge=2)
-    """Images per optimizer step over all processes together (the global batch). The images of an epoch are spread evenly over its batches, so a batch may have a few less."""
+    """Global batch size: images per optimizer step over all processes. Images are spread evenly over the
+    batches of an epoch, so a batch may be slightly smaller."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Images per process and backward pass; smaller needs less memory. null: the process's whole share."""
+    """Images per process and backward pass; smaller values need less memory. null: the process's whole
+    part of the batch."""
     learning_rate: float = Field(gt=0)
-    """Peak learning rate of AdamW. 1e-4 at 256 images is where fine-tuning of a pretrained ConvNeXt starts; small networks from nothing take 1e-3 and more."""
+    """Peak learning rate of AdamW. Fine-tuning a pretrained ConvNeXt: 1e-4 at batch size 256; small
+    networks from random initialization: 1e-3 and above."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Weight decay of AdamW, on matrices only. 0.05 is what ConvNeXt and ViT were trained with."""
+    """Weight decay of AdamW, applied to matrices only. 0.05 as for ConvNeXt and ViT."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of all steps in which the learning rate rises; afterwards it falls along a cosine to zero. AdamW's first steps rest on few gradients, so they are kept small."""
+    """Fraction of all steps for linear warmup; a cosine decay to zero follows. AdamW's first steps rest on
+    few gradients, so they are kept small."""
     clip_norm: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient; a longer one is scaled down to it. A batch with a rare finding gives now and then a gradient many times the usual one."""
+    """Maximum gradient norm (gradient clipping). Batches with a rare finding occasionally give a gradient
+    many times the usual one."""
     ema_decay: float | None = Field(default=0.999, gt=0, lt=1)
-    """Share of the moving average of the weights (EMA) that a step keeps; null: no average. Scored beside the last weights in every epoch, for it is often better on rare findings. 0.999 looks back about 1,000 steps."""
+    """Decay of the exponential moving average (EMA) of the weights; null: no EMA. Evaluated beside the raw
+    weights after every epoch: it is often better on rare findings. 0.999 averages over about 1,000
+    steps."""
     patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better validation macro AP after which training stops early; null: never. The cosine's last epochs are usually the best, so entrants train to its end."""
+    """Early stopping: epochs without improvement of validation macro AP; null: off. With a cosine schedule
+    the last epochs are usually the best."""
     sampler: SamplerConfig = SamplerConfig()
-    """Which images an epoch holds. uniform: RAL deals with rarity in the loss, and a change of both at once cannot be told apart."""
+    """Which images an epoch contains. uniform: RAL handles rarity in the loss, and the effects of changing
+    both could not be separated."""
     reweight: ReweightConfig | None = None
-    """Deferred re-weighting; null: none, since most losses here weigh rarity themselves."""
+    """Deferred re-weighting; null: off, since most losses here account for rarity themselves."""
     classifier: ClassifierConfig | None = None
-    """Second phase for the classifier alone; null: none."""
+    """Second phase that retrains only the classifier; null: off."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the network (bfloat16: autocast, weights stay float32); the loss is float32 in either case. On GPUs bfloat16 is two to three times as fast and loses nothing that could be measured."""
+    """Precision of the network (bfloat16: autocast with float32 weights); the loss is always float32. On
+    GPUs bfloat16 is two to three times as fast, with no measurable loss of accuracy."""
     compile: bool = False
-    """Whether torch.compile is used: faster on GPUs after minutes of compiling; it changes rounding."""
+    """Use torch.compile: faster on GPUs after minutes of compilation; changes rounding."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage: what is shared out between processes instead of held by each. 0: a network that fits is fastest whole."""
+    """DeepSpeed ZeRO stage: what is sharded across processes instead of replicated. 0 is fastest for a
+    network that fits in memory."""
     deepspeed_config: dict[str, Any] = Field(default_factory=dict)
-    """More settings for DeepSpeed, as in its JSON file. Those that other parameters decide are refused."""
+    """Additional DeepSpeed settings, as in its JSON file. Settings controlled by other parameters are
+    refused."""
     max_consecutive_skips: int = Field(default=10, ge=0)
-    """Steps in a row that may be passed over because the loss or its gradient is not finite; one more ends the training. A single image can do that to one batch; ten in a row are no accident."""
+    """Maximum number of consecutive steps skipped because loss or gradient is not finite; one more ends
+    the training. A single image can cause one such batch; ten in a row indicate a real problem."""
     threads: int = Field(default=2, ge=1)
-    """Processor threads of a training process. A parameter, since rounding depends on it."""
+    """Processor threads per training process. A parameter because it affects rounding."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of the initial weights, the order of images, the augmentation and dropout."""
+    """Random seed of initialization, image order, augmentation and dropout."""
     augment: AugmentConfig
-    """Random changes to a training image."""
+    """Random augmentation of training images."""
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainConfig":
@@ -100,7 +118,7 @@ class TrainConfig(Section):
         return self
 
 
-# What DeepSpeed's file may not say, since other parameters decide it.
+# Keys not allowed in the DeepSpeed configuration, with the parameters that control them.
 _DECIDED = {
     "train_batch_size": "batch_size",
     "train_micro_batch_size_per_gpu": "micro_batch",

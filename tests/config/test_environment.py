@@ -107,7 +107,7 @@ def test_a_state_dir_that_some_part_could_not_use_is_refused_at_once(
         load_environment(
             tmp_path, {} if where != "variable" and name != "relative" else {"RAL_STATE_DIR": path}
         )
-    words = "is relative" if name == "relative" else "in it"
+    words = "is relative" if name == "relative" else "contains"
     assert all(word in str(caught.value) for word in (words, "RAL_STATE_DIR", name[:1])), str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -66,7 +66,7 @@ def test_without_a_place_for_state_one_message_says_what_to_set(
     run_as: RunAs, module: str, home: dict[str, str]
 ) -> None:
     (line,) = run_as("python", "-m", module, code=1, **home).splitlines()
-    assert line.startswith(f"error: The user with the number {UID} has no home folder")
+    assert line.startswith(f"error: User id {UID} has no home folder")
     assert "RAL_STATE_DIR" in line
 
 
@@ -79,7 +79,7 @@ def test_a_place_that_cannot_be_written_is_named(run_as: RunAs) -> None:
 def test_tilde_is_no_place(run_as: RunAs) -> None:
     printed = run_as("python", "-m", "tasks.locate", code=1, RAL_STATE_DIR="~/state")
     assert "RAL_STATE_DIR: state_dir: " in printed
-    assert "write the whole path" in printed
+    assert "use an absolute path" in printed
 
 
 @pytest.mark.parametrize("home", [{}, {"HOME": "/"}], ids=["absent", "root"])

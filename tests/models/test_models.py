@@ -217,11 +217,11 @@ def test_what_cannot_be_built_says_so(changes: dict, words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"options": {"checkpoint_path": "x.pth"}}, "model.pretrained sets it"),
-        ({"options": {"pretrained": True}}, "model.pretrained sets it"),
-        ({"options": {"in_chans": 3}}, "model.channels sets it"),
-        ({"options": {"drop_path_rate": 0.1}, "drop_path": 0.2}, "leave one out"),
-        ({"pretrained": "weights.pth"}, "pickled checkpoint can run code"),
+        ({"options": {"checkpoint_path": "x.pth"}}, "is set by model.pretrained"),
+        ({"options": {"pretrained": True}}, "is set by model.pretrained"),
+        ({"options": {"in_chans": 3}}, "is set by model.channels"),
+        ({"options": {"drop_path_rate": 0.1}, "drop_path": 0.2}, "remove one"),
+        ({"pretrained": "weights.pth"}, "pickled checkpoint can execute code"),
         ({"channels": 2}, "1 or 3"),
     ],
 )
