@@ -1,4 +1,4 @@
-"""What a flow shows on its run's page: validation, metrics, the gate's decision, a link to the report."""
+"""Prefect artifacts on the page of a run: validation, metrics, the gate's decision, a link to the report."""
 
 import csv
 import re
@@ -30,9 +30,9 @@ def publish_validation(path: Path) -> None:
         {key: check[key] for key in ("check", "column", "severity", "passed", "unexpected")}
         for check in validation["checks"]
     ]
-    facts = f"{validation['rows']:,} rows, {validation['images']:,} images, {validation['rows_without_image']:,} rows without image"
+    counts = f"{validation['rows']:,} rows, {validation['images']:,} images, {validation['rows_without_image']:,} rows without image"
     create_table_artifact(
-        key="validation", table=shown(table), description=f"{_kind(validation['phantom'])} {facts}"
+        key="validation", table=shown(table), description=f"{_kind(validation['phantom'])} {counts}"
     )
 
 

@@ -98,7 +98,7 @@ def experiments(
     empty = [key for key, values in grid.items() if not values]
     if not grid or empty:
         raise UserError(f"grid: {empty[0] if empty else 'it'} has no values.")
-    found = {}
+    plan = {}
     with_changes = (workspace.folder / "params.yaml").read_bytes()
     for values in itertools.product(*grid.values()):
         combination = dict(zip(grid, values, strict=True))
@@ -106,12 +106,12 @@ def experiments(
             change_params(workspace.folder / "params.yaml", combination)
         finally:
             (workspace.folder / "params.yaml").write_bytes(with_changes)
-        facts = json.dumps([workspace.revision, dict(changes), combination], sort_keys=True)
+        identity = json.dumps([workspace.revision, dict(changes), combination], sort_keys=True)
         words = "-".join(
             "".join(c if c.isalnum() else "-" for c in str(value)).strip("-")[:20] for value in values
         )
-        found[f"{words}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"] = combination
-    return found
+        plan[f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"] = combination
+    return plan
 
 
 def run_missing(
@@ -166,12 +166,12 @@ def comparison(
             continue
         logits, studies = {}, {}
         for name in names:
-            place = workspace.folder / "runs" / os.environ[RUN_ID] / name
-            place.mkdir(parents=True, exist_ok=True)
-            logits[name] = pd.read_parquet(_get(workspace, name, f"models/logits/{split}.parquet", place))
+            target = workspace.folder / "runs" / os.environ[RUN_ID] / name
+            target.mkdir(parents=True, exist_ok=True)
+            logits[name] = pd.read_parquet(_get(workspace, name, f"models/logits/{split}.parquet", target))
             check_names(name, logits[name])
             findings = [column for column in logits[name].columns if column != "image_id"]
-            studies[name] = read_table(_get(workspace, name, STUDIES, place), findings)
+            studies[name] = read_table(_get(workspace, name, STUDIES, target), findings)
         first = studies[names[0]]
         other = [name for name in names if not studies[name].equals(first)]
         if other:
@@ -208,10 +208,10 @@ def summary(table: pd.DataFrame, split: str) -> str:
 def _over_seeds(macro: pd.DataFrame) -> list[str]:
     """Mean and spread of the differences where a combination was run with several seeds."""
     rows = macro[macro["metric"] == "ap"].copy()
-    # Names end in seed-independent words but for the seed and the digest; the place in the grid tells who belongs together.
-    rows["place"] = rows.groupby("seed", sort=False).cumcount()
+    # The position in the grid of one seed identifies the combination across seeds.
+    rows["position"] = rows.groupby("seed", sort=False).cumcount()
     lines = []
-    for _, part in rows.groupby("place"):
+    for _, part in rows.groupby("position"):
         if len(part) > 1:
             spread = part["difference"].std(ddof=1)
             lines.append(

@@ -57,9 +57,9 @@ def compare_experiments(names: list[str], split: Split, params: Path, out: Path 
         raise UserError("An experiment is named twice: give each once.")
     with tempfile.TemporaryDirectory() as folder:
         models, studies = {}, {}
-        for place, name in enumerate(names):
-            studies[name] = fetch(name, STUDIES, Path(folder, f"studies{place}.parquet"))
-            logits = fetch(name, f"models/logits/{split}.parquet", Path(folder, f"logits{place}.parquet"))
+        for index, name in enumerate(names):
+            studies[name] = fetch(name, STUDIES, Path(folder, f"studies{index}.parquet"))
+            logits = fetch(name, f"models/logits/{split}.parquet", Path(folder, f"logits{index}.parquet"))
             models[name] = pd.read_parquet(logits)
             check_names(name, models[name])
         digests = {name: sha256(path) for name, path in studies.items()}

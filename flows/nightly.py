@@ -1,10 +1,10 @@
-"""Flow nightly: train on what is there tonight, compare with the champion, and replace it only if the new one is better.
+"""Flow nightly: retrain on the current data, compare with the champion, and replace it only if the new model is better.
 
     prefect deploy -n nightly                              # once: the schedule is in prefect.yaml
     prefect deployment run nightly/nightly                 # now
     python -m flows.nightly                                # here and now, without a server
 
-A night works in a workspace of its own at a revision of the project (flows/workspace.py) and ends in one of: nothing new; data
+A run uses its own workspace at a revision of the project (flows/workspace.py) and ends in one of: no changes; data
 refused; or a decision, PROMOTE, HOLD or REJECT (ral/release), in the ledger with the bundle of its model. Killed at any
 point, the next run ends what was left and goes on: stages that were done come from DVC's cache, training from its checkpoint.
 """
@@ -45,12 +45,12 @@ WORKSPACE = "nightly"
 
 
 class Approval(RunInput):
-    """A person's answer."""
+    """The answer of the person who approves."""
 
     approve: bool = False
     """Whether the challenger becomes the champion."""
     name: str
-    """Who decides; it goes to the ledger."""
+    """Who decides; recorded in the ledger."""
 
 
 @flow(
@@ -60,7 +60,7 @@ class Approval(RunInput):
     on_cancellation=[notify_on_failure],
 )
 def nightly(revision: str = "HEAD", changes: dict[str, Any] | None = None) -> State:
-    """One night.
+    """Retrain, and promote the new model if the gate passes it.
 
     Args:
         revision: branch, tag or commit of the project; HEAD is its default branch.
@@ -84,15 +84,14 @@ def retrain(run: FlowRun, revision: str, changes: dict[str, Any] | None) -> Stat
     stage("locate")
     stage("phantom")
     stage("manifest")
-    facts = {
+    run_inputs = {
         "revision": workspace.revision,
         "changes": changes or {},
         "manifest": sha256(folder / "data/manifest.json"),
     }
-    if nothing_new(registry, facts):
-        return Completed(
-            name="NothingNew", message="Nothing new: data, code and parameters are those of the last night."
-        )
+    if unchanged(registry, run_inputs):
+        text = "No changes since the last run (data, code and parameters are identical); nothing to do."
+        return Completed(name="NoChanges", message=text)
     install_baseline(folder, registry)
     stage("validate")
     stage("preprocess")
@@ -110,7 +109,7 @@ def retrain(run: FlowRun, revision: str, changes: dict[str, Any] | None) -> Stat
     if gate.approval and decision["decision"] == "PROMOTE":
         decision = approved(decision, folder)
         write_json(decision_file, decision)
-    commit = task(name="record")(commit_run)(workspace, run.id, facts)
+    commit = task(name="record")(commit_run)(workspace, run.id, run_inputs)
     run_module_task(
         "register", folder, "-m", "ral.release", "register", "--commit", commit, "--decision", str(decision_file),
         "--run-id", run.id, "--promote",
@@ -127,27 +126,27 @@ def retrain(run: FlowRun, revision: str, changes: dict[str, Any] | None) -> Stat
 
 
 def run_id() -> str:
-    """Id of this flow run: sortable by time, and the same when a suspended run goes on."""
+    """Id of this flow run: sortable by time, and unchanged when a suspended run resumes."""
     return f"{runtime.flow_run.scheduled_start_time:%Y%m%dT%H%M%S}-{runtime.flow_run.id[:8]}"
 
 
 def pull(workspace: Workspace) -> None:
-    """Get data that the project has in DVC (files NAME.dvc) from its remote; data outside is read where it lies."""
+    """Pull data that the project tracks with DVC (NAME.dvc); external data is read in place."""
     if any(name.endswith(".dvc") for name in git(workspace.folder, "ls-files").splitlines()):
         run_module_task("pull", workspace.folder, "-m", "dvc", "--wait-for-lock", "pull", "--recursive", ".")
 
 
-def nothing_new(registry: Registry, facts: dict[str, Any]) -> bool:
+def unchanged(registry: Registry, run_inputs: dict[str, Any]) -> bool:
     """Whether the last decision was about the same data, code and parameters."""
     decided = [entry for entry in registry.ledger.entries() if entry["what"] == "decision"]
-    return bool(decided) and load_run_inputs(registry.repository, decided[-1]["commit"]) == facts
+    return bool(decided) and load_run_inputs(registry.repository, decided[-1]["commit"]) == run_inputs
 
 
 def install_baseline(folder: Path, registry: Registry) -> None:
-    """Hold tonight to the champion's profile and to the last split: no patient who has been trained on moves.
+    """Install the champion's profile (for drift) and the last split (no patient changes split) as the baseline.
 
     Raises:
-        UserError: a bundle is gone or damaged; nothing of it is used.
+        UserError: a bundle is missing or damaged; nothing is installed.
     """
     releases, champion = registry.releases(), registry.champion()
     for release in (*releases[-1:], *([champion] if champion else [])):
@@ -159,10 +158,9 @@ def install_baseline(folder: Path, registry: Registry) -> None:
 
 
 def approved(decision: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Ask a person; the run is suspended meanwhile and takes no worker. The decision with the answer.
+    """Suspend the run until a person answers; return the decision with the answer. No worker is occupied meanwhile.
 
-    The question is about this very model: should tonight's data have changed when the run goes on, another model is
-    asked about again.
+    The question names this model: if the data has changed when the run resumes, it asks again about the new model.
     """
     model = sha256(folder / "models/model.safetensors")
     answer = suspend_flow_run(
@@ -173,18 +171,18 @@ def approved(decision: dict[str, Any], folder: Path) -> dict[str, Any]:
         timeout=7 * 24 * 3600,
         key=f"approve-{model}",
     )
-    said = f"{answer.name} {'approved' if answer.approve else 'did not approve'}."
-    rule = {"rule": "approval", "result": "passes" if answer.approve else "holds", "sentence": said}
-    held = {} if answer.approve else {"decision": "HOLD", "sentence": f"HOLD: {said}"}
+    sentence = f"{answer.name} {'approved' if answer.approve else 'did not approve'}."
+    rule = {"rule": "approval", "result": "passes" if answer.approve else "holds", "sentence": sentence}
+    held = {} if answer.approve else {"decision": "HOLD", "sentence": f"HOLD: {sentence}"}
     return decision | held | {"rules": [*decision["rules"], rule]}
 
 
 def push(workspace: Workspace, environment: FlowsEnvironment) -> None:
-    """Send the record and the outputs to where others read them, if ral.toml names a place.
+    """Push the record and the outputs to the remotes that ral.toml names.
 
     Raises:
-        UserError: the repository cannot be reached, or does not take them.
-        StageError: the same of the DVC remote.
+        UserError: the repository is unreachable or rejects the push.
+        StageError: the DVC remote is unreachable or rejects the push.
     """
     target = environment.flows
     if target.push_git:
@@ -193,15 +191,15 @@ def push(workspace: Workspace, environment: FlowsEnvironment) -> None:
             git(workspace.registry, "push", "--quiet", target.push_git, "refs/heads/*", "refs/tags/*")
         except subprocess.CalledProcessError as error:
             raise UserError(
-                f"{target.push_git} (flows.push_git) does not take the record: {error.stderr.strip()}. The decision "
-                f"stands; push by hand: git -C {workspace.registry} push {target.push_git} 'refs/heads/*' 'refs/tags/*'"
+                f"{target.push_git} (flows.push_git) rejected the record: {error.stderr.strip()}. The decision "
+                f"stands; push it manually: git -C {workspace.registry} push {target.push_git} 'refs/heads/*' 'refs/tags/*'"
             ) from None
     if target.push_dvc:
         run_module_task("push", workspace.folder, "-m", "dvc", "push", "-r", target.push_dvc)
 
 
 def tidy(folder: Path, environment: FlowsEnvironment) -> None:
-    """Remove old bundles and the folders of old runs."""
+    """Remove old bundles and old run folders."""
     run_module_task("tidy", folder, "-m", "ral.release", "prune")
     for old in sorted((folder / "runs").iterdir())[: -environment.flows.keep]:
         shutil.rmtree(old)

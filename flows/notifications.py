@@ -1,4 +1,4 @@
-"""Who is told how a run ended: the log, a notification block if one is named, and Prefect of runs that were killed."""
+"""Notifications of how a run ended: the log, a notification block, and Prefect's state of runs that were killed."""
 
 import contextlib
 import inspect
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 def notify_on_failure(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook of a flow that failed, crashed or was cancelled."""
+    """Hook of a flow that failed, crashed or was cancelled: log it and send a notification."""
     text = plain(f"{flow.name} {flow_run.name}: {state.name}. {state.message or ''}")
     flow_run_logger(flow_run).error(text)
     send_notification(load_flows_environment().flows.notify, text)
 
 
 def send_notification(block: str | None, text: str) -> None:
-    """Send a text to a Prefect notification block (Slack, e-mail, …); a block that fails ends no night.
+    """Send a text through a Prefect notification block (Slack, e-mail, …). A failing block does not fail the run.
 
     Args:
         block: TYPE/NAME of the block; None sends nothing.
@@ -41,23 +41,23 @@ def send_notification(block: str | None, text: str) -> None:
     if block is None:
         return
     try:
-        told = Block.load(block)
-        assert isinstance(told, NotificationBlock), f"{block} is no notification block"
-        sending = told.notify(text, subject="ral")
+        loaded = Block.load(block)
+        assert isinstance(loaded, NotificationBlock), f"{block} is no notification block"
+        sending = loaded.notify(text, subject="ral")
         if inspect.iscoroutine(sending):  # some blocks are only asynchronous
             run_coro_as_sync(sending)
     except Exception as error:  # noqa: BLE001  whatever the service or the block raises
         # Not its text: that may hold the block's address, which is a secret of its own.
         logger.error(
-            "%s could not be told: %s. See the block on Prefect's page.", block, type(error).__name__
+            "Notification via %s failed: %s. Check the block on Prefect's page.", block, type(error).__name__
         )
 
 
 @contextlib.contextmanager
 def exit_when_worker_dies(every: float = 1.0) -> Iterator[None]:
-    """End the run in this block, as a crash, when the worker that started it has gone: nobody else could cancel it.
+    """Crash the run in this block when the worker that started it dies: nothing else could cancel it.
 
-    The kernel's own signal at a parent's death is no help here: it comes once for each thread of the worker.
+    The kernel's parent-death signal does not help here: it fires when a thread of the worker ends, not only the worker.
 
     Args:
         every: seconds between two looks.
@@ -100,15 +100,15 @@ def _be_quiet(self: Console) -> None:
 
 
 def mark_crashed(flow_run: str) -> None:
-    """Tell Prefect that a run that was killed has ended, or it would be shown as running for ever."""
+    """Mark a killed run as Crashed in Prefect, which would show it as Running forever."""
     with get_client(sync_client=True) as client:
         try:
             found = client.read_flow_run(UUID(flow_run))
         except Exception as error:  # noqa: BLE001  another server, or a run that was deleted
             logger.warning(
-                "The run %s before this one was killed; Prefect does not know it (%s).", flow_run, error
+                "The previous run %s was killed; Prefect has no record of it (%s).", flow_run, error
             )
             return
         if found.state is not None and not found.state.is_final():
-            text = "It was killed while it ran; the next run has ended what was left of it."
+            text = "It was killed while running; the next run stopped its remaining processes."
             client.set_flow_run_state(found.id, Crashed(message=text), force=True)

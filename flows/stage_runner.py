@@ -1,4 +1,4 @@
-"""Runs a command of a workspace, a DVC stage above all, as the body of a Prefect task: lines, progress, time limit, end.
+"""Runs a command in a workspace, usually a DVC stage, as the body of a Prefect task: log lines, progress, timeout, termination.
 
 python -m dvc repro --single-item train      # what is run for the stage train, in the workspace
 """

@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml as Prefect tasks: tried again where that can help, with what they made on the run's page."""
+"""The stages of dvc.yaml as Prefect tasks, with retries and with artifacts on the page of the run."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ral.runs import RUN_ID
 
 
 def stages(folder: Path, environment: FlowsEnvironment) -> Callable[[Stage], None]:
-    """A function that runs a stage in the workspace `folder` as a task of its name."""
+    """Return a function that runs a stage in the workspace `folder` as a task with the stage's name."""
     target = environment.flows
     tasks = {
         name: task(
@@ -30,9 +30,9 @@ def stages(folder: Path, environment: FlowsEnvironment) -> Callable[[Stage], Non
         try:
             tasks[name](name, folder, target.timeout_hours.get(name))
         except StageError:
-            refused = folder / "runs" / os.environ[RUN_ID] / "validation.json"
-            if name == "validate" and refused.exists():
-                publish_validation(refused)
+            validation_file = folder / "runs" / os.environ[RUN_ID] / "validation.json"
+            if name == "validate" and validation_file.exists():
+                publish_validation(validation_file)
             raise
         _publish(name, folder)
 
@@ -45,7 +45,7 @@ def run_module_task(name: str, folder: Path, *arguments: str) -> None:
 
 
 def is_retryable(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether a failed task is tried again: what it ran must have said that it can help."""
+    """Whether Prefect retries a failed task: only if the failure says that a retry can help."""
     try:
         state.result()
     except StageError as error:

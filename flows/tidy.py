@@ -1,7 +1,7 @@
-"""Remove from state_dir what no kept night, release or unfinished training needs; `--dry-run` lists it and removes nothing.
+"""Remove from state_dir what no recent run, release or unfinished training needs; `--dry-run` only lists it.
 
     python -m flows.tidy --dry-run                  # what would go, with sizes
-    python -m flows.tidy --keep 14 --days 30        # nights whose outputs stay; days after which a training is abandoned
+    python -m flows.tidy --keep 14 --days 30        # runs whose outputs are kept; days until an unfinished training counts as abandoned
     python -m flows.tidy --image-days 90             # decoded images that no run has used for so long, too
 
 What goes:
@@ -9,7 +9,7 @@ What goes:
 - checkpoints of trainings (STATE/training) that nobody has touched for `--days` and nobody runs;
 - folders of runs beyond `flows.keep` in every workspace, and copies that killed experiments left (`.dvc/tmp/exps`);
 - workspaces that belong to no flow and were not touched for `--days`;
-- objects of DVC's cache that none of these needs: the last `--keep` nights, the releases whose bundle is there, the files
+- objects of DVC's cache that none of these needs: the last `--keep` runs, the releases whose bundle is there, the files
   and the experiments of the workspaces.
 
 Bundles, the registry, the ledger and the data are never touched. It holds the workspaces while it works: a run that starts
@@ -47,8 +47,8 @@ CONFIG = "[core]\n    analytics = false\n    check_update = false\n[cache]\n    
 class Rules:
     """What is old."""
 
-    nights: int
-    """Newest nights whose outputs stay in DVC's cache."""
+    nightly_runs: int
+    """Latest nightly runs whose outputs stay in DVC's cache."""
     days: float
     """After which an unfinished training, or a workspace of no flow, counts as abandoned."""
     runs: int
@@ -83,7 +83,7 @@ def tidy(state: Path, rules: Rules, dry: bool) -> list[str]:
         if rules.image_days is not None and not dry:
             freed = prune(state, most_days=rules.image_days)
             lines.append(f"{_words(freed):>9}  images  (not used for {rules.image_days:g} days)")
-        lines += _collect(state, rules.nights, dry)
+        lines += _collect(state, rules.nightly_runs, dry)
     return lines
 
 
@@ -155,9 +155,9 @@ def _remove(path: Path) -> None:
     shutil.rmtree(dead)
 
 
-def _collect(state: Path, nights: int, dry: bool) -> list[str]:
+def _collect(state: Path, runs: int, dry: bool) -> list[str]:
     """Have DVC remove the objects of the shared cache that nothing kept needs."""
-    kept = wanted(state, nights)
+    kept = wanted(state, runs)
     if not kept or not (state / "dvc").is_dir():
         return []
     folder = state / "tidy"
@@ -165,7 +165,7 @@ def _collect(state: Path, nights: int, dry: bool) -> list[str]:
     folder.mkdir(mode=0o700)
     try:
         git(folder, "init", "--quiet", "--initial-branch", "keep/0")
-        refs = [f"+{commit}:refs/heads/keep/{place}" for place, commit in enumerate(kept)]
+        refs = [f"+{commit}:refs/heads/keep/{index}" for index, commit in enumerate(kept)]
         git(folder, "fetch", "--quiet", "--no-tags", "--update-head-ok", str(state / "registry.git"), *refs)
         git(folder, "checkout", "--quiet", "--force", "keep/0")
         (folder / ".dvc").mkdir(exist_ok=True)
@@ -180,16 +180,16 @@ def _collect(state: Path, nights: int, dry: bool) -> list[str]:
     return [f"{'?' if dry else _words(freed):>9}  dvc  ({line})" for line in said]
 
 
-def wanted(state: Path, nights: int) -> list[str]:
-    """Commits whose outputs stay: the last nights, and those of the releases that have a bundle.
+def wanted(state: Path, runs: int) -> list[str]:
+    """Commits whose outputs are kept: the last runs, and those of the releases that have a bundle.
 
     Raises:
         UserError: a bundle does not say which commit it is of.
     """
     registry = state / "registry.git"
     kept: list[str] = []
-    with contextlib.suppress(subprocess.CalledProcessError):  # no night yet
-        kept = git(registry, "rev-list", "--first-parent", f"--max-count={nights}", BRANCH).splitlines()
+    with contextlib.suppress(subprocess.CalledProcessError):  # no run yet
+        kept = git(registry, "rev-list", "--first-parent", f"--max-count={runs}", BRANCH).splitlines()
     for bundle in sorted(path for path in (state / "releases").glob("v*") if path.is_dir()):
         try:
             kept.append(str(read_json(bundle / "bundle.json")["commit"]))
@@ -254,7 +254,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--keep", type=_at_least_one, default=keep, help=f"nights that stay ({keep})")
+    parser.add_argument(
+        "--keep", type=_at_least_one, default=keep, help=f"nightly runs whose outputs are kept ({keep})"
+    )
     parser.add_argument("--days", type=float, default=30, help="days until it counts as abandoned (30)")
     parser.add_argument("--image-days", type=float, help="decoded images not used for so long go (none)")
     parser.add_argument("--dry-run", action="store_true", help="remove nothing")

@@ -1,11 +1,11 @@
-"""A workspace of its own for each deployment: a checkout at a revision in state_dir, and the record of its nights.
+"""One workspace per deployment: a checkout at a revision in state_dir, and the record of the nightly runs.
 
     STATE/workspaces/nightly     checkout that the runs of one deployment share, one run at a time
     STATE/workspaces/nightly.run which run holds it; the lock is the kernel's and ends with the process
-    STATE/registry.git           bare repository: a commit per recorded night (branch `nightly`), releases as tags
+    STATE/registry.git           bare repository: one commit per recorded run (branch `nightly`), releases as tags
     STATE/dvc                    DVC's cache of all workspaces, and the remote `state` of their outputs
 
-A checkout is never the caller's: nobody's files change under a running night. Outputs stay between runs and come from the
+A checkout is never the caller's: files do not change under a running flow. Outputs are kept between runs and come from the
 cache by links, so that an unchanged archive is neither hashed nor copied again.
 """
 
@@ -44,7 +44,7 @@ AUTHOR = ("-c", "user.name=ral nightly", "-c", "user.email=ral@localhost")
 
 
 class WorkspaceLockedError(Exception):
-    """Another run holds the workspace."""
+    """Another run holds the lock of the workspace."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ class Workspace:
 
 @contextlib.contextmanager
 def lock_workspace(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None]:
-    """Hold the workspace `name` while the block runs; yield the flow run that was killed while it held it, if one was.
+    """Lock the workspace `name` during the block; yield the id of a flow run that was killed while it held the lock, or None.
 
-    What a killed run has left running is ended first.
+    Processes that a killed run left behind are killed first.
 
     Args:
         state: state_dir.
         name: of the workspace.
-        run: id of the run, which its processes have in their environment.
-        flow_run: its id at Prefect's.
+        run: id of the run; its processes have it in their environment.
+        flow_run: its id in Prefect.
 
     Raises:
-        WorkspaceLockedError: another run holds it; the text says which.
+        WorkspaceLockedError: another run holds the lock; the message names it.
     """
     path = state / "workspaces" / f"{name}.run"
     private_folder(path.parent)
@@ -87,7 +87,7 @@ def lock_workspace(state: Path, name: str, run: str, flow_run: str) -> Iterator[
         except BlockingIOError:
             stream.seek(0)
             raise WorkspaceLockedError(
-                f"The workspace {name} is in use by the run {stream.readline().strip() or 'of another process'}."
+                f"The workspace {name} is locked by run {stream.readline().strip() or 'in another process'}."
             ) from None
         stream.seek(0)
         crashed_run_id = stream.read().split()
@@ -109,20 +109,20 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def end_processes(run: str) -> None:
-    """Kill the processes of a run on this machine, which was itself killed."""
-    found = []
+    """Kill the remaining processes of a run that was killed, on this machine."""
+    killed = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess):
             if process.environ().get(RUN_ID) == run and process.pid != os.getpid():
                 process.kill()
-                found.append(process)
-    psutil.wait_procs(found, timeout=10)
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=10)
 
 
 def open_workspace(
     state: Path, name: str, source: str, revision: str, changes: Mapping[str, Any]
 ) -> Workspace:
-    """Check the project out at a revision, with changed parameters and the lock file of the last recorded night.
+    """Check the project out at a revision, with changed parameters and the dvc.lock of the last recorded run.
 
     Args:
         state: state_dir.
@@ -132,7 +132,7 @@ def open_workspace(
         changes: parameters by dotted name ("train.epochs"), with their values.
 
     Raises:
-        UserError: there is no such repository or revision, or a change does not fit the parameters.
+        UserError: the repository or revision does not exist, or a parameter is invalid.
     """
     folder = state / "workspaces" / name
     registry = state / "registry.git"
@@ -145,16 +145,14 @@ def open_workspace(
         git(folder, "init", "--quiet")
     clear_git_locks(folder / ".git")  # this run holds the workspace
     if revision.startswith("-"):
-        raise UserError(f"{revision!r} is no revision.")
+        raise UserError(f"{revision!r} is not a valid revision.")
     try:
         git(
             folder, "fetch", "--quiet", "--force", "--prune", "--no-tags", source,
             "+refs/heads/*:refs/source/heads/*", "+refs/tags/*:refs/source/tags/*", "+HEAD:refs/source/HEAD",
         )  # fmt: skip
     except subprocess.CalledProcessError as error:
-        raise UserError(
-            f"{source}: the project cannot be fetched from there. {error.stderr.strip()}"
-        ) from None
+        raise UserError(f"{source}: cannot fetch the project. {error.stderr.strip()}") from None
     commit = _resolve(folder, source, revision)
     git(folder, "checkout", "--quiet", "--force", "--detach", commit)
     git(folder, "clean", "--quiet", "-fd")
@@ -178,7 +176,7 @@ def _resolve(folder: Path, source: str, revision: str) -> str:
 
 
 def copy_machine_config(folder: Path) -> None:
-    """This machine's ral.toml, from where the flow runs; it is no part of the record."""
+    """Copy this machine's ral.toml into the checkout; it is not part of the record."""
     (folder / ".git/info/exclude").write_text("/ral.toml\n", encoding="utf-8")
     if Path("ral.toml").is_file():
         shutil.copyfile("ral.toml", folder / "ral.toml")
@@ -187,13 +185,13 @@ def copy_machine_config(folder: Path) -> None:
 
 
 def restore_dvc_lock(folder: Path, registry: Path) -> None:
-    """The lock file of the last night, so that what it made is not made again.
+    """Restore dvc.lock of the last recorded run, so that DVC reuses its outputs.
 
     Raises:
-        UserError: the record cannot be read. Without it, the next night would not follow from the last one.
+        UserError: the record cannot be read; without it this run would not build on the last one.
     """
     try:
-        # A reference that a power cut has emptied is none for git, but not the same as no night yet.
+        # git ignores a reference that a power failure has emptied; that is different from no run yet.
         broken = (registry / "refs/heads" / BRANCH).exists()
         if not git(registry, "for-each-ref", f"refs/heads/{BRANCH}") and not broken:
             return
@@ -204,8 +202,8 @@ def restore_dvc_lock(folder: Path, registry: Path) -> None:
             (folder / "dvc.lock").write_text(text, encoding="utf-8")
     except subprocess.CalledProcessError as error:
         raise UserError(
-            f"{registry}: the record of the nights cannot be read. {' '.join(error.stderr.split())} Look at it with git -C {registry} "
-            "fsck; bring it back from a backup, or from flows.push_git."
+            f"{registry}: the record of the nightly runs cannot be read. {' '.join(error.stderr.split())} Check it with git -C {registry} "
+            "fsck, and restore it from a backup or from flows.push_git."
         ) from None
 
 
@@ -234,7 +232,7 @@ def change_params(path: Path, changes: Mapping[str, Any]) -> None:
         target = content
         for section in sections:
             if not isinstance(target, dict) or not isinstance(target.get(section), dict):
-                raise UserError(f"changes: {key} is no parameter; docs/parameters.md has them all.")
+                raise UserError(f"changes: {key} is not a parameter; see docs/parameters.md.")
             target = target[section]
         target[name] = value
     if changes:
@@ -248,21 +246,23 @@ def change_params(path: Path, changes: Mapping[str, Any]) -> None:
         ) from None
 
 
-def commit_run(workspace: Workspace, run: str, facts: Mapping[str, Any]) -> str:
-    """Commit what the night was made from (code, parameters, baseline, dvc.lock) and put it on the record's branch.
+def commit_run(workspace: Workspace, run: str, run_inputs: Mapping[str, Any]) -> str:
+    """Commit the inputs of a run (code, parameters, baseline, dvc.lock) to the branch of the record.
 
-    The same night committed twice, after a crash say, is one commit.
+    Committing the same run twice, such as after a crash, gives one commit.
 
     Args:
-        workspace: as it is after the last stage.
+        workspace: after the last stage.
         run: id of the run, for the message.
-        facts: what `nothing_new` compares, kept in nightly.json.
+        run_inputs: what `unchanged` compares; stored in nightly.json.
 
     Returns:
         The commit.
     """
     folder = workspace.folder
-    (folder / "nightly.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "nightly.json").write_text(
+        json.dumps(run_inputs, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     git(folder, "add", "--all")
     tree = git(folder, "write-tree")
     parents = [workspace.revision]
@@ -272,7 +272,7 @@ def commit_run(workspace: Workspace, run: str, facts: Mapping[str, Any]) -> str:
             return last
         parents.insert(0, last)
     options = [part for parent in parents for part in ("-p", parent)]
-    commit = git(folder, *AUTHOR, "commit-tree", tree, *options, "-m", f"Night {run}")
+    commit = git(folder, *AUTHOR, "commit-tree", tree, *options, "-m", f"Nightly run {run}")
     with locked(workspace.state / LOCK):
         git(folder, "push", "--quiet", str(workspace.registry), f"{commit}:refs/heads/{BRANCH}")
     git(folder, "update-ref", f"refs/record/{BRANCH}", commit)
@@ -280,7 +280,7 @@ def commit_run(workspace: Workspace, run: str, facts: Mapping[str, Any]) -> str:
 
 
 def commit_ledger(workspace: Workspace) -> None:
-    """Put the ledger as it is on a branch of the registry, so that it goes where the registry is pushed.
+    """Commit the ledger to a branch of the registry, so that it is pushed with the registry.
 
     Raises:
         UserError: its chain is broken.
@@ -302,7 +302,7 @@ def commit_ledger(workspace: Workspace) -> None:
 
 
 def last_recorded_commit(workspace: Workspace) -> str | None:
-    """Commit of the last recorded night, or None."""
+    """Commit of the last recorded run, or None."""
     try:
         return git(workspace.folder, "rev-parse", "--verify", "--quiet", f"refs/record/{BRANCH}")
     except subprocess.CalledProcessError:
@@ -310,7 +310,7 @@ def last_recorded_commit(workspace: Workspace) -> str | None:
 
 
 def load_run_inputs(repository: Path, commit: str) -> dict[str, Any] | None:
-    """What a recorded night was made from, or None where the commit says nothing of it."""
+    """The inputs of a recorded run, or None if the commit has none."""
     try:
         return dict(json.loads(git(repository, "show", f"{commit}:nightly.json")))
     except subprocess.CalledProcessError:

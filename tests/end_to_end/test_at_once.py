@@ -52,7 +52,7 @@ def one_ran(ended: dict[str, tuple[int, str]], kind: str, workspace: str) -> Non
     assert (ran, refused) == (False, True), printed
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, text
-    assert f"The workspace {workspace} is in use by the run " in errors[0]
+    assert f"The workspace {workspace} is locked by run " in errors[0]
     # Before, Prefect may say that its own server was slow.
     assert "Traceback" not in text.partition("Finished in state")[2]
     assert "Stage '" not in text, "the refused one has run a stage"

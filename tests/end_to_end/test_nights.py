@@ -61,7 +61,7 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
 
     # Tuesday: nothing has come. The run stops early and says so; nothing is recorded.
     ended = clinic.night(**BETTER | {"train__epochs": 3})
-    assert (ended["type"], ended["name"]) == ("COMPLETED", "NothingNew"), ended
+    assert (ended["type"], ended["name"]) == ("COMPLETED", "NoChanges"), ended
     assert decisions(clinic) == ["PROMOTE"]
     assert git(clinic.state / "registry.git", "show", "nightly:dvc.lock") == lock
     clinic.tidy()
@@ -309,7 +309,7 @@ def test_nights_on_postgresql(
         made.hospital.deliver(0.5)
         made.open()
         assert made.night(**BETTER | {"train__epochs": 1})["name"] == "Promote"
-        assert made.night(**BETTER | {"train__epochs": 1})["name"] == "NothingNew"
+        assert made.night(**BETTER | {"train__epochs": 1})["name"] == "NoChanges"
         assert not list((tmp_path / "prefect").glob("*.db")), "the server has used SQLite"
         made.tidy()
     finally:
@@ -365,6 +365,6 @@ def test_first_night_without_a_server(
     bundle = clinic.state / "releases/v0.1.0"
     assert json.loads((bundle / "decision.json").read_text())["decision"] == decision["decision"]
     again = run("python", "-m", "flows.nightly", cwd=clinic.project, **env).stdout
-    assert "Nothing new" in again
+    assert "No changes since the last run" in again
     assert len(clinic.ledger()) == (2 if decision["decision"] == "PROMOTE" else 1)
     clinic.tidy()

@@ -40,7 +40,7 @@ def test_a_grid_is_every_combination(workspace: Workspace) -> None:
         ({}, "no values"),
         ({"loss.name": []}, "loss.name has no values"),
         ({"loss.name": ["ral", "nonsense"]}, "loss.name"),
-        ({"los.name": ["ral"]}, "no parameter"),
+        ({"los.name": ["ral"]}, "not a parameter"),
     ],
 )
 def test_a_wrong_grid_is_refused_before_anything_runs(workspace: Workspace, grid: dict, says: str) -> None:

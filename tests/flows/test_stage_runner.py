@@ -203,7 +203,7 @@ def test_a_failed_run_is_told_to_the_block_that_is_named(
     tell = "from flows.notifications import send_notification; send_notification('custom-webhook/told', 'the night failed'); send_notification('slack-webhook/none', 'x')"
     printed = run("python", "-c", tell, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings).stdout
     assert heard == ["the night failed"]
-    assert "slack-webhook/none could not be told" in printed
+    assert "Notification via slack-webhook/none failed" in printed
 
 
 def test_the_address_of_a_block_is_kept_to_itself(
@@ -211,7 +211,7 @@ def test_the_address_of_a_block_is_kept_to_itself(
 ) -> None:
     tell = "from flows.notifications import send_notification; send_notification('custom-webhook/refused', 'the night failed')"
     printed = run("python", "-c", tell, cwd=ROOT, PYTHONPATH=str(ROOT), **server.settings).stdout
-    assert "custom-webhook/refused could not be told: HTTPStatusError" in printed
+    assert "Notification via custom-webhook/refused failed: HTTPStatusError" in printed
     assert "hunter2" not in printed
     assert heard == []
 
@@ -241,8 +241,8 @@ def test_what_is_told_of_a_run_that_failed_is_plain(
     ("flow", "arguments", "why"),
     [
         ("train-ral", (), "Stage locate failed"),
-        ("nightly", (), "cannot be fetched"),
-        ("compare", ("loss.name=ral,bce",), "cannot be fetched"),
+        ("nightly", (), "cannot fetch the project"),
+        ("compare", ("loss.name=ral,bce",), "cannot fetch the project"),
     ],
 )
 def test_each_flow_tells_of_a_run_that_failed(

@@ -16,7 +16,7 @@ from flows.tidy import WORKSPACES, Rules, tidy, wanted
 from flows.workspace import BRANCH, WorkspaceLockedError, git
 from ral.errors import UserError
 
-RULES = Rules(nights=2, days=30, runs=2)
+RULES = Rules(nightly_runs=2, days=30, runs=2)
 
 STAGE = "stages:\n  make:\n    cmd: cp params.yaml out.txt\n    deps: [params.yaml]\n    outs: [out.txt]\n"
 

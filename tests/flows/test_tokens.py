@@ -48,10 +48,10 @@ def test_a_flow_keeps_a_token_to_itself(
     (source / "ral.toml").write_text(f"state_dir = '{tmp_path / 'private'}'\nflows.repository = '{SECRET}'\n")
     home = {"PREFECT_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "RAL_STATE_DIR": ""}
     printed = run(sys.executable, "-m", "flows.nightly", cwd=source, code=1, **home).stdout
-    assert "http://127.0.0.1:1/x.git: the project cannot be fetched from there." in printed
+    assert "http://127.0.0.1:1/x.git: cannot fetch the project." in printed
     assert "hunter2" not in printed
     kept = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert any(
-        "cannot be fetched" in path.read_bytes().decode("latin-1") for path in kept
+        "cannot fetch the project" in path.read_bytes().decode("latin-1") for path in kept
     )  # Prefect's database
     assert not [path for path in kept if b"hunter2" in path.read_bytes()]

@@ -69,8 +69,8 @@ def test_uncommitted_changes_of_the_caller_do_not_enter(source: Path, state: Pat
     [
         ({"train.epochs": "five"}, "train.epochs"),
         ({"train.epoch": 5}, "Did you mean `epochs`"),
-        ({"trian.epochs": 5}, "trian.epochs is no parameter"),
-        ({"train.epochs.more": 5}, "no parameter"),
+        ({"trian.epochs": 5}, "trian.epochs is not a parameter"),
+        ({"train.epochs.more": 5}, "not a parameter"),
         ({"loss.name": "nonsense"}, "loss.name"),
     ],
 )
@@ -91,9 +91,9 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(source: Path, state: Path) -> 
         open_workspace(state, "nightly", str(source), "other", {}).folder / "README.md"
     ).read_text() == "other"
     for revision in ("none", "--upload-pack=touch /tmp/x", "first; touch x"):
-        with pytest.raises(UserError, match=r"no branch, tag or commit|no revision"):
+        with pytest.raises(UserError, match=r"no branch, tag or commit|not a valid revision"):
             open_workspace(state, "nightly", str(source), revision, {})
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match="cannot fetch the project"):
         open_workspace(state, "nightly", str(source / "nowhere"), "HEAD", {})
 
 
@@ -129,7 +129,7 @@ def test_an_upstream_that_does_not_answer_is_said(source: Path, state: Path, tmp
     commit = commit_run(made, "one", {})
     upstream = tmp_path / "upstream.git"
     target = FlowsEnvironment(flows=FlowsConfig(push_git=str(upstream)))
-    with pytest.raises(UserError, match="does not take the record"):
+    with pytest.raises(UserError, match="rejected the record"):
         push(made, target)
     git(tmp_path, "init", "-q", "--bare", str(upstream))
     push(made, target)
@@ -213,7 +213,7 @@ def test_a_record_that_cannot_be_read_stops_the_night(source: Path, state: Path,
         (made.registry / "objects").mkdir()
     else:
         (made.registry / "refs/heads" / BRANCH).write_bytes(b"")
-    with pytest.raises(UserError, match=r"the record of the nights cannot be read.*fsck.*backup"):
+    with pytest.raises(UserError, match=r"the record of the nightly runs cannot be read.*fsck.*backup"):
         open_workspace(state, "nightly", str(source), "HEAD", {})
 
 
