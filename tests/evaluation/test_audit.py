@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 
 from ral.config.base import load
 from ral.config.evaluate import AuditConfig, EvaluateParams
-from ral.evaluation.audit import COLUMNS, FIGURES, TESTED, audit, groups
+from ral.evaluation.audit import COLUMNS, GROUP_METRICS, TESTED_METRICS, audit, groups
 from ral.evaluation.bootstrap import holm
 from ral.evaluation.score import Evaluation, evaluate
 
@@ -89,7 +89,7 @@ def test_figures_are_those_of_sklearn_on_the_groups_images(fair: tuple[Evaluatio
         "false_negative_rate": 1 - sensitivity,
         "calibration": scores.mean() - labels.mean(),
     }
-    assert tuple(own.index) == FIGURES
+    assert tuple(own.index) == GROUP_METRICS
     for metric, value in expected.items():
         assert own.loc[metric, "value"] == pytest.approx(value, abs=1e-6), metric
         assert own.loc[metric, "low"] <= own.loc[metric, "value"] <= own.loc[metric, "high"]
@@ -103,7 +103,7 @@ def test_figures_are_those_of_sklearn_on_the_groups_images(fair: tuple[Evaluatio
 def test_all_gaps_that_are_tested_are_corrected_together(fair: tuple[Evaluation, pd.DataFrame]) -> None:
     _, table = fair
     tested = table["p"].notna()
-    assert set(table.loc[tested, "metric"]) == set(TESTED)
+    assert set(table.loc[tested, "metric"]) == set(TESTED_METRICS)
     assert tested.sum() > 100
     np.testing.assert_allclose(
         table.loc[tested, "p_holm"], holm(table.loc[tested, "p"].to_numpy()), atol=1e-4

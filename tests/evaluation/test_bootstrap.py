@@ -288,7 +288,7 @@ def test_p_value_is_that_of_a_t_test() -> None:
         BootstrapDistribution(means, many(12), "free")
     )
     assert resamples.p_value(
-        BootstrapDistribution(means, many(12), "free"), least_variance=1e6
+        BootstrapDistribution(means, many(12), "free"), minimum_variance=1e6
     ) == pytest.approx(1, abs=0.01)
     assert resamples.p_value(BootstrapDistribution(0 * means, many(12), "free")) == 1
     assert np.isnan(

@@ -15,7 +15,16 @@ from ral.config.base import load
 from ral.config.evaluate import CalibrationConfig, EvaluateParams
 from ral.errors import UserError
 from ral.evaluation import calibration_io
-from ral.evaluation.calibration import EDGE, KINDS, LOOSE, Map, calibrate, fit, log_losses, shared_slopes
+from ral.evaluation.calibration import (
+    KINDS,
+    MIN_SCORE,
+    PRIOR_DEVIATION,
+    Map,
+    calibrate,
+    fit,
+    log_losses,
+    shared_slopes,
+)
 from ral.evaluation.score import evaluate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,7 +65,7 @@ def test_few_rows_are_drawn_towards_the_shared_slope_as_the_prior_says() -> None
     def objective(values: np.ndarray) -> float:
         score = np.exp(values[0]) * logits + values[1]
         loss = np.sum(np.logaddexp(0, score) - labels * score)
-        return loss + (values[0] - np.log(4.0)) ** 2 / (2 * LOOSE**2)
+        return loss + (values[0] - np.log(4.0)) ** 2 / (2 * PRIOR_DEVIATION**2)
 
     best = minimize(objective, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}).x
     found = fit("platt", logits, labels, (4.0, 4.0))
@@ -124,8 +133,8 @@ def test_a_map_of_few_positives_is_finite_and_rises(positives: int) -> None:
     scores = found.apply(np.array([-1e4, -50.0, 0.0, 50.0, 1e4]))
     assert np.isfinite(found.numbers).all()
     assert (np.diff(scores) >= 0).all()
-    assert scores[0] >= EDGE
-    assert scores[-1] <= 1 - EDGE
+    assert scores[0] >= MIN_SCORE
+    assert scores[-1] <= 1 - MIN_SCORE
 
 
 def test_without_a_positive_or_a_negative_there_is_no_map() -> None:

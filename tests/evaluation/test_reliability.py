@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, log_loss
 
 from ral.evaluation.bootstrap import draw
-from ral.evaluation.reliability import curve, errors, place
+from ral.evaluation.reliability import bin_index, curve, errors
 
 IDS = np.char.add("p", (np.arange(1000) // 2).astype(str))
 
@@ -28,7 +28,7 @@ def test_errors_are_those_of_their_definitions_in_every_resample() -> None:
     scores, labels = sample(0)
     resamples = draw(IDS, 5, seed=1)
     found = errors(scores, labels, resamples, bins=10)
-    bin_of = place(scores, 10)
+    bin_of = bin_index(scores, 10)
     assert set(np.bincount(bin_of)) == {100}
     for column in range(6):
         again = np.repeat(np.arange(1000), resamples.weights[resamples.patient, column])
@@ -43,10 +43,10 @@ def test_errors_are_those_of_their_definitions_in_every_resample() -> None:
 
 
 def test_ties_share_a_bin() -> None:
-    bin_of = place(np.repeat([0.1, 0.2, 0.9], [500, 3, 497]), 15)
+    bin_of = bin_index(np.repeat([0.1, 0.2, 0.9], [500, 3, 497]), 15)
     assert len(set(bin_of[:500])) == len(set(bin_of[503:])) == 1
     assert bin_of.max() < 15
-    assert place(np.full(9, 0.3), 15).max() < 15
+    assert bin_index(np.full(9, 0.3), 15).max() < 15
 
 
 def test_debiasing_takes_off_what_chance_adds() -> None:

@@ -120,7 +120,7 @@ def test_bad_tables_are_refused_by_name(evaluation: Evaluation, second: pd.DataF
         read(config(path), findings)
     cases = {
         "lacks the column `Mass again`": second.drop(columns="Mass again"),
-        "more than once": pd.concat([second, second[:1]]),
+        "duplicate": pd.concat([second, second[:1]]),
         "not 1, 0 or empty for 1 image.*in row 2": second.assign(
             **{"Mass again": [2.0, *second["Mass again"][1:]]}
         ),
@@ -143,5 +143,5 @@ def test_bad_tables_are_refused_by_name(evaluation: Evaluation, second: pd.DataF
     with pytest.raises(UserError, match="no finding Masses"):
         read(config(path, Masses="Mass again"), findings)
     strangers = second.assign(image_id="x" + second["image_id"]).rename(columns={"Mass again": "Mass"})
-    with pytest.raises(UserError, match="no test image is in it"):
+    with pytest.raises(UserError, match="contains no test image"):
         agreement(evaluation, strangers[["image_id", "Mass"]])

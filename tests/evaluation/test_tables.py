@@ -171,7 +171,7 @@ def test_nothing_estimable_gives_empty_tables(tables: Tables) -> None:
 def test_the_evaluation_loads_neither_torch_nor_deepspeed() -> None:
     script = (
         "import sys\n"
-        "from ral.evaluation import audit, compare, saved, score, second_reading, tables\n"
+        "from ral.evaluation import audit, calibration_io, compare, score, second_reading, tables\n"
         "sys.exit(str([name for name in ('torch', 'deepspeed', 'timm') if name in sys.modules] or '') or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from ral.config.evaluate import RULES, ThresholdConfig
-from ral.evaluation.thresholds import CALL_NONE, choose, rounded_down
+from ral.evaluation.thresholds import PREDICT_NONE, choose, rounded_down
 
 CONFIG = ThresholdConfig(rule="max_f1", sensitivity=0.8, miss_cost=5.0)
 
@@ -45,7 +45,7 @@ def test_where_calling_costs_more_than_missing_nothing_is_called() -> None:
     scores, labels = np.array([0.9, 0.8, 0.1]), np.array([0.0, 0.0, 1.0])
     assert choose(scores, labels, CONFIG)["cost"] == 0.1  # 2 false alarms are cheaper than a miss at 5
     cheap = CONFIG.model_copy(update={"miss_cost": 1.5})
-    assert choose(scores, labels, cheap)["cost"] == CALL_NONE
+    assert choose(scores, labels, cheap)["cost"] == PREDICT_NONE
 
 
 @pytest.mark.parametrize(
