@@ -47,7 +47,7 @@ def align(
     Sorted, so that the row order of the tables does not affect the results. `name` names the logits in error messages.
 
     Raises:
-        UserError: a table holds an image_id twice; a patient_id is empty; a label is not 1, 0 or empty; the
+        UserError: a table has a duplicate image_id; a patient_id is empty; a label is not 1, 0 or empty; the
             columns of the logits are not image_id and the findings in their order; an image of the split has no
             logits, or logits belong to no image of it; a logit is not finite.
     """

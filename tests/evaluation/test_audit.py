@@ -1,4 +1,4 @@
-"""Audit: groups are what they say, planted gaps are found, chance is not flagged, few patients give no number."""
+"""Audit: composition of groups, detection of simulated gaps, no flags by chance, too few patients."""
 
 from pathlib import Path
 
@@ -62,13 +62,13 @@ def fair() -> tuple[Evaluation, pd.DataFrame]:
 
 def test_groups_are_those_of_each_attribute_and_of_each_pair() -> None:
     images = make(0)[0]
-    found = {(group.attribute, group.name): group.rows for group in groups(images, AUDIT)}
-    single = [name for attribute, name in found if "×" not in attribute]
+    rows_of_group = {(group.attribute, group.name): group.rows for group in groups(images, AUDIT)}
+    single = [name for attribute, name in rows_of_group if "×" not in attribute]
     assert single == ["F", "M", "0–17", "18–64", "65+", "unknown", "AP", "PA"]
-    assert sum("×" in attribute for attribute, _ in found) == 2 * 3 + 2 * 2 + 3 * 2
-    pair = found["sex × age", "F, 65+"]
+    assert sum("×" in attribute for attribute, _ in rows_of_group) == 2 * 3 + 2 * 2 + 3 * 2
+    pair = rows_of_group["sex × age", "F, 65+"]
     np.testing.assert_array_equal(pair, (images["sex"] == "F") & (images["age_years"] == 70))
-    assert not any("unknown" in name for attribute, name in found if "×" in attribute)
+    assert not any("unknown" in name for attribute, name in rows_of_group if "×" in attribute)
     one_view = groups(images.assign(view="PA"), AUDIT)
     assert not any("view" in group.attribute and "×" in group.attribute for group in one_view)
     assert groups(images, AUDIT.model_copy(update={"by": []})) == []

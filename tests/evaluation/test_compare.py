@@ -1,4 +1,4 @@
-"""Paired comparison: identical models do not differ, better ones do, and bad input is named."""
+"""Paired comparison: identical models, better models, invalid input."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 def noisier(logits: pd.DataFrame, spread: float, seed: int = 1) -> pd.DataFrame:
     noise = np.random.default_rng(seed).normal(0, spread, size=(len(logits), len(FINDINGS)))
-    return logits.assign(**{name: logits[name] + noise[:, place] for place, name in enumerate(FINDINGS)})
+    return logits.assign(**{name: logits[name] + noise[:, column] for column, name in enumerate(FINDINGS)})
 
 
 def test_values_are_those_of_sklearn_and_differences_theirs(tables: Tables) -> None:

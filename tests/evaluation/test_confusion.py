@@ -1,4 +1,4 @@
-"""Which findings are taken for which, by hand."""
+"""Confusion between findings, against results computed by hand."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The evaluation as a whole: what is scored, what is not estimable, what is refused."""
+"""The whole evaluation: metrics, findings that are not estimable, invalid input."""
 
 from collections.abc import Callable
 from pathlib import Path
