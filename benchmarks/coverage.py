@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.simulated import BINS, FINDINGS, Population, Sample, all_figures, population, sample
 from ral.config.evaluate import Rule
 from ral.evaluation import resampled_metrics
-from ral.evaluation.audit import figures as audit_figures
+from ral.evaluation.audit import group_metrics
 from ral.evaluation.bootstrap import BootstrapDistribution, Interval, Resamples, draw
 from ral.evaluation.exact import clopper_pearson
 from ral.evaluation.reliability import curve
@@ -179,7 +179,7 @@ def _groups(images: Sample, resamples: Resamples, truth: Population, counts: Cou
         sides = [(scored.rows(chosen), resamples.rows(chosen)) for chosen in (inside, ~inside)]
         if any(resampled_metrics.too_few(part, within.patient, 10) for part, within in sides):
             continue
-        own, other = (audit_figures(part, within, RULE) for part, within in sides)
+        own, other = (group_metrics(part, within, RULE) for part, within in sides)
         for metric in ("auroc", "sensitivity", "calibration"):
             pairs[metric].append((own[metric], other[metric]))
             gap = resamples.interval(resamples.difference(own[metric], other[metric]))

@@ -9,7 +9,7 @@ from scipy.special import expit, ndtri
 
 from ral.config.evaluate import RULES
 from ral.evaluation import resampled_metrics
-from ral.evaluation.audit import figures as audit_figures
+from ral.evaluation.audit import group_metrics
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples
 from ral.evaluation.metrics import cuts, f1
 from ral.evaluation.resampled_metrics import Scored
@@ -184,7 +184,7 @@ def population(count: int) -> Population:
         assert first.scores is not None
         found = agreements(first.labels, images.readings[name], once)
         agreement[name] = {key: float(value.values[0]) for key, value in found.items()}
-        calibration[name] = float(audit_figures(first, once, "max_f1")["calibration"].values[0])
+        calibration[name] = float(group_metrics(first, once, "max_f1")["calibration"].values[0])
         order = np.argsort(first.scores)
         scores[name], positives[name] = first.scores[order], np.append(0, np.cumsum(first.labels[order]))
     pooled = micro([scored[name, 0] for name in FINDINGS], once, "max_f1")

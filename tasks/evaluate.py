@@ -2,11 +2,11 @@
 
     python -m tasks.evaluate
 
-Writes metrics.json (macro, micro, tiers, the figures of CXR-LT), findings.csv (a row per finding), curves.csv (ROC
-and precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (what each threshold
-gives on test), reliability.csv (reliability curves), audit.csv (groups of images beside the others), second_reading.csv
-(agreement with a second reading, where evaluate.second_reading names one) and comparison.csv (differences to the model
-whose test logits baseline/ holds, if it does). docs/evaluation.md says how each figure is computed.
+Writes metrics.json (macro, micro, tiers, CXR-LT metrics), findings.csv (a row per finding), curves.csv (ROC and
+precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (test metrics at each
+threshold), reliability.csv (reliability curves), audit.csv (groups of images compared with all others),
+second_reading.csv (agreement with a second reading, if evaluate.second_reading names one) and comparison.csv (differences
+to the model whose test logits are in baseline/, if any). docs/evaluation.md defines the metrics.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ from tasks import step
 
 
 def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, out: Path) -> None:
-    """Evaluate the logits in `logits` against the labels in `prepared` and write the figures into `out`.
+    """Evaluate the logits in `logits` against the labels in `prepared` and write the results into `out`.
 
     Raises:
-        UserError: logits and labels do not belong together, or a logit is not finite.
+        UserError: logits and labels do not match, or a logit is not finite.
     """
     import pandas as pd
     from threadpoolctl import threadpool_limits
@@ -30,13 +30,13 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     from ral.evaluation import audit, baseline_comparison, calibration_io, rows, score, second_reading, tables
     from ral.files import atomic_write, write_json
 
-    whole = rows.read_studies(prepared)
+    all_studies = rows.read_studies(prepared)
     val, test = (pd.read_parquet(logits / f"{split}.parquet") for split in ("val", "test"))
-    studies, test = holdout.unsealed(whole, params.evaluate.sealed, test)
-    # Some linear algebra gives other last digits on more threads.
+    studies, test = holdout.unsealed(all_studies, params.evaluate.sealed, test)
+    # The last digits of some linear algebra depend on the number of threads.
     with threadpool_limits(1):
         evaluation = score.evaluate(studies, val, test, params.evaluate)
-        written = {
+        csv_tables = {
             "findings.csv": tables.to_table(evaluation),
             "curves.csv": tables.curves(evaluation),
             "operating.csv": tables.operating(evaluation),
@@ -47,13 +47,13 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
                 studies, test, read_logits(baseline), params.evaluate
             ),
         }
-    for name, table in written.items():
+    for name, table in csv_tables.items():
         with atomic_write(out / name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
     write_json(out / "calibration.json", calibration_io.to_json(evaluation))
     write_json(
         out / "metrics.json",
-        tables.to_metrics(evaluation, holdout.sealed_patients(whole, params.evaluate.sealed)),
+        tables.to_metrics(evaluation, holdout.sealed_patients(all_studies, params.evaluate.sealed)),
     )
 
 
@@ -61,9 +61,9 @@ if __name__ == "__main__":
     options = step.parse(
         __doc__,
         {
-            "prepared": ("data/prepared", "what the step preprocess wrote"),
-            "logits": ("models/logits", "logits that the step train wrote"),
-            "baseline": ("baseline", "folder that may have the accepted model's test_logits.parquet"),
+            "prepared": ("data/prepared", "output folder of the step preprocess"),
+            "logits": ("models/logits", "logits written by the step train"),
+            "baseline": ("baseline", "folder with test_logits.parquet of the accepted model, if any"),
             "out": ("reports", "folder to write"),
         },
     )

@@ -1,8 +1,8 @@
-"""Write the report, one HTML page with the result, how it was trained and on what data, and the model card.
+"""Write the report (one HTML page with results, training and data) and the model card.
 
     python -m tasks.report
 
-Reads what the other steps wrote and computes nothing but the drawings.
+Reads the outputs of the other steps and draws the plots; it computes no metrics.
 """
 
 from pathlib import Path
@@ -11,14 +11,14 @@ from ral.config.base import load
 from ral.config.params import ReportParams
 from tasks import step
 
-# Bytes: what mail and browsers still take.
-LARGEST = 15_000_000
+# Limit in bytes, for mail and browsers.
+MAX_BYTES = 15_000_000
 
 
 def run(
     params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path, out_file: Path
 ) -> None:
-    """Render the outputs of the steps into `out_file`, and model_card.md beside it.
+    """Render the report into `out_file`, and model_card.md into the same folder.
 
     Raises:
         UserError: the report is larger than 15 MB.
@@ -31,7 +31,7 @@ def run(
     from ral.reporting.report import Inputs, installed_versions, render
 
     def table(path: Path) -> pd.DataFrame:
-        # Only an empty cell is missing: a finding may be called NA.
+        # Only empty cells are missing values; a finding may be named NA.
         names = (
             "finding", "taken_for", "attribute", "group", "metric", "flagged", "note", "not_estimable", "name", "level"
         )  # fmt: skip
@@ -60,26 +60,26 @@ def run(
         versions=installed_versions(),
     )
     page = render(inputs).encode()
-    if len(page) >= LARGEST:
+    if len(page) >= MAX_BYTES:
         raise UserError(
-            f"{out_file} would have {len(page):,} bytes, at most {LARGEST:,} are allowed. "
+            f"{out_file} would have {len(page):,} bytes; the limit is {MAX_BYTES:,}. "
             "Show fewer images (explain.per_kind) or none (report.show_images: false)."
         )
     with atomic_write(out_file) as draft:
         draft.write_bytes(page)
     with atomic_write(out_file.with_name("model_card.md")) as draft:
         draft.write_text(card(inputs), encoding="utf-8", newline="\n")
-    print(f"{'PHANTOM IMAGES: ' if inputs.phantom else ''}report: {out_file}")
+    print(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
 
 
 if __name__ == "__main__":
     options = step.parse(
         __doc__,
         {
-            "validated": ("data/validated", "what the step validate wrote"),
-            "prepared": ("data/prepared", "what the step preprocess wrote"),
-            "models": ("models", "what the step train wrote"),
-            "reports": ("reports", "what the step evaluate wrote; the report goes there too"),
+            "validated": ("data/validated", "output folder of the step validate"),
+            "prepared": ("data/prepared", "output folder of the step preprocess"),
+            "models": ("models", "output folder of the step train"),
+            "reports": ("reports", "output folder of the step evaluate; the report is written there too"),
         },
     )
     step.main(

@@ -1,4 +1,4 @@
-"""What the steps evaluate and explain write for the report, small and with a name that tries to be more than text."""
+"""Small outputs of the steps evaluate and explain for the report, with a name that attempts injection."""
 
 import io
 from typing import Any
@@ -13,7 +13,7 @@ NOTHING = {"value": None, "low": None, "high": None}
 
 
 def jpeg(gray: int) -> bytes:
-    """A picture of one gray."""
+    """A picture with one gray value."""
     file = io.BytesIO()
     Image.new("L", (8, 8), gray).save(file, "JPEG")
     return file.getvalue()
@@ -24,12 +24,12 @@ PICTURES = {"image_001.jpg": jpeg(10), "map_001.jpg": jpeg(20), "image_002.jpg":
 
 def calibration_columns(row: dict[str, Any], estimable: bool) -> dict[str, Any]:
     """The columns of findings.csv about calibration."""
-    found: dict[str, Any] = {"calibration": "shared" if estimable else np.nan}
-    for place, error in enumerate(CALIBRATION_METRICS):
-        value = 0.0123 + place / 1000 if estimable else np.nan
-        found |= {error: value, f"{error}_low": value - 0.01, f"{error}_high": value + 0.01}
-        found[f"{error}_uncalibrated"] = value + 0.3
-    return row | found
+    columns: dict[str, Any] = {"calibration": "shared" if estimable else np.nan}
+    for index, error in enumerate(CALIBRATION_METRICS):
+        value = 0.0123 + index / 1000 if estimable else np.nan
+        columns |= {error: value, f"{error}_low": value - 0.01, f"{error}_high": value + 0.01}
+        columns[f"{error}_uncalibrated"] = value + 0.3
+    return row | columns
 
 
 def tables(data: str, names: list[str]) -> dict[str, Any]:
@@ -44,9 +44,9 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
         "calibration": {"data": data, "findings": {name: {"kind": "shared"} for name in known}},
         "reliability": pd.DataFrame(
             [
-                {"finding": name, "scores": scores, "images": 50, "positives": 5 * place, "mean_score": 0.11 * place,
-                 "observed": 0.1 * place, "low": 0.05 * place if place else np.nan, "high": 0.2 * place if place else np.nan}
-                for name in known for scores in ("calibrated", "uncalibrated") for place in range(4)
+                {"finding": name, "scores": scores, "images": 50, "positives": 5 * index, "mean_score": 0.11 * index,
+                 "observed": 0.1 * index, "low": 0.05 * index if index else np.nan, "high": 0.2 * index if index else np.nan}
+                for name in known for scores in ("calibrated", "uncalibrated") for index in range(4)
             ]
         ),
         "operating": pd.DataFrame([_operating(name, rule) for name in known for rule in ("max_f1", "sensitivity", "cost")]),
@@ -58,8 +58,8 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
         "geometry": geometry(data, names),
         "confusion": pd.DataFrame(
             [
-                {"finding": a, "taken_for": b, "images": 40, "times": 10, "share": 0.25 + 0.01 * place, "share_without": 0.1}
-                for place, (a, b) in enumerate((a, b) for a in names for b in names if a != b)
+                {"finding": a, "taken_for": b, "images": 40, "times": 10, "share": 0.25 + 0.01 * index, "share_without": 0.1}
+                for index, (a, b) in enumerate((a, b) for a in names for b in names if a != b)
             ]
         ),
     }  # fmt: skip
@@ -70,12 +70,12 @@ def comparison(names: list[str]) -> pd.DataFrame:
     rows = []
     for metric in ("ap", "auroc"):
         for level, name in (("macro", "macro"), ("tier", "head"), *(("finding", name) for name in names)):
-            lacking = name == names[1]
-            figures = dict.fromkeys(
+            missing = name == names[1]
+            numbers = dict.fromkeys(
                 ("value", "baseline_value", "difference", "low", "high", "p", "p_holm"), np.nan
             )
-            if not lacking:
-                figures = {
+            if not missing:
+                numbers = {
                     "value": 0.5125,
                     "baseline_value": 0.4813,
                     "difference": 0.0312,
@@ -93,9 +93,9 @@ def comparison(names: list[str]) -> pd.DataFrame:
                     "baseline": "previous",
                     "findings": 2,
                 }
-                | figures
+                | numbers
                 | {
-                    "note": f"not estimable: {HOSTILE}" if lacking else "",
+                    "note": f"not estimable: {HOSTILE}" if missing else "",
                     "data": "images",
                     "images": 2345,
                     "patients": 678,
@@ -114,14 +114,14 @@ def audit(names: list[str]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = [{"attribute": "source", "note": "not in the data"} | blank]
     for group in ("F", HOSTILE):
         for finding in (*names, "macro"):
-            for place, metric in enumerate(
+            for index, metric in enumerate(
                 ("auroc", "ap", "sensitivity", "false_negative_rate", "calibration")
             ):
                 flagged = group == HOSTILE and metric == "sensitivity" and finding == names[0]
                 tested = metric in ("auroc", "sensitivity", "calibration")
                 rows.append(
                     {"attribute": "sex", "group": group, "finding": finding, "metric": metric} | counts
-                    | {"value": 0.7 + place / 100, "low": 0.61, "high": 0.83, "others": 0.75, "difference": -0.05,
+                    | {"value": 0.7 + index / 100, "low": 0.61, "high": 0.83, "others": 0.75, "difference": -0.05,
                        "difference_low": -0.1, "difference_high": 0.01, "p": 0.002 if tested else np.nan,
                        "p_holm": (0.004 if flagged else 0.9) if tested else np.nan,
                        "flagged": ("yes" if flagged else "no") if tested else np.nan}
@@ -149,7 +149,7 @@ def gallery(data: str, names: list[str]) -> dict[str, Any]:
     """A gallery whose first finding has an image of each kind, and whose last has none."""
 
     def image(image_id: str, picture: str, rank: int, **more: Any) -> dict[str, Any]:
-        facts = {
+        fields = {
             "image_id": image_id,
             "logit": 1.25,
             "rank": rank,
@@ -157,7 +157,7 @@ def gallery(data: str, names: list[str]) -> dict[str, Any]:
             "labels": [names[1]],
             "unknown": [],
         }
-        return facts | more
+        return fields | more
 
     heat = {"map": "map_001.jpg", "empty_map": False}
     first = {
@@ -193,17 +193,17 @@ def geometry(data: str, names: list[str]) -> dict[str, Any]:
 def _operating(name: str, rule: str) -> dict[str, Any]:
     row: dict[str, Any] = {"finding": name, "rule": rule, "chosen": rule == "max_f1"}
     row |= {"threshold": 1.0 if rule == "cost" else 0.3217, "tp": 31, "fp": 17, "fn": 9, "tn": 1143}
-    for place, share in enumerate(("sensitivity", "specificity", "ppv", "npv", "f1")):
-        row |= {share: 0.775 + place / 100, f"{share}_low": 0.6, f"{share}_high": 0.9}
+    for index, share in enumerate(("sensitivity", "specificity", "ppv", "npv", "f1")):
+        row |= {share: 0.775 + index / 100, f"{share}_low": 0.6, f"{share}_high": 0.9}
     return row
 
 
 def _reading(name: str, note: str) -> dict[str, Any]:
     row: dict[str, Any] = {"finding": name, "images": 90, "patients": 60, "first_positives": 12}
     row |= {"second_positives": 14, "both_positive": 10, "note": note or np.nan}
-    for figure in ("kappa", "positive_agreement", "negative_agreement", *_AGAINST):
-        row |= {figure: np.nan if note else 0.654, f"{figure}_low": 0.5, f"{figure}_high": 0.8}
+    for metric in ("kappa", "positive_agreement", "negative_agreement", *_METRICS_AGAINST):
+        row |= {metric: np.nan if note else 0.654, f"{metric}_low": 0.5, f"{metric}_high": 0.8}
     return row
 
 
-_AGAINST = tuple(f"{name}_{reading}" for name in ("auroc", "ap") for reading in ("first", "second"))
+_METRICS_AGAINST = tuple(f"{name}_{reading}" for name in ("auroc", "ap") for reading in ("first", "second"))

@@ -1,4 +1,4 @@
-"""What every step writes for the report, small; and a page taken apart."""
+"""Small outputs of every step as inputs of the report, and a parser for the page."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ FINDINGS: dict[str, tuple[str, int, int, float | None]] = {
     HOSTILE: ("medium", 50, 10, 0.234567),
     "Hernia": ("tail", 2, 1, None),
 }
-# Tables that may be without rows.
+# Tables that may be empty.
 LISTS = ("reliability", "operating", "audit", "second_reading", "comparison", "confusion")
 PARAMS: dict[str, Any] = {
     "phantom": {"images": 600, "size": 64, "floor": 0.01, "seed": 1},
@@ -148,7 +148,7 @@ def make(phantom: bool) -> Inputs:
         },
         model={
             "model": {"backbone": "resnet10t", "options": {"channels": [8, 16]}, "head": "linear"},
-            "best_epoch": 2, "findings": list(FINDINGS), "loss": "ral", "weights": "average",
+            "best_epoch": 2, "findings": list(FINDINGS), "loss": "ral", "weights": "ema",
             "pretrained_sha256": None, "outputs": "raw logits", "phantom": phantom,
             "pixel_deviation": 63.0, "pixel_mean": 134.0, "size": 64,
         },
@@ -197,7 +197,7 @@ class Page(HTMLParser):
             text.append(data)
 
     def text(self, tag: str) -> list[str]:
-        """The text of every element of one kind, white space made single."""
+        """The text of every element with this tag, with normalized white space."""
         return [" ".join("".join(text).split()) for name, _, text in self.elements if name == tag]
 
     def attributes(self) -> Iterator[tuple[str, str]]:
@@ -206,7 +206,7 @@ class Page(HTMLParser):
 
 
 def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
-    """The files of the steps before, as they would write them."""
+    """Write the files of the previous steps in their formats."""
     texts = {
         "validated/validation.json": inputs.validation,
         "prepared/dataset.json": inputs.dataset,

@@ -1,4 +1,4 @@
-"""Simulated images and models whose skill is known, so that the right decision is known, too."""
+"""Simulated images and models of known skill, for which the right decision is known."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def evaluate_config(**changes: Any) -> EvaluateConfig:
 
 
 def gate_config(**changes: Any) -> GateConfig:
-    """One gate set and wide floors, so that a test speaks of the rule it names."""
+    """One gate set and wide limits, so that each test exercises only the rule it names."""
     wide = {"sets": 1, "tail_floor": 0.5, "subgroup_floor": 0.5, "calibration_cap": 0.5, "first_auroc": 0.6}
     wide["seed_deviation"] = 0.0
     return GateConfig.model_validate(wide | changes)
@@ -57,46 +57,46 @@ def images(seed: int = 0, patients: int = 900, name: str = "image") -> pd.DataFr
 
 
 def model(
-    studies: pd.DataFrame, split: str, skill: float = 1.5, seed: int = 1, own: int = 0, **other: float
+    studies: pd.DataFrame, split: str, skill: float = 1.5, seed: int = 1, own: int = 0, **skills: float
 ) -> pd.DataFrame:
     """Logits of a model: its skill times the label, and noise.
 
     Args:
         studies: images.
-        split: of which.
+        split: the split to score.
         skill: distance between positive and negative images, in standard deviations.
-        seed: of the noise that models share, as they find the same images hard.
-        own: seed of the noise that is this model's alone; 0 for none.
-        other: skill for single findings.
+        seed: seed of the noise that all models share (the same images are hard for all).
+        own: seed of the noise of this model alone; 0 for none.
+        skills: skill for single findings.
     """
     rows = studies[studies["split"] == split]
     noise = np.random.default_rng(seed).normal(size=(len(rows), len(TRAIN)))
     if own:
         noise = (noise + 0.5 * np.random.default_rng(own).normal(size=noise.shape)) / np.sqrt(1.25)
     logits = pd.DataFrame({"image_id": rows["image_id"].to_numpy()})
-    for place, finding in enumerate(name for name in TRAIN if name in rows):
-        far = other.get(finding, skill)
-        logits[finding] = noise[:, place] + far * rows[finding].to_numpy() - 2
+    for column, finding in enumerate(name for name in TRAIN if name in rows):
+        distance = skills.get(finding, skill)
+        logits[finding] = noise[:, column] + distance * rows[finding].to_numpy() - 2
     return logits
 
 
-def rival(logits: pd.DataFrame, version: str = "v0.1.0", **changes: Any) -> ReferenceModel:
+def reference_model(logits: pd.DataFrame, version: str = "v0.1.0", **changes: Any) -> ReferenceModel:
     """An earlier model that saw none of the test patients."""
     return ReferenceModel(**({"version": version, "logits": logits, "seen": frozenset(), "preparation": PREPARED} | changes))  # fmt: skip
 
 
-def evidence(
+def gate_inputs(
     studies: pd.DataFrame, test: pd.DataFrame, champion: ReferenceModel | None, **changes: Any
 ) -> GateInputs:
-    """GateInputs about a challenger with these test logits."""
-    facts: dict[str, Any] = {
+    """GateInputs of a challenger with these test logits."""
+    fields: dict[str, Any] = {
         "studies": studies, "val": model(studies, "val"), "test": test, "champion": champion, "anchor": None,
-        "data": PASSED, "preparation": PREPARED, "turn": 0,
+        "data": PASSED, "preparation": PREPARED, "decision_index": 0,
     }  # fmt: skip
-    return GateInputs(**(facts | changes))
+    return GateInputs(**(fields | changes))
 
 
 def rule(decision: dict[str, Any], name: str) -> dict[str, Any]:
     """The rule of that name."""
-    (found,) = [one for one in decision["rules"] if one["rule"] == name]
-    return found
+    (entry,) = [entry for entry in decision["rules"] if entry["rule"] == name]
+    return entry

@@ -21,23 +21,31 @@ from ral.files import atomic_write, read_json, write_json
 
 PROFILE, SPLIT, LOGITS = "profile.json", "split.parquet", "test_logits.parquet"
 
+# Keys of profile.json, see `ral.data.validation.drift.profile`.
+PROFILE_KEYS = ("rows", "columns", "labels")
+
 
 def read_profile(folder: Path) -> dict[str, Any] | None:
     """The accepted profile, or None.
 
     Raises:
-        UserError: the file is no profile.
+        UserError: the file is not a profile, or a profile with other keys, such as one of an earlier version.
     """
     path = folder / PROFILE
     if not path.is_file():
         return None
+    remedy = "Delete it, run `dvc repro validate`, then accept a new profile: `python -m ral.data.baseline profile`."
     try:
-        profile = read_json(path)
-        if {"rows", "columns", "labels"} <= profile.keys():
-            return dict(profile)
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"{path} is no profile. Delete it, or accept one: `python -m ral.data.baseline profile`.")
+        profile = dict(read_json(path))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is not a profile. {remedy}") from None
+    missing = [name for name in PROFILE_KEYS if name not in profile]
+    if missing:
+        raise UserError(
+            f"{path} is not a profile of this version: it has no {', '.join(missing)}, but "
+            f"{', '.join(map(str, profile)) or 'nothing'}. {remedy}"
+        )
+    return profile
 
 
 def read_split(folder: Path) -> pd.Series | None:

@@ -1,1 +1,1 @@
-"""Metrics with intervals from logits and labels; no GPU, no model."""
+"""Metrics with confidence intervals from logits and labels; needs no GPU and no model."""

@@ -1,8 +1,8 @@
-"""Audit: figures of groups of images (sex, age, view, source, and their pairs) beside those of all other images.
+"""Subgroup audit: metrics of groups of images (sex, age, view, source and pairs of these) compared with all other images.
 
-A gap is flagged if it exceeds chance after Holm's correction for all gaps that were tested. AUROC, sensitivity at the
-chosen threshold and calibration are tested. AP is shown but not tested: it rises with the prevalence, so that groups
-differ in it without any fault of the model; the false negative rate is 1 − sensitivity and not tested again.
+A gap is flagged if it is significant after Holm's correction over all tested gaps. AUROC, sensitivity at the chosen
+threshold and calibration are tested. AP is shown but not tested: it rises with the prevalence, so groups differ in AP
+even for a fair model. The false negative rate is 1 − sensitivity and is not tested separately.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ from ral.evaluation.tables import rounded
 Array = NDArray[Any]
 
 UNKNOWN = "unknown"
-# calibration: mean calibrated score − share of positives, so that 0 is best.
-FIGURES = ("auroc", "ap", "sensitivity", "false_negative_rate", "calibration")
-TESTED = ("auroc", "sensitivity", "calibration")
+# calibration: mean calibrated score − share of positives; 0 is best.
+GROUP_METRICS = ("auroc", "ap", "sensitivity", "false_negative_rate", "calibration")
+TESTED_METRICS = ("auroc", "sensitivity", "calibration")
 
 TEXT = ("attribute", "group", "finding", "metric", "flagged", "note")
 COLUMNS = (
@@ -38,21 +38,21 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Group:
-    """Images that share an attribute, or two."""
+    """Images that have the same value of one or two attributes."""
 
     attribute: str
-    """sex, age, view, source; a pair as `sex × age`."""
+    """sex, age, view or source; a pair is written `sex × age`."""
     name: str
     rows: Array
-    """Which of the images, bool [rows]."""
+    """Mask of the group's images, bool [rows]."""
 
 
 def audit(evaluation: Evaluation) -> pd.DataFrame:
-    """audit.csv: a row per group, finding (and macro) and figure of `FIGURES`, beside the same of the other images.
+    """audit.csv: a row per group, finding (and macro) and metric of `GROUP_METRICS`, with the value for all other images.
 
-    A row without a metric says in `note` why there is none: too few patients, an attribute that the data does not
-    have. `difference` is group − others, of the same resamples. The macro of a group goes over the findings that have
-    the figure in the group and among the others.
+    A row without a metric has the reason in `note`: too few patients, or an attribute that the data does not have.
+    `difference` is group − others, computed on the same resamples. The macro of a group is the mean over the findings
+    for which the metric is defined in the group and among the others.
     """
     config, resamples = evaluation.config.audit, evaluation.resamples
     rows: list[dict[str, Any]] = [
@@ -62,41 +62,45 @@ def audit(evaluation: Evaluation) -> pd.DataFrame:
     ]
     for group in groups(evaluation.rows, config):
         inside, outside = resamples.rows(group.rows), resamples.rows(~group.rows)
-        facts = {
+        group_columns = {
             "attribute": group.attribute,
             "group": group.name,
             "images": int(group.rows.sum()),
             "patients": inside.patients,
         }
         pairs: dict[str, list[tuple[BootstrapDistribution, BootstrapDistribution]]] = {
-            name: [] for name in FIGURES
+            name: [] for name in GROUP_METRICS
         }
         for name in evaluation.estimable:
-            own, others = evaluation.scored[name].rows(group.rows), evaluation.scored[name].rows(~group.rows)
-            row = facts | {"finding": name, "positives": int((own.labels == 1).sum())}
-            note = _too_few(own, inside, config.min_positives)
+            scored = evaluation.scored[name]
+            scored_group, scored_others = scored.rows(group.rows), scored.rows(~group.rows)
+            row = group_columns | {"finding": name, "positives": int((scored_group.labels == 1).sum())}
+            note = _too_few(scored_group, inside, config.min_positives)
             if note:
                 rows.append(row | {"metric": "", "flagged": "", "note": note})
                 continue
-            found = figures(own, inside, evaluation.config.threshold.rule)
-            lacking = _too_few(others, outside, config.min_positives)
-            beside = {} if lacking else figures(others, outside, evaluation.config.threshold.rule)
-            for figure, value in found.items():
-                other = beside.get(figure)
+            rule = evaluation.config.threshold.rule
+            in_group = group_metrics(scored_group, inside, rule)
+            reason = _too_few(scored_others, outside, config.min_positives)
+            in_others = {} if reason else group_metrics(scored_others, outside, rule)
+            for metric, value in in_group.items():
+                other = in_others.get(metric)
                 rows.append(
-                    row | _row(figure, value, other, resamples)
-                    | {"note": f"nothing to compare with: {lacking}" if lacking else ""}
+                    row | _row(metric, value, other, resamples)
+                    | {"note": f"nothing to compare with: {reason}" if reason else ""}
                 )  # fmt: skip
                 if other is not None:
-                    pairs[figure].append((value, other))
-        for figure, several in pairs.items():
-            if len(several) < 2:
+                    pairs[metric].append((value, other))
+        for metric, metric_pairs in pairs.items():
+            if len(metric_pairs) < 2:
                 continue
-            own_mean, other_mean = (resamples.mean([pair[side] for pair in several]) for side in (0, 1))
-            row = facts | {"finding": "macro", "positives": None}
+            group_mean, others_mean = (
+                resamples.mean([pair[side] for pair in metric_pairs]) for side in (0, 1)
+            )
+            row = group_columns | {"finding": "macro", "positives": None}
             rows.append(
-                row | _row(figure, own_mean, other_mean, resamples)
-                | {"note": f"mean of {len(several)} findings"}
+                row | _row(metric, group_mean, others_mean, resamples)
+                | {"note": f"mean of {len(metric_pairs)} findings"}
             )  # fmt: skip
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     tested = table["p"].notna()
@@ -115,8 +119,7 @@ COLUMN = {"sex": "sex", "age": "age_years", "view": "view", "source": "source"}
 def groups(images: pd.DataFrame, config: AuditConfig) -> list[Group]:
     """The groups of each attribute that the images have, then those of each pair of attributes.
 
-    An attribute with one value only makes no pair. Images whose value is not known are a group of their own, but of
-    no pair.
+    Attributes with a single value are not paired. Images with an unknown value form a group, but are in no pair.
     """
     single: list[Group] = []
     for attribute in config.by:
@@ -129,10 +132,10 @@ def groups(images: pd.DataFrame, config: AuditConfig) -> list[Group]:
         )
         names = sorted(set(values), key=lambda name: (name == UNKNOWN, _first_year(name), name))
         single += [Group(attribute, name, values == name) for name in names]
-    several = [a for a in config.by if sum(g.attribute == a and g.name != UNKNOWN for g in single) > 1]
+    paired = [a for a in config.by if sum(g.attribute == a and g.name != UNKNOWN for g in single) > 1]
     pairs = [
         Group(f"{one} × {two}", f"{a.name}, {b.name}", a.rows & b.rows)
-        for one, two in combinations(several, 2)
+        for one, two in combinations(paired, 2)
         for a in single
         for b in single
         if (a.attribute, b.attribute) == (one, two) and UNKNOWN not in (a.name, b.name)
@@ -151,38 +154,38 @@ def _bands(years: "pd.Series[Any]", first: list[float]) -> Array:
     ends = [f"{start:g}–{end - 1:g}" for start, end in zip(starts, first, strict=False)]
     names = np.array([*ends, f"{starts[-1]:g}+"], dtype=object)
     numbers = years.to_numpy(dtype=np.float64, na_value=np.nan)
-    place = np.searchsorted(first, np.nan_to_num(numbers), side="right")
-    return np.where(np.isnan(numbers), UNKNOWN, names[place])
+    band_index = np.searchsorted(first, np.nan_to_num(numbers), side="right")
+    return np.where(np.isnan(numbers), UNKNOWN, names[band_index])
 
 
 def _first_year(name: str) -> float:
-    """So that age bands stand in their order; 0 for names of another kind."""
+    """Sort key that orders age bands; 0 for other names."""
     digits = name.rstrip("+").split("–")[0]
     return float(digits) if digits.replace(".", "", 1).isdigit() else 0.0
 
 
-def _too_few(scored: Scored, resamples: Resamples, least: int) -> str:
+def _too_few(scored: Scored, resamples: Resamples, minimum: int) -> str:
     counts = [len(np.unique(resamples.patient[scored.labels == label])) for label in (1, 0)]
     return "; ".join(
-        f"too few: {count} patients {kind} the finding, at least {least} needed"
+        f"too few: {count} patients {kind} the finding, at least {minimum} needed"
         for count, kind in zip(counts, ("with", "without"), strict=True)
-        if count < least
+        if count < minimum
     )
 
 
-def figures(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, BootstrapDistribution]:
-    """The figures of `FIGURES` in every resample; without a map those of the ranking only."""
-    found = resampled_metrics.ranking(scored, resamples, ("auroc", "ap"))
+def group_metrics(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, BootstrapDistribution]:
+    """The metrics `GROUP_METRICS` in every resample; without a calibration map only AUROC and AP."""
+    metrics = resampled_metrics.ranking(scored, resamples, ("auroc", "ap"))
     if scored.scores is None or not scored.thresholds:
-        return found
-    support, known = found["auroc"].support, scored.known()
+        return metrics
+    support, known = metrics["auroc"].support, scored.known()
     positive = scored.labels == 1
-    called = scored.scores >= scored.thresholds[rule]
-    columns = [positive, positive & called, known, np.where(known, scored.scores, 0.0)]
+    predicted = scored.scores >= scored.thresholds[rule]
+    columns = [positive, positive & predicted, known, np.where(known, scored.scores, 0.0)]
     positives, hits, images, sums = resamples.totals(np.stack(columns, axis=1).astype(np.float64)).T
     hit = divide(hits, positives, positives > 0)
     of_positives = Support.of(resamples.counts(positive))
-    return found | {
+    return metrics | {
         "sensitivity": BootstrapDistribution(hit, of_positives, "share"),
         "false_negative_rate": BootstrapDistribution(1 - hit, of_positives, "share"),
         "calibration": BootstrapDistribution(divide(sums - positives, images, images > 0), support, "free"),
@@ -190,15 +193,15 @@ def figures(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, Boots
 
 
 def _row(
-    figure: str, value: BootstrapDistribution, other: BootstrapDistribution | None, resamples: Resamples
+    metric: str, value: BootstrapDistribution, other: BootstrapDistribution | None, resamples: Resamples
 ) -> dict[str, Any]:
-    """One figure of a group, and its difference to the others."""
-    found = resamples.interval(value)
+    """One metric of a group, and its difference to all other images."""
+    interval = resamples.interval(value)
     row: dict[str, Any] = {
-        "metric": figure,
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
+        "metric": metric,
+        "value": interval.value,
+        "low": interval.low,
+        "high": interval.high,
         "flagged": "",
     }
     if other is None:
@@ -211,35 +214,37 @@ def _row(
         "difference_low": gap.low,
         "difference_high": gap.high,
     }
-    if figure in TESTED:
-        least = (
-            sum(LEAST_VARIANCE[figure](side) for side in (value, other)) if figure in LEAST_VARIANCE else 0.0
+    if metric in TESTED_METRICS:
+        minimum = (
+            sum(MINIMUM_VARIANCE[metric](side) for side in (value, other))
+            if metric in MINIMUM_VARIANCE
+            else 0.0
         )
-        row["p"] = resamples.p_value(paired, least)
+        row["p"] = resamples.p_value(paired, minimum)
     return row
 
 
 def _share_variance(share: BootstrapDistribution) -> float:
     """Variance of a share of n patients with two hits and two misses added (Agresti and Coull, 1998).
 
-    Of few patients all may be found, and all of every resample then are.
+    With few patients a share may be 1 (or 0) in the sample and then in every resample.
     """
     n = share.support.effective
-    near = (float(share.values[0]) * n + 2) / (n + 4)
-    return near * (1 - near) / (n + 4)
+    shrunk = (float(share.values[0]) * n + 2) / (n + 4)
+    return shrunk * (1 - shrunk) / (n + 4)
 
 
 def _auroc_variance(area: BootstrapDistribution) -> float:
-    """What n patients of the smaller class add to the variance of the AUROC of normally distributed scores.
+    """Contribution of n patients of the smaller class to the variance of the AUROC, for normally distributed scores.
 
-    Of an AUROC a little nearer to one half than it is: where few patients are ranked nearly perfectly, resamples
-    hardly vary, though other patients may.
+    Computed for an AUROC shrunk slightly towards one half: if few patients are ranked almost perfectly, resamples
+    hardly vary although other patients might.
     """
     n = area.support.effective
-    near = (float(area.values[0]) * n + 1) / (n + 2)
-    # The chance that a positive is above two negatives is near − 2 T(z, 1/√3), with Owen's T.
-    both = near - 2 * owens_t(ndtri(near), 1 / np.sqrt(3))
-    return float(both - near**2) / n
+    shrunk = (float(area.values[0]) * n + 1) / (n + 2)
+    # The probability that a positive ranks above two negatives is A − 2 T(z, 1/√3), with Owen's T.
+    both = shrunk - 2 * owens_t(ndtri(shrunk), 1 / np.sqrt(3))
+    return float(both - shrunk**2) / n
 
 
-LEAST_VARIANCE = {"auroc": _auroc_variance, "sensitivity": _share_variance}
+MINIMUM_VARIANCE = {"auroc": _auroc_variance, "sensitivity": _share_variance}

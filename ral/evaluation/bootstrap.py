@@ -1,8 +1,8 @@
-"""Resampling of whole patients (the images of one are not independent), and intervals from it.
+"""Cluster bootstrap over patients (the images of a patient are not independent), and intervals from it.
 
-Everything that is resampled is an array of values (`BootstrapDistribution`), one for each column of `Resamples.weights`: the sample
-itself, its replicates, and, for BCa, the sample without a group of patients. Means and differences of metrics are
-means and differences of such arrays, so that all figures come from the same resamples.
+Each resampled metric is an array of values (`BootstrapDistribution`), one per column of `Resamples.weights`: the sample
+itself, its replicates, and, for BCa, the leave-out samples. Means and differences of metrics are means and differences
+of such arrays, so all values come from the same resamples.
 """
 
 from collections.abc import Sequence
@@ -21,35 +21,35 @@ from ral.evaluation.metrics import BLOCK
 Array = NDArray[Any]
 Method = Literal["percentile", "bca"]
 
-# Groups of patients left out in turn for the acceleration of BCa: one by one up to this many patients.
+# Maximum number of leave-out groups for the acceleration of BCa; with at most this many patients, each is a group.
 JACKKNIFE = 1000
 
 
-# With fewer patients behind a metric that is no plain proportion there is no interval.
-LEAST = 5
-# Nor where nearly all of its images are of one patient, however many others there are: one says nothing of others.
-LEAST_EFFECTIVE = 1.5
+# No interval with fewer contributing patients, except for plain proportions.
+MIN_PATIENTS = 5
+# Nor with fewer effective patients: if nearly all images are of one patient, nothing is known about other patients.
+MIN_EFFECTIVE_PATIENTS = 1.5
 
-# A smaller p is not told from this one, so that none is written as 0.
-LEAST_P = 1e-6
+# Lower limit of p values, so that none is reported as 0.
+MIN_P = 1e-6
 
-# share: a proportion of images. f1: 2 TP / (2 TP + FP + FN). rank: anything else between 0 and 1. free: no ends.
-# difference: of two, symmetric enough that correcting for bias and skew would only add the noise of these.
+# share: a proportion of images. f1: 2 TP / (2 TP + FP + FN). rank: any other metric in [0, 1]. free: unbounded.
+# difference: of two metrics; nearly symmetric, so BCa's corrections for bias and skew would only add noise.
 Scale = Literal["share", "f1", "rank", "free", "difference"]
 
 
 @dataclass(frozen=True)
 class Support:
-    """What carries a metric: the images of its denominator, and their patients."""
+    """Sample size of a metric: the images in its denominator and their patients."""
 
     patients: int
     effective: float
-    """Patients of equal numbers of images that tell as much: square of the sum over the sum of squares (Kish, 1965)."""
+    """Effective number of patients: square of the sum over the sum of squares of their images (Kish, 1965)."""
     images: int
 
     @staticmethod
     def of(counts: Array) -> "Support":
-        """From the images of each patient [patients]."""
+        """From the number of images of each patient [patients]."""
         counts = np.asarray(counts, dtype=np.float64)
         if not counts.any():
             return NO_SUPPORT
@@ -70,29 +70,29 @@ class BootstrapDistribution:
     support: Support
     scale: Scale = "rank"
     unseen: tuple[float, float] | None = None
-    """How far below and above the value the truth may lie for what replicates do not show; see `Resamples.unseen`."""
+    """Uncertainty below and above the value that the replicates do not show; see `Resamples.unseen`."""
     inflation: float = 0.0
-    """How much chance may have added to the value: the interval reaches down by as much."""
+    """Upward bias of the value by chance; the lower end of the interval is lowered by it."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric and where it may lie."""
+    """A metric and its confidence interval."""
 
     value: float | None
-    """None if it is not estimable; so are the ends."""
+    """None if the metric is not estimable; low and high are then None too."""
     low: float | None
     high: float | None
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """The patients of some rows, and how often each is in each resample."""
+    """The patients of the rows, and how often each patient is in each resample."""
 
     patient: Array
     """Number of each row's patient, int64 [rows]."""
     weights: Array
-    """Column 0 is the sample itself, then come the replicates, then (BCa) the leave-out samples;
+    """Column 0 is the sample itself, followed by the replicates and (BCa) the leave-out samples;
     uint16 [patients, columns]."""
     replicates: int
     confidence: float
@@ -100,11 +100,11 @@ class Resamples:
 
     @property
     def patients(self) -> int:
-        """Patients there are."""
+        """Number of patients."""
         return len(self.weights)
 
     def rows(self, chosen: Array) -> "Resamples":
-        """The same resamples of some of the rows (bool [rows]) and of their patients."""
+        """The same resamples, restricted to some rows (bool [rows]) and their patients."""
         if chosen.all():
             return self
         used, patient = np.unique(self.patient[chosen], return_inverse=True)
@@ -124,11 +124,11 @@ class Resamples:
         )
 
     def counts(self, rows: Array) -> Array:
-        """How many of the rows (bool [rows]) each patient has, int64 [patients]."""
+        """Number of each patient's rows in a mask (bool [rows]), int64 [patients]."""
         return np.bincount(self.patient[rows], minlength=self.patients)
 
     def support(self, labels: Array) -> Support:
-        """What carries a ranking: the positive or the negative images, whichever are of fewer effective patients.
+        """Sample size of a ranking metric: the class (positive or negative) with fewer effective patients.
 
         Args:
             labels: 1, 0 or NaN [rows].
@@ -137,12 +137,12 @@ class Resamples:
         return min(sides, key=lambda side: side.effective)
 
     def interval(self, sampled: BootstrapDistribution) -> Interval:
-        """Value and interval of a metric; None where there is none. All intervals are decided here.
+        """Value and interval of a metric; None where there is none. The only place that computes intervals.
 
-        A proportion, and F1 by way of one, has the exact interval of `exact.effective_trials`. Of everything else
-        the ends are quantiles of the replicates in which it has a value, at the levels of a t distribution of the
-        effective number of patients n, widened by the square root of n / (n - 1) (Hesterberg, 2015): resamples of
-        few patients vary less than samples of as few do. What replicates do not show is added in quadrature.
+        A proportion has the exact interval of `exact.effective_trials`, and so has F1 through the Jaccard index. For all
+        other metrics, the ends are quantiles of the finite replicates, at the levels of a t distribution with the
+        effective number of patients n, widened by the square root of n / (n - 1) (Hesterberg, 2015), because resamples
+        of few patients vary less than new samples would. `unseen` is added in quadrature.
         """
         value = float(sampled.values[0])
         drawn = self.drawn(sampled)
@@ -151,7 +151,7 @@ class Resamples:
         if sampled.scale in ("share", "f1"):
             return Interval(value, *self._exact(sampled))
         support = sampled.support
-        if drawn.size == 0 or support.patients < LEAST or support.effective < LEAST_EFFECTIVE:
+        if drawn.size == 0 or support.patients < MIN_PATIENTS or support.effective < MIN_EFFECTIVE_PATIENTS:
             return Interval(value, None, None)
         ends = levels(self.confidence, support.effective)
         if self.method == "bca" and sampled.scale != "difference":
@@ -175,17 +175,17 @@ class Resamples:
         return (f1_of(low), f1_of(high)) if sampled.scale == "f1" else (low, high)
 
     def trials(self, share: Array, support: Support) -> float:
-        """Independent images that tell as much of a proportion [columns]; see `exact.effective_trials`."""
+        """Effective number of independent images of a proportion [columns]; see `exact.effective_trials`."""
         drawn = share[1 : 1 + self.replicates]
         drawn = drawn[np.isfinite(drawn)]
         variance = float(np.var(drawn)) * _widening(support.effective) if drawn.size else 0.0
         return effective_trials(float(share[0]), variance, support.effective, support.images, self.confidence)
 
     def unseen(self, sampled: BootstrapDistribution) -> tuple[float, float]:
-        """How far below and above its value a metric may be for what its replicates do not show.
+        """Uncertainty below and above the value of a metric that its replicates do not show.
 
-        Where they do not vary (no positive is found, or all are), they cannot say how far off the truth may be: that
-        is then as far as the exact interval reaches. A mean and a difference keep that of their members.
+        If the replicates do not vary (no positive is found, or all are), they carry no information about the error; the
+        width of the exact interval is used instead. Means and differences combine that of their members.
         """
         value, drawn = float(sampled.values[0]), self.drawn(sampled)
         if sampled.unseen is not None:
@@ -197,20 +197,22 @@ class Resamples:
         low, high = self._exact(sampled)
         return value - low, high - value
 
-    def difference(self, own: BootstrapDistribution, other: BootstrapDistribution) -> BootstrapDistribution:
-        """`own` minus `other`, of the same resamples."""
-        (own_below, own_above), (below, above) = self.unseen(own), self.unseen(other)
+    def difference(
+        self, first: BootstrapDistribution, second: BootstrapDistribution
+    ) -> BootstrapDistribution:
+        """`first` minus `second`, on the same resamples."""
+        (first_below, first_above), (below, above) = self.unseen(first), self.unseen(second)
         return BootstrapDistribution(
-            own.values - other.values,
-            min(own.support, other.support, key=lambda support: support.effective),
+            first.values - second.values,
+            min(first.support, second.support, key=lambda support: support.effective),
             "difference",
-            (float(np.hypot(own_below, above)), float(np.hypot(own_above, below))),
+            (float(np.hypot(first_below, above)), float(np.hypot(first_above, below))),
         )
 
     def bias(self, values: Array) -> float:
-        """How far the sample's value is above that of many more patients, by the jackknife; 0 without leave-out samples.
+        """Jackknife estimate of the upward bias of the sample's value; 0 without leave-out samples.
 
-        It needs a metric that changes little with each patient, and to which each adds in proportion.
+        Only valid for smooth metrics, in which each patient has a small and proportional influence.
         """
         left_out = values[1 + self.replicates :]
         left_out = left_out[np.isfinite(left_out)]
@@ -221,35 +223,35 @@ class Resamples:
         values = sampled.values[1 : 1 + self.replicates]
         return values[np.isfinite(values)]
 
-    def p_value(self, difference: BootstrapDistribution, least_variance: float = 0.0) -> float:
-        """Two-sided p of no difference, by a t test whose error is the spread of the replicates; NaN if there is none.
+    def p_value(self, difference: BootstrapDistribution, minimum_variance: float = 0.0) -> float:
+        """Two-sided p value of a t test for no difference, with the spread of the replicates as standard error, or NaN.
 
         Args:
             difference: the difference in every column.
-            least_variance: the variance is taken to be at least this (a share of 10 of 10 has no spread at all).
+            minimum_variance: lower limit of the variance (a share of 10 out of 10 has no spread at all).
         """
         value, drawn = float(difference.values[0]), self.drawn(difference)
         support = difference.support
         if not np.isfinite(value) or drawn.size < 2:
             return float("nan")
-        if support.patients < LEAST or support.effective < LEAST_EFFECTIVE:
+        if support.patients < MIN_PATIENTS or support.effective < MIN_EFFECTIVE_PATIENTS:
             return float("nan")
-        # Towards 0 counts, as for the end of the interval that lies on that side.
+        # Only the side towards 0 matters, as for that end of the interval.
         below, above = self.unseen(difference)
-        hidden = (below if value > 0 else above) / ndtri(0.5 + self.confidence / 2)
-        variance = max(float(np.var(drawn)), least_variance) * _widening(support.effective)
-        error = np.hypot(np.sqrt(variance), hidden)
+        unseen_error = (below if value > 0 else above) / ndtri(0.5 + self.confidence / 2)
+        variance = max(float(np.var(drawn)), minimum_variance) * _widening(support.effective)
+        error = np.hypot(np.sqrt(variance), unseen_error)
         if error == 0:
             return 1.0 if value == 0 else float("nan")
-        return max(float(2 * stdtr(max(support.effective - 1, 1.0), -abs(value) / error)), LEAST_P)
+        return max(float(2 * stdtr(max(support.effective - 1, 1.0), -abs(value) / error)), MIN_P)
 
     def mean(self, parts: Sequence[BootstrapDistribution]) -> BootstrapDistribution:
         """Mean of several metrics, each of which has a value.
 
-        A replicate in which one has none (its images were not drawn) takes the sample's: the mean is to vary for what
-        varies, not for which metrics it goes over. The effective number of patients is Satterthwaite's, but no
-        more than that of the best carried member: the same patients carry the others, and vary together. A
-        metric of a single patient counts as of two.
+        Where a metric is undefined in a replicate (its images were not drawn), the sample's value is used, so that the
+        set of averaged metrics does not vary. The effective number of patients is Satterthwaite's, limited to the
+        maximum of the members, because the same patients contribute to all of them. A metric of one patient counts as
+        one of two.
         """
         if not parts:
             return BootstrapDistribution(np.full(self.weights.shape[1], np.nan), NO_SUPPORT)
@@ -280,15 +282,15 @@ def draw(
 ) -> Resamples:
     """Draw the resamples of the rows' patients.
 
-    A replicate draws as many patients as there are, with replacement; all rows of a patient come as often as the
+    A replicate draws as many patients as there are, with replacement; all rows of a patient are included as often as the
     patient was drawn. The draw depends on the set of ids and on `seed`, not on the order of the rows.
 
     Args:
         patients: patient id of each row, text [rows].
         replicates: number of resamples.
         seed: seed of the draw.
-        confidence: coverage that the intervals are to have.
-        method: how they are read from the replicates.
+        confidence: coverage of the intervals.
+        method: type of bootstrap interval.
 
     Raises:
         UserError: fewer than two patients.
@@ -296,8 +298,8 @@ def draw(
     names, patient = np.unique(patients, return_inverse=True)
     if len(names) < 2:
         raise UserError(
-            f"The scored images are of {len(names)} patient(s), but intervals need at least 2 to resample. "
-            "Use more images, or give the split more of them."
+            f"The scored images are of {len(names)} patient(s); bootstrap intervals need at least 2. "
+            "Use more images, or assign more patients to the split."
         )
     generator = np.random.default_rng(seed)
     groups = min(len(names), JACKKNIFE) if method == "bca" else 0
@@ -306,9 +308,9 @@ def draw(
         drawn = generator.integers(len(names), size=len(names))
         weights[:, column] = np.bincount(drawn, minlength=len(names))
     if groups:
-        # Patients in a random order, dealt out: groups of the same size but for one.
-        dealt = np.arange(len(names)) % groups
-        weights[generator.permutation(len(names)), 1 + replicates + dealt] = 0
+        # Patients in random order, assigned to groups of equal size (± 1).
+        group_of = np.arange(len(names)) % groups
+        weights[generator.permutation(len(names)), 1 + replicates + group_of] = 0
     return Resamples(patient, weights, replicates, confidence, method)
 
 
@@ -319,33 +321,33 @@ def levels(confidence: float, patients: float) -> Array:
 
 
 def _widening(patients: float) -> float:
-    """What the variance over resamples is short of."""
+    """Factor by which the variance over resamples is too small."""
     return max(patients, 2.0) / (max(patients, 2.0) - 1)
 
 
 def bca_levels(value: float, drawn: Array, left_out: Array, ends: Array) -> Array:
-    """Levels of the quantiles that stand for `ends` in a BCa interval (Efron, 1987).
+    """Quantile levels that replace `ends` in a BCa interval (Efron, 1987).
 
     Args:
         value: the metric of the sample.
         drawn: finite values of the replicates.
-        left_out: values without each group of patients; those that are not finite are left out.
+        left_out: values without each group of patients; non-finite ones are ignored.
         ends: levels of a percentile interval.
     """
     below = (np.sum(drawn < value) + 0.5 * np.sum(drawn == value)) / drawn.size
-    # A value outside all replicates would ask for a quantile beyond them.
+    # Clipped, because a value outside all replicates would need a quantile beyond them.
     bias = ndtri(np.clip(below, 1 / (drawn.size + 1), drawn.size / (drawn.size + 1)))
     left_out = left_out[np.isfinite(left_out)]
     pull = left_out.mean() - left_out if left_out.size else np.zeros(1)
     spread = np.sum(pull**2) ** 1.5
     acceleration = np.sum(pull**3) / (6 * spread) if spread > 0 else 0.0
     shifted = bias + np.clip(ndtri(ends), -8, 8)
-    # Far out, the approximation turns back on itself.
+    # Lower limit, because the approximation is not monotonic in the far tails.
     return np.asarray(ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, 0.1)))
 
 
 def holm(p_values: Array) -> Array:
-    """Holm's adjusted p values (1979), for all that are not NaN; NaN stays."""
+    """Holm-adjusted p values (1979); NaN stays NaN and is not counted."""
     p_values = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(p_values.shape, np.nan)
     tested = np.flatnonzero(~np.isnan(p_values))

@@ -1,4 +1,4 @@
-"""calibration.json: the maps and thresholds of every finding, with a version, to be applied to other logits."""
+"""calibration.json: the calibration map and thresholds of every finding, and their application to other logits."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ FORMAT = 1
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of calibration.json: maps and thresholds as they are used; a finding without a map is null.
+    """The content of calibration.json: maps and thresholds exactly as used; a finding without a map is null.
 
-    `version` is a digest of the maps and thresholds: predictions that name it can be traced to them.
+    `version` is a digest of maps and thresholds, so that predictions can be traced to them.
     """
     findings: dict[str, Any] = {}
     for finding in evaluation.findings:
@@ -39,18 +39,18 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 def apply(
     content: dict[str, Any], logits: pd.DataFrame, rule: Rule | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Calibrated scores and calls (True, False) of raw logits, as of a saved calibration.json.
+    """Apply a calibration.json to raw logits: calibrated scores and binary predictions (True, False).
 
     Args:
-        content: what `to_json` returned.
+        content: the content of calibration.json (`to_json`).
         logits: image_id and one column per finding of the file.
-        rule: whose thresholds; None takes the one that the evaluation was run with.
+        rule: threshold rule; None for the rule of the evaluation.
 
     Returns:
         Two tables of the shape of `logits`; a finding without a map is NaN in the first and missing in the second.
 
     Raises:
-        UserError: another format; a finding or image_id without a column; a logit that is not finite.
+        UserError: unsupported format; a missing column; a logit that is not finite.
     """
     if content.get("format") != FORMAT:
         raise UserError(
@@ -58,7 +58,7 @@ def apply(
         )
     missing = [name for name in ("image_id", *content["findings"]) if name not in logits.columns]
     if missing:
-        raise UserError(f"logits: no column {', '.join(missing)}, which calibration.json needs.")
+        raise UserError(f"logits: no column {', '.join(missing)}, required by calibration.json.")
     scores, calls = logits[["image_id"]].copy(), logits[["image_id"]].copy()
     for name, saved in content["findings"].items():
         raw = logits[name].to_numpy(dtype=np.float64)
@@ -70,8 +70,8 @@ def apply(
             scores[name], calls[name] = np.nan, pd.array([None] * len(logits), dtype="boolean")
             continue
         kind = KINDS[KINDS.index(saved["kind"])]
-        found = Map(kind, tuple(saved["numbers"]), tuple((x, y) for x, y in saved["knots"]))
-        scores[name] = found.apply(raw)
+        calibration_map = Map(kind, tuple(saved["numbers"]), tuple((x, y) for x, y in saved["knots"]))
+        scores[name] = calibration_map.apply(raw)
         threshold = saved["thresholds"][rule or content["rule"]]
         calls[name] = pd.array(scores[name] >= threshold, dtype="boolean")
     return scores, calls

@@ -4,8 +4,8 @@
     python -m ral.evaluation.compare a.parquet b.parquet c.parquet --split val --out comparison.csv
 
 Each argument is a table of logits (image_id and a column per finding) or a folder that holds
-`logits/test.parquet` or `test.parquet`. The first is the baseline. Choose models with `--split val`; the test images
-are for the report. The parameters (tiers, replicates, interval, seed) are those of `evaluate` in params.yaml.
+`logits/test.parquet` or `test.parquet`. The first is the baseline. Select models with `--split val`; the test images
+are for the final report. Tiers, replicates, interval and seed are those of the section `evaluate` in params.yaml.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from ral.evaluation.score import data_of, tier_of
 from ral.evaluation.tables import rounded
 from ral.files import atomic_write
 from ral.labels import TIERS, is_spreadsheet_safe
-from ral.wording import p_value, signed, signed_interval
+from ral.wording import PHANTOM_SHORT, RESEARCH, p_value, signed, signed_interval
 
 METRICS = ("ap", "auroc")
 TEXT = ("metric", "level", "name", "model", "baseline", "note", "data")
@@ -42,20 +42,20 @@ COLUMNS = (
 def compare(
     studies: pd.DataFrame, models: Mapping[str, pd.DataFrame], split: Split, config: EvaluateConfig
 ) -> pd.DataFrame:
-    """Differences of AP and AUROC to the first model, per finding, tier and macro.
+    """Differences in AP and AUROC to the first model, per finding, tier and macro.
 
-    All figures are of the same resamples of the patients, so that what the models have in common cancels. The p value
-    is that of a t test with the spread of the resampled differences; p_holm is corrected (Holm) among the rows of
-    the same metric and level (finding, tier, macro), all models together.
+    All models are evaluated on the same resamples of the patients, so shared variation cancels. The p value is that of a
+    t test with the spread of the resampled differences; p_holm is Holm-corrected over the rows of the same metric and
+    level (finding, tier, macro), for all models together.
 
     Args:
         studies: as for `score.evaluate`.
-        models: name -> logits of all images of the split, at least two.
-        split: the images to compare on.
-        config: tiers, least positives and the bootstrap.
+        models: name -> logits of all images of the split; at least two models.
+        split: the split to compare on.
+        config: tiers, minimum positives and bootstrap.
 
     Returns:
-        The columns `COLUMNS`; a finding or tier that is not estimable has a note and no numbers.
+        A table with the columns `COLUMNS`; a finding or tier that is not estimable has a note and no numbers.
 
     Raises:
         UserError: fewer than two models, or see `rows.align`.
@@ -79,7 +79,7 @@ def compare(
             if not reasons[name]:
                 values[model][name] = ranking(scored, resamples, METRICS)
     baseline, *others = models
-    found: list[dict[str, Any]] = []
+    table_rows: list[dict[str, Any]] = []
     for metric in METRICS:
         for model in others:
             sides = (values[model], values[baseline])
@@ -98,12 +98,14 @@ def compare(
                 }
                 row |= {"findings": len(estimable), "note": ""}
                 if estimable:
-                    own, other = (_mean([side[n][metric] for n in estimable], resamples) for side in sides)
-                    found.append(row | _difference(own, other, resamples))
+                    value, baseline_value = (
+                        _mean([side[n][metric] for n in estimable], resamples) for side in sides
+                    )
+                    table_rows.append(row | _difference(value, baseline_value, resamples))
                 else:
                     reason = reasons[name] if level == "finding" else "no estimable finding"
-                    found.append(row | {"note": f"not estimable: {reason}"})
-    table = pd.DataFrame(found, columns=list(COLUMNS))
+                    table_rows.append(row | {"note": f"not estimable: {reason}"})
+    table = pd.DataFrame(table_rows, columns=list(COLUMNS))
     for _, family in table.groupby(["metric", "level"]):
         table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(dtype=np.float64))
     return rounded(table.assign(data=data_of(studies)), text=TEXT)
@@ -114,13 +116,13 @@ def _mean(parts: list[BootstrapDistribution], resamples: Resamples) -> Bootstrap
 
 
 def _difference(
-    own: BootstrapDistribution, other: BootstrapDistribution, resamples: Resamples
+    value: BootstrapDistribution, baseline_value: BootstrapDistribution, resamples: Resamples
 ) -> dict[str, Any]:
-    paired = resamples.difference(own, other)
+    paired = resamples.difference(value, baseline_value)
     gap = resamples.interval(paired)
     return {
-        "value": float(own.values[0]),
-        "baseline_value": float(other.values[0]),
+        "value": float(value.values[0]),
+        "baseline_value": float(baseline_value.values[0]),
         "difference": gap.value,
         "low": gap.low,
         "high": gap.high,
@@ -129,41 +131,43 @@ def _difference(
 
 
 def read_logits(path: Path, split: Split) -> pd.DataFrame:
-    """The logits that an argument names.
+    """Read the logits of a command-line argument.
 
     Raises:
-        UserError: there is no such file, it is no Parquet table, or a column would be a formula in a spreadsheet.
+        UserError: there is no such file, it is not a Parquet table, or a column name is unsafe in a spreadsheet.
     """
-    places = [path / "logits" / f"{split}.parquet", path / f"{split}.parquet"] if path.is_dir() else [path]
-    for place in places:
-        if place.is_file():
+    candidates = (
+        [path / "logits" / f"{split}.parquet", path / f"{split}.parquet"] if path.is_dir() else [path]
+    )
+    for file in candidates:
+        if file.is_file():
             try:
-                table = pd.read_parquet(place)
+                table = pd.read_parquet(file)
             except (OSError, ValueError) as error:
-                raise UserError(f"{place} is not a Parquet table: {error}") from None
-            check_names(str(place), table)
+                raise UserError(f"{file} is not a Parquet table: {error}") from None
+            check_names(str(file), table)
             return table
     raise UserError(
-        f"{path}: no logits there. Give a Parquet table, or a folder with logits/{split}.parquet or {split}.parquet."
+        f"{path}: no logits found. Give a Parquet table, or a folder with logits/{split}.parquet or {split}.parquet."
     )
 
 
 def check_names(where: str, logits: pd.DataFrame) -> None:
-    """Hold the findings of a file to what params.yaml may name: they go into CSV files as they are.
+    """Check the findings of a file by the rules for names in params.yaml, because they are written to CSV files unescaped.
 
     Raises:
-        UserError: one would not be a cell of text in a spreadsheet; `where` says whose logits they are.
+        UserError: a name is unsafe in a spreadsheet; `where` names the logits in the message.
     """
     unsafe = [str(name) for name in logits.columns if not is_spreadsheet_safe(str(name))]
     if unsafe:
         raise UserError(
-            f"{where}: the column {unsafe[0]!a} would be a formula or several cells in a spreadsheet. Call that "
-            "finding otherwise, and compute the logits again."
+            f"{where}: the column {unsafe[0]!a} would be a formula or several cells in a spreadsheet. Rename "
+            "the finding and recompute the logits."
         )
 
 
 def read_table(path: Path, findings: list[str]) -> pd.DataFrame:
-    """studies.parquet with the columns that `compare` reads.
+    """Read the columns of studies.parquet that `compare` needs.
 
     Raises:
         UserError: the file is missing, or has no column for a finding of the logits.
@@ -173,18 +177,14 @@ def read_table(path: Path, findings: list[str]) -> pd.DataFrame:
     table = pd.read_parquet(path)
     missing = [name for name in (*KEYS, *findings) if name not in table.columns]
     if missing:
-        raise UserError(
-            f"{path} has no column {', '.join(missing)}, which the logits have or the split needs."
-        )
+        raise UserError(f"{path} has no column {', '.join(missing)}, required by the logits or the split.")
     return table[[*KEYS, *(name for name in ATTRIBUTES if name in table.columns), *findings]]
 
 
 def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split: str) -> str:
-    """The comparison as lines for a terminal."""
+    """The comparison as text for a terminal."""
     lines = [
-        "PHANTOM IMAGES: drawn, not X-rays of people; these figures say nothing about clinical use"
-        if (table["data"] == "phantom").any()
-        else "Research software, not a medical device",
+        PHANTOM_SHORT if (table["data"] == "phantom").any() else RESEARCH,
         f"{rows:,} {split} images of {patients:,} patients; {100 * confidence:g} % intervals; p after Holm's correction",
     ]
     for (metric, model), part in table.groupby(["metric", "model"], sort=False):
@@ -202,7 +202,7 @@ def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split
 
 
 def main() -> None:
-    """Compare what the command line names."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -212,11 +212,11 @@ def main() -> None:
     )
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--out", type=Path, help="CSV to write, too")
+    parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
     options = parser.parse_args()
     try:
         if len({str(path) for path in options.models}) < len(options.models):
-            raise UserError("A model is named twice: give each once.")
+            raise UserError("A model is given twice. Give each model once.")
         models = {str(path): read_logits(path, options.split) for path in options.models}
         show(models, options.studies, options.split, options.params, options.out)
     except UserError as error:
@@ -226,7 +226,7 @@ def main() -> None:
 def show(
     models: Mapping[str, pd.DataFrame], studies_file: Path, split: Split, params: Path, out: Path | None
 ) -> None:
-    """Compare, print, and write the table to `out` if there is one; test images of sealed patients are left out.
+    """Compare, print, and write the table to `out` if given. Sealed test patients are excluded.
 
     Raises:
         UserError: see `compare`, `read_table` and `ral.config.base.load`.
@@ -234,12 +234,12 @@ def show(
     config = load(params, EvaluateParams).evaluate
     first = next(iter(models.values()))
     studies = read_table(studies_file, [str(name) for name in first.columns if name != "image_id"])
-    studies, *opened = unsealed(studies, config.sealed, *models.values())
-    models = dict(zip(models, opened, strict=True))
+    studies, *unsealed_logits = unsealed(studies, config.sealed, *models.values())
+    models = dict(zip(models, unsealed_logits, strict=True))
     with threadpool_limits(1):
         table = compare(studies, models, split, config)
-    inside = studies[studies["split"] == split]
-    print(text(table, config.confidence, len(inside), inside["patient_id"].nunique(), split))
+    split_studies = studies[studies["split"] == split]
+    print(text(table, config.confidence, len(split_studies), split_studies["patient_id"].nunique(), split))
     if out:
         with atomic_write(out) as draft:
             table.to_csv(draft, index=False, lineterminator="\n")

@@ -1,6 +1,6 @@
-"""How far calibrated scores are from what is observed: Brier score, log loss, calibration error, reliability curves.
+"""Calibration metrics: Brier score, log loss, expected calibration error (ECE), reliability curves.
 
-All of it is sums over images, so that every resample is one matrix product.
+All of these are sums over images, so each resample is a matrix product.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ Array = NDArray[Any]
 CALIBRATION_METRICS = ("brier", "log_loss", "ece", "ece_debiased")
 
 
-def place(scores: Array, bins: int) -> Array:
-    """Bin of each score, of equal numbers of images as far as ties allow: int64 [rows], 0 the lowest."""
+def bin_index(scores: Array, bins: int) -> Array:
+    """Index of the bin of each score, int64 [rows], 0 for the lowest; bins have equal counts except for ties."""
     edges = np.unique(np.quantile(scores, np.arange(1, bins) / bins))
     return np.searchsorted(edges, scores, side="right")
 
@@ -32,9 +32,9 @@ def binned(scores: Array, labels: Array, resamples: Resamples, bins: int) -> tup
         scores: [rows], of images whose label is known.
         labels: 1 or 0 [rows].
         resamples: of the same rows.
-        bins: at most so many.
+        bins: maximum number of bins.
     """
-    member = np.eye(bins)[place(scores, bins)]
+    member = np.eye(bins)[bin_index(scores, bins)]
     sums = resamples.totals(
         np.concatenate([member, member * labels[:, None], member * scores[:, None]], axis=1)
     )
@@ -42,22 +42,22 @@ def binned(scores: Array, labels: Array, resamples: Resamples, bins: int) -> tup
 
 
 def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dict[str, BootstrapDistribution]:
-    """The figures of `CALIBRATION_METRICS` in every resample.
+    """The metrics `CALIBRATION_METRICS` in every resample.
 
-    ece is the mean over the images of |mean score − share of positives| of their bin. Chance alone makes it larger
-    than 0, and resampling adds chance to that of the sample: the replicates are moved so that their mean is the value of
-    the sample. How much chance may have added is at most the mean of |gap − gap of the sample|, weighted in the same
-    way (the triangle inequality), and the interval reaches down by as much.
+    ece is the mean over the images of |mean score − share of positives| of their bin. It is biased upwards by chance, and
+    resampling adds to the bias of the sample: the replicates are shifted so that their mean is the value of the sample.
+    The bias of the sample is at most the mean of |gap − gap of the sample| with the same weights (triangle inequality);
+    the lower end of the interval is lowered by that amount.
 
-    ece_debiased takes off what chance would add if all images were independent, with the shares normally distributed
-    about those observed (Kumar et al., 2019), to first order, and ends at 0. Images of one patient are not
-    independent, so that it is too high still; it has no interval.
+    ece_debiased subtracts the bias expected for independent images, with normally distributed shares (Kumar et al.,
+    2019), to first order, and is at least 0. Images of a patient are not independent, so it is still too high. It has no
+    interval.
 
     Args:
         scores: [rows].
-        labels: 1, 0 or NaN [rows]; unknown ones count nowhere.
+        labels: 1, 0 or NaN [rows]; rows with NaN are ignored.
         resamples: of the same rows.
-        bins: at most so many.
+        bins: maximum number of bins.
     """
     known = ~np.isnan(labels)
     support = resamples.support(labels)
@@ -76,16 +76,16 @@ def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dic
     return {
         "brier": BootstrapDistribution(divide(brier, total, some), support),
         "log_loss": BootstrapDistribution(divide(loss, total, some), support, "free"),
-        "ece": BootstrapDistribution(_moved(ece, drawn), support, inflation=inflation),
+        "ece": BootstrapDistribution(_recentred(ece, drawn), support, inflation=inflation),
         "ece_debiased": BootstrapDistribution(_debiased(ece, gap, positives, images, share), NO_SUPPORT),
     }
 
 
 def _debiased(ece: Array, gap: Array, positives: Array, images: Array, share: Array) -> Array:
-    """ece_debiased [columns] from ece [columns] and what it comes of, each [columns, bins]."""
-    # Half a positive and half a negative are added: a bin without positives is not free of chance.
-    near, gap = (positives + 0.5) / (images + 1), np.abs(gap)
-    spread = np.sqrt(divide(near * (1 - near), images, images > 0, 0.0))
+    """ece_debiased [columns] from ece [columns] and its components, each [columns, bins]."""
+    # Half a positive and half a negative are added, so that the variance of a bin without positives is not 0.
+    smoothed, gap = (positives + 0.5) / (images + 1), np.abs(gap)
+    spread = np.sqrt(divide(smoothed * (1 - smoothed), images, images > 0, 0.0))
     # The mean of |N(gap, spread²)|.
     ratio = divide(gap, spread, spread > 0, 0.0)
     inflated = np.where(
@@ -96,25 +96,25 @@ def _debiased(ece: Array, gap: Array, positives: Array, images: Array, share: Ar
     return np.maximum(2 * ece - (share * inflated).sum(axis=1), 0)
 
 
-def _moved(values: Array, drawn: slice) -> Array:
-    """The values with the replicates about the value of the sample; none is below 0."""
+def _recentred(values: Array, drawn: slice) -> Array:
+    """The values, with the replicates shifted so that their mean is the sample's value; none is below 0."""
     if np.isfinite(values[drawn]).any():
         values[drawn] = np.maximum(values[drawn] - np.nanmean(values[drawn]) + values[0], 0)
     return values
 
 
 def curve(scores: Array, labels: Array, resamples: Resamples, bins: int) -> pd.DataFrame:
-    """A reliability curve: images, positives, mean_score, observed, low and high of each bin that holds an image.
+    """A reliability curve: images, positives, mean_score, observed, low and high of each non-empty bin.
 
-    Low and high bound the observed share. Arguments as for `binned`.
+    low and high are the interval of the observed share. Arguments as for `binned`.
     """
     images, positives, sums = binned(scores, labels, resamples, bins)
-    bin_of = place(scores, bins)
+    index = bin_index(scores, bins)
     rows = []
     for number in np.flatnonzero(images[0] > 0):
-        inside = resamples.rows(bin_of == number)
+        inside = resamples.rows(index == number)
         share = divide(positives[:, number], images[:, number], images[:, number] > 0)
-        found = resamples.interval(
+        interval = resamples.interval(
             BootstrapDistribution(share, Support.of(np.bincount(inside.patient)), "share")
         )
         rows.append(
@@ -122,9 +122,9 @@ def curve(scores: Array, labels: Array, resamples: Resamples, bins: int) -> pd.D
                 "images": int(images[0, number]),
                 "positives": int(positives[0, number]),
                 "mean_score": sums[0, number] / images[0, number],
-                "observed": found.value,
-                "low": found.low,
-                "high": found.high,
+                "observed": interval.value,
+                "low": interval.low,
+                "high": interval.high,
             }
         )
     return pd.DataFrame(rows, columns=["images", "positives", "mean_score", "observed", "low", "high"])

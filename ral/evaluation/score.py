@@ -1,4 +1,4 @@
-"""Scores of every finding on the test images, their means over all findings and per tier, with intervals."""
+"""Metrics of every finding on the test images, their means over all findings and per tier, with intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,21 +30,21 @@ METRICS = (
     *CALIBRATION_METRICS,
 )
 
-# Metrics of all pairs of image and finding together.
+# Metrics of all pairs of image and finding, pooled.
 MICRO = (*RANKING_METRICS, "f1", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of one finding or its mean over several, with the bootstrap interval."""
+    """A metric of one finding, or its mean over several findings, with the bootstrap interval."""
 
     value: float | None
     """None if there is no estimable finding."""
     low: float | None
-    """None too if fewer than five patients carry it, and for the debiased calibration error."""
+    """Also None if fewer than five patients contribute, and for the debiased calibration error."""
     high: float | None
     findings: int
-    """Over how many findings it is the mean: 1 for a finding itself, 0 if it is not estimable."""
+    """Number of averaged findings: 1 for a single finding, 0 if it is not estimable."""
 
 
 NOTHING = Estimate(None, None, None, 0)
@@ -52,36 +52,36 @@ NOTHING = Estimate(None, None, None, 0)
 
 @dataclass(frozen=True)
 class Finding:
-    """All that is known about one finding."""
+    """The results for one finding."""
 
     name: str
     tier: Tier
     train_prevalence: float
-    """Positives among the training images whose label is known."""
+    """Share of positives among the training images with a known label."""
     train_positives: int
     test_positives: int
     test_rows: int
-    """Test images whose label is known."""
+    """Number of test images with a known label."""
     threshold: float | None
-    """The lowest validation logit that is called positive at the threshold of max_f1; None without one."""
+    """The lowest validation logit that is predicted positive at the max_f1 threshold; None without a threshold."""
     map: Map | None
-    """From logits to calibrated scores; None without a positive or a negative in validation."""
+    """Calibration map; None without a positive or without a negative in validation."""
     thresholds: Mapping[Rule, float]
-    """Of the calibrated scores, by rule; empty without a map."""
+    """Thresholds of the calibrated scores, by rule; empty without a map."""
     scores: dict[str, Estimate]
     """The metrics of `METRICS`."""
     uncalibrated: dict[str, Estimate]
-    """The metrics of `CALIBRATION_METRICS` of the sigmoid of the raw logits, which is no probability."""
+    """The metrics of `CALIBRATION_METRICS` for the sigmoid of the raw logits, which is not a probability."""
     not_estimable: str | None
-    """Why a metric has no value; None if all have one."""
+    """Why a metric has no value; None if all metrics have one."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one set of test logits."""
+    """The results for one set of test logits."""
 
     data: Literal["phantom", "images"]
-    """phantom if a single image is one: such numbers say nothing about patients."""
+    """phantom if at least one image is a phantom: the metrics then have no clinical meaning."""
     test_rows: int
     test_patients: int
     findings: tuple[Finding, ...]
@@ -90,39 +90,39 @@ class Evaluation:
     micro: dict[str, Estimate]
     tiers: dict[Tier, dict[str, Estimate]]
     cxr_lt: dict[str, Estimate]
-    """The official figures of the CXR-LT challenges."""
+    """The official metrics of the CXR-LT challenges."""
     config: EvaluateConfig
     rows: pd.DataFrame = field(compare=False)
     """The test images: labels and attributes."""
     scored: dict[str, Scored] = field(compare=False)
-    """Every finding on those images."""
+    """Labels, logits and scores of every finding on those images."""
     resamples: Resamples = field(compare=False)
 
     @property
     def estimable(self) -> list[str]:
-        """Findings with an AUROC and an AP."""
+        """Names of the findings with an AUROC and an AP."""
         return [finding.name for finding in self.findings if finding.scores["auroc"].findings]
 
 
 def evaluate(
     studies: pd.DataFrame, val_logits: pd.DataFrame, test_logits: pd.DataFrame, config: EvaluateConfig
 ) -> Evaluation:
-    """Score the test logits; calibration and thresholds come from validation alone, tiers from training.
+    """Evaluate the test logits. Calibration and thresholds are fitted on validation only, tiers come from training.
 
     Args:
         studies: one row per image: image_id, patient_id, split (train, val or test), one column per finding with
-            1, 0 or NaN (unknown: the image is left out for that finding), and any of `rows.ATTRIBUTES`.
+            1, 0 or NaN (unknown: the image is ignored for that finding), and any of `rows.ATTRIBUTES`.
         val_logits: image_id and one column of logits per finding, for all images of the split val.
         test_logits: the same for the split test.
-        config: tiers, least positives, the bootstrap, calibration and thresholds.
+        config: tiers, minimum positives, bootstrap, calibration and thresholds.
 
     Raises:
-        UserError: see `rows.align`; or fewer than 2 test patients; or a finding without a known training label.
+        UserError: see `rows.align`; fewer than 2 test patients; a finding without a known training label.
     """
     names = findings_of(studies)
     val, val_scores = align(studies, val_logits, "val")
     test, test_scores = align(studies, test_logits, "test")
-    # Some linear algebra gives other last digits on more threads.
+    # The last digits of some linear algebra depend on the number of threads.
     with threadpool_limits(1):
         resamples = draw(
             test["patient_id"].to_numpy(dtype=str), config.replicates, config.seed, config.confidence, config.interval
@@ -133,16 +133,22 @@ def evaluate(
         )  # fmt: skip
         train = studies[studies["split"] == "train"]
         findings, sampled, scored = [], [], {}
-        for place, (name, found) in enumerate(zip(names, maps, strict=True)):
+        for index, (name, calibration_map) in enumerate(zip(names, maps, strict=True)):
             logits, labels = test_scores[name].to_numpy(), floats(test[name])
-            chosen: dict[Rule, float] = {}
-            if found is not None:
-                own = found.apply(val_scores[name].to_numpy())
-                chosen = thresholds.choose(own, val_labels[:, place], config.threshold)
-            scored[name] = Scored(labels, logits, None if found is None else found.apply(logits), chosen)
-            one, values = _finding(name, train[name], scored[name], resamples, config)
-            first = None if found is None else _first_called(found, val_scores[name].to_numpy(), chosen)
-            findings.append(Finding(**one, map=found, thresholds=chosen, threshold=first))
+            val_logits_of_finding = val_scores[name].to_numpy()
+            by_rule: dict[Rule, float] = {}
+            test_calibrated: Array | None = None
+            raw_threshold: float | None = None
+            if calibration_map is not None:
+                val_calibrated = calibration_map.apply(val_logits_of_finding)
+                by_rule = thresholds.choose(val_calibrated, val_labels[:, index], config.threshold)
+                test_calibrated = calibration_map.apply(logits)
+                raw_threshold = _raw_threshold(calibration_map, val_logits_of_finding, by_rule)
+            scored[name] = Scored(labels, logits, test_calibrated, by_rule)
+            fields, values = _finding(name, train[name], scored[name], resamples, config)
+            findings.append(
+                Finding(**fields, map=calibration_map, thresholds=by_rule, threshold=raw_threshold)
+            )
             sampled.append(values)
         estimable = [name for name, values in zip(names, sampled, strict=True) if values]
         return Evaluation(
@@ -169,17 +175,17 @@ def evaluate(
         )
 
 
-# The challenges' names -> ours: means over the classes, F1 at a score of one half.
+# Name in the challenges -> our metric: means over the classes, F1 at a score of 0.5.
 OFFICIAL = {"mAP": "ap", "mAUROC": "auroc", "mF1": "f1_at_half", "mECE": "ece"}
 
 
 def data_of(studies: pd.DataFrame) -> Literal["phantom", "images"]:
-    """Whether a single image is a phantom."""
+    """phantom if at least one image is a phantom, else images."""
     return "phantom" if studies["image_id"].astype(str).str.startswith(PHANTOM_PREFIX).any() else "images"
 
 
 def tier_of(name: str, train_labels: "pd.Series[float]", config: EvaluateConfig) -> tuple[Tier, int, int]:
-    """Tier of a finding, its positive training images, and those whose label is known.
+    """Tier of a finding, and its numbers of positive training images and of training images with a known label.
 
     Raises:
         UserError: no training image has a label for it.
@@ -188,16 +194,18 @@ def tier_of(name: str, train_labels: "pd.Series[float]", config: EvaluateConfig)
     if len(known) == 0:
         raise UserError(
             f"studies: no training image has a label for {name}, so it has no tier. "
-            "Leave the finding out, or use training images that are labelled for it."
+            "Remove the finding, or add training images that are labelled for it."
         )
     positives = int((known == 1).sum())
     return tier(positives, len(known), config.head, config.tail), positives, len(known)
 
 
 def estimate(sampled: BootstrapDistribution, resamples: Resamples, findings: int = 1) -> Estimate:
-    """A metric with its interval, over so many findings."""
-    found: Interval = resamples.interval(sampled)
-    return NOTHING if found.value is None else Estimate(found.value, found.low, found.high, findings)
+    """A metric with its interval; `findings` is the number of averaged findings."""
+    interval: Interval = resamples.interval(sampled)
+    if interval.value is None:
+        return NOTHING
+    return Estimate(interval.value, interval.low, interval.high, findings)
 
 
 def _finding(
@@ -207,28 +215,26 @@ def _finding(
     resamples: Resamples,
     config: EvaluateConfig,
 ) -> tuple[dict[str, Any], dict[str, BootstrapDistribution]]:
-    """What is known of a finding but its map, and its metrics in every resample; none if it is not estimable."""
-    own_tier, positives, known = tier_of(name, train_labels, config)
+    """The fields of `Finding` except map and thresholds, and the metrics in every resample (none if not estimable)."""
+    finding_tier, positives, known = tier_of(name, train_labels, config)
     reason = resampled_metrics.too_few(scored, resamples.patient, config.min_positives)
     values: dict[str, BootstrapDistribution] = {}
     raw: dict[str, BootstrapDistribution] = {}
     if reason is None:
         values = resampled_metrics.ranking(scored, resamples)
-        calls = resampled_metrics.metrics_at_threshold(scored, resamples)
-        if calls:
-            values |= {metric: calls[config.threshold.rule][metric] for metric in THRESHOLD_METRICS}
-            values["f1"] = calls["max_f1"]["f1"]
+        at_threshold = resampled_metrics.metrics_at_threshold(scored, resamples)
+        if at_threshold:
+            values |= {metric: at_threshold[config.threshold.rule][metric] for metric in THRESHOLD_METRICS}
+            values["f1"] = at_threshold["max_f1"]["f1"]
             values["f1_at_half"] = resampled_metrics.f1_at(scored, resamples, 0.5)
             values |= resampled_metrics.calibration(scored, resamples, config.calibration.bins)
             raw = resampled_metrics.calibration(scored, resamples, config.calibration.bins, raw=True)
     if scored.scores is None:
-        missing = (
-            "no F1: no positive validation image, or no negative one, to calibrate and choose a threshold on"
-        )
+        missing = "no F1: no positive validation image, or no negative one, for calibration and thresholds"
         reason = f"{reason}; {missing}" if reason else missing
-    facts = {
+    fields = {
         "name": name,
-        "tier": own_tier,
+        "tier": finding_tier,
         "train_prevalence": positives / known,
         "train_positives": positives,
         "test_positives": int((scored.labels == 1).sum()),
@@ -237,35 +243,35 @@ def _finding(
         "uncalibrated": means([raw], resamples, CALIBRATION_METRICS),
         "not_estimable": reason,
     }
-    return facts, values
+    return fields, values
 
 
 def means(
     values: Sequence[Mapping[str, BootstrapDistribution]], resamples: Resamples, names: Sequence[str]
 ) -> dict[str, Estimate]:
-    """Mean of each metric over the findings that have it (a share such as PPV may be 0 / 0)."""
-    found = {}
+    """Mean of each metric over the findings for which it is defined (a share such as PPV may be 0 / 0)."""
+    result = {}
     for name in names:
         parts = [value[name] for value in values if name in value and np.isfinite(value[name].values[0])]
-        found[name] = (
+        result[name] = (
             estimate(parts[0] if len(parts) == 1 else resamples.mean(parts), resamples, len(parts))
             if parts
             else NOTHING
         )
-    return found
+    return result
 
 
-def micro(scored: Sequence[Scored], resamples: Resamples, chosen: Rule) -> dict[str, Estimate]:
-    """Metrics of all pairs of image and estimable finding, ranked together by their raw logits.
+def micro(scored: Sequence[Scored], resamples: Resamples, rule: Rule) -> dict[str, Estimate]:
+    """Micro average: metrics of all pairs of image and estimable finding, pooled and ranked by raw logits.
 
     Args:
         scored: the findings, on the same rows.
         resamples: of those rows.
-        chosen: the rule of sensitivity and specificity; F1 is that of max_f1.
+        rule: the threshold rule for sensitivity and specificity; F1 uses max_f1.
     """
     if not scored:
         return dict.fromkeys(MICRO, NOTHING)
-    several = Resamples(
+    pooled_resamples = Resamples(
         np.tile(resamples.patient, len(scored)),
         resamples.weights,
         resamples.replicates,
@@ -273,28 +279,28 @@ def micro(scored: Sequence[Scored], resamples: Resamples, chosen: Rule) -> dict[
         resamples.method,
     )
     pooled = Scored(
-        np.concatenate([one.labels for one in scored]),
-        np.concatenate([one.logits for one in scored]),
+        np.concatenate([finding.labels for finding in scored]),
+        np.concatenate([finding.logits for finding in scored]),
         None,
         {},
     )
-    found = {
-        name: estimate(value, several, len(scored))
-        for name, value in resampled_metrics.ranking(pooled, several).items()
+    result = {
+        name: estimate(value, pooled_resamples, len(scored))
+        for name, value in resampled_metrics.ranking(pooled, pooled_resamples).items()
     }
-    called = [one for one in scored if one.thresholds]
-    pooled_metrics_at_threshold = resampled_metrics.pooled_metrics_at_threshold(called, resamples)
+    with_thresholds = [finding for finding in scored if finding.thresholds]
+    at_threshold = resampled_metrics.pooled_metrics_at_threshold(with_thresholds, resamples)
     for name in MICRO[len(RANKING_METRICS) :]:
-        rule: Rule = "max_f1" if name == "f1" else chosen
-        found[name] = (
-            estimate(pooled_metrics_at_threshold[rule][name], resamples, len(called)) if called else NOTHING
+        key: Rule = "max_f1" if name == "f1" else rule
+        result[name] = (
+            estimate(at_threshold[key][name], resamples, len(with_thresholds)) if with_thresholds else NOTHING
         )
-    return found
+    return result
 
 
-def _first_called(found: Map, logits: Array, chosen: Mapping[Rule, float]) -> float | None:
-    """The lowest of the logits that is called at the threshold of max_f1, rounded down as that is."""
-    if not chosen:
+def _raw_threshold(calibration_map: Map, logits: Array, by_rule: Mapping[Rule, float]) -> float | None:
+    """The lowest of the logits that is predicted positive at the max_f1 threshold, rounded down like the threshold."""
+    if not by_rule:
         return None
-    called = logits[found.apply(logits) >= chosen["max_f1"]]
-    return thresholds.rounded_down(float(called.min()))
+    positive = logits[calibration_map.apply(logits) >= by_rule["max_f1"]]
+    return thresholds.rounded_down(float(positive.min()))

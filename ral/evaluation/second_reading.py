@@ -1,4 +1,4 @@
-"""Label noise: how far a second reading of the images agrees with the labels, and what the metrics are against it."""
+"""Label noise: agreement of a second reading with the labels, and the metrics against each reading."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from ral.evaluation.tables import rounded
 AGREEMENT = ("kappa", "positive_agreement", "negative_agreement")
 AGAINST = ("auroc", "ap")
 
-# What a cell may hold, as text.
+# Valid cell values, as text.
 VALUES = {"1": 1.0, "1.0": 1.0, "True": 1.0, "0": 0.0, "0.0": 0.0, "False": 0.0, "": np.nan}
 
 TEXT = ("finding", "note")
@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def table(evaluation: Evaluation) -> pd.DataFrame:
-    """second_reading.csv: see `agreement`; without rows if the parameters name no second reading."""
+    """second_reading.csv: see `agreement`; no rows if the parameters name no second reading."""
     config = evaluation.config.second_reading
     if config is None:
         return pd.DataFrame(columns=list(COLUMNS))
@@ -43,10 +43,10 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def read(config: SecondReadingConfig, findings: list[str]) -> pd.DataFrame:
-    """The second reading: image_id and a column per finding that was read, with 1, 0 or NaN.
+    """Read the second reading: image_id and a column per finding that was read, with 1, 0 or NaN.
 
     Raises:
-        UserError: the file or a column is missing, a finding is unknown, an image is there twice, a value is not 1, 0
+        UserError: the file or a column is missing, a finding is unknown, an image is duplicated, a value is not 1, 0
             or empty.
     """
     path, where = Path(config.file), f"evaluate.second_reading: {config.file}"
@@ -55,32 +55,32 @@ def read(config: SecondReadingConfig, findings: list[str]) -> pd.DataFrame:
     unknown = [name for name in config.columns if name not in findings]
     if unknown:
         raise UserError(
-            f"evaluate.second_reading.columns: no finding {', '.join(unknown)}; there are {', '.join(findings)}."
+            f"evaluate.second_reading.columns: no finding {', '.join(unknown)}. Findings: {', '.join(findings)}."
         )
     columns = [config.image_id, *dict.fromkeys(config.columns.values())]
     raw = pd.concat(read_parquet_pieces(path, columns)) if is_parquet(path) else read_text(path, columns)
-    twice = raw.loc[raw[config.image_id].duplicated(), config.image_id]
-    if len(twice):
+    duplicates = raw.loc[raw[config.image_id].duplicated(), config.image_id]
+    if len(duplicates):
         raise UserError(
-            f"{where}: {len(twice)} image(s) more than once, such as {twice.iloc[0]}. Keep one row per image."
+            f"{where}: {len(duplicates)} duplicate image(s), such as {duplicates.iloc[0]}. Keep one row per image."
         )
     reading = pd.DataFrame({"image_id": raw[config.image_id]})
     for name, column in config.columns.items():
-        wrong = raw[~raw[column].isin(VALUES)]
-        if len(wrong):
-            row, image_id = wrong[["row", config.image_id]].iloc[0]
+        invalid = raw[~raw[column].isin(VALUES)]
+        if len(invalid):
+            row, image_id = invalid[["row", config.image_id]].iloc[0]
             raise UserError(
-                f"{where}: {column} is not 1, 0 or empty for {len(wrong)} image(s), such as {image_id} in row {row}."
+                f"{where}: {column} is not 1, 0 or empty for {len(invalid)} image(s), such as {image_id} in row {row}."
             )
         reading[name] = raw[column].map(VALUES).astype("float64")
     return reading
 
 
 def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
-    """A row per finding that was read twice, over the test images that both readings know.
+    """A row per finding that was read twice, over the test images with a known label in both readings.
 
-    kappa is Cohen's (1960); positive_agreement is 2 × both positive over the positives of either reading, the F1 of
-    one against the other, negative_agreement the same of negatives. The metrics are given against the first
+    kappa is Cohen's (1960); positive_agreement is 2 × both positive / (positives of the first + of the second reading),
+    the F1 of one reading against the other; negative_agreement likewise. The metrics are computed against the first
     reading (the labels) and the second, on the same images and resamples.
 
     Raises:
@@ -88,11 +88,13 @@ def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
     """
     images = evaluation.rows["image_id"].astype(str)
     if not images.isin(reading["image_id"]).any():
-        raise UserError("evaluate.second_reading: no test image is in it. Check its column of image ids.")
-    second_of = reading.set_index("image_id").reindex(images)
+        raise UserError(
+            "evaluate.second_reading: it contains no test image. Check the column with the image ids."
+        )
+    second_labels = reading.set_index("image_id").reindex(images)
     rows = []
     for name in reading.columns.drop("image_id"):
-        first, second = evaluation.scored[name].labels, floats(second_of[name])
+        first, second = evaluation.scored[name].labels, floats(second_labels[name])
         both = ~np.isnan(first) & ~np.isnan(second)
         row: dict[str, Any] = {"finding": name, "images": int(both.sum())}
         if not both.any():
@@ -123,11 +125,11 @@ def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, BootstrapDistribution]:
-    """The figures of `AGREEMENT` in every resample.
+    """The metrics `AGREEMENT` in every resample.
 
-    Positive agreement is carried by the images that either reading calls positive, and kappa too. Where the readings
-    agree on none of these, or on all, no replicate says otherwise: kappa then may be as far off as it is if
-    the share agreed on is at the end of its exact interval.
+    The sample size of positive agreement and of kappa is that of the images that either reading calls positive. If the
+    readings agree on none or all of these, replicates do not vary; the uncertainty of kappa is then computed from the
+    exact interval of the share of agreement.
     """
     cells = [one * two, one * (1 - two), (1 - one) * two, (1 - one) * (1 - two)]
     counts = resamples.totals(np.stack(cells, axis=1)).T
@@ -153,7 +155,7 @@ def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, Bootst
 
 
 def _kappa(yes: Array, first: Array, second: Array, no: Array) -> Array:
-    """Cohen's kappa of counts: both positive, only the first, only the second, neither; NaN where chance agrees fully."""
+    """Cohen's kappa from counts: both positive, only the first, only the second, neither; NaN if expected agreement is 1."""
     images = yes + first + second + no
     observed = divide(yes + no, images, images > 0)
     chance = divide((yes + first) * (yes + second) + (no + first) * (no + second), images**2, images > 0)
@@ -161,14 +163,14 @@ def _kappa(yes: Array, first: Array, second: Array, no: Array) -> Array:
 
 
 def _agreeing(counts: Array, share: float) -> Array:
-    """The counts with that share of the images that either reading calls positive called so by both."""
+    """The counts if both readings agreed on `share` of the images that either reading calls positive."""
     yes, first, second, no = counts
-    either, apart = yes + first + second, first + second
-    of_first = first / apart if apart else 0.5
-    rest = (1 - share) * either
-    return np.array([share * either, rest * of_first, rest * (1 - of_first), no])
+    either, disagreed = yes + first + second, first + second
+    first_share = first / disagreed if disagreed else 0.5
+    disagreeing = (1 - share) * either
+    return np.array([share * either, disagreeing * first_share, disagreeing * (1 - first_share), no])
 
 
 def _entry(name: str, sampled: BootstrapDistribution, resamples: Resamples) -> dict[str, Any]:
-    found = resamples.interval(sampled)
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    interval = resamples.interval(sampled)
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -1,4 +1,4 @@
-"""What the step evaluate writes of an evaluation: metrics.json and tables, rounded so that machines agree."""
+"""Outputs of the step evaluate: metrics.json and tables, rounded so that machines agree."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,28 +16,29 @@ from ral.evaluation.score import Estimate, Evaluation, estimate
 
 Array = NDArray[Any]
 
-# Decimals of every number written but thresholds: logits of two machines differ further down.
+# Decimals of all written numbers except thresholds; logits of different machines differ beyond that.
 DECIMALS = 6
 
 
 def to_metrics(evaluation: Evaluation, sealed: int = 0) -> dict[str, Any]:
-    """The content of metrics.json: nothing but text, numbers with six decimals, and null.
+    """The content of metrics.json: text, numbers with six decimals, and null.
 
-    `findings` of a mean counts those with an AUROC and an AP, `findings` of a metric those that have it. A finding
-    that lacks only what needs a threshold is in `not_estimable`. `sealed_patients` of the test is there where some are.
+    `findings` of a mean is the number of findings with an AUROC and an AP, `findings` of a metric the number of findings
+    that have it. `not_estimable` also lists findings that only lack the threshold metrics. `test` has `sealed_patients`
+    only if there are any.
 
     Args:
         evaluation: of the images that are not sealed.
-        sealed: test patients that are.
+        sealed: number of sealed test patients.
     """
-    hidden = {"sealed_patients": sealed} if sealed else {}
+    sealed_count = {"sealed_patients": sealed} if sealed else {}
     return {
         "data": evaluation.data,
-        "test": {"rows": evaluation.test_rows, "patients": evaluation.test_patients, **hidden},
+        "test": {"rows": evaluation.test_rows, "patients": evaluation.test_patients, **sealed_count},
         "macro": _mean(evaluation.macro),
         "micro": _mean(evaluation.micro),
         "tiers": {name: _mean(scores) for name, scores in evaluation.tiers.items()},
-        "cxr_lt": {name: _estimate(found) for name, found in evaluation.cxr_lt.items()},
+        "cxr_lt": {name: _estimate(score) for name, score in evaluation.cxr_lt.items()},
         "not_estimable": {f.name: f.not_estimable for f in evaluation.findings if f.not_estimable},
         "confidence": evaluation.config.confidence,
         "interval": evaluation.config.interval,
@@ -48,8 +49,8 @@ def to_metrics(evaluation: Evaluation, sealed: int = 0) -> dict[str, Any]:
 def to_table(evaluation: Evaluation) -> pd.DataFrame:
     """findings.csv: one row per finding, the most frequent in training first; NaN where there is no value.
 
-    threshold is a raw logit (F1's), the thresholds of the calibrated scores are in calibration.json. The columns that
-    end in _uncalibrated judge the sigmoid of the raw logits, to show what calibration changed.
+    threshold is the raw logit at the max_f1 threshold; the thresholds of the calibrated scores are in calibration.json.
+    Columns that end in _uncalibrated are computed from the sigmoid of the raw logits, to show the effect of calibration.
     """
     rows = []
     for finding in sorted(evaluation.findings, key=lambda f: (-f.train_prevalence, f.name)):
@@ -62,24 +63,24 @@ def to_table(evaluation: Evaluation) -> pd.DataFrame:
             "test_rows": finding.test_rows,
             "threshold": finding.threshold,
         }
-        for metric, found in finding.scores.items():
-            row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
-        row |= {f"{name}_uncalibrated": found.value for name, found in finding.uncalibrated.items()}
+        for metric, score in finding.scores.items():
+            row |= {metric: score.value, f"{metric}_low": score.low, f"{metric}_high": score.high}
+        row |= {f"{name}_uncalibrated": score.value for name, score in finding.uncalibrated.items()}
         row["calibration"] = finding.map.kind if finding.map else ""
         rows.append(row | {"not_estimable": finding.not_estimable or ""})
     return rounded(pd.DataFrame(rows), text=("finding", "tier", "calibration", "not_estimable"))
 
 
 def operating(evaluation: Evaluation) -> pd.DataFrame:
-    """operating.csv: what each rule's threshold gives on test, a row per estimable finding and rule.
+    """operating.csv: test metrics at the threshold of each rule, a row per estimable finding and rule.
 
-    chosen marks the rule of the parameters; threshold is of the calibrated scores.
+    chosen marks the rule of the parameters; thresholds apply to the calibrated scores.
     """
     rows = []
     for finding in evaluation.findings:
         scored = evaluation.scored[finding.name]
-        calls = resampled_metrics.metrics_at_threshold(scored, evaluation.resamples)
-        if finding.name not in evaluation.estimable or not calls:
+        at_threshold = resampled_metrics.metrics_at_threshold(scored, evaluation.resamples)
+        if finding.name not in evaluation.estimable or not at_threshold:
             continue
         for rule in RULES:
             row: dict[str, Any] = {
@@ -88,10 +89,10 @@ def operating(evaluation: Evaluation) -> pd.DataFrame:
                 "chosen": rule == evaluation.config.threshold.rule,
                 "threshold": finding.thresholds[rule],
             }
-            row |= {name: int(calls[rule][name].values[0]) for name in ("tp", "fp", "fn", "tn")}
+            row |= {name: int(at_threshold[rule][name].values[0]) for name in ("tp", "fp", "fn", "tn")}
             for name in THRESHOLD_METRICS:
-                found = estimate(calls[rule][name], evaluation.resamples)
-                row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+                result = estimate(at_threshold[rule][name], evaluation.resamples)
+                row |= {name: result.value, f"{name}_low": result.low, f"{name}_high": result.high}
             rows.append(row)
     return rounded(pd.DataFrame(rows, columns=OPERATING), text=("finding", "rule", "chosen"))
 
@@ -128,21 +129,21 @@ def reliability(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def curves(evaluation: Evaluation, points: int = 101) -> pd.DataFrame:
-    """curves.csv: ROC and precision over recall of each estimable finding, each as `points` points, for drawing.
+    """curves.csv: ROC and precision–recall curves of each estimable finding, `points` points each, for plotting.
 
     Returns:
         Columns finding, curve (roc, pr), x, y. roc: x is the false positive rate, y the true positive rate.
-        pr: x is recall, y the precision at the highest threshold that reaches it, the steps whose area is AP.
+        pr: x is the recall, y the precision at the highest threshold that reaches it (the area under these steps is AP).
     """
     parts = []
     for name in evaluation.estimable:
         cut = cuts(evaluation.scored[name].logits, evaluation.scored[name].labels)
         recall = cut.true_positives / cut.true_positives[-1]
         fall_out = cut.false_positives / cut.false_positives[-1]
-        # Evenly spaced along the way from (0, 0) to (1, 1), so that steep and flat parts both keep points.
+        # Evenly spaced along the path from (0, 0) to (1, 1), so that steep and flat parts both have points.
         tpr, fpr = np.append(0.0, recall), np.append(0.0, fall_out)
-        way = np.linspace(0, 2, points)
-        parts.append(_curve(name, "roc", np.interp(way, fpr + tpr, fpr), np.interp(way, fpr + tpr, tpr)))
+        path = np.linspace(0, 2, points)
+        parts.append(_curve(name, "roc", np.interp(path, fpr + tpr, fpr), np.interp(path, fpr + tpr, tpr)))
         hit = cut.true_positives > 0
         precision = (cut.true_positives / (cut.true_positives + cut.false_positives))[hit]
         grid = np.linspace(0, 1, points)
@@ -153,11 +154,11 @@ def curves(evaluation: Evaluation, points: int = 101) -> pd.DataFrame:
 
 
 def rounded(table: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
-    """The table with its numbers rounded; a column of nothing but None becomes one of NaN."""
+    """Round the numbers of a table; a column that is all None becomes NaN."""
     floating = [
         name for name in table.columns if name not in text and not pd.api.types.is_integer_dtype(table[name])
     ]
-    # A threshold is not rounded: other images would pass it.
+    # Thresholds are not rounded: rounding could change predictions.
     decimals = dict.fromkeys((name for name in floating if name != "threshold"), DECIMALS)
     table = table.astype(dict.fromkeys(floating, np.float64)).round(decimals)
     table[floating] += 0.0  # no -0.0
@@ -165,13 +166,15 @@ def rounded(table: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
 
 
 def _mean(scores: Mapping[str, Estimate]) -> dict[str, Any]:
-    """A mean as it stands in metrics.json."""
-    return {metric: _estimate(e) for metric, e in scores.items()} | {"findings": scores["auroc"].findings}
+    """A mean in the format of metrics.json."""
+    return {metric: _estimate(score) for metric, score in scores.items()} | {
+        "findings": scores["auroc"].findings
+    }
 
 
-def _estimate(found: Estimate) -> dict[str, Any]:
-    ends = {"value": found.value, "low": found.low, "high": found.high}
-    return {name: _rounded(end) for name, end in ends.items()} | {"findings": found.findings}
+def _estimate(score: Estimate) -> dict[str, Any]:
+    numbers = {"value": score.value, "low": score.low, "high": score.high}
+    return {name: _rounded(number) for name, number in numbers.items()} | {"findings": score.findings}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""From which calibrated score on an image is called positive: chosen on validation, applied on test."""
+"""Thresholds of the calibrated scores, chosen on validation and applied on test."""
 
 from decimal import ROUND_FLOOR, Context
 from typing import Any
@@ -11,29 +11,29 @@ from ral.evaluation.metrics import cuts, f1
 
 Array = NDArray[Any]
 
-# No calibrated score reaches it: no image is called.
-CALL_NONE = 1.0
+# Above all calibrated scores: no image is predicted positive.
+PREDICT_NONE = 1.0
 
 
-# Significant digits of a threshold: what reads them back, in whatever way, gets no number above the score.
+# Rounding of a threshold to significant digits; the rounded number is never above the score.
 DIGITS = Context(prec=12, rounding=ROUND_FLOOR)
 
 
 def rounded_down(value: float) -> float:
-    """The number with twelve digits that is nearest below: no image at or above `value` is lost by writing it."""
+    """Round down to twelve significant digits, so that every score at or above `value` still passes."""
     return float(DIGITS.create_decimal(repr(value)))
 
 
 def choose(scores: Array, labels: Array, config: ThresholdConfig) -> dict[Rule, float]:
-    """The threshold of each rule, an observed score, rounded down; of several that do as well, the highest.
+    """The threshold of each rule: an observed score, rounded down; the highest among equally good ones.
 
-    max_f1: highest F1. sensitivity: the highest threshold with at least `config.sensitivity`. cost: least
-    `config.miss_cost` × misses + false alarms, which may be to call no image at all (`CALL_NONE`).
+    max_f1: highest F1. sensitivity: the highest threshold with at least `config.sensitivity`. cost: minimizes
+    `config.miss_cost` × misses + false alarms; the minimum may be to predict no image positive (`PREDICT_NONE`).
 
     Args:
         scores: calibrated validation scores [rows].
         labels: 1, 0 or NaN [rows].
-        config: what sensitivity is wanted, and what a miss costs.
+        config: required sensitivity and cost of a miss.
 
     Returns:
         Empty without a positive.
@@ -43,15 +43,15 @@ def choose(scores: Array, labels: Array, config: ThresholdConfig) -> dict[Rule, 
     if positives == 0:
         return {}
     true, false = cut.true_positives, cut.false_positives
-    enough = true >= (config.sensitivity - 1e-12) * positives
+    is_sensitive = true >= (config.sensitivity - 1e-12) * positives
     cost = config.miss_cost * (positives - true) + false
-    # argmax and argmin take the first, and the cuts fall.
-    places = {
+    # argmax and argmin return the first index; the cuts are in descending order.
+    indices = {
         "max_f1": np.argmax(f1(true, false, np.full(len(true), positives))),
-        "sensitivity": np.argmax(enough),
+        "sensitivity": np.argmax(is_sensitive),
         "cost": np.argmin(cost),
     }
-    found = {rule: rounded_down(float(cut.thresholds[places[rule]])) for rule in RULES}
+    thresholds = {rule: rounded_down(float(cut.thresholds[indices[rule]])) for rule in RULES}
     if config.miss_cost * positives <= cost.min():
-        found["cost"] = CALL_NONE
-    return found
+        thresholds["cost"] = PREDICT_NONE
+    return thresholds

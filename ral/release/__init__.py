@@ -1,1 +1,1 @@
-"""Deciding on, keeping and bringing back trained models: gate, registry and ledger."""
+"""Release management of trained models: gate, registry and ledger."""

@@ -1,10 +1,10 @@
-"""Releases: which models there are, which one is in use, and why. Research software, not a medical device.
+"""Manage releases: list, promote, roll back and use registered models. Research software, not a medical device.
 
     python -m ral.release list
     python -m ral.release rollback --reason "misses pneumothorax since Monday"
     python -m ral.release predict data/prepared --out logits.parquet
 
-The registry, the bundles and the ledger are in the state_dir of ral.toml (RAL_STATE_DIR). docs/release.md has more.
+The registry, the bundles and the ledger are in the state_dir of ral.toml (RAL_STATE_DIR). See docs/release.md.
 """
 
 import argparse
@@ -18,71 +18,88 @@ from ral.errors import REMEDIES, UserError, explain_os_error
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    whole = argparse.ArgumentParser(
+    main_parser = argparse.ArgumentParser(
         prog="python -m ral.release",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=what, description=what)
-        one.add_argument("--state", type=Path, help="folder of registry and ledger (state_dir of ral.toml)")
-        return one
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        subparser = commands.add_parser(name, help=summary, description=summary)
+        subparser.add_argument(
+            "--state", type=Path, help="folder with registry and ledger (state_dir of ral.toml)"
+        )
+        return subparser
 
-    def person(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--reason", required=True, help="why; kept in the ledger")
-        one.add_argument("--by", default=None, help="who (your login name)")
+    def add_person(subparser: argparse.ArgumentParser) -> None:
+        subparser.add_argument("--reason", required=True, help="reason, recorded in the ledger")
+        subparser.add_argument("--by", default=None, help="your name, recorded in the ledger (login name)")
 
-    def workspace(one: argparse.ArgumentParser) -> None:
-        one.add_argument(
-            "--workspace", type=Path, default=Path(), help="the project's folder after a run (.)"
+    def add_workspace(subparser: argparse.ArgumentParser) -> None:
+        subparser.add_argument(
+            "--workspace", type=Path, default=Path(), help="project folder after a complete run (.)"
         )
 
     command("list", "Print the releases, oldest first")
-    command("show", "Print what a release's bundle says").add_argument("version")
-    one = command("promote", "Make a release the champion")
-    one.add_argument("version")
-    person(one)
-    one = command("rollback", "Make an earlier champion the champion again")
-    one.add_argument("--to", metavar="VERSION", help="which (the champion before this one)")
-    person(one)
-    command("ledger", "Print the ledger, and check that no line was changed")
-    one = command("open-sealed", "Score a release on the sealed test images; every opening is written down")
-    one.add_argument("version")
-    one.add_argument("--prepared", type=Path, required=True, help="what the step preprocess wrote")
-    one.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="parameters of evaluate (params.yaml)"
+    command("show", "Show the content of a release's bundle").add_argument("version")
+    subparser = command("promote", "Make a release the champion")
+    subparser.add_argument("version")
+    add_person(subparser)
+    subparser = command("rollback", "Make an earlier champion the champion again")
+    subparser.add_argument("--to", metavar="VERSION", help="release to restore (the previous champion)")
+    add_person(subparser)
+    command("ledger", "Print the ledger and verify its hash chain")
+    subparser = command(
+        "open-sealed", "Score a release on the sealed test images; each use is recorded in the ledger"
     )
-    person(one)
-    one = command("predict", "Write a release's raw logits of prepared images; they are no probabilities")
-    one.add_argument("prepared", type=Path, help="what the step preprocess wrote")
-    one.add_argument("--out", type=Path, required=True, help="Parquet table to write")
-    one.add_argument("--version", help="which release (the champion)")
-    one = command(
-        "rescore", "Write the champion's logits to baseline/test_logits.parquet, for the step evaluate"
+    subparser.add_argument("version")
+    subparser.add_argument(
+        "--prepared", type=Path, required=True, help="output folder of the step preprocess"
     )
-    workspace(one)
-    one = command("judge", "Let the gate decide on the model of a run")
-    workspace(one)
-    one.add_argument("--run-id", required=True, help="id of the run; one decision is taken for each")
-    one.add_argument("--out", type=Path, required=True, help="decision to write (JSON)")
-    one = command("register", "Make the model of a run a release, and write the decision into the ledger")
-    workspace(one)
-    one.add_argument(
-        "--commit", required=True, help="of the run; pushed into the registry's repository before"
+    subparser.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        help="file with the section evaluate (params.yaml)",
     )
-    one.add_argument("--decision", type=Path, required=True, help="what judge wrote")
-    one.add_argument("--run-id", required=True, help="as for judge")
-    one.add_argument("--promote", action="store_true", help="make it the champion if the decision is PROMOTE")
-    one.add_argument("--approved-by", metavar="NAME", help="make it the champion: a person has looked")
-    one = command("prune", "Remove old bundles: gate.keep newest stay, and all that may be needed")
-    one.add_argument("--params", type=Path, default=Path("params.yaml"), help="section gate (params.yaml)")
-    return whole
+    add_person(subparser)
+    subparser = command("predict", "Write a release's raw logits of prepared images (not probabilities)")
+    subparser.add_argument("prepared", type=Path, help="output folder of the step preprocess")
+    subparser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
+    subparser.add_argument("--version", help="release to use (the champion)")
+    subparser = command(
+        "rescore", "Write the champion's logits to baseline/test_logits.parquet for the step evaluate"
+    )
+    add_workspace(subparser)
+    subparser = command("judge", "Run the release gate on the model of a run")
+    add_workspace(subparser)
+    subparser.add_argument("--run-id", required=True, help="id of the run; there is one decision per run")
+    subparser.add_argument("--out", type=Path, required=True, help="JSON file to write the decision to")
+    subparser = command(
+        "register", "Register the model of a run as a release, and record the decision in the ledger"
+    )
+    add_workspace(subparser)
+    subparser.add_argument(
+        "--commit", required=True, help="commit of the run, already pushed into the registry's repository"
+    )
+    subparser.add_argument("--decision", type=Path, required=True, help="JSON file written by judge")
+    subparser.add_argument("--run-id", required=True, help="id of the run, as for judge")
+    subparser.add_argument(
+        "--promote", action="store_true", help="promote the model if the decision is PROMOTE"
+    )
+    subparser.add_argument("--approved-by", metavar="NAME", help="promote the model, approved by this person")
+    subparser = command(
+        "prune", "Remove old bundles; keeps the gate.keep newest, the last two champions and the anchor"
+    )
+    subparser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="file with the section gate (params.yaml)"
+    )
+    return main_parser
 
 
 def person() -> str:
-    """Name of the user, for the ledger; the number of one that the system does not know."""
+    """Login name of the user for the ledger, or the numeric id if the system has no name for it."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -90,7 +107,7 @@ def person() -> str:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the command."""
     options = parser().parse_args()
     try:
         from ral.config.environment import check_state_dir, load_environment

@@ -1,4 +1,4 @@
-"""A release's bundle: all that is needed to judge, use and bring back a model, with the SHA-256 of every file."""
+"""A release's bundle: everything needed to review, use and restore a model, with the SHA-256 of every file."""
 
 import shutil
 from pathlib import Path
@@ -11,8 +11,10 @@ from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
 
 BUNDLE, MODEL = "bundle.json", "model/model.safetensors"
+# Name of bundle.json in earlier versions.
+OLD_BUNDLE = "manifest.json"
 
-# Name in the bundle -> where the stages of dvc.yaml write it.
+# Name in the bundle -> path that the stages of dvc.yaml write.
 FILES = {
     "report.html": "reports/report.html",
     "model_card.md": "reports/model_card.md",
@@ -24,21 +26,21 @@ FILES = {
     "dvc.lock": "dvc.lock",
 }
 
-# Of the section preprocess, what changes the pixels of an image.
+# Parameters of the section preprocess that change the pixels of an image.
 PIXELS = ("size", "fit")
 
 
 def build_bundle(workspace: Path, decision: dict[str, Any], commit: str, folder: Path) -> None:
-    """Write a bundle from what a whole run left in a workspace.
+    """Write a bundle from the outputs of a complete run.
 
     Args:
         workspace: the project's folder with data/, models/, reports/, params.yaml and dvc.lock.
-        decision: of the gate.
-        commit: that the run was of, 40 hexadecimal digits.
-        folder: to write into; it exists and is empty.
+        decision: the gate's decision.
+        commit: commit of the run, 40 hexadecimal digits.
+        folder: existing empty folder to write into.
 
     Raises:
-        UserError: a file of the run is missing, its weights are damaged or not finite, or params.yaml is wrong.
+        UserError: a file of the run is missing, its weights are damaged or not finite, or params.yaml is invalid.
     """
     from ral.models.load import read_weights
 
@@ -65,15 +67,23 @@ def build_bundle(workspace: Path, decision: dict[str, Any], commit: str, folder:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Hold a bundle against bundle.json before it is used.
+    """Check a bundle against bundle.json before it is used.
 
     Returns:
         The content of bundle.json.
 
     Raises:
-        UserError: there is no bundle, or a file of it is missing or not what was registered.
+        UserError: there is no bundle, it is of an earlier version, or a file is missing or has changed.
     """
-    remedy = "Bring the bundle back from a backup, or use another release (python -m ral.release list)."
+    remedy = "Restore the bundle from a backup, or use another release (python -m ral.release list)."
+    if not (folder / BUNDLE).is_file() and (folder / OLD_BUNDLE).is_file():
+        raise UserError(
+            f"{folder} is a release packet of an earlier version: manifest.json is now bundle.json, verdict.json is now "
+            "decision.json, and keys in params.yaml and model.json have new names, so renaming the files is not enough. "
+            "Move registry.git, releases, champion and ledger.jsonl out of state_dir and run the nightly flow once "
+            "(python -m flows.nightly): it trains and registers a first model. The earlier version can still read the "
+            "files that you moved."
+        )
     if not (folder / BUNDLE).is_file():
         raise UserError(f"{folder} has no bundle: it was pruned or removed. {remedy}")
     try:
@@ -85,12 +95,12 @@ def verify(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing. {remedy}")
         if sha256(folder / name) != digest:
-            raise UserError(f"{folder / name} is not what was registered: its bytes have changed. {remedy}")
+            raise UserError(f"{folder / name} has changed since it was registered. {remedy}")
     return content
 
 
 def preparation(params: Path) -> dict[str, Any]:
-    """How images become pixels by a params.yaml: what two models must have in common to be scored on the same ones.
+    """The preprocessing parameters in `PIXELS`: two models must agree in them to be scored on the same images.
 
     Raises:
         UserError: see `ral.config.base.load`.
@@ -100,10 +110,10 @@ def preparation(params: Path) -> dict[str, Any]:
 
 
 def require_file(path: Path) -> Path:
-    """The path of a file that a run must have left.
+    """Return the path of a file that a run must have written.
 
     Raises:
-        UserError: it is not there.
+        UserError: the file does not exist.
     """
     if not path.is_file():
         raise UserError(

@@ -1,4 +1,4 @@
-"""What the gate looks at, read from a workspace and the registry; and the champion's logits for the step evaluate."""
+"""Collects the gate's inputs from a workspace and the registry, and the champion's logits for the step evaluate."""
 
 from pathlib import Path
 
@@ -18,83 +18,85 @@ from ral.release.bundle import preparation, require_file
 from ral.release.gate import GateInputs
 from ral.release.ledger import Ledger
 from ral.release.registry import Registry
-from ral.release.rescore import rival
+from ral.release.rescore import reference_model
 
 PREPARED, LOGITS = "data/prepared", "models/logits"
 DECISION = "decision"
 
 
-def evidence(
+def collect_inputs(
     workspace: Path, registry: Registry, run_id: str
 ) -> tuple[GateInputs, EvaluateConfig, GateConfig]:
-    """Collect the evidence of a whole run, and score champion and anchor on its gate set.
+    """Collect the gate's inputs after a complete run, and score champion and anchor on its gate set.
 
     Args:
         workspace: the project's folder after the run.
-        registry: with the champion.
-        run_id: of the run; a decision that it took already does not count as an earlier one.
+        registry: the registry that has the champion.
+        run_id: id of the run; an earlier decision of the same run is not counted.
 
     Raises:
-        UserError: a file of the run is missing, or a bundle is gone or damaged.
+        UserError: a file of the run is missing, or a bundle is missing or damaged.
     """
     params = load(workspace / "params.yaml", Params)
     tables = [_table(workspace / LOGITS / f"{split}.parquet") for split in ("val", "test")]
     dataset = _dataset(workspace / PREPARED)
-    turn = decision_index(registry.ledger, run_id)
+    index = decision_index(registry.ledger, run_id)
     images = _test_images(dataset, params.evaluate)
-    in_set = gate_set(dataset.studies["patient_id"], params.gate.sets, turn)[images]
-    own_preparation = preparation(workspace / "params.yaml")
+    in_set = gate_set(dataset.studies["patient_id"], params.gate.sets, index)[images]
+    current_preparation = preparation(workspace / "params.yaml")
     champion = registry.champion()
-    # Without a margin nothing is measured against an anchor, and it need not be scored.
+    # The anchor is only needed for the non-inferiority margin.
     anchor = registry.anchor(params.gate.anchor) if champion and params.gate.margin is not None else None
-    rivals = [
-        None if release is None else rival(release, dataset, images[in_set], own_preparation)
+    references = [
+        None if release is None else reference_model(release, dataset, images[in_set], current_preparation)
         for release in (champion, anchor)
     ]
-    found = GateInputs(
+    inputs = GateInputs(
         studies=read_studies(workspace / PREPARED),
         val=tables[0],
         test=tables[1],
-        champion=rivals[0],
-        anchor=rivals[1],
+        champion=references[0],
+        anchor=references[1],
         data=read_json(require_file(workspace / "data/validated/validation.json")),
-        preparation=own_preparation,
-        turn=turn,
+        preparation=current_preparation,
+        decision_index=index,
     )
-    return found, params.evaluate, params.gate
+    return inputs, params.evaluate, params.gate
 
 
 def decision_index(ledger: Ledger, run_id: str) -> int:
-    """How many decisions were taken before that of a run."""
+    """Number of decisions recorded before that of a run."""
     runs = [entry["run_id"] for entry in ledger.entries() if entry["what"] == DECISION]
     return runs.index(run_id) if run_id in runs else len(runs)
 
 
 def champion_logits(workspace: Path, registry: Registry) -> tuple[pd.DataFrame | None, str]:
-    """The champion's logits on the unsealed test images of patients it has not seen, of the findings of today.
+    """The champion's logits on the unsealed test images of patients it has not seen, for the findings of this run.
 
     Returns:
-        The logits, or None if there is no champion that today's model can be compared with; and a line for people.
+        The logits, or None if there is no champion that this run's model can be compared with; and a message to print.
 
     Raises:
-        UserError: the champion's bundle is gone or damaged, or preprocess has not run.
+        UserError: the champion's bundle is missing or damaged, or preprocess has not run.
     """
     champion = registry.champion()
     if champion is None:
         return None, "There is no champion yet: nothing to compare with."
     params = load(workspace / "params.yaml", Params)
     dataset = _dataset(workspace / PREPARED)
-    own_preparation = preparation(workspace / "params.yaml")
-    found = rival(champion, dataset, _test_images(dataset, params.evaluate), own_preparation)
-    if found.preparation != own_preparation:
-        return None, f"{champion.version} was trained on images prepared otherwise: not comparable."
-    common = [name for name in dataset.findings if name in found.logits.columns]
-    if not common or found.logits.empty:
-        what = "test images that it has not seen" if common else "findings"
-        return None, f"{champion.version} and today's data have no {what} in common: not comparable."
+    current_preparation = preparation(workspace / "params.yaml")
+    reference = reference_model(
+        champion, dataset, _test_images(dataset, params.evaluate), current_preparation
+    )
+    if reference.preparation != current_preparation:
+        return None, f"{champion.version} was trained on images preprocessed differently: not comparable."
+    common = [name for name in dataset.findings if name in reference.logits.columns]
+    if not common or reference.logits.empty:
+        missing = "unseen test images" if common else "findings"
+        return None, f"{champion.version} and this run's data have no {missing} in common: not comparable."
     return (
-        found.logits[["image_id", *common]],
-        f"{champion.version} scored on {len(found.logits):,} test images and {len(common)} findings.",
+        reference.logits[["image_id", *common]],
+        f"{champion.version} scored on {len(reference.logits):,} test images and {len(common)} findings.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What each command of `python -m ral.release` does, as do_<command>; what is slow to import is imported where it is used."""
+"""The commands of `python -m ral.release`, as do_<command>; slow imports are inside the functions that need them."""
 
 import json
 import shutil
@@ -19,19 +19,19 @@ GATE = "gate"
 
 
 def do_list(options: Namespace) -> None:
-    """Print the releases, oldest first, with stage, commit, and whether the bundle is there."""
+    """Print the releases, oldest first, with stage, commit, and whether the bundle exists."""
     registry = Registry(options.state)
     registry.champion()
     releases = registry.releases()
     for release in releases:
-        there = "" if release.bundle.is_dir() else "  (bundle pruned)"
-        print(f"{release.version:<8} {release.stage:<10} {release.commit[:12]}{there}")
+        suffix = "" if release.bundle.is_dir() else "  (bundle pruned)"
+        print(f"{release.version:<8} {release.stage:<10} {release.commit[:12]}{suffix}")
     if not releases:
         print(f"No release in {options.state}.")
 
 
 def do_show(options: Namespace) -> None:
-    """Print what a release's bundle says, after it was held against its hashes."""
+    """Verify a release's bundle and print a summary of it."""
     release = Registry(options.state).release(options.version)
     content = verify(release.bundle)
     macro = read_json(release.bundle / "metrics.json")["macro"]
@@ -39,8 +39,7 @@ def do_show(options: Namespace) -> None:
     print(f"{release.version}  {release.stage}  commit {release.commit}")
     print(f"findings: {', '.join(content['findings'])}")
     for name in ("ap", "auroc"):
-        found = macro[name]
-        print(f"macro {name.upper()}: {estimate(found)}")
+        print(f"macro {name.upper()}: {estimate(macro[name])}")
     print(read_json(release.bundle / "decision.json")["sentence"])
     print(f"bundle: {release.bundle}")
 
@@ -58,14 +57,14 @@ def do_rollback(options: Namespace) -> None:
 
 
 def do_ledger(options: Namespace) -> None:
-    """Print the ledger; a broken chain is an error."""
-    # The registry first: what a crash kept from the ledger is written now.
+    """Print the ledger; a broken hash chain is an error."""
+    # Reconcile first: a crash may have kept promotions from the ledger.
     Registry(options.state).champion()
     entries = Ledger(options.state).entries()
     for entry in entries:
-        facts = {k: v for k, v in entry.items() if k not in ("number", "time", "what", "before")}
-        print(f"{entry['number']:>4}  {entry['time']}  {entry['what']:<11} {json.dumps(facts, ensure_ascii=False)}")  # fmt: skip
-    print(f"{len(entries)} entries; each follows from the one before.")
+        fields = {k: v for k, v in entry.items() if k not in ("number", "time", "what", "before")}
+        print(f"{entry['number']:>4}  {entry['time']}  {entry['what']:<11} {json.dumps(fields, ensure_ascii=False)}")  # fmt: skip
+    print(f"{len(entries)} entries; hash chain verified.")
 
 
 def do_predict(options: Namespace) -> None:
@@ -75,7 +74,7 @@ def do_predict(options: Namespace) -> None:
     from ral.data.dataset import open_dataset
     from ral.release.rescore import score
 
-    release = _wanted(Registry(options.state), options.version)
+    release = _select_release(Registry(options.state), options.version)
     require_file(options.prepared / "dataset.json")
     dataset = open_dataset(options.prepared)
     table = score(release, dataset, np.arange(len(dataset.studies)))
@@ -86,27 +85,27 @@ def do_predict(options: Namespace) -> None:
 
 
 def do_rescore(options: Namespace) -> None:
-    """Write the champion's logits where the step evaluate looks for those of the model before; else remove them."""
+    """Write the champion's logits as the baseline of the step evaluate; remove the file if there are none."""
     from ral.data.baseline import LOGITS
     from ral.release.collect import champion_logits
 
-    table, line = champion_logits(options.workspace, Registry(options.state))
+    table, message = champion_logits(options.workspace, Registry(options.state))
     path = options.workspace / "baseline" / LOGITS
     if table is None:
         path.unlink(missing_ok=True)
     else:
         with atomic_write(path) as draft:
             table.to_parquet(draft, index=False)
-    print(line)
+    print(message)
 
 
 def do_judge(options: Namespace) -> None:
     """Write the gate's decision on the model of a run."""
     from ral.release import gate
-    from ral.release.collect import evidence
+    from ral.release.collect import collect_inputs
 
-    found, config, floors = evidence(options.workspace, Registry(options.state), options.run_id)
-    decision = gate.judge(found, config, floors) | {"run_id": options.run_id}
+    inputs, config, limits = collect_inputs(options.workspace, Registry(options.state), options.run_id)
+    decision = gate.evaluate_gate(inputs, config, limits) | {"run_id": options.run_id}
     write_json(options.out, decision)
     print(decision["notice"])
     for rule in decision["rules"]:
@@ -115,8 +114,8 @@ def do_judge(options: Namespace) -> None:
 
 
 def do_register(options: Namespace) -> None:
-    """Make the model of a run a release, write the decision down, and promote if asked and allowed."""
-    decision = _verdict(options.decision, options.run_id)
+    """Register the model of a run as a release, record the decision, and promote if requested and allowed."""
+    decision = _read_decision(options.decision, options.run_id)
     registry = Registry(options.state)
     draft = private_folder(registry.folder) / f".draft-{options.commit[:12]}"
     shutil.rmtree(draft, ignore_errors=True)
@@ -133,9 +132,9 @@ def do_register(options: Namespace) -> None:
     print(f"{version}: {decision['sentence']}")
     by = options.approved_by or (GATE if options.promote and decision["decision"] == "PROMOTE" else None)
     if by is None:
-        print(f"{version} is registered and not promoted.")
+        print(f"{version} is registered, not promoted.")
         return
-    _still_applies(registry, version, decision)
+    _require_same_champion(registry, version, decision)
     if registry.release(version).stage != ARCHIVED:
         registry.promote(version, by, decision["sentence"])
     print(f"{version} is {registry.release(version).stage}.")
@@ -144,62 +143,67 @@ def do_register(options: Namespace) -> None:
 def do_prune(options: Namespace) -> None:
     """Remove old bundles."""
     gate = load(options.params, GateParams).gate
-    gone = Registry(options.state).prune(gate.keep, (gate.anchor,) if gate.anchor else ())
-    print(f"Bundles removed: {', '.join(gone) or 'none'}.")
+    pruned = Registry(options.state).prune(gate.keep, (gate.anchor,) if gate.anchor else ())
+    print(f"Bundles removed: {', '.join(pruned) or 'none'}.")
 
 
 def do_open_sealed(options: Namespace) -> None:
-    """Score a release on the sealed test images, after writing down who wanted it and why."""
+    """Score a release on the sealed test images, after recording who requested it and why."""
     from ral.release.opening import score_sealed
 
     registry = Registry(options.state)
     release = registry.release(options.version)
     verify(release.bundle)
-    before = sum(entry["what"] == "open-sealed" for entry in registry.ledger.entries())
+    opened_before = sum(entry["what"] == "open-sealed" for entry in registry.ledger.entries())
     metrics = score_sealed(
         release,
         options.prepared,
         options.params,
         lambda: registry.ledger.append(
-            "open-sealed", version=release.version, by=options.by, reason=options.reason, opened_before=before
+            "open-sealed",
+            version=release.version,
+            by=options.by,
+            reason=options.reason,
+            opened_before=opened_before,
         ),
     )
-    path = registry.folder / f"{release.version}.sealed-{before + 1}.json"
-    write_json(path, metrics | {"version": release.version, "opened_before": before})
+    path = registry.folder / f"{release.version}.sealed-{opened_before + 1}.json"
+    write_json(path, metrics | {"version": release.version, "opened_before": opened_before})
     print(PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH)
     for name in ("ap", "auroc"):
-        found = metrics["macro"][name]
-        print(f"sealed macro {name.upper()}: {estimate(found)}")
-    times = "for the first time" if not before else f"{before} times before"
-    print(f"The sealed set was opened {times}; each look makes it worth less. Result: {path}")
+        print(f"sealed macro {name.upper()}: {estimate(metrics['macro'][name])}")
+    count = opened_before + 1
+    print(
+        f"The sealed set was opened ({count} {'times' if opened_before else 'time'} so far); each use reduces its value. Result: {path}"
+    )
 
 
-def _wanted(registry: Registry, version: str | None) -> Release:
+def _select_release(registry: Registry, version: str | None) -> Release:
     release = registry.release(version) if version else registry.champion()
     if release is None:
         raise UserError(
-            "There is no champion yet. Name a release: --version (see python -m ral.release list)."
+            "There is no champion yet. Select a release with --version (see python -m ral.release list)."
         )
     return release
 
 
-def _verdict(path: Path, run_id: str) -> dict[str, Any]:
+def _read_decision(path: Path, run_id: str) -> dict[str, Any]:
     try:
         decision = dict(read_json(require_file(path)))
         if decision["run_id"] == run_id and decision["decision"] in ("PROMOTE", "HOLD", "REJECT"):
             return decision
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is no decision. Run python -m ral.release judge again.") from None
+        raise UserError(f"{path} is not a gate decision. Run python -m ral.release judge again.") from None
     raise UserError(f"{path} is not the decision of run {run_id}. Run python -m ral.release judge again.")
 
 
-def _still_applies(registry: Registry, version: str, decision: dict[str, Any]) -> None:
-    """Refuse to promote over a champion that the decision does not speak of."""
+def _require_same_champion(registry: Registry, version: str, decision: dict[str, Any]) -> None:
+    """Refuse to promote if the champion has changed since the decision."""
     champion = registry.champion()
-    now = champion.version if champion else None
-    if now not in (version, decision["champion"]):
+    current = champion.version if champion else None
+    if current not in (version, decision["champion"]):
         raise UserError(
-            f"{version} was compared with {decision['champion'] or 'no champion'}, but {now} is the champion now. "
+            f"{version} was compared with {decision['champion'] or 'no champion'}, but the champion is now {current}. "
             "Run judge again."
         )
 

@@ -1,4 +1,4 @@
-"""What must survive a crash in state_dir: one writer at a time, and files that are on the disk before they have a name."""
+"""Crash-safe writing in state_dir: file locks, fsync and atomic symlinks."""
 
 import fcntl
 import os
@@ -11,10 +11,10 @@ from ral.files import private_folder
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file beside what it guards; others wait. It ends with the process, however that ends.
+    """Hold an exclusive lock on a file; other processes wait. The kernel releases it when the process ends.
 
     Args:
-        path: the lock's own file, made if needed; it stays, since removing it would let two in at once.
+        path: the lock file, created if needed. It is never removed: removal would let two processes hold the lock.
     """
     private_folder(path.parent)
     with path.open("a") as stream:
@@ -23,7 +23,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def flush(path: Path) -> None:
-    """Have the disk keep a file's content, or the names in a folder."""
+    """fsync a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -32,14 +32,14 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Have the disk keep all files below a folder, and their names."""
+    """fsync a folder and everything below it."""
     for path in sorted(folder.rglob("*")):
         flush(path)
     flush(folder)
 
 
-def point(link: Path, target: str) -> None:
-    """Make `link` a symlink to `target`, in one step: at every moment it leads to the old or to the new one."""
+def atomic_symlink(link: Path, target: str) -> None:
+    """Make `link` a symlink to `target`, atomically: it always points to the old or to the new target."""
     draft = link.with_name(f".{link.name}.draft")
     draft.unlink(missing_ok=True)
     draft.symlink_to(target)
@@ -48,14 +48,14 @@ def point(link: Path, target: str) -> None:
 
 
 def clear_git_locks(git_dir: Path) -> None:
-    """Remove what a git that was killed, or lost its power, left locked: git itself waits for ever for somebody to do so.
+    """Remove stale lock files that a killed git process left behind; git never removes them itself.
 
-    The caller holds a lock of this project's own that all its writers to the repository take, so that no lock that is found
-    is in use. A git that somebody else runs there at this moment loses its lock; nobody is to work there by hand.
+    The caller holds the project's lock that all writers to the repository take, so no lock file found here is in use. Do
+    not run git by hand in this repository at the same time: that process would lose its lock.
 
     Args:
-        git_dir: of a repository: a bare one, or .git.
+        git_dir: a bare repository, or a .git folder.
     """
-    # No reference may be named *.lock, so all of these are locks: HEAD.lock, index.lock, packed-refs.lock, refs/heads/x.lock.
+    # git forbids references named *.lock, so all of these are lock files: HEAD.lock, index.lock, packed-refs.lock, refs/heads/x.lock.
     for lock in [*git_dir.glob("*.lock"), *(git_dir / "refs").rglob("*.lock")]:
         lock.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""The gate: whether a new model (the challenger) may take the place of the one in use (the champion).
+"""The gate: decides whether a new model (the challenger) may replace the one in use (the champion).
 
-A pure function of the evidence: no clock, no file. The decision holds every rule with its figures and a sentence, so that
-the decision can be checked by hand. docs/release.md has the rules as a table.
+A pure function of its inputs: no clock, no files. The decision lists every rule with its numbers and a sentence, so it
+can be verified manually. docs/release.md has the rules as a table.
 """
 
 from dataclasses import dataclass
@@ -19,96 +19,104 @@ from ral.evaluation.score import Estimate, data_of, evaluate
 from ral.release.paired import NO_FINDING, Difference, ReferenceModel, differences, pair
 from ral.wording import PHANTOM_SHORT, RESEARCH, signed, signed_interval
 
-Result = Literal["passes", "holds", "rejects", "listed"]
+RuleResult = Literal["passes", "holds", "rejects", "listed"]
 
-# How the step validate names, in the place of a column, what the checks of drift are about.
+# Value that the drift checks of the step validate have in the field `column`.
 DRIFT = "accepted profile"
 
 
 @dataclass(frozen=True)
 class GateInputs:
-    """All that the gate looks at."""
+    """Everything that the gate's decision depends on."""
 
     studies: pd.DataFrame
-    """As `rows.read_studies` gives it: every split."""
+    """All splits, as `rows.read_studies` returns them."""
     val: pd.DataFrame
     """The challenger's raw logits of all validation images: image_id and a column per finding."""
     test: pd.DataFrame
-    """The same of all test images."""
+    """The challenger's raw logits of all test images, in the same format."""
     champion: ReferenceModel | None
-    """None if this is the first model."""
+    """None for the first model."""
     anchor: ReferenceModel | None
-    """The release that non-inferiority is measured against, if the parameters ask for it."""
+    """The fixed release of the non-inferiority margin; None if the parameters set no margin."""
     data: dict[str, Any]
-    """The decision of the step validate."""
+    """validation.json of the step validate."""
     preparation: dict[str, Any]
-    """How tonight's images became pixels (`bundle.preparation`)."""
-    turn: int
-    """Decisions that were taken before: it is the turn of the next gate set."""
+    """Preprocessing parameters of this run (`bundle.preparation`)."""
+    decision_index: int
+    """Number of earlier decisions; selects the gate set, which rotates."""
 
 
-def judge(evidence: GateInputs, config: EvaluateConfig, gate: GateConfig) -> dict[str, Any]:
+def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) -> dict[str, Any]:
     """Decide on a challenger.
 
-    The decision is REJECT if a rule rejects, else HOLD if one holds, else PROMOTE. A rule that is listed informs and
-    changes nothing.
+    The decision is REJECT if any rule rejects, else HOLD if any rule holds, else PROMOTE. A rule with the result `listed`
+    is informative only.
 
     Args:
-        evidence: see `GateInputs`.
-        config: tiers, least positives, the bootstrap, audit groups, the sealed share.
-        gate: the floors.
+        inputs: see `GateInputs`.
+        config: tiers, minimum positives, bootstrap, audit groups, sealed share.
+        gate: the limits.
 
     Returns:
-        What JSON can hold: decision, sentence, notice, champion, anchor, set (the images that were scored), findings,
+        The decision as JSON-compatible values: decision, sentence, notice, champion, anchor, set (the scored images), findings,
         rules (each with rule, result, estimate, low, high, floor, sentence) and the parameters.
 
     Raises:
-        UserError: studies and logits do not belong together, see `rows.align`.
+        UserError: studies and logits do not match, see `rows.align`.
     """
-    studies, test = unsealed(evidence.studies, config.sealed, evidence.test)
-    of_set = (
-        gate_set(studies["patient_id"], gate.sets, evidence.turn) | (studies["split"] != "test").to_numpy()
+    studies, test = unsealed(inputs.studies, config.sealed, inputs.test)
+    in_gate_set = (
+        gate_set(studies["patient_id"], gate.sets, inputs.decision_index)
+        | (studies["split"] != "test").to_numpy()
     )
-    studies = studies[of_set]
-    inside = studies[studies["split"] == "test"]
-    test = test[test["image_id"].isin(inside["image_id"])]
-    rules = [_data(evidence.data), _drift(evidence.data, gate)]
+    studies = studies[in_gate_set]
+    test_studies = studies[studies["split"] == "test"]
+    test = test[test["image_id"].isin(test_studies["image_id"])]
+    rules = [_data(inputs.data), _drift(inputs.data, gate)]
     findings: dict[str, list[str]] = {}
-    left_out = 0
-    if inside["patient_id"].nunique() < 2:
-        rules.append(_rule("gate set", "holds", f"The gate set has {len(inside)} images: too few to judge by. Wait for more data, or lower gate.sets or evaluate.sealed."))  # fmt: skip
+    excluded_patients = 0
+    if test_studies["patient_id"].nunique() < 2:
+        rules.append(_rule("gate set", "holds", f"The gate set has {len(test_studies)} images: too few for a decision. Wait for more data, or lower gate.sets or evaluate.sealed."))  # fmt: skip
     else:
         with threadpool_limits(1):
-            own = evaluate(studies, evidence.val, test, config)
-            rules.append(_calibration(own.macro["ece_debiased"], gate))
-            if evidence.champion is None:
-                rules.append(_first(own.macro["auroc"], gate))
+            evaluation = evaluate(studies, inputs.val, test, config)
+            rules.append(_calibration(evaluation.macro["ece_debiased"], gate))
+            if inputs.champion is None:
+                rules.append(_first(evaluation.macro["auroc"], gate))
             else:
-                paired = pair(studies, test, evidence.champion, evidence.preparation)
-                findings, left_out = paired.findings, paired.left_out
+                paired = pair(studies, test, inputs.champion, inputs.preparation)
+                findings, excluded_patients = paired.findings, paired.excluded_patients
                 rules.append(_rule("comparable", "passes" if paired.comparable else "holds", paired.sentence))
                 if paired.comparable:
-                    found = differences(paired, config, subgroups=True)
-                    against = _non_inferiority(evidence, studies, test, config, gate)
-                    rules += [_gain(found["macro"], against, config, gate), _tail(found["tail"], gate)]
-                    rules += [_subgroup(name, found[name], gate) for name in found if name not in FIRST]
-                    rules += [against] if against else []
-                    rules += [_unscored(found["findings"])] if found["findings"].note else []
+                    ap_differences = differences(paired, config, subgroups=True)
+                    non_inferiority = _non_inferiority(inputs, studies, test, config, gate)
+                    rules.append(_gain(ap_differences["macro"], non_inferiority, config, gate))
+                    rules.append(_tail(ap_differences["tail"], gate))
+                    rules += [
+                        _subgroup(name, difference, gate)
+                        for name, difference in ap_differences.items()
+                        if name not in NOT_SUBGROUPS
+                    ]
+                    rules += [non_inferiority] if non_inferiority else []
+                    rules += (
+                        [_unscored(ap_differences["findings"])] if ap_differences["findings"].note else []
+                    )
     decision = _decision(rules)
     return {
         "decision": decision,
-        "sentence": _summary(decision, rules, evidence.champion),
-        "notice": PHANTOM_SHORT if data_of(evidence.studies) == "phantom" else RESEARCH,
-        "champion": evidence.champion.version if evidence.champion else None,
-        "anchor": evidence.anchor.version if evidence.anchor else None,
+        "sentence": _summary(decision, rules, inputs.champion),
+        "notice": PHANTOM_SHORT if data_of(inputs.studies) == "phantom" else RESEARCH,
+        "champion": inputs.champion.version if inputs.champion else None,
+        "anchor": inputs.anchor.version if inputs.anchor else None,
         "set": {
-            "turn": evidence.turn,
-            "number": evidence.turn % gate.sets + 1,
+            "turn": inputs.decision_index,
+            "number": inputs.decision_index % gate.sets + 1,
             "sets": gate.sets,
-            "images": len(inside),
-            "patients": int(inside["patient_id"].nunique()),
-            "left_out_patients": left_out,
-            "sealed_patients": sealed_patients(evidence.studies, config.sealed),
+            "images": len(test_studies),
+            "patients": int(test_studies["patient_id"].nunique()),
+            "left_out_patients": excluded_patients,
+            "sealed_patients": sealed_patients(inputs.studies, config.sealed),
         },
         "findings": findings,
         "rules": rules,
@@ -118,8 +126,8 @@ def judge(evidence: GateInputs, config: EvaluateConfig, gate: GateConfig) -> dic
     }
 
 
-# What `differences` gives besides subgroups.
-FIRST = ("macro", "tail", "findings")
+# Entries of `differences` that are not subgroups.
+NOT_SUBGROUPS = ("macro", "tail", "findings")
 
 
 def _decision(rules: list[dict[str, Any]]) -> str:
@@ -129,22 +137,22 @@ def _decision(rules: list[dict[str, Any]]) -> str:
 
 def _summary(decision: str, rules: list[dict[str, Any]], champion: ReferenceModel | None) -> str:
     """The decision and its reasons in one line."""
-    wanted = {"REJECT": "rejects", "HOLD": "holds"}.get(decision)
-    why = [rule["sentence"] for rule in rules if rule["result"] == wanted]
+    decisive = {"REJECT": "rejects", "HOLD": "holds"}.get(decision)
+    reasons = [rule["sentence"] for rule in rules if rule["result"] == decisive]
     if decision == "PROMOTE":
-        why = [rule["sentence"] for rule in rules if rule["rule"] in ("gain", "first model")]
-    against = f"against {champion.version}" if champion else "first model"
-    return f"{decision} ({against}): {' '.join(why)}"
+        reasons = [rule["sentence"] for rule in rules if rule["rule"] in ("gain", "first model")]
+    comparison = f"against {champion.version}" if champion else "first model"
+    return f"{decision} ({comparison}): {' '.join(reasons)}"
 
 
 def _rule(
     name: str,
-    result: Result,
+    result: RuleResult,
     sentence: str,
-    found: Difference | Estimate | None = None,
+    interval: Difference | Estimate | None = None,
     floor: float | None = None,
 ) -> dict[str, Any]:
-    ends = (found.value, found.low, found.high) if found else (None, None, None)
+    ends = (interval.value, interval.low, interval.high) if interval else (None, None, None)
     estimate, low, high = (None if end is None or np.isnan(end) else round(end, 6) for end in ends)
     return {"rule": name, "result": result, "estimate": estimate, "low": low, "high": high, "floor": floor, "sentence": sentence}  # fmt: skip
 
@@ -152,19 +160,23 @@ def _rule(
 def _data(data: dict[str, Any]) -> dict[str, Any]:
     if data["passed"]:
         return _rule("data", "passes", "The data passed validation.")
-    return _rule("data", "rejects", "The data did not pass validation; nothing trained on it is released.")
+    return _rule(
+        "data", "rejects", "The data did not pass validation. A model trained on it cannot be released."
+    )
 
 
 def _drift(data: dict[str, Any], gate: GateConfig) -> dict[str, Any]:
-    """Warnings of drift from the accepted profile; other warnings of the data are for the report."""
-    warned = [check for check in data["checks"] if check["column"] == DRIFT and not check["passed"]]
-    if not warned:
-        return _rule("drift", "passes", "No drift from the accepted profile was found.")
-    what = "; ".join(f"not so: {check['check']} ({check['remedy'].split('. ')[0]})" for check in warned)
+    """Drift from the accepted profile; other validation warnings only appear in the report."""
+    failed = [check for check in data["checks"] if check["column"] == DRIFT and not check["passed"]]
+    if not failed:
+        return _rule("drift", "passes", "No drift from the accepted profile was detected.")
+    reasons = "; ".join(f"failed: {check['check']} ({check['remedy'].split('. ')[0]})" for check in failed)
     if not gate.hold_on_drift:
-        return _rule("drift", "listed", f"The data drifted: {what}. gate.hold_on_drift is off.")
+        return _rule("drift", "listed", f"The data drifted: {reasons}. gate.hold_on_drift is false.")
     return _rule(
-        "drift", "holds", f"The data drifted: {what}. Look at it, and promote by hand if all is well."
+        "drift",
+        "holds",
+        f"The data drifted: {reasons}. Review the data, and promote manually if it is acceptable.",
     )
 
 
@@ -172,10 +184,8 @@ def _calibration(error: Estimate, gate: GateConfig) -> dict[str, Any]:
     cap = gate.calibration_cap
     if error.value is None:
         return _rule("calibration", "holds", "The calibration error is not estimable.", floor=cap)
-    result: Result = "passes" if error.value <= cap else "holds"
-    sentence = (
-        f"The calibration error of the calibrated scores is {error.value:.3f}; at most {cap:g} is allowed."
-    )
+    result: RuleResult = "passes" if error.value <= cap else "holds"
+    sentence = f"The calibration error of the calibrated scores is {error.value:.3f}; the limit is {cap:g}."
     return _rule("calibration", result, sentence, error, cap)
 
 
@@ -183,89 +193,103 @@ def _first(auroc: Estimate, gate: GateConfig) -> dict[str, Any]:
     floor = gate.first_auroc
     if auroc.value is None or auroc.low is None or auroc.high is None:
         return _rule("first model", "holds", "The macro AUROC is not estimable: too few test images with findings.", floor=floor)  # fmt: skip
-    result: Result = "passes" if auroc.low >= floor else "rejects" if auroc.high < floor else "holds"
+    result: RuleResult = "passes" if auroc.low >= floor else "rejects" if auroc.high < floor else "holds"
     verb = {"passes": "reaches", "holds": "is not shown to reach", "rejects": "is below"}[result]
-    sentence = f"Macro AUROC {auroc.value:.3f} ({auroc.low:.3f} to {auroc.high:.3f}) {verb} {floor:g}, which a first model needs."
+    sentence = f"Macro AUROC {auroc.value:.3f} ({auroc.low:.3f} to {auroc.high:.3f}) {verb} {floor:g}, the minimum for a first model."
     return _rule("first model", result, sentence, auroc, floor)
 
 
-def widened(found: Difference, confidence: float, deviation: float) -> Difference:
-    """A difference whose interval also holds what two trainings differ in by their seeds, added in quadrature.
+def widened(difference: Difference, confidence: float, deviation: float) -> Difference:
+    """Widen the interval of a difference by the variance between training seeds, added in quadrature.
 
     Args:
-        found: with an interval.
+        difference: a difference with an interval.
         confidence: coverage.
-        deviation: standard deviation between trainings that differ in nothing but the seed.
+        deviation: standard deviation of the metric between trainings that differ only in the seed.
     """
     seeds = float(ndtri(0.5 + confidence / 2)) * np.sqrt(2) * deviation
-    low = found.value - np.hypot(found.value - found.low, seeds)
-    high = found.value + np.hypot(found.high - found.value, seeds)
-    return Difference(found.value, float(low), float(high), found.note)
+    low = difference.value - np.hypot(difference.value - difference.low, seeds)
+    high = difference.value + np.hypot(difference.high - difference.value, seeds)
+    return Difference(difference.value, float(low), float(high), difference.note)
 
 
 def _gain(
-    found: Difference, against: dict[str, Any] | None, config: EvaluateConfig, gate: GateConfig
+    difference: Difference, non_inferiority: dict[str, Any] | None, config: EvaluateConfig, gate: GateConfig
 ) -> dict[str, Any]:
-    """The macro AP against the champion's; a loss within the margin to the anchor passes where that is asked for."""
-    if found.note:
-        return _rule("gain", "holds", f"The difference in macro AP is {found.note}.", floor=0.0)
-    found = widened(found, config.confidence, gate.seed_deviation)
-    text = f"Macro AP differs from the champion's by {_signed(found)}"
-    if found.low > 0:
-        return _rule("gain", "passes", f"{text}: it is better.", found, 0.0)
-    if found.high < 0:
-        return _rule("gain", "rejects", f"{text}: it is worse.", found, 0.0)
-    if against and against["low"] is not None and against["low"] >= against["floor"]:
-        return _rule("gain", "passes", f"{text}: neither better nor worse, and not inferior to the anchor.", found, 0.0)  # fmt: skip
-    return _rule("gain", "holds", f"{text}: it is not shown to be better.", found, 0.0)
+    """Macro AP against the champion's; with a margin, a model that is not inferior to the anchor passes too."""
+    if difference.note:
+        return _rule("gain", "holds", f"The difference in macro AP is {difference.note}.", floor=0.0)
+    difference = widened(difference, config.confidence, gate.seed_deviation)
+    text = f"Macro AP differs from the champion's by {_signed(difference)}"
+    if difference.low > 0:
+        return _rule("gain", "passes", f"{text}: it is better.", difference, 0.0)
+    if difference.high < 0:
+        return _rule("gain", "rejects", f"{text}: it is worse.", difference, 0.0)
+    if (
+        non_inferiority
+        and non_inferiority["low"] is not None
+        and non_inferiority["low"] >= non_inferiority["floor"]
+    ):
+        return _rule("gain", "passes", f"{text}: neither better nor worse, and not inferior to the anchor.", difference, 0.0)  # fmt: skip
+    return _rule("gain", "holds", f"{text}: not significantly better.", difference, 0.0)
 
 
-def _tail(found: Difference, gate: GateConfig) -> dict[str, Any]:
+def _tail(difference: Difference, gate: GateConfig) -> dict[str, Any]:
     floor = -gate.tail_floor
-    if found.note == NO_FINDING:
+    if difference.note == NO_FINDING:
         return _rule("tail", "passes", "No common finding is in the tail tier.", floor=floor)
-    if found.note:
-        return _rule("tail", "holds", f"The difference in AP of the tail tier is {found.note}.", floor=floor)
-    result: Result = "passes" if found.low >= floor else "rejects" if found.high < floor else "holds"
-    verb = {"passes": "does not lose", "holds": "is not shown not to lose", "rejects": "loses"}[result]
-    sentence = f"AP of the tail tier differs by {_signed(found)}: it {verb} more than {gate.tail_floor:g}."
-    return _rule("tail", result, sentence, found, floor)
+    if difference.note:
+        return _rule(
+            "tail", "holds", f"The difference in AP of the tail tier is {difference.note}.", floor=floor
+        )
+    result: RuleResult = (
+        "passes" if difference.low >= floor else "rejects" if difference.high < floor else "holds"
+    )
+    verb = {"passes": "does not lose", "holds": "may lose", "rejects": "loses"}[result]
+    sentence = (
+        f"AP of the tail tier differs by {_signed(difference)}: it {verb} more than {gate.tail_floor:g}."
+    )
+    return _rule("tail", result, sentence, difference, floor)
 
 
-def _subgroup(name: str, found: Difference, gate: GateConfig) -> dict[str, Any]:
+def _subgroup(name: str, difference: Difference, gate: GateConfig) -> dict[str, Any]:
     floor, rule = -gate.subgroup_floor, f"subgroup: {name}"
-    if found.note:
-        return _rule(rule, "listed", f"The difference in macro AP for {name} is {found.note}.", floor=floor)
-    result: Result = "passes" if found.value >= floor else "rejects" if found.high < 0 else "holds"
-    verb = {"passes": "within", "holds": "beyond, though chance could explain it,", "rejects": "beyond"}[
-        result
-    ]
-    sentence = f"Macro AP for {name} differs by {_signed(found)}: {verb} the loss of {gate.subgroup_floor:g} that is tolerated."
-    return _rule(rule, result, sentence, found, floor)
+    if difference.note:
+        return _rule(
+            rule, "listed", f"The difference in macro AP for {name} is {difference.note}.", floor=floor
+        )
+    result: RuleResult = (
+        "passes" if difference.value >= floor else "rejects" if difference.high < 0 else "holds"
+    )
+    verb = {"passes": "within", "holds": "beyond (but possibly by chance)", "rejects": "beyond"}[result]
+    sentence = f"Macro AP for {name} differs by {_signed(difference)}: {verb} the tolerated loss of {gate.subgroup_floor:g}."
+    return _rule(rule, result, sentence, difference, floor)
 
 
 def _non_inferiority(
-    evidence: GateInputs, studies: pd.DataFrame, test: pd.DataFrame, config: EvaluateConfig, gate: GateConfig
+    inputs: GateInputs, studies: pd.DataFrame, test: pd.DataFrame, config: EvaluateConfig, gate: GateConfig
 ) -> dict[str, Any] | None:
-    """Macro AP against the fixed anchor; it only informs, for the rule `gain` says what follows from it."""
-    if gate.margin is None or evidence.anchor is None:
+    """Macro AP against the fixed anchor; informative only, because the rule `gain` decides on it."""
+    if gate.margin is None or inputs.anchor is None:
         return None
     name, floor = "non-inferiority", -gate.margin
-    paired = pair(studies, test, evidence.anchor, evidence.preparation)
+    paired = pair(studies, test, inputs.anchor, inputs.preparation)
     if not paired.comparable:
         return _rule(name, "listed", f"Anchor: {paired.sentence}", floor=floor)
-    found = differences(paired, config)["macro"]
-    if found.note:
-        return _rule(name, "listed", f"The difference in macro AP to the anchor is {found.note}.", floor=floor)  # fmt: skip
-    found = widened(found, config.confidence, gate.seed_deviation)
-    verb = "is not" if found.low >= floor else "may be"
-    sentence = f"Macro AP differs from the anchor's ({evidence.anchor.version}) by {_signed(found)}: it {verb} lower by more than {gate.margin:g}."
-    return _rule(name, "listed", sentence, found, floor)
+    difference = differences(paired, config)["macro"]
+    if difference.note:
+        return _rule(name, "listed", f"The difference in macro AP to the anchor is {difference.note}.", floor=floor)  # fmt: skip
+    difference = widened(difference, config.confidence, gate.seed_deviation)
+    verb = "is not" if difference.low >= floor else "may be"
+    sentence = f"Macro AP differs from the anchor's ({inputs.anchor.version}) by {_signed(difference)}: it {verb} lower by more than {gate.margin:g}."
+    return _rule(name, "listed", sentence, difference, floor)
 
 
-def _unscored(found: Difference) -> dict[str, Any]:
-    return _rule("findings", "listed", f"Not in any mean, for too few images: {found.note}.")
+def _unscored(difference: Difference) -> dict[str, Any]:
+    return _rule(
+        "findings", "listed", f"Excluded from all means because of too few images: {difference.note}."
+    )
 
 
-def _signed(found: Difference) -> str:
-    return f"{signed(found.value)} ({signed_interval(found.low, found.high)})"
+def _signed(difference: Difference) -> str:
+    return f"{signed(difference.value)} ({signed_interval(difference.low, difference.high)})"

@@ -1,4 +1,4 @@
-"""The sealed test images: scored once by a release, by hand, when a person wants to know."""
+"""The sealed test images, scored by a release only on explicit request."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,30 +22,30 @@ from ral.release.rescore import score, seen
 def score_sealed(release: Release, prepared: Path, params: Path, opened: Callable[[], Any]) -> dict[str, Any]:
     """Metrics of a release on the sealed test images, calibrated on its validation images.
 
-    Images of patients whom the release was trained or validated with are left out of the test.
+    Images of patients in the training or validation split of the release are excluded.
 
     Args:
-        release: with a bundle.
-        prepared: what the step preprocess wrote.
+        release: a release with a bundle.
+        prepared: output folder of the step preprocess.
         params: params.yaml, for the section evaluate.
-        opened: called when all is ready, before a sealed image is scored.
+        opened: called after all checks, before the first sealed image is scored.
 
     Returns:
-        As metrics.json.
+        The content of metrics.json.
 
     Raises:
-        UserError: nothing is sealed, or release and images do not go together.
+        UserError: no image is sealed, or release and images do not match.
     """
     config = load(params, EvaluateParams).evaluate
     require_file(prepared / "dataset.json")
     dataset = open_dataset(prepared)
     studies = read_studies(prepared)
-    known = studies["patient_id"].isin(seen(release)).to_numpy()
-    test = sealed(studies, config.sealed) & ~known
+    was_seen = studies["patient_id"].isin(seen(release)).to_numpy()
+    test = sealed(studies, config.sealed) & ~was_seen
     if not test.any():
         raise UserError(
             f"No test image in {prepared} is sealed: evaluate.sealed is {config.sealed:g} in {params}, or {release.version} "
-            "was trained or validated with all sealed patients."
+            "was trained or validated on all sealed patients."
         )
     common = [name for name in dataset.findings if name in verify(release.bundle)["findings"]]
     if not common:
@@ -55,9 +55,9 @@ def score_sealed(release: Release, prepared: Path, params: Path, opened: Callabl
         name: score(release, dataset, np.flatnonzero(rows))
         for name, rows in (("val", (studies["split"] == "val").to_numpy()), ("test", test))
     }
-    kept = studies.loc[
+    scored_studies = studies.loc[
         (studies["split"] != "test").to_numpy() | test,
         [*KEYS, *(name for name in ATTRIBUTES if name in studies.columns), *common],
     ]
-    val, own = (logits[name][["image_id", *common]] for name in ("val", "test"))
-    return to_metrics(evaluate(kept, val, own, config))
+    val_logits, test_logits = (logits[name][["image_id", *common]] for name in ("val", "test"))
+    return to_metrics(evaluate(scored_studies, val_logits, test_logits, config))

@@ -1,8 +1,8 @@
-"""The registry of releases: GTO's git tags say what is registered and which one is the champion, bundles hold the models.
+"""The registry of releases: GTO git tags record releases and stages, bundles contain the models.
 
 In `state_dir`: registry.git (a bare repository with the commits and the tags), releases/<version>/ (bundles) and
-champion (a symlink to the champion's bundle). The tags are the truth; the link and the ledger's lines of promotions
-follow from them and are mended after a crash. `gto show --repo registry.git` reads the same tags.
+champion (a symlink to the champion's bundle). The tags are the source of truth; the symlink and the promotions in the
+ledger are derived from them and reconciled after a crash. `gto show --repo registry.git` reads the same tags.
 """
 
 import os
@@ -16,14 +16,14 @@ from pathlib import Path
 from ral.errors import UserError
 from ral.files import private_folder
 from ral.release.bundle import verify
-from ral.release.durable import clear_git_locks, flush, flush_tree, locked, point
+from ral.release.durable import atomic_symlink, clear_git_locks, flush, flush_tree, locked
 from ral.release.ledger import Ledger
 
 ARTIFACT = "ral"
 CHAMPION, ARCHIVED = "champion", "archived"
 EMAIL = "ral@localhost"
 
-# In state_dir: held by whoever writes to the registry's repository.
+# Lock file in state_dir for writers to the registry's repository.
 LOCK = ".registry.lock"
 
 
@@ -34,19 +34,19 @@ class Release:
     version: str
     """v0.1.0, v0.2.0, …"""
     commit: str
-    """Of the run that trained it."""
+    """Commit of the run that trained it."""
     stage: str
-    """champion, archived (it was the champion) or registered."""
+    """champion, archived (a former champion) or registered."""
     bundle: Path
-    """Its folder, which is gone once it was pruned."""
+    """Folder of the bundle; it does not exist after the bundle was pruned."""
 
 
 @dataclass(frozen=True)
 class _Assignment:
-    """A tag that gives a version a stage."""
+    """A git tag that assigns a stage to a version."""
 
     tag: str
-    """ral#champion#3: GTO counts up, over all stages."""
+    """ral#champion#3; GTO numbers the tags across all stages."""
     version: str
     stage: str
     by: str
@@ -54,7 +54,7 @@ class _Assignment:
 
     @property
     def number(self) -> int:
-        """Index in the order; GTO's times have whole seconds and cannot tell."""
+        """Sequence number; GTO's timestamps have a resolution of one second only."""
         return int(self.tag.rpartition("#")[2])
 
 
@@ -62,7 +62,7 @@ class Registry:
     """The releases of a state_dir.
 
     Args:
-        state_dir: the private folder; made if needed, with an empty registry.
+        state_dir: the private folder; created if needed, with an empty registry.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -81,64 +81,68 @@ class Registry:
         """All releases, oldest first."""
         registered, assignments = self._tags()
         champion = _champion(assignments)
-        once = {item.version for item in assignments if item.stage == CHAMPION}
+        former_champions = {item.version for item in assignments if item.stage == CHAMPION}
         return [
             Release(
                 version,
                 commit,
-                CHAMPION if version == champion else ARCHIVED if version in once else "registered",
+                CHAMPION
+                if version == champion
+                else ARCHIVED
+                if version in former_champions
+                else "registered",
                 self.folder / version,
             )
-            for version, commit in sorted(registered.items(), key=lambda item: _key(item[0]))
+            for version, commit in sorted(registered.items(), key=lambda item: _version_key(item[0]))
         ]
 
     def release(self, version: str) -> Release:
         """One release.
 
         Raises:
-            UserError: there is none of this version.
+            UserError: there is no release of this version.
         """
-        found = self.releases()
-        for release in found:
+        releases = self.releases()
+        for release in releases:
             if release.version == version:
                 return release
         raise UserError(
-            f"There is no release {version}. There are: {', '.join(r.version for r in found) or 'none'}."
+            f"There is no release {version}. Releases: {', '.join(r.version for r in releases) or 'none'}."
         )
 
     def champion(self) -> Release | None:
-        """The champion, after what a crash left half done was mended; None before the first promotion."""
+        """The champion, after reconciliation with the tags; None before the first promotion."""
         with locked(self._lock):
             self._reconcile()
             return next((release for release in self.releases() if release.stage == CHAMPION), None)
 
     def anchor(self, version: str | None) -> Release | None:
-        """The fixed release that non-inferiority is measured against; None if the parameters name none.
+        """The fixed release of the non-inferiority margin; None if the parameters name none.
 
         Raises:
-            UserError: there is no such release, or its bundle is gone.
+            UserError: there is no such release, or its bundle is missing or damaged.
         """
-        return None if version is None else self._with_packet(version)
+        return None if version is None else self._verified_release(version)
 
     def register(self, commit: str, bundle_folder: Path) -> str:
-        """Make a bundle a release: move it to its place, then tag the commit. Again with the same commit: as before.
+        """Register a bundle as a release: move it into the registry, then tag the commit. Idempotent per commit.
 
         Args:
-            commit: 40 hexadecimal digits, of a commit that was pushed into the registry's repository.
+            commit: 40 hexadecimal digits of a commit that was pushed into the registry's repository.
             bundle_folder: a bundle (`build_bundle`) on the same file system; it is moved.
 
         Returns:
             The version.
 
         Raises:
-            UserError: the repository lacks the commit, or the bundle is damaged or of another commit.
+            UserError: the commit is not in the repository, or the bundle is damaged or of another commit.
         """
         with locked(self._lock):
             registered, _ = self._tags()
-            for version, known in registered.items():
-                if known == commit:
+            for version, registered_commit in registered.items():
+                if registered_commit == commit:
                     return version
-            if not re.fullmatch("[0-9a-f]{40}", commit) or not self._has(commit):
+            if not re.fullmatch("[0-9a-f]{40}", commit) or not self._has_commit(commit):
                 raise UserError(
                     f"{self.repository} has no commit {commit}. Push it there first: git push {self.repository} "
                     "COMMIT:refs/heads/nightly"
@@ -146,68 +150,68 @@ class Registry:
             content = verify(bundle_folder)
             if content["commit"] != commit:
                 raise UserError(f"{bundle_folder} is of commit {content['commit']}, not of {commit}.")
-            last = max((_key(version)[1] for version in registered), default=0)
+            last = max((_version_key(version)[1] for version in registered), default=0)
             version = f"v0.{last + 1}.0"
-            place = self.folder / version
-            # Without a tag, a folder there is what a crash left of another try.
-            shutil.rmtree(place, ignore_errors=True)
+            path = self.folder / version
+            # Without a tag, an existing folder was left by a crash.
+            shutil.rmtree(path, ignore_errors=True)
             flush_tree(bundle_folder)
-            bundle_folder.rename(place)
+            bundle_folder.rename(path)
             flush(self.folder)
             self._register(version, commit)
             return version
 
     def promote(self, version: str, by: str, reason: str) -> None:
-        """Make a release the champion. If it is already, only what a crash left half done is mended.
+        """Make a release the champion. If it already is, only reconcile what a crash left incomplete.
 
         Raises:
-            UserError: no such release, its bundle is gone or damaged, or `by` or `reason` is empty.
+            UserError: no such release, its bundle is missing or damaged, or `by` or `reason` is empty.
         """
-        self._set_champion(version, by, f"promote: {_said(reason)}")
+        self._set_champion(version, by, f"promote: {_single_line(reason)}")
 
     def rollback(self, by: str, reason: str, to: str | None = None) -> str:
         """Make an earlier champion the champion again.
 
         Args:
-            by: who.
+            by: who requested it.
             reason: why.
-            to: version; None takes the champion before this one.
+            to: version; None for the previous champion.
 
         Returns:
-            The version that is the champion now.
+            The version of the new champion.
 
         Raises:
             UserError: there is no earlier champion, or see `promote`.
         """
         _, assignments = self._tags()
         champion = _champion(assignments)
-        target = to or self.before()
+        target = to or self.previous_champion()
         if target is None:
-            raise UserError("There is no earlier champion to go back to: see python -m ral.release list.")
+            raise UserError("There is no earlier champion to roll back to: see python -m ral.release list.")
         if target not in {item.version for item in assignments if item.stage == CHAMPION}:
             raise UserError(
-                f"{target} was never the champion. To make it one: python -m ral.release promote {target}"
+                f"{target} was never the champion. To promote it: python -m ral.release promote {target}"
             )
         if target != champion:
-            self._set_champion(target, by, f"rollback: {_said(reason)}")
+            self._set_champion(target, by, f"rollback: {_single_line(reason)}")
         return target
 
-    def before(self) -> str | None:
-        """The version that was the champion before this one, rollbacks undone: champions that were left do not count."""
+    def previous_champion(self) -> str | None:
+        """The version of the previous champion; champions that were rolled back are skipped."""
         _, assignments = self._tags()
-        line: list[str] = []
+        history: list[str] = []
         for item in assignments:
             if item.stage == CHAMPION:
-                line = line[: line.index(item.version)] if item.version in line else line
-                line.append(item.version)
-        return line[-2] if len(line) > 1 else None
+                history = history[: history.index(item.version)] if item.version in history else history
+                history.append(item.version)
+        return history[-2] if len(history) > 1 else None
 
     def prune(self, keep: int, used: tuple[str, ...] = ()) -> list[str]:
         """Remove the bundles of old releases; their tags stay.
 
         Args:
-            keep: newest bundles that stay whatever they are.
-            used: versions that stay, too, such as the anchor. The champion and the one before it always do.
+            keep: number of newest bundles to keep.
+            used: further versions to keep, such as the anchor. The champion and the previous champion are always kept.
 
         Returns:
             Versions whose bundle was removed.
@@ -216,37 +220,37 @@ class Registry:
             self._reconcile()
             releases = [release for release in self.releases() if release.bundle.is_dir()]
             newest = {release.version for release in releases[len(releases) - keep :]} if keep else set()
-            stays = newest | {*used, self.before()}
-            gone = [r for r in releases if r.stage != CHAMPION and r.version not in stays]
-            for release in gone:
-                # Renamed first: a crash must not leave half a bundle under its name.
-                dead = self.folder / f".{release.version}.pruned"
-                release.bundle.rename(dead)
-            for dead in self.folder.glob(".*.pruned"):
-                shutil.rmtree(dead)
-            return [release.version for release in gone]
+            protected = newest | {*used, self.previous_champion()}
+            pruned = [r for r in releases if r.stage != CHAMPION and r.version not in protected]
+            for release in pruned:
+                # Renamed first, so that a crash leaves no incomplete bundle under the release's name.
+                target = self.folder / f".{release.version}.pruned"
+                release.bundle.rename(target)
+            for path in self.folder.glob(".*.pruned"):
+                shutil.rmtree(path)
+            return [release.version for release in pruned]
 
     def _set_champion(self, version: str, by: str, message: str) -> None:
-        release = self._with_packet(version)
+        release = self._verified_release(version)
         with locked(self._lock):
             _, assignments = self._tags()
             if _champion(assignments) != release.version:
-                # git marks the end of a name by these.
-                self._assign(CHAMPION, version, _said(re.sub("[<>]", "", by)), message)
+                # git does not allow these characters in a name.
+                self._assign(CHAMPION, version, _single_line(re.sub("[<>]", "", by)), message)
             self._reconcile()
 
-    def _with_packet(self, version: str) -> Release:
+    def _verified_release(self, version: str) -> Release:
         release = self.release(version)
         verify(release.bundle)
         return release
 
     def _reconcile(self) -> None:
-        """Bring in line with the newest champion's tag what follows from it: the archived tag, the ledger, the link."""
+        """Update the archived tag, the ledger and the symlink to match the newest champion tag."""
         _, assignments = self._tags()
         champions = [item for item in assignments if item.stage == CHAMPION]
         for item in champions:
             what, _, reason = item.message.partition(": ")
-            if what not in ("promote", "rollback"):  # assigned with gto itself
+            if what not in ("promote", "rollback"):  # assigned with the gto command
                 what, reason = "promote", item.message
             self.ledger.append(
                 what, once="tag", tag=item.tag, version=item.version, by=item.by, reason=reason
@@ -254,19 +258,19 @@ class Registry:
         if not champions:
             return
         last = champions[-1]
-        left = next((item.version for item in reversed(champions) if item.version != last.version), None)
+        previous = next((item.version for item in reversed(champions) if item.version != last.version), None)
         archived = any(
-            item.stage == ARCHIVED and item.version == left and item.number > last.number
+            item.stage == ARCHIVED and item.version == previous and item.number > last.number
             for item in assignments
         )
-        if left and not archived:
-            self._assign(ARCHIVED, left, last.by, f"{last.version} is the champion")
+        if previous and not archived:
+            self._assign(ARCHIVED, previous, last.by, f"{last.version} is the champion")
         target = f"{self.folder.name}/{last.version}"
         if not self.link.is_symlink() or os.readlink(self.link) != target:
-            point(self.link, target)
+            atomic_symlink(self.link, target)
 
     def _tags(self) -> tuple[dict[str, str], list[_Assignment]]:
-        """What GTO reads from the tags: version -> commit, and the assignments in their order."""
+        """Read the tags with GTO: version -> commit, and the stage assignments in order."""
         from gto import api
 
         registered, assignments = {}, []
@@ -292,18 +296,18 @@ class Registry:
         self._wait_for_next_second(stage)
         api.assign(
             str(self.repository), ARTIFACT, stage, version=version, message=message,
-            author=by, author_email=EMAIL, force=True,  # a champion may become it again
+            author=by, author_email=EMAIL, force=True,  # a former champion may be assigned again
         )  # fmt: skip
 
     def _wait_for_next_second(self, stage: str) -> None:
-        """GTO orders the tags of a stage by whole seconds: two within one would be in no order for it."""
-        form = "--format=%(taggerdate:unix)"
-        times = _git("-C", str(self.repository), "tag", "--list", f"{ARTIFACT}#{stage}#*", form).split()
+        """GTO sorts the tags of a stage by timestamps in seconds: two tags within one second have no defined order."""
+        tag_format = "--format=%(taggerdate:unix)"
+        times = _git("-C", str(self.repository), "tag", "--list", f"{ARTIFACT}#{stage}#*", tag_format).split()
         last = max((int(text) for text in times), default=0)
         if 0 <= time.time() - last < 1:
             time.sleep(last + 1 - time.time())
 
-    def _has(self, commit: str) -> bool:
+    def _has_commit(self, commit: str) -> bool:
         command = ["git", "-C", str(self.repository), "cat-file", "-e", f"{commit}^{{commit}}"]
         return subprocess.run(command, capture_output=True).returncode == 0
 
@@ -312,28 +316,28 @@ def _champion(assignments: list[_Assignment]) -> str | None:
     return next((item.version for item in reversed(assignments) if item.stage == CHAMPION), None)
 
 
-def _key(version: str) -> tuple[int, ...]:
+def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def _said(text: str) -> str:
-    """One line of who or why; it goes into a tag and the ledger."""
+def _single_line(text: str) -> str:
+    """A name or a reason as a single line, for a tag and the ledger."""
     line = " ".join(text.split())
     if not line:
-        raise UserError("Say who and why: neither may be empty.")
+        raise UserError("--by and --reason must not be empty.")
     return line
 
 
 def _git(*arguments: str) -> str:
-    """What git answers.
+    """Run git and return its output.
 
     Raises:
-        UserError: git is not there, or refuses.
+        UserError: git is not installed or fails.
     """
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
     except OSError as error:
         raise UserError(f"git cannot be started ({error}): the registry needs it.") from None
     except subprocess.CalledProcessError as error:
         raise UserError(f"git {' '.join(arguments)}: {error.stderr.strip()}") from None
-    return done.stdout
+    return process.stdout

@@ -1,4 +1,4 @@
-"""Raw logits of a released model on images of today, by the code that scores them in training; CPU, float32."""
+"""Raw logits of a released model on the current images, with the scoring code of the training; CPU, float32."""
 
 from typing import Any
 
@@ -19,42 +19,42 @@ from ral.release.registry import Release
 def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
     """Logits of a release.
 
-    Its bundle is held against its hashes first. Threads are those of its training, since rounding depends on them.
+    Its bundle is verified first. The number of threads is that of its training, because rounding depends on it.
 
     Args:
-        release: with a bundle.
+        release: a release with a bundle.
         dataset: prepared images.
-        rows: of the dataset.
+        rows: row numbers of the dataset to score.
 
     Returns:
         image_id and a float32 column per finding of the release.
 
     Raises:
-        UserError: the bundle is gone or damaged, or the images are of another size than the model was trained on.
+        UserError: the bundle is missing or damaged, or the images have another size than those of the training.
     """
     content = verify(release.bundle)
-    network, facts = load_model(release.bundle / "model")
-    if facts["size"] != dataset.facts["size"]:
+    network, metadata = load_model(release.bundle / "model")
+    if metadata["size"] != dataset.facts["size"]:
         raise UserError(
-            f"{release.version} was trained on images of {facts['size']} pixels, but {dataset.folder} has "
-            f"{dataset.facts['size']}. Prepare the images with preprocess.size={facts['size']}."
+            f"{release.version} was trained on images of {metadata['size']} pixels, but {dataset.folder} has "
+            f"{dataset.facts['size']}. Prepare the images with preprocess.size={metadata['size']}."
         )
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(content["params"]["train"].get("threads", 1))
     try:
-        logits = score_images(network, dataset, facts, rows, torch.device("cpu"))
+        logits = score_images(network, dataset, metadata, rows, torch.device("cpu"))
     finally:
-        torch.set_num_threads(before)
-    table = pd.DataFrame(logits, columns=facts["findings"])
+        torch.set_num_threads(threads_before)
+    table = pd.DataFrame(logits, columns=metadata["findings"])
     table.insert(0, "image_id", dataset.studies["image_id"].to_numpy()[rows])
     return table
 
 
 def seen(release: Release) -> frozenset[str]:
-    """Patients that a release was trained or validated with, by its bundle's split.
+    """Patients in the training or validation split of a release, from its bundle.
 
     Raises:
-        UserError: the bundle is gone or damaged.
+        UserError: the bundle is missing or damaged.
     """
     verify(release.bundle)
     split = read_split(release.bundle)
@@ -63,24 +63,26 @@ def seen(release: Release) -> frozenset[str]:
     return frozenset(split.index[split != "test"])
 
 
-def rival(
+def reference_model(
     release: Release, dataset: Dataset, rows: np.ndarray, preparation: dict[str, Any]
 ) -> ReferenceModel:
-    """A release as the gate looks at it: its logits of those of the images whose patients it has not seen.
+    """A release as the gate compares against it, with its logits of the images whose patients it has not seen.
 
     Args:
-        release: with a bundle.
-        dataset: tonight's prepared images.
-        rows: test images that may be used.
-        preparation: how tonight's images became pixels; images prepared otherwise are not scored.
+        release: a release with a bundle.
+        dataset: the prepared images of this run.
+        rows: row numbers of the test images that may be used.
+        preparation: preprocessing parameters of this run; if they differ from the release's, no image is scored.
 
     Raises:
-        UserError: the bundle is gone or damaged.
+        UserError: the bundle is missing or damaged.
     """
     content = verify(release.bundle)
-    known = seen(release)
+    seen_patients = seen(release)
     if content["preparation"] == preparation:
-        logits = score(release, dataset, rows[~dataset.studies["patient_id"].isin(known).to_numpy()[rows]])
+        logits = score(
+            release, dataset, rows[~dataset.studies["patient_id"].isin(seen_patients).to_numpy()[rows]]
+        )
     else:
         logits = pd.DataFrame(columns=["image_id", *content["findings"]])
-    return ReferenceModel(release.version, logits, known, content["preparation"])
+    return ReferenceModel(release.version, logits, seen_patients, content["preparation"])

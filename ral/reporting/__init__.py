@@ -1,1 +1,1 @@
-"""What people read: the HTML report, its plots, the summary, the manifest of a run."""
+"""The HTML report, its plots, the model card and the summary at the end of a run."""

@@ -1,4 +1,4 @@
-"""The report's part on the audit: flagged gaps first, then the groups of every attribute."""
+"""The audit section of the report: flagged gaps first, then the groups of every attribute."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from ral.wording import (
     with_interval,
 )
 
-# As audit.csv names the figures, and as the report does.
-FIGURES = {
+# Metric in audit.csv -> name in the report.
+METRICS = {
     "auroc": "AUROC",
     "ap": "AP",
     "sensitivity": "Sensitivity",
@@ -32,22 +32,22 @@ MACRO = "macro"
 
 @dataclass(frozen=True)
 class Audit:
-    """What the report shows of audit.csv."""
+    """The content of audit.csv that the report shows."""
 
     tested: int
-    """Gaps that were tested, all of them corrected for together."""
+    """Number of tested gaps, which are corrected jointly."""
     flagged: Table | None
     """None if no gap is flagged."""
     missing: tuple[str, ...]
     """Attributes that the data does not have."""
     groups: list[Table]
-    """Means over the findings, a table per attribute and pair of attributes."""
+    """Means over the findings, one table per attribute and pair of attributes."""
     findings: list[Table]
-    """Every finding, a table per attribute that is no pair."""
+    """Every finding, one table per single attribute."""
 
 
 def audit(table: pd.DataFrame) -> Audit:
-    """Audit.csv as tables."""
+    """Convert audit.csv to tables."""
     rows = records(table)
     flagged = [row for row in rows if text(row["flagged"]) == "yes"]
     present = [row for row in rows if text(row["group"])]
@@ -62,15 +62,15 @@ def audit(table: pd.DataFrame) -> Audit:
     )
 
 
-def said(found: Audit, confidence: float) -> str:
-    """How many gaps were looked at and what came of it, as a sentence."""
-    if not found.tested:
-        return "No gap could be tested: no group and its other images have enough patients with a finding."
-    gaps = f"{pluralize(found.tested, 'gap', 'gaps')} between a group and all other images"
-    flags = len(found.flagged.rows) if found.flagged else 0
+def summary_sentence(content: Audit, confidence: float) -> str:
+    """The number of tested and flagged gaps, as a sentence."""
+    if not content.tested:
+        return "No gap could be tested: in no group do both the group and all other images have enough patients with a finding."
+    gaps = f"{pluralize(content.tested, 'gap', 'gaps')} between a group and all other images"
+    flags = len(content.flagged.rows) if content.flagged else 0
     result = f"{pluralize(flags, 'is', 'are')} flagged" if flags else "none is flagged"
     return (
-        f"{gaps} {'was' if found.tested == 1 else 'were'} tested and corrected together by Holm's method; {result} "
+        f"{gaps} {'was' if content.tested == 1 else 'were'} tested, with Holm's correction for multiple testing; {result} "
         f"(corrected p of at most {1 - confidence:.3g}). No flag does not mean no gap: small groups have wide intervals."
     )
 
@@ -79,7 +79,7 @@ def _flagged(rows: list[dict[str, Any]]) -> Table:
     return Table(
         "Flagged gaps",
         (
-            "Group", "Attribute", "Finding", "Figure", "Group's value", "All other images", "Difference",
+            "Group", "Attribute", "Finding", "Metric", "Group's value", "All other images", "Difference",
             "Corrected p", "Patients", "Positive images",
         ),
         "llllrrrrrr",
@@ -88,7 +88,7 @@ def _flagged(rows: list[dict[str, Any]]) -> Table:
                 Cell(text(row["group"]), "failed error"),
                 text(row["attribute"]),
                 text(row["finding"]),
-                FIGURES[row["metric"]],
+                METRICS[row["metric"]],
                 _value(row),
                 number(row["others"]),
                 f"{signed(row['difference'])} ({signed_interval(row['difference_low'], row['difference_high'])})",
@@ -105,7 +105,7 @@ def _groups(attribute: str, rows: list[dict[str, Any]]) -> Table:
     """Means over the findings of each group of an attribute."""
     content = []
     for group, part in _split(rows, "group"):
-        own = {row["metric"]: row for row in part if text(row["finding"]) == MACRO}
+        by_metric = {row["metric"]: row for row in part if text(row["finding"]) == MACRO}
         compared = {
             text(row["finding"])
             for row in part
@@ -117,13 +117,13 @@ def _groups(attribute: str, rows: list[dict[str, Any]]) -> Table:
                 _count(part[0]["images"]),
                 _count(part[0]["patients"]),
                 f"{len(compared)}",
-                *(_figure(own.get(figure)) for figure in FIGURES),
+                *(_metric(by_metric.get(metric)) for metric in METRICS),
             ]
         )
     return Table(
-        f"Groups by {attribute}: means over the findings that can be compared",
-        ("Group", "Images", "Patients", "Findings compared", *FIGURES.values()),
-        "l" + "r" * (3 + len(FIGURES)),
+        f"Groups by {attribute}: means over the comparable findings",
+        ("Group", "Images", "Patients", "Findings compared", *METRICS.values()),
+        "l" + "r" * (3 + len(METRICS)),
         content,
     )
 
@@ -132,26 +132,26 @@ def _findings(attribute: str, rows: list[dict[str, Any]]) -> Table:
     """Every finding in each group of an attribute."""
     content = []
     for group, part in _split(rows, "group"):
-        for finding, figures in _split(part, "finding"):
+        for finding, metric_rows in _split(part, "finding"):
             if finding == MACRO:
                 continue
-            own = {text(row["metric"]): row for row in figures}
-            note = text(own[""]["note"]) if "" in own else ""
+            by_metric = {text(row["metric"]): row for row in metric_rows}
+            note = text(by_metric[""]["note"]) if "" in by_metric else ""
             content.append(
                 [
                     group,
                     finding,
-                    _count(figures[0]["positives"]),
+                    _count(metric_rows[0]["positives"]),
                     *(
-                        Cell(TOO_FEW, "missing", note) if note else _figure(own.get(figure))
-                        for figure in FIGURES
+                        Cell(TOO_FEW, "missing", note) if note else _metric(by_metric.get(metric))
+                        for metric in METRICS
                     ),
                 ]
             )
     return Table(
         f"Every finding by {attribute}",
-        ("Group", "Finding", "Positive images", *FIGURES.values()),
-        "llr" + "r" * len(FIGURES),
+        ("Group", "Finding", "Positive images", *METRICS.values()),
+        "llr" + "r" * len(METRICS),
         content,
     )
 
@@ -161,7 +161,7 @@ def _split(rows: list[dict[str, Any]], column: str) -> Iterable[tuple[str, list[
     return [(name, [row for row in rows if text(row[column]) == name]) for name in names]
 
 
-def _figure(row: dict[str, Any] | None) -> str | Cell:
+def _metric(row: dict[str, Any] | None) -> str | Cell:
     if row is None:
         return Cell(TOO_FEW, "missing")
     if text(row["flagged"]) == "yes":
@@ -172,7 +172,7 @@ def _figure(row: dict[str, Any] | None) -> str | Cell:
 def _value(row: dict[str, Any]) -> str:
     if row["metric"] != "calibration":
         return with_interval(row["value"], row["low"], row["high"])
-    # Signed: above 0 the scores are too high.
+    # Signed: a positive gap means that the scores are too high.
     return (
         f"{signed(row['value'])} ({signed_interval(row['low'], row['high'])})"
         if known(row["value"])

@@ -1,4 +1,4 @@
-"""The report's part on calibration and thresholds: reliability curves, and what each threshold gives on test."""
+"""The calibration and thresholds sections of the report: reliability curves and test metrics at each threshold."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from ral.reporting.plots import INK, TIER_COLOURS, Row, plain, svg
 from ral.reporting.tables import Table, records, text
 from ral.wording import known, number, with_interval
 
-# As reliability.csv calls the scores, and as the report does.
+# Kind of scores in reliability.csv -> name in the report.
 SCORES = {"uncalibrated": "before", "calibrated": "after"}
 NO_MAP = "none"
-# Rules as columns of operating.csv name them.
+# Columns of operating.csv that have intervals.
 SHARES = ("sensitivity", "specificity", "ppv", "npv", "f1")
 
 
 def maps(rows: Sequence[Row]) -> Table:
-    """The map of every finding and its errors before and after."""
+    """The calibration map of every finding, and the calibration metrics before and after."""
     return Table(
         "Calibration of every finding on the test images",
         (
@@ -43,12 +43,12 @@ def maps(rows: Sequence[Row]) -> Table:
 
 
 def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
-    """Share of positive images over the mean score of each bin, before and after calibration, of one finding.
+    """Reliability curves of one finding, before and after calibration.
 
     Args:
-        name: prefix of the ids, distinct within a page.
+        name: prefix of the ids, unique within a page.
         row: the finding's row of findings.csv.
-        bins: its rows of reliability.csv.
+        bins: the finding's rows of reliability.csv.
         phantom: whether to draw the watermark.
     """
     ends = bins[["mean_score", "observed", "high"]].to_numpy(dtype=float)
@@ -77,7 +77,7 @@ def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
         figure.axes[0].set_ylabel("share positive")
 
     alt = (
-        f"{plain(row['finding'])}: share of positive test images over the mean score of bins, before calibration "
+        f"{plain(row['finding'])}: share of positive test images against the mean score of each bin, before calibration "
         f"(ECE {number(row.get('ece_uncalibrated'))}) and after (ECE {number(row.get('ece'))}). Dashed: perfect "
         "calibration. The numbers are in the table of bins below the plots."
     )
@@ -110,17 +110,17 @@ def bins(reliability: pd.DataFrame, rows: Sequence[Row]) -> Table:
 
 
 def rules(config: ThresholdConfig) -> dict[str, str]:
-    """What each rule looks for on the validation images, in words."""
+    """Description of each threshold rule."""
     return {
         "max_f1": "the highest F1",
         "sensitivity": f"the highest threshold with a sensitivity of at least {100 * config.sensitivity:g} %",
-        "cost": f"the lowest cost, where a miss costs as much as {config.miss_cost:g} false alarms",
+        "cost": f"the lowest cost, with a miss costing as much as {config.miss_cost:g} false alarms",
     }
 
 
 def operating(table: pd.DataFrame, rows: Sequence[Row], rule: str, caption: str) -> Table:
-    """What a rule's thresholds give on test."""
-    found = {point["finding"]: point for point in records(table[table["rule"] == rule])}
+    """Test metrics at the thresholds of a rule."""
+    by_finding = {point["finding"]: point for point in records(table[table["rule"] == rule])}
     return Table(
         caption,
         (
@@ -136,18 +136,18 @@ def operating(table: pd.DataFrame, rows: Sequence[Row], rule: str, caption: str)
                 *(_metric(point, share) for share in SHARES),
             ]
             for row in rows
-            if (point := found.get(row["finding"]))
+            if (point := by_finding.get(row["finding"]))
         ],
     )  # fmt: skip
 
 
 def _threshold(value: float) -> str:
-    """A threshold of calibrated scores; none of them reaches 1."""
-    return "1 (calls no image)" if value >= 1 else f"{value:.4f}"
+    """A threshold of calibrated scores, which are always below 1."""
+    return "1 (no image is positive)" if value >= 1 else f"{value:.4f}"
 
 
 def _error(row: Row, error: str) -> str:
-    """The debiased ECE has no interval at all."""
+    """A calibration metric; the debiased ECE has no interval."""
     return number(row.get(error)) if error == "ece_debiased" else _metric(row, error)
 
 

@@ -1,4 +1,4 @@
-"""The model card: what the model is for, on what it was trained, what it reaches and where its limits are.
+"""The model card: intended use, data, training, metrics and limitations of a model.
 
 Markdown with the front matter that Hugging Face reads (https://huggingface.co/docs/hub/model-cards).
 """
@@ -16,15 +16,15 @@ from ral.reporting.report import Inputs
 from ral.reporting.tables import Table
 from ral.wording import PHANTOM, RESEARCH, escape, interval, known, pluralize, sealed
 
-# What is neither Markdown nor HTML: viewers that do not know front matter show it as a part of the card.
+# Text without Markdown or HTML: viewers that do not know front matter render it as part of the card.
 _PLAIN = re.compile(r"(?:[^\W_]|[ .,:;%()+–-])*")
 
-# Stands for a title until it is written as escapes, which YAML's writer would not do.
+# Placeholder for a title that must be escaped, which the YAML writer does not do.
 _TITLE = "TITLE-OF-THE-CARD"
 
 
 def card(inputs: Inputs) -> str:
-    """The model card as Markdown; the same inputs give the same bytes."""
+    """Render the model card as Markdown; the same inputs give the same bytes."""
     rows = tables.records(inputs.findings)
     rows.sort(key=lambda row: (-row["train_prevalence"], row["finding"]))
     mark = "PHANTOM: " if inputs.phantom else ""
@@ -40,7 +40,7 @@ def card(inputs: Inputs) -> str:
 
 
 def _front(inputs: Inputs) -> str:
-    """The front matter; the licence of the weights is not known to the program."""
+    """The front matter. The licence of the weights is unknown to the program."""
     metrics = inputs.metrics
     source = inputs.params.data.source
     tags = ["chest-x-ray", "multi-label-classification", "long-tailed", "ral", "not-a-medical-device"]
@@ -48,11 +48,11 @@ def _front(inputs: Inputs) -> str:
     results = [
         {
             "type": name.lower().replace(" ", "_"),
-            "name": f"{name} ({_percent(metrics)} interval {interval(found['low'], found['high'])})",
-            "value": found["value"],
+            "name": f"{name} ({_percent(metrics)} interval {interval(metric['low'], metric['high'])})",
+            "value": metric["value"],
         }
-        for name, found in _headline(metrics).items()
-        if known(found["value"])
+        for name, metric in _headline(metrics).items()
+        if known(metric["value"])
     ]
     content: dict[str, Any] = {
         "license": "other",
@@ -63,7 +63,7 @@ def _front(inputs: Inputs) -> str:
     }
     if results:
         task = {"type": "image-classification", "name": "Findings of chest X-ray images"}
-        name = "Phantom images, drawn by a program" if inputs.phantom else f"Images of the source {source}"
+        name = "Phantom images (synthetic)" if inputs.phantom else f"Images of the source {source}"
         dataset = {"type": "phantom" if inputs.phantom else source, "name": name, "split": "test"}
         content["model-index"] = [
             {
@@ -82,13 +82,13 @@ def _front(inputs: Inputs) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text as a quoted scalar of YAML in which all but plain characters are escapes."""
+    """Text as a quoted YAML scalar in which all special characters are escaped."""
     return '"' + "".join(c if _PLAIN.fullmatch(c) else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def _headline(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     means = {f"Macro {name.upper()}": metrics["macro"][name] for name in ("ap", "auroc", "f1")}
-    return means | {f"CXR-LT {name}": found for name, found in metrics["cxr_lt"].items()}
+    return means | {f"CXR-LT {name}": metric for name, metric in metrics["cxr_lt"].items()}
 
 
 def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -103,24 +103,24 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
     return {
         "Model overview": [
             "Scores frontal chest X-ray images for "
-            f"{pluralize(len(inputs.model['findings']), 'finding', 'findings')}, several of which an image may have. "
-            "The outputs are raw logits; their sigmoid is no probability. Calibrated scores need the maps of "
+            f"{pluralize(len(inputs.model['findings']), 'finding', 'findings')}, multi-label. "
+            "The outputs are raw logits; their sigmoid is not a probability. Calibrated scores require the calibration maps in "
             "calibration.json.",
             _table(tables.model(inputs.model, len(inputs.history))),
         ],
         "Intended use": [
-            "Research on long-tailed, multi-label classification of chest X-ray images: to compare losses, "
-            "networks and trainings, and to study their errors.",
+            "Research on long-tailed, multi-label classification of chest X-ray images: comparing losses, "
+            "networks and training runs, and studying their errors.",
         ],
         "Out of scope": [
             "- Diagnosis, triage, treatment or any other clinical decision.\n"
-            "- Images of another kind: lateral views, other parts of the body, other modalities.\n"
-            "- Images of another source, population or device than those below, without an evaluation on them.\n"
-            "- Findings that are not in the list, and any claim that an image is normal.",
+            "- Other kinds of images: lateral views, other body parts, other modalities.\n"
+            "- Images of other sources, populations or devices than those below, without a separate evaluation.\n"
+            "- Findings that are not listed, and any claim that an image is normal.",
         ],
         "Data": [
             f"{dataset['images']:,} images of {dataset['patients']:,} patients; source: "
-            f"{'phantom images, drawn by a program' if inputs.phantom else escape(params.data.source)}; views: "
+            f"{'phantom images (synthetic)' if inputs.phantom else escape(params.data.source)}; views: "
             f"{', '.join(params.data.views) if params.data.views else 'all'}.",
             *(
                 _table(part)
@@ -132,40 +132,42 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
         ],
         "Training": [
             f"Loss: {escape(inputs.model['loss'])}. {pluralize(len(inputs.history), 'epoch', 'epochs')}; the weights are those of "
-            f"epoch {inputs.model['best_epoch']}, chosen by the macro AP on the validation images. Global batch "
+            f"epoch {inputs.model['best_epoch']}, selected by macro AP on the validation images. Global batch size "
             f"{params.train.batch_size}, learning rate {params.train.learning_rate:g}, weight decay "
-            f"{params.train.weight_decay:g}, precision {params.train.precision}, seed {params.train.seed}. All parameters "
-            "are in the report.",
+            f"{params.train.weight_decay:g}, precision {params.train.precision}, seed {params.train.seed}. The report "
+            "lists all parameters.",
         ],
         "Metrics": [
             f"On {metrics['test']['rows']:,} test images of {metrics['test']['patients']:,} patients, with "
-            f"{_percent(metrics)} intervals of {metrics['replicates']:,} resamples of the patients. AP by chance is the finding's "
-            f"share of the images, AUROC by chance is 0.5. {sealed(metrics['test'])}".rstrip(),
+            f"{_percent(metrics)} intervals from {metrics['replicates']:,} bootstrap resamples of the patients. The chance level of AP is the "
+            f"prevalence of the finding, that of AUROC is 0.5. {sealed(metrics['test'])}".rstrip(),
             _table(tables.tiers(metrics, rows)),
             _table(tables.cxr_lt(metrics)),
             _table(tables.findings(rows)),
             "Not estimable: " + (" ".join(missing) if missing else "no finding."),
         ],
         "Calibration and thresholds": [
-            "A map per finding, fitted on the validation images; before is the sigmoid of the raw logit.",
+            "One calibration map per finding, fitted on the validation images. Before: the sigmoid of the raw logit.",
             _table(calibration.maps(rows)),
-            f"Thresholds were chosen on the validation images, each for {rules[config.threshold.rule]}.",
+            f"Thresholds were chosen on the validation images for {rules[config.threshold.rule]}.",
             _table(
-                calibration.operating(inputs.operating, rows, config.threshold.rule, "Thresholds on test")
+                calibration.operating(
+                    inputs.operating, rows, config.threshold.rule, "Thresholds on the test images"
+                )
             ),
         ],
         "Audit": [
-            audit.said(audited, metrics["confidence"]),
+            audit.summary_sentence(audited, metrics["confidence"]),
             *flagged,
             *([f"Not in the data: {absent}."] if absent else []),
             *(_table(part) for part in audited.groups if " × " not in part.caption),
         ],
         "Limits": [
-            "- The labels are those of the data set and hold its errors; the metrics measure agreement with them.\n"
-            "- PPV, NPV and AP depend on the shares of the findings in the test images.\n"
-            "- Test images are of the same source as the training images: nothing here says how the model does elsewhere.\n"
+            "- The labels are those of the data set, including its errors; the metrics measure agreement with them.\n"
+            "- PPV, NPV and AP depend on the prevalence of the findings in the test images.\n"
+            "- Test and training images are from the same source: performance on other data is unknown.\n"
             "- Small groups and rare findings have wide intervals; no flag in the audit does not mean no gap.\n"
-            "- The licence of the weights follows that of the data and of the pretrained weights, which this program does not know.",
+            "- The licence of the weights depends on the licences of the data and of the pretrained weights, which this program does not know.",
         ],
     }
 
@@ -175,7 +177,7 @@ def _percent(metrics: dict[str, Any]) -> str:
 
 
 def _table(content: Table) -> str:
-    """A table as Markdown with its caption, every cell escaped."""
+    """A table with its caption as Markdown, every cell escaped."""
     if not content.rows:
         return f"{escape(content.caption)}: none."
     lines = [

@@ -1,4 +1,4 @@
-"""The section of the report on the model before this one: a sentence, a plot and tables of paired differences."""
+"""The report's comparison with the previous model: a sentence, a plot and tables of paired differences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,38 +13,38 @@ from ral.wording import NOT_ESTIMABLE, known, number, p_value, pluralize, signed
 LEVELS = {"macro": "all", "tier": "tier", "finding": "finding"}
 
 
-def said(comparison: pd.DataFrame, confidence: float) -> str | None:
-    """What the comparison comes to, in a sentence or two; None without one."""
+def summary_sentence(comparison: pd.DataFrame, confidence: float) -> str | None:
+    """The result of the comparison in a sentence or two; None without a comparison."""
     if not len(comparison):
         return None
     row = _macro(comparison)
     if not known(row["difference"]):
         return (
-            f"There is a previous model, but {text(row['note']) or 'no figure of the two can be compared'}."
+            f"There is a previous model, but {text(row['note']) or 'no metric of the two can be compared'}."
         )
     images = pluralize(int(row["images"]), "test image", "test images")
     patients = pluralize(int(row["patients"]), "patient", "patients")
     if not known(row["low"]) or not known(row["high"]):
-        verdict = "too few patients for an interval: nothing is shown"
+        conclusion = "too few patients for an interval, so no conclusion is possible"
     elif row["low"] > 0:
-        verdict = "better than the previous model by more than chance"
+        conclusion = "significantly better than the previous model"
     elif row["high"] < 0:
-        verdict = "worse than the previous model by more than chance"
+        conclusion = "significantly worse than the previous model"
     else:
-        verdict = "no difference to the previous model is shown"
+        conclusion = "no significant difference to the previous model"
     return (
-        f"Macro AP {row['value']:.3f}, {row['baseline_value']:.3f} before: {_difference(row)} "
-        f"({100 * confidence:g} % interval), {verdict}. Both models were scored on the same {images} of {patients}, "
+        f"Macro AP {row['value']:.3f}, previously {row['baseline_value']:.3f}: {_difference(row)} "
+        f"({100 * confidence:g} % interval), {conclusion}. Both models were scored on the same {images} of {patients}, "
         f"over {pluralize(int(row['findings']), 'finding', 'findings')}."
     )
 
 
 def tables_of(comparison: pd.DataFrame, order: Sequence[str]) -> dict[str, Table]:
-    """A table per metric; none without a previous model. The findings stand in `order`."""
-    found = {}
+    """A table per metric, with the findings in `order`; empty without a previous model."""
+    result = {}
     for metric in comparison["metric"].unique():
         name = str(metric).upper()
-        found[str(metric)] = Table(
+        result[str(metric)] = Table(
             f"{name}: this model and the previous one",
             ("", "Level", "Previous", "This model", "Difference", "p", "Note"),
             "llrrrrw",
@@ -62,7 +62,7 @@ def tables_of(comparison: pd.DataFrame, order: Sequence[str]) -> dict[str, Table
             ],
             sortable=True,
         )
-    return found
+    return result
 
 
 def forest(comparison: pd.DataFrame, order: Sequence[str], phantom: bool) -> str:
@@ -72,15 +72,15 @@ def forest(comparison: pd.DataFrame, order: Sequence[str], phantom: bool) -> str
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axvline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        for place, row in enumerate(rows):
+        for y, row in enumerate(rows):
             if not known(row["difference"]):
                 axes.text(
-                    0.99, place, NOT_ESTIMABLE, transform=axes.get_yaxis_transform(), va="center", ha="right"
+                    0.99, y, NOT_ESTIMABLE, transform=axes.get_yaxis_transform(), va="center", ha="right"
                 )
                 continue
             if known(row["low"]) and known(row["high"]):
-                axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.6)
-            axes.plot([row["difference"]], [place], "o", color=INK, markersize=5)
+                axes.plot([row["low"], row["high"]], [y, y], color=INK, linewidth=1.6)
+            axes.plot([row["difference"]], [y], "o", color=INK, markersize=5)
         axes.set_yticks(range(len(rows)), [plain(_label(row), 22) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("AP, this model minus the previous one")
@@ -99,9 +99,9 @@ def _label(row: Row) -> str:
 
 def _ordered(comparison: pd.DataFrame, metric: str, order: Sequence[str]) -> list[Row]:
     """Macro, tiers, then the findings in `order`."""
-    places = {name: place for place, name in enumerate(order)}
+    index = {name: number for number, name in enumerate(order)}
     rows = records(comparison[comparison["metric"] == metric])
-    return sorted(rows, key=lambda row: places[row["name"]] if row["level"] == "finding" else -1)
+    return sorted(rows, key=lambda row: index[row["name"]] if row["level"] == "finding" else -1)
 
 
 def _macro(comparison: pd.DataFrame) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The tables of the report about the data: from the label table to the images used, its split, labels and checks."""
+"""The report's tables about the data: images used and excluded, split, labels, checks and file hashes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from ral.wording import percent
 
 def images(validation: dict[str, Any], dataset: dict[str, Any]) -> Table:
     """From the rows of the label table to the images that were used."""
-    left = [
-        [f"left out: {reason}", f"{count:,}", percent(count / dataset["rows"])]
+    excluded = [
+        [f"excluded: {reason}", f"{count:,}", percent(count / dataset["rows"])]
         for reason, count in sorted(dataset["left_out"].items())
     ]
     return Table(
@@ -23,7 +23,7 @@ def images(validation: dict[str, Any], dataset: dict[str, Any]) -> Table:
             ["patients in the label table", f"{validation['patients']:,}", ""],
             ["image files found", f"{validation['images']:,}", ""],
             ["image files without a row, not used", f"{validation['images_without_row']:,}", ""],
-            *(left or [["left out", "0", percent(0.0)]]),
+            *(excluded or [["excluded", "0", percent(0.0)]]),
             ["images used", f"{dataset['images']:,}", percent(dataset["images"] / dataset["rows"])],
             ["patients used", f"{dataset['patients']:,}", ""],
         ],
@@ -31,31 +31,31 @@ def images(validation: dict[str, Any], dataset: dict[str, Any]) -> Table:
 
 
 def same_images(dataset: dict[str, Any]) -> Table:
-    """Images that stand under more than one patient, the first of them."""
+    """Images that occur under more than one patient, with examples."""
     same = dataset["same_image"]
     caption = (
-        f"{same['images']:,} images stand under more than one patient ({same['patients']:,} patients); "
+        f"{same['images']:,} images occur under more than one patient ({same['patients']:,} patients); "
         f"the patients of {same['apart']:,} are in more than one split"
     )
     content = [[Cell("\n".join(rows), "code lines")] for rows in same["examples"]]
-    return Table(caption, ("The same pixels stand under",), "l", content)
+    return Table(caption, ("Images with identical pixels",), "l", content)
 
 
 def notes(dataset: dict[str, Any]) -> Table:
-    """What was done to images that are used, or is doubtful about them."""
+    """Warnings about used images, and corrections applied to them."""
     rows = [
-        [told["text"], f"{told['images']:,}", ", ".join(told["examples"])]
-        for told in dataset["notes"].values()
+        [note["text"], f"{note['images']:,}", ", ".join(note["examples"])]
+        for note in dataset["notes"].values()
     ]
     if dataset["inverted"]:
-        rows.insert(0, ["MONOCHROME1 by the table: inverted.", f"{dataset['inverted']:,}", ""])
-    return Table("Notes on images", ("Note", "Images", "The first"), "wrw", rows)
+        rows.insert(0, ["MONOCHROME1 according to the table: inverted.", f"{dataset['inverted']:,}", ""])
+    return Table("Notes on images", ("Note", "Images", "Examples"), "wrw", rows)
 
 
 def split(dataset: dict[str, Any]) -> Table:
     """Images and patients of each split."""
     return Table(
-        "Split by patient: no patient is in two",
+        "Split by patient; no patient is in two splits",
         ("Split", "Images", "Patients", "Share of the images"),
         "lrrr",
         [
@@ -80,7 +80,7 @@ def labels(counts: dict[str, Any], rows: Sequence[Row]) -> Table:
         or any(counts[split]["unknown"][row["finding"]] for split in SPLITS for row in rows)
     ]
     return Table(
-        "Labels in each split" + ("" if len(kinds) == 9 else " (none is unknown)"),
+        "Labels in each split" + ("" if len(kinds) == 9 else " (no label is unknown)"),
         (
             "Finding",
             "Tier",
@@ -101,7 +101,7 @@ def labels(counts: dict[str, Any], rows: Sequence[Row]) -> Table:
 
 
 def checks(validation: dict[str, Any]) -> Table:
-    """What was checked in the label table; the remedy is for those that failed."""
+    """The checks of the label table, with a remedy for failed ones."""
     content = []
     for check in validation["checks"]:
         samples = "\n".join(_sample(sample) for sample in check["samples"])
@@ -122,14 +122,14 @@ def checks(validation: dict[str, Any]) -> Table:
         )
     return Table(
         "Checks of the label table",
-        ("Check", "Column", "Severity", "Result", "Rows", "First of these rows", "Remedy"),
+        ("Check", "Column", "Severity", "Result", "Rows", "First failing rows", "Remedy"),
         "llllrww",
         content,
     )
 
 
 def hashes(validation: dict[str, Any], dataset: dict[str, Any]) -> Table:
-    """Contents of the raw and of the prepared files."""
+    """Sizes and hashes of the raw and the prepared files."""
     raw = [
         [name, f"{file['bytes']:,} bytes", _hash(file["sha256"])]
         for name, file in sorted(validation["files"].items())

@@ -1,4 +1,4 @@
-"""The report's part on what the network confuses: pairs of findings, and directions of the classifier."""
+"""The report's section on confused pairs of findings and the geometry of the classifier."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,24 +12,24 @@ from ral.reporting.plots import plain, svg
 from ral.reporting.tables import Table
 from ral.wording import number, percent
 
-# Pairs shown; all of them are in confusion.csv.
+# Number of pairs shown; confusion.csv has all.
 PAIRS = 15
 
 
-def confused(pairs: pd.DataFrame, least: int) -> Table:
-    """The pairs of findings that are confused most beyond what the other's ranking alone would give.
+def confused(pairs: pd.DataFrame, min_images: int) -> Table:
+    """The pairs of findings with the largest excess of confusion over images with neither finding.
 
     Args:
         pairs: confusion.csv.
-        least: images a pair needs to be listed.
+        min_images: minimum number of images of a listed pair.
     """
     excess = (pairs["share"] - pairs["share_without"]).rename("excess")
-    found = pairs.assign(excess=excess)[(pairs["images"] >= least) & (excess > 0)]
-    found = found.sort_values(["excess", "finding", "taken_for"], ascending=[False, True, True]).head(PAIRS)
+    top = pairs.assign(excess=excess)[(pairs["images"] >= min_images) & (excess > 0)]
+    top = top.sort_values(["excess", "finding", "taken_for"], ascending=[False, True, True]).head(PAIRS)
     return Table(
-        f"The {len(found)} pairs with the largest excess; all pairs are in confusion.csv",
+        f"The {len(top)} pairs with the largest excess; all pairs are in confusion.csv",
         (
-            "Finding present", "Taken for", "Images with the one and not the other", "Times taken for it",
+            "Finding present", "Confused with", "Images with the first only", "Times confused",
             "Share", "Share among images with neither",
         ),
         "llrrrr",
@@ -42,27 +42,27 @@ def confused(pairs: pd.DataFrame, least: int) -> Table:
                 percent(row["share"]),
                 percent(row["share_without"]),
             ]
-            for row in found.to_dict("records")
+            for row in top.to_dict("records")
         ],
     )  # fmt: skip
 
 
 def directions(content: dict[str, Any]) -> tuple[str, str]:
-    """Which vectors of geometry.json are shown (its key and their name): of the classifier, else the class means."""
+    """Key and name of the vectors of geometry.json to show: the classifier directions, else the class means."""
     if "cosines" in content["classifier"]:
         return "classifier", "classifier directions"
     return "class_means", "class means"
 
 
 def heat(name: str, content: dict[str, Any], phantom: bool) -> str:
-    """Cosines of the findings' directions as a small map, the most frequent finding first."""
+    """Cosine similarities of the findings' directions as a heat map, the most frequent finding first."""
     key, title = directions(content)
     names = [finding["finding"] for finding in content["findings"]]
     cosines = np.array(content[key]["cosines"], dtype=float)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        # So few colours that matplotlib draws the bar as shapes and not as a picture.
+        # With few colours, matplotlib draws the colour bar as shapes instead of a raster image.
         colours = matplotlib.colormaps["RdBu_r"].resampled(21)
         shade = axes.pcolormesh(np.ma.masked_invalid(cosines), cmap=colours, vmin=-1, vmax=1)
         axes.set_yticks(np.arange(len(names)) + 0.5, [plain(finding, 22) for finding in names])
@@ -83,7 +83,7 @@ def heat(name: str, content: dict[str, Any], phantom: bool) -> str:
 
 
 def cosines(content: dict[str, Any]) -> Table:
-    """The numbers of the map."""
+    """The numbers of the heat map."""
     key, title = directions(content)
     names = [finding["finding"] for finding in content["findings"]]
     return Table(
@@ -116,7 +116,7 @@ def halves(content: dict[str, Any]) -> Table:
 
 
 def spread(findings: Sequence[dict[str, Any]]) -> Table:
-    """Spread of every finding's features, and how they lie to its direction of the classifier."""
+    """Feature variability of every finding, and the alignment of its features with the classifier direction."""
     return Table(
         "Geometry of every finding",
         (

@@ -1,4 +1,4 @@
-"""The plots of the report: matplotlib figures as inline SVG, the same bytes for the same numbers."""
+"""The plots of the report: matplotlib figures as inline SVG, reproducible byte by byte."""
 
 import io
 import math
@@ -20,10 +20,10 @@ from ral.wording import NOT_ESTIMABLE, known, percent
 Row = dict[str, Any]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-# Tiers differ in shape too, for readers who do not tell the colours apart. The colours are also in report.css.
+# Tiers also differ in shape, for readers with colour vision deficiency. The colours are also in report.css.
 TIER_COLOURS = {"head": "#2f78c4", "medium": "#c0760f", "tail": "#b8437a"}
 TIER_MARKERS = {"head": "o", "medium": "s", "tail": "D"}
-# Replaced by the text colour of the page, which differs between light and dark.
+# Replaced by the text colour of the page, which differs between light and dark mode.
 INK = "#0b0c0d"
 
 STYLE: dict[Any, Any] = {
@@ -53,8 +53,8 @@ def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, ph
     """One metric of every finding with its interval, in the order of `rows` from the top.
 
     Args:
-        name: prefix of the ids, distinct within a page.
-        metric: column of `rows`, with `_low` and `_high` beside it.
+        name: prefix of the ids, unique within a page.
+        metric: column of `rows`; `_low` and `_high` columns must exist too.
         rows: rows of findings.csv.
         chance: chance level of the metric; None means the finding's own prevalence in test.
         phantom: whether to draw the watermark.
@@ -62,21 +62,19 @@ def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, ph
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for place, row in enumerate(rows):
+        for y, row in enumerate(rows):
             value, low, high = (row[f"{metric}{end}"] for end in ("", "_low", "_high"))
             if not known(value):
                 axes.text(
-                    0.99, place, NOT_ESTIMABLE, transform=axes.get_yaxis_transform(), va="center", ha="right"
+                    0.99, y, NOT_ESTIMABLE, transform=axes.get_yaxis_transform(), va="center", ha="right"
                 )
                 continue
             colour = TIER_COLOURS[row["tier"]]
             if known(low) and known(high):
-                axes.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
-            axes.plot(
-                [value], [place], TIER_MARKERS[row["tier"]], color=colour, markersize=5.5, clip_on=False
-            )
+                axes.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot([value], [y], TIER_MARKERS[row["tier"]], color=colour, markersize=5.5, clip_on=False)
             if chance is None:
-                axes.plot([prevalence(row)], [place], "|", color=INK, markersize=10, markeredgewidth=1.3)
+                axes.plot([prevalence(row)], [y], "|", color=INK, markersize=10, markeredgewidth=1.3)
         ends = [row[f"{metric}{end}"] for row in rows for end in ("", "_low", "_high")]
         ends = [end for end in ends if known(end)]
         if chance is None:
@@ -93,7 +91,7 @@ def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, ph
         )
         figure.legend(handles=[*_tier_handles(rows), line], loc="outside upper center", ncols=4)
 
-    level = "the finding's share of the test images" if chance is None else f"{chance}"
+    level = "the finding's prevalence in the test images" if chance is None else f"{chance}"
     alt = (
         f"{metric.upper()} of {len(rows)} findings with intervals, the most frequent finding first. "
         f"Chance level: {level}. {_extremes(rows, metric)}The numbers are in the table of findings."
@@ -108,7 +106,7 @@ def curve_pair(
     pr: Curve,
     phantom: bool,
 ) -> str:
-    """ROC and precision over recall of one finding, with what chance would give."""
+    """ROC and precision–recall curves of one finding, with the chance level."""
     colour = TIER_COLOURS[row["tier"]]
 
     def paint(figure: Figure) -> None:
@@ -124,7 +122,7 @@ def curve_pair(
             axes.grid(True)
 
     alt = (
-        f"{plain(row['finding'])}: ROC curve and precision over recall on the test images. Dashed: chance. "
+        f"{plain(row['finding'])}: ROC and precision–recall curves on the test images. Dashed: chance. "
         "Points of the curves are in the table below the plots."
     )
     return svg(name, alt, phantom, (4.4, 2.3), paint)
@@ -139,43 +137,43 @@ def epochs(
     best: int,
     phantom: bool,
 ) -> str:
-    """One quantity after every epoch; the epoch whose weights were kept is marked.
+    """One quantity after every epoch, with the selected epoch marked.
 
     Args:
         name: prefix of the ids in the SVG.
-        label: what the quantity is called.
+        label: name of the quantity.
         numbers: epochs.
-        values: the quantity, with the weights as trained.
-        averaged: the same with their moving average; empty or unknown where there is none.
-        best: the epoch that was kept.
-        phantom: whether the figure is marked.
+        values: the quantity with the trained weights.
+        averaged: the quantity with the EMA weights; empty or NaN if there are none.
+        best: the selected epoch.
+        phantom: whether to draw the watermark.
     """
-    points, others = ([value if known(value) else math.nan for value in part] for part in (values, averaged))
-    both = not np.isnan(others).all() if others else False
+    trained, ema = ([value if known(value) else math.nan for value in part] for part in (values, averaged))
+    has_ema = not np.isnan(ema).all() if ema else False
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axvline(best, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (4, 3)))
         axes.plot(
             numbers,
-            points,
+            trained,
             color=TIER_COLOURS["head"],
             linewidth=1.6,
             marker=".",
             markersize=5,
             label="as trained",
         )
-        if both:
+        if has_ema:
             axes.plot(
                 numbers,
-                others,
+                ema,
                 color=TIER_COLOURS["medium"],
                 linewidth=1.6,
                 linestyle="--",
                 label="moving average",
             )
             axes.legend(loc="best", frameon=False)
-        axes.set_xlabel(f"epoch (dashed: epoch {best}, weights kept)")
+        axes.set_xlabel(f"epoch (dashed: selected epoch {best})")
         axes.set_title(label, loc="left")
         axes.set_xlim(min(numbers, default=1) - 0.5, max(numbers, default=1) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -183,26 +181,26 @@ def epochs(
         axes.grid(True)
 
     alt = (
-        f"{label} after each of {len(numbers)} epochs; the weights of epoch {best} were kept. "
+        f"{label} after each of {len(numbers)} epochs; epoch {best} was selected. "
         "The numbers are in the table of epochs."
     )
     return svg(name, alt, phantom, (4.4, 2.6), paint)
 
 
 def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phantom: bool) -> str:
-    """Share of the training images with each finding, on a logarithmic axis cut at the tiers' limits."""
+    """Training prevalence of each finding, on a logarithmic axis with the limits of the tiers."""
     shares = [float(row["train_prevalence"]) for row in rows]
     lowest = min([share for share in shares if share > 0] + [tail])
-    # Room to the left of the rarest finding, so that its bar can be seen.
+    # Space to the left of the rarest finding, so that its bar is visible.
     left = lowest / 2
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
-        for place, (row, share) in enumerate(zip(rows, shares, strict=True)):
+        for y, (row, share) in enumerate(zip(rows, shares, strict=True)):
             colour = TIER_COLOURS[row["tier"]]
-            axes.barh(place, max(share - left, 0), left=left, height=0.66, color=colour)
-            axes.text(max(share, left) * 1.06, place, percent(share), va="center", fontsize=8)
+            axes.barh(y, max(share - left, 0), left=left, height=0.66, color=colour)
+            axes.text(max(share, left) * 1.06, y, percent(share), va="center", fontsize=8)
         for limit in (head, tail):
             axes.axvline(limit, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (4, 3)))
         right = max([*shares, head]) * 2
@@ -225,12 +223,12 @@ def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phanto
 
 
 def prevalence(row: Row) -> float:
-    """Share of a finding's labelled test images that are positive: the AP of a score that knows nothing."""
+    """Share of positives among a finding's labelled test images, which is the AP of an uninformative score."""
     return row["test_positives"] / row["test_rows"] if row["test_rows"] else math.nan
 
 
 def plain(text: str, longest: int = 200) -> str:
-    """Text that XML can hold and a plot has room for."""
+    """Text without characters that are invalid in XML, shortened to fit the plot."""
     text = "".join(character if character.isprintable() else "\ufffd" for character in str(text))
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
@@ -252,7 +250,7 @@ def _tier_handles(rows: Sequence[Row]) -> list[Line2D]:
 
 
 def _extremes(rows: Sequence[Row], metric: str) -> str:
-    """The highest and the lowest value in words, for the alternative text."""
+    """The highest and the lowest value, for the alternative text."""
     values = [(row[metric], plain(row["finding"])) for row in rows if known(row[metric])]
     if not values:
         return "No finding is estimable. "
@@ -266,30 +264,30 @@ def svg(
     """Draw a figure of `size` inches and return it as an SVG element for an HTML page."""
     buffer = io.BytesIO()
     with matplotlib.rc_context():
-        # The reader's own matplotlibrc must not change the bytes.
+        # A user's matplotlibrc must not change the output.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
         figure = Figure(figsize=size, layout="constrained")
         paint(figure)
         if phantom:
-            # 1.1 letters of this size per inch of the plot's diagonal keep the word inside.
-            letters = 72 * min(math.hypot(*size) / 7.5, size[1] / 2)
+            # Font size that keeps the watermark inside the plot.
+            font_size = 72 * min(math.hypot(*size) / 7.5, size[1] / 2)
             tilt = math.degrees(math.atan2(size[1], size[0])) * 0.8
             figure.text(
-                0.53, 0.5, "PHANTOM", ha="center", va="center", rotation=tilt, fontsize=letters, alpha=0.15,
+                0.53, 0.5, "PHANTOM", ha="center", va="center", rotation=tilt, fontsize=font_size, alpha=0.15,
                 weight="bold", color="#d43c3c",
             )  # fmt: skip
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inline(buffer.getvalue(), name, f"PHANTOM IMAGES. {alt}" if phantom else alt)
+    return _inline(buffer.getvalue(), name, f"PHANTOM DATA. {alt}" if phantom else alt)
 
 
 def _inline(document: bytes, name: str, alt: str) -> str:
-    """Turn matplotlib's document into an element: ids of its own, the page's colour and size, a text for it."""
+    """Convert matplotlib's SVG document to an inline element with unique ids, page colours and alternative text."""
     root = ElementTree.fromstring(document)
     for parent in root.iter():
         for child in list(parent):
-            # Its rule would hold for the whole page.
+            # A style rule would apply to the whole page.
             if child.tag.endswith(("}style", "}metadata")):
                 parent.remove(child)
     for element in root.iter():

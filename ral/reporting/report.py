@@ -1,4 +1,4 @@
-"""Turn what the steps wrote into one self-contained HTML page; the same inputs give the same bytes."""
+"""Render the outputs of the steps as one self-contained HTML page; the same inputs give the same bytes."""
 
 import importlib.metadata
 import platform
@@ -25,7 +25,7 @@ from ral.reporting import (
     tables,
 )
 
-# Packages whose version can change a figure of the report.
+# Packages whose version can affect the results.
 PACKAGES = (
     "torch",
     "deepspeed",
@@ -41,7 +41,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the steps before wrote."""
+    """The outputs of the previous steps."""
 
     params: ReportParams
     validation: dict[str, Any]
@@ -71,11 +71,11 @@ class Inputs:
     second_reading: pd.DataFrame
     """second_reading.csv of the step evaluate."""
     comparison: pd.DataFrame
-    """comparison.csv of the step evaluate; without rows where no earlier model was accepted."""
+    """comparison.csv of the step evaluate; no rows if no earlier model was accepted."""
     gallery: dict[str, Any]
     """gallery.json of the step explain."""
     pictures: Mapping[str, bytes]
-    """The pictures of the step explain by their names."""
+    """The pictures of the step explain, by file name."""
     geometry: dict[str, Any]
     """geometry.json of the step explain."""
     confusion: pd.DataFrame
@@ -85,10 +85,10 @@ class Inputs:
 
     @property
     def phantom(self) -> bool:
-        """Whether any step saw phantom images: one is enough to mark the whole report."""
-        said = (self.metrics, self.calibration, self.gallery, self.geometry)
-        return any(content["data"] == "phantom" for content in said) or any(
-            facts["phantom"] for facts in (self.validation, self.dataset, self.model)
+        """Whether any step used phantom images; one is enough to mark the whole report."""
+        with_data = (self.metrics, self.calibration, self.gallery, self.geometry)
+        return any(content["data"] == "phantom" for content in with_data) or any(
+            content["phantom"] for content in (self.validation, self.dataset, self.model)
         )
 
     @property
@@ -98,7 +98,7 @@ class Inputs:
 
 
 def render(inputs: Inputs) -> str:
-    """The report as HTML."""
+    """Render the report as HTML."""
     rows = _rows(inputs.findings)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -120,11 +120,11 @@ def render(inputs: Inputs) -> str:
         metrics=metrics,
         config=config,
         headline=_headline(metrics, rows),
-        compared=comparison.said(inputs.comparison, metrics["confidence"]),
+        comparison_summary=comparison.summary_sentence(inputs.comparison, metrics["confidence"]),
         empty_tiers=_empty_tiers(metrics, rows),
         without_curves=[row["finding"] for row in rows if not wording.known(row["auroc"])],
         audit=audited,
-        audit_said=audit.said(audited, metrics["confidence"]),
+        audit_summary=audit.summary_sentence(audited, metrics["confidence"]),
         rules=calibration.rules(config.threshold),
         gallery=gallery.gallery(inputs.gallery, inputs.pictures, inputs.phantom) if inputs.images else None,
         geometry=inputs.geometry,
@@ -166,7 +166,7 @@ def render(inputs: Inputs) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of `PACKAGES` in this environment."""
+    """Installed versions of Python and `PACKAGES`."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -177,19 +177,19 @@ def installed_versions() -> dict[str, str]:
 
 
 def _operating(inputs: Inputs, rows: list[plots.Row]) -> dict[str, tables.Table]:
-    """A table per rule, that of the rule of the parameters first."""
+    """A table per rule, the rule of the parameters first."""
     threshold = inputs.params.evaluate.threshold
     rules = calibration.rules(threshold)
     return {
         rule: calibration.operating(
-            inputs.operating, rows, rule, f"On test, with thresholds for {rules[rule]}"
+            inputs.operating, rows, rule, f"Test metrics, with thresholds for {rules[rule]}"
         )
         for rule in sorted(rules, key=lambda rule: rule != threshold.rule)
     }
 
 
 def _geometry(geometry: dict[str, Any]) -> dict[str, tables.Table]:
-    """Tables of geometry.json; none where the network has no features to look at."""
+    """Tables of geometry.json; empty if the network has no features to analyse."""
     if "not_available" in geometry:
         return {}
     return {
@@ -205,10 +205,10 @@ def _rows(findings: pd.DataFrame) -> list[plots.Row]:
 
 
 def _headline(metrics: dict[str, Any], rows: list[plots.Row]) -> list[dict[str, str]]:
-    """The means over all findings, each with what chance would give and over how many findings it is."""
-    scored = [plots.prevalence(row) for row in rows if wording.known(row["ap"])]
-    chances = {
-        "ap": f"chance level {sum(scored) / len(scored):.3f}" if scored else "",
+    """The means over all findings, each with its chance level and the number of findings."""
+    chance_levels = [plots.prevalence(row) for row in rows if wording.known(row["ap"])]
+    notes = {
+        "ap": f"chance level {sum(chance_levels) / len(chance_levels):.3f}" if chance_levels else "",
         "auroc": "chance level 0.500",
         "f1": "thresholds chosen on validation",
     }
@@ -217,12 +217,12 @@ def _headline(metrics: dict[str, Any], rows: list[plots.Row]) -> list[dict[str, 
             "name": f"Macro {metric.upper()}",
             "value": wording.number(metrics["macro"][metric]["value"]),
             "interval": wording.interval(metrics["macro"][metric]["low"], metrics["macro"][metric]["high"]),
-            "chance": chance,
+            "note": note,
             "findings": wording.pluralize(
                 sum(wording.known(row[metric]) for row in rows), "finding", "findings"
             ),
         }
-        for metric, chance in chances.items()
+        for metric, note in notes.items()
     ]
 
 
@@ -238,20 +238,20 @@ def _empty_tiers(metrics: dict[str, Any], rows: list[plots.Row]) -> dict[str, st
 
 
 def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
-    """SVG elements by place, marked as safe: plots escapes what comes from data."""
+    """SVG elements by name, marked as safe because plots escapes text from data."""
     history, phantom = inputs.history, inputs.phantom
     epochs = [int(epoch) for epoch in history["epoch"]]
     curves = []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         roc, pr = (tables.points(inputs.curves, row["finding"], kind) for kind in ("roc", "pr"))
         if len(roc[0]) and len(pr[0]):
-            svg = plots.curve_pair(f"curve{place}", row, roc, pr, phantom)
+            svg = plots.curve_pair(f"curve{index}", row, roc, pr, phantom)
             curves.append({"row": row, "svg": Markup(svg)})
     reliability = []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         bins = inputs.reliability[inputs.reliability["finding"] == row["finding"]]
         if len(bins):
-            svg = calibration.reliability(f"reliability{place}", row, bins, phantom)
+            svg = calibration.reliability(f"reliability{index}", row, bins, phantom)
             reliability.append({"row": row, "svg": Markup(svg)})
     return {
         "comparison": Markup(comparison.forest(inputs.comparison, [row["finding"] for row in rows], phantom))
@@ -271,7 +271,7 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
                     label,
                     epochs,
                     list(history[column]),
-                    list(history.get("average_" + column, [])),
+                    list(history.get("ema_" + column, [])),
                     best,
                     phantom,
                 )

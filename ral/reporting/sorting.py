@@ -1,6 +1,6 @@
-"""The only script of the report: sorts a table by the column whose head is clicked. Without it the report loses nothing else.
+"""The only script of the report: sorts a table by a clicked column header. The report works without it.
 
-The page's policy allows this script by its hash and no other.
+The page's Content-Security-Policy allows only this script, by its hash.
 """
 
 import base64
@@ -38,6 +38,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 
 def policy() -> str:
-    """The source of the page's policy that allows `SCRIPT`."""
+    """The script-src of the page's Content-Security-Policy that allows `SCRIPT`."""
     digest = hashlib.sha256(SCRIPT.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

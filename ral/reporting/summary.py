@@ -1,8 +1,8 @@
-"""Print the result of a run as a short table: the end of `make run`.
+"""Print the results of a run as a short table; runs at the end of `make run`.
 
     python -m ral.reporting.summary [reports/metrics.json] [reports/report.html]
 
-The report is not read: its path is only printed.
+The report is not read, only its path is printed.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from ral.wording import PHANTOM_SHORT, RESEARCH, estimate, sealed
 
 
 def summary(metrics: dict[str, Any], report: Path) -> str:
-    """The lines to print: what data, the means over all findings and per tier, where the report is.
+    """The text to print: notice, means over all findings and per tier, path of the report.
 
     Args:
         metrics: content of metrics.json.
-        report: path of the report, named in the last line.
+        report: path of the report, printed in the last line.
     """
     means = {"macro": metrics["macro"], **metrics["tiers"]}
     rows = [("", "findings", "AP", "AUROC")] + [
@@ -37,7 +37,7 @@ def summary(metrics: dict[str, Any], report: Path) -> str:
             PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH,
             *table,
             f"{test['rows']:,} test images of {test['patients']:,} patients; {100 * metrics['confidence']:g} % "
-            f"intervals from {metrics['replicates']:,} resamples of the patients",
+            f"intervals from {metrics['replicates']:,} bootstrap resamples of the patients",
             *filter(None, [sealed(test)]),
             f"report: {report}",
         ]

@@ -1,4 +1,4 @@
-"""The tables of the report: what stands in which cell, as text that the template escapes."""
+"""The tables of the report, as text that the template escapes."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ import pandas as pd
 from ral.reporting.plots import Curve, Row, prevalence
 from ral.wording import estimate, known, number, percent, pluralize, with_interval
 
-# Where the curves are read off for the table beside them.
+# Points of the curves that the table lists.
 FALSE_POSITIVE_RATES = (0.05, 0.1, 0.2, 0.5)
 RECALLS = (0.25, 0.5, 0.75)
 
@@ -21,7 +21,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Cell:
-    """Text with a style (a class of report.css) or a longer text shown on pointing at it."""
+    """Text with a style (a class of report.css) or a tooltip."""
 
     text: str
     style: str = ""
@@ -30,25 +30,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row names it."""
+    """A table; the first cell of a row is its header."""
 
     caption: str
     columns: tuple[str, ...]
     align: str
-    """A letter per column: l for text, r for numbers, w for text that may take several lines."""
+    """A letter per column: l for text, r for numbers, w for text that may wrap."""
     rows: Sequence[Sequence[str | Cell]]
     sortable: bool = False
-    """Whether a click on a column's head sorts by it."""
+    """Whether a click on a column header sorts the table."""
 
 
 def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
-    """Means over all findings and per tier, and the figures of all pairs of image and finding together."""
+    """Means over all findings and per tier, and the micro average."""
     means = {"macro": metrics["macro"], "micro": metrics["micro"], **metrics["tiers"]}
     content = []
     for name, mean in means.items():
         members = [row for row in rows if name in ("macro", "micro", row["tier"])]
         scored = [row for row in members if known(row["ap"])]
-        # All pairs are ranked together in micro: there a finding counts by its images.
+        # The micro average pools all pairs, so its chance level weights findings by their images.
         chance = (
             sum(row["test_positives"] for row in scored) / max(sum(row["test_rows"] for row in scored), 1)
             if name == "micro"
@@ -72,22 +72,22 @@ def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
 
 
 def cxr_lt(metrics: dict[str, Any]) -> Table:
-    """The figures that the CXR-LT challenges report, under their names."""
+    """The metrics of the CXR-LT challenges, under their official names."""
     return Table(
-        "Figures of the CXR-LT challenges",
-        ("Figure", "Value", "Mean over"),
+        "Metrics of the CXR-LT challenges",
+        ("Metric", "Value", "Mean over"),
         "lrr",
         [
-            [name, estimate(found), pluralize(found["findings"], "finding", "findings")]
-            for name, found in metrics["cxr_lt"].items()
+            [name, estimate(metric), pluralize(metric["findings"], "finding", "findings")]
+            for name, metric in metrics["cxr_lt"].items()
         ],
     )
 
 
 def findings(rows: Sequence[Row]) -> Table:
-    """The scores of every finding."""
+    """The metrics of every finding."""
     return Table(
-        "Scores of every finding on the test images, the most frequent in training first",
+        "Metrics of every finding on the test images, the most frequent in training first",
         (
             "Finding",
             "Tier",
@@ -121,7 +121,7 @@ def findings(rows: Sequence[Row]) -> Table:
 
 
 def curve_points(curves: pd.DataFrame, rows: Sequence[Row]) -> Table:
-    """A few points of each drawn curve; all are in curves.csv."""
+    """Some points of each plotted curve; curves.csv has all of them."""
     content = []
     for row in rows:
         roc, pr = points(curves, row["finding"], "roc"), points(curves, row["finding"], "pr")
@@ -133,7 +133,7 @@ def curve_points(curves: pd.DataFrame, rows: Sequence[Row]) -> Table:
             + [f"{pr[1][int(np.abs(pr[0] - recall).argmin())]:.3f}" for recall in RECALLS]
         )
     return Table(
-        "Points of the curves; all of them are in curves.csv",
+        "Points of the curves; curves.csv has all of them",
         (
             "Finding",
             *(f"True positive rate at false positive rate {rate:g}" for rate in FALSE_POSITIVE_RATES),
@@ -151,18 +151,18 @@ def points(curves: pd.DataFrame, finding: str, curve: str) -> Curve:
 
 
 def history(epochs: pd.DataFrame, best: int) -> Table:
-    """What was measured after every epoch, with the weights as trained and with their moving average."""
+    """Measurements after every epoch, with the trained weights and with their moving average (EMA)."""
     measured = ("val_macro_ap", "val_macro_auroc", "ema_val_macro_ap", "ema_val_macro_auroc")
     return Table(
         "Epochs",
         (
-            "Epoch", "Learning rate", "Training loss", "Steps passed over", "Validation macro AP",
-            "Validation macro AUROC", "AP of the averaged weights", "AUROC of the averaged weights",
+            "Epoch", "Learning rate", "Training loss", "Skipped steps", "Validation macro AP",
+            "Validation macro AUROC", "Macro AP of the EMA weights", "Macro AUROC of the EMA weights",
         ),
         "lrrrrrrr",
         [
             [
-                f"{int(row['epoch'])}" + " (classifier)" * (row["phase"] == "classifier") + " (kept)" * (row["epoch"] == best),
+                f"{int(row['epoch'])}" + " (classifier)" * (row["phase"] == "classifier") + " (selected)" * (row["epoch"] == best),
                 f"{row['learning_rate']:.3g}",
                 number(row["train_loss"], 5),
                 f"{int(row['skipped_steps'])}",
@@ -173,31 +173,31 @@ def history(epochs: pd.DataFrame, best: int) -> Table:
     )  # fmt: skip
 
 
-def model(facts: dict[str, Any], epochs: int) -> Table:
-    """What was trained."""
-    network = facts["model"]
-    kind = "moving average of the weights" if facts["weights"] == "average" else "weights as trained"
+def model(metadata: dict[str, Any], epochs: int) -> Table:
+    """The trained model, from model.json."""
+    network = metadata["model"]
+    kind = "moving average (EMA) of the weights" if metadata["weights"] == "ema" else "weights as trained"
     return _pairs(
         "Model",
         {
             "Network": network["backbone"],
             **{f"Option {name}": _value(value) for name, value in network["options"].items()},
             "Head": network["head"],
-            "Pretrained weights": f"SHA-256 {facts['pretrained_sha256']}"
-            if facts["pretrained_sha256"]
+            "Pretrained weights": f"SHA-256 {metadata['pretrained_sha256']}"
+            if metadata["pretrained_sha256"]
             else "none",
-            "Loss": facts["loss"],
-            "Input": f"{facts['size']} × {facts['size']} pixels, gray",
-            "Outputs": f"{pluralize(len(facts['findings']), 'finding', 'findings')}: {facts['outputs']}",
-            "Weights kept": f"{kind}, epoch {facts['best_epoch']} of {epochs}: the best validation macro AP",
-            "Pixel mean and deviation": f"{facts['pixel_mean']:.3f} and {facts['pixel_deviation']:.3f} "
+            "Loss": metadata["loss"],
+            "Input": f"{metadata['size']} × {metadata['size']} pixels, gray",
+            "Outputs": f"{pluralize(len(metadata['findings']), 'finding', 'findings')}: {metadata['outputs']}",
+            "Selected weights": f"{kind}, epoch {metadata['best_epoch']} of {epochs} (best validation macro AP)",
+            "Pixel mean and deviation": f"{metadata['pixel_mean']:.3f} and {metadata['pixel_deviation']:.3f} "
             "(training images, 0 to 255)",
         },
     )
 
 
 def parameters(content: dict[str, Any]) -> Table:
-    """Every parameter by its dotted name but data.root, a place; of the losses' options those of the loss used."""
+    """Every parameter by its dotted name, except data.root (a path) and the options of unused losses."""
     loss = content["loss"]
     content = {**content, "data": {name: value for name, value in content["data"].items() if name != "root"}}
     used = {name: loss[name] for name in ("name", loss["name"])}
@@ -205,13 +205,13 @@ def parameters(content: dict[str, Any]) -> Table:
 
 
 def versions(packages: dict[str, str]) -> Table:
-    """Versions of what computed the figures."""
+    """Versions of the packages that computed the results."""
     return _pairs("Versions", packages, ("Package", "Version"))
 
 
 def second_reading(readings: pd.DataFrame) -> Table:
-    """How far a second reading of the images agrees with the labels, and the metrics against each."""
-    figures = {
+    """Agreement of a second reading with the labels, and the metrics against each reading."""
+    metrics = {
         "kappa": "Cohen's kappa", "positive_agreement": "Positive agreement",
         "negative_agreement": "Negative agreement", "auroc_first": "AUROC, labels", "auroc_second": "AUROC, second reading",
         "ap_first": "AP, labels", "ap_second": "AP, second reading",
@@ -219,13 +219,13 @@ def second_reading(readings: pd.DataFrame) -> Table:
     return Table(
         "Labels and second reading",
         ("Finding", "Images", "Positive in the labels", "Positive in the second reading", "In both",
-         *figures.values(), "Note"),
-        "lrrrr" + "r" * len(figures) + "w",
+         *metrics.values(), "Note"),
+        "lrrrr" + "r" * len(metrics) + "w",
         [
             [
                 row["finding"],
                 *(f"{int(row[name]):,}" for name in ("images", "first_positives", "second_positives", "both_positive")),
-                *(_metric(row, name) for name in figures),
+                *(_metric(row, name) for name in metrics),
                 text(row["note"]),
             ]
             for row in records(readings)
@@ -239,7 +239,7 @@ def records(table: pd.DataFrame) -> list[Row]:
 
 
 def text(value: Any) -> str:
-    """A cell of text as read from a CSV file: an empty one is NaN there."""
+    """A text cell of a CSV file; an empty cell is read as NaN."""
     return value if isinstance(value, str) else ""
 
 
@@ -255,7 +255,7 @@ def _pairs(
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Dotted names and values of nested mappings, those without content included."""
+    """Dotted names and values of nested mappings, including empty mappings."""
     for name, value in content.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""Studies and logits that the tests of the evaluation share."""
+"""Studies and logits shared by the tests of the evaluation."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
 
-# Head, medium, tail in training, and one that never occurs in test.
+# Head, medium and tail finding in training, and one that does not occur in test.
 PREVALENCE = {"Effusion": 0.3, "Mass": 0.05, "Hernia": 0.005, "Edema": 0.08}
 FINDINGS = list(PREVALENCE)
 
@@ -16,13 +16,13 @@ Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the step: on small problems more threads only wait for each other."""
+    """One thread, as in the step; more threads slow down small problems."""
     with threadpool_limits(1):
         yield
 
 
 def logits_of(studies: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Logits that know a little about the labels, in an order of rows of their own."""
+    """Logits that are informative about the labels, with shuffled rows."""
     rows = studies[studies["split"] == split].sample(frac=1, random_state=1)
     generator = np.random.default_rng(len(rows))
     logits = pd.DataFrame({"image_id": rows["image_id"].to_numpy()})
@@ -34,7 +34,7 @@ def logits_of(studies: pd.DataFrame, split: str) -> pd.DataFrame:
 
 @pytest.fixture
 def tables() -> Tables:
-    """Studies of 1800 images, three a patient, and logits for val and test."""
+    """Studies of 1800 images, three per patient, and logits for val and test."""
     generator = np.random.default_rng(0)
     rows = 1800
     number = np.arange(rows)

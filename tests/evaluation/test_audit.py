@@ -1,4 +1,4 @@
-"""Audit: groups are what they say, planted gaps are found, chance is not flagged, few patients give no number."""
+"""Audit: composition of groups, detection of simulated gaps, no flags by chance, too few patients."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 
 from ral.config.base import load
 from ral.config.evaluate import AuditConfig, EvaluateParams
-from ral.evaluation.audit import COLUMNS, FIGURES, TESTED, audit, groups
+from ral.evaluation.audit import COLUMNS, GROUP_METRICS, TESTED_METRICS, audit, groups
 from ral.evaluation.bootstrap import holm
 from ral.evaluation.score import Evaluation, evaluate
 
@@ -62,13 +62,13 @@ def fair() -> tuple[Evaluation, pd.DataFrame]:
 
 def test_groups_are_those_of_each_attribute_and_of_each_pair() -> None:
     images = make(0)[0]
-    found = {(group.attribute, group.name): group.rows for group in groups(images, AUDIT)}
-    single = [name for attribute, name in found if "×" not in attribute]
+    rows_of_group = {(group.attribute, group.name): group.rows for group in groups(images, AUDIT)}
+    single = [name for attribute, name in rows_of_group if "×" not in attribute]
     assert single == ["F", "M", "0–17", "18–64", "65+", "unknown", "AP", "PA"]
-    assert sum("×" in attribute for attribute, _ in found) == 2 * 3 + 2 * 2 + 3 * 2
-    pair = found["sex × age", "F, 65+"]
+    assert sum("×" in attribute for attribute, _ in rows_of_group) == 2 * 3 + 2 * 2 + 3 * 2
+    pair = rows_of_group["sex × age", "F, 65+"]
     np.testing.assert_array_equal(pair, (images["sex"] == "F") & (images["age_years"] == 70))
-    assert not any("unknown" in name for attribute, name in found if "×" in attribute)
+    assert not any("unknown" in name for attribute, name in rows_of_group if "×" in attribute)
     one_view = groups(images.assign(view="PA"), AUDIT)
     assert not any("view" in group.attribute and "×" in group.attribute for group in one_view)
     assert groups(images, AUDIT.model_copy(update={"by": []})) == []
@@ -89,7 +89,7 @@ def test_figures_are_those_of_sklearn_on_the_groups_images(fair: tuple[Evaluatio
         "false_negative_rate": 1 - sensitivity,
         "calibration": scores.mean() - labels.mean(),
     }
-    assert tuple(own.index) == FIGURES
+    assert tuple(own.index) == GROUP_METRICS
     for metric, value in expected.items():
         assert own.loc[metric, "value"] == pytest.approx(value, abs=1e-6), metric
         assert own.loc[metric, "low"] <= own.loc[metric, "value"] <= own.loc[metric, "high"]
@@ -103,7 +103,7 @@ def test_figures_are_those_of_sklearn_on_the_groups_images(fair: tuple[Evaluatio
 def test_all_gaps_that_are_tested_are_corrected_together(fair: tuple[Evaluation, pd.DataFrame]) -> None:
     _, table = fair
     tested = table["p"].notna()
-    assert set(table.loc[tested, "metric"]) == set(TESTED)
+    assert set(table.loc[tested, "metric"]) == set(TESTED_METRICS)
     assert tested.sum() > 100
     np.testing.assert_allclose(
         table.loc[tested, "p_holm"], holm(table.loc[tested, "p"].to_numpy()), atol=1e-4

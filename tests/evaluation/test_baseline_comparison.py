@@ -1,4 +1,4 @@
-"""The previous model: only images and findings that both have, the better one found, nothing in common said."""
+"""Comparison with the previous model: common images and findings only, the better model, nothing in common."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 def noisy(logits: pd.DataFrame) -> pd.DataFrame:
     names = logits.columns.drop("image_id")
     noise = np.random.default_rng(1).normal(0, 2.0, (len(logits), len(names)))
-    return logits.assign(**{name: logits[name] + noise[:, place] for place, name in enumerate(names)})
+    return logits.assign(**{name: logits[name] + noise[:, column] for column, name in enumerate(names)})
 
 
 def test_nothing_is_compared_without_a_previous_model(tables: Tables) -> None:
@@ -32,11 +32,11 @@ def test_nothing_is_compared_without_a_previous_model(tables: Tables) -> None:
 
 def test_a_worse_previous_model_is_beaten(tables: Tables) -> None:
     studies, _, logits = tables
-    found = comparison(studies, logits, noisy(logits), CONFIG)
+    result = comparison(studies, logits, noisy(logits), CONFIG)
     own = compare(studies, {"previous": noisy(logits), "this model": logits}, "test", CONFIG)
-    pd.testing.assert_frame_equal(found[own.columns], own)
-    assert found["low"].iloc[0] > 0
-    assert set(found["images"]) == {len(logits)}
+    pd.testing.assert_frame_equal(result[own.columns], own)
+    assert result["low"].iloc[0] > 0
+    assert set(result["images"]) == {len(logits)}
 
 
 def test_only_common_images_and_findings_count(tables: Tables) -> None:
@@ -48,9 +48,9 @@ def test_only_common_images_and_findings_count(tables: Tables) -> None:
     other = other[other["image_id"].isin(kept)]
     # An image that is for training now must not be scored, whatever the previous model knew of it.
     strangers = other.head(5).assign(image_id=[*train])
-    found = comparison(studies, logits, pd.concat([other, strangers]), CONFIG)
-    assert set(found["images"]) == {len(kept)}
-    names = set(found.loc[found["level"] == "finding", "name"])
+    result = comparison(studies, logits, pd.concat([other, strangers]), CONFIG)
+    assert set(result["images"]) == {len(kept)}
+    names = set(result.loc[result["level"] == "finding", "name"])
     assert names == set(rest)
     assert first not in names
 
@@ -63,9 +63,9 @@ def test_nothing_in_common_is_said_and_has_no_number(tables: Tables, what: str) 
         if what == "finding"
         else logits.assign(image_id=lambda t: "x" + t["image_id"])
     )
-    found = comparison(studies, logits, other, CONFIG)
-    assert found["note"].tolist() == [f"not comparable: no {what} in common"]
-    assert found["difference"].isna().all()
+    result = comparison(studies, logits, other, CONFIG)
+    assert result["note"].tolist() == [f"not comparable: no {what} in common"]
+    assert result["difference"].isna().all()
 
 
 def test_accepted_logits_are_read_back(tables: Tables, tmp_path: Path) -> None:

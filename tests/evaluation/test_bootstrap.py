@@ -1,4 +1,4 @@
-"""Resampling of patients: what a weight means, that the draw is reproducible, intervals and p values."""
+"""Resampling of patients: weights, reproducibility, intervals and p values."""
 
 from dataclasses import replace
 
@@ -49,12 +49,14 @@ def test_weighting_equals_writing_the_rows_of_a_drawn_patient_again() -> None:
     labels = (generator.random(100) < 0.3).astype(float)
     scores = np.round(generator.normal(size=100) + labels, 1)
     resamples = draw(PATIENTS, replicates=20, seed=3)
-    found = ranked(rank(scores, labels, resamples.patient, resamples.patients), resamples.weights)
+    result = ranked(rank(scores, labels, resamples.patient, resamples.patients), resamples.weights)
     for column in range(21):
         again = np.repeat(np.arange(100), resamples.weights[resamples.patient, column])
-        assert found["auroc"][column] == pytest.approx(roc_auc_score(labels[again], scores[again]), abs=1e-12)
+        assert result["auroc"][column] == pytest.approx(
+            roc_auc_score(labels[again], scores[again]), abs=1e-12
+        )
         expected = average_precision_score(labels[again], scores[again])
-        assert found["ap"][column] == pytest.approx(expected, abs=1e-12)
+        assert result["ap"][column] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_draw_follows_the_patients_and_the_seed_only() -> None:
@@ -102,9 +104,9 @@ def test_totals_are_weighted_sums_of_rows() -> None:
 def of(values: np.ndarray, confidence: float, patients: float = 1e9) -> tuple[float | None, float | None]:
     """Percentile interval of replicates whose sample has the value 50."""
     resamples = Resamples(np.zeros(1, int), np.ones((1, 1)), len(values), confidence, "percentile")
-    found = resamples.interval(BootstrapDistribution(np.append(50.0, values), many(patients), "free"))
-    assert found.value == 50
-    return found.low, found.high
+    result = resamples.interval(BootstrapDistribution(np.append(50.0, values), many(patients), "free"))
+    assert result.value == 50
+    return result.low, result.high
 
 
 def test_interval_is_the_percentiles_of_the_finite_values() -> None:
@@ -174,8 +176,8 @@ def test_bca_is_that_of_scipy() -> None:
     order = np.unique(np.arange(40).astype(str), return_index=True)[1]
     totals = resamples.weights.T.astype(float) @ np.stack([data[order], np.ones(40)], axis=1)
     means = totals[:, 0] / totals[:, 1]
-    found = resamples.interval(BootstrapDistribution(means, many(1e9), "free"))
-    low, high = found.low or 0, found.high or 0
+    result = resamples.interval(BootstrapDistribution(means, many(1e9), "free"))
+    low, high = result.low or 0, result.high or 0
     theirs = scipy_bootstrap(
         (data,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(9)
     ).confidence_interval
@@ -196,8 +198,8 @@ def test_where_nothing_varies_the_other_end_is_the_exact_binomial_one() -> None:
     exact = binomtest(9, 9).proportion_ci(0.95)  # Clopper-Pearson
     for scale in ("share", "rank"):
         ones = BootstrapDistribution(np.ones(resamples.weights.shape[1]), many(9), scale)
-        found = resamples.interval(ones)
-        assert (found.low, found.high) == (pytest.approx(exact.low, abs=1e-9), 1.0)
+        result = resamples.interval(ones)
+        assert (result.low, result.high) == (pytest.approx(exact.low, abs=1e-9), 1.0)
         none = resamples.interval(replace(ones, values=0 * ones.values))
         assert (none.low, none.high) == (0.0, pytest.approx(1 - exact.low, abs=1e-9))
     # Two that are 1 may differ as far as either may be off.
@@ -238,14 +240,14 @@ def test_a_proportion_has_the_exact_interval_of_what_its_images_tell() -> None:
         resamples.totals(hit[:, None])[:, 0] / 400, Support.of(np.ones(400)), "share"
     )
     exact = binomtest(100, 400).proportion_ci()
-    found = resamples.interval(share)
-    assert (found.low, found.high) == (
+    result = resamples.interval(share)
+    assert (result.low, result.high) == (
         pytest.approx(exact.low, abs=0.003),
         pytest.approx(exact.high, abs=0.003),
     )
     # Four images of a patient that are all alike tell as much as one.
     alike = resamples.interval(replace(share, support=Support(400, 400.0, 1600)))
-    assert alike.high == pytest.approx(found.high, abs=0.003)
+    assert alike.high == pytest.approx(result.high, abs=0.003)
     # One patient, one image.
     single = BootstrapDistribution(
         np.append(1.0, np.where(np.arange(4000) % 3, 1.0, np.nan)), Support(1, 1.0, 1), "share"
@@ -288,7 +290,7 @@ def test_p_value_is_that_of_a_t_test() -> None:
         BootstrapDistribution(means, many(12), "free")
     )
     assert resamples.p_value(
-        BootstrapDistribution(means, many(12), "free"), least_variance=1e6
+        BootstrapDistribution(means, many(12), "free"), minimum_variance=1e6
     ) == pytest.approx(1, abs=0.01)
     assert resamples.p_value(BootstrapDistribution(0 * means, many(12), "free")) == 1
     assert np.isnan(

@@ -1,4 +1,4 @@
-"""Calibration maps: right where the answer is known, safe where positives are few, applied as saved."""
+"""Calibration maps: known solutions, few positives, application of saved maps."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,16 @@ from ral.config.base import load
 from ral.config.evaluate import CalibrationConfig, EvaluateParams
 from ral.errors import UserError
 from ral.evaluation import calibration_io
-from ral.evaluation.calibration import EDGE, KINDS, LOOSE, Map, calibrate, fit, log_losses, shared_slopes
+from ral.evaluation.calibration import (
+    KINDS,
+    MIN_SCORE,
+    PRIOR_DEVIATION,
+    Map,
+    calibrate,
+    fit,
+    log_losses,
+    shared_slopes,
+)
 from ral.evaluation.score import evaluate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,10 +45,10 @@ def sample(seed: int, rows: int, slope: float, constant: float) -> tuple[np.ndar
 def test_many_rows_give_the_true_probabilities(kind: str) -> None:
     slope, constant = (2.5, 0.0) if kind == "temperature" else (2.5, -2.0)
     logits, labels = sample(1, 40_000, slope, constant)
-    found = fit(kind, logits, labels, (2.5, 2.5))
+    fitted = fit(kind, logits, labels, (2.5, 2.5))
     grid = np.linspace(-1.5, 1.2, 50)
-    np.testing.assert_allclose(found.apply(grid), expit(slope * grid + constant), atol=0.06)
-    assert (np.diff(found.apply(np.linspace(-50, 50, 999))) >= 0).all()
+    np.testing.assert_allclose(fitted.apply(grid), expit(slope * grid + constant), atol=0.06)
+    assert (np.diff(fitted.apply(np.linspace(-50, 50, 999))) >= 0).all()
 
 
 def test_platt_is_logistic_regression() -> None:
@@ -56,24 +65,24 @@ def test_few_rows_are_drawn_towards_the_shared_slope_as_the_prior_says() -> None
     def objective(values: np.ndarray) -> float:
         score = np.exp(values[0]) * logits + values[1]
         loss = np.sum(np.logaddexp(0, score) - labels * score)
-        return loss + (values[0] - np.log(4.0)) ** 2 / (2 * LOOSE**2)
+        return loss + (values[0] - np.log(4.0)) ** 2 / (2 * PRIOR_DEVIATION**2)
 
     best = minimize(objective, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}).x
-    found = fit("platt", logits, labels, (4.0, 4.0))
-    assert found.numbers[0] == pytest.approx(np.exp(best[0]), rel=1e-5)
-    assert found.numbers[2] == pytest.approx(best[1], rel=1e-5)
+    fitted = fit("platt", logits, labels, (4.0, 4.0))
+    assert fitted.numbers[0] == pytest.approx(np.exp(best[0]), rel=1e-5)
+    assert fitted.numbers[2] == pytest.approx(best[1], rel=1e-5)
     free = fit("platt", logits, labels, FREE)
-    assert free.numbers[0] < found.numbers[0] < 4.0
+    assert free.numbers[0] < fitted.numbers[0] < 4.0
 
 
 def test_isotonic_has_the_steps_of_sklearn() -> None:
     logits, labels = sample(3, 5000, 2.0, -1.0)
     logits = np.round(logits, 1)  # ties
-    found = fit("isotonic", logits, labels, FREE).apply(logits)
+    fitted = fit("isotonic", logits, labels, FREE).apply(logits)
     theirs = IsotonicRegression().fit(logits, labels).predict(logits)
-    np.testing.assert_allclose(found, theirs, atol=0.03)
+    np.testing.assert_allclose(fitted, theirs, atol=0.03)
     for step in np.unique(np.round(theirs, 9)):
-        assert len(np.unique(found[np.isclose(theirs, step, atol=1e-8)])) == 1
+        assert len(np.unique(fitted[np.isclose(theirs, step, atol=1e-8)])) == 1
 
 
 def test_the_shared_slope_is_that_of_the_findings_together() -> None:
@@ -95,7 +104,7 @@ def test_five_positives_keep_the_shared_slope_and_get_their_own_level() -> None:
     """Drawn often: the map of five positives is far nearer the truth than one that fits them freely."""
     ours, free = [], []
     for seed in range(30):
-        rich = [sample(1000 * seed + place, 3000, 2.0, -1.0) for place in range(3)]
+        rich = [sample(1000 * seed + number, 3000, 2.0, -1.0) for number in range(3)]
         logits, labels = sample(seed, 3000, 2.0, -6.0)
         few = np.flatnonzero(labels == 1)[:5]
         labels[np.setdiff1d(np.flatnonzero(labels == 1), few)] = 0
@@ -103,12 +112,12 @@ def test_five_positives_keep_the_shared_slope_and_get_their_own_level() -> None:
             continue
         x = np.column_stack([*(part[0] for part in rich), logits])
         y = np.column_stack([*(part[1] for part in rich), labels])
-        found = calibrate(x, y, patients(3000), CONFIG, seed=0)[3]
-        assert found is not None
-        assert found.kind == "shared"
-        assert found.apply(logits).mean() == pytest.approx(5 / 3000, rel=1e-3)
+        fitted = calibrate(x, y, patients(3000), CONFIG, seed=0)[3]
+        assert fitted is not None
+        assert fitted.kind == "shared"
+        assert fitted.apply(logits).mean() == pytest.approx(5 / 3000, rel=1e-3)
         alone = LogisticRegression(C=1e9).fit(logits[:, None], labels)
-        ours.append(found.numbers[0])
+        ours.append(fitted.numbers[0])
         free.append(alone.coef_[0, 0])
     assert len(ours) > 15
     assert np.std(ours) < 0.15 < np.std(free)
@@ -119,13 +128,13 @@ def test_a_map_of_few_positives_is_finite_and_rises(positives: int) -> None:
     logits = np.random.default_rng(positives).normal(size=500)
     labels = np.zeros(500)
     labels[np.argsort(logits)[-positives:]] = 1  # perfectly separated
-    found = calibrate(logits[:, None], labels[:, None], patients(500), CONFIG, seed=0)[0]
-    assert found is not None
-    scores = found.apply(np.array([-1e4, -50.0, 0.0, 50.0, 1e4]))
-    assert np.isfinite(found.numbers).all()
+    fitted = calibrate(logits[:, None], labels[:, None], patients(500), CONFIG, seed=0)[0]
+    assert fitted is not None
+    scores = fitted.apply(np.array([-1e4, -50.0, 0.0, 50.0, 1e4]))
+    assert np.isfinite(fitted.numbers).all()
     assert (np.diff(scores) >= 0).all()
-    assert scores[0] >= EDGE
-    assert scores[-1] <= 1 - EDGE
+    assert scores[0] >= MIN_SCORE
+    assert scores[-1] <= 1 - MIN_SCORE
 
 
 def test_without_a_positive_or_a_negative_there_is_no_map() -> None:
@@ -144,12 +153,12 @@ def test_the_simplest_map_that_does_as_well_is_chosen() -> None:
     steps = (np.random.default_rng(4).random(6000) < np.where(logits[:6000] > 0.2, 0.9, 0.1)).astype(float)
     x = np.column_stack([*(part[0] for part in cases.values()), logits[:6000]])
     y = np.column_stack([*(part[1] for part in cases.values()), steps])
-    kinds = [found.kind for found in calibrate(x, y, patients(6000), CONFIG, seed=0) if found]
+    kinds = [fitted.kind for fitted in calibrate(x, y, patients(6000), CONFIG, seed=0) if fitted]
     assert kinds[2] == "platt"
     assert kinds[3] == "isotonic"
     # Not enough positive patients for more.
     strict = CalibrationConfig(own=100_000, isotonic=100_000, bins=15)
-    assert {found.kind for found in calibrate(x, y, patients(6000), strict, seed=0) if found} == {"shared"}
+    assert {fitted.kind for fitted in calibrate(x, y, patients(6000), strict, seed=0) if fitted} == {"shared"}
 
 
 def test_calibrating_does_not_depend_on_unknown_rows() -> None:

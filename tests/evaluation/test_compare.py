@@ -1,4 +1,4 @@
-"""Paired comparison: identical models do not differ, better ones do, and bad input is named."""
+"""Paired comparison: identical models, better models, invalid input."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 def noisier(logits: pd.DataFrame, spread: float, seed: int = 1) -> pd.DataFrame:
     noise = np.random.default_rng(seed).normal(0, spread, size=(len(logits), len(FINDINGS)))
-    return logits.assign(**{name: logits[name] + noise[:, place] for place, name in enumerate(FINDINGS)})
+    return logits.assign(**{name: logits[name] + noise[:, column] for column, name in enumerate(FINDINGS)})
 
 
 def test_values_are_those_of_sklearn_and_differences_theirs(tables: Tables) -> None:
@@ -114,8 +114,8 @@ def test_bad_models_are_named(tables: Tables) -> None:
     cases = {
         "NaN": (logits.assign(Mass=np.nan), "Mass is NaN"),
         "row missing": (logits.iloc[1:], "without logits"),
-        "other order": (logits[["image_id", *FINDINGS[::-1]]], "other order"),
-        "image twice": (pd.concat([logits, logits[:1]]), "more than once"),
+        "other order": (logits[["image_id", *FINDINGS[::-1]]], "different order"),
+        "image twice": (pd.concat([logits, logits[:1]]), "duplicate"),
     }
     for bad, words in cases.values():
         with pytest.raises(UserError, match=words) as error:
@@ -162,11 +162,11 @@ def test_the_command_compares_files_and_folders(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["good", "nothing"], "nothing: no logits there"),
+        (["good", "nothing"], "nothing: no logits found"),
         (["good"], "at least two"),
-        (["good", "good"], "named twice"),
+        (["good", "good"], "given twice"),
         (["good", "bad.parquet", "--split", "val"], "of the split val without logits"),
-        (["good", "studies.parquet"], "the columns are not those"),
+        (["good", "studies.parquet"], "the columns do not match"),
     ],
 )
 def test_the_command_says_what_is_wrong(folder: Path, arguments: list[str], words: str) -> None:

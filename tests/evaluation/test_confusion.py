@@ -1,4 +1,4 @@
-"""Which findings are taken for which, by hand."""
+"""Confusion between findings, against results computed by hand."""
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,11 @@ def cell(table: pd.DataFrame, finding: str, taken_for: str) -> list:
 
 def test_by_hand() -> None:
     labels = pd.DataFrame({"A": [1, 1, 0, 0, N], "B": [0, 0, 0, 1, 0], "C": [0, N, 1, 0, 0]})
-    # ImageIdIndex of each finding's own logits, low to high: raw logits of A are all above those of B, and mean nothing.
+    # Ranks of the logits within each finding, low to high: all raw logits of A are above those of B, which must not matter.
     logits = pd.DataFrame(
         {"A": [101, 103, 100, 102, 104], "B": [4, 1, 3, 2, 0], "C": [0.1, 0.4, 0.2, 0.3, 0.0]},
     )
-    # ImageIdIndex × 4:  A 1 3 0 2 4;  B 4 1 3 2 0;  C 1 4 2 3 0. Highest of each image: B, C, B, C, A.
+    # Normalized ranks × 4:  A 1 3 0 2 4;  B 4 1 3 2 0;  C 1 4 2 3 0. Highest of each image: B, C, B, C, A.
     table = confusion(labels, logits, 1)
     assert len(table) == 6
     assert cell(table, "A", "B") == [2, 1, 0.5, 1.0]  # images 0 and 1; image 2 has neither
@@ -34,7 +34,7 @@ def test_ties_and_classes_without_images() -> None:
     labels = pd.DataFrame({"A": [1.0, 1], "B": [0.0, 0], "C": [N, N]})
     logits = pd.DataFrame({"A": [0.0, 0], "B": [0.0, 0], "C": [0.0, 0]})
     table = confusion(labels, logits, 1)
-    assert cell(table, "A", "B")[:3] == [2, 2, 1.0]  # all tie at the last place, so all count
+    assert cell(table, "A", "B")[:3] == [2, 2, 1.0]  # all tie for the last rank, so all count
     images, times, share, without = cell(table, "A", "C")
     assert (images, times) == (0, 0)
     assert np.isnan(share)

@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they say, on simulated patients; the long run is `benchmarks.coverage`."""
+"""Coverage of the intervals on simulated patients; `benchmarks.coverage` is the long version."""
 
 import json
 import subprocess
@@ -72,12 +72,12 @@ def test_the_command_prints_json_and_goes_on(tmp_path: Path) -> None:
         "--truth", "3000", "--state", str(state),
     ]  # fmt: skip
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    found = json.loads(first.stdout.splitlines()[-1])
-    assert set(found) == {"cells", "failed", "withheld"}
+    result = json.loads(first.stdout.splitlines()[-1])
+    assert set(result) == {"cells", "failed", "withheld"}
     assert len(state.read_text().split()) > 2
     state.write_text(state.read_text()[:-20])  # cut off: the second is done again
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(again.stdout.splitlines()[-1]) == found
+    assert json.loads(again.stdout.splitlines()[-1]) == result
     assert state.read_text().count("\n") == 3
 
 

@@ -1,4 +1,4 @@
-"""Exact intervals: against scipy, at the ends, and between the two bounds of the effective number."""
+"""Exact intervals: against scipy, at the ends, and between the bounds of the effective number of trials."""
 
 from dataclasses import replace
 
@@ -17,13 +17,13 @@ from ral.evaluation.resampled_metrics import THRESHOLD_METRICS, Scored, metrics_
 @pytest.mark.parametrize("confidence", [0.95, 0.99])
 def test_whole_trials_are_those_of_scipy(hits: int, trials: int, confidence: float) -> None:
     exact = binomtest(hits, trials).proportion_ci(confidence)
-    found = clopper_pearson(hits / trials, trials, confidence)
-    assert found == (pytest.approx(exact.low, abs=1e-9), pytest.approx(exact.high, abs=1e-9))
+    result = clopper_pearson(hits / trials, trials, confidence)
+    assert result == (pytest.approx(exact.low, abs=1e-9), pytest.approx(exact.high, abs=1e-9))
 
 
 def test_trials_need_not_be_whole() -> None:
-    found = clopper_pearson(0.3, 7.5, 0.95)
-    assert found == pytest.approx((beta.ppf(0.025, 2.25, 6.25), beta.ppf(0.975, 3.25, 5.25)))
+    result = clopper_pearson(0.3, 7.5, 0.95)
+    assert result == pytest.approx((beta.ppf(0.025, 2.25, 6.25), beta.ppf(0.975, 3.25, 5.25)))
 
 
 def test_effective_trials_lie_between_patients_and_images() -> None:
@@ -49,15 +49,15 @@ def test_the_reach_of_specificity_at_90_sensitivity_is_that_of_its_threshold() -
         labels = np.full(200, np.nan)
         labels[:positives], labels[100:] = 1, 0
         logits = np.append(np.arange(100) * 100 / positives + 100 / positives, np.arange(100.0))
-        found = resamples.interval(ranking(Scored(labels, logits, None, {}), resamples, (name,))[name])
+        result = resamples.interval(ranking(Scored(labels, logits, None, {}), resamples, (name,))[name])
         threshold = logits[:positives][int(0.1 * positives)]
-        assert found.value == pytest.approx(threshold / 100)
+        assert result.value == pytest.approx(threshold / 100)
         # The mid-P test allows these counts of positives at or above the threshold.
         counts = np.arange(positives + 1)
         tails = binom.sf(counts, positives, 0.9) + binom.pmf(counts, positives, 0.9) / 2
         least = counts[(tails >= 0.025) & (tails <= 0.975)].min()
-        assert found.high >= logits[:positives][positives - least] / 100
-        assert (found.low > 0.01) == bounded
+        assert result.high >= logits[:positives][positives - least] / 100
+        assert (result.low > 0.01) == bounded
 
 
 def test_ap_reaches_down_by_what_few_positives_add() -> None:
@@ -67,16 +67,16 @@ def test_ap_reaches_down_by_what_few_positives_add() -> None:
     resamples = draw(np.array([f"p{number:03d}" for number in range(300)]), 20, seed=1, method="bca")
     many = np.repeat(labels, 200)
     truth = average_precision_score(many, generator.normal(size=60_000) + 1.5 * many)
-    excess, found = [], []
+    excess, result = [], []
     for _ in range(400):
         ap = ranking(Scored(labels, generator.normal(size=300) + 1.5 * labels, None, {}), resamples, ("ap",))[
             "ap"
         ]
         excess.append(ap.values[0] - truth)
-        found.append(ap.inflation)
+        result.append(ap.inflation)
     assert resamples.interval(ap).low < resamples.interval(replace(ap, inflation=0.0)).low
     assert np.mean(excess) > 0.01
-    assert np.mean(found) == pytest.approx(np.mean(excess), abs=2 * np.std(excess) / np.sqrt(400))
+    assert np.mean(result) == pytest.approx(np.mean(excess), abs=2 * np.std(excess) / np.sqrt(400))
 
 
 def test_f1_is_a_proportion_in_disguise() -> None:
@@ -94,17 +94,17 @@ def test_every_figure_has_the_patients_of_its_own_denominator() -> None:
     resamples = draw(np.array([f"p{number:04d}" for number in range(1000)]), 400, seed=1, method="bca")
     labels, called = np.zeros(1000), np.zeros(1000)
     labels[:5] = called[0] = 1
-    found = metrics_at_threshold(scored(labels, called), resamples)["max_f1"]
-    images = {name: found[name].support.images for name in THRESHOLD_METRICS}
+    result = metrics_at_threshold(scored(labels, called), resamples)["max_f1"]
+    images = {name: result[name].support.images for name in THRESHOLD_METRICS}
     assert images == {"sensitivity": 5, "specificity": 995, "ppv": 1, "npv": 999, "f1": 5}
-    assert resamples.interval(found["ppv"]) == Interval(1, pytest.approx(0.025), 1)
+    assert resamples.interval(result["ppv"]) == Interval(1, pytest.approx(0.025), 1)
     low = binomtest(995, 995).proportion_ci().low
-    assert resamples.interval(found["specificity"]) == Interval(1, pytest.approx(low, abs=1e-9), 1)
+    assert resamples.interval(result["specificity"]) == Interval(1, pytest.approx(low, abs=1e-9), 1)
     exact = binomtest(1, 5).proportion_ci()
-    sensitivity = resamples.interval(found["sensitivity"])
+    sensitivity = resamples.interval(result["sensitivity"])
     assert sensitivity.low == pytest.approx(exact.low, abs=1e-6)
     assert sensitivity.high == pytest.approx(exact.high, abs=1e-6)
-    f1 = resamples.interval(found["f1"])
+    f1 = resamples.interval(result["f1"])
     assert f1.high == pytest.approx(f1_of(exact.high), abs=1e-6)
     # No image is called: there is no PPV, and F1 and sensitivity are 0 of 5.
     none = metrics_at_threshold(scored(labels, 0 * called), resamples)["max_f1"]
@@ -117,5 +117,5 @@ def test_images_of_one_patient_count_as_one() -> None:
     resamples = draw(np.repeat([f"p{number:02d}" for number in range(50)], 4), 400, seed=1)
     labels, called = np.zeros(200), np.zeros(200)
     labels[:4] = called[:4] = 1
-    found = metrics_at_threshold(scored(labels, called), resamples)["max_f1"]
-    assert resamples.interval(found["ppv"]) == Interval(1, pytest.approx(0.025), 1)
+    result = metrics_at_threshold(scored(labels, called), resamples)["max_f1"]
+    assert resamples.interval(result["ppv"]) == Interval(1, pytest.approx(0.025), 1)

@@ -38,12 +38,12 @@ def reference(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dic
 @pytest.mark.parametrize("seed", range(5))
 def test_equal_to_sklearn(seed: int, ties: bool) -> None:
     scores, labels = sample(seed, ties=ties)
-    found = weighted(scores, labels, np.ones((300, 1), np.uint16))
-    assert set(found) == set(RANKING_METRICS)
+    result = weighted(scores, labels, np.ones((300, 1), np.uint16))
+    assert set(result) == set(RANKING_METRICS)
     for name, value in reference(scores, labels, np.ones(300)).items():
-        np.testing.assert_allclose(found[name], value, err_msg=name, **EXACT)
-    assert auroc(scores, labels) == found["auroc"][0]
-    assert ap(scores, labels) == found["ap"][0]
+        np.testing.assert_allclose(result[name], value, err_msg=name, **EXACT)
+    assert auroc(scores, labels) == result["auroc"][0]
+    assert ap(scores, labels) == result["ap"][0]
     called, positive = scores >= 0.5, labels == 1
     own = f1(np.sum(called & positive), np.sum(called & ~positive), np.sum(positive))
     np.testing.assert_allclose(own, f1_score(labels, called), **EXACT)
@@ -54,10 +54,10 @@ def test_weights_equal_sklearns_sample_weight(ties: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(metrics, "BLOCK", 1)  # blocks of 16 columns, the last one not full
     scores, labels = sample(1, ties=ties)
     weights = np.random.default_rng(2).integers(0, 4, size=(300, 40)).astype(np.uint16)
-    found = weighted(scores, labels, weights)
+    result = weighted(scores, labels, weights)
     for column, weight in enumerate(weights.T):
         for name, value in reference(scores, labels, weight).items():
-            np.testing.assert_allclose(found[name][column], value, err_msg=name, **EXACT)
+            np.testing.assert_allclose(result[name][column], value, err_msg=name, **EXACT)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -118,11 +118,11 @@ def test_perfect_inverted_and_constant_scores() -> None:
 def test_random_scores_are_at_chance() -> None:
     generator = np.random.default_rng(8)
     labels = (generator.random(20_000) < 0.1).astype(float)
-    found = weighted(generator.normal(size=20_000), labels, np.ones((20_000, 1)))
-    assert found["auroc"] == pytest.approx(0.5, abs=0.02)
-    assert found["ap"] == pytest.approx(labels.mean(), abs=0.02)
-    assert found["sensitivity_at_90_specificity"] == pytest.approx(0.1, abs=0.02)
-    assert found["specificity_at_90_sensitivity"] == pytest.approx(0.1, abs=0.02)
+    result = weighted(generator.normal(size=20_000), labels, np.ones((20_000, 1)))
+    assert result["auroc"] == pytest.approx(0.5, abs=0.02)
+    assert result["ap"] == pytest.approx(labels.mean(), abs=0.02)
+    assert result["sensitivity_at_90_specificity"] == pytest.approx(0.1, abs=0.02)
+    assert result["specificity_at_90_sensitivity"] == pytest.approx(0.1, abs=0.02)
 
 
 def test_without_positives_or_negatives_there_is_no_number() -> None:
@@ -130,27 +130,27 @@ def test_without_positives_or_negatives_there_is_no_number() -> None:
     nothing = np.full(3, np.nan)
     for labels in (0 * ones, nothing):
         assert all(np.isnan(value).all() for value in weighted(scores, labels, ones[:, None]).values())
-    found = weighted(scores, ones, ones[:, None])
-    assert found.pop("ap") == 1.0
-    assert all(np.isnan(value).all() for value in found.values())
+    result = weighted(scores, ones, ones[:, None])
+    assert result.pop("ap") == 1.0
+    assert all(np.isnan(value).all() for value in result.values())
     assert np.isnan(f1(np.array(0), np.array(2), np.array(0)))
     assert len(cuts(scores, nothing).thresholds) == 0
 
 
 def test_only_the_replicate_without_positives_is_nan() -> None:
     scores, labels = np.array([0.3, 0.2, 0.1]), np.array([1.0, 0.0, 0.0])
-    found = weighted(scores, labels, np.array([[1, 1, 1], [0, 2, 1], [3, 0, 0]]).T)
-    np.testing.assert_array_equal(found["auroc"], [1, np.nan, np.nan])
-    np.testing.assert_array_equal(found["ap"], [1, np.nan, 1])
-    np.testing.assert_array_equal(found["sensitivity_at_90_specificity"], [1, np.nan, np.nan])
-    np.testing.assert_array_equal(found["specificity_at_90_sensitivity"], [1, np.nan, np.nan])
+    result = weighted(scores, labels, np.array([[1, 1, 1], [0, 2, 1], [3, 0, 0]]).T)
+    np.testing.assert_array_equal(result["auroc"], [1, np.nan, np.nan])
+    np.testing.assert_array_equal(result["ap"], [1, np.nan, 1])
+    np.testing.assert_array_equal(result["sensitivity_at_90_specificity"], [1, np.nan, np.nan])
+    np.testing.assert_array_equal(result["specificity_at_90_sensitivity"], [1, np.nan, np.nan])
 
 
 def test_large_weights_do_not_overflow() -> None:
     scores, labels = sample(9)
-    found = weighted(scores, labels, np.full((300, 1), 60_000, dtype=np.uint16))
-    np.testing.assert_allclose(found["auroc"], [auroc(scores, labels)], **EXACT)
-    np.testing.assert_allclose(found["ap"], [ap(scores, labels)], **EXACT)
+    result = weighted(scores, labels, np.full((300, 1), 60_000, dtype=np.uint16))
+    np.testing.assert_allclose(result["auroc"], [auroc(scores, labels)], **EXACT)
+    np.testing.assert_allclose(result["ap"], [ap(scores, labels)], **EXACT)
 
 
 def test_cuts_count_the_rows_at_or_above_each_score() -> None:

@@ -1,4 +1,4 @@
-"""Calibration errors against plain sums, and their debiasing against simulation."""
+"""Calibration errors against direct sums, and their debiasing against simulation."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, log_loss
 
 from ral.evaluation.bootstrap import draw
-from ral.evaluation.reliability import curve, errors, place
+from ral.evaluation.reliability import bin_index, curve, errors
 
 IDS = np.char.add("p", (np.arange(1000) // 2).astype(str))
 
@@ -27,26 +27,26 @@ def plain_ece(scores: np.ndarray, labels: np.ndarray, bin_of: np.ndarray) -> flo
 def test_errors_are_those_of_their_definitions_in_every_resample() -> None:
     scores, labels = sample(0)
     resamples = draw(IDS, 5, seed=1)
-    found = errors(scores, labels, resamples, bins=10)
-    bin_of = place(scores, 10)
+    result = errors(scores, labels, resamples, bins=10)
+    bin_of = bin_index(scores, 10)
     assert set(np.bincount(bin_of)) == {100}
     for column in range(6):
         again = np.repeat(np.arange(1000), resamples.weights[resamples.patient, column])
-        assert found["brier"].values[column] == pytest.approx(
+        assert result["brier"].values[column] == pytest.approx(
             brier_score_loss(labels[again], scores[again]), abs=1e-12
         )
-        assert found["log_loss"].values[column] == pytest.approx(
+        assert result["log_loss"].values[column] == pytest.approx(
             log_loss(labels[again], scores[again]), abs=1e-12
         )
-    assert found["ece"].values[0] == pytest.approx(plain_ece(scores, labels, bin_of), abs=1e-12)
-    assert found["ece"].values[1:].mean() == pytest.approx(found["ece"].values[0], abs=1e-12)
+    assert result["ece"].values[0] == pytest.approx(plain_ece(scores, labels, bin_of), abs=1e-12)
+    assert result["ece"].values[1:].mean() == pytest.approx(result["ece"].values[0], abs=1e-12)
 
 
 def test_ties_share_a_bin() -> None:
-    bin_of = place(np.repeat([0.1, 0.2, 0.9], [500, 3, 497]), 15)
+    bin_of = bin_index(np.repeat([0.1, 0.2, 0.9], [500, 3, 497]), 15)
     assert len(set(bin_of[:500])) == len(set(bin_of[503:])) == 1
     assert bin_of.max() < 15
-    assert place(np.full(9, 0.3), 15).max() < 15
+    assert bin_index(np.full(9, 0.3), 15).max() < 15
 
 
 def test_debiasing_takes_off_what_chance_adds() -> None:
@@ -55,9 +55,9 @@ def test_debiasing_takes_off_what_chance_adds() -> None:
     for seed in range(40):
         scores, labels = sample(seed)
         resamples = draw(IDS, 2, seed)
-        found = errors(scores, labels, resamples, bins=15)
-        plain.append(found["ece"].values[0])
-        debiased.append(found["ece_debiased"].values[0])
+        result = errors(scores, labels, resamples, bins=15)
+        plain.append(result["ece"].values[0])
+        debiased.append(result["ece_debiased"].values[0])
         shifted.append(errors(scores + 0.1, labels, resamples, bins=15)["ece_debiased"].values[0])
     assert np.mean(debiased) < 0.65 * np.mean(plain)
     assert np.mean(shifted) == pytest.approx(0.1, abs=0.005)
@@ -87,8 +87,8 @@ def test_ece_reaches_down_by_what_chance_may_have_added_and_the_debiased_one_has
     """Scores that are right: the population's error is 0, that of every sample is not."""
     scores, labels = sample(6)
     resamples = draw(IDS, 500, seed=7)
-    found = errors(scores, labels, resamples, bins=15)
-    plain, debiased = resamples.interval(found["ece"]), resamples.interval(found["ece_debiased"])
+    result = errors(scores, labels, resamples, bins=15)
+    plain, debiased = resamples.interval(result["ece"]), resamples.interval(result["ece_debiased"])
     assert (plain.value or 0) > 0.02
     assert (plain.low or 0) < 0.002
     assert debiased.value is not None

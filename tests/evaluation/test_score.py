@@ -1,4 +1,4 @@
-"""The evaluation as a whole: what is scored, what is not estimable, what is refused."""
+"""The whole evaluation: metrics, findings that are not estimable, invalid input."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -294,9 +294,9 @@ BAD = {
     "inf": (change(1, put(4, "Hernia", np.inf)), ["val logits", "Hernia", "infinite", "image"]),
     "column missing": (change(2, lambda t: t.drop(columns="Mass")), ["test logits", "missing: Mass"]),
     "column too many": (change(2, lambda t: t.assign(Pox=0.0)), ["test logits", "Pox"]),
-    "other order": (change(1, lambda t: t[["image_id", *FINDINGS[::-1]]]), ["val logits", "other order"]),
-    "image twice": (change(0, put(5, "image_id", "image0004")), ["studies", "image0004", "more than once"]),
-    "logits twice": (change(2, lambda t: pd.concat([t, t[:1]])), ["test logits", "more than once"]),
+    "other order": (change(1, lambda t: t[["image_id", *FINDINGS[::-1]]]), ["val logits", "different order"]),
+    "image twice": (change(0, put(5, "image_id", "image0004")), ["studies", "image0004", "duplicate"]),
+    "logits twice": (change(2, lambda t: pd.concat([t, t[:1]])), ["test logits", "duplicate"]),
     "image without logits": (
         change(2, lambda t: t[t["image_id"] != "image1300"]),
         ["test logits", "image1300", "without logits"],

@@ -1,4 +1,4 @@
-"""A second reading: agreement against scikit-learn, metrics against both readings, bad tables refused."""
+"""A second reading: agreement against scikit-learn, metrics against both readings, invalid tables."""
 
 from pathlib import Path
 
@@ -38,8 +38,8 @@ def second(evaluation: Evaluation) -> pd.DataFrame:
     images = evaluation.rows[::2].sample(frac=1, random_state=1)
     turned = np.random.default_rng(2).random((len(images), 2)) < 0.1
     reading = images[["image_id"]].copy()
-    for place, name in enumerate(("Effusion", "Mass")):
-        reading[f"{name} again"] = (images[name] - turned[:, place]).abs()
+    for column, name in enumerate(("Effusion", "Mass")):
+        reading[f"{name} again"] = (images[name] - turned[:, column]).abs()
     return reading
 
 
@@ -53,9 +53,9 @@ def config(path: Path, **columns: str) -> SecondReadingConfig:
 
 def test_agreement_is_that_of_sklearn(evaluation: Evaluation, second: pd.DataFrame, tmp_path: Path) -> None:
     second.to_csv(tmp_path / "second.csv", index=False)
-    found = agreement(evaluation, read(config(tmp_path / "second.csv"), list(evaluation.scored)))
-    assert list(found.columns) == list(COLUMNS)
-    for row in found.to_dict("records"):
+    result = agreement(evaluation, read(config(tmp_path / "second.csv"), list(evaluation.scored)))
+    assert list(result.columns) == list(COLUMNS)
+    for row in result.to_dict("records"):
         name = row["finding"]
         both = evaluation.rows.merge(second, on="image_id").dropna(subset=[name, f"{name} again"])
         one, two = both[name], both[f"{name} again"]
@@ -86,18 +86,18 @@ def test_readings_that_agree_on_no_positive_or_on_all_have_the_exact_end() -> No
     resamples = draw(np.array([f"p{number:03d}" for number in range(100)]), 400, seed=1, method="bca")
     one, two = np.zeros(100), np.zeros(100)
     one[:4] = two[4:8] = 1
-    found = {name: resamples.interval(value) for name, value in agreements(one, two, resamples).items()}
+    result = {name: resamples.interval(value) for name, value in agreements(one, two, resamples).items()}
     upper = binomtest(0, 8).proportion_ci().high
     agreed, apart = 8 * upper, 4 * (1 - upper)
     table = np.array([[92, apart], [apart, agreed]])
     # Kappa of the counts in which as many are agreed on as the exact interval allows.
     chance = (table.sum(axis=0) * table.sum(axis=1)).sum() / 100**2
     kappa = (np.trace(table) / 100 - chance) / (1 - chance)
-    assert found["kappa"].value == pytest.approx(-0.0417, abs=1e-4)
-    assert found["kappa"].high == pytest.approx(kappa, abs=0.002)  # and what replicates vary
-    assert -0.2 < found["kappa"].low < found["kappa"].value
-    assert found["positive_agreement"].value == 0
-    assert found["positive_agreement"].high == pytest.approx(2 * upper / (1 + upper))
+    assert result["kappa"].value == pytest.approx(-0.0417, abs=1e-4)
+    assert result["kappa"].high == pytest.approx(kappa, abs=0.002)  # and what replicates vary
+    assert -0.2 < result["kappa"].low < result["kappa"].value
+    assert result["positive_agreement"].value == 0
+    assert result["positive_agreement"].high == pytest.approx(2 * upper / (1 + upper))
     same = {name: resamples.interval(value) for name, value in agreements(one, one, resamples).items()}
     assert same["kappa"].value is None or same["kappa"].low is None  # four patients carry it
     one[4] = 1
@@ -120,7 +120,7 @@ def test_bad_tables_are_refused_by_name(evaluation: Evaluation, second: pd.DataF
         read(config(path), findings)
     cases = {
         "lacks the column `Mass again`": second.drop(columns="Mass again"),
-        "more than once": pd.concat([second, second[:1]]),
+        "duplicate": pd.concat([second, second[:1]]),
         "not 1, 0 or empty for 1 image.*in row 2": second.assign(
             **{"Mass again": [2.0, *second["Mass again"][1:]]}
         ),
@@ -143,5 +143,5 @@ def test_bad_tables_are_refused_by_name(evaluation: Evaluation, second: pd.DataF
     with pytest.raises(UserError, match="no finding Masses"):
         read(config(path, Masses="Mass again"), findings)
     strangers = second.assign(image_id="x" + second["image_id"]).rename(columns={"Mass again": "Mass"})
-    with pytest.raises(UserError, match="no test image is in it"):
+    with pytest.raises(UserError, match="contains no test image"):
         agreement(evaluation, strangers[["image_id", "Mass"]])

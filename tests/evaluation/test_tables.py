@@ -1,4 +1,4 @@
-"""What is written of an evaluation: plain, rounded, complete."""
+"""Outputs of an evaluation: JSON-compatible, rounded, complete."""
 
 import json
 import subprocess
@@ -171,7 +171,7 @@ def test_nothing_estimable_gives_empty_tables(tables: Tables) -> None:
 def test_the_evaluation_loads_neither_torch_nor_deepspeed() -> None:
     script = (
         "import sys\n"
-        "from ral.evaluation import audit, compare, saved, score, second_reading, tables\n"
+        "from ral.evaluation import audit, calibration_io, compare, score, second_reading, tables\n"
         "sys.exit(str([name for name in ('torch', 'deepspeed', 'timm') if name in sys.modules] or '') or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
@@ -193,12 +193,12 @@ def test_3000_images_14_findings_and_2000_resamples_take_less_than_a_minute() ->
         }
     )
     logits = studies[["image_id"]].copy()
-    for place, name in enumerate(findings):
-        studies[name] = (generator.random(rows) < 0.2 / (1 + place)).astype(float)
+    for column, name in enumerate(findings):
+        studies[name] = (generator.random(rows) < 0.2 / (1 + column)).astype(float)
         logits[name] = generator.normal(size=rows) + 1.5 * studies[name]
     val, test = (logits[studies["split"] == split] for split in ("val", "test"))
     start = time.process_time()
-    found = evaluate(studies, val, test, CONFIG.model_copy(update={"replicates": 2000}))
+    result = evaluate(studies, val, test, CONFIG.model_copy(update={"replicates": 2000}))
     for table in (written.to_table, written.operating, written.reliability, written.curves, audit):
-        assert len(table(found)) > 0
+        assert len(table(result)) > 0
     assert time.process_time() - start < 60  # of one core, whatever else the machine does

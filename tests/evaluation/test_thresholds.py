@@ -1,11 +1,11 @@
-"""Thresholds: each rule against a search over all of them."""
+"""Thresholds: each rule against an exhaustive search."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
 from ral.config.evaluate import RULES, ThresholdConfig
-from ral.evaluation.thresholds import CALL_NONE, choose, rounded_down
+from ral.evaluation.thresholds import PREDICT_NONE, choose, rounded_down
 
 CONFIG = ThresholdConfig(rule="max_f1", sensitivity=0.8, miss_cost=5.0)
 
@@ -24,15 +24,15 @@ def test_each_rule_takes_the_best_observed_score(seed: int) -> None:
     known = ~np.isnan(labels)
     truth, score = labels[known], scores[known]
     observed = np.unique(score)[::-1]
-    found = choose(scores, labels, CONFIG)
-    assert tuple(found) == RULES
+    result = choose(scores, labels, CONFIG)
+    assert tuple(result) == RULES
     f1s = [f1_score(truth, score >= t) for t in observed]
-    assert found["max_f1"] == next(
+    assert result["max_f1"] == next(
         t for t, f in zip(observed, f1s, strict=True) if f == pytest.approx(max(f1s), abs=1e-12)
     )
-    assert found["sensitivity"] == max(t for t in observed if (score >= t)[truth == 1].mean() >= 0.8)
+    assert result["sensitivity"] == max(t for t in observed if (score >= t)[truth == 1].mean() >= 0.8)
     costs = [5 * np.sum((score < t) & (truth == 1)) + np.sum((score >= t) & (truth == 0)) for t in observed]
-    assert found["cost"] == observed[np.argmin(costs)]
+    assert result["cost"] == observed[np.argmin(costs)]
 
 
 def test_of_two_thresholds_with_the_same_f1_the_higher_is_taken() -> None:
@@ -45,18 +45,18 @@ def test_where_calling_costs_more_than_missing_nothing_is_called() -> None:
     scores, labels = np.array([0.9, 0.8, 0.1]), np.array([0.0, 0.0, 1.0])
     assert choose(scores, labels, CONFIG)["cost"] == 0.1  # 2 false alarms are cheaper than a miss at 5
     cheap = CONFIG.model_copy(update={"miss_cost": 1.5})
-    assert choose(scores, labels, cheap)["cost"] == CALL_NONE
+    assert choose(scores, labels, cheap)["cost"] == PREDICT_NONE
 
 
 @pytest.mark.parametrize(
     "value", [0.9, -3.0546875, 1e-6, 0.123456789012345, -0.123456789012345, 7.6e-13, 0.0]
 )
 def test_rounding_down_has_twelve_digits_and_never_goes_up(value: float) -> None:
-    found = rounded_down(value)
-    assert found <= value
-    assert found == pytest.approx(value, rel=1e-11)
-    assert len(f"{abs(found):.15e}".split("e")[0].rstrip("0").replace(".", "")) <= 12
-    assert rounded_down(found) == found
+    result = rounded_down(value)
+    assert result <= value
+    assert result == pytest.approx(value, rel=1e-11)
+    assert len(f"{abs(result):.15e}".split("e")[0].rstrip("0").replace(".", "")) <= 12
+    assert rounded_down(result) == result
 
 
 def test_without_a_positive_there_is_no_threshold() -> None:

@@ -13,7 +13,7 @@ from ral.release.registry import Registry
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says."""
+    """Output of a git command."""
     command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -42,14 +42,14 @@ def commit(tmp_path: Path, registry: Registry) -> Callable[[str], str]:
 
 @pytest.fixture
 def draft(registry: Registry) -> Callable[..., Path]:
-    """A bundle that says what commit it is of, and holds one file."""
+    """A bundle of a commit, with one file."""
 
-    def make(commit: str, text: str = "a model", **facts: Any) -> Path:
+    def make(commit: str, text: str = "a model", **fields: Any) -> Path:
         folder = registry.state_dir / f"draft-{commit[:8]}"
         folder.mkdir()
         (folder / "model").write_text(text)
         files = {"model": sha256(folder / "model")}
-        write_json(folder / BUNDLE, {"commit": commit, "files": files} | facts)
+        write_json(folder / BUNDLE, {"commit": commit, "files": files} | fields)
         return folder
 
     return make

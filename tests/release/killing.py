@@ -1,8 +1,8 @@
-"""Kills `register` or `prune` of ral.release before each thing it does to the disk, and looks at what the same command then makes of it.
+"""Kills `register` or `prune` of ral.release before each write to the disk, and checks that rerunning the command recovers.
 
 python killing.py register|prune BASE WORK     # BASE has state/ and project/; WORK is an empty folder
 
-Prints how often it killed. Exits with an error at the first state that is not right.
+Prints the number of kills. Exits with an error at the first inconsistent state.
 """
 
 import os
@@ -42,7 +42,7 @@ def act(what: str, base: Path, state: Path) -> None:
 
 
 def forked(what: str, base: Path, state: Path, kill_at: int = 0) -> bool:
-    """Run the command in a child that is killed before its `kill_at`-th event in `state`; whether it came to its end."""
+    """Run the command in a child that is killed before its `kill_at`-th event in `state`; whether it completed."""
     child = os.fork()
     if child:
         code = os.waitpid(child, 0)[1]
@@ -61,13 +61,13 @@ def forked(what: str, base: Path, state: Path, kill_at: int = 0) -> bool:
     try:
         act(what, base, state)
         os._exit(0)
-    except BaseException:  # noqa: BLE001  whatever it is, the child must not go on as its parent
+    except BaseException:  # noqa: BLE001  the child must never continue as its parent
         traceback.print_exc()
         os._exit(1)
 
 
 def check_at_once(state: Path) -> None:
-    """What must hold at every moment: there is a champion, its bundle is whole, and so is that of the link."""
+    """Invariants at every moment: there is a champion, its bundle verifies, and the symlink points to it."""
     champion = Registry(state).champion()
     assert champion is not None
     verify(champion.bundle)
@@ -75,22 +75,22 @@ def check_at_once(state: Path) -> None:
 
 
 def check_at_the_end(what: str, base: Path, state: Path) -> None:
-    """What must hold when the same command has run to its end."""
+    """Expected state after the same command has completed."""
     registry = Registry(state)
     releases, entries = registry.releases(), registry.ledger.entries()
     decisions = [entry["run_id"] for entry in entries if entry["what"] == "decision"]
     tags = [entry["tag"] for entry in entries if entry["what"] == "promote"]
     assert len(tags) == len(set(tags)), tags
-    left = [path.name for path in registry.folder.iterdir()]
+    remaining = [path.name for path in registry.folder.iterdir()]
     if what == "register":
         assert [release.version for release in releases] == ["v0.1.0", "v0.2.0", "v0.3.0", "v0.4.0"]
         assert [release.stage for release in releases] == ["archived", "registered", "registered", "champion"]
         assert decisions == ["last"]
-        assert sorted(left) == [release.version for release in releases]
+        assert sorted(remaining) == [release.version for release in releases]
         assert read_json(releases[-1].bundle / "decision.json")["run_id"] == "last"
     else:
-        assert sorted(left) == ["v0.1.0", "v0.3.0"], left
-    for name in left:
+        assert sorted(remaining) == ["v0.1.0", "v0.3.0"], remaining
+    for name in remaining:
         verify(registry.folder / name)
     assert not list(state.rglob("*.draft")), "a draft is left"
 

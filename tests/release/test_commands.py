@@ -1,4 +1,4 @@
-"""The command line on a small trained model: judged, registered, promoted, predicted with, rolled back, opened."""
+"""The release commands on a small trained model: judge, register, promote, predict, rollback, open-sealed."""
 
 import json
 import shutil
@@ -130,8 +130,8 @@ def test_from_a_first_model_to_a_rollback(
     assert not baseline.exists()
     with pytest.raises(SystemExit, match="error: There is no champion yet"):
         ral("predict", project / "data/prepared", "--out", tmp_path / "x")
-    said = night(ral, commit, project, "night-1", "--approved-by", "Ada")
-    assert "v0.1.0 is champion" in said
+    output = night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    assert "v0.1.0 is champion" in output
     first = predicted(ral, project)
     logits = pd.read_parquet(project / "logits.parquet").set_index("image_id")
     own = pd.read_parquet(project / "models/logits/test.parquet").set_index("image_id")
@@ -145,13 +145,13 @@ def test_from_a_first_model_to_a_rollback(
     assert set(table.index) == set(open_["image_id"])
     np.testing.assert_allclose(table, own.loc[table.index], atol=1e-5)
 
-    said = night(ral, commit, project, "night-2", "--promote")
+    output = night(ral, commit, project, "night-2", "--promote")
     decision = read_json(project / "night-2.json")
     assert decision["champion"] == "v0.1.0"
     assert decision["set"]["turn"] == 1
     assert decision["set"]["sealed_patients"] > 0
     assert decision["decision"] in ("HOLD", "REJECT")
-    assert "registered and not promoted" in said
+    assert "registered, not promoted" in output
     ral("promote", "v0.2.0", "--reason", "to see what happens", "--by", "Ada")
     second = predicted(ral, project)
     assert second != first
@@ -162,11 +162,11 @@ def test_from_a_first_model_to_a_rollback(
     listed = ral("list").splitlines()
     assert [line.split()[:2] for line in listed] == [["v0.1.0", "champion"], ["v0.2.0", "archived"]]
     assert "PHANTOM" in ral("show", "v0.2.0")
-    said = ral("ledger")
-    assert [line.split()[2] for line in said.splitlines()[:-1]] == [
+    output = ral("ledger")
+    assert [line.split()[2] for line in output.splitlines()[:-1]] == [
         "decision", "promote", "decision", "promote", "rollback",
     ]  # fmt: skip
-    assert "it was worse" in said
+    assert "it was worse" in output
 
 
 def test_the_same_run_is_registered_once_and_a_retry_does_not_undo_a_rollback(
@@ -191,7 +191,7 @@ def test_the_same_run_is_registered_once_and_a_retry_does_not_undo_a_rollback(
     with pytest.raises(SystemExit, match="not the decision of run night-3"):
         ral("register", *arguments[:-4], "--run-id", "night-3")
     decision.write_text("{}")
-    with pytest.raises(SystemExit, match="is no decision"):
+    with pytest.raises(SystemExit, match="is not a gate decision"):
         ral("register", *arguments)
 
 
@@ -199,23 +199,23 @@ def test_the_same_run_is_registered_once_and_a_retry_does_not_undo_a_rollback(
 def test_a_crash_within_register_is_mended_by_the_same_command(
     ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path, step: str
 ) -> None:
-    owner = Ledger if step == "append" else Registry
-    work = getattr(owner, step)
+    patched = Ledger if step == "append" else Registry
+    work = getattr(patched, step)
 
     def crash(*arguments: Any, **named: Any) -> None:
         work(*arguments, **named)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, step, crash)
+        patch.setattr(patched, step, crash)
         with pytest.raises(KeyboardInterrupt):
             night(ral, commit, project, "night-1", "--approved-by", "Ada")
     made = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tmp_path / "work", capture_output=True, text=True, check=True
     )
     arguments = ("--workspace", project, "--commit", made.stdout.strip(), "--run-id", "night-1")
-    said = ral("register", *arguments, "--decision", project / "night-1.json", "--approved-by", "Ada")
-    assert "v0.1.0 is champion" in said
+    output = ral("register", *arguments, "--decision", project / "night-1.json", "--approved-by", "Ada")
+    assert "v0.1.0 is champion" in output
     assert [line.split()[2] for line in ral("ledger").splitlines()[:-1]] == ["decision", "promote"]
     assert [path.name for path in (tmp_path / "state/releases").iterdir()] == ["v0.1.0"]
 
@@ -228,7 +228,7 @@ def test_a_verdict_against_another_champion_promotes_nothing(
     night(ral, commit, project, "night-2", "--approved-by", "Ada")
     assert decision["champion"] is None
     arguments = ("--workspace", project, "--commit", commit("three"), "--decision", project / "night-1.json")
-    with pytest.raises(SystemExit, match=r"v0\.2\.0 is the champion now"):
+    with pytest.raises(SystemExit, match=r"the champion is now v0\.2\.0"):
         ral("register", *arguments, "--run-id", "night-1", "--approved-by", "Ada")
     assert "v0.2.0   champion" in ral("list")
 
@@ -238,14 +238,14 @@ def test_opening_the_sealed_set_is_written_down(
 ) -> None:
     night(ral, commit, project, "night-1", "--approved-by", "Ada")
     arguments = ("v0.1.0", "--prepared", project / "data/prepared", "--params", project / "params.yaml")
-    said = ral("open-sealed", *arguments, "--reason", "for the paper", "--by", "Ada")
-    assert "for the first time" in said
-    assert "PHANTOM" in said
-    found = json.loads((tmp_path / "state/releases/v0.1.0.sealed-1.json").read_text())
+    output = ral("open-sealed", *arguments, "--reason", "for the paper", "--by", "Ada")
+    assert "1 time so far" in output
+    assert "PHANTOM" in output
+    metrics = json.loads((tmp_path / "state/releases/v0.1.0.sealed-1.json").read_text())
     studies = read_studies(project / "data/prepared")
-    assert found["test"]["rows"] == sealed(studies, 0.3).sum()
-    assert found["macro"]["auroc"]["value"] is not None
-    assert "1 times before" in ral("open-sealed", *arguments, "--reason", "again")
+    assert metrics["test"]["rows"] == sealed(studies, 0.3).sum()
+    assert metrics["macro"]["auroc"]["value"] is not None
+    assert "2 times so far" in ral("open-sealed", *arguments, "--reason", "again")
     assert "for the paper" in ral("ledger")
     set_params(project, {"evaluate": {"sealed": 0.0}})
     with pytest.raises(SystemExit, match=r"No test image .* is sealed"):
@@ -274,13 +274,13 @@ def test_images_of_another_size_are_refused(
 ) -> None:
     night(ral, commit, project, "night-1", "--approved-by", "Ada")
     set_params(project, {"preprocess": {"fit": "pad"}})
-    assert "prepared otherwise" in ral("rescore", "--workspace", project)
-    said = ral("judge", "--workspace", project, "--run-id", "b", "--out", project / "b.json")
-    assert "HOLD" in said
-    assert "preprocess.fit" in said
-    facts = read_json(project / "data/prepared/dataset.json")
+    assert "preprocessed differently" in ral("rescore", "--workspace", project)
+    output = ral("judge", "--workspace", project, "--run-id", "b", "--out", project / "b.json")
+    assert "HOLD" in output
+    assert "preprocess.fit" in output
+    dataset = read_json(project / "data/prepared/dataset.json")
     model = read_json(project / "models/model.json") | {"size": 64}
-    assert facts["size"] == 32
+    assert dataset["size"] == 32
     write_json(project / "models/model.json", model)
     night(ral, commit, project, "night-2", "--approved-by", "Ada")
     with pytest.raises(SystemExit, match=r"preprocess\.size=64"):

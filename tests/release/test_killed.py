@@ -1,4 +1,4 @@
-"""Killed before anything that they do to the disk, register and prune lose nothing, and the same command ends what was begun."""
+"""register and prune, killed before each write to the disk, lose nothing; the same command then completes the work."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ from ral.training.__main__ import write_weights
 def base(
     tmp_path: Path, registry: Registry, commit: Callable[[str], str], release: Callable[[str], str]
 ) -> Path:
-    """Three releases, the first of them the champion, and a run to be registered as the fourth."""
+    """Three releases, the first of which is the champion, and a run to register as the fourth."""
     project = tmp_path / "project"
     for name in ("reports", "models", "data/prepared", "data/validated"):
         (project / name).mkdir(parents=True)

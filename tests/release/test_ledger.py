@@ -1,4 +1,4 @@
-"""The ledger: lines vouch for each other, a torn one is moved aside, a decision is written once, writers take turns."""
+"""The ledger: hash chain, truncated last lines, one entry per decision, concurrent writers."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def test_tampering_is_noticed_and_nothing_is_added(tmp_path: Path, harm: str) ->
         lines[2] = "[]"
     ledger.path.write_text("\n".join(lines) + "\n")
     before = ledger.path.read_bytes()
-    with pytest.raises(UserError, match=r"line [23] does not follow"):
+    with pytest.raises(UserError, match=r"the hash in line [23] does not match line [12]"):
         ledger.entries()
     with pytest.raises(UserError):
         ledger.append("decision", run_id="e")
@@ -64,10 +64,10 @@ def test_a_torn_last_line_is_moved_aside_and_that_is_said(tmp_path: Path, cut: i
     content = ledger.path.read_bytes()
     ledger.path.write_bytes(content[:-cut])
     ledger.append("decision", once="run_id", run_id="b")
-    found = ledger.entries()
-    assert [entry["what"] for entry in found] == ["decision", "repair", "decision"]
-    torn = (tmp_path / found[1]["moved"]).read_bytes()
-    assert torn == content.splitlines(keepends=True)[1][:-cut]
+    entries = ledger.entries()
+    assert [entry["what"] for entry in entries] == ["decision", "repair", "decision"]
+    truncated = (tmp_path / entries[1]["moved"]).read_bytes()
+    assert truncated == content.splitlines(keepends=True)[1][:-cut]
 
 
 def _append(folder: Path, writer: int) -> None:
@@ -87,14 +87,14 @@ def test_writers_take_turns(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("left", [0, 100, 300])
-def test_a_full_disk_leaves_the_ledger_as_it_was(small_disk: Callable[[str], Path], left: int) -> None:
-    """A page of the disk is nearly used up: the kernel takes a part of a line, and says so only by its length."""
+@pytest.mark.parametrize("free", [0, 100, 300])
+def test_a_full_disk_leaves_the_ledger_as_it_was(small_disk: Callable[[str], Path], free: int) -> None:
+    """The last page of the disk is nearly full: os.write writes a part of a line and returns its length."""
     folder = small_disk("64k")
     folder.chmod(0o700)
     ledger = Ledger(folder)
     ledger.append("decision", run_id="a")
-    ledger.append("decision", run_id="b", sentence="x" * (4096 - left - ledger.path.stat().st_size - 175))
+    ledger.append("decision", run_id="b", sentence="x" * (4096 - free - ledger.path.stat().st_size - 175))
     with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
         while filler.write(bytes(4096)):
             pass

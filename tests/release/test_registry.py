@@ -1,4 +1,4 @@
-"""Registry: GTO reads the tags, every step may be the last before a crash, bundles are held against their hashes."""
+"""Registry: GTO reads the tags, a crash after any step is recovered from, bundles are verified."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Make = Callable[..., Any]
 
 
 def gto(registry: Registry, *arguments: str) -> Any:
-    """What the real gto says of the repository."""
+    """Output of the gto command for the repository."""
     command = [str(Path(sys.executable).parent / "gto"), "show", "--repo", str(registry.repository), "--json"]
     return json.loads(subprocess.run([*command, *arguments], check=True, capture_output=True).stdout)
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_not_registered(registry: Registry, commit: Make, d
         registry.register(made, draft("f" * 40))
     folder = draft(made)
     (folder / "model").write_text("other bytes")
-    with pytest.raises(UserError, match="bytes have changed"):
+    with pytest.raises(UserError, match="has changed since it was registered"):
         registry.register(made, folder)
     assert registry.releases() == []
 
@@ -79,13 +79,25 @@ def test_what_does_not_fit_is_not_registered(registry: Registry, commit: Make, d
 def test_a_damaged_packet_is_no_champion(registry: Registry, release: Make) -> None:
     release("one")
     (registry.folder / "v0.1.0" / "model").write_text("other bytes")
-    with pytest.raises(UserError, match="bytes have changed"):
+    with pytest.raises(UserError, match="has changed since it was registered"):
         registry.promote("v0.1.0", "Ada", "why not")
-    with pytest.raises(UserError, match="bytes have changed"):
+    with pytest.raises(UserError, match="has changed since it was registered"):
         registry.anchor("v0.1.0")
     (registry.folder / "v0.1.0" / "model").unlink()
     with pytest.raises(UserError, match="is missing"):
         registry.promote("v0.1.0", "Ada", "why not")
+    assert registry.champion() is None
+
+
+def test_a_packet_of_an_earlier_version_says_what_to_do(registry: Registry, release: Make) -> None:
+    folder = registry.folder / release("one")
+    (folder / "bundle.json").rename(folder / "manifest.json")
+    with pytest.raises(
+        UserError, match=r"packet of an earlier version: manifest\.json is now bundle\.json"
+    ) as error:
+        registry.promote("v0.1.0", "Ada", "why not")
+    assert str(folder) in str(error.value)
+    assert "python -m flows.nightly" in str(error.value)
     assert registry.champion() is None
 
 
@@ -122,13 +134,13 @@ def test_a_champion_assigned_with_gto_itself_is_written_down(registry: Registry,
 def test_who_and_why_must_be_said(registry: Registry, release: Make) -> None:
     release("one")
     for by, reason in (("", "why"), ("Ada", " \n")):
-        with pytest.raises(UserError, match="neither may be empty"):
+        with pytest.raises(UserError, match="must not be empty"):
             registry.promote("v0.1.0", by, reason)
     assert registry.champion() is None
 
 
 class Crash(Exception):
-    """What a killed process looks like to the code that comes after."""
+    """Stands in for a killed process."""
 
 
 def crash(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: str, call: int = 1) -> None:
@@ -173,14 +185,14 @@ def test_register_survives_a_crash_at_every_step(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    ("step", "call"), [("_assign", 1), ("append", 1), ("append", 2), ("_assign", 2), ("point", 1)]
+    ("step", "call"), [("_assign", 1), ("append", 1), ("append", 2), ("_assign", 2), ("atomic_symlink", 1)]
 )
 def test_promotion_survives_a_crash_at_every_step(
     registry: Registry, release: Make, step: str, call: int, when: str
 ) -> None:
     registry.promote(release("one"), "gate", "first")
     release("two")
-    owner: Any = {"_assign": registry, "append": registry.ledger, "point": module}[step]
+    owner: Any = {"_assign": registry, "append": registry.ledger, "atomic_symlink": module}[step]
     with pytest.MonkeyPatch.context() as patch:
         crash(patch, owner, step, when, call)
         with pytest.raises(Crash):
@@ -204,8 +216,8 @@ def test_prune_keeps_what_may_be_needed(registry: Registry, release: Make) -> No
     for version in versions[1:3]:
         registry.promote(version, "gate", "better")
     assert registry.prune(keep=1, used=("v0.1.0",)) == ["v0.4.0", "v0.5.0"]
-    kept = [release.version for release in registry.releases() if release.bundle.is_dir()]
-    assert kept == ["v0.1.0", "v0.2.0", "v0.3.0", "v0.6.0"]
+    remaining = [release.version for release in registry.releases() if release.bundle.is_dir()]
+    assert remaining == ["v0.1.0", "v0.2.0", "v0.3.0", "v0.6.0"]
     assert registry.prune(keep=0) == ["v0.1.0", "v0.6.0"]
     assert not list(registry.folder.glob(".*"))
     with pytest.raises(UserError, match="no bundle"):

@@ -57,16 +57,16 @@ def test_without_a_value_there_is_no_result() -> None:
 
 def test_sections_and_what_they_must_say(real: str) -> None:
     assert re.findall(r"^## (.*)$", real, re.M) == SECTIONS
-    for said in (
+    for sentence in (
         "**Research software, not a medical device.**",
         "Diagnosis, triage, treatment",
-        "On 2,345 test images of 678 patients, with 95 % intervals of 1,000 resamples",
+        "On 2,345 test images of 678 patients, with 95 % intervals from 1,000 bootstrap resamples",
         "Not estimable: Hernia: 1 positive test images, at least 5 needed.",
         "18 gaps between a group and all other images were tested",
         "Flagged gaps:",
         "| Effusion | 0.3217 | 31 | 17 | 9 | 1,143 | 0.775 (0.600–0.900) |",
     ):
-        assert said in real, said
+        assert sentence in real, sentence
 
 
 def test_phantom_is_said_in_every_heading_and_only_there_is_it() -> None:
@@ -78,7 +78,7 @@ def test_phantom_is_said_in_every_heading_and_only_there_is_it() -> None:
     assert "phantom" in front["tags"]
     assert front["model-index"][0]["name"].startswith("PHANTOM: ")
     assert front["model-index"][0]["results"][0]["dataset"]["type"] == "phantom"
-    assert "PHANTOM IMAGES" in body
+    assert "PHANTOM DATA" in body
     assert "PHANTOM" not in card(make(phantom=False))
 
 

@@ -1,4 +1,4 @@
-"""What the report makes of the evaluation and of the step explain: audit, thresholds, pictures, geometry."""
+"""The report's sections on audit, thresholds, pictures and geometry."""
 
 import base64
 from dataclasses import replace
@@ -29,40 +29,42 @@ def texts(table: Table) -> list[list[str]]:
 
 
 def test_flagged_gaps_come_first_and_all_tests_are_counted() -> None:
-    found = audit.audit(audit_rows(["Effusion", "Mass"]))
-    assert found.flagged is not None
-    assert [row[:4] for row in texts(found.flagged)] == [[HOSTILE, "sex", "Effusion", "Sensitivity"]]
-    assert found.tested == 18
-    said = audit.said(found, 0.95)
-    assert said.startswith(
-        "18 gaps between a group and all other images were tested and corrected together by Holm's"
+    content = audit.audit(audit_rows(["Effusion", "Mass"]))
+    assert content.flagged is not None
+    assert [row[:4] for row in texts(content.flagged)] == [[HOSTILE, "sex", "Effusion", "Sensitivity"]]
+    assert content.tested == 18
+    sentence = audit.summary_sentence(content, 0.95)
+    assert sentence.startswith(
+        "18 gaps between a group and all other images were tested, with Holm's correction for multiple testing"
     )
-    assert "1 is flagged (corrected p of at most 0.05)" in said
-    assert found.missing == ("source",)
+    assert "1 is flagged (corrected p of at most 0.05)" in sentence
+    assert content.missing == ("source",)
 
 
 def test_too_few_is_said_and_no_number() -> None:
-    found = audit.audit(audit_rows(["Effusion", "Mass"]))
-    small = texts(found.groups[0])[-1]
+    content = audit.audit(audit_rows(["Effusion", "Mass"]))
+    small = texts(content.groups[0])[-1]
     assert small == ["small", "100", "50", "0", *["too few"] * 5]
-    assert texts(found.findings[0])[-1] == ["small", "Effusion", "20", *["too few"] * 5]
+    assert texts(content.findings[0])[-1] == ["small", "Effusion", "20", *["too few"] * 5]
 
 
 def test_no_flag_does_not_mean_no_gap() -> None:
     rows = audit_rows(["Effusion", "Mass"])
-    said = audit.said(audit.audit(rows[rows["flagged"] != "yes"]), 0.95)
-    assert "none is flagged" in said
-    assert "No flag does not mean no gap" in said
+    sentence = audit.summary_sentence(audit.audit(rows[rows["flagged"] != "yes"]), 0.95)
+    assert "none is flagged" in sentence
+    assert "No flag does not mean no gap" in sentence
 
 
 def test_thresholds_of_a_rule_and_one_that_calls_nothing() -> None:
     inputs = make(phantom=False)
     rules = calibration.rules(ThresholdConfig(rule="cost", sensitivity=0.9, miss_cost=10.0))
     assert list(rules) == ["max_f1", "sensitivity", "cost"]
-    found = texts(calibration.operating(inputs.operating, ROWS, "max_f1", ""))
-    assert [row[0] for row in found] == NAMES[:2]
-    assert found[0][1:7] == ["0.3217", "31", "17", "9", "1,143", "0.775 (0.600–0.900)"]
-    assert texts(calibration.operating(inputs.operating, ROWS, "cost", ""))[0][1] == "1 (calls no image)"
+    rows = texts(calibration.operating(inputs.operating, ROWS, "max_f1", ""))
+    assert [row[0] for row in rows] == NAMES[:2]
+    assert rows[0][1:7] == ["0.3217", "31", "17", "9", "1,143", "0.775 (0.600–0.900)"]
+    assert (
+        texts(calibration.operating(inputs.operating, ROWS, "cost", ""))[0][1] == "1 (no image is positive)"
+    )
 
 
 def test_pictures_are_in_the_page_and_are_those_of_the_files() -> None:
@@ -77,7 +79,7 @@ def test_pictures_are_in_the_page_and_are_those_of_the_files() -> None:
 
 
 def without_images(inputs: Inputs, by: str) -> Inputs:
-    """The same inputs with images switched off in one of the two ways."""
+    """The same inputs with images switched off in size_limit of the two ways."""
     if by == "report.show_images":
         section = inputs.params.report.model_copy(update={"show_images": False})
         return replace(inputs, params=inputs.params.model_copy(update={"report": section}))
@@ -87,7 +89,7 @@ def without_images(inputs: Inputs, by: str) -> Inputs:
 @pytest.mark.parametrize("by", ["report.show_images", "explain.show_images"])
 def test_images_that_may_not_be_shown_are_left_out(by: str) -> None:
     content = render(without_images(make(phantom=False), by))
-    assert f"Pictures are left out: {by} is false." in Page(content).text("p")
+    assert f"Pictures are not shown: {by} is false." in Page(content).text("p")
     assert "<img" not in content
     assert "image/jpeg" not in content
     # Ids and ranks stay.
@@ -98,18 +100,18 @@ def test_pictures_beyond_the_limit_are_left_out_first_images_first() -> None:
     content = gallery_json("images", NAMES)
     extra = content["findings"][0]["hits"] * 2
     content["findings"][0]["hits"] = extra
-    one = sum(
+    size_limit = sum(
         4 * len(PICTURES[name]) // 3 + 4
         for name in ("image_001.jpg", "map_001.jpg", "image_002.jpg", "image_001.jpg")
     )
-    found = gallery.gallery(content, PICTURES, False, most=one)
-    assert found.beyond == 1
-    assert [len(image.pictures) for image in found.parts[0].kinds["Hits"]] == [2, 0]
-    assert gallery.gallery(content, PICTURES, False).beyond == 0
+    shown = gallery.gallery(content, PICTURES, False, max_bytes=size_limit)
+    assert shown.omitted == 1
+    assert [len(image.pictures) for image in shown.parts[0].kinds["Hits"]] == [2, 0]
+    assert gallery.gallery(content, PICTURES, False).omitted == 0
 
 
 def test_a_page_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "LARGEST", 1000)
+    monkeypatch.setattr(report, "MAX_BYTES", 1000)
     inputs = make(phantom=False)
     out = tmp_path / "report.html"
     with pytest.raises(UserError, match=r"report\.show_images: false"):
@@ -155,21 +157,21 @@ def test_the_previous_model_is_compared_in_words_and_numbers() -> None:
     inputs = make(phantom=False)
     body = Page(render(inputs)).text("body")[0]
     assert (
-        "Macro AP 0.512, 0.481 before: +0.031 (+0.011 to +0.052) (95 % interval), better than"
+        "Macro AP 0.512, previously 0.481: +0.031 (+0.011 to +0.052) (95 % interval), significantly better than"
         in body.replace("0.513", "0.512")
     )
     assert "Both models were scored on the same 2,345 test images of 678 patients, over 2 findings." in body
-    for low, high, said in (
+    for low, high, sentence in (
         (-0.05, -0.01, "worse than"),
-        (-0.01, 0.05, "no difference"),
+        (-0.01, 0.05, "no significant difference"),
         (np.nan, np.nan, "too few patients"),
     ):
         table = inputs.comparison.assign(low=low, high=high)
-        assert said in Page(render(replace(inputs, comparison=table))).text("body")[0]
+        assert sentence in Page(render(replace(inputs, comparison=table))).text("body")[0]
 
 
 def test_no_previous_model_no_section() -> None:
     inputs = make(phantom=False)
-    assert "Against the previous model" in Page(render(inputs)).text("h2")
+    assert "Comparison with the previous model" in Page(render(inputs)).text("h2")
     headings = Page(render(replace(inputs, comparison=inputs.comparison[:0]))).text("h2")
-    assert "Against the previous model" not in headings
+    assert "Comparison with the previous model" not in headings

@@ -1,4 +1,4 @@
-"""The plots: the same bytes again, ids of their own, data that stays text."""
+"""The plots: reproducible bytes, unique ids, escaped data."""
 
 import math
 import re
@@ -72,7 +72,7 @@ def test_has_an_alternative_text(name: str) -> None:
     root = ElementTree.fromstring(DRAW[name](False))
     assert root.attrib["role"] == "img"
     assert len(root.attrib["aria-label"]) > 40
-    assert ElementTree.fromstring(DRAW[name](True)).attrib["aria-label"].startswith("PHANTOM IMAGES. ")
+    assert ElementTree.fromstring(DRAW[name](True)).attrib["aria-label"].startswith("PHANTOM DATA. ")
 
 
 @every_plot

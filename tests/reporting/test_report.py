@@ -1,4 +1,4 @@
-"""The report: what it says, what it must not say, and that it needs nothing but itself."""
+"""The report: required and forbidden content, escaping, no external resources."""
 
 import html
 import re
@@ -35,8 +35,10 @@ def test_same_inputs_same_bytes(phantom: str, real: str) -> None:
 
 def test_phantom_is_said_everywhere(phantom: str) -> None:
     page = Page(phantom)
-    assert page.text("title")[0].startswith("PHANTOM IMAGES – ")
-    banner = "PHANTOM IMAGES – drawn by a program, not X-rays of people. Nothing here is a clinical result."
+    assert page.text("title")[0].startswith("PHANTOM DATA – ")
+    banner = (
+        "PHANTOM DATA – synthetic images drawn by a program, not patients. Nothing here has clinical meaning."
+    )
     assert page.text("p")[0] == banner
     for tag in ("h1", "h2", "figcaption"):
         assert page.text(tag)
@@ -50,7 +52,7 @@ def test_phantom_is_said_everywhere(phantom: str) -> None:
     pictures = [a["alt"] for tag, a, _ in page.elements if tag == "img"]
     assert len(pictures) == 4
     assert all("PHANTOM" in alt for alt in pictures)
-    assert '@bottom-center { content: "PHANTOM IMAGES' in phantom
+    assert '@bottom-center { content: "PHANTOM DATA' in phantom
     assert "Research software, not a medical device." in page.text("p")
 
 
@@ -65,9 +67,9 @@ def test_phantom_is_not_said_of_real_images(real: str) -> None:
 )
 def test_one_step_that_saw_phantom_images_is_enough(source: str) -> None:
     inputs = make(phantom=False)
-    said = {"phantom": True} if source in ("validation", "dataset", "model") else {"data": "phantom"}
+    changed = {"phantom": True} if source in ("validation", "dataset", "model") else {"data": "phantom"}
     assert not inputs.phantom
-    assert replace(inputs, **{source: getattr(inputs, source) | said}).phantom
+    assert replace(inputs, **{source: getattr(inputs, source) | changed}).phantom
 
 
 def test_data_stays_text(phantom: str) -> None:
@@ -134,7 +136,7 @@ def test_all_numbers_of_the_metrics_are_there(real: str) -> None:
     assert "2,345 test images of 678 patients" in body
     assert "1,000 bootstrap resamples of the test patients" in body
     for text in (
-        "BCa intervals of 1,000",
+        "BCa intervals from 1,000",
         "4,321",
         "5,821",
         "image files without a row, not used 7",
@@ -154,7 +156,7 @@ def test_not_estimable_is_said_and_never_zero(real: str) -> None:
     listed = Page(real).text("li")
     assert "Hernia: 1 positive test images, at least 5 needed." in listed
     assert "Mean of the tier tail: none of its findings is estimable." in listed
-    assert "Without curves, since not estimable: Hernia." in Page(real).text("p")
+    assert "No curves, because not estimable: Hernia." in Page(real).text("p")
 
 
 def test_nothing_is_estimable() -> None:

@@ -54,19 +54,17 @@ def test_columns_line_up() -> None:
 
 def test_phantom_images_are_named_first() -> None:
     first = summary(metrics("phantom"), REPORT).splitlines()[0]
-    assert (
-        first == "PHANTOM IMAGES: drawn, not X-rays of people; these figures say nothing about clinical use"
-    )
+    assert first == "PHANTOM DATA: synthetic images, not patients. These metrics have no clinical meaning."
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_command(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_command(tmp_path: Path, exists: bool) -> None:
     file = tmp_path / "metrics.json"
-    if there:
+    if exists:
         file.write_text(json.dumps(metrics("images")), encoding="utf-8")
     command = [sys.executable, "-m", "ral.reporting.summary", str(file), "somewhere/report.html"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
-    if there:
+    if exists:
         assert done.stdout == summary(metrics("images"), Path("somewhere/report.html")) + "\n"
     else:
         assert done.returncode == 1
