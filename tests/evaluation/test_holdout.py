@@ -15,7 +15,7 @@ from ral.evaluation.compare import show
 from ral.files import read_json, write_json
 from tasks.evaluate import run
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 
