@@ -80,4 +80,4 @@ def publish_decision(decision: dict[str, Any]) -> None:
 
 
 def _kind(phantom: bool) -> str:
-    return "PHANTOM images, no clinical result." if phantom else "Research software, not a medical device."
+    return "PHANTOM DATA, no clinical meaning." if phantom else "Research software, not a medical device."

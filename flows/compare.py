@@ -192,7 +192,7 @@ def _get(workspace: Workspace, name: str, file: str, folder: Path) -> Path:
 def summary(table: pd.DataFrame, split: str) -> str:
     """The differences of macro AP and AUROC for people, a line per experiment and the mean over seeds."""
     phantom = (table["data"] == "phantom").any()
-    lines = ["PHANTOM images, no clinical result." if phantom else "Research software, not a medical device."]
+    lines = ["PHANTOM DATA, no clinical meaning." if phantom else "Research software, not a medical device."]
     macro = table[(table["level"] == "macro") & (table["note"] == "")]
     for (metric, baseline), part in macro.groupby(["metric", "baseline"], sort=False):
         lines.append(f"{str(metric).upper()}, macro, {split} images, against {baseline}:")
