@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
 from ral.data.splits.holdout import gate_set, sealed, sealed_patients, unsealed
-from ral.data.splits.methods import position
+from ral.data.splits.methods import patient_hash
 from ral.evaluation.compare import show
 from ral.files import read_json, write_json
 from tasks.evaluate import run
@@ -45,7 +45,7 @@ def test_sets_share_out_all_patients_and_come_round() -> None:
 def test_sealing_splitting_and_gate_sets_are_independent() -> None:
     table = patients(20_000)
     hidden, first = sealed(table, 0.5), gate_set(table["patient_id"], 2, 0)
-    low = np.array([position(name, 0) < 0.5 for name in table["patient_id"]])
+    low = np.array([patient_hash(name, 0) < 0.5 for name in table["patient_id"]])
     for one, other in ((hidden, first), (hidden, low), (first, low)):
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
 
