@@ -138,10 +138,10 @@ def with_dask(root: Path, out: Path) -> int:
 
     source = open_source(DataConfig(source="nih", root=str(root), missing_images="drop", views=["PA", "AP"]))
     images = pd.read_parquet(root / "images.parquet")
-    with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as spool:
-        kept, _ = read_table(source, images, source.config.views, spool, pool)
-        kept["split"] = split_by_hash(kept["patient_id"], SPLIT)
-        counts = write_studies(out, spool, kept, images, NIH_FINDINGS)
+    with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as buffer:
+        included, _ = read_table(source, images, source.config.views, buffer, pool)
+        included["split"] = split_by_hash(included["patient_id"], SPLIT)
+        counts = write_studies(out, buffer, included, images, NIH_FINDINGS)
     return int(counts["train"]["positives"]["Hernia"])
 
 

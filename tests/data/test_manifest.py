@@ -94,7 +94,7 @@ def test_folder_that_leads_back_into_itself(phantom_copy: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no files"):
+    with pytest.raises(UserError, match="contains no files"):
         read_manifest(tmp_path, lambda _: None)
     with pytest.raises(UserError, match="does not exist"):
         read_manifest(tmp_path / "x", lambda _: None)

@@ -12,7 +12,7 @@ from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, Spli
 from ral.config.environment import Environment
 from ral.data.dataset import open_dataset
 from ral.data.prepare import prepare
-from ral.data.privacy import LEAST, pseudonyms, read_salt
+from ral.data.privacy import MIN_SALT_BYTES, pseudonyms, read_salt
 from ral.errors import UserError
 
 # What only a person may know, planted in the columns of a hospital's table (tests/shipped.py) or PadChest's report.
@@ -131,8 +131,8 @@ def test_pseudonyms() -> None:
 
 
 def test_salt_must_be_there_and_long(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not exist\. Make one"):
+    with pytest.raises(UserError, match=r"does not exist\. Create one"):
         read_salt(tmp_path / "salt")
-    (tmp_path / "salt").write_bytes(b"x" * (LEAST - 1))
+    (tmp_path / "salt").write_bytes(b"x" * (MIN_SALT_BYTES - 1))
     with pytest.raises(UserError, match="needs at least 16"):
         read_salt(tmp_path / "salt")

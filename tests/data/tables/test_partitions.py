@@ -15,7 +15,7 @@ from ral.config.data import DataConfig, ValidateParams
 from ral.config.environment import Environment
 from ral.data.sources import text
 from ral.data.tables import partitions as module
-from ral.data.tables.partitions import Partitions, image_sizes, repeated
+from ral.data.tables.partitions import Partitions, find_repeated, image_sizes
 from ral.data.validation import run as validation
 from ral.errors import UserError
 from ral.files import read_json, write_json
@@ -193,7 +193,7 @@ def test_partitions_have_patients_whole_and_rows_in_order(
         parts = rows.all()
         frames = [part.read() for part in parts]
         ids = [part.read(["id"])["id"] for part in parts]
-        again = repeated(parts, "id")
+        again = find_repeated(parts, "id")
         images = pd.DataFrame({"image_id": [*table["id"].unique()[::2], "no row"], "bytes": 7})
         sizes, without_row = image_sizes(parts, "id", images)
         none, _ = image_sizes(parts, "id", images[:0])
@@ -214,4 +214,6 @@ def test_ids_whose_hashes_meet_are_told_apart(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "_hashes", lambda values: values.str.len().to_numpy().astype(np.uint64))
     with Partitions(tmp_path / "rows", "patient") as rows:
         rows.add(pd.DataFrame({"id": ["aa", "b", "cc", "aa", "ddd"], "patient": ["p", "q", "p", "rr", "rr"]}))
-        assert [flags.tolist() for flags in repeated(rows.all(), "id")] == [[True, False, False, True, False]]
+        assert [flags.tolist() for flags in find_repeated(rows.all(), "id")] == [
+            [True, False, False, True, False]
+        ]

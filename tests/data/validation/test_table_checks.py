@@ -281,7 +281,7 @@ def test_profile_is_accepted_only_of_data_that_passed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did not pass"):
         baseline.accept_profile(tmp_path, tmp_path / "baseline")
     (tmp_path / "profile.json").write_text("[1]")
-    with pytest.raises(UserError, match="is no profile"):
+    with pytest.raises(UserError, match="is not a profile"):
         baseline.read_profile(tmp_path)
     assert baseline.read_profile(tmp_path / "none") is None
 
