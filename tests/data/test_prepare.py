@@ -1,4 +1,4 @@
-"""Preprocessing: every kept image once, in shard order; what is left out is counted; the same bytes always."""
+"""Preprocessing: every included image once, in shard order; excluded images are counted; the same bytes always."""
 
 import io
 import shutil
@@ -117,13 +117,13 @@ def test_rows_without_image_and_other_views_are_left_out_and_counted(
     drop_images(phantom_copy, slice(0, 380))
     views = pd.read_csv(phantom_copy / TABLE, index_col=False)["View Position"]
     out = prepared(phantom_copy, tmp_path / "out", views=["PA"], findings=["Effusion"])
-    facts = read_json(out / "dataset.json")
-    left = pd.read_parquet(out / "quarantine.parquet")
-    assert facts["left_out"] == {
+    metadata = read_json(out / "dataset.json")
+    excluded = pd.read_parquet(out / "quarantine.parquet")
+    assert metadata["left_out"] == {
         "no image": int((views[380:] == "PA").sum()),
         "view not in data.views": int((views == "AP").sum()),
     }
-    assert len(left) == sum(facts["left_out"].values()) == 400 - facts["images"]
+    assert len(excluded) == sum(metadata["left_out"].values()) == 400 - metadata["images"]
     assert set(open_dataset(out).studies["view"]) == {"PA"}
 
 
@@ -151,7 +151,7 @@ def test_image_that_vanishes_after_validation(phantom_copy: Path, tmp_path: Path
     images, _ = list_images(phantom_copy, lambda _: None)
     drop_images(phantom_copy, slice(0, 300))
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match=r"has gone\. Run validate again"):
+    with pytest.raises(UserError, match=r"no longer exists\. Run validate again"):
         prepare(params(phantom_copy), images, tmp_path / "out", DaskTarget(), lambda _: None)
 
 

@@ -61,7 +61,7 @@ class Splitter:
         accepted = self._accepted(included)
         grouped = included
         if same.images and self.config.same_image == "fail":
-            raise UserError(self._refusal(same))
+            raise UserError(self._duplicates_error(same))
         if same.images and self.config.same_image == "join":
             grouped = included.assign(patient_id=self._groups(included, same, accepted))
         if self.config.method == "official":
@@ -92,7 +92,7 @@ class Splitter:
         """For each included row, the representative of the patients who must be in the same split."""
         leader = same.groups(None if accepted is None else accepted.index)
         if accepted is not None:
-            _refuse_two(
+            _check_one_split(
                 leader,
                 pd.Series(leader.index, leader.index).map(accepted),
                 "are in different splits of baseline/split.parquet",
@@ -100,13 +100,13 @@ class Splitter:
         if self.config.method == "official":
             named = self._named(included[included["patient_id"].isin(leader.index)])
             lists = self.source.official(named).groupby(named["patient_id"]).first()
-            _refuse_two(leader, lists, "are on different official lists")
+            _check_one_split(leader, lists, "are on different official lists")
         return included["patient_id"].map(leader).fillna(included["patient_id"])
 
     def _named(self, included: pd.DataFrame) -> pd.DataFrame:
         return included.assign(image_id=self.images["image_id"].iloc[included["stored"]].array)
 
-    def _refusal(self, same: SameImages) -> str:
+    def _duplicates_error(self, same: SameImages) -> str:
         remedy = (
             "Correct the patient ids or the files"
             if self.source.layout.patients_known
@@ -122,7 +122,7 @@ class Splitter:
         )
 
 
-def _refuse_two(leader: pd.Series, split: pd.Series, what: str) -> None:
+def _check_one_split(leader: pd.Series, split: pd.Series, what: str) -> None:
     """Raise an error if patients to be joined already have different splits."""
     split_counts = split.dropna().groupby(leader).nunique()
     for name in split_counts.index[split_counts > 1]:

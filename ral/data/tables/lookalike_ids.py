@@ -51,6 +51,6 @@ def lookalikes(ids: "pd.Series[str]") -> "pd.Series[str]":
     for _, group in alike.groupby(keys[alike.index]):
         names = sorted(group)
         for name in names:
-            others = [repr(other) for other in names[: MAX_LISTED + 1] if other != name][:MAX_LISTED]
+            others = [repr(alias) for alias in names[: MAX_LISTED + 1] if alias != name][:MAX_LISTED]
             shown[name] = f"{name!r} and {', '.join(others)}"
     return ids.map(shown).astype("str") if shown else pd.Series(None, index=ids.index, dtype="str")

@@ -14,7 +14,7 @@ from ral.data.manifest import walk
 from ral.errors import UserError
 
 # Extensions that other tools use for images; none is supported.
-PACKED_ENDINGS = tuple(ending + ".gz" for ending in IMAGE_ENDINGS)
+PACKED_ENDINGS = tuple(wanted_extension + ".gz" for wanted_extension in IMAGE_ENDINGS)
 OTHER_ENDINGS = (
     *PACKED_ENDINGS,
     *[".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".npy", ".nii.gz", ".nii", ".ima"],
@@ -24,7 +24,7 @@ ELSEWHERE = "in another folder"
 
 
 class _Candidate(NamedTuple):
-    """A file that may be the image: extension path, and extension archive or ""."""
+    """A file that may be the image: its path, and its archive or ""."""
 
     path: str
     archive: str
@@ -156,17 +156,17 @@ def _differences(name: str, candidate: _Candidate, folders: Sequence[str], by_pa
 def _name_differences(wanted: str, candidate: str) -> list[str]:
     """Differences between two file names with the same key."""
     differences = []
-    stem, ending = _split(wanted)
+    stem, wanted_extension = _split(wanted)
     candidate_stem, extension = _split(candidate)
-    if ending != extension:
-        if ending.lower() == extension.lower():
+    if wanted_extension != extension:
+        if wanted_extension.lower() == extension.lower():
             differences.append(
                 "upper-case extension" if extension.isupper() else "upper-case extension in the table"
             )
-        elif not ending:
+        elif not wanted_extension:
             differences.append(f"add the extension {extension} to the ids in the table")
         elif not extension:
-            differences.append(f"no extension {ending}")
+            differences.append(f"no extension {wanted_extension}")
         else:
             differences.append(f"extension {extension}")
         if extension.lower() not in ("", *IMAGE_ENDINGS):
@@ -213,7 +213,7 @@ def _path_differences(wanted: str, candidate: _Candidate) -> list[str]:
 
 
 def _folder_differences(wanted: str, candidate: _Candidate, folders: Sequence[str]) -> list[str]:
-    """Why a file is not found by extension name: it is outside the searched folders."""
+    """Why a file is not found by its name: it is outside the searched folders."""
     if "/" in wanted:
         return ["image ids are file names, without folders"]
     folder = candidate.path.rpartition("/")[0] + "/"
@@ -227,9 +227,9 @@ def _folder_differences(wanted: str, candidate: _Candidate, folders: Sequence[st
 def _split(name: str) -> tuple[str, str]:
     """Split a file name into stem and image extension ("" for none)."""
     name = name.rstrip()
-    for ending in (*IMAGE_ENDINGS, *OTHER_ENDINGS):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)], name[-len(ending) :]
+    for wanted_extension in (*IMAGE_ENDINGS, *OTHER_ENDINGS):
+        if name.lower().endswith(wanted_extension):
+            return name[: -len(wanted_extension)], name[-len(wanted_extension) :]
     return name, ""
 
 
