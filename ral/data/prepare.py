@@ -143,7 +143,7 @@ def prepare(
 
 
 def find_inverted(included: pd.DataFrame, packing: pd.DataFrame, root: Path, choice: str) -> np.ndarray:
-    """Which images to invert because the table says MONOCHROME1, bool; DICOM files carry their own tag.
+    """Which images to invert because they are MONOCHROME1 in the table, bool; DICOM files have a tag for it.
 
     Args:
         included: rows of the table, with monochrome1.

@@ -265,7 +265,11 @@ def read_labels(
         "unmentioned": 0.0 if unmentioned == "negative" else np.nan,
     }
     values = {text: np.float32(meaning[word]) for text, word in LABEL_VALUES.items()}
-    healthy = says(raw, labels.no_finding, "present") if labels.no_finding else np.zeros(len(raw), bool)
+    healthy = (
+        rows_with_meaning(raw, labels.no_finding, "present")
+        if labels.no_finding
+        else np.zeros(len(raw), bool)
+    )
     result = {}
     for finding, column in labels.columns.items():
         value = raw[column].map(values).to_numpy(np.float32, na_value=np.nan)
@@ -275,7 +279,7 @@ def read_labels(
     return result
 
 
-def says(raw: pd.DataFrame, column: str, word: str) -> np.ndarray:
+def rows_with_meaning(raw: pd.DataFrame, column: str, word: str) -> np.ndarray:
     """Which rows have the meaning `word` (of LABEL_VALUES) in a label column, bool [rows]."""
     return raw[column].isin([text for text, meaning in LABEL_VALUES.items() if meaning == word]).to_numpy()
 

@@ -76,8 +76,8 @@ def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], sep
         raise UserError(
             f"{path} has none of the columns needed ({', '.join(columns)}). It may be another file, or lack its header."
         )
-    near = nearest(missing[0], [name for name in header if name not in columns])
-    hint = f" Did you rename it to `{near}`?" if near else ""
+    closest = nearest(missing[0], [name for name in header if name not in columns])
+    hint = f" Did you rename it to `{closest}`?" if closest else ""
     raise UserError(
         f"{path} lacks the column `{missing[0]}`.{hint} Found: {_listed(header)}. Needed: {', '.join(columns)}."
     )

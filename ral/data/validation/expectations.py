@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import DriftConfig
-from ral.data.sources.base import LABEL_VALUES, OLDEST, ColumnLabels, DelimitedLabels, Layout, parse_all, says
+from ral.data.sources.base import (
+    LABEL_VALUES,
+    OLDEST,
+    ColumnLabels,
+    DelimitedLabels,
+    Layout,
+    parse_all,
+    rows_with_meaning,
+)
 from ral.data.tables.lookalike_ids import lookalikes
 from ral.labels import NO_FINDING, SUPPORT_DEVICES, nearest
 
@@ -114,10 +122,10 @@ def contradictions(raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels) ->
         return pd.Series(np.array(beside_none, dtype=object)[codes], index=raw.index, dtype="str")
     columns_beside: dict[int, list[str]] = {}
     if labels.no_finding is not None:
-        healthy = says(raw, labels.no_finding, "present")
+        healthy = rows_with_meaning(raw, labels.no_finding, "present")
         for finding, column in labels.columns.items():
             if finding not in (SUPPORT_DEVICES, NO_FINDING):
-                for row in np.flatnonzero(healthy & says(raw, column, "present")):
+                for row in np.flatnonzero(healthy & rows_with_meaning(raw, column, "present")):
                     columns_beside.setdefault(int(row), []).append(column)
     return _join_by_row(columns_beside, raw.index)
 
