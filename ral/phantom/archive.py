@@ -26,9 +26,9 @@ _FIELD_MM = 360
 _README_TEXT = """\
 PHANTOM IMAGES - NOT X-RAYS OF PEOPLE
 
-Every image in {archive} is synthetic: it was drawn by a program, shows no person, and is marked with the word
-PHANTOM. The signs of findings on the images are simplified. Patients, ages and labels in {table} are made up
-too. Only the frequencies and co-occurrences of the findings, and the numbers of images per patient, follow the
+Every image in {archive} is a phantom: it was drawn by a program, shows no person, and is marked with the
+word PHANTOM. The signs of findings on the images are simplified. Patients, ages and labels in {table} are
+made up too. Only the frequencies and co-occurrences of the findings, and the numbers of images per patient, follow the
 published table of NIH ChestX-ray14 (Wang et al., CVPR 2017), whose layout this folder uses. Findings rarer than
 {floor:g} of the images were raised to that share.
 
