@@ -1,4 +1,4 @@
-"""The table stage of preprocess (Dask, piece by piece) against plain pandas and polars doing the same work.
+"""The table stage of preprocess (Dask, chunk by chunk) against plain pandas and polars doing the same work.
 
     pip install -e '.[bench]'                  # polars
     python -m benchmarks.preprocess            # 112,120, 1 million and 11 million rows: about 2 GB of disk, minutes
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ral.config.data import SplitConfig
-from ral.data.splits.methods import position
+from ral.data.splits.methods import patient_hash
 from ral.labels import NIH_FINDINGS, NO_FINDING
 
 if TYPE_CHECKING:
@@ -92,9 +92,9 @@ def write_table(root: Path, rows: int) -> None:
     pq.write_table(table, root / "images.parquet")
 
 
-def places(patients: list[str]) -> list[str]:
+def assign_splits(patients: list[str]) -> list[str]:
     """The split of each patient, as `ral.data.splits.methods.split_by_hash` gives it."""
-    where = [position(patient, SPLIT.seed) for patient in patients]
+    where = [patient_hash(patient, SPLIT.seed) for patient in patients]
     return ["test" if p < SPLIT.test else "val" if p < SPLIT.test + SPLIT.val else "train" for p in where]
 
 
@@ -113,7 +113,7 @@ def to_studies(raw: "pd.DataFrame") -> "pd.DataFrame":
             "view": raw["View Position"],
             "sex": raw["Patient Gender"],
             "age_years": np.where(age <= 120, age, np.float32(np.nan)),
-            "split": np.array(places(ids.tolist()), object)[patients],
+            "split": np.array(assign_splits(ids.tolist()), object)[patients],
         }
     )
     codes, texts = pd.factorize(raw["Finding Labels"])
@@ -125,7 +125,7 @@ def to_studies(raw: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def with_dask(root: Path, out: Path) -> int:
-    """The step's own functions: pieces, spilled in the order of the images, written piece by piece."""
+    """The functions of the step: chunks, spilled in the order of the images, written chunk by chunk."""
     import pandas as pd
 
     from ral.compute.dask_pool import open_pool
@@ -138,10 +138,10 @@ def with_dask(root: Path, out: Path) -> int:
 
     source = open_source(DataConfig(source="nih", root=str(root), missing_images="drop", views=["PA", "AP"]))
     images = pd.read_parquet(root / "images.parquet")
-    with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as spool:
-        kept, _ = read_table(source, images, source.config.views, spool, pool)
-        kept["split"] = split_by_hash(kept["patient_id"], SPLIT)
-        counts = write_studies(out, spool, kept, images, NIH_FINDINGS)
+    with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as buffer:
+        included, _ = read_table(source, images, source.config.views, buffer, pool)
+        included["split"] = split_by_hash(included["patient_id"], SPLIT)
+        counts = write_studies(out, buffer, included, images, NIH_FINDINGS)
     return int(counts["train"]["positives"]["Hernia"])
 
 
@@ -173,7 +173,7 @@ def with_polars(root: Path, out: Path) -> int:
         for name in NIH_FINDINGS
     )
     ids = raw["Patient ID"].unique().to_list()
-    patients = pl.DataFrame({"Patient ID": ids, "split": places(ids)})
+    patients = pl.DataFrame({"Patient ID": ids, "split": assign_splits(ids)})
     age = pl.col("Patient Age").cast(pl.Float32, strict=False)
     studies = (
         raw.filter(pl.col("View Position").is_in(["PA", "AP"]))

@@ -81,7 +81,7 @@ def tidy(state: Path, rules: Rules, dry: bool) -> list[str]:
             if not dry:
                 _remove(path)
         if rules.image_days is not None and not dry:
-            freed = prune(state, most_days=rules.image_days)
+            freed = prune(state, max_days=rules.image_days)
             lines.append(f"{_words(freed):>9}  images  (not used for {rules.image_days:g} days)")
         lines += _collect(state, rules.nightly_runs, dry)
     return lines

@@ -1,4 +1,4 @@
-"""Label vocabularies and their spelling, and the head / medium / tail tier of a finding by its training count."""
+"""Label vocabularies, their spelling, and the head / medium / tail tier of a finding by its training prevalence."""
 
 import difflib
 from collections.abc import Iterable
@@ -22,15 +22,15 @@ NIH_FINDINGS = (
     "Hernia",
 )
 
-# Not a finding: it says that an image carries none, so it never stands beside one.
+# Not a finding: it marks an image without findings, so it never occurs beside one.
 NO_FINDING = "No Finding"
-# May stand beside "No Finding": CheXpert's labeller and its descendants count a tube as no disease.
+# May occur beside "No Finding": the CheXpert labeller and its descendants do not count devices as disease.
 SUPPORT_DEVICES = "Support Devices"
 
-# Starts the image id of every phantom image, so that no table made from them can lose the fact.
+# Prefix of the image id of every phantom image, so that derived tables keep the mark.
 PHANTOM_PREFIX = "phantom"
 
-# Columns of the pipeline's own tables, and groups of findings in its results: no finding may have such a name.
+# Columns of the pipeline's tables and groups of findings in its results; not allowed as names of findings.
 RESERVED_NAMES = frozenset(
     (
         "image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split", "official", "stored",
@@ -39,19 +39,19 @@ RESERVED_NAMES = frozenset(
     )
 )  # fmt: skip
 
-# How a cell begins that a spreadsheet computes; the full-width ones, too, in some languages.
+# First characters of a cell that a spreadsheet treats as a formula; full-width ones in some languages.
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
-# Columns that the pipeline adds to the raw rows of a table: no role may be played by a column of that name.
+# Columns that the pipeline adds to the raw rows of a table; not allowed as columns of a source.
 ADDED_COLUMNS = frozenset(
     (
         "row", "image_bytes", "image_repeated", "file_repeated", "same_image", "patient_lookalike", "patient_known",
         "label_problem", "contradiction", "id_problem", "age_as_number", "age_step", "sexes_of_patient",
-        "place in the table",
+        "row index in the table",
     )
 )  # fmt: skip
 
-# Names of the data sets' owners that torchxrayvision, or another data set here, spells in another way.
+# Names in data sets that torchxrayvision or another data set spells differently.
 ALIASES = {
     "Normal": NO_FINDING,
     "No finding": NO_FINDING,
@@ -69,27 +69,27 @@ ALIASES = {
 
 
 def is_spreadsheet_safe(name: str) -> bool:
-    """Whether a name stays one cell of text when a spreadsheet opens a CSV file that has it."""
+    """Whether a spreadsheet shows the name as plain text when it opens a CSV file."""
     return name.isprintable() and not name.lstrip().startswith(FORMULA)
 
 
 def canonical(name: str) -> str:
-    """The project's name of a finding that an owner calls `name`: torchxrayvision's, else in capitals at the start."""
+    """Canonical name of a finding: that of torchxrayvision, or else with capitalized words."""
     if name in ALIASES:
         return ALIASES[name]
-    # VinDr-CXR's own names are kept where torchxrayvision keeps them.
+    # torchxrayvision keeps these names of VinDr-CXR.
     if name in ("Aortic enlargement", "Enlarged PA"):
         return name
     return " ".join(word if word[:1].isupper() else word[:1].upper() + word[1:] for word in name.split(" "))
 
 
 def _set(names: str) -> dict[str, str]:
-    """Finding -> owner's name, in the order of a text with one name a line or names between commas."""
-    own = [name.strip() for name in names.replace("\n", ",").split(",") if name.strip()]
-    return {canonical(name): name for name in own}
+    """Finding -> original name, in the order of a text with names separated by commas or line breaks."""
+    originals = [name.strip() for name in names.replace("\n", ",").split(",") if name.strip()]
+    return {canonical(name): name for name in originals}
 
 
-# CheXpert's fourteen observations less "No Finding", in the order of train.csv.
+# CheXpert's fourteen observations without "No Finding", in the order of train.csv.
 _CHEXPERT = _set(
     """Enlarged Cardiomediastinum, Cardiomegaly, Lung Opacity, Lung Lesion, Edema, Consolidation, Pneumonia,
     Atelectasis, Pneumothorax, Pleural Effusion, Pleural Other, Fracture, Support Devices"""
@@ -115,14 +115,14 @@ _CXR_LT_2026 = _set(
     central venous catheter, hypoexpansion, bronchiectasis, hemidiaphragm elevation, sternotomy,
     calcified densities"""
 )
-# 22 local labels and 6 global ones less "No finding", in the order of image_labels_train.csv.
+# 22 local labels and 6 global ones without "No finding", in the order of image_labels_train.csv.
 _VINDR = _set(
     """Aortic enlargement, Atelectasis, Calcification, Cardiomegaly, Clavicle fracture, Consolidation, Edema,
     Emphysema, Enlarged PA, ILD, Infiltration, Lung Opacity, Lung cavity, Lung cyst, Mediastinal shift,
     Nodule/Mass, Pleural effusion, Pleural thickening, Pneumothorax, Pulmonary fibrosis, Rib fracture,
     Other lesion, COPD, Lung tumor, Pneumonia, Tuberculosis, Other diseases"""
 )
-# torchxrayvision's classes of PadChest (less its technical "Tube"); sources/padchest.py says which words make each.
+# torchxrayvision's classes of PadChest (without its technical "Tube"); sources/padchest.py maps words to them.
 _PADCHEST = _set(
     """Air Trapping, Aortic Atheromatosis, Aortic Elongation, Atelectasis, Bronchiectasis, Cardiomegaly,
     Consolidation, Costophrenic Angle Blunting, Edema, Effusion, Emphysema, Fibrosis, Flattened Diaphragm,
@@ -131,7 +131,7 @@ _PADCHEST = _set(
 )
 _NIH = {finding: finding for finding in NIH_FINDINGS}
 
-# Source -> label set -> finding -> owner's name. The first set of a source is its default.
+# Source -> label set -> finding -> original name. The first set of a source is its default.
 LABEL_SETS: dict[str, dict[str, dict[str, str]]] = {
     "nih": {"nih": _NIH},
     "chexpert": {"chexpert": _CHEXPERT},
@@ -152,10 +152,9 @@ TIERS: tuple[Tier, ...] = ("head", "medium", "tail")
 
 
 def tier(positives: int, images: int, head: float, tail: float) -> Tier:
-    """Tier of a finding with `positives` among `images` training images whose label is known.
+    """Tier of a finding with `positives` among `images` training images with a known label.
 
-    Head is a prevalence above `head`, tail one of at most `tail`, medium lies between
-    (CXR-LT 2024 cuts at 10 % and 1 %).
+    Head is a prevalence above `head`, tail at most `tail`, medium in between (CXR-LT 2024 uses 10 % and 1 %).
     """
     prevalence = positives / images
     if prevalence > head:
@@ -164,20 +163,20 @@ def tier(positives: int, images: int, head: float, tail: float) -> Tier:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that `name` most looks like, whatever its capitals; None where none is near."""
+    """The allowed name most similar to `name`, ignoring case; None if none is similar."""
     folded: dict[str, str] = {}
-    for known in allowed:
-        folded.setdefault(known.casefold().replace("_", " "), known)
-    near = difflib.get_close_matches(name.casefold().replace("_", " "), folded, n=1)
-    return folded[near[0]] if near else None
+    for candidate in allowed:
+        folded.setdefault(candidate.casefold().replace("_", " "), candidate)
+    matches = difflib.get_close_matches(name.casefold().replace("_", " "), folded, n=1)
+    return folded[matches[0]] if matches else None
 
 
 def unknown_finding(names: Iterable[str], allowed: Iterable[str]) -> str | None:
-    """What is wrong with chosen findings: the first one that is not among the allowed, with the nearest; else None."""
+    """Error text for the first name that is not allowed, with the most similar one; None if all are allowed."""
     allowed = tuple(allowed)
     for name in names:
         if name not in allowed:
-            near = nearest(name, allowed)
-            hint = f" Did you mean `{near}`?" if near else ""
+            closest = nearest(name, allowed)
+            hint = f" Did you mean `{closest}`?" if closest else ""
             return f"unknown finding `{name}`.{hint} Allowed: {', '.join(allowed)}"
     return None

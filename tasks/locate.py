@@ -1,9 +1,9 @@
-"""Say whether the data is the embedded data set, so that it is drawn only where it is used.
+"""Record whether the data is the embedded data set, so that it is drawn only if it is used.
 
     python -m tasks.locate
 
 Writes location.json: {"phantom": true} if this machine's data folder (RAL_DATA_ROOT, data_root of ral.toml, data.root of
-params.yaml) is the folder that the step phantom writes. DVC runs this step every time; where other data lies is not written.
+params.yaml) is the output folder of the step phantom. DVC runs this step every time; the path of other data is not recorded.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from tasks import step
 
 
 def run(params: ManifestParams, environment: Environment, phantom: Path, out: Path) -> None:
-    """Write whether the data folder is `phantom`."""
+    """Record whether the data folder is `phantom`."""
     from ral.files import write_json
 
     root = Path(environment.located(params.data).root)

@@ -1,9 +1,9 @@
-"""Name the raw data by its content, so that the other steps depend on what it is and not on where it lies.
+"""Identify the raw data by content hashes, so that the other steps depend on its content and not on its location.
 
     python -m tasks.manifest
 
-Writes manifest.json: bytes and SHA-256 of every table and archive, and of the single images of each folder. A file whose
-size and time stamp are as they were is not read again. DVC runs this step every time, and the others only if the
+Writes manifest.json: bytes and SHA-256 of every table and archive, and of the single images of each folder. Files with
+unchanged size and modification time are not read again. DVC runs this step every time, and the others only if the
 manifest has changed.
 """
 
@@ -19,7 +19,7 @@ def run(params: ManifestParams, environment: Environment, out: Path) -> None:
     """Write the manifest of the data folder.
 
     Raises:
-        UserError: the folder is missing or holds nothing, or an archive is damaged.
+        UserError: the folder is missing or empty, or an archive is damaged.
     """
     from ral.data.images.file_hashes import FileHashCache
     from ral.data.manifest import manifest_bytes, read_manifest

@@ -2,7 +2,7 @@
 
     python -m tasks.phantom
 
-Where the data is another (location.json, by the step locate), nothing is drawn, and the folder says so.
+If other data is used (location.json, written by the step locate), nothing is drawn and the folder only has a note.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ NOT_DRAWN = "The data lies elsewhere: no phantom images are drawn.\n"
 
 
 def run(params: PhantomParams, location: Path, out: Path) -> None:
-    """Write label table, official lists and the archive of images into `out`, or nothing if the data lies elsewhere."""
+    """Write label table, official lists and the archive of images into `out`, or only a note if other data is used."""
     from ral.files import atomic_directory, read_json
     from ral.phantom.archive import write_phantom
     from ral.progress import Progress
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     options = step.parse(
         __doc__,
         {
-            "location": ("data/location.json", "whether the data is this one"),
+            "location": ("data/location.json", "whether this data set is used"),
             "out": ("data/phantom", "folder to write"),
         },
     )

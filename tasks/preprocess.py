@@ -1,10 +1,10 @@
-"""Split the patients and prepare labels and pixels for training, with Dask.
+"""Split patients and prepare labels and pixels for training, with Dask.
 
     python -m tasks.preprocess
 
-Writes studies.parquet (a row per image, in the order of the pixels), split.parquet, class_counts.json,
-quarantine.parquet (what was left out, and why), dataset.json and shards/ (Arrow IPC, uint8 grayscale).
-Where Dask's workers run, ral.toml says (docs/images.md); the bytes written do not depend on it.
+Writes studies.parquet (one row per image, in the order of the pixels), split.parquet, class_counts.json,
+quarantine.parquet (excluded rows and images with the reason), dataset.json and shards/ (Arrow IPC, uint8 grayscale).
+ral.toml configures where Dask's workers run (docs/images.md); the output does not depend on it.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def run(
     """Prepare the images listed by the step validate into `out`.
 
     Raises:
-        UserError: an image is no image, an archive is damaged, the split leaves nothing to learn or to test.
+        UserError: an image cannot be decoded, an archive is damaged, or the split is unusable.
     """
     import pandas as pd
 
@@ -42,31 +42,31 @@ def run(
         ) as progress,
     ):
         prepare(params, images, draft, environment.dask, progress.add, environment.state_dir, baseline)
-    facts = read_json(out / "dataset.json")
+    metadata = read_json(out / "dataset.json")
     for line in low_support_warnings(read_json(out / "class_counts.json")):
         print(f"warning: {plain(line)}")
-    same = facts["same_image"]
+    same = metadata["same_image"]
     if same["images"]:
         print(
-            f"warning: {same['images']:,} images stand under more than one patient, equal pixel by pixel "
+            f"warning: {same['images']:,} images are listed under more than one patient with identical pixels "
             f"({same['patients']:,} patients); the patients of {same['apart']:,} are in more than one split (see "
             f"split.same_image). The first: {plain(', '.join(same['examples'][0]))}."
         )
-    for told in facts["notes"].values():
-        shown = plain(", ".join(told["examples"])) + (", …" if told["images"] > len(told["examples"]) else "")
-        print(f"warning: {told['images']:,} image{'s' * (told['images'] > 1)} ({shown}): {told['text']}")
-    left = "".join(f", {count:,} left out: {reason}" for reason, count in facts["left_out"].items())
-    kind = "PHANTOM images: " if facts["phantom"] else ""
-    print(f"{kind}{facts['images']:,} images of {facts['patients']:,} patients prepared{left}")
+    for note in metadata["notes"].values():
+        shown = plain(", ".join(note["examples"])) + (", …" if note["images"] > len(note["examples"]) else "")
+        print(f"warning: {note['images']:,} image{'s' * (note['images'] > 1)} ({shown}): {note['text']}")
+    excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in metadata["left_out"].items())
+    kind = "PHANTOM DATA: " if metadata["phantom"] else ""
+    print(f"{kind}{metadata['images']:,} images of {metadata['patients']:,} patients prepared{excluded}")
 
 
 if __name__ == "__main__":
     options = step.parse(
         __doc__,
         {
-            "validated": ("data/validated", "what the step validate wrote"),
+            "validated": ("data/validated", "output of the step validate"),
             "out": ("data/prepared", "folder to write"),
-            "baseline": ("baseline", "the accepted split, if there is one"),
+            "baseline": ("baseline", "folder with the accepted split, if any"),
         },
     )
     step.main(

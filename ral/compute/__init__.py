@@ -1,1 +1,1 @@
-"""Where work runs: Dask's workers, here or on a cluster."""
+"""Execution on Dask workers, local or on a cluster."""

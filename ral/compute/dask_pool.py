@@ -1,4 +1,4 @@
-"""Spreads calls over Dask's workers: threads, processes of this machine, SLURM jobs, or a scheduler that runs already.
+"""Runs function calls on Dask workers: threads, local processes, SLURM jobs, or an existing scheduler.
 
 pip install -c constraints.txt -e '.[cluster]'   # processes and schedulers
 pip install -c constraints.txt -e '.[slurm]'     # SLURM
@@ -22,72 +22,72 @@ from ral.processes import die_with_parent
 
 Report = Callable[[int], None]
 
-# SLURM jobs where the number is left open.
-JOBS = 4
+# Default number of SLURM jobs.
+DEFAULT_JOBS = 4
 
-# Blocks of a stream in work or waiting for each worker; more would only take memory.
-STREAMED = 2
+# Pending or running calls of a stream per worker; more would only take memory.
+STREAM_DEPTH = 2
 
 
-# A function of a module, so that other processes can import it; it takes `report` by that name.
+# A module-level function, so that other processes can import it, with a keyword argument `report`.
 Work = Callable[..., Any]
 
 
 class Pool:
-    """Workers to call functions on; see `open_pool`."""
+    """Workers that execute function calls; see `open_pool`."""
 
     def __init__(self, workers: int, client: Any = None) -> None:
         self.workers, self._client = workers, client
 
     def run(self, work: Work, items: Sequence[tuple], sizes: Sequence[int], report: Report) -> list[Any]:
-        """Call `work(*item, report=...)` for each item, and return what it gave in the order of the items.
+        """Call `work(*item, report=...)` for each item, and return the results in the order of the items.
 
         Args:
-            work: a function of a module.
+            work: a module-level function.
             items: its arguments.
-            sizes: units of progress per item; told as the work goes on (threads) or when an item is done.
-            report: told of progress, from any thread.
+            sizes: units of progress per item, for workers in other processes; threads report during the work.
+            report: called with progress, from any thread.
 
         Raises:
-            UserError: the scheduler was lost, or a worker again and again; or whatever `work` raised first.
+            UserError: the scheduler was lost, or workers repeatedly. The first exception of `work` is raised too.
         """
         if self._client is None:
             return self._run_threads(work, items, report)
         return self._run_client(work, items, sizes, report)
 
     def stream(self, parts: Iterable[Any]) -> Iterator[Any]:
-        """Results of Dask's delayed calls in their order; only a few of them are in work, or wait, at a time.
+        """Yield results of delayed calls in order; only a few calls are pending or running at a time.
 
         Raises:
-            UserError: the scheduler was lost, or a worker again and again; or whatever a call raised first.
+            UserError: the scheduler was lost, or workers repeatedly. The first exception of a call is raised too.
         """
-        waiting: deque[Any] = deque()
+        pending: deque[Any] = deque()
         with ThreadPoolExecutor(self.workers) as threads:
             try:
                 for part in parts:
                     if self._client is None:
-                        waiting.append(threads.submit(_compute, part))
+                        pending.append(threads.submit(_compute, part))
                     else:
-                        waiting.append(self._client.compute(part))
-                    if len(waiting) >= STREAMED * self.workers:
-                        yield self._result(waiting)
-                while waiting:
-                    yield self._result(waiting)
+                        pending.append(self._client.compute(part))
+                    if len(pending) >= STREAM_DEPTH * self.workers:
+                        yield self._result(pending)
+                while pending:
+                    yield self._result(pending)
             finally:
-                for future in waiting:
+                for future in pending:
                     future.cancel()
 
-    def _result(self, waiting: deque[Any]) -> Any:
+    def _result(self, pending: deque[Any]) -> Any:
         if self._client is None:
-            return waiting.popleft().result()
+            return pending.popleft().result()
         with _lost_workers():
-            return waiting.popleft().result()
+            return pending.popleft().result()
 
     def _run_threads(self, work: Work, items: Sequence[tuple], report: Report) -> list[Any]:
         stop = threading.Event()
 
         def guarded(amount: int) -> None:
-            if stop.is_set():  # another call has failed, and Dask would let this one run on to its end
+            if stop.is_set():  # another call has failed; Dask would let this one finish
                 raise _Stopped
             report(amount)
 
@@ -102,15 +102,15 @@ class Pool:
     ) -> list[Any]:
         from distributed import as_completed
 
-        futures = [self._client.submit(work, *item, report=_quiet, pure=False) for item in items]
-        places = {future.key: place for place, future in enumerate(futures)}
+        futures = [self._client.submit(work, *item, report=_no_progress, pure=False) for item in items]
+        index_of = {future.key: index for index, future in enumerate(futures)}
         results: list[Any] = [None] * len(items)
         try:
             with _lost_workers():
                 for future in as_completed(futures):
-                    place = places[future.key]
-                    results[place] = future.result()
-                    report(sizes[place])
+                    index = index_of[future.key]
+                    results[index] = future.result()
+                    report(sizes[index])
         finally:
             self._client.cancel(futures)
         return results
@@ -118,7 +118,7 @@ class Pool:
 
 @contextmanager
 def _lost_workers() -> Iterator[None]:
-    """Say for people that workers were lost again and again, or the scheduler was."""
+    """Turn the loss of the scheduler, or the repeated loss of workers, into a clear error."""
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
 
@@ -126,15 +126,14 @@ def _lost_workers() -> Iterator[None]:
         yield
     except FutureCancelledError:
         raise UserError(
-            "The Dask scheduler has gone in the middle of the work. Start it again, with its workers; what is done is "
-            "kept: run again.",
+            "Lost connection to the Dask scheduler. Restart it with its workers, then run again: finished work is cached.",
             kind="lost_process",
             retry=True,
         ) from None
     except KilledWorker as error:
         raise UserError(
-            f"A Dask worker ended in the middle of its work, {error.allowed_failures + 1} times over. It may lack "
-            "memory: look at its log, and give it more (dask.memory). What is done is kept: run again.",
+            f"A Dask worker died {error.allowed_failures + 1} times in a row, possibly out of memory. Check its log, give "
+            "it more memory (dask.memory), and run again: finished work is cached.",
             kind="lost_process",
             retry=True,
         ) from None
@@ -145,19 +144,19 @@ def _compute(part: Any) -> Any:
 
 
 class _Stopped(Exception):
-    """Ends a call whose result nobody waits for any more."""
+    """Aborts a call whose result is no longer needed."""
 
 
-def _quiet(_: int) -> None:
-    """A worker process reports by being done."""
+def _no_progress(_: int) -> None:
+    """Ignore progress: worker processes report only completed items."""
 
 
 @contextmanager
 def open_pool(target: DaskTarget) -> Iterator[Pool]:
-    """Workers as `target` wants them; while the pool is open, Dask's own calls (dataframes) run there too.
+    """Start or connect the workers of `target`; while the pool is open, Dask dataframes run there too.
 
     Raises:
-        UserError: a package is missing, or no worker came in time.
+        UserError: a package is missing, or no worker was available in time.
     """
     cores = os.cpu_count() or 1
     if target.target == "threads":
@@ -169,23 +168,23 @@ def open_pool(target: DaskTarget) -> Iterator[Pool]:
         from distributed import Client
     except ImportError:
         raise UserError(
-            "Dask's workers need a package more: pip install -c constraints.txt -e '.[cluster]'"
+            "Dask workers need an additional package: pip install -c constraints.txt -e '.[cluster]'"
         ) from None
     with ExitStack() as stack:
-        # Workers that lose their scheduler end by themselves; nothing is stored on them that could be lost.
+        # Workers without a scheduler exit by themselves; they hold no state that could be lost.
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 3}))
         if target.target == "address":
             client = _connect(stack, Client, target)
             workers = target.workers or len(client.scheduler_info(n_workers=-1)["workers"])
         else:
-            workers = target.workers or (cores if target.target == "local" else JOBS)
+            workers = target.workers or (cores if target.target == "local" else DEFAULT_JOBS)
             cluster = stack.enter_context(
                 _local(target, workers) if target.target == "local" else _slurm(target)
             )
             client = stack.enter_context(Client(cluster))
             if target.target == "slurm":
                 cluster.scale(jobs=workers)
-                _wait(client, target, "SLURM has started no job for it (squeue tells why)")
+                _wait(client, target, "SLURM has not started a job for it (see squeue)")
         yield Pool(workers, client)
 
 
@@ -196,7 +195,7 @@ def _local(target: DaskTarget, workers: int) -> Any:
         n_workers=workers,
         threads_per_worker=1,
         memory_limit=target.memory,
-        host="127.0.0.1",  # nobody else is to send it work
+        host="127.0.0.1",  # not reachable from other machines
         dashboard_address=None,
         preload=["ral.compute.dask_pool"],
     )
@@ -207,7 +206,7 @@ def _slurm(target: DaskTarget) -> Any:
         from dask_jobqueue import SLURMCluster
     except ImportError:
         raise UserError(
-            "Dask on SLURM needs a package more: pip install -c constraints.txt -e '.[slurm]'"
+            "Dask on SLURM needs an additional package: pip install -c constraints.txt -e '.[slurm]'"
         ) from None
     return SLURMCluster(
         cores=1,
@@ -226,15 +225,15 @@ def _slurm(target: DaskTarget) -> Any:
 
 def _connect(stack: ExitStack, client: Any, target: DaskTarget) -> Any:
     try:
-        found = stack.enter_context(client(target.address, timeout=target.wait))
+        connected = stack.enter_context(client(target.address, timeout=target.wait))
     except (OSError, TimeoutError):
         raise UserError(
-            f"No Dask scheduler answers at {target.address}. Start it (dask scheduler), or correct dask.address.",
+            f"No Dask scheduler responds at {target.address}. Start it (dask scheduler), or correct dask.address.",
             kind="lost_process",
             retry=True,
         ) from None
-    _wait(found, target, f"the scheduler at {target.address} has none (start one: dask worker ADDRESS)")
-    return found
+    _wait(connected, target, f"the scheduler at {target.address} has none (start one: dask worker ADDRESS)")
+    return connected
 
 
 def _wait(client: Any, target: DaskTarget, reason: str) -> None:
@@ -242,12 +241,12 @@ def _wait(client: Any, target: DaskTarget, reason: str) -> None:
         client.wait_for_workers(1, timeout=target.wait)
     except TimeoutError:
         raise UserError(
-            f"No Dask worker came within {target.wait} s: {reason}.", kind="queue", retry=True
+            f"No Dask worker was available within {target.wait} s: {reason}.", kind="queue", retry=True
         ) from None
 
 
 def dask_setup(worker: Any) -> None:
-    """Run by each local worker as it starts: it ends with the step that started it, and leaves Ctrl-C to that."""
+    """Preload of each local worker: it exits with the step that started it, and leaves Ctrl-C to the step."""
     die_with_parent()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)

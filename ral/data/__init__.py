@@ -1,1 +1,1 @@
-"""From images and a label table to a split and memory-mapped pixel shards."""
+"""Data preparation: from images and a label table to a split and memory-mapped pixel shards."""

@@ -1,11 +1,11 @@
-"""What later runs are held to, kept in the versioned folder baseline/: an accepted profile, split and model's logits.
+"""The accepted profile, split and logits in the versioned folder baseline/, against which later runs are compared.
 
     python -m ral.data.baseline profile    # baseline/profile.json from data/validated/validation.json
     python -m ral.data.baseline split      # baseline/split.parquet from data/prepared/split.parquet
     python -m ral.data.baseline logits     # baseline/test_logits.parquet from models/logits/test.parquet
 
-Accepting is a person's decision and never happens by itself; commit the file afterwards. A missing file means that
-there is nothing to compare with.
+Accepting is a manual decision and never automatic; commit the file afterwards. If a file is missing, nothing is
+compared.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def read_split(folder: Path) -> pd.Series | None:
     """Split by patient id of the accepted split, or None.
 
     Raises:
-        UserError: the file is no split, or has a patient twice.
+        UserError: the file is not a split, or lists a patient twice.
     """
     path = folder / SPLIT
     if not path.is_file():
@@ -60,9 +60,9 @@ def read_split(folder: Path) -> pd.Series | None:
     try:
         table = pd.read_parquet(path, columns=["patient_id", "split"])
     except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is no split ({error}). Delete it, or accept one again.") from None
+        raise UserError(f"{path} is not a split ({error}). Delete it, or accept a new one.") from None
     if table["patient_id"].duplicated().any() or not table["split"].isin(("train", "val", "test")).all():
-        raise UserError(f"{path} has a patient twice, or a split that is none. Accept one again.")
+        raise UserError(f"{path} lists a patient twice, or has an unknown split name. Accept a new one.")
     return table.set_index("patient_id")["split"]
 
 
@@ -70,7 +70,7 @@ def read_logits(folder: Path) -> pd.DataFrame | None:
     """Test logits of the accepted model (image_id and a column per finding), or None.
 
     Raises:
-        UserError: the file is no such table.
+        UserError: the file is not such a table.
     """
     path = folder / LOGITS
     if not path.is_file():
@@ -78,30 +78,30 @@ def read_logits(folder: Path) -> pd.DataFrame | None:
     try:
         table = pd.read_parquet(path)
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} is no Parquet table ({error}). Delete it, or accept one again.") from None
+        raise UserError(f"{path} is not a Parquet table ({error}). Delete it, or accept a new one.") from None
     if "image_id" not in table.columns:
-        raise UserError(f"{path} has no column image_id. Delete it, or accept one again.")
+        raise UserError(f"{path} has no column image_id. Delete it, or accept a new one.")
     return table
 
 
 def accept_profile(validated: Path, folder: Path) -> Path:
-    """Keep the profile of what the step validate let pass.
+    """Accept the profile of the validated data as the baseline.
 
     Raises:
-        UserError: validate has not run, or did not pass.
+        UserError: validate has not run, or the data did not pass.
     """
     path = validated / "validation.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist. Run validate first: dvc repro validate.")
     validation = read_json(path)
     if not validation["passed"]:
-        raise UserError(f"{path} did not pass; its profile is not accepted.")
+        raise UserError(f"{path}: the data did not pass validation, so its profile cannot be accepted.")
     write_json(folder / PROFILE, validation["profile"])
     return folder / PROFILE
 
 
 def accept_split(prepared: Path, folder: Path) -> Path:
-    """Keep the split that the step preprocess made.
+    """Accept the split of the prepared data as the baseline.
 
     Raises:
         UserError: preprocess has not run.
@@ -110,7 +110,7 @@ def accept_split(prepared: Path, folder: Path) -> Path:
 
 
 def accept_logits(models: Path, folder: Path) -> Path:
-    """Keep the test logits that the step train wrote: the model that later ones are compared with.
+    """Accept the test logits of the trained model as the baseline for later models.
 
     Raises:
         UserError: train has not run.
@@ -118,12 +118,12 @@ def accept_logits(models: Path, folder: Path) -> Path:
     return _accept(models / "logits/test.parquet", folder / LOGITS, "train")
 
 
-def _accept(path: Path, kept: Path, stage: str) -> Path:
+def _accept(path: Path, destination: Path, stage: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path} does not exist. Run {stage} first: dvc repro {stage}.")
-    with atomic_write(kept) as draft:
+    with atomic_write(destination) as draft:
         shutil.copyfile(path, draft)
-    return kept
+    return destination
 
 
 if __name__ == "__main__":
@@ -138,11 +138,11 @@ if __name__ == "__main__":
     options = parser.parse_args()
     try:
         if options.what == "profile":
-            kept = accept_profile(options.validated, options.baseline)
+            accepted = accept_profile(options.validated, options.baseline)
         elif options.what == "split":
-            kept = accept_split(options.prepared, options.baseline)
+            accepted = accept_split(options.prepared, options.baseline)
         else:
-            kept = accept_logits(options.models, options.baseline)
+            accepted = accept_logits(options.models, options.baseline)
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"accepted: {kept}. Commit it.")
+    print(f"accepted: {accepted}. Commit it.")

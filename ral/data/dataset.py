@@ -1,4 +1,4 @@
-"""The prepared data as training and evaluation read it: a table, and batches of pixels gathered from shards."""
+"""Reads the prepared data for training and evaluation: a table, and batches of pixels from memory-mapped shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ from ral.files import read_json, sha256
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in shard order: row i of `studies` is row i of the pixels, and this was checked when it was opened."""
+    """Images in shard order: row i of `studies` is row i of the pixels (checked by `open_dataset`)."""
 
     studies: pd.DataFrame
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     class_counts: dict[str, Any]
     shards: tuple[np.ndarray, ...]
     starts: np.ndarray
@@ -25,11 +25,11 @@ class Dataset:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The findings to learn, in the order of the model's outputs."""
-        return tuple(self.facts["findings"])
+        """The findings to learn, in the order of the model outputs."""
+        return tuple(self.metadata["findings"])
 
     def rows(self, split: str) -> np.ndarray:
-        """Row numbers of the images in `split`, int64 ascending."""
+        """Row numbers of the images in `split`, int64, ascending."""
         return np.flatnonzero(self.studies["split"].to_numpy() == split)
 
     def targets(self) -> np.ndarray:
@@ -39,18 +39,18 @@ class Dataset:
     def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Copy the pixels of arbitrary rows into one array, uint8 [rows, size, size].
 
-        The shards are read in ascending order, whatever the order of `rows`, and images are moved shard by shard, not one
-        by one; from a single shard it is one copy at the speed of memory.
+        Shards are read in ascending order, whatever the order of `rows`, with one copy per shard. A single shard is
+        copied at memory bandwidth.
 
         Args:
-            rows: row numbers, in any order, repeated or not.
-            out: where to put them, such as the view of a pinned tensor (`tensor.numpy()`); null allocates.
+            rows: row numbers, in any order; repeats are allowed.
+            out: destination, such as the view of a pinned tensor (`tensor.numpy()`); None allocates one.
 
         Raises:
-            IndexError: a row is not there.
-            ValueError: `out` has another shape or type.
+            IndexError: a row number is out of range.
+            ValueError: `out` has the wrong shape or type.
         """
-        size = self.facts["size"]
+        size = self.metadata["size"]
         shape = len(rows), size, size
         if out is None:
             out = np.empty(shape, np.uint8)
@@ -77,34 +77,34 @@ class Dataset:
         return out
 
     def verify(self, rows: np.ndarray | None = None) -> None:
-        """Check the bytes of the shards that hold `rows` (None: of all) against the hashes that preprocess wrote.
+        """Check the shards that hold `rows` (None: all shards) against the hashes that preprocess wrote.
 
         Raises:
-            UserError: a shard is not what was written; names it.
+            UserError: the content of a shard has changed; the message names it.
         """
         wanted = range(len(self.shards))
         if rows is not None:
             wanted = np.unique(np.searchsorted(self.starts, rows, side="right") - 1).tolist()
         for index in wanted:
-            shard = self.facts["shards"][index]
+            shard = self.metadata["shards"][index]
             path = self.folder / "shards" / shard["name"]
             if sha256(path) != shard["sha256"]:
                 raise UserError(
-                    f"{path} is not what preprocess wrote: its pixels have changed. Run `dvc checkout`, or "
+                    f"{path} has changed since preprocess wrote it (SHA-256 mismatch). Run `dvc checkout`, or "
                     "preprocess again.",
                     kind="disk",
                 )
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """Open what the step preprocess wrote; pixels stay on disk until they are gathered.
+    """Open the output of the step preprocess; pixels stay on disk until they are gathered.
 
     Raises:
-        UserError: table and shards do not belong together (mixed from two runs).
+        UserError: table and shards do not match (mixed from two runs).
     """
-    facts = read_json(folder / "dataset.json")
+    metadata = read_json(folder / "dataset.json")
     studies = pd.read_parquet(folder / "studies.parquet")
-    opened = [open_shard(folder / "shards" / shard["name"], facts["size"]) for shard in facts["shards"]]
+    opened = [open_shard(folder / "shards" / shard["name"], metadata["size"]) for shard in metadata["shards"]]
     in_shards = [image_id for ids, _ in opened for image_id in ids]
     if in_shards != studies["image_id"].tolist():
         raise UserError(
@@ -113,7 +113,7 @@ def open_dataset(folder: Path) -> Dataset:
     lengths = [len(ids) for ids, _ in opened]
     return Dataset(
         studies=studies,
-        facts=facts,
+        metadata=metadata,
         class_counts=read_json(folder / "class_counts.json"),
         shards=tuple(pixels for _, pixels in opened),
         starts=np.cumsum([0, *lengths[:-1]]),

@@ -1,4 +1,4 @@
-"""Names the raw data by its content, not by its place: two folders with the same files have the same manifest."""
+"""Identifies the raw data by its content, not by its location: two folders with the same files have the same manifest."""
 
 import hashlib
 import os
@@ -16,51 +16,51 @@ from ral.errors import UserError
 
 
 def read_manifest(
-    root: Path, progress: Callable[[int], None], memory: FileHashCache | None = None
+    root: Path, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
 ) -> dict[str, Any]:
-    """What is in a data folder.
+    """Hash the files of a data folder.
 
     Args:
-        root: the data folder; subfolders that are links are followed, names that begin with a dot are left out.
-        progress: told how many bytes were read, or need not be read again.
-        memory: what is known of files read before; None reads everything.
+        root: the data folder; linked subfolders are followed, names that begin with a dot are skipped.
+        progress: called with the number of bytes read or found in the cache.
+        hash_cache: hashes of files read earlier; None reads everything.
 
     Returns:
-        `files`: path relative to `root` -> bytes and sha256, of tables, lists and archives. `folders`: the same for
-        the single images of a folder as a whole, with their number; its sha256 is of the lines "hash name", by name.
-        No time and no absolute path is in it.
+        `files`: path relative to `root` -> bytes and sha256, for tables, lists and archives. `folders`: the number, bytes
+        and sha256 of all single images in a folder; the hash covers the lines "hash name", sorted by name. There are
+        no times and no absolute paths.
 
     Raises:
-        UserError: the folder is missing or holds nothing, a name is not UTF-8, an archive of images is damaged, or an
-            image larger than one can be.
+        UserError: the folder is missing or empty, a name is not UTF-8, an archive is damaged, or an image exceeds the
+            size limit.
         OSError: a file or folder cannot be read.
     """
-    memory = memory or FileHashCache(None)
+    hash_cache = hash_cache or FileHashCache(None)
     files, loose = {}, []
     for folder, names in walk(root):
         for name in names:
             path = (folder / name).relative_to(root).as_posix()
             if is_image(name):
                 loose.append(path)
-            elif folder == root and is_archive(name):  # read through once, for its images and its hash
-                files[path] = list_archive(root / path, progress, memory)[1]
+            elif folder == root and is_archive(name):  # one pass for both its images and its hash
+                files[path] = list_archive(root / path, progress, hash_cache)[1]
             else:
-                files[path] = _file(root / path, progress, memory)
-    images = list_files(root, loose, progress, memory)
-    places = [path.rpartition("/")[0] or "." for path in loose]
-    folders = {str(place): _folder(rows) for place, rows in images.groupby(np.array(places, object))}
+                files[path] = _file(root / path, progress, hash_cache)
+    images = list_files(root, loose, progress, hash_cache)
+    folder_names = [path.rpartition("/")[0] or "." for path in loose]
+    folders = {str(name): _folder(rows) for name, rows in images.groupby(np.array(folder_names, object))}
     if not files and not folders:
-        raise UserError(f"{shown(root)} holds no files. Put the data there, or correct data.root.")
+        raise UserError(f"{shown(root)} contains no files. Put the data there, or correct data.root.")
     return {"files": files, "folders": folders}
 
 
 def manifest_bytes(root: Path) -> int:
-    """Bytes that `read_manifest` tells its progress."""
+    """Total bytes that `read_manifest` reports to its progress callback."""
     return sum((folder / name).stat().st_size for folder, names in walk(root) for name in names)
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below `root` with the names of their files, both sorted. Pipes, devices and broken links are no files.
+    """Yield folders below `root` with the names of their files, both sorted; skips pipes, devices and broken links.
 
     Raises:
         UserError: `root` is missing, or a name is not UTF-8.
@@ -72,21 +72,21 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         raise error
 
     seen: set[str] = set()
-    for here, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        real = os.path.realpath(here)
+    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
+        real = os.path.realpath(folder)
         if real in seen:
-            folders[:] = []
+            subfolders[:] = []
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = sorted(n for n in names if not n.startswith(".") and os.path.isfile(os.path.join(here, n)))
-        check_names(Path(here), [*folders, *names])
-        yield Path(here), names
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        names = sorted(n for n in names if not n.startswith(".") and os.path.isfile(os.path.join(folder, n)))
+        check_names(Path(folder), [*subfolders, *names])
+        yield Path(folder), names
 
 
-def _file(path: Path, progress: Callable[[int], None], memory: FileHashCache) -> dict[str, Any]:
+def _file(path: Path, progress: Callable[[int], None], hash_cache: FileHashCache) -> dict[str, Any]:
     size = path.stat().st_size
-    digest = memory.sha256(path)
+    digest = hash_cache.sha256(path)
     progress(size)
     return {"bytes": size, "sha256": digest}
 

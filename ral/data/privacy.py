@@ -1,4 +1,4 @@
-"""Pseudonyms: ids as keyed hashes, so that prepared data cannot be joined with the hospital's without the salt."""
+"""Pseudonymizes ids by keyed hashes: without the salt, prepared data cannot be linked to hospital records."""
 
 import hashlib
 from pathlib import Path
@@ -9,14 +9,14 @@ import pandas as pd
 from ral.errors import UserError
 from ral.labels import PHANTOM_PREFIX
 
-# Bytes of a salt below which its hashes could be undone by trying.
-LEAST = 16
-# Bytes of a pseudonym: among 10^8 ids two would meet with a chance below 10^-22.
-DIGEST = 16
+# A shorter salt would be open to brute force.
+MIN_SALT_BYTES = 16
+# Length of a pseudonym: the probability of a collision among 10^8 ids is below 10^-22.
+DIGEST_BYTES = 16
 
 
 def read_salt(path: Path) -> bytes:
-    """The salt in a file; keep it apart from the data, and use one salt for all deliveries of a data set.
+    """Read the salt file; store it apart from the data, and use one salt for all deliveries of a data set.
 
     Raises:
         UserError: the file is missing or too short.
@@ -25,28 +25,28 @@ def read_salt(path: Path) -> bytes:
         salt = path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"The salt file {path} (data.pseudonymise) does not exist. Make one: head -c 32 /dev/urandom > {path}"
+            f"The salt file {path} (data.pseudonymise) does not exist. Create one: head -c 32 /dev/urandom > {path}"
         ) from None
-    if len(salt) < LEAST:
+    if len(salt) < MIN_SALT_BYTES:
         raise UserError(
-            f"The salt in {path} has {len(salt)} bytes; it needs at least {LEAST}, drawn at random."
+            f"The salt in {path} has {len(salt)} bytes; it needs at least {MIN_SALT_BYTES} random bytes."
         )
     return hashlib.blake2b(salt).digest()
 
 
 def pseudonyms(ids: pd.Series, salt: bytes) -> pd.Series:
-    """A keyed hash (BLAKE2b, 32 hexadecimal digits) of each id; a phantom's keeps the mark that it is one."""
+    """A keyed hash (BLAKE2b, 32 hexadecimal digits) of each id; phantom ids keep their prefix."""
     codes, distinct = pd.factorize(ids)
-    made = [
+    hashed = [
         (PHANTOM_PREFIX if text.startswith(PHANTOM_PREFIX) else "")
-        + hashlib.blake2b(text.encode(), key=salt, digest_size=DIGEST).hexdigest()
+        + hashlib.blake2b(text.encode(), key=salt, digest_size=DIGEST_BYTES).hexdigest()
         for text in distinct
     ]
-    return pd.Series(made, dtype="str").take(codes).set_axis(ids.index)
+    return pd.Series(hashed, dtype="str").take(codes).set_axis(ids.index)
 
 
-def pseudonymised(table: pd.DataFrame, salt: bytes) -> pd.DataFrame:
-    """A table whose image, patient and study ids are pseudonyms, and whose file names are left out."""
+def pseudonymize(table: pd.DataFrame, salt: bytes) -> pd.DataFrame:
+    """Replace image, patient and study ids by pseudonyms and blank file names; returns a copy."""
     table = table.copy()
     for name in ("image_id", "patient_id", "study_id"):
         if name in table:
@@ -58,10 +58,10 @@ def pseudonymised(table: pd.DataFrame, salt: bytes) -> pd.DataFrame:
 
 
 def redact_samples(checks: list[dict[str, Any]], salt: bytes) -> list[dict[str, Any]]:
-    """A validation's checks with the sample rows' ids as pseudonyms and without their cells; the row numbers stay."""
+    """Replace the image ids of sample rows by pseudonyms and remove their values; row numbers stay."""
 
-    def veil(sample: dict[str, Any]) -> dict[str, Any]:
+    def redact(sample: dict[str, Any]) -> dict[str, Any]:
         image_id = pseudonyms(pd.Series([sample["image_id"]], dtype="str"), salt).iloc[0]
         return sample | {"image_id": image_id, "value": None}
 
-    return [check | {"samples": [veil(sample) for sample in check["samples"]]} for check in checks]
+    return [check | {"samples": [redact(sample) for sample in check["samples"]]} for check in checks]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ral.config.evaluate import SecondReadingConfig
-from ral.data.sources.parquet import is_parquet, read_parquet_pieces
+from ral.data.sources.parquet import is_parquet, read_parquet_chunks
 from ral.data.sources.text import read_text
 from ral.errors import UserError
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support
@@ -58,7 +58,7 @@ def read(config: SecondReadingConfig, findings: list[str]) -> pd.DataFrame:
             f"evaluate.second_reading.columns: no finding {', '.join(unknown)}. Findings: {', '.join(findings)}."
         )
     columns = [config.image_id, *dict.fromkeys(config.columns.values())]
-    raw = pd.concat(read_parquet_pieces(path, columns)) if is_parquet(path) else read_text(path, columns)
+    raw = pd.concat(read_parquet_chunks(path, columns)) if is_parquet(path) else read_text(path, columns)
     duplicates = raw.loc[raw[config.image_id].duplicated(), config.image_id]
     if len(duplicates):
         raise UserError(

@@ -1,1 +1,1 @@
-"""Drawn chest images in the layout of NIH ChestX-ray14: for trying the pipeline without real images."""
+"""Synthetic chest images in the layout of NIH ChestX-ray14, for running the pipeline without real images."""

@@ -1,4 +1,4 @@
-"""The folder of the phantom data set: table, archive and lists, laid out as NIH ships ChestX-ray14."""
+"""Writes the phantom data set in the layout of NIH ChestX-ray14: table, archive and lists."""
 
 import tarfile
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from ral.phantom.population import PhantomImage, draw_population
 from ral.phantom.signs import draw_image
 from ral.phantom.stored import Gzip, png
 
-# The names are NIH's; the header too: its two pairs of brackets hold a comma, so it splits in eleven fields.
+# Names and header are NIH's. The header contains commas in its two pairs of brackets, so it splits into eleven fields.
 TABLE = "Data_Entry_2017.csv"
 ARCHIVE = "images_001.tar.gz"
 TRAIN_VAL_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
@@ -20,20 +20,19 @@ HEADER = (
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 
-# Millimetres that an image shows across, for the pixel spacing.
+# Width of the imaged field in millimetres, for the pixel spacing.
 _FIELD_MM = 360
 
 _README_TEXT = """\
 PHANTOM IMAGES - NOT X-RAYS OF PEOPLE
 
-Every image in {archive} was drawn by a program: it is a phantom, shows nobody, and carries the word PHANTOM.
-The signs of findings on the images are simplified pictures of them. Patients, ages and labels in
-{table} are made up too; only how often and how together the findings occur, and how many images a patient
-has, follow the published table of NIH ChestX-ray14 (Wang et al., CVPR 2017), whose layout this folder copies.
-Rarer findings than {floor:g} of the images were raised to that share.
+Every image in {archive} is a phantom: it was drawn by a program, shows no person, and is marked with the
+word PHANTOM. The signs of findings on the images are simplified. Patients, ages and labels in {table} are
+made up too. Only the frequencies and co-occurrences of the findings, and the numbers of images per patient, follow the
+published table of NIH ChestX-ray14 (Wang et al., CVPR 2017), whose layout this folder uses. Findings rarer than
+{floor:g} of the images were raised to that share.
 
-The images are for trying the software. They have no clinical meaning: no result computed on them says
-anything about X-rays of people.
+The images are for testing the software. They have no clinical meaning, nor has any result computed on them.
 
 {images} images of {size} x {size} pixels, seed {seed}.
 """
@@ -42,9 +41,9 @@ anything about X-rays of people.
 def write_phantom(
     folder: Path, config: PhantomConfig, progress: Callable[[int], object] = lambda _: None
 ) -> None:
-    """Draw the data set into an existing empty folder; the bytes are a pure function of `config`.
+    """Draw the data set into an existing empty folder; the output depends only on `config`.
 
-    `progress` is told the number of newly finished images.
+    `progress` is called with the number of newly finished images.
 
     Raises:
         OSError: the folder cannot be written.
@@ -60,7 +59,7 @@ def write_phantom(
 
 
 def _row(image: PhantomImage, size: int) -> str:
-    """The image's line of the table."""
+    """The row of an image in the table."""
     labels = "|".join(image.findings) or NO_FINDING
     spacing = f"{_FIELD_MM / size:.6g}"
     patient = f"{image.follow_up},{image.patient},{image.age},{image.sex},{image.view}"
@@ -76,7 +75,7 @@ def _write_archive(
 ) -> None:
     """Draw the images into a gzipped tar, with no time, owner or file name in the headers of either.
 
-    Nothing is compressed; that would save a third.
+    It is not compressed; compression would save a third.
     """
     with path.open("wb") as raw, Gzip(raw) as packed:
         for image in images:

@@ -1,9 +1,9 @@
-"""A drawn chest without findings: its proportions, its anatomy in layers, and the finishing of the image.
+"""Draws a chest without findings: proportions, anatomy in layers, and exposure of the image.
 
 Coordinates run from -1 to 1 over the image: x to the image's right (the patient's left), y downwards.
 Brightness is 0 for air and about 1 for bone; angles are in turns. The signs of findings (`signs`) change the
-proportions before `Canvas` draws them, or paint on the canvas afterwards. Every operation here is one whose result is
-the same on every processor (`portable`).
+proportions before they are drawn, or paint on the canvas afterwards. All operations give the same result on every
+processor (`portable`).
 """
 
 import math
@@ -22,13 +22,13 @@ OPAQUE = 0.92
 # Height of the hila, from which the vessels branch.
 HILUM_Y = -0.02
 
-# Thickness of a soft outline, about two pixels of an image of 96.
+# Thickness of a soft outline, about two pixels in an image of 96 pixels.
 _EDGE = 0.04
 
 
 @dataclass
 class Chest:
-    """Proportions of one image's chest. Pairs are (image left, image right)."""
+    """Proportions of the chest in one image. Pairs are (image left, image right)."""
 
     wall: float = 0.78
     """Half the width of the thorax at its base."""
@@ -47,12 +47,12 @@ class Chest:
     vessels: float = 0.3
     """Strength of the vessels near the hila."""
     spacing: float = 0.165
-    """Distance of the ribs."""
+    """Distance between ribs."""
     rib_phase: float = 0.0
     bone: float = 0.1
     """Contrast of ribs and clavicles."""
     shoulders: float = 0.0
-    """Height of shoulders and clavicles, relative to the usual."""
+    """Height of shoulders and clavicles, relative to the default."""
 
     def wall_at(self, y: Plane) -> Plane:
         """Distance of the inner chest wall from the midline at height `y`; 0.16 at the apex and above it."""
@@ -66,7 +66,7 @@ class Chest:
 
 
 def chest_of_patient(rng: Random) -> Chest:
-    """Proportions that a patient keeps from image to image."""
+    """Draw the proportions that all images of a patient share."""
     chest = Chest()
     chest.wall *= rng.normal(1, 0.035)
     chest.apex += rng.normal(0, 0.02)
@@ -83,9 +83,9 @@ def chest_of_patient(rng: Random) -> Chest:
 
 
 def breathe(chest: Chest, antero_posterior: bool, rng: Random) -> None:
-    """Change a patient's chest to that of one image: how deep the breath was, and how it was projected.
+    """Adapt a patient's chest to one image: depth of breath and projection.
 
-    An image taken from the front (AP, mostly lying) widens heart and mediastinum and raises the diaphragm.
+    The AP projection, mostly of lying patients, widens heart and mediastinum and raises the diaphragm.
     """
     breath = rng.normal(0, 0.02)
     if antero_posterior:
@@ -100,7 +100,7 @@ class Canvas:
     """An image being drawn: planes of `size` x `size` values that the layers and signs read and paint on."""
 
     def __init__(self, size: int, rng: Random) -> None:
-        """Set up the image's coordinates: each image is a little turned, shifted and scaled."""
+        """Set up the coordinates: each image is slightly rotated, shifted and scaled."""
         across, down = _grid(size)
         (cos, sin), scale = rotation(rng.normal(0, 0.005)), rng.normal(1.0, 0.025)
         shift_x, shift_y = rng.normal(0, 0.025), rng.normal(0, 0.025)
@@ -122,15 +122,15 @@ class Canvas:
         """What the vessels add to the image."""
 
     def side(self, side: int) -> NDArray[np.bool_]:
-        """Half of the image: 0 the image's left, 1 its right."""
+        """Mask of half of the image: 0 for the left, 1 for the right."""
         return self.on_right if side else ~self.on_right
 
     def cover(self, opacity: Plane, brightness: float = OPAQUE) -> None:
-        """Cover the image with tissue of the given brightness, `opacity` (0 to 1) of each pixel."""
+        """Blend the image with tissue of the given brightness, by `opacity` (0 to 1) per pixel."""
         self.image += opacity * (brightness - self.image)
 
     def soft_spot(self, x: float, y: float, width: float, height: float) -> Plane:
-        """A bell around a point, 1 in its middle."""
+        """A bell curve around a point, 1 at its center."""
         across, down = (self.x - x) / width, (self.y - y) / height
         return decay(0.5 * (across * across + down * down))
 
@@ -140,7 +140,7 @@ class Canvas:
         return radius - distance(self.x - x, down)
 
     def line(self, x: float, y: float, angle: float, length: float, width: float) -> Plane:
-        """A straight stroke with soft ends that starts at a point; the angle turns from right to down."""
+        """A straight stroke with soft ends, starting at a point; the angle is measured from right to down."""
         cos, sin = rotation(angle)
         across, down = self.x - x, self.y - y
         along, off = cos * across + sin * down, (cos * down - sin * across) / width
@@ -170,7 +170,7 @@ def draw_chest(canvas: Canvas, chest: Chest, rng: Random) -> None:
     _draw_lungs(canvas, chest, rng)
     _draw_mediastinum(canvas, chest)
     _draw_bones(canvas, chest)
-    # The stomach's bubble of air, below the left diaphragm.
+    # Gastric air bubble below the left diaphragm.
     x, depth, radius = rng.uniform(0.22, 0.42), rng.uniform(0.13, 0.18), rng.uniform(0.05, 0.09)
     if rng.uniform() < 0.5:
         canvas.cover(0.5 * edge(canvas.disc(x, chest.base[1] + depth, radius, 0.6), 0.06), 0.3)
@@ -191,10 +191,10 @@ def _draw_lungs(canvas: Canvas, chest: Chest, rng: Random) -> None:
     canvas.above = dome - canvas.y
     field = np.minimum(np.minimum(canvas.inside, canvas.above), canvas.t - 0.06)
     canvas.lung = edge(np.minimum(field, canvas.y - chest.apex))
-    # Darker towards the periphery, as more air and less tissue is crossed there.
+    # Darker towards the periphery, where the beam crosses more air and less tissue.
     air = chest.air + 0.05 - 0.08 * canvas.t
     canvas.image += canvas.lung * (air - canvas.image)
-    # Streaks that run out from the hila, and fork as they do.
+    # Branching streaks that radiate from the hila.
     across, down = canvas.t - 0.16, canvas.y - HILUM_Y
     far = distance(across, down)
     left, right = rng.uniform(), rng.uniform()
@@ -212,11 +212,11 @@ def _draw_lungs(canvas: Canvas, chest: Chest, rng: Random) -> None:
 
 
 def _draw_mediastinum(canvas: Canvas, chest: Chest) -> None:
-    """Mediastinum with aortic knob and trachea, and the heart, mostly on the image's right."""
+    """Mediastinum with aortic knob and trachea, and the heart, mostly on the right of the image."""
     width = chest.mediastinum * (1 + 0.25 * canvas.y)
     band = width - np.abs(canvas.x - 0.01)
     knob = canvas.disc(chest.mediastinum + 0.01, -0.3, 0.085)
-    # The heart: wider below, its axis tilted towards the image's right.
+    # The heart: wider at the bottom, its axis tilted towards the right of the image.
     heart_y = chest.base[1] - 0.13
     across = canvas.x - 0.45 * chest.heart - 0.3 * (canvas.y - heart_y)
     # A large heart grows less in height than in width.
@@ -260,12 +260,12 @@ def draw_wires(canvas: Canvas, rng: Random) -> None:
 
 
 def develop(canvas: Canvas, rng: Random) -> NDArray[np.uint8]:
-    """Expose the image, add the grain and burn in the word PHANTOM; returns 8-bit gray values."""
+    """Apply exposure and grain, and burn in the word PHANTOM; returns 8-bit gray values."""
     gain, bend, grain = rng.normal(1.02, 0.06), rng.normal(0, 0.14), rng.uniform(0.012, 0.028)
     uneven = canvas.mottle(3, rng) * 0.015
     noise = rng.normals(canvas.size, canvas.size) * grain
     bright = np.clip(canvas.image + uneven, 0, 1.2)
-    # The image's curve: lighter (bend above 0) or darker in the middle.
+    # Tone curve: lighter (bend above 0) or darker midtones.
     exposed = bright * (1 + bend * (1 - bright)) * gain + noise
     gray = (np.clip(exposed, 0, 1) * 255).astype(np.uint8)
     mark = phantom_mark(canvas.size)
@@ -286,13 +286,13 @@ def phantom_mark(size: int) -> NDArray[np.uint8]:
 
 
 def mark_corner(size: int) -> tuple[int, int]:
-    """Top row and left column of the mark: the middle of the image's lower edge."""
+    """Top row and left column of the mark, centered at the lower edge of the image."""
     height, width = phantom_mark(size).shape
     return size - height, (size - width) // 2
 
 
 @lru_cache(maxsize=4)
 def _grid(size: int) -> tuple[Plane, Plane]:
-    """Coordinates of the pixels' middles from -1 to 1: across (1, size) and down (size, 1)."""
-    middles = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
-    return middles[None, :], middles[:, None]
+    """Coordinates of pixel centers from -1 to 1: across (1, size) and down (size, 1)."""
+    centers = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+    return centers[None, :], centers[:, None]

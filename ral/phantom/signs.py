@@ -1,8 +1,8 @@
-"""How each finding looks on a drawn image: fourteen signs, and the image that carries those of its row.
+"""Draws the fourteen findings, and the complete image of a row.
 
-A sign has a severity from 0.45 (subtle) to 1 (plain), and mostly a random side and place. It may change the
-proportions of the chest before that is drawn (RESHAPE), paint on the canvas afterwards (PAINT), or both. Each
-sign draws its chances from a generator of its own: adding a finding to an image changes nothing else on it.
+A sign has a severity from 0.45 (subtle) to 1 (obvious), and usually a random side and position. It may change the
+proportions of the chest before it is drawn (RESHAPE), paint on the canvas afterwards (PAINT), or both. Each sign has a
+separate random generator: adding a finding to an image changes nothing else in it.
 """
 
 from collections.abc import Callable
@@ -37,12 +37,12 @@ class Sign:
 
     @property
     def sign(self) -> int:
-        """Of the x coordinates on the side."""
+        """Sign of the x coordinates on the side."""
         return 1 if self.side else -1
 
 
 def draw_image(image: PhantomImage, size: int, seed: int) -> NDArray[np.uint8]:
-    """Draw the image of a row: `size` x `size` 8-bit gray values, a pure function of the arguments."""
+    """Draw the image of a row: `size` x `size` 8-bit gray values that depend only on the arguments."""
     rng = Random(seed, image.patient, 1 + image.follow_up)
     chest = chest_of_patient(Random(seed, image.patient))
     breathe(chest, image.view == "AP", rng)
@@ -144,7 +144,7 @@ def _paint_effusion(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     climb = out * out * out
     for side in sides:
         level = chest.base[side] + 0.04 - height * (0.35 + 0.9 * climb)
-        # A little beyond the lung's soft outline, which would else stay as a dark line around the fluid.
+        # Extends beyond the soft outline of the lung, which would otherwise remain as a dark line around the fluid.
         pleura = edge(np.minimum(canvas.inside, canvas.above) + 0.04)
         fluid = edge(canvas.y - level, 0.06) * pleura * canvas.side(side)
         canvas.cover(0.9 * fluid, 0.7)
@@ -153,9 +153,9 @@ def _paint_effusion(canvas: Canvas, chest: Chest, sign: Sign) -> None:
 def _paint_fibrosis(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Fibrosis: a net of fine lines over both bases."""
     warp = 0.24 * canvas.mottle(7, sign.rng)
-    one = np.abs(cosine((canvas.x + canvas.y) / 0.3 + warp))
-    other = np.abs(cosine((canvas.x - canvas.y) / 0.3 - warp))
-    net = edge(0.3 - np.minimum(one, other), 0.4)
+    rising = np.abs(cosine((canvas.x + canvas.y) / 0.3 + warp))
+    falling = np.abs(cosine((canvas.x - canvas.y) / 0.3 - warp))
+    net = edge(0.3 - np.minimum(rising, falling), 0.4)
     zone = edge(canvas.y - 0.02, 0.3) * (1 - 0.5 * edge(canvas.inside - 0.35, 0.3))
     canvas.cover((0.15 + 0.4 * sign.severity) * net * zone * canvas.lung)
 
@@ -182,7 +182,7 @@ def _paint_infiltration(canvas: Canvas, chest: Chest, sign: Sign) -> None:
 
 def _paint_mass(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Mass: a large dense round shadow with a lobed, sharp outline."""
-    x, y = _place(canvas, chest, sign)
+    x, y = _position(canvas, chest, sign)
     radius = 0.1 + 0.08 * sign.severity
     lobes = [canvas.disc(x, y, radius)]
     for _ in range(2):
@@ -195,7 +195,7 @@ def _paint_mass(canvas: Canvas, chest: Chest, sign: Sign) -> None:
 def _paint_nodules(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     """Nodule: one to three small round spots."""
     for _ in range(1 + sign.rng.below(3)):
-        x, y = _place(canvas, chest, sign)
+        x, y = _position(canvas, chest, sign)
         spot = edge(canvas.disc(x, y, sign.rng.uniform(0.04, 0.06)))
         canvas.cover((0.3 + 0.45 * sign.severity) * spot)
         sign.side = sign.rng.below(2)
@@ -225,16 +225,16 @@ def _paint_pneumothorax(canvas: Canvas, chest: Chest, sign: Sign) -> None:
     gap = 0.04 + 0.14 * sign.severity
     wall = chest.wall_at(canvas.y - gap) - gap * np.clip(0.7 - canvas.y, 0, 1)
     collapsed = np.minimum(wall - canvas.t, canvas.y - chest.apex - gap)
-    here = canvas.lung * canvas.side(sign.side)
-    outside = edge(-collapsed) * here
+    lung = canvas.lung * canvas.side(sign.side)
+    outside = edge(-collapsed) * lung
     canvas.image -= outside * canvas.markings
     canvas.cover((0.3 + 0.25 * sign.severity) * outside, 0.05)
-    canvas.cover(0.12 * edge(collapsed) * here, 0.7)
-    canvas.cover((0.35 + 0.3 * sign.severity) * _ridge(collapsed, 0.018) * here)
+    canvas.cover(0.12 * edge(collapsed) * lung, 0.7)
+    canvas.cover((0.35 + 0.3 * sign.severity) * _ridge(collapsed, 0.018) * lung)
 
 
-def _place(canvas: Canvas, chest: Chest, sign: Sign) -> tuple[float, float]:
-    """A point of the sign's lung, away from its borders."""
+def _position(canvas: Canvas, chest: Chest, sign: Sign) -> tuple[float, float]:
+    """Draw a point in the lung of the sign, away from its borders."""
     y = sign.rng.uniform(-0.45, 0.25)
     wall = float(chest.wall_at(np.full(1, y, np.float32))[0])
     return sign.sign * sign.rng.uniform(0.27, wall - 0.14), y

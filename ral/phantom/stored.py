@@ -1,4 +1,4 @@
-"""PNG and gzip without compression, written here: the bytes of a compressor depend on its version and build."""
+"""Writes PNG and gzip without compression, because the output of a compressor depends on its version and build."""
 
 import struct
 import zlib
@@ -8,20 +8,20 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-# A stored block holds at most so many bytes.
+# Maximum bytes in a stored block.
 _BLOCK = 65535
 
-# An empty stored block that says it is the last.
+# An empty stored block with the flag of the last block.
 _END = b"\x01\x00\x00\xff\xff"
 
-# No file name, no time, no hint about compression, and no operating system.
+# Header without file name, time, compression level and operating system.
 _GZIP_HEAD = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 255])
 
 
 def png(gray: NDArray[np.uint8]) -> bytes:
-    """A grayscale image of 8 bits, [height, width], as a PNG file."""
+    """Encode an 8-bit grayscale image, [height, width], as PNG."""
     height, width = gray.shape
-    rows = np.zeros((height, 1 + width), np.uint8)  # each row begins with a 0: it is not filtered
+    rows = np.zeros((height, 1 + width), np.uint8)  # each row begins with filter type 0 (none)
     rows[:, 1:] = gray
     content = rows.tobytes()
     return b"".join(
@@ -35,7 +35,7 @@ def png(gray: NDArray[np.uint8]) -> bytes:
 
 
 class Gzip:
-    """A gzip file that is written to `stream`; a context manager, which ends it."""
+    """A context manager that writes a gzip file to `stream`."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._crc, self._size = stream, 0, 0
@@ -51,14 +51,14 @@ class Gzip:
             self._stream.write(_END + struct.pack("<2I", self._crc, self._size & 0xFFFFFFFF))
 
     def write(self, content: bytes) -> None:
-        """Add to the file's content."""
+        """Append to the content of the file."""
         self._crc = zlib.crc32(content, self._crc)
         self._size += len(content)
         self._stream.write(_stored(content))
 
 
 def _stored(content: bytes) -> bytes:
-    """Deflate's stored blocks, none of them the last."""
+    """Content as stored blocks of deflate, without the last block."""
     blocks = []
     for start in range(0, len(content), _BLOCK):
         block = content[start : start + _BLOCK]

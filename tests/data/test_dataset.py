@@ -80,7 +80,7 @@ def test_verify_names_the_shard_of_a_changed_row(
     content[content.index(pixels[70].tobytes())] ^= 1
     path.write_bytes(content)
     dataset.verify(np.array([0, 40, 110]))
-    with pytest.raises(UserError, match=r"00002\.arrow is not what preprocess wrote"):
+    with pytest.raises(UserError, match=r"00002\.arrow has changed since preprocess wrote it"):
         dataset.verify(np.array([41, 0]))
     with pytest.raises(UserError, match="00002"):
         dataset.verify()

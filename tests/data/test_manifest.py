@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ral.data.images import file_hashes as memory
+from ral.data.images import file_hashes
 from ral.data.images import locate as images
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.manifest import manifest_bytes, read_manifest
@@ -79,7 +79,7 @@ def test_unchanged_files_are_not_read_again(
         raise AssertionError("read again")
 
     monkeypatch.setattr(images, "stream_hash", refuse)
-    monkeypatch.setattr(memory, "file_sha256", refuse)
+    monkeypatch.setattr(file_hashes, "file_sha256", refuse)
     assert read(phantom_copy, known) == before
     assert len(images.list_images(phantom_copy, lambda _: None, known)[0]) == 400
     os.utime(phantom_copy / "test_list.txt")
@@ -94,7 +94,7 @@ def test_folder_that_leads_back_into_itself(phantom_copy: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no files"):
+    with pytest.raises(UserError, match="contains no files"):
         read_manifest(tmp_path, lambda _: None)
     with pytest.raises(UserError, match="does not exist"):
         read_manifest(tmp_path / "x", lambda _: None)

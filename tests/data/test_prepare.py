@@ -1,4 +1,4 @@
-"""Preprocessing: every kept image once, in shard order; what is left out is counted; the same bytes always."""
+"""Preprocessing: every included image once, in shard order; excluded images are counted; the same bytes always."""
 
 import io
 import shutil
@@ -75,8 +75,8 @@ def test_pixels_belong_to_their_labels(small_phantom: Path, tmp_path: Path) -> N
 def test_statistics_are_those_of_the_training_images(small_phantom: Path, tmp_path: Path) -> None:
     dataset = open_dataset(prepared(small_phantom, tmp_path / "out"))
     pixels = dataset.gather(dataset.rows("train")).astype(np.float64)
-    assert dataset.facts["pixel_mean"] == pytest.approx(pixels.mean(), abs=1e-6)
-    assert dataset.facts["pixel_deviation"] == pytest.approx(pixels.std(), abs=1e-6)
+    assert dataset.metadata["pixel_mean"] == pytest.approx(pixels.mean(), abs=1e-6)
+    assert dataset.metadata["pixel_deviation"] == pytest.approx(pixels.std(), abs=1e-6)
     counts = read_json(tmp_path / "out/class_counts.json")
     labels = dataset.targets()[dataset.rows("train")]
     for index, finding in enumerate(dataset.findings):
@@ -117,13 +117,13 @@ def test_rows_without_image_and_other_views_are_left_out_and_counted(
     drop_images(phantom_copy, slice(0, 380))
     views = pd.read_csv(phantom_copy / TABLE, index_col=False)["View Position"]
     out = prepared(phantom_copy, tmp_path / "out", views=["PA"], findings=["Effusion"])
-    facts = read_json(out / "dataset.json")
-    left = pd.read_parquet(out / "quarantine.parquet")
-    assert facts["left_out"] == {
+    metadata = read_json(out / "dataset.json")
+    excluded = pd.read_parquet(out / "quarantine.parquet")
+    assert metadata["left_out"] == {
         "no image": int((views[380:] == "PA").sum()),
         "view not in data.views": int((views == "AP").sum()),
     }
-    assert len(left) == sum(facts["left_out"].values()) == 400 - facts["images"]
+    assert len(excluded) == sum(metadata["left_out"].values()) == 400 - metadata["images"]
     assert set(open_dataset(out).studies["view"]) == {"PA"}
 
 
@@ -151,12 +151,14 @@ def test_image_that_vanishes_after_validation(phantom_copy: Path, tmp_path: Path
     images, _ = list_images(phantom_copy, lambda _: None)
     drop_images(phantom_copy, slice(0, 300))
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match=r"has gone\. Run validate again"):
+    with pytest.raises(UserError, match=r"no longer exists\. Run validate again"):
         prepare(params(phantom_copy), images, tmp_path / "out", DaskTarget(), lambda _: None)
 
 
 def test_nothing_left(small_phantom: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"No image .* is left: of 400 rows, 400 view not in data\.views"):
+    with pytest.raises(
+        UserError, match=r"No usable image in .* All 400 rows were excluded: 400 view not in data\.views"
+    ):
         prepared(small_phantom, tmp_path / "out", views=["LATERAL"])
 
 

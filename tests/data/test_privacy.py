@@ -12,7 +12,7 @@ from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, Spli
 from ral.config.environment import Environment
 from ral.data.dataset import open_dataset
 from ral.data.prepare import prepare
-from ral.data.privacy import LEAST, pseudonyms, read_salt
+from ral.data.privacy import MIN_SALT_BYTES, pseudonyms, read_salt
 from ral.errors import UserError
 
 # What only a person may know, planted in the columns of a hospital's table (tests/shipped.py) or PadChest's report.
@@ -100,7 +100,7 @@ def test_accepted_split_of_pseudonyms_keeps_old_patients(tmp_path: Path) -> None
     assert (again / "split.parquet").read_bytes() == (first / "split.parquet").read_bytes()
     (tmp_path / "c").mkdir()
     shutil.copytree(tmp_path / "b/baseline", tmp_path / "c/baseline")
-    with pytest.raises(UserError, match=r"would leave their split.*baseline/split\.parquet"):
+    with pytest.raises(UserError, match=r"would change their split.*baseline/split\.parquet"):
         chain(section, tmp_path / "c", method="hash", pseudonymise=str(tmp_path / "salt"))
 
 
@@ -131,8 +131,8 @@ def test_pseudonyms() -> None:
 
 
 def test_salt_must_be_there_and_long(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not exist\. Make one"):
+    with pytest.raises(UserError, match=r"does not exist\. Create one"):
         read_salt(tmp_path / "salt")
-    (tmp_path / "salt").write_bytes(b"x" * (LEAST - 1))
+    (tmp_path / "salt").write_bytes(b"x" * (MIN_SALT_BYTES - 1))
     with pytest.raises(UserError, match="needs at least 16"):
         read_salt(tmp_path / "salt")

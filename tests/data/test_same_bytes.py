@@ -107,7 +107,7 @@ def test_phantom_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
     write_phantom(tmp_path, PhantomConfig(images=200, size=48, floor=0.02, seed=1))
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()} == {
         "Data_Entry_2017.csv": "6c574757856aa195953e16a9b19be7b13ef2600ee9ff7abe224bab8355acb93c",
-        "README.txt": "7548e71304bc5e17bfd982e3292c5cffeb3c383d2cf6652bf206509b229487d6",
+        "README.txt": "0c70539d156dd62df2a154affadb02739c2a3906244e6ae1d13e09bdf48706f9",
         "images_001.tar.gz": "00c5aaa1fc347eb604e77da8d289546a2b92de60e7414159931c42e8d319b599",
         "test_list.txt": "98e1c4fe1acf7da75a5fa09abe7b7c2f539c124d3fa628b9ad6370919b7d4922",
         "train_val_list.txt": "ec0dd9875eb5243d6f79f14c670e742f0dcf5637dfa034f4b4bd3c31428b81d5",

@@ -96,7 +96,7 @@ def test_absent_images_by_parameter(run: Run, project: Path, phantom_copy: Path)
         run,
         project,
         "validate",
-        "image is present: not so in 1 rows",
+        '1 row failed "image is present"',
         gone.name,
         "data.missing_images to drop",
     )
@@ -104,14 +104,14 @@ def test_absent_images_by_parameter(run: Run, project: Path, phantom_copy: Path)
     validated(run, project)
     printed = run("python", "-m", "tasks.preprocess", cwd=project, PYTHONPATH=str(ROOT)).stdout
     assert "399 images" in printed
-    assert "1 left out: no image" in printed
+    assert "1 excluded: no image" in printed
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda image: image.rename(image.with_suffix(".PNG")), "(capital ending)"),
-        (lambda image: image.rename(image.with_suffix("")), "(without ending .png)"),
+        (lambda image: image.rename(image.with_suffix(".PNG")), "(upper-case extension)"),
+        (lambda image: image.rename(image.with_suffix("")), "(no extension .png)"),
         (lambda image: image.rename(image.parent.parent / image.name), "in another folder"),
     ],
     ids=["capitals", "no ending", "elsewhere"],
@@ -122,13 +122,11 @@ def test_missing_images_are_told_with_the_nearest(
     unpack(phantom_copy)
     image = sorted((phantom_copy / "images").iterdir())[7]
     change(image)
-    printed = refuse(run, project, "validate", f"looked for images/{image.name}; there is ")
-    assert words in printed or f"there is {image.name}" in printed
+    printed = refuse(run, project, "validate", f"looked for images/{image.name}; found ")
+    assert words in printed or f"found {image.name}" in printed
     set_params(project, {"data": {"missing_images": "drop"}})
     printed = run("python", "-m", "tasks.validate", cwd=project, PYTHONPATH=str(ROOT)).stdout
-    assert (
-        f"warning: image is present: not so in 1 rows. The first: row 9, {image.name}: looked for" in printed
-    )
+    assert f'warning: 1 row failed "image is present". The first: row 9, {image.name}: looked for' in printed
     assert "data.missing_images" not in printed
 
 

@@ -1,1 +1,1 @@
-"""From files of images to decoded pixels in shards: where they are, what they hold, what is kept of them."""
+"""From image files to pixel shards: locating, reading, decoding and caching images."""

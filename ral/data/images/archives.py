@@ -1,7 +1,7 @@
-"""Reads the images of archives (tar, gzipped tar, zip) as streams. An archive is never trusted.
+"""Streams the images of archives (tar, gzipped tar, zip), which are treated as untrusted input.
 
-Nothing is unpacked to disk, and no more is held in memory than what the caller reads of a member. Sizes that an
-archive claims are compared with limits first.
+Nothing is unpacked to disk, and memory holds only what the caller reads of a member. Sizes that an archive claims are
+checked against limits first.
 """
 
 import errno
@@ -17,23 +17,23 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, Protocol, Self
 
 from ral.data.images.file_names import is_image, is_utf8, shown
-from ral.data.images.limits import ANY_GROWTH, MOST_BYTES, MOST_GROWTH
+from ral.data.images.limits import EXPANSION_CHECK_BYTES, MAX_BYTES, MAX_EXPANSION
 from ral.errors import UserError
 
-# Bytes read at once. tarfile copies what is left of a block at every read, so larger ones are slower.
+# Bytes per read. tarfile copies the rest of a block at every read, so larger blocks are slower.
 BLOCK = 128 << 10
 
-# A member's header with its extensions; a name and its times take some hundred bytes.
-MOST_HEADER = 1 << 20
+# Limit of a member's header with its extensions; a name and its times take a few hundred bytes.
+MAX_HEADER_BYTES = 1 << 20
 
-GET_AGAIN = "Do not use this archive: get it again from its owner."
+DOWNLOAD_AGAIN = "Do not use this archive: download it again from its publisher."
 
 
 class Member(NamedTuple):
     """An image in an archive.
 
-    `name` is that inside the archive, with `/` between folders; `offset` is where its header begins (in the unpacked
-    archive, if it is gzipped). `stream` has its `size` bytes, and can be read until the next member is asked for.
+    `name` is the path inside the archive, with `/` between folders; `offset` is that of the header (in the unpacked
+    archive, if it is gzipped). `stream` has `size` bytes and can be read until the next member is requested.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Member(NamedTuple):
 
 
 class Readable(Protocol):
-    """What is read from front to back."""
+    """A stream that is read sequentially."""
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes; none at the end."""
@@ -52,16 +52,16 @@ class Readable(Protocol):
 def members(archive: Path, stream: Readable, wanted: Sequence[int] | None = None) -> Iterator[Member]:
     """Yield the images of an archive in the order of their offsets.
 
-    A zip is read at the wanted members only. A plain tar is read from the first wanted member to the last, a gzipped
-    one is unpacked up to the first.
+    Of a zip, only the wanted members are read. A plain tar is read from the first wanted member to the last; a gzipped
+    tar is also unpacked up to the first.
 
     Args:
-        archive: its path; the ending says of which kind it is.
-        stream: the archive, opened at its begin; a zip's must be one that can seek, a tar's only if `wanted` is given.
-        wanted: ascending offsets of the members to yield; None yields all, and checks that the archive is whole.
+        archive: its path; the extension gives the kind.
+        stream: the archive, positioned at its start; must be seekable for a zip, and for a tar if `wanted` is given.
+        wanted: ascending offsets of the members to yield; None yields all, and checks that the archive is complete.
 
     Raises:
-        UserError: the archive is of another kind, or holds what a well-made archive of images does not.
+        UserError: the extension does not match the format, or the archive has unsafe or invalid members.
     """
     kind = _kind(archive)
     if kind == "zip":
@@ -71,8 +71,8 @@ def members(archive: Path, stream: Readable, wanted: Sequence[int] | None = None
 
 
 @contextmanager
-def naming_damage(archive: Path) -> Iterator[None]:
-    """Turn what goes wrong while an archive's members are read into one message.
+def explain_damage(archive: Path) -> Iterator[None]:
+    """Turn exceptions raised while reading an archive into one clear message.
 
     Raises:
         UserError: the archive is truncated or damaged.
@@ -87,86 +87,88 @@ def naming_damage(archive: Path) -> Iterator[None]:
         EOFError,
         ValueError,
         OverflowError,
-        RuntimeError,  # of zipfile; headers without end are a RecursionError
+        RuntimeError,  # zipfile; endless headers raise RecursionError
         OSError,
     ) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        other = ", or unpack it into a folder images/ if another program can" if is_zip(archive) else ""
+        alternative = ", or unpack it into a folder images/ with another program" if is_zip(archive) else ""
         raise UserError(
-            f"{shown(archive)} is truncated or damaged ({shown(error)}). Download it again{other}."
+            f"{shown(archive)} is truncated or damaged ({shown(error)}). Download it again{alternative}."
         ) from None
 
 
 def is_zip(archive: Path) -> bool:
-    """Whether an archive is a zip by its name."""
+    """Whether an archive is a zip, by its name."""
     return archive.name.lower().endswith(".zip")
 
 
 def _kind(archive: Path) -> str:
-    """What an archive is (tar, gzip or zip), which its ending must say too."""
+    """Format of an archive (tar, gzip or zip), which must match its extension."""
     tar = archive.name.lower().endswith(".tar")
     expected = "tar" if tar else "zip" if is_zip(archive) else "gzip"
     with archive.open("rb") as stream:
         head = stream.read(512)
-    found = None
+    detected = None
     if head.startswith(b"\x1f\x8b"):
-        found = "gzip"
+        detected = "gzip"
     elif head.startswith((b"PK\3\4", b"PK\5\6")):
-        found = "zip"
+        detected = "zip"
     elif head[257:262] == b"ustar":
-        found = "tar"
-    if found not in (None, expected):
-        right = {"tar": ".tar", "zip": ".zip", "gzip": ".tar.gz"}[found]
+        detected = "tar"
+    if detected not in (None, expected):
+        extension = {"tar": ".tar", "zip": ".zip", "gzip": ".tar.gz"}[detected]
         raise UserError(
-            f"{shown(archive)} is a {found} file, which its ending does not say. Rename it to end in {right}."
+            f"{shown(archive)} is a {detected} file with the wrong extension. Rename it to end in {extension}."
         )
-    if found is None and expected == "gzip" and head:
-        raise UserError(f"{shown(archive)} is not a gzip file, and so damaged. Download it again.")
+    if detected is None and expected == "gzip" and head:
+        raise UserError(f"{shown(archive)} is not a gzip file. It is damaged: download it again.")
     return expected
 
 
 def _check_member(archive: Path, name: str, regular: bool) -> None:
-    """Refuse what leads out of the archive, or is neither a file nor a folder."""
+    """Reject a member that points outside the archive, or is neither a file nor a folder."""
     if name.startswith("/") or name[1:3] == ":/" or ".." in PurePosixPath(name).parts:
-        raise UserError(f"{shown(archive)}: member `{shown(name)}` points outside the archive. {GET_AGAIN}")
+        raise UserError(
+            f"{shown(archive)}: member `{shown(name)}` points outside the archive. {DOWNLOAD_AGAIN}"
+        )
     if not regular:
         raise UserError(
-            f"{shown(archive)}: member `{shown(name)}` is a link or device, not an image. {GET_AGAIN}"
+            f"{shown(archive)}: member `{shown(name)}` is a link or device, not an image. {DOWNLOAD_AGAIN}"
         )
 
 
 def _check_image(archive: Path, name: str, size: int) -> None:
-    """Refuse an image whose name or size cannot be."""
+    """Reject an image with an invalid name or size."""
     if not is_utf8(name):
         raise UserError(
             f"{shown(archive)}: the name of member `{shown(name)}` is not UTF-8. Unpack the archive into a folder "
-            "images/, rename that file, and move the archive away."
+            "images/, rename that file, and remove the archive from the data folder."
         )
     check_size(f"{shown(archive)}: member `{shown(name)}`", size)
 
 
 def check_size(name: str, size: int) -> None:
-    """Check, before it is read, that an image is no larger than an image can be.
+    """Check the size of an image file before it is read.
 
     Raises:
-        UserError: it is larger.
+        UserError: it is too large.
     """
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise UserError(
-            f"{name} has {size:,} bytes; an image has at most {MOST_BYTES:,}. Leave it out of the data folder."
+            f"{name} has {size:,} bytes; the limit for an image is {MAX_BYTES:,}. Remove it from the data folder."
         )
 
 
 def _check_growth(archive: Path, packed: int, unpacked: int) -> None:
-    if unpacked > max(ANY_GROWTH, MOST_GROWTH * packed):
+    if unpacked > max(EXPANSION_CHECK_BYTES, MAX_EXPANSION * packed):
         raise UserError(
-            f"{shown(archive)} unpacks to more than {MOST_GROWTH} times its size, which images never do. {GET_AGAIN}"
+            f"{shown(archive)} unpacks to more than {MAX_EXPANSION} times its size, like a decompression bomb. {DOWNLOAD_AGAIN}"
         )
 
 
 class Gunzip:
-    """A gzipped stream, unpacked as it is read; checksums are compared. (gzip.GzipFile reads 8 kB at a time.)"""
+    """Unpacks a gzipped stream and verifies its checksums. (gzip.GzipFile would read only 8 kB at a time.)"""
 
     def __init__(self, archive: Path, stream: Readable) -> None:
         self._archive, self._stream = archive, stream
@@ -199,8 +201,8 @@ class Gunzip:
         return block
 
 
-class _Header(tarfile.TarInfo):
-    """Says of a damaged header that it is damaged: tarfile takes it for the archive's end, and images would be missing."""
+class _StrictTarInfo(tarfile.TarInfo):
+    """Raises an error for a damaged header. tarfile would treat it as the end of the archive and skip images."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -211,23 +213,23 @@ class _Header(tarfile.TarInfo):
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(error)) from None
         if header.size < 0:
-            raise tarfile.ReadError("a size below 0")
+            raise tarfile.ReadError("negative size")
         return header
 
 
-class _Guarded:
-    """A stream that ends with an error where a header is read that never ends."""
+class _HeaderGuard:
+    """A stream that raises an error if a header is too long."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream, self.position = stream, 0
-        self.limit: float = MOST_HEADER + 2 * BLOCK  # tarfile reads a block ahead
+        self.limit: float = MAX_HEADER_BYTES + 2 * BLOCK  # tarfile reads a block ahead
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes; none at the end."""
         block = self._stream.read(size)
         self.position += len(block)
         if self.position > self.limit:
-            raise tarfile.ReadError(f"a header of more than {MOST_HEADER:,} bytes")
+            raise tarfile.ReadError(f"a header of more than {MAX_HEADER_BYTES:,} bytes")
         return block
 
 
@@ -235,14 +237,14 @@ def _tar_members(archive: Path, packed: Readable, wanted: Sequence[int] | None) 
     start = wanted[0] if wanted else 0
     chosen = None if wanted is None else set(wanted)
     _skip(packed, start)
-    guarded = _Guarded(packed)
-    options = {"bufsize": BLOCK, "tarinfo": _Header, "encoding": "utf-8", "errors": "surrogateescape"}
+    guarded = _HeaderGuard(packed)
+    options = {"bufsize": BLOCK, "tarinfo": _StrictTarInfo, "encoding": "utf-8", "errors": "surrogateescape"}
     with tarfile.open(fileobj=guarded, mode="r|", **options) as tar:  # type: ignore[call-overload]
         while (member := tar.next()) is not None:
-            tar.members.clear()  # it would keep them all
+            tar.members.clear()  # it would keep all members in memory
             guarded.limit = math.inf
-            if member.size < 0:  # an extended header may say so
-                raise tarfile.ReadError("a size below 0")
+            if member.size < 0:  # possible in an extended header
+                raise tarfile.ReadError("negative size")
             _check_member(archive, member.name, member.isfile() or member.isdir())
             if member.isfile() and is_image(member.name):
                 offset = start + member.offset
@@ -251,19 +253,19 @@ def _tar_members(archive: Path, packed: Readable, wanted: Sequence[int] | None) 
                     yield Member(member.name, offset, member.size, tar.extractfile(member))
                 if wanted and offset >= wanted[-1]:
                     return
-            guarded.limit = max(tar.offset, guarded.position) + MOST_HEADER + 2 * BLOCK
+            guarded.limit = max(tar.offset, guarded.position) + MAX_HEADER_BYTES + 2 * BLOCK
         guarded.limit = math.inf
-        while block := tar.fileobj.read(BLOCK):  # gzip compares its checksum at the very end
+        while block := tar.fileobj.read(BLOCK):  # gzip verifies its checksum at the very end
             if block.strip(b"\0"):
                 raise UserError(
-                    f"{shown(archive)} goes on behind its end mark, as archives do that were joined with cat. Keep "
-                    "them apart, or unpack it with `tar --ignore-zeros` into a folder images/."
+                    f"{shown(archive)} has data after its end mark, as if archives were concatenated. Keep them "
+                    "separate, or unpack it with `tar --ignore-zeros` into a folder images/."
                 )
 
 
 def _skip(stream: Readable, size: int) -> None:
     if isinstance(stream, Gunzip):
-        while size and (block := stream.read(min(BLOCK, size))):  # it may have become shorter
+        while size and (block := stream.read(min(BLOCK, size))):  # the file may have been truncated
             size -= len(block)
     elif size:
         stream.seek(size)  # type: ignore[attr-defined]
@@ -295,31 +297,33 @@ def _zip_members(archive: Path, stream: IO[bytes], wanted: Sequence[int] | None)
                     yield Member(name, entry.header_offset, entry.file_size, content)
 
 
-def _check_count(stream: IO[bytes], found: int, comment: int) -> None:
-    """Hold a zip's list of members to the number that its last record says; zipfile does not."""
+def _check_count(stream: IO[bytes], listed: int, comment: int) -> None:
+    """Compare the number of listed members with the number in the last record of a zip; zipfile does not."""
     stream.seek(-22 - comment, 2)
     record = stream.read(12)
-    said = int.from_bytes(record[10:], "little")
-    if record.startswith(b"PK\5\6") and said not in (0xFFFF, found % 0x10000):
-        raise zipfile.BadZipFile(f"it lists {found} of {said} members")
+    expected = int.from_bytes(record[10:], "little")
+    if record.startswith(b"PK\5\6") and expected not in (0xFFFF, listed % 0x10000):
+        raise zipfile.BadZipFile(f"it lists {listed} of {expected} members")
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> str:
-    """A member's name. Without the mark for UTF-8 it is old Windows' (code page 437), or macOS', which forgets the mark."""
+    """Decode a member's name. Without the UTF-8 flag it is code page 437, or UTF-8 written by macOS without the flag."""
     name = entry.filename
     if not entry.flag_bits & 0x800:
         with suppress(UnicodeError):
             name = name.encode("cp437").decode()
-    return name.replace("\\", "/")  # as some packers on Windows write it
+    return name.replace("\\", "/")  # written by some Windows tools
 
 
 def _check_entry(archive: Path, name: str, entry: zipfile.ZipInfo) -> None:
-    place = f"{shown(archive)}: member `{shown(name)}`"
+    label = f"{shown(archive)}: member `{shown(name)}`"
     if entry.flag_bits & 0x41:
-        raise UserError(f"{place} is encrypted. Unpack the archive with its password, and move it away.")
+        raise UserError(
+            f"{label} is encrypted. Unpack the archive with its password, and remove it from the data folder."
+        )
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(
-            f"{place} is compressed by method {entry.compress_type}; only plain and deflated members are read. Unpack "
-            "the archive into a folder images/, and move it away."
+            f"{label} is compressed by method {entry.compress_type}; only stored and deflated members are supported. "
+            "Unpack the archive into a folder images/, and remove it from the data folder."
         )
     _check_image(archive, name, entry.file_size)

@@ -1,8 +1,8 @@
-"""Decoded images by their content: each is decoded once in its life, whatever archive or folder it comes in.
+"""Cache of decoded images by content hash: each image is decoded once, whatever archive or folder it comes from.
 
-`state_dir/images/<size-fit-range-code>/` has Arrow files ("chunks") of a few hundred images, each image under the hash of its
-file's content (and whether it was inverted). The folder's name is made of the parameters, the code and the library versions that decode, so another
-way of decoding never meets these pixels. Chunks are written whole or not at all, carry a checksum, and are private.
+`state_dir/images/<size-fit-range-code>/` has Arrow files ("chunks") of a few hundred images. The key of an image is the
+hash of its file (and whether it was inverted). The folder name covers the parameters, code and library versions of the
+decoder, so pixels of different decoders never mix. Chunks are written atomically, have a checksum, and are private.
 """
 
 import hashlib
@@ -23,28 +23,28 @@ from ral.data.images.decode import Range
 from ral.data.images.resize import Fit
 from ral.files import private_file, private_folder, remove_stale_drafts
 
-# Images of a chunk, and its most bytes: what a killed worker loses, and the memory that one needs.
+# Limits of a chunk: what a killed worker loses, and the memory that it needs.
 CHUNK_IMAGES, CHUNK_BYTES = 256, 64 << 20
 
-# Files and packages that decide what an image's pixels become.
+# Source files and packages that determine the decoded pixels.
 _CODE = (
     "decode.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py", "histogram.py", "bad_image.py", "limits.py",
 )  # fmt: skip
 _PACKAGES = ("pillow", "numpy", "scipy", "pydicom", "python-gdcm")
 
-# Columns of what is said of an image.
+# Text columns of a chunk.
 _REMARKS = ("reason", "detail", "note")
 
 
-class Damaged(Exception):
-    """A chunk is not what was written; it has been removed."""
+class DamagedChunkError(Exception):
+    """A chunk was damaged; it has been removed."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images of one file of the store.
+    """Images of one cache file.
 
-    `images` is uint8 [images, size, size]; `sums` int64 [images, 2] has each image's sum of pixels and of their squares.
+    `images` is uint8 [images, size, size]; `sums`, int64 [images, 2], has the sum of pixels and of squared pixels.
     """
 
     images: np.ndarray
@@ -53,21 +53,21 @@ class Chunk:
 
 @dataclass(frozen=True)
 class CacheLookup:
-    """Where images are in the store; one entry per image asked for."""
+    """Locations of images in the cache; one entry per requested image."""
 
     chunk: np.ndarray
-    """Index into `names`, or -1 where the store does not have the image."""
+    """Index into `names`, or -1 if the image is not cached."""
     row: np.ndarray
     names: tuple[str, ...]
     reason: list[str]
     """Why the image cannot be used, or ""."""
     detail: list[str]
     note: list[str]
-    """What is to be said of an image that is used (`ral.data.images.decode.NOTES`), or ""."""
+    """Remark on a usable image (`ral.data.images.decode.NOTES`), or ""."""
 
 
 def decoding_version(size: int, fit: Fit, value_range: Range) -> str:
-    """Name of one way of decoding: parameters, code and libraries."""
+    """Identifies a decoder: parameters, code and libraries."""
     digest = hashlib.sha256()
     for name in _CODE:
         digest.update(Path(__file__).with_name(name).read_bytes())
@@ -80,15 +80,15 @@ def decoding_version(size: int, fit: Fit, value_range: Range) -> str:
 
 
 def chunk_images(size: int) -> int:
-    """Images of a chunk of images of this size."""
+    """Images per chunk for images of this size."""
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // size**2))
 
 
 class DecodedImageCache:
-    """The chunks of one way of decoding.
+    """The cached chunks of one decoder version.
 
     Args:
-        folder: where they are; made if it is missing.
+        folder: folder of the chunks; created if missing.
         size: height and width of an image.
     """
 
@@ -97,13 +97,13 @@ class DecodedImageCache:
 
     @classmethod
     def open(cls, state_dir: Path, size: int, fit: Fit, value_range: Range) -> "DecodedImageCache":
-        """The store of a user's state folder for one way of decoding."""
+        """Open the cache in a state folder for one decoder version."""
         private_folder(state_dir)
         private_folder(state_dir / "images")
         return cls(state_dir / "images" / decoding_version(size, fit, value_range), size)
 
     def path(self, hashes: Sequence[str]) -> Path:
-        """The file of a chunk of just these images."""
+        """File of the chunk with exactly these images."""
         return self.folder / f"{hashlib.sha256(','.join(hashes).encode()).hexdigest()[:32]}.arrow"
 
     def write(
@@ -117,16 +117,16 @@ class DecodedImageCache:
 
         Args:
             hashes: content hash per image.
-            images: uint8 [images, size, size]; of an image with a fault, anything.
-            faults: (reason, detail) per image, ("", "") for a good one.
-            notes: per image, mostly "".
+            images: uint8 [images, size, size]; arbitrary for images with a fault.
+            faults: (reason, detail) per image, ("", "") for usable images.
+            notes: one per image, usually "".
 
         Raises:
             OSError: the disk is full, or not writable.
         """
         flat = np.ascontiguousarray(images).reshape(len(images), -1)
         sums = np.empty((len(flat), 2), np.int64)
-        wide = np.empty(images.shape[1:], np.uint32)  # a row of pixels adds up to less than 2^32, and fast
+        wide = np.empty(images.shape[1:], np.uint32)  # fast, and the sum of a row of pixels is below 2^32
         for row, image in zip(sums, images, strict=True):
             wide[:] = image
             row[0] = wide.sum(1, np.uint32).sum(dtype=np.int64)
@@ -155,25 +155,25 @@ class DecodedImageCache:
             writer.write_batch(table)
 
     def read(self, name: str) -> Chunk:
-        """A chunk, checked and memory-mapped.
+        """Memory-map a chunk and verify its checksum.
 
         Raises:
-            Damaged: its bytes are not those that were written; the file is gone now.
+            DamagedChunkError: the checksum does not match; the file has been removed.
         """
         path = self.folder / name
         try:
             table = _open(path)
             if table.schema.metadata[b"checksum"] != _checksum(table).encode():
                 raise pa.ArrowInvalid("checksum")
-            os.utime(path)  # used today: see `prune`
+            os.utime(path)  # marks the last use for `prune`
             sums = np.stack([table.column(name).to_numpy() for name in ("sum", "squares")], 1)
             return Chunk(_pixels(table).reshape(-1, self.size, self.size), sums)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             path.unlink(missing_ok=True)
-            raise Damaged(name) from None
+            raise DamagedChunkError(name) from None
 
     def find(self, hashes: "Sequence[str] | pd.Series[str]") -> CacheLookup:
-        """Look images up; chunks that cannot be opened are removed."""
+        """Look up images; chunks that cannot be opened are removed."""
         names, parts = [], []
         for path in sorted(self.folder.glob("*.arrow")):
             try:
@@ -182,17 +182,17 @@ class DecodedImageCache:
             except (pa.ArrowException, OSError, KeyError):
                 path.unlink(missing_ok=True)
         if not parts:
-            nowhere = np.full(len(hashes), -1)
-            return CacheLookup(nowhere, nowhere, (), *([""] * len(hashes) for _ in _REMARKS))
+            absent = np.full(len(hashes), -1)
+            return CacheLookup(absent, absent, (), *([""] * len(hashes) for _ in _REMARKS))
         known = pa.Table.from_batches(parts).combine_chunks()
-        place = pc.index_in(pa.array(hashes, pa.string()), known["hash"])
+        index = pc.index_in(pa.array(hashes, pa.string()), known["hash"])
         starts = np.cumsum([0, *(part.num_rows for part in parts)])
-        at = place.fill_null(-1).to_numpy().astype(np.int64)
-        chunk = np.searchsorted(starts, at, side="right") - 1
-        reason, detail, note = (known[name].take(place).fill_null("").to_pylist() for name in _REMARKS)
+        image = index.fill_null(-1).to_numpy().astype(np.int64)
+        chunk = np.searchsorted(starts, image, side="right") - 1
+        reason, detail, note = (known[name].take(index).fill_null("").to_pylist() for name in _REMARKS)
         return CacheLookup(
-            chunk=np.where(at < 0, -1, chunk),
-            row=at - starts[chunk],
+            chunk=np.where(image < 0, -1, chunk),
+            row=image - starts[chunk],
             names=tuple(names),
             reason=reason,
             detail=detail,
@@ -200,10 +200,10 @@ class DecodedImageCache:
         )
 
 
-def prune(state_dir: Path, most_bytes: int | None = None, most_days: float | None = None) -> int:
-    """Remove chunks that were not used for `most_days`, then the longest unused until `most_bytes` are left.
+def prune(state_dir: Path, max_bytes: int | None = None, max_days: float | None = None) -> int:
+    """Remove chunks that were not used for `max_days`, then the least recently used until `max_bytes` remain.
 
-    A chunk counts as used when a step packs images from it. Losing one costs decoding its images again, no more.
+    A chunk counts as used when a step packs images from it. Images of removed chunks are decoded again when needed.
 
     Returns:
         Bytes freed.
@@ -213,16 +213,16 @@ def prune(state_dir: Path, most_bytes: int | None = None, most_days: float | Non
         ((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*/*.arrow")),
         key=lambda file: file[0],
     )
-    kept, freed = sum(size for _, size, _ in files), 0
+    remaining, freed = sum(size for _, size, _ in files), 0
     for used, size, path in files:
-        old = most_days is not None and time.time() - used > most_days * 86400
-        if old or (most_bytes is not None and kept > most_bytes):
+        expired = max_days is not None and time.time() - used > max_days * 86400
+        if expired or (max_bytes is not None and remaining > max_bytes):
             path.unlink(missing_ok=True)
-            kept, freed = kept - size, freed + size
-    for way in folder.glob("*"):
-        remove_stale_drafts(way)
-        if not any(way.iterdir()):
-            shutil.rmtree(way, ignore_errors=True)
+            remaining, freed = remaining - size, freed + size
+    for version_folder in folder.glob("*"):
+        remove_stale_drafts(version_folder)
+        if not any(version_folder.iterdir()):
+            shutil.rmtree(version_folder, ignore_errors=True)
     return freed
 
 
@@ -241,6 +241,6 @@ def _checksum(table: pa.RecordBatch) -> str:
 
 
 def _pixels(table: pa.RecordBatch) -> np.ndarray:
-    """The pixels of a chunk, flat; a view."""
+    """Flat view of the pixels of a chunk."""
     column = table.column("pixels")
     return np.frombuffer(column.buffers()[1], np.uint8, table.num_rows * column.type.byte_width)

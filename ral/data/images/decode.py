@@ -1,4 +1,4 @@
-"""From the bytes of an image to a square grayscale image of fixed size."""
+"""Decodes image files to square grayscale images of fixed size."""
 
 import io
 import struct
@@ -10,25 +10,25 @@ from PIL import Image, UnidentifiedImageError
 
 from ral.data.images.bad_image import BadImage, check_extent
 from ral.data.images.histogram import histogram
-from ral.data.images.limits import MOST_BYTES
+from ral.data.images.limits import MAX_BYTES
 from ral.data.images.resize import Fit, to_square
 
-# Pillow would only warn, so its own limit is off.
+# Pillow would only warn; `check_extent` raises an error instead.
 Image.MAX_IMAGE_PIXELS = None
 
-# It is told by a note that names the image.
+# Reported by a note instead, which names the image.
 warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")
 
-# An image is enlarged by this at most: a larger factor would train on a smear of a few pixels.
-MOST_ENLARGED = 8
+# Maximum enlargement: beyond this factor an image would be a blur of a few pixels.
+MAX_ENLARGEMENT = 8
 
 Range = Literal["own", "percentile"]
 
-# Pillow's modes of 8 bits and less, and that of 16 bits.
+# Pillow modes of up to 8 bits, and of 16 bits.
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 SIXTEEN_BIT = "I;16"
 
-# What may be said of an image that is used all the same: a word -> what it means and what to do.
+# Remarks on usable images: name -> meaning and remedy.
 NOTES = {
     "saturated": (
         "at most 1 % of the pixels at either end take more than half of the 16-bit range, so that the rest has little "
@@ -50,11 +50,11 @@ def decode(
     value_range: Range = "own",
     invert: bool = False,
 ) -> np.ndarray:
-    """The pixels of `decode_noted` alone."""
-    return decode_noted(content, size, name, fit, value_range, invert)[0]
+    """Decode one image as `decode_with_note` does, without the note."""
+    return decode_with_note(content, size, name, fit, value_range, invert)[0]
 
 
-def decode_noted(
+def decode_with_note(
     content: bytes,
     size: int,
     name: str,
@@ -64,27 +64,27 @@ def decode_noted(
 ) -> tuple[np.ndarray, str]:
     """Decode one image to uint8 [size, size], grayscale, resized by area averaging.
 
-    Images of 8 bits keep their values. Deeper ones (16-bit PNG, DICOM) are averaged at full depth and rounded to 8
-    bits once, at the end. A 16-bit PNG says nothing of the range that it uses, so `value_range` decides; of a DICOM
-    image, its window or lookup table does (`ral.data.images.dicom`).
+    8-bit images keep their values. Deeper ones (16-bit PNG, DICOM) are averaged at full depth and rounded to 8 bits once,
+    at the end. A 16-bit PNG does not specify its value range, so `value_range` determines it; a DICOM image has a window
+    or lookup table (`ral.data.images.dicom`).
 
     Args:
         content: the image file: PNG, JPEG or DICOM.
         size: height and width wanted.
-        name: where the image comes from, for the error.
+        name: the image and its location, for the error.
         fit: stretch the image to the square, pad its shorter side with black, or crop its longer side, both evenly.
-        value_range: what of a 16-bit PNG is black and white: its least and greatest value (own), or its 1st and
-            99th percentile.
-        invert: high values of a PNG or JPEG are dark; a DICOM image says so itself.
+        value_range: values of a 16-bit PNG that map to black and white: its minimum and maximum (own), or its 1st
+            and 99th percentile.
+        invert: high values of a PNG or JPEG are dark; DICOM images have a tag for it.
 
     Returns:
-        The pixels, and words of NOTES joined by commas, mostly none.
+        The pixels, and keys of NOTES joined by commas, usually none.
 
     Raises:
-        BadImage: the content is no image, is cut short, or its size or pixels are not those of an image.
+        BadImage: the content is not an image, is truncated, or has an invalid size or invalid pixels.
         UserError: a DICOM image needs a package that is not installed.
     """
-    if len(content) > MOST_BYTES:
+    if len(content) > MAX_BYTES:
         raise BadImage(name, "is too large to be an image", f"{len(content)} bytes")
     start = dicom_start(content)
     if start is not None:
@@ -98,15 +98,15 @@ def decode_noted(
     black, white, saturated = _sixteen_bit_range(values, value_range)
     if value_range == "percentile":
         values = np.clip(values, black, white)
-    note = ",".join(word for word in (note, "saturated" if saturated else "") if word)
+    note = ",".join(key for key in (note, "saturated" if saturated else "") if key)
     return _square(values, black, white, size, name, fit, invert), note
 
 
 def _sixteen_bit_range(values: np.ndarray, value_range: Range) -> tuple[int, int, bool]:
-    """Black, white, and whether a few pixels take most of the range between them.
+    """Black, white, and whether a few pixels take up most of the range between them.
 
-    The percentiles are values of pixels: the least at or below which are 1 % and 99 % of them. Where both are the
-    same value, they leave no range, and the image's own is taken.
+    The percentiles are pixel values: the smallest values at or below which 1 % and 99 % of the pixels lie. If both are
+    equal, minimum and maximum are used instead.
     """
     counts = histogram(values)
     used, below = np.flatnonzero(counts), counts.cumsum() * 100
@@ -121,19 +121,19 @@ def _square(
     values: np.ndarray, black: int, white: int, size: int, name: str, fit: Fit, invert: bool = False
 ) -> np.ndarray:
     height, width = values.shape
-    if min(height, width) * MOST_ENLARGED < size:
+    if min(height, width) * MAX_ENLARGEMENT < size:
         raise BadImage(name, "is too small to be an image", f"{width} x {height} pixels")
     if black == white:
         raise BadImage(name, "is blank", f"every pixel is {black}")
     square = to_square(values, black, white, size, fit, invert)
-    # A blank image stays blank when it is resized, and the small one is looked through in no time; not so if padded.
+    # A blank image stays blank when resized, and checking the small one is fast; padding hides blankness.
     if (fit == "pad" or square.min() == square.max()) and values.min() == values.max():
         raise BadImage(name, "is blank", f"every pixel is {values.flat[0]}")
     return square
 
 
 def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
-    """Pixels of a PNG or JPEG file as its EXIF orientation says, uint8 or uint16 [height, width], and a note."""
+    """Pixels of a PNG or JPEG file in its EXIF orientation, uint8 or uint16 [height, width], and a note."""
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
             check_extent(image.width, image.height, name, len(content))
@@ -141,11 +141,11 @@ def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
             if not deep and image.mode not in EIGHT_BIT:
                 raise BadImage(name, "has a kind of pixels that is not known", f"Pillow's mode {image.mode}")
             if image.format == "PNG" and content[24] == 16 and not deep:
-                # Pillow would keep the upper 8 bits alone, of which a 12-bit image uses four.
+                # Pillow would keep only the upper 8 bits, of which a 12-bit image uses four.
                 raise BadImage(name, "has 16 bits with colour or transparency", "save it as 16-bit gray")
             image.load()
             orientation, note = _orientation(image.info.get("exif", b""))
-            # Transparency is dropped: `convert` would make such a palette warn.
+            # Drop transparency: `convert` would warn about palettes with it.
             image.info.pop("transparency", None)
             values = np.asarray(image if deep or image.mode == "L" else image.convert("L"))
     except UnidentifiedImageError:
@@ -156,7 +156,7 @@ def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
 
 
 def _orientation(exif: bytes) -> tuple[int, str]:
-    """The orientation 1 to 8 in EXIF data, and a note."""
+    """Orientation (1 to 8) from EXIF data, and a note."""
     exif = exif.removeprefix(b"Exif\0\0")
     if not any(exif):
         return 1, ""
@@ -164,10 +164,10 @@ def _orientation(exif: bytes) -> tuple[int, str]:
         order = {b"II": "<", b"MM": ">"}[exif[:2]]
         (table,) = struct.unpack_from(f"{order}L", exif, 4)
         (entries,) = struct.unpack_from(f"{order}H", exif, table)
-        for at in range(table + 2, table + 2 + 12 * entries, 12):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHLL", exif, at)
+        for offset in range(table + 2, table + 2 + 12 * entries, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHLL", exif, offset)
             if tag == 0x0112:
-                # A number of two bytes stands in the first half of its four.
+                # A two-byte number is in the first half of the four-byte field.
                 value = value if kind == 4 else value & 0xFFFF if order == "<" else value >> 16
                 return (value, "") if 1 <= value <= 8 else (1, "")
     except (KeyError, struct.error):
@@ -176,7 +176,7 @@ def _orientation(exif: bytes) -> tuple[int, str]:
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo a camera's rotation: orientations 5 to 8 have rows and columns exchanged, then two bits say which are mirrored."""
+    """Apply the EXIF orientation: 5 to 8 transpose; then rows, columns or both may be mirrored."""
     if orientation >= 5:
         values = values.T
     if orientation in (3, 4, 7, 8):
@@ -192,9 +192,9 @@ _VALUE_REPRESENTATIONS = frozenset(
 
 
 def dicom_start(content: bytes) -> int | None:
-    """Where the first element of a DICOM file is; None if it is none.
+    """Offset of the first element of a DICOM file; None if the content is not DICOM.
 
-    It is behind 128 bytes and DICM, but some files lack the 128 bytes, DICM, or both.
+    It normally follows a preamble of 128 bytes and `DICM`, but some files lack one or both.
     """
     if content[128:132] == b"DICM":
         return 132
@@ -206,9 +206,9 @@ def dicom_start(content: bytes) -> int | None:
 
 
 def _begins_with_element(content: bytes) -> bool:
-    """Whether the first bytes are an element of group 2 or 8, with which DICOM files begin."""
+    """Whether the first bytes are an element of group 2 or 8, as at the start of a DICOM file."""
     little = content[:2] in (b"\2\0", b"\10\0")
     if len(content) < 8 or not (little or content[:2] in (b"\0\2", b"\0\10")):
         return False
-    # Without a value representation there is a length of four bytes, and the first elements are short.
+    # Without a value representation there is a four-byte length, and the first elements are short.
     return content[4:6] in _VALUE_REPRESENTATIONS or (little and content[6:8] == b"\0\0")

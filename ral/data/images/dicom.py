@@ -1,9 +1,9 @@
-"""The pixels of a DICOM image, and nothing else of it: only the tags listed here are ever read.
+"""Reads the pixels of a DICOM image. Only the tags listed here are ever read.
 
     pip install -c constraints.txt -e '.[dicom]'    # pydicom, and GDCM for the compressed transfer syntaxes
 
 Uncompressed and RLE images need pydicom alone; JPEG (baseline, lossless), JPEG-LS and JPEG 2000 need GDCM.
-How stored values become what a screen shows: `ral.data.images.dicom_display`.
+For the mapping of stored values to display values see `ral.data.images.dicom_display`.
 """
 
 import io
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ral.data.images.bad_image import BadImage, check_extent
-from ral.data.images.limits import MOST_BYTES
+from ral.data.images.limits import MAX_BYTES
 from ral.errors import UserError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# What is needed to show the image. No name, date, id, free text or place is among them, so none can be passed on.
+# Tags needed to display the image. None contains names, dates, ids, free text or locations, so none can leak.
 TAGS = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -49,84 +49,84 @@ TAGS = (
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
-# Value representations whose length takes four bytes instead of two.
+# Value representations with a length field of four bytes instead of two.
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
 
 def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
-    """The pixels of a DICOM image as a reader's screen shows them: black is 0, white the greatest value of the type.
+    """Read the display values of a DICOM image: black is 0, white is the maximum of the type.
 
     Args:
         content: the file.
-        start: where its first element is (`ral.data.images.decode.dicom_start`).
-        name: where the image comes from, for the error.
+        start: offset of its first element (`ral.data.images.decode.dicom_start`).
+        name: the image and its location, for the error.
 
     Returns:
-        Values uint16 [height, width], and a note (`ral.data.images.decode.NOTES`), mostly "".
+        Values uint16 [height, width], and a note (`ral.data.images.decode.NOTES`), usually "".
 
     Raises:
-        BadImage: the file is damaged, has no pixels, or is no single grayscale image.
-        UserError: pydicom, or the decoder that this image needs, is not installed.
+        BadImage: the file is damaged, has no pixels, or is not a single grayscale image.
+        UserError: pydicom or the decoder for this image is not installed.
     """
     try:
         import pydicom
     except ImportError:
         raise UserError(
-            f"{name} is a DICOM file, and pydicom is not installed. Install it: pip install -c constraints.txt -e '.[dicom]'"
+            f"{name} is a DICOM file, but pydicom is not installed. Install it: pip install -c constraints.txt -e '.[dicom]'"
         ) from None
     from ral.data.images.dicom_display import display, display_colour
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that do not keep to the standard; what matters is checked
+        warnings.simplefilter("ignore")  # about values that violate the standard; relevant ones are checked
         try:
-            image = pydicom.dcmread(io.BytesIO(_usual_form(content, start, name)), specific_tags=list(TAGS))
+            image = pydicom.dcmread(io.BytesIO(_normal_form(content, start, name)), specific_tags=list(TAGS))
             colour = _check(image, name)
             stored = _pixels(image, name)
             return (display_colour if colour else display)(image, stored, name)
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001  # pydicom raises whatever a damaged file makes it stumble on
+        except Exception as error:  # noqa: BLE001  # pydicom raises arbitrary exceptions for damaged files
             raise BadImage(
                 name, "cannot be decoded", " ".join(str(error).split()) or type(error).__name__
             ) from None
 
 
-def _usual_form(content: bytes, start: int, name: str) -> bytes:
-    """The file with its 128 bytes and DICM, and not deflated."""
+def _normal_form(content: bytes, start: int, name: str) -> bytes:
+    """The file with preamble and `DICM`, inflated if it is deflated."""
     if start != 132:
         content = bytes(128) + b"DICM" + content[start:]
     syntax, end = _transfer_syntax(content)
     if syntax == DEFLATED:
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        body = unpacker.decompress(content[end:], MOST_BYTES + 1)
-        if len(body) > MOST_BYTES:
+        body = unpacker.decompress(content[end:], MAX_BYTES + 1)
+        if len(body) > MAX_BYTES:
             raise BadImage(
-                name, "is too large to be an image", f"more than {MOST_BYTES} bytes when it is inflated"
+                name, "is too large to be an image", f"more than {MAX_BYTES} bytes when it is inflated"
             )
         if not unpacker.eof:
             raise BadImage(name, "cannot be decoded", "its deflated part is cut short")
         return bytes(128) + b"DICM\2\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0" + body
     if DEFLATED.encode() in content[: end + 1024] or (not syntax and DEFLATED.encode() in content):
-        # pydicom may understand what `_transfer_syntax` does not, and inflates without a limit.
+        # pydicom may parse what `_transfer_syntax` does not, and inflates without a limit.
         raise BadImage(name, "cannot be decoded", "its transfer syntax is not where it should be")
     return content
 
 
 def _transfer_syntax(content: bytes) -> tuple[str, int]:
-    """The transfer syntax that the meta group names, "" if none, and where the group ends."""
-    syntax, at = "", 132
-    while content[at : at + 2] == b"\2\0" and at + 12 <= len(content):
-        long = content[at + 4 : at + 6] in _LONG
-        (length,) = struct.unpack_from("<L" if long else "<H", content, at + (8 if long else 6))
-        value = at + (12 if long else 8)
-        if content[at + 2 : at + 4] == b"\x10\0":
+    """Transfer syntax in the meta group ("" if none), and the end of the group."""
+    syntax, offset = "", 132
+    while content[offset : offset + 2] == b"\2\0" and offset + 12 <= len(content):
+        long = content[offset + 4 : offset + 6] in _LONG
+        (length,) = struct.unpack_from("<L" if long else "<H", content, offset + (8 if long else 6))
+        value = offset + (12 if long else 8)
+        if content[offset + 2 : offset + 4] == b"\x10\0":
             syntax = content[value : value + length].decode("latin-1").strip(" \0")
-        at = value + length
-    return syntax, at
+        offset = value + length
+    return syntax, offset
 
 
 def _check(image: "Dataset", name: str) -> bool:
-    """Refuse what is no single gray image, before its pixels are decoded; whether it is RGB, which may be gray."""
+    """Reject anything but a single gray image before decoding; returns whether it is RGB, which may still be gray."""
     if not image.get("PixelData"):
         raise BadImage(name, "is a DICOM file without pixels", "or it is cut short")
     rows, columns = (int(image.get(tag) or 0) for tag in ("Rows", "Columns"))
@@ -147,7 +147,7 @@ def _check(image: "Dataset", name: str) -> bool:
 
 
 def _pixels(image: "Dataset", name: str) -> np.ndarray:
-    """Stored values with all their bits, used or not, decompressed by whichever decoder is installed."""
+    """Stored values with all their bits, including unused ones, decompressed by an installed decoder."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
@@ -159,11 +159,11 @@ def _pixels(image: "Dataset", name: str) -> np.ndarray:
         raise BadImage(name, "has a transfer syntax that is not known", str(syntax.name)) from None
     if not decoder.is_available:
         raise UserError(
-            f"{name} is compressed as {syntax.name}, and no decoder for that is installed. "
+            f"{name} is compressed as {syntax.name}, but no decoder for it is installed. "
             "Install one: pip install -c constraints.txt -e '.[dicom]'"
         )
     image.NumberOfFrames = 1
-    # Bits that are not used may hold the padding value, so they are left as they are.
+    # Unused bits may contain the padding value, so they are preserved.
     options: dict[str, Any] = {"index": 0, "raw": True, "correct_unused_bits": False}
     if syntax.is_encapsulated:
         _check_compressed(image, syntax, name)
@@ -175,7 +175,7 @@ def _pixels(image: "Dataset", name: str) -> np.ndarray:
 
 
 def _guessed_syntax(image: "Dataset", name: str) -> str:
-    """A file that names no transfer syntax is uncompressed; which of the three, pydicom has seen."""
+    """Transfer syntax of a file that names none: one of the uncompressed ones, as detected by pydicom."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if image["PixelData"].is_undefined_length:
@@ -187,7 +187,7 @@ def _guessed_syntax(image: "Dataset", name: str) -> str:
 
 
 def _check_length(image: "Dataset", name: str) -> None:
-    """Uncompressed pixels are as many as the size says; up to a row more may be padding."""
+    """Check that the number of uncompressed pixels matches the size; up to one row of padding is allowed."""
     row = int(image.Columns) * image.SamplesPerPixel * int(image.BitsAllocated)
     least, bits = row * int(image.Rows), 8 * len(image.PixelData)
     if not least <= bits < least + max(row, 32):
@@ -198,7 +198,7 @@ def _check_length(image: "Dataset", name: str) -> None:
 
 
 def _check_compressed(image: "Dataset", syntax: str, name: str) -> None:
-    """Compressed pixels are of one image, of the size that the tags say, before memory is taken for them."""
+    """Check, before memory is allocated, that compressed pixels are one image of the size in the tags."""
     from pydicom.encaps import get_frame, parse_basic_offsets
 
     offsets = parse_basic_offsets(image.PixelData)
@@ -210,60 +210,60 @@ def _check_compressed(image: "Dataset", syntax: str, name: str) -> None:
         _check_run_lengths(code, size[0] * size[1], name)
         return
     check_extent(size[1], size[0], name, len(code))
-    found = _jpeg_2000_size(code) if code[:2] != b"\xff\xd8" else _jpeg_size(code)
-    if found != (*size, image.SamplesPerPixel):
+    decoded = _jpeg_2000_size(code) if code[:2] != b"\xff\xd8" else _jpeg_size(code)
+    if decoded != (*size, image.SamplesPerPixel):
         raise BadImage(
             name, "has another number of pixels than it says",
             f"{size[0]} x {size[1]} x {image.SamplesPerPixel} in its tags, "
-            f"{' x '.join(map(str, found))} in its compressed pixels",
+            f"{' x '.join(map(str, decoded))} in its compressed pixels",
         )  # fmt: skip
 
 
 def _jpeg_2000_size(code: bytes) -> tuple[int, int, int]:
-    """Rows, columns and samples that a JPEG 2000 stream claims, which may be in a JP2 file.
+    """Rows, columns and samples in the header of a JPEG 2000 stream, which may be in a JP2 file.
 
     Raises:
-        ValueError: it has no such header.
+        ValueError: there is no such header.
     """
-    at, start = 0, b"\xff\x4f\xff\x51"
-    while code[at : at + 4] != start and at + 16 <= len(code):
-        length, kind = struct.unpack_from(">L4s", code, at)
+    offset, start = 0, b"\xff\x4f\xff\x51"
+    while code[offset : offset + 4] != start and offset + 16 <= len(code):
+        length, kind = struct.unpack_from(">L4s", code, offset)
         header = 16 if length == 1 else 8
         if length == 1:
-            (length,) = struct.unpack_from(">Q", code, at + 8)
-        at += header if kind == b"jp2c" else max(length, header)
-    if code[at : at + 4] != start:
+            (length,) = struct.unpack_from(">Q", code, offset + 8)
+        offset += header if kind == b"jp2c" else max(length, header)
+    if code[offset : offset + 4] != start:
         raise ValueError("its compressed pixels have no header")
-    right, bottom, left, top, samples = struct.unpack_from(">4L16xH", code, at + 8)
+    right, bottom, left, top, samples = struct.unpack_from(">4L16xH", code, offset + 8)
     return bottom - top, right - left, samples
 
 
 def _jpeg_size(code: bytes) -> tuple[int, int, int]:
-    """Rows, columns and samples that a JPEG or JPEG-LS stream claims.
+    """Rows, columns and samples in the header of a JPEG or JPEG-LS stream.
 
     Raises:
-        ValueError: it has no such header.
+        ValueError: there is no such header.
     """
-    at = 2
-    while at + 10 <= len(code) and code[at] == 0xFF:
-        marker = code[at + 1]
+    offset = 2
+    while offset + 10 <= len(code) and code[offset] == 0xFF:
+        marker = code[offset + 1]
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns, samples = struct.unpack_from(">HHB", code, at + 5)
+            rows, columns, samples = struct.unpack_from(">HHB", code, offset + 5)
             return rows, columns, samples
-        # Before a marker there may be any number of FF.
-        at += 1 if marker == 0xFF else 2 + int(struct.unpack_from(">H", code, at + 2)[0])
+        # Any number of FF bytes may precede a marker.
+        offset += 1 if marker == 0xFF else 2 + int(struct.unpack_from(">H", code, offset + 2)[0])
     raise ValueError("its compressed pixels have no header")
 
 
 def _check_run_lengths(code: bytes, pixels: int, name: str) -> None:
-    """An RLE segment unpacks to a byte of each pixel; a run of 128 takes two bytes, so a few MB could fill the memory."""
+    """Check that an RLE segment unpacks to one byte per pixel; two bytes expand to 128, so a few MB could fill memory."""
     segments, *starts = struct.unpack_from("<16L", code)
     starts = [*starts[:segments], len(code)]
-    for at, end in pairwise(starts):
+    for offset, end in pairwise(starts):
         unpacked = 0
-        while at + 1 < end and unpacked <= pixels + 1:
-            control = code[at]
+        while offset + 1 < end and unpacked <= pixels + 1:
+            control = code[offset]
             unpacked += control + 1 if control < 128 else 257 - control if control > 128 else 0
-            at += control + 2 if control < 128 else 2 if control > 128 else 1
+            offset += control + 2 if control < 128 else 2 if control > 128 else 1
         if unpacked > pixels + 1:
             raise BadImage(name, "has another number of pixels than it says", "its runs unpack to more")

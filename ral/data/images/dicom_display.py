@@ -1,7 +1,7 @@
-"""What a screen shows for the values that a DICOM image stores (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2, C.11.6).
+"""Maps stored values of a DICOM image to display values (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2, C.11.6).
 
-Every step is a function of the stored value alone, and there are at most 65,536 of those: the steps are done on a table of them, and
-each pixel is looked up once.
+Every step depends only on the stored value, of which there are at most 65,536. The steps are therefore applied to a lookup
+table of all values, and each pixel is looked up once.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,18 +20,18 @@ WHITE = 65535
 def display(image: "Dataset", stored: np.ndarray, name: str) -> tuple[np.ndarray, str]:
     """Gray values 0 (black) to WHITE, uint16 [height, width], and a note (`ral.data.images.decode.NOTES`).
 
-    Padding is black whatever the polarity, and does not count for the image's own range. The modality's table or slope
-    is applied, then the first VOI table that has entries, else the first window, whose ends are black and white; without
-    either, the image's own least and greatest value are. Where Presentation LUT Shape says INVERSE, or says nothing and
-    the image is MONOCHROME1, high values are dark.
+    Padding is black whatever the polarity, and is excluded from the value range. The modality LUT or rescale slope is
+    applied first. Then the first non-empty VOI LUT, or else the first window, gives black and white; without either they
+    are the minimum and maximum of the image. High values are dark if Presentation LUT Shape is INVERSE, or if it is
+    absent and the image is MONOCHROME1.
 
     Args:
         image: the tags.
-        stored: 8 or 16 bits [height, width], with the bits that are not used.
-        name: where the image comes from, for the error.
+        stored: 8 or 16 bits [height, width], including unused bits.
+        name: the image and its location, for the error.
 
     Raises:
-        BadImage: it is blank, or a tag that is needed cannot be read.
+        BadImage: it is blank, or a required tag cannot be read.
     """
     stored = stored.view(f"u{stored.itemsize}")
     patterns = np.arange(256**stored.itemsize)
@@ -39,9 +39,8 @@ def display(image: "Dataset", stored: np.ndarray, name: str) -> tuple[np.ndarray
     padding = _padding(image, patterns, values, 8 * stored.itemsize)
     shown, ends = _voi(image, _modality(image, values.astype(np.float64), name), name)
     used = ~padding
-    if (
-        ends is None or padding.any()
-    ):  # else it does not matter which values occur, and counting them takes time
+    # Otherwise it does not matter which values occur, and counting takes time.
+    if ends is None or padding.any():
         used &= histogram(stored) > 0
     if not used.any():
         raise BadImage(name, "is blank", "every pixel is padding")
@@ -58,7 +57,7 @@ def display(image: "Dataset", stored: np.ndarray, name: str) -> tuple[np.ndarray
 
 
 def display_colour(image: "Dataset", stored: np.ndarray, name: str) -> tuple[np.ndarray, str]:
-    """As `display`, of an RGB image [height, width, 3] that is gray; no window applies to it.
+    """Like `display`, for a gray RGB image [height, width, 3]; no window applies to it.
 
     Raises:
         BadImage: its three channels differ.
@@ -73,7 +72,7 @@ def display_colour(image: "Dataset", stored: np.ndarray, name: str) -> tuple[np.
 
 
 def _stored_values(image: "Dataset", patterns: np.ndarray) -> np.ndarray:
-    """The number that a pattern of bits stands for: the upper bits are not used, and the sign is the topmost of the others."""
+    """Decode bit patterns to numbers: the upper bits are unused, and the highest used bit is the sign, if any."""
     bits = int(image.BitsStored)
     values = patterns & ((1 << bits) - 1)
     if int(image.PixelRepresentation):
@@ -82,10 +81,10 @@ def _stored_values(image: "Dataset", patterns: np.ndarray) -> np.ndarray:
 
 
 def _padding(image: "Dataset", patterns: np.ndarray, values: np.ndarray, bits: int) -> np.ndarray:
-    """Which patterns are padding: Pixel Padding Value, or what is between it and Pixel Padding Range Limit.
+    """Which patterns are padding: Pixel Padding Value, or the range from it to Pixel Padding Range Limit.
 
-    A value written as unsigned in a signed image, or the other way round, is taken as the image's pixels are. Padding may
-    lie outside the bits that are used, so patterns are compared with all their bits, too.
+    The tags are interpreted with the signedness of the pixels, even if they are written otherwise. Padding may use bits
+    beyond the stored ones, so full patterns are compared too.
     """
     ends = [_sixteen_bits(image, tag) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None:
@@ -99,7 +98,7 @@ def _padding(image: "Dataset", patterns: np.ndarray, values: np.ndarray, bits: i
 
 
 def _exp(values: np.ndarray) -> np.ndarray:
-    """exp by operations that give the same bits on every processor; numpy's own does not."""
+    """exp from operations that are bit-identical on all processors, unlike np.exp."""
     whole = np.rint(values / 0.6931471805599453)
     rest = values - whole * 0.6931471805599453
     total = np.ones_like(values)
@@ -117,7 +116,7 @@ def _modality(image: "Dataset", values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _voi(image: "Dataset", values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """Values under the image's first VOI lookup table or window, and what of them is black and white; None if it has neither."""
+    """Apply the first VOI LUT or window; returns the values and (black, white), or None for the latter if there is neither."""
     table = _lookup_table(image, "VOILUTSequence", values, name)
     if table is not None:
         return table
@@ -137,9 +136,9 @@ def _voi(image: "Dataset", values: np.ndarray, name: str) -> tuple[np.ndarray, t
 def _lookup_table(
     image: "Dataset", sequence: str, values: np.ndarray, name: str
 ) -> tuple[np.ndarray, tuple[float, float]] | None:
-    """Values through the sequence's first table, and its least and greatest entry; None if no table has entries.
+    """Apply the first non-empty table of a sequence; returns the values and (minimum, maximum) of the table, or None.
 
-    The bits that the descriptor names are not trusted: tables of 12 bits say 16, and entries of 8 bits come in bytes or words.
+    The bit depth in the descriptor is ignored: it is often wrong, and 8-bit entries come as bytes or as words.
     """
     for item in image.get(sequence) or []:
         described, entries = (_words(item, tag, image) for tag in ("LUTDescriptor", "LUTData"))
@@ -153,12 +152,12 @@ def _lookup_table(
                 name, "has a lookup table that is cut short", f"{len(entries)} of {length} entries"
             )
         first = int(described[1])
-        # It is signed where its input is; a table must not reach beyond 16 bits either.
+        # Signed if the input is signed; also if the table would otherwise exceed 16 bits.
         if first > 32767 and (image.PixelRepresentation or values.min() < 0 or first + length > 65536):
             first -= 65536
         entries = entries[:length].astype(np.float64)
-        at = np.clip(np.rint(values) - first, 0, length - 1).astype(np.int64)
-        return entries[at], (float(entries.min()), float(entries.max()))
+        index = np.clip(np.rint(values) - first, 0, length - 1).astype(np.int64)
+        return entries[index], (float(entries.min()), float(entries.max()))
     return None
 
 
@@ -172,16 +171,16 @@ def _polarity(image: "Dataset") -> tuple[bool, str]:
 
 
 def _raw(item: "Dataset", tag: str) -> Any:
-    """A tag's value as it stands in the file (bytes), unless pydicom has converted it; None if it is absent or empty."""
+    """Raw value of a tag (bytes, unless pydicom has converted it); None if it is absent or empty."""
     element = item.get_item(tag) if tag in item else None
     return None if element is None or element.value in (None, "", b"") else element.value
 
 
 def _number(image: "Dataset", tag: str, name: str) -> float | None:
-    """The first of a tag's decimal numbers, which may have a comma; None if it is absent or empty.
+    """First decimal number of a tag, also with a decimal comma; None if it is absent or empty.
 
     Raises:
-        BadImage: it is no number.
+        BadImage: it is not a number.
     """
     value = _raw(image, tag)
     text = value.decode("latin-1") if isinstance(value, bytes) else "" if value is None else str(value)
@@ -198,7 +197,7 @@ def _number(image: "Dataset", tag: str, name: str) -> float | None:
 
 
 def _words(item: "Dataset", tag: str, image: "Dataset") -> np.ndarray:
-    """A tag's 16-bit words, unsigned, whatever its value representation says; empty if it is absent."""
+    """Unsigned 16-bit words of a tag, whatever its value representation; empty if it is absent."""
     value = _raw(item, tag)
     if value is None:
         return np.zeros(0, np.uint16)

@@ -1,4 +1,4 @@
-"""What is known of raw files that were read before, so that an unchanged archive is not read again."""
+"""Cache of the hashes of raw files, so that unchanged files are not read again."""
 
 import json
 import os
@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 from ral.files import private_file, private_folder
 from ral.files import sha256 as file_sha256
 
-# A file that changed less than this many seconds before it was read may change again under the same time stamp.
-SETTLED = 2.0
+# A file modified less than this many seconds before it was read may change again without a new modification time.
+STABLE_AFTER_SECONDS = 2.0
 
-# Goes up when an archive is listed by other rules, so that what was listed by the old ones is listed again.
-LISTING = 2
+# Increase when the rules for listing an archive change, to invalidate cached lists.
+LISTING_VERSION = 2
 
 
 class FileStat(NamedTuple):
-    """What changes when a file is replaced or written to."""
+    """File metadata that changes when a file is replaced or modified."""
 
     size: int
     mtime_ns: int
@@ -31,83 +31,85 @@ class FileStat(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """The stamp of a file as it is now."""
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+        """Current metadata of a file."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
     @property
     def mtime_is_stable(self) -> bool:
-        """Whether the time stamp is old enough to tell a later change."""
-        return time.time() - self.mtime_ns / 1e9 > SETTLED
+        """Whether the modification time is old enough that any later change gives a new one."""
+        return time.time() - self.mtime_ns / 1e9 > STABLE_AFTER_SECONDS
 
 
 class FileHashCache:
-    """Lists of images by archive and folder, each with the stamps that the files had when they were read.
+    """Hashes of files and lists of images in archives, each valid for the file metadata at the time of reading.
 
     Args:
-        state_dir: private folder of this user, in which `raw/` is kept; None remembers nothing.
+        state_dir: private folder of this user, which gets `raw/`; None caches nothing.
     """
 
     def __init__(self, state_dir: Path | None) -> None:
         self._folder = None if state_dir is None else private_folder(state_dir / "raw")
 
     def archive(self, path: Path) -> tuple[pd.DataFrame, dict] | None:
-        """Images and hash of an archive, if it has not changed since they were kept."""
+        """Cached images and hash of an archive; None if it is unknown or has changed."""
         table = self._read(path)
         if table is None:
             return None
-        facts = json.loads(table.schema.metadata[b"facts"])
-        # The file may have been hashed only: as one that is no archive.
-        if facts.pop("listing", None) != LISTING or facts.pop("stamp") != list(FileStat.of(path)):
+        summary = json.loads(table.schema.metadata[b"facts"])
+        # Without a listing, the file was only hashed and not read as an archive.
+        if summary.pop("listing", None) != LISTING_VERSION or summary.pop("stamp") != list(FileStat.of(path)):
             return None
-        return table.replace_schema_metadata().to_pandas(), facts
+        return table.replace_schema_metadata().to_pandas(), summary
 
-    def keep_archive(self, path: Path, stamp: FileStat, images: pd.DataFrame, facts: dict) -> None:
-        """Keep what was read of an archive.
+    def put_archive(self, path: Path, file_stat: FileStat, images: pd.DataFrame, summary: dict) -> None:
+        """Cache the images and hash of an archive.
 
         Args:
             path: the archive.
-            stamp: as it was before it was read.
+            file_stat: its metadata before it was read.
             images: its members.
-            facts: its size and hash.
+            summary: its size and hash.
         """
-        if stamp.mtime_is_stable and stamp == FileStat.of(path):
-            kept = facts | {"stamp": stamp, "listing": LISTING}
-            self._write(path, pa.Table.from_pandas(images, preserve_index=False), kept)
+        if file_stat.mtime_is_stable and file_stat == FileStat.of(path):
+            entry = summary | {"stamp": file_stat, "listing": LISTING_VERSION}
+            self._write(path, pa.Table.from_pandas(images, preserve_index=False), entry)
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of a file that is no image; read only if it has changed since the last time."""
+        """SHA-256 of a file other than an image; the file is read only if it has changed."""
         table = self._read(path)
-        facts = {} if table is None else json.loads(table.schema.metadata[b"facts"])
-        stamp = FileStat.of(path)
-        if facts.get("stamp") == list(stamp) and "sha256" in facts:
-            return facts["sha256"]
+        summary = {} if table is None else json.loads(table.schema.metadata[b"facts"])
+        file_stat = FileStat.of(path)
+        if summary.get("stamp") == list(file_stat) and "sha256" in summary:
+            return summary["sha256"]
         digest = file_sha256(path)
-        if stamp.mtime_is_stable and stamp == FileStat.of(path):
-            self._write(path, pa.table({}), {"sha256": digest, "stamp": stamp})
+        if file_stat.mtime_is_stable and file_stat == FileStat.of(path):
+            self._write(path, pa.table({}), {"sha256": digest, "stamp": file_stat})
         return digest
 
     def images(self, root: Path) -> dict[tuple[str, FileStat], str]:
-        """Hashes of the single images below a data folder, by path relative to it and stamp."""
+        """Cached hashes of the single images below a data folder, by relative path and file metadata."""
         table = self._read(root)
         if table is None:
             return {}
         columns = (table[name].to_pylist() for name in ("path", "hash", *FileStat._fields))
-        return {(path, FileStat(*stamp)): digest for path, digest, *stamp in zip(*columns, strict=True)}
+        return {
+            (path, FileStat(*file_stat)): digest for path, digest, *file_stat in zip(*columns, strict=True)
+        }
 
-    def keep_images(
-        self, root: Path, paths: Sequence[str], stamps: Sequence[FileStat], hashes: Sequence[str]
+    def put_images(
+        self, root: Path, paths: Sequence[str], file_stats: Sequence[FileStat], hashes: Sequence[str]
     ) -> None:
-        """Keep what was read of single images; what is known of others stays."""
+        """Cache hashes of single images; entries of other images are kept."""
         listed = set(paths)
         rows = [
-            (path, digest, *stamp)
-            for path, stamp, digest in zip(paths, stamps, hashes, strict=True)
-            if stamp.mtime_is_stable
+            (path, digest, *file_stat)
+            for path, file_stat, digest in zip(paths, file_stats, hashes, strict=True)
+            if file_stat.mtime_is_stable
         ]
         rows += [
-            (path, digest, *stamp)
-            for (path, stamp), digest in self.images(root).items()
+            (path, digest, *file_stat)
+            for (path, file_stat), digest in self.images(root).items()
             if path not in listed
         ]
         frame = pd.DataFrame(rows, columns=["path", "hash", *FileStat._fields])
@@ -124,10 +126,10 @@ class FileHashCache:
         try:
             return pq.read_table(file)
         except (pa.ArrowException, OSError):
-            return None  # it is only a memory: what cannot be read is read from the raw files again
+            return None  # only a cache: fall back to reading the raw files
 
-    def _write(self, path: Path, table: pa.Table, facts: dict) -> None:
+    def _write(self, path: Path, table: pa.Table, summary: dict) -> None:
         file = self._file(path)
         if file is not None:
             with private_file(file) as draft:
-                pq.write_table(table.replace_schema_metadata({"facts": json.dumps(facts)}), draft)
+                pq.write_table(table.replace_schema_metadata({"facts": json.dumps(summary)}), draft)

@@ -1,4 +1,4 @@
-"""Names of files in a data folder: which are images, which are archives of images, which do not count."""
+"""Classifies file names in a data folder (images, archives, ignored files) and formats them for messages."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,29 +10,29 @@ ARCHIVE_ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
 def is_image(path: str) -> bool:
-    """Whether a file or an archive's member is an image by its name."""
+    """Whether a file or a member of an archive is an image, by its name."""
     return path.lower().endswith(IMAGE_ENDINGS) and not is_hidden(path)
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file of the data folder is an archive of images by its name."""
+    """Whether a file in the data folder is an archive of images, by its name."""
     return is_of_images(name) and name.lower().endswith(ARCHIVE_ENDINGS)
 
 
 def is_of_images(name: str) -> bool:
-    """Whether a folder or archive of the data folder is one of images by its name."""
+    """Whether a folder or archive in the data folder has images, by its name."""
     return name.lower().startswith("images")
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a name begins with a dot, or lies where one does: macOS puts `._NAME` and `__MACOSX/` beside files."""
+    """Whether any part of a path begins with a dot or is `__MACOSX`, which macOS adds to archives."""
     return any(
         (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/")
     )
 
 
 def shown(name: object) -> str:
-    r"""A name or path for a message: in one line, and printable whatever is in it (`\n`; `\xf6` for a lone byte)."""
+    r"""Escape a name or path for a message: one printable line (`\n`; `\xf6` for an undecodable byte)."""
     return "".join(
         sign
         if sign.isprintable()
@@ -44,7 +44,7 @@ def shown(name: object) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name of the file system, or of an archive, is UTF-8 text."""
+    """Whether a name from the file system or an archive is valid UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -53,10 +53,10 @@ def is_utf8(name: str) -> bool:
 
 
 def check_root(root: Path) -> None:
-    """Check that the data folder is there, and that messages and tables can name it.
+    """Check that the data folder exists and that its name is UTF-8.
 
     Raises:
-        UserError: it is not.
+        UserError: it does not, or is not.
     """
     if not is_utf8(str(root)):
         raise UserError(
@@ -67,14 +67,14 @@ def check_root(root: Path) -> None:
 
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
-    """Check that tables can hold the names of a folder's files.
+    """Check that the names of a folder's files are UTF-8.
 
     Raises:
-        UserError: one is not UTF-8.
+        UserError: one is not.
     """
     for name in names:
         if not is_utf8(name):
             raise UserError(
-                f"{shown(folder)}: the name `{shown(name)}` is not UTF-8. Rename it (with convmv, for instance), or "
+                f"{shown(folder)}: the name `{shown(name)}` is not UTF-8. Rename it (for example with convmv), or "
                 "move it out of the data folder."
             )

@@ -1,14 +1,14 @@
-"""How often each value of the pixels occurs, in little memory."""
+"""Histogram of pixel values in bounded memory."""
 
 import numpy as np
 
-# Pixels that a histogram counts at a time: numpy widens them to eight bytes.
-COUNTED = 1 << 18
+# Pixels counted at a time: numpy widens each to eight bytes.
+CHUNK_PIXELS = 1 << 18
 
 
 def histogram(values: np.ndarray) -> np.ndarray:
-    """How often each value occurs in an array of uint8 or uint16, int64 [256 or 65536]."""
+    """Count each value in an array of uint8 or uint16; int64 [256 or 65536]."""
     flat, counts = values.reshape(-1), np.zeros(np.iinfo(values.dtype).max + 1, np.int64)
-    for start in range(0, len(flat), COUNTED):
-        counts += np.bincount(flat[start : start + COUNTED], minlength=len(counts))
+    for start in range(0, len(flat), CHUNK_PIXELS):
+        counts += np.bincount(flat[start : start + CHUNK_PIXELS], minlength=len(counts))
     return counts

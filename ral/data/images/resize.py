@@ -1,8 +1,8 @@
-"""Exact area averaging: what an image's pixels become when it is resized, in whole numbers from end to end.
+"""Resizes images by exact area averaging in integer arithmetic.
 
-A pixel of the result is the mean of the area of the source that it covers; a source pixel that is covered in part counts in
-part. (Pillow's box filter takes such a pixel whole or leaves it out, which at 1024 to 224 is up to 27 gray levels off.)
-Whole numbers make the same bytes on every processor.
+A pixel of the result is the mean of the source area that it covers; partly covered source pixels count in part. (Pillow's box
+filter includes or excludes such pixels as a whole, which is off by up to 27 gray levels from 1024 to 224.) Integer
+arithmetic gives the same bytes on every processor.
 """
 
 from functools import lru_cache
@@ -13,22 +13,22 @@ from scipy.sparse import csr_array
 
 Fit = Literal["stretch", "pad", "crop"]
 
-# Source pixels that are widened at a time: what a large image takes beside itself.
+# Source pixels converted to a wider type at a time, which bounds extra memory.
 BAND = 1 << 23
 
 
 def to_square(
     values: np.ndarray, black: int, white: int, size: int, fit: Fit = "stretch", invert: bool = False
 ) -> np.ndarray:
-    """Resize to uint8 [size, size] by area averaging, [black, white] becoming [0, 255]; rounded once, at the end.
+    """Resize to uint8 [size, size] by area averaging and map [black, white] to [0, 255]; rounded once, at the end.
 
     Args:
         values: uint8 or uint16 [height, width], none outside [black, white].
         black: value that becomes 0.
-        white: value that becomes 255; above `black`.
-        size: height and width wanted.
+        white: value that becomes 255; greater than `black`.
+        size: height and width of the result.
         fit: stretch to the square, pad the shorter side with black, or crop the longer one, both evenly.
-        invert: swap black and white, but for what is padded.
+        invert: swap black and white, except in the padding.
     """
     height, width = values.shape
     if fit == "crop":
@@ -62,18 +62,18 @@ def _scaled(values: np.ndarray, black: int, white: int, height: int, width: int)
 
 
 def area_sums(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The sum of the source under each pixel of a resized image, int64 [height, width].
+    """Sum of the source area under each pixel of a resized image, int64 [height, width].
 
-    A source pixel that is covered whole counts height * width, so that dividing by the source's pixels gives the mean.
+    A fully covered source pixel has weight height * width, so dividing by the number of source pixels gives the mean.
 
     Args:
         values: uint8 or uint16 [rows, columns].
-        height: of the result.
-        width: of the result.
+        height: height of the result.
+        width: width of the result.
     """
     rows, columns = values.shape
-    most = np.iinfo(values.dtype).max * rows  # of a sum down a column
-    wide = np.int32 if most <= np.iinfo(np.int32).max else np.int64
+    max_sum = np.iinfo(values.dtype).max * rows  # of a column
+    wide = np.int32 if max_sum <= np.iinfo(np.int32).max else np.int64
     down, across = _cover(rows, height, wide), _cover(columns, width, np.int64)
     sums = np.empty((height, width), np.int64)
     step = max(1, BAND * height // values.size)
@@ -81,7 +81,7 @@ def area_sums(values: np.ndarray, height: int, width: int) -> np.ndarray:
         last = min(first + step, height)
         top, bottom = first * rows // height, -(-last * rows // height)
         part = down if step >= height else down[first:last, top:bottom]
-        # Rows a power of two apart share few places in the processor's cache: turning them would take five times as long.
+        # Padding avoids a power-of-two row stride, whose cache conflicts make the transpose five times slower.
         widened = np.zeros((bottom - top, columns + 16), wide)
         widened[:, :columns] = values[top:bottom]
         columnwise = (part @ widened)[:, :columns]
@@ -91,7 +91,7 @@ def area_sums(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _cover(source: int, target: int, dtype: type) -> csr_array:
-    """How much of each source pixel each target pixel covers along one axis, in parts of 1/`target`; [target, source]."""
+    """Overlap of each target pixel with each source pixel along one axis, in units of 1/`target`; [target, source]."""
     edges = np.union1d(np.arange(source + 1) * target, np.arange(target + 1) * source)
     starts = edges[:-1]
     rows = np.searchsorted(starts // source, np.arange(target + 1))

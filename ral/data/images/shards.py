@@ -1,4 +1,4 @@
-"""Pixel shards: Arrow files of fixed-size images with their image ids, memory-mapped when they are read."""
+"""Pixel shards: memory-mapped Arrow files of fixed-size images with their image ids."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 
 
-class _Hashed:
-    """A file that is hashed as it is written, so that it need not be read again."""
+class _HashingFile:
+    """A file that is hashed while it is written, so that it need not be read again."""
 
     closed = False
 
@@ -21,12 +21,12 @@ class _Hashed:
     def write(self, block: bytes | memoryview) -> int:
         self.digest.update(block)
         rest = memoryview(block)
-        while rest:  # the system may take less than all at once
+        while rest:  # a write may be partial
             rest = rest[self._file.write(rest) :]
         return len(block)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
     def close(self) -> None:
         self._file.close()
@@ -34,7 +34,7 @@ class _Hashed:
 
 
 def write_shard(path: Path, image_ids: list[str], images: np.ndarray) -> str:
-    """Write a shard: one Arrow IPC record batch with image_id and the row's pixels.
+    """Write a shard: one Arrow IPC record batch with image_id and pixels.
 
     Args:
         path: file to write.
@@ -52,7 +52,7 @@ def write_shard(path: Path, image_ids: list[str], images: np.ndarray) -> str:
         pa.binary(height * width), rows, [None, pa.py_buffer(np.ascontiguousarray(images))]
     )
     batch = pa.record_batch([pa.array(image_ids, pa.string()), pixels], names=["image_id", "pixels"])
-    file = _Hashed(path)
+    file = _HashingFile(path)
     with pa.PythonFile(file, "w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return file.digest.hexdigest()
@@ -62,7 +62,7 @@ def open_shard(path: Path, size: int) -> tuple[list[str], np.ndarray]:
     """Memory-map a shard.
 
     Returns:
-        The image ids, and a read-only uint8 view [rows, size, size] of the file; nothing is copied.
+        The image ids, and a read-only uint8 view [rows, size, size] of the file, without a copy.
     """
     batch = pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
     pixels = np.frombuffer(batch.column("pixels").buffers()[1], np.uint8)
@@ -70,24 +70,23 @@ def open_shard(path: Path, size: int) -> tuple[list[str], np.ndarray]:
 
 
 def same_pixels(shards: Sequence[Path], size: int, sums: np.ndarray) -> pd.Series:
-    """Of packed images whose pixels another one has too, a name of these pixels.
+    """Find packed images with identical pixels.
 
     Args:
-        shards: the shards in their order.
+        shards: the shards, in order.
         size: height and width of an image.
-        sums: int64 [images, 2], sum of an image's pixels and of their squares; only where both are equal are the pixels
-            themselves read.
+        sums: int64 [images, 2], sum of the pixels and of their squares; pixels are read only if both are equal.
 
     Returns:
-        SHA-256 by number of the image.
+        SHA-256 of the pixels by row number, for images that have a duplicate.
     """
     suspects = np.flatnonzero(pd.DataFrame(sums).duplicated(keep=False).to_numpy())
     digests: dict[int, str] = {}
     first = 0
     for path in shards if len(suspects) else ():
         _, images = open_shard(path, size)
-        here = suspects[(suspects >= first) & (suspects < first + len(images))]
-        digests |= {int(row): hashlib.sha256(images[row - first].tobytes()).hexdigest() for row in here}
+        in_shard = suspects[(suspects >= first) & (suspects < first + len(images))]
+        digests |= {int(row): hashlib.sha256(images[row - first].tobytes()).hexdigest() for row in in_shard}
         first += len(images)
-    names = pd.Series(digests, dtype="str")
-    return names[names.duplicated(keep=False)]
+    hashes = pd.Series(digests, dtype="str")
+    return hashes[hashes.duplicated(keep=False)]

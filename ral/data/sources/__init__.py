@@ -1,1 +1,1 @@
-"""Readers of data sets as their owners ship them; each yields the one table that the pipeline works on."""
+"""Readers of published data sets in their original layout; each provides the table that the pipeline works on."""

@@ -1,4 +1,4 @@
-"""What a source is: where its tables are, what their columns mean, and the pipeline's one table made from them."""
+"""Base class of sources: location of the tables, meaning of the columns, and conversion to the pipeline's table."""
 
 import importlib
 import os
@@ -18,11 +18,11 @@ from ral.data.images.locate import content_hash, list_images, read_file, total_b
 from ral.errors import UserError
 from ral.labels import LABEL_SETS, NO_FINDING, SUPPORT_DEVICES, unknown_finding
 
-# Ages above this are typing errors in the table (NIH's edition of 2017 has 414); they become unknown.
+# Higher ages are typing errors (NIH's edition of 2017 has 414); they become unknown.
 OLDEST = 120
-# A text without blanks at its ends.
+# Text without leading or trailing blanks.
 TRIMMED = r"(?s)^\S(?:.*\S)?\Z"
-# What a label column may hold, and what it says: present, absent, uncertain, nothing.
+# Values of a label column and their meaning.
 LABEL_VALUES = {
     "1": "present", "1.0": "present", "True": "present",
     "0": "absent", "0.0": "absent", "False": "absent",
@@ -39,11 +39,11 @@ class DelimitedLabels:
 
     Attributes:
         column: the column.
-        parse: the words of a text; ValueError where the text is not of that form.
-        words: every word allowed -> the findings it stands for (none, for a word that no finding is made of).
-        unknown: words after which nothing is known of the image's labels.
-        none: the words for no finding.
-        between: what joins the words, for people.
+        parse: splits a text into words; raises ValueError if it is malformed.
+        words: every allowed word -> its findings (none, for a word that maps to no finding).
+        unknown: words that make all labels of the image unknown.
+        none: words that mean no finding.
+        between: separator of the words, for messages.
     """
 
     column: str
@@ -56,11 +56,11 @@ class DelimitedLabels:
 
 @dataclass(frozen=True)
 class ColumnLabels:
-    """A column per finding, with LABEL_VALUES.
+    """One column per finding, with LABEL_VALUES.
 
     Attributes:
         columns: finding -> column.
-        no_finding: the column that says there is none.
+        no_finding: column that marks images without findings.
     """
 
     columns: Mapping[str, str]
@@ -69,9 +69,9 @@ class ColumnLabels:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which column of a source's raw rows holds what; checks and conversion are both made from it.
+    """Meaning of the columns of a source's raw rows; checks and conversion are derived from it.
 
-    The raw rows are text throughout, "" where a cell is empty. A role without a column is None.
+    All raw cells are text, "" if empty. A role without a column is None.
     """
 
     image: str
@@ -83,15 +83,15 @@ class Layout:
     sex: str | None = None
     age: str | None = None
     path: str | None = None
-    """The image's file below the data folder; None: images are found by their file names."""
+    """Path of the image file below the data folder; None: images are found by file name."""
     split: str | None = None
-    """train, val or test, as the owners share the images out."""
+    """Official split: train, val or test."""
     photometric: str | None = None
-    """MONOCHROME1 (high values are dark) or MONOCHROME2, of images whose files cannot say it (PNG, JPEG)."""
+    """MONOCHROME1 (high values are dark) or MONOCHROME2, of images whose format cannot express it (PNG, JPEG)."""
     views: Mapping[str, str] = field(default_factory=lambda: VIEWS)
-    """Word of the view column -> PA, AP, FRONTAL, LATERAL or OTHER."""
+    """Value of the view column -> PA, AP, FRONTAL, LATERAL or OTHER."""
     only_view: str = "FRONTAL"
-    """The view of all images where there is no view column."""
+    """View of all images if there is no view column."""
     sexes: Mapping[str, str | None] = field(default_factory=lambda: SEXES)
     image_pattern: str = TRIMMED
     image_check: str = "image id is there"
@@ -100,16 +100,16 @@ class Layout:
     patient_remedy: str = "Correct the patient id: one person under two spellings could both train and test."
     age_pattern: str = r"^(?:-?[0-9]+(?:\.0*)?)?\Z"
     vocabulary: Literal["critical", "warning"] = "critical"
-    """How bad a word is that is no label; after a warning it stands for no finding."""
+    """Severity of an unknown label word; after a warning it counts as no finding."""
     contradiction: Literal["critical", "warning"] = "critical"
-    """How bad No Finding beside a finding is: an error in a table typed by people, a warning in a text labeller's."""
+    """Severity of No Finding beside a finding: an error in a manual table, a warning from an automatic labeller."""
     patients_known: bool = True
     one_spelling: bool = True
-    """Whether the owners write each patient id in one way, so that two that look alike are an error and no warning."""
+    """Whether patient ids are spelled consistently, so that look-alike ids are an error instead of a warning."""
 
 
 class Source(ABC):
-    """A data set as its owners ship it. A subclass named Reader in ral/data/sources/<name>.py is a source."""
+    """A data set in its original layout. A subclass named Reader in ral/data/sources/<name>.py is a source."""
 
     layout: Layout
 
@@ -123,64 +123,66 @@ class Source(ABC):
 
     @property
     def label_set(self) -> Mapping[str, str]:
-        """Finding -> owner's name, of the chosen label set."""
+        """Finding -> original name, for the chosen label set."""
         sets = LABEL_SETS[self.config.source]
         return sets[self.config.labels or next(iter(sets))]
 
     @abstractmethod
     def tables(self) -> list[Path]:
-        """The label tables, whose hashes go into the validation.
+        """The label tables; validation records their hashes.
 
         Raises:
-            UserError: one is missing, or there is more than one edition.
+            UserError: one is missing, or there are several editions.
         """
 
     def named(self) -> str:
-        """The tables for a message; each counts its own rows."""
+        """The tables, for messages; rows are numbered per table."""
         return " and ".join(str(path) for path in self.tables())
 
     @abstractmethod
     def read(self) -> pd.DataFrame:
-        """The raw rows, one per image, and a column `row`: the line of the file.
+        """Read the raw rows, one per image, with a column `row`: the line in the file.
 
         Raises:
-            UserError: a table lacks a column, has no rows or is no regular table.
+            UserError: a table lacks a column, has no rows or is malformed.
         """
 
     def iter_chunks(self) -> Iterator[pd.DataFrame]:
-        """The raw rows as `read` has them, some at a time and in order, so that validation can check a table larger than memory."""
+        """Yield the raw rows of `read` in chunks, in order, so that tables larger than memory can be validated."""
         yield self.read()
 
     @property
     def image_columns(self) -> list[str]:
-        """The columns of the raw rows that `images` and `image_bytes` look at."""
-        # A table may give the files' paths as image ids.
+        """The columns of the raw rows that `images` and `image_bytes` use."""
+        # A table may use file paths as image ids.
         return list(dict.fromkeys((self.layout.image, self.layout.path))) if self.layout.path else []
 
     def images(
-        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: FileHashCache | None = None
+        self, raw: pd.DataFrame, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:
-        """Where the images of the raw rows are, as `ral.data.images.locate.list_images` says it, whose arguments these are."""
+        """Locate the images of the raw rows; arguments and result as in `ral.data.images.locate.list_images`."""
         if self.layout.path is None:
-            return list_images(self.root, progress, memory)
+            return list_images(self.root, progress, hash_cache)
         image_ids, paths = raw[self.layout.image], raw[self.layout.path]
-        return addressed_images(self.root, image_ids, paths, progress, memory), {}
+        return addressed_images(self.root, image_ids, paths, progress, hash_cache), {}
 
     def image_bytes(self, raw: pd.DataFrame) -> int:
-        """How many bytes `images` reports to its progress."""
+        """Total bytes that `images` reports to its progress callback."""
         if self.layout.path is None:
             return total_bytes(self.root)
         return sum(
-            stamp.size for path in raw[self.layout.path].unique() if (stamp := _stamp(self.root, path))
+            file_stat.size
+            for path in raw[self.layout.path].unique()
+            if (file_stat := _file_stat(self.root, path))
         )
 
     def to_studies(self, raw: pd.DataFrame) -> pd.DataFrame:
-        """The pipeline's table from raw rows that passed validation.
+        """Convert validated raw rows to the pipeline's table.
 
         Returns:
-            image_id, patient_id, study_id, view, sex (null where unknown), age_years (null where unknown), official
-            (only where the layout has a split), monochrome1 (bool, only where the layout has photometric), and one
-            float32 column per finding: 1, 0, null where unknown.
+            image_id, patient_id, study_id, view, sex and age_years (null if unknown), official (if the layout has a
+            split), monochrome1 (bool, if the layout has photometric), and one float32 column per finding: 1, 0, or
+            null if unknown.
         """
         layout = self.layout
         studies = {
@@ -199,10 +201,10 @@ class Source(ABC):
         return pd.DataFrame({**studies, **labels})
 
     def official(self, studies: pd.DataFrame) -> pd.Series:
-        """The owners' split of each row: train, val, test; null where an image is on no list.
+        """The official split of each row: train, val, test; null if an image is on no list.
 
         Raises:
-            UserError: the source has none.
+            UserError: the source has no official split.
         """
         if "official" not in studies:
             raise UserError(
@@ -211,22 +213,22 @@ class Source(ABC):
         return studies["official"]
 
     def findings(self) -> tuple[str, ...]:
-        """The findings to learn: data.findings, or all of the source.
+        """The findings to learn: data.findings, or all findings of the source.
 
         Raises:
-            UserError: one is not in the source's label set; the nearest is named.
+            UserError: one is not in the label set of the source; the message suggests the closest.
         """
-        known = label_names(self.layout.labels)
+        available = label_names(self.layout.labels)
         if self.config.findings is None:
-            return known
-        wrong = unknown_finding(self.config.findings, known)
-        if wrong:
-            raise UserError(f"data.findings: {wrong}")
+            return available
+        problem = unknown_finding(self.config.findings, available)
+        if problem:
+            raise UserError(f"data.findings: {problem}")
         return tuple(self.config.findings)
 
 
 def open_source(config: DataConfig) -> Source:
-    """The source that `data.source` names, which is the file of that name in this folder.
+    """Open the source `data.source`, which is the module of that name in this package.
 
     Raises:
         UserError: the data folder does not exist.
@@ -237,7 +239,7 @@ def open_source(config: DataConfig) -> Source:
 
 
 def label_names(labels: DelimitedLabels | ColumnLabels) -> tuple[str, ...]:
-    """The findings that a layout has labels of, in order."""
+    """The findings of a layout, in order."""
     if isinstance(labels, ColumnLabels):
         return tuple(labels.columns)
     return tuple(dict.fromkeys(name for names in labels.words.values() for name in names))
@@ -246,16 +248,16 @@ def label_names(labels: DelimitedLabels | ColumnLabels) -> tuple[str, ...]:
 def read_labels(
     raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels, uncertain: str, unmentioned: str
 ) -> dict[str, np.ndarray]:
-    """Labels float32 [rows] by finding: 1, 0, NaN where unknown.
+    """Labels float32 [rows] by finding: 1, 0, NaN if unknown.
 
-    An image labelled No Finding has its empty labels 0 (but for support devices, which No Finding does not exclude).
+    Empty labels of an image labelled No Finding become 0 (except support devices, which No Finding does not exclude).
 
     Args:
-        uncertain: what -1 becomes: ignore (NaN), positive or negative.
-        unmentioned: what an empty cell becomes else: unknown (NaN) or negative.
+        uncertain: value of -1: ignore (NaN), positive or negative.
+        unmentioned: value of other empty cells: unknown (NaN) or negative.
     """
     if isinstance(labels, DelimitedLabels):
-        return _read_joined(raw[labels.column], labels)
+        return _read_delimited(raw[labels.column], labels)
     meaning = {
         "present": 1.0,
         "absent": 0.0,
@@ -263,23 +265,27 @@ def read_labels(
         "unmentioned": 0.0 if unmentioned == "negative" else np.nan,
     }
     values = {text: np.float32(meaning[word]) for text, word in LABEL_VALUES.items()}
-    healthy = says(raw, labels.no_finding, "present") if labels.no_finding else np.zeros(len(raw), bool)
-    found = {}
+    healthy = (
+        rows_with_meaning(raw, labels.no_finding, "present")
+        if labels.no_finding
+        else np.zeros(len(raw), bool)
+    )
+    result = {}
     for finding, column in labels.columns.items():
         value = raw[column].map(values).to_numpy(np.float32, na_value=np.nan)
         if finding not in (SUPPORT_DEVICES, NO_FINDING):
             value = np.where(healthy & (raw[column] == "").to_numpy(), np.float32(0), value)
-        found[finding] = value
-    return found
+        result[finding] = value
+    return result
 
 
-def says(raw: pd.DataFrame, column: str, word: str) -> np.ndarray:
-    """Which rows say `word` (of LABEL_VALUES) in a label column, bool [rows]."""
+def rows_with_meaning(raw: pd.DataFrame, column: str, word: str) -> np.ndarray:
+    """Which rows have the meaning `word` (of LABEL_VALUES) in a label column, bool [rows]."""
     return raw[column].isin([text for text, meaning in LABEL_VALUES.items() if meaning == word]).to_numpy()
 
 
-def _read_joined(column: pd.Series, labels: DelimitedLabels) -> dict[str, np.ndarray]:
-    """Few distinct label texts stand for very many rows: each is split once, then rows look theirs up by code."""
+def _read_delimited(column: pd.Series, labels: DelimitedLabels) -> dict[str, np.ndarray]:
+    """Rows have few distinct label texts, so each text is parsed once and rows look up the result by code."""
     codes, texts = pd.factorize(column)
     findings = label_names(labels)
     number = {finding: index for index, finding in enumerate(findings)}
@@ -295,7 +301,7 @@ def _read_joined(column: pd.Series, labels: DelimitedLabels) -> dict[str, np.nda
 
 
 def parse_all(texts: pd.Index, labels: DelimitedLabels) -> list[list[str] | None]:
-    """The words of each text; None where it is not of the form expected."""
+    """Split each text into words; None where it is malformed."""
     parsed: list[list[str] | None] = []
     for text in texts:
         try:
@@ -314,24 +320,24 @@ def _study(raw: pd.DataFrame, layout: Layout) -> pd.Series:
 
 
 def _translated(
-    raw: pd.DataFrame, column: str | None, words: Mapping[str, str | None], otherwise: str | None
+    raw: pd.DataFrame, column: str | None, words: Mapping[str, str | None], default: str | None
 ) -> pd.Series:
-    """The words of a column in the pipeline's terms, in the column's own type of text."""
+    """Map the values of a column to those of the pipeline, keeping the column's text type."""
     if column is None:
-        return pd.Series(otherwise, index=raw.index, dtype="str")
+        return pd.Series(default, index=raw.index, dtype="str")
     codes, texts = pd.factorize(raw[column], use_na_sentinel=False)
     translated = pd.Series([words.get(text) for text in texts], dtype=raw[column].dtype)
     return translated.take(codes).set_axis(raw.index)
 
 
 def _age(raw: pd.DataFrame, layout: Layout) -> pd.Series:
-    """Ages in years, float32; each distinct text is read once, for there are few."""
+    """Ages in years, float32; each distinct text is parsed once."""
     if layout.age is None:
         return pd.Series(np.nan, index=raw.index, dtype="float32")
     codes, texts = pd.factorize(raw[layout.age], use_na_sentinel=False)
     ages = pd.to_numeric(pd.Series(texts, dtype="str"), errors="coerce").astype("float32")
-    known = ages.where(ages.between(0, OLDEST)).to_numpy()
-    return pd.Series(known[codes], index=raw.index, dtype="float32")
+    plausible = ages.where(ages.between(0, OLDEST)).to_numpy()
+    return pd.Series(plausible[codes], index=raw.index, dtype="float32")
 
 
 def addressed_images(
@@ -339,29 +345,29 @@ def addressed_images(
     image_ids: pd.Series,
     paths: pd.Series,
     progress: Callable[[int], None],
-    memory: FileHashCache | None = None,
+    hash_cache: FileHashCache | None = None,
 ) -> pd.DataFrame:
-    """The images that a table names by their files, in the columns of `list_images`, sorted by path.
+    """List the images that a table names by path, with the columns of `list_images`, sorted by path.
 
-    A row whose file does not exist is left out; whether that is an error is for validation to say.
+    Rows without a file are skipped; validation decides whether that is an error.
     """
-    memory = memory or FileHashCache(None)
-    known = memory.images(root)
-    rows, stamps = [], []
+    hash_cache = hash_cache or FileHashCache(None)
+    cached = hash_cache.images(root)
+    rows, file_stats = [], []
     for path, image_id in sorted(zip(paths, image_ids, strict=True)):
-        stamp = _stamp(root, path)
-        if stamp is not None:
-            digest = known.get((path, stamp)) or content_hash(read_file(root / path))
-            progress(stamp.size)
-            rows.append((image_id, path, "", -1, stamp.size, digest))
-            stamps.append(stamp)
+        file_stat = _file_stat(root, path)
+        if file_stat is not None:
+            digest = cached.get((path, file_stat)) or content_hash(read_file(root / path))
+            progress(file_stat.size)
+            rows.append((image_id, path, "", -1, file_stat.size, digest))
+            file_stats.append(file_stat)
     images = pd.DataFrame(rows, columns=IMAGE_COLUMNS)
-    memory.keep_images(root, images["path"].tolist(), stamps, images["hash"].tolist())
+    hash_cache.put_images(root, images["path"].tolist(), file_stats, images["hash"].tolist())
     return images.drop_duplicates("image_id", ignore_index=True)
 
 
-def _stamp(root: Path, path: str) -> FileStat | None:
-    """Size and time of an image below the data folder; None where there is no such file."""
+def _file_stat(root: Path, path: str) -> FileStat | None:
+    """Metadata of an image file below the data folder; None if there is no such file."""
     if not path or Path(path).is_absolute() or ".." in Path(path).parts or not os.path.isfile(root / path):
         return None
     return FileStat.of(root / path)

@@ -1,7 +1,7 @@
 """ChestMNIST (Yang et al., 2023): NIH ChestX-ray14 at 28, 64, 128 or 224 pixels in one file of the package medmnist.
 
-`data.root` holds one of chestmnist.npz, chestmnist_64.npz, chestmnist_128.npz, chestmnist_224.npz; images are read
-from inside it.
+`data.root` has one of chestmnist.npz, chestmnist_64.npz, chestmnist_128.npz, chestmnist_224.npz; images are read
+from the file directly.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ ORDER = (
 
 
 class Reader(Source):
-    """There are no patient ids, no sex, age or view: each image counts as a patient of its own, which validation says."""
+    """There are no patient ids, sex, age or view: each image counts as one patient, and validation warns about it."""
 
     layout = Layout(
         image="image_id",
@@ -60,29 +60,29 @@ class Reader(Source):
         return ["image_id", "official", "row"]
 
     def images(
-        self, raw: pd.DataFrame, progress: Callable[[int], None], memory: FileHashCache | None = None
+        self, raw: pd.DataFrame, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
     ) -> tuple[pd.DataFrame, dict[str, dict]]:
-        """Images by their places; an image's hash is made from the file's hash and its place, not from its pixels."""
+        """Locate images in the arrays; the hash of an image covers the file hash and its position, not its pixels."""
         (path,) = self.tables()
         sizes = {}
         for split in SPLITS:
             shape, _ = array_shape(path, f"{split}_images.npy")
             if shape[0] != (raw["official"] == split).sum():
                 raise UserError(
-                    f"{path}: {split} has {shape[0]} images but another number of labels. Get it again."
+                    f"{path}: {split} has {shape[0]} images but another number of labels. Download it again."
                 )
             sizes[split] = shape[1] * shape[2]
         size, digest = path.stat().st_size, sha256(path)
         progress(size)
-        places = raw["official"] + "_images.npy[" + raw["row"].astype("str") + "]"
+        members = raw["official"] + "_images.npy[" + raw["row"].astype("str") + "]"
         images = pd.DataFrame(
             {
                 "image_id": raw["image_id"],
                 "path": path.name,
-                "member": places,
+                "member": members,
                 "offset": -1,
                 "bytes": raw["official"].map(sizes),
-                "hash": [content_hash(f"{digest}:{place}".encode()) for place in places],
+                "hash": [content_hash(f"{digest}:{member}".encode()) for member in members],
             }
         )
         return images, {path.name: {"bytes": size, "sha256": digest}}

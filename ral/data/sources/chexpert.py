@@ -1,4 +1,4 @@
-"""CheXpert v1.0, small and full (Irvin et al., AAAI 2019) as Stanford ships it: train.csv, valid.csv and JPEG images.
+"""CheXpert v1.0, small and full (Irvin et al., AAAI 2019) in its original layout: train.csv, valid.csv and JPEG images.
 
 `data.root` is the folder CheXpert-v1.0-small or CheXpert-v1.0 itself; the paths in the tables start with its name.
 """
@@ -11,14 +11,14 @@ from ral.data.sources.base import ColumnLabels, Layout, Source
 from ral.data.sources.text import find_table, read_text
 from ral.labels import LABEL_SETS
 
-# Table -> official split; its expert-read images are the test images, and validation is cut from training.
+# Table -> official split; the expert-read images are the test set, and validation is taken from training.
 TABLES = {"train.csv": "train", "valid.csv": "test"}
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding")
 PATH = r"^[^/]+/(?P<path>(?:train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<image>view\w+)\.\w+)$"
 
 
 class Reader(Source):
-    """Patient, study and image are parts of the path; -1 is uncertain, an empty label was not mentioned."""
+    """Patient, study and image are parts of the path; -1 is uncertain, an empty label is unmentioned."""
 
     layout = Layout(
         image="image",
@@ -57,7 +57,7 @@ class Reader(Source):
 
 
 def _derive(table: pd.DataFrame) -> pd.DataFrame:
-    """Add what the path and the two view columns say; a path of another form leaves the patient empty."""
+    """Derive ids and view from the path and the two view columns; an unexpected path leaves the patient empty."""
     parts = table["Path"].str.extract(PATH)
     study = parts["patient"] + "_" + parts["study"]
     frontal = table["AP/PA"].where(table["AP/PA"] != "", "Frontal")

@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14 (Wang et al., CVPR 2017) as NIH ships it: Data_Entry_2017*.csv and two official lists."""
+"""NIH ChestX-ray14 (Wang et al., CVPR 2017) in its original layout: Data_Entry_2017*.csv and two official lists."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import pandas as pd
 
 from ral.data.sources.base import DelimitedLabels, Layout, Source
-from ral.data.sources.text import find_table, read_list, read_pieces
+from ral.data.sources.text import find_table, read_chunks, read_list
 from ral.errors import UserError
 from ral.labels import NIH_FINDINGS, NO_FINDING
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
 
-# The header's last two names hold commas of their own (`OriginalImage[Width,Height]`), so that it splits in
-# eleven like the rows do. The columns used stand before them.
+# The last two names in the header contain commas (`OriginalImage[Width,Height]`), so header and rows both have eleven
+# fields. The columns used precede them.
 COLUMNS = (
     "Image Index",
     "Finding Labels",
@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def split_labels(text: str) -> list[str]:
-    """The words of `Cardiomegaly|Effusion`."""
+    """Split a text such as `Cardiomegaly|Effusion`."""
     return text.split("|")
 
 
@@ -41,7 +41,7 @@ class Reader(Source):
         age="Patient Age",
         sex="Patient Gender",
         view="View Position",
-        # NIH's images are all frontal; tables merged from elsewhere may bring laterals.
+        # All NIH images are frontal; merged tables may add laterals.
         views={view: view for view in ("PA", "AP", "LATERAL")},
         labels=DelimitedLabels(
             "Finding Labels", split_labels, {**{name: (name,) for name in NIH_FINDINGS}, NO_FINDING: ()}
@@ -62,7 +62,7 @@ class Reader(Source):
         return pd.concat(self.iter_chunks(), ignore_index=True)
 
     def iter_chunks(self) -> Iterator[pd.DataFrame]:
-        yield from read_pieces(self.tables()[0], COLUMNS)
+        yield from read_chunks(self.tables()[0], COLUMNS)
 
     def official(self, studies: pd.DataFrame) -> pd.Series:
         train, test = read_lists(self.root)
@@ -74,21 +74,21 @@ class Reader(Source):
 
 
 def read_lists(root: Path) -> tuple[set[str], set[str]]:
-    """Image ids of the official (training and validation, test) lists.
+    """Image ids of the two official lists (training and validation; test).
 
     Raises:
-        UserError: a list is missing or empty, or an image stands on both.
+        UserError: a list is missing or empty, or an image is on both.
     """
     lists = []
     for name in (TRAIN_LIST, TEST_LIST):
         path = root / name
         if not path.is_file():
-            raise UserError(f"{path} is missing. Put NIH's list there, or set split.method to hash.")
+            raise UserError(f"{path} is missing. Put the list of NIH there, or set split.method to hash.")
         ids = set(read_list(path))
         if not ids:
             raise UserError(f"{path} is empty. Download it again, or set split.method to hash.")
         lists.append(ids)
     both = lists[0] & lists[1]
     if both:
-        raise UserError(f"{root}: {min(both)} stands on both {TRAIN_LIST} and {TEST_LIST}. Keep it on one.")
+        raise UserError(f"{root}: {min(both)} is on both {TRAIN_LIST} and {TEST_LIST}. Keep it on one.")
     return lists[0], lists[1]

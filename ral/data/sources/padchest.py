@@ -1,8 +1,8 @@
-"""PadChest (Bustos et al., 2020) as BIMCV ships it, with its own labels or the thirty classes of CXR-LT 2026.
+"""PadChest (Bustos et al., 2020) from BIMCV, with its own labels or the thirty classes of CXR-LT 2026.
 
-`data.root` holds PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz and the images: unpacked into the numbered
+`data.root` has PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz and the images: unpacked into the numbered
 folders 0/ … 54/ (there, or in images/), or all in one folder or archive images*. CXR-LT 2026 adds
-CXRLT_2026_training.csv; with PadChest's table beside it, view, sex and age are taken from that.
+CXRLT_2026_training.csv; if PadChest's table is there too, it provides view, sex and age.
 """
 
 import ast
@@ -20,15 +20,15 @@ from ral.labels import NO_FINDING
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 TABLES = (_TABLE + ".gz", _TABLE)
 CXR_LT_TABLES = ("CXRLT_2026_training.csv",)
-# The report and every other text or date of the table is never read; the study's date gives the age and is dropped.
+# Reports and other texts or dates are never read; the study date only gives the age and is dropped.
 COLUMNS = (
     "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",
     "Projection", "Labels",
 )  # fmt: skip
-# Of MONOCHROME1 images high values are dark, unless they were inverted when they became PNG. Shortened tables lack it.
+# High values of MONOCHROME1 images are dark, unless the conversion to PNG inverted them. Some tables lack this column.
 PHOTOMETRIC = "PhotometricInterpretation_DICOM"
 
-# Finding -> the words of `Labels` that make it; torchxrayvision's choice, by whole words instead of parts of words.
+# Finding -> its words in `Labels`; torchxrayvision's mapping, but matching whole words instead of substrings.
 MEANINGS = {
     "Air Trapping": "air trapping",
     "Aortic Atheromatosis": "aortic atheromatosis",
@@ -88,7 +88,7 @@ OTHER_WORDS = """COPD signs, Chilaiditi sign, NSG tube, abnormal foreign body, a
     surgery heart, surgery humeral, surgery lung, surgery neck, suture material, thoracic cage deformation,
     tracheal shift, tracheostomy tube, vascular redistribution, ventriculoperitoneal drain tube,
     vertebral anterior compression, vertebral compression, vertebral degenerative changes, volume loss"""
-# Images of which the labels say nothing.
+# Words that make the labels of an image unknown.
 UNKNOWN = frozenset({"", "exclude", "suboptimal study", "unchanged"})
 
 
@@ -97,22 +97,22 @@ def _words(text: str) -> list[str]:
 
 
 def parse(text: str) -> list[str]:
-    """The words of a Python list literal such as `['normal', ' pleural effusion']`, in small letters.
+    """Parse a Python list literal such as `['normal', ' pleural effusion']` to lower-case words, without executing it.
 
     Raises:
-        ValueError, SyntaxError: it is not a list of texts. Nothing is executed.
+        ValueError, SyntaxError: it is not a list of texts.
     """
     if not text.strip():
         return [""]
     words = ast.literal_eval(text)
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError("not a list of words")
-    # BIMCV's lists hold empty words beside findings; alone, one says that nothing is known.
+    # Empty words occur beside findings and are ignored; an empty word alone means unknown.
     return [" ".join(word.split()).lower() for word in words if word.strip()] or [""]
 
 
 def vocabulary() -> dict[str, tuple[str, ...]]:
-    """Every word -> the findings made of it; findings come in the order of MEANINGS."""
+    """Every word -> its findings, in the order of MEANINGS."""
     words: dict[str, tuple[str, ...]] = {}
     for finding, text in MEANINGS.items():
         for word in _words(text):
@@ -121,7 +121,7 @@ def vocabulary() -> dict[str, tuple[str, ...]]:
 
 
 class Reader(Source):
-    """`Projection` is the view as BIMCV's people checked it."""
+    """`Projection` is the view as verified by BIMCV."""
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -149,11 +149,11 @@ class Reader(Source):
         if self.cxr_lt:
             columns = ColumnLabels(self.label_set, no_finding=self.label_set[NO_FINDING])
             layout = replace(layout, labels=columns)
-            if not self._has_own():
+            if not self._has_padchest_table():
                 layout = replace(layout, study=None, view=None, sex=None, age=None, path=None)
         self.layout = layout
 
-    def _has_own(self) -> bool:
+    def _has_padchest_table(self) -> bool:
         return any((self.root / name).is_file() for name in TABLES)
 
     def _has_photometric(self) -> bool:
@@ -161,38 +161,38 @@ class Reader(Source):
         return any(path.is_file() and PHOTOMETRIC in read_header(path) for path in paths)
 
     def _base(self) -> str | None:
-        """Where the numbered folders are, below the root; None where there are none."""
+        """Parent of the numbered folders, relative to the root; None if there are none."""
         for base in ("", "images/"):
             if any((self.root / base / str(number)).is_dir() for number in range(55)):
                 return base
         return None
 
     def tables(self) -> list[Path]:
-        own = [find_table(self.root, TABLES)] if not self.cxr_lt or self._has_own() else []
-        return [*([find_table(self.root, CXR_LT_TABLES)] if self.cxr_lt else []), *own]
+        padchest = [find_table(self.root, TABLES)] if not self.cxr_lt or self._has_padchest_table() else []
+        return [*([find_table(self.root, CXR_LT_TABLES)] if self.cxr_lt else []), *padchest]
 
     def read(self) -> pd.DataFrame:
         tables = self.tables()
         columns = (*COLUMNS, PHOTOMETRIC) if self.layout.photometric else COLUMNS
-        own = _derive(read_text(tables[-1], columns)) if tables[-1].name in TABLES else None
-        if own is not None and self._base() is not None:
-            own["file"] = str(self._base()) + own["ImageDir"] + "/" + own["ImageID"]
+        padchest = _derive(read_text(tables[-1], columns)) if tables[-1].name in TABLES else None
+        if padchest is not None and self._base() is not None:
+            padchest["file"] = str(self._base()) + padchest["ImageDir"] + "/" + padchest["ImageID"]
         if not self.cxr_lt:
-            assert own is not None  # tables() demands it
-            return own
+            assert padchest is not None  # ensured by tables()
+            return padchest
         rows = read_text(tables[0], ("ImageID", "PatientID", *self.label_set.values()))
-        if own is None:
+        if padchest is None:
             return rows
-        if own["ImageID"].duplicated().any():
-            twice = own.loc[own["ImageID"].duplicated(), "ImageID"].iloc[0]
-            raise UserError(f"{tables[-1]}: {twice} stands there twice. Keep one row.")
-        own = own.drop(columns=["row", "PatientID", "Labels"])
-        joined = rows.merge(own, on="ImageID", how="left")
-        return joined.fillna(dict.fromkeys(own.columns, ""))
+        if padchest["ImageID"].duplicated().any():
+            duplicate = padchest.loc[padchest["ImageID"].duplicated(), "ImageID"].iloc[0]
+            raise UserError(f"{tables[-1]}: {duplicate} occurs twice. Keep one row.")
+        padchest = padchest.drop(columns=["row", "PatientID", "Labels"])
+        joined = rows.merge(padchest, on="ImageID", how="left")
+        return joined.fillna(dict.fromkeys(padchest.columns, ""))
 
 
 def _derive(table: pd.DataFrame) -> pd.DataFrame:
-    """Replace birth year and study date by the age in years; the date goes no further."""
+    """Replace birth year and study date by the age in years."""
     year = pd.to_numeric(table["StudyDate_DICOM"].str.slice(0, 4), errors="coerce")
     age = year - pd.to_numeric(table["PatientBirth"], errors="coerce")
     text = age.map(lambda value: "" if value != value else f"{value:.0f}").astype("str")

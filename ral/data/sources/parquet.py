@@ -1,4 +1,4 @@
-"""Parquet tables read as the text that a CSV of them would hold: a file, or a folder of parts as Spark and Dask write it."""
+"""Reads Parquet tables as the text of an equivalent CSV file: a file, or a folder of parts written by Spark or Dask."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 ENDINGS = (".parquet", ".pq")
 
-# From here on whole numbers are not all different as 64-bit floats.
+# From here on, 64-bit floats cannot represent all integers.
 EXACT_FLOAT = 2**53
 
-# How Hive, and Spark after it, write a null in the name of a folder.
+# Null in a folder name, as written by Hive and Spark.
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a table is Parquet: by its ending, or because it is a folder of parts."""
+    """Whether a table is Parquet, by its extension, or because it is a folder of parts."""
     return path.is_dir() or path.suffix.lower() in ENDINGS
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The files of a table: itself, or the parts of a folder by their names; names that begin with . or _ do not count.
+    """Files of a table: itself, or the parts in a folder sorted by name; names that begin with . or _ are ignored.
 
     Raises:
         UserError: the folder has none.
@@ -49,31 +49,31 @@ def parquet_files(path: Path) -> list[Path]:
     return files
 
 
-def read_parquet_pieces(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """The columns of a table as text, and `row`: the number of the row, from 1, all parts counted in their order.
+def read_parquet_chunks(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Read columns of a table as text, and `row`: the number of the row, from 1, over all parts in order.
 
-    Each part is read by its own types, so that no part's values are changed to fit another's. A column may also be the
-    name of a folder, `column=value`, as Hive writes it. Yields `text.PIECE` rows at a time.
+    Each part is read with its own types, without conversion between parts. A column may also be a Hive partition, a folder
+    named `column=value`. Yields `text.CHUNK_ROWS` rows at a time.
 
     Raises:
-        UserError: a part lacks a column or has it twice, is damaged or no Parquet; a column is no text, number, truth value
-            or date; there are no rows.
+        UserError: a part lacks a column or has it twice, is damaged or is not Parquet; a column is not of text, numbers,
+            booleans or dates; there are no rows.
     """
-    first, waiting = 1, pd.DataFrame()
+    first, pending = 1, pd.DataFrame()
     for file in parquet_files(path):
-        for piece in _read_part(file, path, list(dict.fromkeys(columns))):
-            waiting = pd.concat([waiting, piece], ignore_index=True) if len(waiting) else piece
-            while len(waiting) >= text.PIECE:
-                yield _numbered(waiting[: text.PIECE], first)
-                first, waiting = first + text.PIECE, waiting[text.PIECE :].reset_index(drop=True)
-    if len(waiting):
-        yield _numbered(waiting, first)
+        for chunk in _read_part(file, path, list(dict.fromkeys(columns))):
+            pending = pd.concat([pending, chunk], ignore_index=True) if len(pending) else chunk
+            while len(pending) >= text.CHUNK_ROWS:
+                yield _numbered(pending[: text.CHUNK_ROWS], first)
+                first, pending = first + text.CHUNK_ROWS, pending[text.CHUNK_ROWS :].reset_index(drop=True)
+    if len(pending):
+        yield _numbered(pending, first)
     elif first == 1:
         raise UserError(f"{path} has no rows.")
 
 
-def _numbered(piece: pd.DataFrame, first: int) -> pd.DataFrame:
-    return piece.assign(row=range(first, first + len(piece)))
+def _numbered(chunk: pd.DataFrame, first: int) -> pd.DataFrame:
+    return chunk.assign(row=range(first, first + len(chunk)))
 
 
 def _read_part(file: Path, table: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
@@ -81,24 +81,27 @@ def _read_part(file: Path, table: Path, columns: list[str]) -> Iterator[pd.DataF
     import pyarrow.parquet as pq
 
     folders = [part.split("=", 1) for part in file.relative_to(table).parts[:-1] if "=" in part]
-    fixed = {unquote(name): "" if value == NULL else unquote(value) for name, value in folders}
+    partition_values = {unquote(name): "" if value == NULL else unquote(value) for name, value in folders}
     try:
         with pq.ParquetFile(file) as part:
             names = part.schema_arrow.names
-            stored = [name for name in columns if name not in fixed]
+            stored = [name for name in columns if name not in partition_values]
             check_columns(file, stored, names)
-            for batch in part.iter_batches(text.PIECE, columns=stored):
-                piece = {name: _as_text(batch.column(name), file, name) for name in stored}
-                piece |= {name: pd.Series(fixed[name], range(len(batch)), dtype="str") for name in fixed}
-                yield pd.DataFrame({name: piece[name] for name in columns})
+            for batch in part.iter_batches(text.CHUNK_ROWS, columns=stored):
+                values = {name: _as_text(batch.column(name), file, name) for name in stored}
+                values |= {
+                    name: pd.Series(value, range(len(batch)), dtype="str")
+                    for name, value in partition_values.items()
+                }
+                yield pd.DataFrame({name: values[name] for name in columns})
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise UserError(f"{file} is no Parquet file, or damaged ({error}).") from None
+        raise UserError(f"{file} is not a Parquet file, or is damaged ({error}).") from None
 
 
 def _as_text(values: "pa.Array", file: Path, name: str) -> pd.Series:
-    """A column as text: whole numbers without a point, True and False, "" for what is missing."""
+    """Convert a column to text: integers without a point, True and False, "" for null."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -113,7 +116,7 @@ def _as_text(values: "pa.Array", file: Path, name: str) -> pd.Series:
     )  # fmt: skip
     if not any(test(kind) for test in readable):
         raise UserError(
-            f"{file}: the column `{name}` is of type {kind}; text, numbers, truth values and dates can be read."
+            f"{file}: the column `{name}` is of type {kind}; supported are text, numbers, booleans and dates."
         )
     if pa.types.is_boolean(kind):
         values = pc.if_else(values, "True", "False")
@@ -125,14 +128,14 @@ def _as_text(values: "pa.Array", file: Path, name: str) -> pd.Series:
 
 
 def _floats(values: np.ndarray, file: Path, name: str) -> pd.Series:
-    """Floating point as text; each distinct number is written once."""
+    """Convert floats to text; each distinct number is formatted once."""
     codes, numbers = pd.factorize(values)
     if any(abs(number) >= EXACT_FLOAT and abs(number) != float("inf") for number in numbers):
         raise UserError(
-            f"{file}: the column `{name}` holds whole numbers of 16 digits or more as floating point, which has lost "
-            "digits. Write it as text or as 64-bit integers."
+            f"{file}: the column `{name}` contains integers of 16 digits or more as floating point, which "
+            "loses digits. Write it as text or as 64-bit integers."
         )
-    written = [f"{number:.0f}" if number % 1 == 0 else str(number) for number in numbers.tolist()]
+    texts = [f"{number:.0f}" if number % 1 == 0 else str(number) for number in numbers.tolist()]
     return pd.Series(
-        pd.array(["0" if word == "-0" else word for word in written] + [""], dtype="str").take(codes)
+        pd.array(["0" if number == "-0" else number for number in texts] + [""], dtype="str").take(codes)
     )

@@ -1,4 +1,4 @@
-"""Your own data: any CSV or Parquet table, with `data.table` saying which column holds what."""
+"""Your own data: any CSV or Parquet table, with its columns configured in `data.table`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +7,14 @@ import pandas as pd
 
 from ral.config.data import DataConfig
 from ral.data.sources.base import SEXES, VIEWS, ColumnLabels, DelimitedLabels, Layout, Source
-from ral.data.sources.parquet import is_parquet, parquet_files, read_parquet_pieces
-from ral.data.sources.text import read_pieces
+from ral.data.sources.parquet import is_parquet, parquet_files, read_parquet_chunks
+from ral.data.sources.text import read_chunks
 from ral.errors import UserError
 from ral.labels import NO_FINDING
 
 
 class Reader(Source):
-    """Images are at the paths the table names, or in images/ or archives images* with the image id as file name."""
+    """Images are at the paths in the table, or in images/ or archives images* with the image id as file name."""
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -54,7 +54,7 @@ class Reader(Source):
 
     @property
     def columns(self) -> list[str]:
-        """The columns used."""
+        """The columns of the table that are used."""
         layout, labels = self.layout, self.layout.labels
         roles = ("image", "patient", "study", "follow_up", "path", "view", "sex", "age", "split")
         named = [getattr(layout, role) for role in (*roles, "photometric")]
@@ -73,7 +73,7 @@ class Reader(Source):
         return parquet_files(path) if is_parquet(path) else [path]
 
     def named(self) -> str:
-        return str(self.root / self.table.file)  # its parts count their rows together
+        return str(self.root / self.table.file)  # rows are numbered over all parts
 
     def read(self) -> pd.DataFrame:
         return pd.concat(self.iter_chunks(), ignore_index=True)
@@ -82,5 +82,5 @@ class Reader(Source):
         self.tables()
         path = self.root / self.table.file
         if is_parquet(path):
-            return read_parquet_pieces(path, self.columns)
-        return read_pieces(path, self.columns, self.table.separator)
+            return read_parquet_chunks(path, self.columns)
+        return read_chunks(path, self.columns, self.table.separator)

@@ -1,14 +1,14 @@
-"""Test patients set apart: the sealed ones, whom no figure shows, and the gate sets, which decisions take in turn.
+"""Held-out test patients: sealed patients, who enter no metric, and gate sets, which release decisions use in turn.
 
-Each choice is a hash of the patient id alone, so that new patients never move old ones; the hashes are independent of
-each other and of the one that splits.
+Each choice depends only on a hash of the patient id, so new patients never move old ones. The hashes are independent of
+each other and of the hash that splits the patients.
 """
-
-import hashlib
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from ral.data.splits.hashing import hash_to_unit_interval
 
 
 def sealed(studies: pd.DataFrame, share: float) -> NDArray[np.bool_]:
@@ -16,19 +16,19 @@ def sealed(studies: pd.DataFrame, share: float) -> NDArray[np.bool_]:
 
     Args:
         studies: patient_id and split.
-        share: of the test patients that are sealed, on average.
+        share: expected share of the test patients that are sealed.
     """
-    chosen = _position(studies["patient_id"], "sealed") < share
+    chosen = _patient_hashes(studies["patient_id"], "sealed") < share
     return np.asarray(chosen & (studies["split"] == "test").to_numpy())
 
 
 def unsealed(studies: pd.DataFrame, share: float, *logits: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
-    """Studies and tables of logits without the test images of sealed patients.
+    """Remove the test images of sealed patients from the studies and the logits.
 
     Args:
         studies: image_id, patient_id and split.
         share: as for `sealed`.
-        logits: tables with image_id; an image that the studies do not have stays.
+        logits: tables with image_id; images that are not in the studies are kept.
     """
     hidden = sealed(studies, share)
     ids = studies.loc[hidden, "image_id"]
@@ -41,22 +41,20 @@ def sealed_patients(studies: pd.DataFrame, share: float) -> int:
 
 
 def gate_set(patients: "pd.Series[str]", sets: int, turn: int) -> NDArray[np.bool_]:
-    """Which rows are of the gate set whose turn it is, bool [rows].
+    """Which rows belong to the gate set of this decision, bool [rows].
 
     Args:
         patients: patient id of each row.
-        sets: how many sets the patients are shared out to.
-        turn: decisions that were taken before.
+        sets: number of sets that the patients are divided into.
+        turn: number of earlier decisions.
     """
-    number = (_position(patients, "gate") * sets).astype(np.int64)
+    number = (_patient_hashes(patients, "gate") * sets).astype(np.int64)
     return np.asarray(number == turn % sets)
 
 
-def _position(patients: "pd.Series[str]", purpose: str) -> NDArray[np.float64]:
-    """Where each row's patient falls in [0, 1) for a purpose; another personalised hash than `ral.data.splits.methods.position`."""
+def _patient_hashes(patients: "pd.Series[str]", purpose: str) -> NDArray[np.float64]:
+    """Map each row's patient to [0, 1), independently for each purpose and of `ral.data.splits.methods.patient_hash`."""
     codes, ids = pd.factorize(patients)
-    digests = [
-        hashlib.blake2b(str(name).encode(), digest_size=8, person=purpose.encode()).digest() for name in ids
-    ]
-    places = np.array([int.from_bytes(digest) / 2**64 for digest in digests], dtype=np.float64)
-    return places[codes]
+    person = purpose.encode()
+    hashes = np.array([hash_to_unit_interval(str(name), person) for name in ids], dtype=np.float64)
+    return hashes[codes]

@@ -1,6 +1,5 @@
-"""Shares patients out to train, val and test; no patient is ever in two of them."""
+"""Split methods: assign patients to train, val and test; no patient is ever in two splits."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,59 +7,59 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import SplitConfig
+from ral.data.splits.hashing import hash_to_unit_interval
 from ral.data.splits.stratify import stratify
 from ral.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
-# Positive images of a finding in validation or test below which its figures say little.
-FEW = 5
+# With fewer positive images of a finding in validation or test, its metrics are unreliable.
+MIN_POSITIVES = 5
 
 
-def position(patient_id: str, seed: int) -> float:
-    """Where a patient falls in [0, 1): a hash of the id alone, so that new patients never move old ones."""
-    digest = hashlib.blake2b(f"{seed}:{patient_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
+def patient_hash(patient_id: str, seed: int) -> float:
+    """Map a patient to [0, 1) by the id and the seed alone, so that new patients never move old ones."""
+    return hash_to_unit_interval(f"{seed}:{patient_id}")
 
 
 def split_by_hash(patients: pd.Series, config: SplitConfig) -> pd.Series:
-    """Split of each row by its patient's `position`: test below `test`, then val, then train."""
+    """Split of each row by `patient_hash`: test below `test`, then val, then train."""
 
     codes, ids = pd.factorize(patients)
-    where = np.array([position(patient, config.seed) for patient in ids.to_numpy(object)])
-    split = np.where(where < config.test, 2, np.where(where < config.test + config.val, 1, 0))
+    hashes = np.array([patient_hash(patient, config.seed) for patient in ids.to_numpy(object)])
+    split = np.where(hashes < config.test, 2, np.where(hashes < config.test + config.val, 1, 0))
     return pd.Series(pd.array(list(SPLITS), dtype="str").take(split[codes]), index=patients.index)
 
 
 def split_official(studies: pd.DataFrame, official: pd.Series, config: SplitConfig) -> pd.Series:
-    """Split of each row as the owners share the images out.
+    """Split of each row by the official lists of the data set.
 
-    Where they name no validation images, validation is cut from their training images by patient hash.
+    If they have no validation images, validation patients are taken from the training list by patient hash.
 
     Args:
         studies: image_id and patient_id.
-        official: train, val or test of each row; null where an image is on no list.
+        official: train, val or test for each row; null where an image is on no list.
 
     Raises:
         UserError: an image is on no list, or a patient has images on two.
     """
-    neither = studies["image_id"][official.isna()]
-    if len(neither):
+    unlisted = studies["image_id"][official.isna()]
+    if len(unlisted):
         raise UserError(
-            f"{len(neither)} images are on neither official list, the first is {neither.iloc[0]}. "
+            f"{len(unlisted)} images are on no official list. The first: {unlisted.iloc[0]}. "
             "Complete the lists, or set split.method to hash."
         )
-    sides = official.groupby(studies["patient_id"]).nunique()
-    if (sides > 1).any():
+    split_counts = official.groupby(studies["patient_id"]).nunique()
+    if (split_counts > 1).any():
         raise UserError(
-            f"Patient {sides.index[sides > 1][0]} has images in more than one official split, so that what is tested "
-            "would be trained on. Correct the lists, or set split.method to hash."
+            f"Patient {split_counts.index[split_counts > 1][0]} has images in more than one official split: test data "
+            "would leak into training. Correct the lists, or set split.method to hash."
         )
     if (official == "val").any():
         return official
     rest = studies["patient_id"].map(
         {
-            p: "val" if position(p, config.seed) < config.val else "train"
+            p: "val" if patient_hash(p, config.seed) < config.val else "train"
             for p in studies["patient_id"].unique()
         }
     )
@@ -72,19 +71,21 @@ def split_stratified(
 ) -> pd.Series:
     """Split of each row by iterative stratification over patients (`ral.data.splits.stratify`).
 
-    It depends on the ids, labels and seed, not on the order of the rows. New patients join around those of `before`.
+    It depends on ids, labels and seed, not on the order of the rows. Patients in `before` keep their split.
 
     Args:
         studies: patient_id and the label columns.
-        findings: what to spread evenly; unknown labels count as not positive.
-        before: split by patient id of patients who keep theirs.
+        findings: the findings to balance; unknown labels count as not positive.
+        before: accepted split by patient id.
     """
     codes, patients = pd.factorize(studies["patient_id"], sort=True)
     images = np.bincount(codes)
     positives = np.stack(
         [np.bincount(codes, weights=(studies[finding] == 1)).astype(np.int64) for finding in findings], axis=1
     )
-    order = np.argsort(np.argsort([position(patient, config.seed) for patient in patients], kind="stable"))
+    order = np.argsort(
+        np.argsort([patient_hash(patient, config.seed) for patient in patients], kind="stable")
+    )
     given = np.full(len(patients), -1)
     if before is not None:
         number = {name: index for index, name in enumerate(SPLITS)}
@@ -95,7 +96,7 @@ def split_stratified(
 
 
 def keep_old_patients(studies: pd.DataFrame, split: pd.Series, before: pd.Series | None) -> None:
-    """Check a split against the accepted one.
+    """Check that every patient of the accepted split keeps their split.
 
     Args:
         studies: patient_id.
@@ -113,9 +114,9 @@ def keep_old_patients(studies: pd.DataFrame, split: pd.Series, before: pd.Series
         row = int(np.flatnonzero(moved)[0])
         count = studies.loc[moved, "patient_id"].nunique()
         raise UserError(
-            f"{count} patients would leave their split, the first is {studies['patient_id'].iloc[row]} from "
-            f"{old.iloc[row]} to {split.iloc[row]}: what was tested on would be trained on. Go back to the "
-            "split parameters of the accepted split, or delete baseline/split.parquet to begin anew."
+            f"{count} patients would change their split. The first: {studies['patient_id'].iloc[row]}, from "
+            f"{old.iloc[row]} to {split.iloc[row]}: test data would leak into training. Restore the split "
+            "parameters of the accepted split, or delete baseline/split.parquet to start over."
         )
 
 
@@ -124,21 +125,23 @@ def check_split(studies: pd.DataFrame, findings: tuple[str, ...], config: SplitC
 
     Args:
         studies: patient_id, split and one column per finding.
-        findings: columns that are to be learned.
+        findings: columns to learn.
         config: how the split was made.
 
     Raises:
         UserError: a patient is in two splits, a split is empty, a finding cannot be learned.
     """
-    apart = studies.groupby("patient_id")["split"].nunique()
-    if (apart > 1).any():
-        raise UserError(f"Patient {apart.index[apart > 1][0]} is in two splits. This split must not be used.")
+    split_counts = studies.groupby("patient_id")["split"].nunique()
+    if (split_counts > 1).any():
+        raise UserError(
+            f"Patient {split_counts.index[split_counts > 1][0]} is in two splits. Do not use this split."
+        )
     patients = studies["patient_id"].nunique()
     for name in SPLITS:
         if not (studies["split"] == name).any():
             raise UserError(
                 f"The {name} split is empty: the data has {len(studies)} images of {patients} patient(s), and a "
-                "patient is never shared between splits. Give more patients, or change split.val, split.test, "
+                "patient is never in two splits. Provide more patients, or change split.val, split.test, "
                 "split.seed or split.method."
             )
     train = studies[studies["split"] == "train"]
@@ -151,18 +154,18 @@ def check_split(studies: pd.DataFrame, findings: tuple[str, ...], config: SplitC
             spread = "" if config.method == "stratified" else ", or set split.method to stratified"
             raise UserError(
                 f"{finding} has no {kind} image among the {len(train)} training images{elsewhere}, so it cannot be "
-                f"learned. Give more data, or list the other findings in data.findings{spread}."
+                f"learned. Provide more data, or list the other findings in data.findings{spread}."
             )
 
 
-def low_support_warnings(counts: dict[str, Any], few: int = FEW) -> list[str]:
-    """What class_counts.json shows too little of, a line each: findings with fewer than `few` positives to judge by."""
+def low_support_warnings(counts: dict[str, Any], few: int = MIN_POSITIVES) -> list[str]:
+    """One line per split in which findings have fewer than `few` positive images, from class_counts.json."""
     lines = []
     for name in ("val", "test"):
         rare = {finding: number for finding, number in counts[name]["positives"].items() if number < few}
         if rare:
             shown = ", ".join(f"{finding} {number}" for finding, number in rare.items())
             lines.append(
-                f"fewer than {few} positive images in {name}: {shown}. Their figures will say little."
+                f"fewer than {few} positive images in {name}: {shown}. Their metrics will be unreliable."
             )
     return lines

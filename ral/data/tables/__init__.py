@@ -1,1 +1,1 @@
-"""Label tables of any size in little memory: rows spilled to disk, partitions, ids and images under two names."""
+"""Label tables larger than memory: rows spilled to disk, partitions, look-alike ids, duplicate images."""

@@ -1,4 +1,4 @@
-"""One image under two patients: by the bytes of its file, or by its pixels once prepared."""
+"""Finds images listed under two patients, by the bytes of the file or by the prepared pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ral.data.privacy import pseudonymised
+from ral.data.privacy import pseudonymize
 from ral.data.tables.partitions import Partition
 from ral.data.tables.spill import ImageIdIndex
 
-# Examples given of each kind of duplicate.
+# Examples reported.
 EXAMPLES = 5
 
 
 def same_content(
     partitions: Sequence[Partition], image: str, patient: str, images: pd.DataFrame
 ) -> list["pd.Series[str]"]:
-    """For each row whose image file has the same bytes as one of another patient, which one that is; null for others.
+    """For each row whose image file has the same bytes as another patient's, describe that file; null for other rows.
 
     Args:
-        partitions: all of a table.
+        partitions: all partitions of a table.
         image: column of the image ids.
         patient: column of the patient ids.
         images: image_id and hash of each image file.
@@ -29,129 +29,132 @@ def same_content(
         A series for each partition, in the order of its rows.
     """
     suspects = images[images["hash"].duplicated(keep=False)].reset_index(drop=True)
-    places = ImageIdIndex(suspects["image_id"])
-    sizes, found = [], []
+    index = ImageIdIndex(suspects["image_id"])
+    sizes, matches = [], []
     for number, part in enumerate(partitions):
         rows = part.read(list(dict.fromkeys((image, patient))))
         sizes.append(len(rows))
-        at = places.find(rows[image]) if len(suspects) else np.full(len(rows), -1)
-        here = np.flatnonzero(at >= 0)
-        found.append(
+        suspect = index.find(rows[image]) if len(suspects) else np.full(len(rows), -1)
+        matching = np.flatnonzero(suspect >= 0)
+        matches.append(
             pd.DataFrame(
                 {
                     "part": number,
-                    "position": here,
-                    "order": rows.index[here],
-                    "image_id": rows[image].to_numpy(object)[here],
-                    "patient_id": rows[patient].to_numpy(object)[here],
-                    "content": suspects["hash"].to_numpy(object)[at[here]],
+                    "position": matching,
+                    "order": rows.index[matching],
+                    "image_id": rows[image].to_numpy(object)[matching],
+                    "patient_id": rows[patient].to_numpy(object)[matching],
+                    "content": suspects["hash"].to_numpy(object)[suspect[matching]],
                 }
             )
         )
-    rows = pd.concat(found, ignore_index=True).sort_values("order", kind="stable")
+    rows = pd.concat(matches, ignore_index=True).sort_values("order", kind="stable")
     shared = shared_images(rows)
     texts = [np.full(size, None, object) for size in sizes]
     others = shared.loc[partners(shared)]
-    told = "the same bytes as " + others["image_id"] + " of patient " + others["patient_id"]
-    for number, at, text in zip(shared["part"].tolist(), shared["position"].tolist(), told, strict=True):
-        texts[number][at] = text
+    descriptions = "the same bytes as " + others["image_id"] + " of patient " + others["patient_id"]
+    rows_of_parts = zip(shared["part"].tolist(), shared["position"].tolist(), descriptions, strict=True)
+    for number, position, text in rows_of_parts:
+        texts[number][position] = text
     return [pd.Series(values, dtype="str") for values in texts]
 
 
 def shared_images(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose `content` stands under more than one `patient_id`."""
+    """The rows whose `content` occurs under more than one `patient_id`."""
     repeated = rows[rows["content"].duplicated(keep=False)]
     return repeated[repeated.groupby("content")["patient_id"].transform("nunique") > 1]
 
 
 def partners(shared: pd.DataFrame) -> list[int]:
-    """For each row of `shared_images` the index of the first row of the same content that another patient has."""
+    """For each row of `shared_images`, the index of the first row with the same content but another patient."""
     first = shared.drop_duplicates("content").set_index("content")["patient_id"]
     of_first = shared["patient_id"] == shared["content"].map(first)
-    begins, others = (
+    first_of_first, first_of_others = (
         part.drop_duplicates("content").reset_index().set_index("content")["index"]
         for part in (shared[of_first].rename_axis("index"), shared[~of_first].rename_axis("index"))
     )
     content = shared["content"]
-    return content.map(others).where(of_first, content.map(begins)).astype(int).tolist()
+    return content.map(first_of_others).where(of_first, content.map(first_of_first)).astype(int).tolist()
 
 
 def same_images(rows: pd.DataFrame, pixels: "pd.Series[str]") -> "SameImages":
-    """Images of several patients whose files have equal bytes, or that are equal pixel by pixel once prepared.
+    """Find images of several patients whose files, or whose prepared pixels, are identical.
 
-    (Equal bytes do not always become equal pixels: one of the images may be inverted.)
+    Identical files do not always give identical pixels: one of the images may be inverted.
 
     Args:
-        rows: image_id, patient_id and hash of the file, of every image, in the order of the pixels.
-        pixels: of `ral.data.images.shards.same_pixels`, by position in `rows`; empty before there are any.
+        rows: image_id, patient_id and file hash of every image, in the order of the pixels.
+        pixels: result of `ral.data.images.shards.same_pixels`, by position in `rows`; empty before images are packed.
     """
     repeated = rows["hash"].duplicated(keep=False).to_numpy().copy()
     repeated[pixels.index] = True
-    some = rows.iloc[np.flatnonzero(repeated)].reset_index(drop=True)
-    found = pixels.reindex(np.flatnonzero(repeated))
-    named = found.where(found.notna(), "file " + some["hash"].set_axis(found.index))
-    content = components(some["hash"], named)
-    return SameImages(shared_images(some.drop(columns="hash").assign(content=content)))
+    candidates = rows.iloc[np.flatnonzero(repeated)].reset_index(drop=True)
+    digests = pixels.reindex(np.flatnonzero(repeated))
+    digests = digests.where(digests.notna(), "file " + candidates["hash"].set_axis(digests.index))
+    content = components(candidates["hash"], digests)
+    return SameImages(shared_images(candidates.drop(columns="hash").assign(content=content)))
 
 
 def components(first: pd.Series, second: pd.Series) -> np.ndarray:
-    """Number of the component of each pair where equal values of `first`, and of `second`, belong together, int32 [pairs]."""
+    """Connected component of each pair, where pairs with equal `first` or equal `second` are linked, int32 [pairs]."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    one, ones = pd.factorize(first.to_numpy(object))
-    two, twos = pd.factorize(second.to_numpy(object))
-    size = len(ones) + len(twos)
-    links = coo_array((np.ones(len(one)), (one, two + len(ones))), shape=(size, size))
-    return np.asarray(connected_components(links, directed=False)[1])[one]
+    first_codes, first_values = pd.factorize(first.to_numpy(object))
+    second_codes, second_values = pd.factorize(second.to_numpy(object))
+    size = len(first_values) + len(second_values)
+    links = coo_array(
+        (np.ones(len(first_codes)), (first_codes, second_codes + len(first_values))), shape=(size, size)
+    )
+    return np.asarray(connected_components(links, directed=False)[1])[first_codes]
 
 
 @dataclass(frozen=True)
 class SameImages:
-    """Images that stand under more than one patient.
+    """Images listed under more than one patient.
 
     Attributes:
-        rows: image_id, patient_id and content of each of these rows.
+        rows: image_id, patient_id and content of each such row.
     """
 
     rows: pd.DataFrame
 
     @property
     def images(self) -> int:
-        """How many different images there are."""
+        """Number of distinct images."""
         return int(self.rows["content"].nunique())
 
     @property
     def patients(self) -> int:
-        """How many patients have them."""
+        """Number of patients who have them."""
         return int(self.rows["patient_id"].nunique())
 
     def apart(self, split: "pd.Series[str]", salt: bytes | None = None) -> int:
-        """How many of the images have patients in more than one split.
+        """Number of images whose patients are in more than one split.
 
         Args:
-            split: by patient id; by pseudonym where a salt is given.
-            salt: of the pseudonyms.
+            split: split by patient id, or by pseudonym if a salt is given.
+            salt: salt of the pseudonyms.
         """
-        rows = pseudonymised(self.rows, salt) if salt else self.rows
+        rows = pseudonymize(self.rows, salt) if salt else self.rows
         return int((rows["patient_id"].map(split).groupby(rows["content"]).nunique() > 1).sum())
 
     def examples(self, salt: bytes | None = None) -> list[list[str]]:
-        """The first few, each as `IMAGE (patient ID)` of its rows; by pseudonyms where a salt is given."""
-        some = self.rows["content"].unique()[:EXAMPLES]
-        rows = self.rows[self.rows["content"].isin(some)]
-        rows = pseudonymised(rows, salt) if salt else rows
+        """The first few images, each as a list of `IMAGE (patient ID)`; pseudonyms if a salt is given."""
+        contents = self.rows["content"].unique()[:EXAMPLES]
+        rows = self.rows[self.rows["content"].isin(contents)]
+        rows = pseudonymize(rows, salt) if salt else rows
         named = rows["image_id"] + " (patient " + rows["patient_id"] + ")"
-        return [named[rows["content"] == content].head(EXAMPLES).tolist() for content in some]
+        return [named[rows["content"] == content].head(EXAMPLES).tolist() for content in contents]
 
     def groups(self, first: pd.Index | None = None) -> "pd.Series[str]":
-        """The patient who stands for each patient of these rows, so that all who share an image stay together.
+        """Map each patient of these rows to one representative, so that all patients who share images stay together.
 
         Args:
-            first: ids of patients who have a split already; one of them stands for the others.
+            first: ids of patients who already have a split; they are preferred as representatives.
 
         Returns:
-            Patient id by patient id: the least of those that are connected by images, and are in `first` if any is.
+            Representative by patient id: the smallest id among connected patients, taken from `first` if any is there.
         """
         pairs = self.rows[["patient_id", "content"]]
         members = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""Ids that look alike: one person under two of them would both train and test."""
+"""Finds ids that look alike: one person listed under two ids could end up in both training and test."""
 
 import re
 import unicodedata
@@ -6,22 +6,22 @@ from decimal import Decimal
 
 import pandas as pd
 
-# What a number looks like; longer exponents would be words.
+# Form of a number; text with a longer exponent is no number.
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:e[+-]?\d{1,2})?")
-# Characters that no screen shows: those that Unicode calls default ignorable, beside its categories Cc and Cf.
+# Invisible characters: Unicode default ignorables outside the categories Cc and Cf.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
 
-# Ids named beside one that looks like them.
-NAMED = 5
+# Look-alikes listed for one id.
+MAX_LISTED = 5
 
 
 def comparable_ids(ids: "pd.Series[str]") -> "pd.Series[str]":
-    """What is left of ids once everything is taken away that people overlook; equal results may be one person.
+    """Normalize ids by removing differences that people overlook; ids with equal results may be one person.
 
-    Ids are equal as numbers (7, 007, 7.0, 7e0), but for case, for blanks at the ends, or for characters that are
-    invisible or that Unicode calls compatible (full-width digits, ligatures).
+    Ignored are the notation of numbers (7, 007, 7.0, 7e0), case, blanks at the ends, invisible characters, and
+    Unicode compatibility variants (full-width digits, ligatures).
     """
     codes, distinct = pd.factorize(ids)
     return pd.Series([_comparable(text) for text in distinct], dtype="str").take(codes).set_axis(ids.index)
@@ -33,7 +33,7 @@ def _comparable(text: str) -> str:
         text = _INVISIBLE.sub("", text)
     if not text.isprintable():
         text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cf"))
-    # Without what was between them, letters and accents may make others.
+    # Once invisible characters are removed, letters and accents may combine.
     text = " ".join(unicodedata.normalize("NFKC", text).lower().split())
     if not _NUMBER.fullmatch(text):
         return text
@@ -43,7 +43,7 @@ def _comparable(text: str) -> str:
 
 
 def lookalikes(ids: "pd.Series[str]") -> "pd.Series[str]":
-    """For each row the other ids that `comparable_ids` makes equal to its own, in quotes; null where there is none."""
+    """For each row, its id and the ids that `comparable_ids` makes equal to it, in quotes; null where there is none."""
     distinct = ids.drop_duplicates()
     keys = comparable_ids(distinct)
     alike = distinct[keys.duplicated(keep=False)]
@@ -51,6 +51,6 @@ def lookalikes(ids: "pd.Series[str]") -> "pd.Series[str]":
     for _, group in alike.groupby(keys[alike.index]):
         names = sorted(group)
         for name in names:
-            others = [repr(other) for other in names[: NAMED + 1] if other != name][:NAMED]
+            others = [repr(alias) for alias in names[: MAX_LISTED + 1] if alias != name][:MAX_LISTED]
             shown[name] = f"{name!r} and {', '.join(others)}"
     return ids.map(shown).astype("str") if shown else pd.Series(None, index=ids.index, dtype="str")

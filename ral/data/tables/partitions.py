@@ -1,8 +1,8 @@
-"""A label table of any size, shared out to partitions on disk so that what must be seen together is in one of them.
+"""A label table of any size, divided into partitions on disk by patient.
 
-The step validate checks one partition at a time. All rows of a patient are in one, and of patients whose ids look alike,
-so that what is said of patients is exact there; what is said of images is found for all partitions together (`repeated`,
-`image_sizes`, `ral.data.tables.duplicates.same_content`).
+The step validate checks one partition at a time. All rows of a patient, and of patients whose ids look alike, are in the
+same partition, so checks of patients are exact. Checks of images run over all partitions (`find_repeated`, `image_sizes`,
+`ral.data.tables.duplicates.same_content`).
 """
 
 import shutil
@@ -19,52 +19,54 @@ import pyarrow as pa
 from ral.data.tables.lookalike_ids import comparable_ids
 from ral.data.tables.spill import ImageIdIndex
 
-# Rows of a partition, more or less: what is in memory at a time. A smaller table is one partition.
+# Approximate rows per partition, which bounds memory. A smaller table is one partition.
 ROWS = 500_000
 
-# Shares of each piece by patient; partitions are made of them once it is known how many rows there are.
+# Buckets of each chunk by patient hash; partitions are ranges of buckets, chosen once the number of rows is known.
 BUCKETS = 256
 
-# Name of the column that holds a row's place in the table; no source has one of that name.
-PLACE = "place in the table"
+# Column with the index of a row in the table; no source has a column of that name.
+ROW_INDEX = "row index in the table"
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Some of the rows on disk; other processes can read it too.
+    """Some of the rows on disk; can be read by other processes.
 
     Attributes:
-        files: a file per piece of the table, of BUCKETS record batches each.
-        buckets: which of them, first and one past the last.
+        files: one file per chunk of the table, of BUCKETS record batches each.
+        buckets: range of buckets, first and one past the last.
     """
 
     files: tuple[Path, ...]
     buckets: tuple[int, int]
 
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The rows in the order of the table, indexed by their place in it.
+        """Read the rows in the order of the table, indexed by their row index.
 
         Args:
-            columns: what to read; None reads all.
+            columns: columns to read; None reads all.
         """
         batches = []
         for path in self.files:
             with pa.OSFile(str(path)) as stream:
                 schema = pa.ipc.open_file(stream).schema
-                wanted = None if columns is None else [schema.get_field_index(n) for n in (*columns, PLACE)]
+                wanted = (
+                    None if columns is None else [schema.get_field_index(n) for n in (*columns, ROW_INDEX)]
+                )
                 options = pa.ipc.IpcReadOptions(included_fields=wanted)
                 file = pa.ipc.open_file(stream, options=options)
                 batches += [file.get_batch(number) for number in range(*self.buckets)]
         rows = pa.Table.from_batches(batches).to_pandas()
-        return rows.set_index(PLACE).sort_index().rename_axis(None)
+        return rows.set_index(ROW_INDEX).sort_index().rename_axis(None)
 
 
 class Partitions:
-    """Rows of a table on disk, by patient; a context manager, which removes them.
+    """Rows of a table on disk, grouped by patient. A context manager that removes them on exit.
 
     Args:
-        folder: where to put them; must not exist.
-        patient: the column whose equal values must come together, and values that look alike.
+        folder: folder to create; must not exist.
+        patient: column by which to group; values that look alike are grouped too.
     """
 
     def __init__(self, folder: Path, patient: str) -> None:
@@ -83,19 +85,19 @@ class Partitions:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return int(self._counts.sum())
 
-    def add(self, piece: pd.DataFrame) -> None:
-        """Keep the next rows of the table.
+    def add(self, chunk: pd.DataFrame) -> None:
+        """Append the next rows of the table.
 
         Raises:
             OSError: the disk is full, or not writable.
         """
-        bucket = (_hashes(comparable_ids(piece[self._patient])) % np.uint64(BUCKETS)).astype(np.int64)
+        bucket = (_hashes(comparable_ids(chunk[self._patient])) % np.uint64(BUCKETS)).astype(np.int64)
         order = np.argsort(bucket, kind="stable")
-        placed = piece.assign(**{PLACE: np.arange(self.rows, self.rows + len(piece))})
-        batch = pa.RecordBatch.from_pandas(placed.iloc[order], preserve_index=False)
+        indexed = chunk.assign(**{ROW_INDEX: np.arange(self.rows, self.rows + len(chunk))})
+        batch = pa.RecordBatch.from_pandas(indexed.iloc[order], preserve_index=False)
         counts = np.bincount(bucket, minlength=BUCKETS)
         path = self._folder / f"{len(self._files)}.arrow"
         with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as file:
@@ -105,7 +107,7 @@ class Partitions:
         self._counts += counts
 
     def all(self) -> list[Partition]:
-        """The partitions that have rows, about ROWS each."""
+        """The non-empty partitions, of about ROWS rows each."""
         number = min(BUCKETS, -(-self.rows // ROWS))
         ends = [BUCKETS * part // number for part in range(number + 1)]
         return [
@@ -115,46 +117,49 @@ class Partitions:
         ]
 
 
-def repeated(partitions: Sequence[Partition], column: str) -> list[np.ndarray]:
-    """Which rows have a value that another row of any partition has too, bool [rows] for each partition.
+def find_repeated(partitions: Sequence[Partition], column: str) -> list[np.ndarray]:
+    """Which rows have a value that also occurs in another row of any partition, bool [rows] for each partition.
 
-    Hashes are compared first, eight bytes a row; then, among the rows whose hashes meet, the values themselves.
+    Hashes are compared first, at eight bytes a row; then the values of the rows whose hashes collide.
     """
     hashes = [_hashes(part.read([column])[column]) for part in partitions]
-    every = np.sort(np.concatenate(hashes))
-    met = np.unique(every[1:][every[1:] == every[:-1]])
-    found = [np.isin(some, met) for some in hashes]
-    if len(met):
-        suspects = [part.read([column])[column][mask] for part, mask in zip(partitions, found, strict=True)]
+    ordered = np.sort(np.concatenate(hashes))
+    collisions = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    masks = [np.isin(part_hashes, collisions) for part_hashes in hashes]
+    if len(collisions):
+        suspects = [part.read([column])[column][mask] for part, mask in zip(partitions, masks, strict=True)]
         values = pd.concat(suspects, ignore_index=True)
-        twice = (values.duplicated(keep=False) & values.notna()).to_numpy()
-        for mask, these in zip(found, np.split(twice, np.cumsum([len(s) for s in suspects])), strict=False):
-            mask[mask] = these
-    return found
+        duplicated = (values.duplicated(keep=False) & values.notna()).to_numpy()
+        ends = np.cumsum([len(part_suspects) for part_suspects in suspects])
+        for mask, confirmed in zip(masks, np.split(duplicated, ends), strict=False):
+            mask[mask] = confirmed
+    return masks
 
 
 def image_sizes(
     partitions: Sequence[Partition], column: str, images: pd.DataFrame
 ) -> tuple[list[np.ndarray], int]:
-    """The bytes of each row's image, and how many images have no row.
+    """Size in bytes of each row's image, and the number of images without a row.
 
     Args:
-        partitions: all of a table.
-        column: of the image ids.
+        partitions: all partitions of a table.
+        column: column of the image ids.
         images: image_id and bytes of each image.
 
     Returns:
-        float64 [rows] for each partition, NaN where a row has no image; and the number of images.
+        float64 [rows] for each partition, NaN where a row has no image; and the number of images without a row.
     """
-    places, sizes = ImageIdIndex(images["image_id"]), images["bytes"].to_numpy(np.float64)
-    seen, found = np.zeros(len(images), bool), []
+    index, sizes = ImageIdIndex(images["image_id"]), images["bytes"].to_numpy(np.float64)
+    has_row, row_sizes = np.zeros(len(images), bool), []
     for part in partitions:
-        at = places.find(part.read([column])[column])
-        seen[at[at >= 0]] = True
-        found.append(np.where(at >= 0, sizes[at], np.nan) if len(images) else np.full(len(at), np.nan))
-    return found, int((~seen).sum())
+        image = index.find(part.read([column])[column])
+        has_row[image[image >= 0]] = True
+        row_sizes.append(
+            np.where(image >= 0, sizes[image], np.nan) if len(images) else np.full(len(image), np.nan)
+        )
+    return row_sizes, int((~has_row).sum())
 
 
 def _hashes(values: pd.Series) -> np.ndarray:
-    """A number for each value, uint64; equal values have equal ones, on every machine."""
+    """Hash of each value, uint64, the same on every machine."""
     return pd.util.hash_pandas_object(values, index=False, categorize=False).to_numpy()

@@ -1,7 +1,7 @@
-"""Tables of any number of rows in little memory: where each image is stored, rows put in that order on disk, counts of labels.
+"""External sort of tables larger than memory: index of image ids, rows spilled to disk, counts of labels.
 
-The step preprocess reads its source in blocks. What it needs of all rows at once (patient, labels) stays in memory, a few dozen
-bytes a row; the rest is spilled to buckets on disk by the place of the image's pixels, and read back bucket by bucket.
+The step preprocess reads its source in chunks. What it needs of all rows at once (patient, labels) stays in memory, a few
+dozen bytes a row. The rest is spilled to buckets on disk by the index of the image, and read back bucket by bucket.
 """
 
 import shutil
@@ -16,18 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-# Rows of a bucket: what is in memory at a time.
+# Rows per bucket, which bounds memory.
 BUCKET_ROWS = 500_000
 
-# Ids hashed at a time: each is a Python object for that long.
-HASHED = 1_000_000
+# Ids hashed at a time; meanwhile each is a Python object.
+HASH_CHUNK = 1_000_000
 
 
 class ImageIdIndex:
-    """Finds images in their stored order by image id: 16 bytes an image, where a dictionary takes a hundred.
+    """Maps image ids to their index in stored order with 16 bytes an image; a dictionary takes about a hundred.
 
     Args:
-        image_ids: of all images, in stored order, each once.
+        image_ids: unique ids of all images, in stored order.
     """
 
     def __init__(self, image_ids: "pd.Series[str]") -> None:
@@ -40,41 +40,41 @@ class ImageIdIndex:
         """Index of each image, int64; -1 where there is no such image."""
         wanted = _array(image_ids)
         keys = _hashes(wanted)
-        at = np.searchsorted(self._keys, keys)
-        found = np.full(len(keys), -1)
-        # More than once round only where two ids have the same hash.
-        open_ = np.flatnonzero(at < len(self._keys))
-        while len(open_):
-            open_ = open_[self._keys[at[open_]] == keys[open_]]
-            place = self._order[at[open_]]
-            same = pc.equal(self._ids.take(pa.array(place)), wanted.take(pa.array(open_))).to_numpy(
+        slot = np.searchsorted(self._keys, keys)
+        result = np.full(len(keys), -1)
+        # Needs a second pass only if two ids have the same hash.
+        pending = np.flatnonzero(slot < len(self._keys))
+        while len(pending):
+            pending = pending[self._keys[slot[pending]] == keys[pending]]
+            index = self._order[slot[pending]]
+            same = pc.equal(self._ids.take(pa.array(index)), wanted.take(pa.array(pending))).to_numpy(
                 zero_copy_only=False
             )
-            found[open_[same]] = place[same]
-            open_ = open_[~same]
-            at[open_] += 1
-            open_ = open_[at[open_] < len(self._keys)]
-        return found
+            result[pending[same]] = index[same]
+            pending = pending[~same]
+            slot[pending] += 1
+            pending = pending[slot[pending] < len(self._keys)]
+        return result
 
 
 def _array(ids: "pd.Series[str]") -> pa.Array:
-    found = pa.array(ids, pa.large_string())
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    array = pa.array(ids, pa.large_string())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def _hashes(ids: pa.Array) -> np.ndarray:
     parts = [
-        pd.util.hash_array(ids[start : start + HASHED].to_numpy(zero_copy_only=False), categorize=False)
-        for start in range(0, len(ids), HASHED)
+        pd.util.hash_array(ids[start : start + HASH_CHUNK].to_numpy(zero_copy_only=False), categorize=False)
+        for start in range(0, len(ids), HASH_CHUNK)
     ]
     return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
 class SpillBuffer:
-    """Rows on disk that come in any order and are read back by their place; a context manager, which removes them.
+    """Rows on disk, added in any order and read back in stored order. A context manager that removes them on exit.
 
     Args:
-        folder: where to put them; must not exist.
+        folder: folder to create; must not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,7 +92,7 @@ class SpillBuffer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, rows: pd.DataFrame) -> None:
-        """Keep rows; their column `stored` has each one's place.
+        """Add rows; their column `stored` is the sort key.
 
         Raises:
             OSError: the disk is full, or not writable.
@@ -104,19 +104,19 @@ class SpillBuffer:
         self._blocks += 1
 
     def in_order(self) -> Iterator[pd.DataFrame]:
-        """All rows by `stored`, a bucket at a time."""
+        """Yield all rows sorted by `stored`, a bucket at a time."""
         for bucket in sorted(self._files):
             rows = pd.concat([pd.read_feather(path) for path in self._files[bucket]])
             yield rows.sort_values("stored", kind="stable", ignore_index=True)
 
 
 class StudiesWriter:
-    """Writes a Parquet file piece by piece and counts its labels; a context manager.
+    """Writes a Parquet file chunk by chunk and counts its labels; a context manager.
 
     Args:
         path: file to write.
-        findings: columns to count (1, 0, null).
-        splits: values of the column split.
+        findings: label columns to count (1, 0, null).
+        splits: values of the column `split`.
     """
 
     def __init__(self, path: Path, findings: Sequence[str], splits: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ class StudiesWriter:
             self._file.close()
 
     def add(self, rows: pd.DataFrame) -> None:
-        """Write rows, which have the columns of those before."""
+        """Write rows; all calls must have the same columns."""
         table = pa.Table.from_pandas(rows, preserve_index=False)
         if self._file is None:
             self._file = pq.ParquetWriter(
@@ -144,14 +144,14 @@ class StudiesWriter:
         labels = rows[list(self._findings)].to_numpy(np.float32, na_value=np.nan)
         split = rows["split"].to_numpy()
         for number, name in enumerate(self._splits):
-            here = labels[split == name]
+            in_split = labels[split == name]
             self._counts[number] += [
-                len(here), *(here == 1).sum(0), *(here == 0).sum(0), *np.isnan(here).sum(0)
+                len(in_split), *(in_split == 1).sum(0), *(in_split == 0).sum(0), *np.isnan(in_split).sum(0)
             ]  # fmt: skip
 
     @property
     def class_counts(self) -> dict[str, Any]:
-        """Images, and per finding positives, negatives and unknown, in each split."""
+        """Number of images, and of positives, negatives and unknown labels per finding, for each split."""
         named = {}
         for name, row in zip(self._splits, self._counts.tolist(), strict=True):
             kinds = np.reshape(row[1:], (3, len(self._findings))).tolist()

@@ -1,7 +1,7 @@
-"""Data Docs: Great Expectations' results as pages for people, which need no network and run nothing.
+"""Data Docs: the results of Great Expectations as self-contained HTML pages without scripts.
 
-Great Expectations' own pages load scripts and styles from elsewhere and put some text of a table into the page as it
-stands. Its renderers make the parts about each column here; the page around them, with the checks' names, is ours.
+The pages of Great Expectations itself load scripts and styles from the network and insert some table text unescaped. Here
+its renderers produce the section of each column; the page around them, with the names of the checks, is our own.
 """
 
 import html
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-# Great Expectations reads this when it is imported: usage statistics only for who asks for them.
+# Great Expectations reads this on import: telemetry is disabled by default.
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
 
 import great_expectations as gx
@@ -20,16 +20,16 @@ from great_expectations.render.view import DefaultJinjaSectionView
 
 from ral.files import atomic_write
 
-# No script, no address: the pages show text of tables that may come from anybody.
+# No scripts and no external addresses: the pages show untrusted text from tables.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
-# Characters that mean something in HTML or in Great Expectations' templates, and what stands for each on the way
-# through the renderers: characters of Unicode's private use area, which nothing there reads.
-_STAND_INS = {character: chr(0xE000 + place) for place, character in enumerate("&<>\"'$`{}")}
+# Characters with a meaning in HTML or in the templates of Great Expectations are replaced by characters of Unicode's
+# private use area before rendering, and by HTML entities afterwards.
+_STAND_INS = {character: chr(0xE000 + index) for index, character in enumerate("&<>\"'$`{}")}
 _TO_STAND_IN = str.maketrans(_STAND_INS)
 _TO_ENTITY = str.maketrans({stand_in: f"&#{ord(character)};" for character, stand_in in _STAND_INS.items()})
 
-# The words stand for icons of a font that Great Expectations would load.
+# Words replace the icons of a font that Great Expectations would load.
 _STYLE = """
 body { margin: 0 auto; padding: 1.25rem; max-width: 70rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 table { border-collapse: collapse; margin: .5rem 0; }
@@ -47,18 +47,18 @@ td:nth-child(6) { white-space: pre-line; overflow-wrap: anywhere; }
 def write_page(
     name: str, title: str, checks: list[dict[str, Any]], results: list[dict[str, Any]], docs: Path
 ) -> None:
-    """Write DOCS/NAME.html with the results of some checks, and DOCS/index.html with links to all such pages.
+    """Write DOCS/NAME.html with the results of some checks, and DOCS/index.html with links to all pages.
 
     Args:
-        name: of the page.
-        title: of the page, for people.
+        name: name of the page.
+        title: title of the page.
         checks: as `ral.data.validation.run.check_rows` returns them.
-        results: Great Expectations' own, of the same checks, as JSON.
+        results: results of Great Expectations for the same checks, as JSON.
         docs: folder for the pages.
     """
     failed = sum(not check["passed"] for check in checks)
     title = f"{title}: {failed} of {len(checks)} checks failed" if failed else f"{title}: passed"
-    heads = ("check", "column", "severity", "result", "rows", "the first of them", "what to do")
+    heads = ("check", "column", "severity", "result", "rows", "examples", "remedy")
     body = [
         '<p><a href="index.html">All results</a></p>',
         f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>",
@@ -88,7 +88,7 @@ def _row(check: dict[str, Any]) -> str:
 
 
 def _by_column(results: list[dict[str, Any]]) -> str:
-    """Great Expectations' part about each column: what was expected, and what was found."""
+    """Sections of Great Expectations for each column: expected and observed values."""
     passed = sum(item["success"] for item in results)
     outcome = ExpectationSuiteValidationResultSchema().load(
         {
@@ -106,18 +106,18 @@ def _by_column(results: list[dict[str, Any]]) -> str:
             "meta": {"great_expectations_version": gx.__version__, "run_id": None},
         }
     )
-    # The first section is about the run, with links to pages that are not written.
+    # Skip the first section: it describes the run and links to pages that are not written.
     sections = ValidationResultsPageRenderer().render(outcome).to_json_dict()["sections"][1:]
     view = DefaultJinjaSectionView()
     parts = [
-        view.render({"section": section, "section_loop": {"index": place}})
-        for place, section in enumerate(sections, 1)
+        view.render({"section": section, "section_loop": {"index": index}})
+        for index, section in enumerate(sections, 1)
     ]
     return "\n".join(parts).translate(_TO_ENTITY)
 
 
 def _stand_in(value: Any) -> Any:
-    """The same value, its text without characters that mean something in HTML or in a template."""
+    """Copy a value, replacing characters that have a meaning in HTML or in a template."""
     if isinstance(value, str):
         return value.translate(_TO_STAND_IN)
     if isinstance(value, dict):
@@ -138,6 +138,6 @@ def _write(path: Path, title: str, body: list[str]) -> None:
 
 
 def _title(page: Path) -> str:
-    """The title of a page, as it is written there."""
-    found = re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8"))
-    return found[1] if found else page.name
+    """Read the title of a page."""
+    match = re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8"))
+    return match[1] if match else page.name

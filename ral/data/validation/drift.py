@@ -1,6 +1,6 @@
-"""How a delivery differs from an accepted one: profiles of tables, and the population stability index between them.
+"""Measures drift of a delivery from the accepted one: profiles of tables and the population stability index (PSI).
 
-Pure functions. A profile is accepted by a person: `python -m ral.data.baseline profile`.
+Pure functions. Accept a profile with `python -m ral.data.baseline profile`.
 """
 
 import math
@@ -14,16 +14,16 @@ import pandas as pd
 
 from ral.config.data import DriftConfig
 
-# Limits of the bins of ages, in years; the last bin has no upper end.
-AGES = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
-# Least share that enters the index: an empty bin would make it infinite.
-FLOOR = 1e-4
-# Standard errors by which a prevalence must differ before its ratio counts.
-SIGMA = 3.0
+# Lower bounds of the age bins, in years; the last bin is open.
+AGE_BINS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
+# Minimum share in the index: an empty bin would make it infinite.
+MIN_SHARE = 1e-4
+# A change in prevalence counts only if it exceeds this many standard errors.
+MIN_STANDARD_ERRORS = 3.0
 
 
 def count(studies: pd.DataFrame, findings: Sequence[str]) -> dict[str, Any]:
-    """What `profile` needs of some of a table's rows, in numbers that can be added up.
+    """Count values in some rows of a table, for `profile`; counts of disjoint patients add up.
 
     Args:
         studies: all rows of some patients, as `ral.data.sources.base.Source.to_studies` gives them.
@@ -32,7 +32,9 @@ def count(studies: pd.DataFrame, findings: Sequence[str]) -> dict[str, Any]:
     Returns:
         {"rows", "patients", "columns": {name: {value: rows}}, "labels": {finding: {value: rows}}}.
     """
-    age = pd.cut(studies["age_years"], [*AGES, np.inf], right=False, labels=[f"{low}+" for low in AGES])
+    age = pd.cut(
+        studies["age_years"], [*AGE_BINS, np.inf], right=False, labels=[f"{low}+" for low in AGE_BINS]
+    )
     columns = {"view": studies["view"], "sex": studies["sex"], "age_years": age.astype("str")}
     values = {1.0: "positive", 0.0: "negative"}
     labels = {finding: studies[finding].map(values).astype("str") for finding in findings}
@@ -45,10 +47,10 @@ def count(studies: pd.DataFrame, findings: Sequence[str]) -> dict[str, Any]:
 
 
 def profile(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is remembered of a table: rows, patients, shares of views, sexes and ages, and of each label's values.
+    """Profile of a table: rows, patients, and the shares of views, sexes, ages and label values.
 
     Args:
-        counts: of `count`, for parts of the table that have no patient in common.
+        counts: results of `count` for parts of the table with disjoint patients.
 
     Returns:
         {"rows", "patients", "columns": {name: {value: share}}, "labels": {finding: {value: share}}}; shares are
@@ -76,14 +78,14 @@ def _shares(parts: Sequence[dict[str, int]], rows: int) -> dict[str, float]:
     return {name: round(number / rows, 9) for name, number in sorted(total.items())}
 
 
-def stability_index(then: dict[str, float], now: dict[str, float], floor: float = FLOOR) -> float:
-    """Population stability index: the sum of (now − then) · ln(now / then) over the values' shares, at least `floor`.
+def stability_index(then: dict[str, float], now: dict[str, float], floor: float = MIN_SHARE) -> float:
+    """Population stability index: the sum of (now − then) · ln(now / then) over the shares of the values, each at least `floor`.
 
-    0 where the shares are equal, symmetric in its arguments; it is the sum of the two Kullback-Leibler divergences.
+    It is 0 for equal shares, symmetric, and equal to the sum of both Kullback-Leibler divergences.
     """
     names = sorted(then.keys() | now.keys())
     pairs = [(max(then.get(name, 0.0), floor), max(now.get(name, 0.0), floor)) for name in names]
-    # Decimal's logarithm and an exact sum: the same digits on every processor, for they are shown and held to limits.
+    # Decimal logarithm and exact sum give the same digits on every processor; values are reported and compared with limits.
     return math.fsum((new - old) * float(Decimal(new / old).ln()) for old, new in pairs)
 
 
@@ -91,9 +93,9 @@ def compare(accepted: dict[str, Any], current: dict[str, Any]) -> pd.DataFrame:
     """Compare two profiles.
 
     Returns:
-        item (column, finding, or "rows"), psi, ratio (of a finding's prevalence to the accepted one, null where the
-        difference is less than SIGMA standard errors), rows (only for "rows": now / then). A column or finding
-        that only one of them has is not compared.
+        item (column, finding, or "rows"), psi, ratio (of a finding's prevalence to the accepted one, null if the
+        difference is below MIN_STANDARD_ERRORS), rows (only for "rows": now / then). Columns and findings that only
+        one profile has are not compared.
     """
     rows: list[dict[str, Any]] = [{"item": "rows", "rows": current["rows"] / max(accepted["rows"], 1)}]
     for kind in ("columns", "labels"):
@@ -109,18 +111,18 @@ def compare(accepted: dict[str, Any], current: dict[str, Any]) -> pd.DataFrame:
 
 
 def prevalence_ratio(then: dict[str, float], now: dict[str, float], rows: int) -> float | None:
-    """Prevalence now over prevalence then, among known labels; None where the difference may be noise.
+    """Prevalence now over prevalence then, among known labels; None if the difference may be noise.
 
-    The index hardly moves when a finding of 0.2 % halves; this does.
+    The PSI hardly changes when the prevalence of a 0.2 % finding halves; this ratio does.
     """
     old, new = _prevalence(then), _prevalence(now)
     if old is None or new is None:
         return None
     known = rows * (now.get("positive", 0.0) + now.get("negative", 0.0))
-    error = math.sqrt(max(old, FLOOR) * (1 - old) / max(known, 1))
-    if abs(new - old) <= SIGMA * error:
+    error = math.sqrt(max(old, MIN_SHARE) * (1 - old) / max(known, 1))
+    if abs(new - old) <= MIN_STANDARD_ERRORS * error:
         return None
-    return max(new, FLOOR / 10) / max(old, FLOOR / 10)
+    return max(new, MIN_SHARE / 10) / max(old, MIN_SHARE / 10)
 
 
 def _prevalence(shares: dict[str, float]) -> float | None:
@@ -129,7 +131,7 @@ def _prevalence(shares: dict[str, float]) -> float | None:
 
 
 def describe(differences: pd.DataFrame, limits: DriftConfig) -> dict[str, str]:
-    """For people, by column of `compare`: what is beyond its limit, or ""."""
+    """Text per column of `compare`: the items beyond their limit, or ""."""
     ratio = differences["ratio"]
     beyond = {
         "psi": differences["psi"] > limits.warn,

@@ -1,4 +1,4 @@
-"""The expectations on a source's raw rows, made from its layout, and the columns that they are about."""
+"""Builds the expectations on a source's raw rows from its layout, and the derived columns that they check."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import DriftConfig
-from ral.data.sources.base import LABEL_VALUES, OLDEST, ColumnLabels, DelimitedLabels, Layout, parse_all, says
+from ral.data.sources.base import (
+    LABEL_VALUES,
+    OLDEST,
+    ColumnLabels,
+    DelimitedLabels,
+    Layout,
+    parse_all,
+    rows_with_meaning,
+)
 from ral.data.tables.lookalike_ids import lookalikes
 from ral.labels import NO_FINDING, SUPPORT_DEVICES, nearest
 
@@ -20,13 +28,13 @@ ACCEPT = "If the new delivery is right, accept it: `python -m ral.data.baseline 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What is known of a partition's rows from the whole table and the image files; an entry per row.
+    """What is known about the rows of a partition from the whole table and the image files; one entry per row.
 
     Attributes:
-        image_bytes: float64, bytes of the row's image file, NaN without one.
+        image_bytes: float64, size of the row's image file, NaN without one.
         id_repeated: bool, whether another row has the same image id.
-        file_repeated: bool, whether another row names the same file; all false where the table names no files.
-        same_image: text, which image of another patient has the same bytes; null where there is none.
+        file_repeated: bool, whether another row has the same file; all false if the table has no file paths.
+        same_image: text, the image of another patient with the same bytes; null if there is none.
     """
 
     image_bytes: np.ndarray
@@ -35,24 +43,24 @@ class RowFacts:
     same_image: "pd.Series[str]"
 
 
-def derive_check_columns(raw: pd.DataFrame, layout: Layout, facts: RowFacts) -> pd.DataFrame:
-    """The raw rows with what the expectations need beside them.
+def derive_check_columns(raw: pd.DataFrame, layout: Layout, row_facts: RowFacts) -> pd.DataFrame:
+    """Add the columns that the expectations check to the raw rows.
 
-    Added: image_bytes (null without an image), image_repeated (the image id, null where it stands in one row),
-    file_repeated (the path, likewise), same_image, patient_lookalike (the ids that look like the patient's), age_as_number (null where it is none), label_problem (the words or cells that are no labels), contradiction
-    (findings beside No Finding), id_problem, sexes_of_patient, age_step (years since the patient's follow-up before),
-    patient_known.
+    Added: image_bytes (null without an image), image_repeated (the image id, null if it is unique), file_repeated (the
+    path, likewise), same_image, patient_lookalike (ids that look like the patient's), age_as_number (null if it is not a
+    number), label_problem (words or cells that are not labels), contradiction (findings beside No Finding), id_problem,
+    sexes_of_patient, age_step (years since the patient's previous follow-up), patient_known.
 
     Args:
         raw: all rows of some patients, in the order of the table.
-        layout: what the columns mean.
-        facts: what the whole table and the image files say of these rows.
+        layout: meaning of the columns.
+        row_facts: what is known about these rows from the whole table and the image files.
     """
     image, patient = raw[layout.image], raw[layout.patient]
     table = raw.assign(
-        image_bytes=facts.image_bytes,
-        image_repeated=image.where(facts.id_repeated),
-        same_image=facts.same_image.array,
+        image_bytes=row_facts.image_bytes,
+        image_repeated=image.where(row_facts.id_repeated),
+        same_image=row_facts.same_image.array,
         patient_lookalike=lookalikes(patient),
         label_problem=label_problems(raw, layout.labels),
         contradiction=contradictions(raw, layout.labels),
@@ -60,7 +68,7 @@ def derive_check_columns(raw: pd.DataFrame, layout: Layout, facts: RowFacts) -> 
         patient_known=1 if layout.patients_known else 0,
     )
     if layout.path:
-        table["file_repeated"] = raw[layout.path].where(facts.file_repeated & (raw[layout.path] != ""))
+        table["file_repeated"] = raw[layout.path].where(row_facts.file_repeated & (raw[layout.path] != ""))
     if layout.age:
         table["age_as_number"] = _numbers(raw[layout.age])
     if layout.sex:
@@ -77,12 +85,12 @@ def derive_check_columns(raw: pd.DataFrame, layout: Layout, facts: RowFacts) -> 
 
 
 def _numbers(texts: pd.Series) -> pd.Series:
-    """Numbers of texts, of one type whatever the other rows hold."""
+    """Parse texts as numbers; always float64, whatever the rows contain."""
     return pd.to_numeric(texts, errors="coerce").astype("float64")
 
 
 def label_problems(raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels) -> pd.Series:
-    """For each row the words (or column=text) that are no labels, joined by commas; null where all are."""
+    """For each row, the words (or column=text) that are not labels, joined by commas; null if all are."""
     if isinstance(labels, DelimitedLabels):
         codes, texts = pd.factorize(raw[labels.column])
         unknown = [
@@ -93,53 +101,53 @@ def label_problems(raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels) ->
         ]
         return pd.Series(np.array(unknown, dtype=object)[codes], index=raw.index, dtype="str")
     named = [*labels.columns.values(), *([labels.no_finding] if labels.no_finding else [])]
-    found: dict[int, list[str]] = {}
+    problems: dict[int, list[str]] = {}
     for column in dict.fromkeys(named):
-        for place in np.flatnonzero(~raw[column].isin(LABEL_VALUES)):
-            found.setdefault(int(place), []).append(f"{column}={raw[column].iloc[place]!r}")
-    return _joined(found, raw.index)
+        for row in np.flatnonzero(~raw[column].isin(LABEL_VALUES)):
+            problems.setdefault(int(row), []).append(f"{column}={raw[column].iloc[row]!r}")
+    return _join_by_row(problems, raw.index)
 
 
 def contradictions(raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels) -> pd.Series:
-    """For each row the findings that stand beside No Finding; null where none does."""
+    """For each row, the findings listed beside No Finding; null if there are none."""
     if isinstance(labels, DelimitedLabels):
         codes, texts = pd.factorize(raw[labels.column])
         beside_none = []
         for words in parse_all(texts, labels):
-            # Words that no finding is made of (an old scar, say) contradict nothing, nor do support devices.
+            # Words that map to no finding (such as an old scar) and support devices do not contradict No Finding.
             beside = [w for w in words or [] if set(labels.words.get(w, ())) - {SUPPORT_DEVICES, NO_FINDING}]
             beside_none.append(
                 ", ".join(beside) if beside and not labels.none.isdisjoint(words or []) else None
             )
         return pd.Series(np.array(beside_none, dtype=object)[codes], index=raw.index, dtype="str")
-    found: dict[int, list[str]] = {}
+    columns_beside: dict[int, list[str]] = {}
     if labels.no_finding is not None:
-        healthy = says(raw, labels.no_finding, "present")
+        healthy = rows_with_meaning(raw, labels.no_finding, "present")
         for finding, column in labels.columns.items():
             if finding not in (SUPPORT_DEVICES, NO_FINDING):
-                for place in np.flatnonzero(healthy & says(raw, column, "present")):
-                    found.setdefault(int(place), []).append(column)
-    return _joined(found, raw.index)
+                for row in np.flatnonzero(healthy & rows_with_meaning(raw, column, "present")):
+                    columns_beside.setdefault(int(row), []).append(column)
+    return _join_by_row(columns_beside, raw.index)
 
 
-def _joined(found: dict[int, list[str]], index: pd.Index) -> pd.Series:
-    """A text per row from lists by place; null where there is no list."""
+def _join_by_row(words_by_row: dict[int, list[str]], index: pd.Index) -> pd.Series:
+    """One text per row from lists by row position; null where there is no list."""
     texts = np.full(len(index), None, dtype=object)
-    for place, words in found.items():
-        texts[place] = ", ".join(words)
+    for row, words in words_by_row.items():
+        texts[row] = ", ".join(words)
     return pd.Series(texts, index=index, dtype="str")
 
 
 def _id_problems(ids: pd.Series) -> pd.Series:
-    """Ids that look like others but are not the same bytes: not in Unicode's normal form C."""
+    """Ids that are not in Unicode normal form C (NFC), and may look the same as others; else null."""
     normal = ids.str.normalize("NFC")
     return ids.where(ids != normal)
 
 
 def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
-    """What must hold of the rows with their added columns; critical stops the run, a warning goes to the report.
+    """Expectations on the rows and their derived columns; critical ones stop the run, warnings go to the report.
 
-    Each carries in `meta` a short name, the column it is shown under and what to do when it fails.
+    `meta` of each has a short name, the column it is shown under and the remedy.
     """
     labels = layout.labels
     shown = labels.column if isinstance(labels, DelimitedLabels) else "labels"
@@ -281,12 +289,12 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
     return checks
 
 
-def drift_expectations(limits: DriftConfig, told: dict[str, str]) -> list[Any]:
-    """What must hold of the rows of `ral.data.validation.drift.compare`; `told` is what its `describe` says."""
+def drift_expectations(limits: DriftConfig, descriptions: dict[str, str]) -> list[Any]:
+    """Expectations on the rows of `ral.data.validation.drift.compare`; `descriptions` come from its `describe`."""
     between = gxe.ExpectColumnValuesToBeBetween
 
     def check(name: str, severity: Any, column: str, **bounds: Any) -> Any:
-        meta = {"check": name, "remedy": f"{told[column]}. {ACCEPT}", "shown": "accepted profile"}
+        meta = {"check": name, "remedy": f"{descriptions[column]}. {ACCEPT}", "shown": "accepted profile"}
         return between(column=column, severity=severity, meta=meta, **bounds)
 
     return [
@@ -301,7 +309,7 @@ def drift_expectations(limits: DriftConfig, told: dict[str, str]) -> list[Any]:
 
 
 def suggest_closest(samples: list[str], layout: Layout) -> str:
-    """A hint for rows whose labels are not in the vocabulary: "Did you mean `Mass` for 'Masses'? " or ""."""
+    """Hint for rows whose labels are not in the vocabulary: "Did you mean `Mass` for 'Masses'? " or ""."""
     if not isinstance(layout.labels, DelimitedLabels):
         return ""
     words = [word for word in layout.labels.words if word]
@@ -309,7 +317,7 @@ def suggest_closest(samples: list[str], layout: Layout) -> str:
     for text in samples:
         (parsed,) = parse_all(pd.Index([text]), layout.labels)
         for word in parsed or []:
-            near = None if word in layout.labels.words else nearest(word, words)
-            if near:
-                hints[word] = f"Did you mean `{near}` for {word!r}? "
+            closest = None if word in layout.labels.words else nearest(word, words)
+            if closest:
+                hints[word] = f"Did you mean `{closest}` for {word!r}? "
     return "".join(hints.values())

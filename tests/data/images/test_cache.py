@@ -1,4 +1,4 @@
-"""The store gives back what was put in, or knows that it cannot; it is private, and what is old goes."""
+"""The cache returns what was written or detects damage; it is private, and old chunks are pruned."""
 
 import os
 import stat
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from ral.data.images import cache as store_module
-from ral.data.images.cache import Damaged, DecodedImageCache, chunk_images, decoding_version, prune
+from ral.data.images.cache import DamagedChunkError, DecodedImageCache, chunk_images, decoding_version, prune
 from ral.files import private_file
 
 GOOD = ("", "")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> DecodedImageCache:
+def cache(tmp_path: Path) -> DecodedImageCache:
     return DecodedImageCache.open(tmp_path / "state", 8, "stretch", "own")
 
 
@@ -26,60 +26,60 @@ def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8), dtype=np.uint8)
 
 
-def test_images_are_found_by_their_content(store: DecodedImageCache) -> None:
+def test_images_are_found_by_their_content(cache: DecodedImageCache) -> None:
     first, second = images(3), images(2, 1)
-    store.write(["a", "b", "c"], first, [GOOD] * 3, [""] * 3)
-    store.write(["d", "e"], second, [GOOD, ("is blank", "every pixel is 0")], ["exif", ""])
-    found = store.find(["e", "x", "b", "d", "b"])
-    assert (found.chunk < 0).tolist() == [False, True, False, False, False]
-    assert found.reason == ["is blank", "", "", "", ""]
-    assert found.detail[0] == "every pixel is 0"
-    assert found.note == ["", "", "", "exif", ""]
+    cache.write(["a", "b", "c"], first, [GOOD] * 3, [""] * 3)
+    cache.write(["d", "e"], second, [GOOD, ("is blank", "every pixel is 0")], ["exif", ""])
+    lookup = cache.find(["e", "x", "b", "d", "b"])
+    assert (lookup.chunk < 0).tolist() == [False, True, False, False, False]
+    assert lookup.reason == ["is blank", "", "", "", ""]
+    assert lookup.detail[0] == "every pixel is 0"
+    assert lookup.note == ["", "", "", "exif", ""]
     for place, pixels in ((2, first[1]), (3, second[0]), (4, first[1])):
-        chunk = store.read(found.names[found.chunk[place]])
-        assert (chunk.images[found.row[place]] == pixels).all()
-        assert chunk.sums[found.row[place]].tolist() == [pixels.sum(), (pixels.astype(int) ** 2).sum()]
+        chunk = cache.read(lookup.names[lookup.chunk[place]])
+        assert (chunk.images[lookup.row[place]] == pixels).all()
+        assert chunk.sums[lookup.row[place]].tolist() == [pixels.sum(), (pixels.astype(int) ** 2).sum()]
 
 
-def test_empty_store_has_nothing(store: DecodedImageCache) -> None:
-    assert store.find(["a"]).chunk.tolist() == [-1]
-    assert store.find([]).chunk.tolist() == []
+def test_empty_store_has_nothing(cache: DecodedImageCache) -> None:
+    assert cache.find(["a"]).chunk.tolist() == [-1]
+    assert cache.find([]).chunk.tolist() == []
 
 
 @pytest.mark.parametrize("where", ["pixels", "end"])
-def test_damage_is_noticed_and_removed(store: DecodedImageCache, where: str) -> None:
-    store.write(["a", "b"], images(2), [GOOD] * 2, [""] * 2)
-    path = store.path(["a", "b"])
+def test_damage_is_noticed_and_removed(cache: DecodedImageCache, where: str) -> None:
+    cache.write(["a", "b"], images(2), [GOOD] * 2, [""] * 2)
+    path = cache.path(["a", "b"])
     content = bytearray(path.read_bytes())
     if where == "pixels":
         content[content.index(images(2).tobytes()) + 70] ^= 1
     else:
         del content[len(content) // 2 :]
     path.write_bytes(content)
-    with pytest.raises(Damaged):
-        store.read(path.name)
+    with pytest.raises(DamagedChunkError):
+        cache.read(path.name)
     assert not path.exists()
-    assert store.find(["a"]).chunk.tolist() == [-1]
+    assert cache.find(["a"]).chunk.tolist() == [-1]
 
 
-def test_chunk_that_cannot_be_opened_is_as_if_it_were_not_there(store: DecodedImageCache) -> None:
-    store.write(["a"], images(1), [GOOD], [""] * 1)
-    (store.folder / "b.arrow").write_bytes(b"")
-    assert store.find(["a"]).chunk.tolist() == [0]
-    assert not (store.folder / "b.arrow").exists()
+def test_chunk_that_cannot_be_opened_is_as_if_it_were_not_there(cache: DecodedImageCache) -> None:
+    cache.write(["a"], images(1), [GOOD], [""] * 1)
+    (cache.folder / "b.arrow").write_bytes(b"")
+    assert cache.find(["a"]).chunk.tolist() == [0]
+    assert not (cache.folder / "b.arrow").exists()
 
 
-def test_only_this_user_may_look(store: DecodedImageCache, tmp_path: Path) -> None:
-    store.write(["a"], images(1), [GOOD], [""] * 1)
-    for path in (tmp_path / "state", tmp_path / "state/images", store.folder):
+def test_only_this_user_may_look(cache: DecodedImageCache, tmp_path: Path) -> None:
+    cache.write(["a"], images(1), [GOOD], [""] * 1)
+    for path in (tmp_path / "state", tmp_path / "state/images", cache.folder):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    assert stat.S_IMODE(store.path(["a"]).stat().st_mode) == 0o600
+    assert stat.S_IMODE(cache.path(["a"]).stat().st_mode) == 0o600
 
 
-def test_failed_write_leaves_nothing(store: DecodedImageCache) -> None:
+def test_failed_write_leaves_nothing(cache: DecodedImageCache) -> None:
     with pytest.raises(TypeError):
-        store.write(["a"], images(1), [(None, object())], [""])  # type: ignore[list-item]
-    assert list(store.folder.iterdir()) == []
+        cache.write(["a"], images(1), [(None, object())], [""])  # type: ignore[list-item]
+    assert list(cache.folder.iterdir()) == []
 
 
 def test_other_parameters_are_another_store() -> None:
@@ -112,32 +112,32 @@ def test_chunk_of_large_images_is_short() -> None:
     assert chunk_images(2048) == 16
 
 
-def test_prune_by_age_and_by_size(store: DecodedImageCache, tmp_path: Path) -> None:
+def test_prune_by_age_and_by_size(cache: DecodedImageCache, tmp_path: Path) -> None:
     for age, name in enumerate("abcd"):
-        store.write([name], images(1), [GOOD], [""] * 1)
-        os.utime(store.path([name]), (0, os.path.getmtime(store.path([name])) - age * 86400))
-    size = store.path(["a"]).stat().st_size
-    assert prune(tmp_path / "state", most_days=2.5) == size
-    assert store.find(list("abcd")).chunk.tolist() == [*store.find(list("abc")).chunk.tolist(), -1]
-    assert prune(tmp_path / "state", most_bytes=size) == 2 * size
-    assert (store.find(list("abcd")).chunk >= 0).tolist() == [True, False, False, False]
-    assert prune(tmp_path / "state", most_bytes=0) == size
-    assert not store.folder.exists()
+        cache.write([name], images(1), [GOOD], [""] * 1)
+        os.utime(cache.path([name]), (0, os.path.getmtime(cache.path([name])) - age * 86400))
+    size = cache.path(["a"]).stat().st_size
+    assert prune(tmp_path / "state", max_days=2.5) == size
+    assert cache.find(list("abcd")).chunk.tolist() == [*cache.find(list("abc")).chunk.tolist(), -1]
+    assert prune(tmp_path / "state", max_bytes=size) == 2 * size
+    assert (cache.find(list("abcd")).chunk >= 0).tolist() == [True, False, False, False]
+    assert prune(tmp_path / "state", max_bytes=0) == size
+    assert not cache.folder.exists()
 
 
-def test_what_is_read_is_in_use(store: DecodedImageCache, tmp_path: Path) -> None:
-    store.write(["a"], images(1), [GOOD], [""] * 1)
-    os.utime(store.path(["a"]), (0, 0))
-    store.read(store.path(["a"]).name)
-    assert prune(tmp_path / "state", most_days=1) == 0
+def test_what_is_read_is_in_use(cache: DecodedImageCache, tmp_path: Path) -> None:
+    cache.write(["a"], images(1), [GOOD], [""] * 1)
+    os.utime(cache.path(["a"]), (0, 0))
+    cache.read(cache.path(["a"]).name)
+    assert prune(tmp_path / "state", max_days=1) == 0
 
 
-def test_prune_removes_what_a_killed_writer_left(store: DecodedImageCache, tmp_path: Path) -> None:
+def test_prune_removes_what_a_killed_writer_left(cache: DecodedImageCache, tmp_path: Path) -> None:
     kill = "import os, signal, sys; from pathlib import Path; from ral.files import private_file\n"
     kill += "with private_file(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    subprocess.run([sys.executable, "-c", kill, str(store.path(["a"]))])
-    (left,) = store.folder.iterdir()
-    with private_file(store.path(["b"])) as written:
+    subprocess.run([sys.executable, "-c", kill, str(cache.path(["a"]))])
+    (stale_draft,) = cache.folder.iterdir()
+    with private_file(cache.path(["b"])) as written:
         prune(tmp_path / "state")
         assert written.exists()
-    assert not left.exists()
+    assert not stale_draft.exists()

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from ral.data.images import resize
 from ral.data.images.bad_image import BadImage
-from ral.data.images.decode import NOTES, decode, decode_noted
-from ral.data.images.limits import MOST_PIXELS
+from ral.data.images.decode import NOTES, decode, decode_with_note
+from ral.data.images.limits import MAX_PIXELS
 from ral.data.images.resize import area_sums
 from ral.errors import UserError
 
@@ -85,7 +85,7 @@ def test_cut_short() -> None:
 
 
 def test_bomb() -> None:
-    side = int(MOST_PIXELS**0.5) + 1
+    side = int(MAX_PIXELS**0.5) + 1
     with pytest.raises(UserError, match="too large to be an image"):
         decode(raw_png([bytes(side // 8 + 1)] * side, side, 1, 0), 32, "Image x")
 
@@ -189,7 +189,7 @@ def test_emptied_exif_is_none() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     for body in (b"", bytes(20)):
         content = raw_png([row.tobytes() for row in image], 32, 8, 0, (b"eXIf", body))
-        assert decode_noted(content, 32, "a")[1] == ""
+        assert decode_with_note(content, 32, "a")[1] == ""
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -211,7 +211,7 @@ def test_damaged_exif_is_told(body: bytes, kind: str) -> None:
         content = png(image, format="JPEG")
         body = b"Exif\0\0" + body
         content = content[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + content[2:]
-    read, note = decode_noted(content, 32, "a")
+    read, note = decode_with_note(content, 32, "a")
     assert note == "exif"
     assert note in NOTES
     assert (read == decode(png(image, format=kind), 32, "a")).all()
@@ -238,7 +238,7 @@ def image_with_markers(share: float) -> np.ndarray:
 def test_percentiles_are_those_of_the_pixels() -> None:
     values = image_with_markers(0.008)
     low, high = (int(np.percentile(values, p, method="inverted_cdf")) for p in (1, 99))
-    read, note = decode_noted(png(values), 100, "a", value_range="percentile")
+    read, note = decode_with_note(png(values), 100, "a", value_range="percentile")
     assert (read == np.rint((np.clip(values, low, high) - float(low)) / (high - low) * 255)).all()
     assert 3400 < high < 3500
     assert note == ""
@@ -269,7 +269,7 @@ def test_percentile_is_of_16_bits_alone() -> None:
     ],
 )
 def test_saturated_pixels_that_take_the_range_are_told_of(values: np.ndarray, told: bool) -> None:
-    assert decode_noted(png(values), 100, "a")[1] == ("saturated" if told else "")
+    assert decode_with_note(png(values), 100, "a")[1] == ("saturated" if told else "")
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])

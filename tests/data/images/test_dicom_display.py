@@ -8,7 +8,7 @@ import pytest
 from dicom_files import NAME, RAMP, dicom, explicit, near, pydicom, rewritten, table
 
 from ral.data.images.bad_image import BadImage
-from ral.data.images.decode import decode, decode_noted
+from ral.data.images.decode import decode, decode_with_note
 
 
 def test_without_a_window_the_images_own_range_decides() -> None:
@@ -259,7 +259,7 @@ def test_presentation_lut_shape_decides(kind: str, shape: str, dark: bool, note:
     content = dicom(
         PhotometricInterpretation=kind, PresentationLUTShape=shape, WindowCenter=1000, WindowWidth=3000
     )
-    read, told = decode_noted(content, 64, NAME)
+    read, told = decode_with_note(content, 64, NAME)
     near(read, 1 - np.clip(WINDOWED, 0, 1) if dark else WINDOWED)
     assert told == note
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ral.data.images import file_hashes as memory
+from ral.data.images import file_hashes
 from ral.data.images import locate as module
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.locate import list_images
@@ -124,7 +124,7 @@ def test_archive_that_was_listed_by_other_rules_is_read_again(
 ) -> None:
     age(phantom_copy)
     with monkeypatch.context() as before:
-        before.setattr(memory, "LISTING", 1)
+        before.setattr(file_hashes, "LISTING_VERSION", 1)
         listed(phantom_copy, tmp_path)
     assert len(hashed) == 400
     listed(phantom_copy, tmp_path)

@@ -18,12 +18,12 @@ from PIL import Image
 
 from ral.data.images.bad_image import BadImage
 from ral.data.images.decode import decode
-from ral.data.images.limits import MOST_BYTES, MOST_PIXELS
+from ral.data.images.limits import MAX_BYTES, MAX_PIXELS
 from ral.data.images.npz import array_shape, read_array, read_images
 from ral.errors import UserError
 
 MIB = 1 << 20
-SIDE = int(MOST_PIXELS**0.5)
+SIDE = int(MAX_PIXELS**0.5)
 
 # Decodes a file and prints how it ends and the most memory that the process ever had, in MiB.
 SCRIPT = """
@@ -115,7 +115,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "JPEG of 4 gigapixels": (lambda: jpeg(65535, 65535), "is too large to be an image"),
     "JPEG without its pixels": (lambda: jpeg(SIDE, SIDE), "has too few bytes for its size"),
     "zeros": (lambda: bytes(37 * MIB), "is not an image"),
-    "file too large": (lambda: dicom() + bytes(MOST_BYTES), "is too large to be an image"),
+    "file too large": (lambda: dicom() + bytes(MAX_BYTES), "is too large to be an image"),
     "deflated DICOM": (lambda: deflated(zeros(2048 * MIB, -15)), "is too large to be an image"),
     "DICOM of 4 gigapixels": (lambda: dicom(Rows=65535, Columns=65535), "is too large to be an image"),
     "DICOM with fewer pixels": (lambda: dicom(Rows=SIDE, Columns=SIDE), OTHER),

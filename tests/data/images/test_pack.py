@@ -25,7 +25,7 @@ from ral.data.images import pack as module
 from ral.data.images.bad_image import BadImage
 from ral.data.images.decode import decode
 from ral.data.images.locate import list_images
-from ral.data.images.pack import Packed, pack
+from ral.data.images.pack import PackResult, pack
 from ral.data.images.shards import open_shard
 from ral.errors import UserError
 
@@ -63,16 +63,16 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that were decoded."""
     seen: list[str] = []
-    real = module.decode_noted
+    real = module.decode_with_note
     monkeypatch.setattr(
-        module, "decode_noted", lambda c, s, name, *way: seen.append(name) or real(c, s, name, *way)
+        module, "decode_with_note", lambda c, s, name, *way: seen.append(name) or real(c, s, name, *way)
     )
     return seen
 
 
 def packed(
     root: Path, out: Path, state: Path | None = None, target: DaskTarget | None = None, **config: Any
-) -> tuple[Packed, pd.DataFrame]:
+) -> tuple[PackResult, pd.DataFrame]:
     images, _ = list_images(root, lambda _: None)
     out.mkdir(exist_ok=True)
     told: list[int] = []
@@ -173,11 +173,11 @@ def spoiled(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
 def test_bad_images_are_left_out_with_their_reason(
-    spoiled: Path, tmp_path: Path, decoded: list[str], store: bool
+    spoiled: Path, tmp_path: Path, decoded: list[str], cached: bool
 ) -> None:
-    state = tmp_path / "state" if store else None
+    state = tmp_path / "state" if cached else None
     for number in range(2):  # the second time they are remembered
         done, images = packed(spoiled, tmp_path / f"out{number}", state, on_bad_image="quarantine")
         bad = images.loc[~done.good, "image_id"].tolist()
@@ -187,13 +187,13 @@ def test_bad_images_are_left_out_with_their_reason(
         shards = read_shards(tmp_path / f"out{number}")
         assert list(shards) == images.loc[done.good, "image_id"].tolist()
         assert len(done.sums) == 697
-    assert len(decoded) == (700 if store else 1400)
+    assert len(decoded) == (700 if cached else 1400)
 
 
-@pytest.mark.parametrize("store", [False, True])
-def test_bad_image_is_an_error_unless_quarantined(spoiled: Path, tmp_path: Path, store: bool) -> None:
-    state = tmp_path / "state" if store else None
-    if store:  # also where it is only remembered
+@pytest.mark.parametrize("cached", [False, True])
+def test_bad_image_is_an_error_unless_quarantined(spoiled: Path, tmp_path: Path, cached: bool) -> None:
+    state = tmp_path / "state" if cached else None
+    if cached:  # also where it is only remembered
         packed(spoiled, tmp_path / "a", state, on_bad_image="quarantine")
     with pytest.raises(BadImage, match=r"Image .*[abc]000\d\.png.* (is|cannot) .*on_bad_image"):
         packed(spoiled, tmp_path / "b", state)
@@ -208,10 +208,10 @@ def test_too_many_bad_images_are_an_error(spoiled: Path, tmp_path: Path) -> None
 
 def test_images_are_shared_out_evenly(root: Path) -> None:
     images, _ = list_images(root, lambda _: None)
-    runs = module._runs(images, 2)
+    runs = module._tasks(images, 2)
     assert [len(run) for run in runs] == [150, 150, *[50] * 8]
     many = pd.concat([images.iloc[:300].assign(path=f"{n}.tar.gz") for n in range(8)])
-    assert [len(run) for run in module._runs(many, 2)] == [300] * 8
+    assert [len(run) for run in module._tasks(many, 2)] == [300] * 8
 
 
 SCRIPT = """
@@ -248,11 +248,11 @@ def test_disk_full_while_decoding_keeps_what_is_whole(root: Path, tmp_path: Path
     state = tmp_path / "state"
     command = [sys.executable, "-c", SCRIPT, str(root), str(tmp_path / "a"), str(state), "30000"]
     assert subprocess.run(command, capture_output=True).returncode != 0
-    kept = len(list(state.rglob("*.arrow")))
+    chunks = len(list(state.rglob("*.arrow")))
     assert not list(state.rglob("*.draft"))
     packed(root, tmp_path / "b", state)
     assert len(decoded) < 700
-    assert kept
+    assert chunks
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ MONOCHROME1 = dict.fromkeys(DARK, "MONOCHROME1")
 def test_somebody_has_to_choose() -> None:
     write(MONOCHROME1 | {"i000": "MONOCHROME1"})
     message = (
-        r"3 of 39 images are MONOCHROME1 by the table.*The first: Image images/i003\.png.*"
+        r"3 of 39 images are MONOCHROME1 according to the table.*The first: Image images/i003\.png.*"
         r"preprocess\.monochrome1: invert, if.*keep, if.*fail, the default"
     )
     with pytest.raises(UserError, match=message):
@@ -137,7 +137,7 @@ def test_pixel_statistics_are_those_of_the_inverted_images() -> None:
     out = run("out", monochrome1="invert", fit="stretch")
     dataset = open_dataset(out)
     train = dataset.gather(np.flatnonzero((dataset.studies["split"] == "train").to_numpy()))
-    assert dataset.facts["pixel_mean"] == round(float(train.mean()), 6)
+    assert dataset.metadata["pixel_mean"] == round(float(train.mean()), 6)
 
 
 def test_dicom_says_it_itself() -> None:

@@ -49,13 +49,13 @@ def test_row_leaves_table_split_counts_and_shards(spoiled: tuple[Path, list[str]
     dataset = open_dataset(out)
     assert len(dataset.studies) == 396
     assert not set(bad) & set(dataset.studies["image_id"])
-    facts, left = dataset.facts, pd.read_parquet(out / "quarantine.parquet")
-    assert facts["left_out"] == {"no image": 1, "image is not an image": 3}
-    reasons = left.set_index("image_id")["reason"]
+    metadata, excluded = dataset.metadata, pd.read_parquet(out / "quarantine.parquet")
+    assert metadata["left_out"] == {"no image": 1, "image is not an image": 3}
+    reasons = excluded.set_index("image_id")["reason"]
     assert reasons[bad[0]] == "image is not an image (9 bytes)"
     assert reasons[bad[1]] == "image is not an image (0 bytes)"
-    assert list(left.columns) == ["image_id", "patient_id", "reason"]
-    assert left["patient_id"].notna().all()
+    assert list(excluded.columns) == ["image_id", "patient_id", "reason"]
+    assert excluded["patient_id"].notna().all()
     assert sum(counts["images"] for counts in read_json(out / "class_counts.json").values()) == 396
     for row in np.random.default_rng(0).integers(0, 396, 20):
         name = dataset.studies["image_id"].iloc[row]

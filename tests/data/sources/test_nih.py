@@ -121,7 +121,7 @@ def test_lists(tmp_path: Path) -> None:
     (tmp_path / "test_list.txt").write_text("c.png\r\n")
     assert nih.read_lists(tmp_path) == ({"a.png", "b.png"}, {"c.png"})
     (tmp_path / "test_list.txt").write_text("b.png")
-    with pytest.raises(UserError, match=r"b\.png stands on both"):
+    with pytest.raises(UserError, match=r"b\.png is on both"):
         nih.read_lists(tmp_path)
 
 

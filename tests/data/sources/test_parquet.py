@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ral.data.sources import text
-from ral.data.sources.parquet import parquet_files, read_parquet_pieces
+from ral.data.sources.parquet import parquet_files, read_parquet_chunks
 from ral.errors import UserError
 
 COLUMNS = ("id", "label")
@@ -21,7 +21,7 @@ def write(path: Path, **columns: object) -> Path:
 
 
 def read(path: Path, *columns: str) -> pd.DataFrame:
-    return pd.concat(read_parquet_pieces(path, columns or COLUMNS), ignore_index=True)
+    return pd.concat(read_parquet_chunks(path, columns or COLUMNS), ignore_index=True)
 
 
 def error_of(path: Path, *columns: str) -> str:
@@ -62,7 +62,7 @@ def test_ids_that_lost_digits_and_other_types_are_refused(tmp_path: Path) -> Non
         raw=pa.array([b"a", b"b"], pa.binary(1)),
         bad=pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffb")),
     )
-    assert "`id` holds whole numbers of 16 digits or more as floating point" in error_of(path, "id")
+    assert "`id` contains integers of 16 digits or more as floating point" in error_of(path, "id")
     assert "`label` is of type list" in error_of(path, "label")
     assert "`raw` is of type fixed_size_binary" in error_of(path, "raw")
     assert "`bad` cannot be read as text" in error_of(path, "bad")
@@ -92,7 +92,7 @@ def test_no_part_is_changed_to_fit_another(tmp_path: Path) -> None:
     assert table["id"].tolist() == ["7", "007", ""]
     assert table["label"].tolist() == ["True", "-1", "0"]
     write(folder / "d.parquet", id=pa.array([1.2345678901234567e18]), label=pa.array([0.0]))
-    with pytest.raises(UserError, match=r"d\.parquet.*lost"):
+    with pytest.raises(UserError, match=r"d\.parquet.*loses digits"):
         read(folder)
 
 
@@ -119,10 +119,10 @@ def test_small_row_groups_become_pieces(tmp_path: Path, monkeypatch: pytest.Monk
     pq.write_table(
         pa.table({"id": [str(n) for n in range(100)], "label": ["1"] * 100}), path, row_group_size=3
     )
-    monkeypatch.setattr(text, "PIECE", 40)
-    pieces = list(read_parquet_pieces(path, COLUMNS))
-    assert [len(piece) for piece in pieces] == [40, 40, 20]
-    whole = pd.concat(pieces)
+    monkeypatch.setattr(text, "CHUNK_ROWS", 40)
+    chunks = list(read_parquet_chunks(path, COLUMNS))
+    assert [len(chunk) for chunk in chunks] == [40, 40, 20]
+    whole = pd.concat(chunks)
     assert whole["id"].tolist() == [str(n) for n in range(100)]
     assert whole["row"].tolist() == list(range(1, 101))
 
@@ -130,6 +130,6 @@ def test_small_row_groups_become_pieces(tmp_path: Path, monkeypatch: pytest.Monk
 def test_damaged_and_empty_parquet(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", id=["a"], label=["1"])
     path.write_bytes(path.read_bytes()[:-20])
-    assert "is no Parquet file, or damaged" in error_of(path)
+    assert "is not a Parquet file, or is damaged" in error_of(path)
     write(path, id=pa.array([], pa.string()), label=pa.array([], pa.string()))
     assert "has no rows" in error_of(path)

@@ -298,7 +298,7 @@ def test_cxr_lt_image_that_mimic_does_not_have(folders, tmp_path: Path) -> None:
     lines = path.read_text().split("\n")
     path.write_text("\n".join([lines[0], "x" + lines[1], *lines[2:]]))
     with pytest.raises(
-        UserError, match="1 images of the CXR-LT files are not in the metadata table, the first is x"
+        UserError, match=r"1 images of the CXR-LT files are not in the metadata table\. The first: x"
     ):
         source_of(folders("cxr_lt_2023"), root=str(root)).read()
 

@@ -52,10 +52,10 @@ def test_pieces_are_the_rows_of_the_whole(
     assert text.scan(path) == (not quote)
     assert text.read_text(path, ("id", "note")).iloc[3].tolist() == ["3", "NA", 5]
     whole = text.read_text(path, COLUMNS)
-    monkeypatch.setattr(text, "PIECE", 3)
-    pieces = list(text.read_pieces(path, COLUMNS))
-    assert [len(piece) for piece in pieces] == [3, 3, 3, 1]
-    pd.testing.assert_frame_equal(pd.concat(pieces, ignore_index=True), whole)
+    monkeypatch.setattr(text, "CHUNK_ROWS", 3)
+    chunks = list(text.read_chunks(path, COLUMNS))
+    assert [len(chunk) for chunk in chunks] == [3, 3, 3, 1]
+    pd.testing.assert_frame_equal(pd.concat(chunks, ignore_index=True), whole)
     assert text.read_text(path, ("label",))["label"].tolist() == whole["label"].tolist()
 
 
@@ -64,8 +64,8 @@ def test_pieces_are_the_rows_of_the_whole(
     [
         ("b,0,1,1", "row 3: it has more fields than the header (4 instead of 3)"),
         ("b,0,1,", "row 3: it has more fields than the header (4 instead of 3)"),
-        ("b,0", "row 3: it is cut short (2 fields instead of 3)"),
-        ("b", "row 3: it is cut short (1 fields instead of 3)"),
+        ("b,0", "row 3: it is truncated (2 fields instead of 3)"),
+        ("b", "row 3: it is truncated (1 fields instead of 3)"),
     ],
 )
 def test_a_row_of_another_length_is_an_error(tmp_path: Path, row: str, words: str) -> None:
@@ -102,17 +102,17 @@ def test_a_column_that_stands_twice_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"id,label\n" + b"a,1\n" * 5000 + b"M\xfcller,1\n", "line 5002 holds the byte 0xfc"),
-        (b"id,label,note\n" + b"a,1,x\n" * 5000 + b"b,1,M\xfcller\n", "line 5002 holds the byte 0xfc"),
+        (b"id,label\n" + b"a,1\n" * 5000 + b"M\xfcller,1\n", "line 5002 contains the byte 0xfc"),
+        (b"id,label,note\n" + b"a,1,x\n" * 5000 + b"b,1,M\xfcller\n", "line 5002 contains the byte 0xfc"),
         ("id,label\na,1\n".encode("utf-16"), "is UTF-16 text"),
-        ("id,label\na,1\n".encode("utf-16-le"), "is UTF-16 or no text"),
+        ("id,label\na,1\n".encode("utf-16-le"), "is UTF-16 or binary"),
         (gzip.compress(b"id,label\na,1\n"), "is compressed with gzip"),
         (b"PK\x03\x04rest", "a zip archive or an Excel workbook"),
         (b"PAR1rest", "is a Parquet file"),
         (b'id,label\na,1\nb,"open\n' + b"c,1\n" * 10, "in the row that begins at line 3"),
         (b'id,label\na,1\nb,"x" y\n', "in the row that begins at line 3"),
         (b'id,label\na,1\nb,"' + b"x,1\n" * 50_000, "in the row that begins at line 3"),
-        (b"id,label\na,1\nb,\xe2\x82", "holds the byte 0xe2"),
+        (b"id,label\na,1\nb,\xe2\x82", "contains the byte 0xe2"),
         (b"id,label\na,1\n" + b"x" * (20 << 20) + b",1\n", "is not a regular CSV table"),
         (b"", "none of the columns needed"),
         (b'id,"label\n' + b"SECRET,1\n" * 20_000, "the header cannot be read"),

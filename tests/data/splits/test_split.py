@@ -9,7 +9,7 @@ from ral.data.splits.methods import (
     check_split,
     keep_old_patients,
     low_support_warnings,
-    position,
+    patient_hash,
     split_by_hash,
     split_official,
     split_stratified,
@@ -42,8 +42,8 @@ def test_new_patients_move_nobody() -> None:
 
 def test_position_is_pinned() -> None:
     # Stored splits depend on this function: it must never change.
-    assert position("1", 0) == pytest.approx(0.9459165357046845, abs=1e-15)
-    assert position("1", 1) != position("1", 0)
+    assert patient_hash("1", 0) == pytest.approx(0.9459165357046845, abs=1e-15)
+    assert patient_hash("1", 1) != patient_hash("1", 0)
 
 
 def test_seed_changes_the_split() -> None:
@@ -73,7 +73,7 @@ def test_lists_are_followed_and_validation_cut_by_patient() -> None:
 def test_image_on_no_list_and_patient_on_both() -> None:
     studies = images(2)
     ids = studies["image_id"].tolist()
-    with pytest.raises(UserError, match=r"1 images are on neither official list, the first is 5\.png"):
+    with pytest.raises(UserError, match=r"1 images are on no official list. The first: 5\.png"):
         split_official(studies, lists(studies, set(ids[:3]), set(ids[3:5])), CONFIG)
     with pytest.raises(UserError, match="Patient p1 has images in more than one official split"):
         split_official(studies, lists(studies, set(ids[:4]), set(ids[4:])), CONFIG)
@@ -184,7 +184,7 @@ def test_patient_that_would_move_is_an_error() -> None:
     keep_old_patients(studies, split, None)
     other = split_by_hash(studies["patient_id"], CONFIG.model_copy(update={"test": 0.4}))
     with pytest.raises(
-        UserError, match=r"patients would leave their split.* from (train|val) to test.*baseline"
+        UserError, match=r"patients would change their split.* from (train|val) to test.*baseline"
     ):
         keep_old_patients(studies, other, before)
 
@@ -192,5 +192,5 @@ def test_patient_that_would_move_is_an_error() -> None:
 def test_few_positives_are_named() -> None:
     counts = {"val": {"positives": {"Mass": 4, "Edema": 5}}, "test": {"positives": {"Mass": 9, "Edema": 5}}}
     assert low_support_warnings(counts) == [
-        "fewer than 5 positive images in val: Mass 4. Their figures will say little."
+        "fewer than 5 positive images in val: Mass 4. Their metrics will be unreliable."
     ]

@@ -141,7 +141,7 @@ def test_patients_of_one_image_are_counted_or_joined(
     assert facts["same_image"]["images"] == 10
     assert facts["same_image"]["patients"] == 20
     assert facts["same_image"]["examples"][0] == ["i000 (patient p000)", "i030 (patient p015)"]
-    assert "warning: 10 images stand under more than one patient" in capsys.readouterr().out
+    assert "warning: 10 images are listed under more than one patient" in capsys.readouterr().out
     pairs = [(f"p{n:03}", f"p{n + 15:03}") for n in range(10)]
     assert facts["same_image"]["apart"] == sum(apart[one] != apart[two] for one, two in pairs) > 0
     joined, facts = preprocess("join", method)
@@ -158,7 +158,8 @@ def test_fail_names_the_images_and_leaves_nothing() -> None:
     write(table(), SAME)
     validate()
     with pytest.raises(
-        UserError, match=r"stand under more than one patient: 10, of 20 patients(?s:.*)i000 \(patient p000\)"
+        UserError,
+        match=r"10 images are listed under more than one patient \(20 patients\)(?s:.*)i000 \(patient p000\)",
     ):
         preprocess("fail")
     assert not Path("out").exists()
@@ -173,7 +174,7 @@ def test_join_keeps_who_was_accepted_and_refuses_who_stood_in_two_splits() -> No
     )
     Path("baseline").mkdir()
     shutil.copy("out/split.parquet", "baseline/split.parquet")
-    with pytest.raises(UserError, match=r"share an image and were accepted in two splits"):
+    with pytest.raises(UserError, match=r"share an image and are in different splits of baseline"):
         preprocess("join")
     accepted = pd.read_parquet("out/split.parquet") if Path("out/split.parquet").exists() else None
     assert accepted is None
@@ -210,7 +211,7 @@ def test_equal_files_of_which_one_is_inverted_are_one_image() -> None:
     assert all(joined[f"p{n:03}"] == joined[f"p{n + 15:03}"] for n in range(10))
     for path in Path("images/images").iterdir():
         path.write_bytes(b"no image")  # never decoded: what stops the run stops it before
-    with pytest.raises(UserError, match="stand under more than one patient"):
+    with pytest.raises(UserError, match="are listed under more than one patient"):
         preprocess("fail", data=data, monochrome1="invert")
 
 
@@ -221,7 +222,7 @@ def test_join_against_the_official_lists_is_an_error() -> None:
     data = DATA.model_copy(update={"table": DATA.table.model_copy(update={"split": "split"})})
     validate(data)
     preprocess("warn", "official", data)
-    with pytest.raises(UserError, match="Patients p000, p015 share an image and stand on different official"):
+    with pytest.raises(UserError, match="Patients p000, p015 share an image and are on different official"):
         preprocess("join", "official", data)
 
 

@@ -15,7 +15,7 @@ from ral.config.data import DataConfig, ValidateParams
 from ral.config.environment import Environment
 from ral.data.sources import text
 from ral.data.tables import partitions as module
-from ral.data.tables.partitions import Partitions, image_sizes, repeated
+from ral.data.tables.partitions import Partitions, find_repeated, image_sizes
 from ral.data.validation import run as validation
 from ral.errors import UserError
 from ral.files import read_json, write_json
@@ -47,7 +47,7 @@ def verdict_of(data: DataConfig, environment: Environment | None = None) -> dict
 def in_parts(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]:
     """Let partitions have about so many rows; returns how many rows Great Expectations is given, call by call."""
     monkeypatch.setattr(module, "ROWS", rows)
-    monkeypatch.setattr(text, "PIECE", rows)
+    monkeypatch.setattr(text, "CHUNK_ROWS", rows)
     given: list[int] = []
     evaluate = validation._evaluate
 
@@ -64,11 +64,11 @@ def spoil(table: pd.DataFrame) -> pd.DataFrame:
     rng = np.random.default_rng(5)
     table = table.copy()
     ids = table["Image Index"].to_numpy(object)
-    places = iter(np.split(rng.permutation(len(table)), range(9, len(table), 9)))
-    first, second, third = (next(places) for _ in range(3))
+    positions = iter(np.split(rng.permutation(len(table)), range(9, len(table), 9)))
+    first, second, third = (next(positions) for _ in range(3))
     ids[second] = ids[first]  # twice, or three times, and of different patients
     ids[third[:4]] = ids[first[:4]]
-    ids[next(places)[:6]] = ["a/b.png", "e\u0301.png", "", "x.gif", "gone.png", "gone2.png"]
+    ids[next(positions)[:6]] = ["a/b.png", "e\u0301.png", "", "x.gif", "gone.png", "gone2.png"]
     table["Image Index"] = ids
     for column, values in {
         "Finding Labels": [
@@ -86,7 +86,7 @@ def spoil(table: pd.DataFrame) -> pd.DataFrame:
         "View Position": ["XX", "", "pa", "LATERAL", "LATERAL", "XX"],
     }.items():
         for value in [*values, *values]:
-            table.loc[next(places)[:2], column] = value
+            table.loc[next(positions)[:2], column] = value
     return table.iloc[rng.permutation(len(table))]
 
 
@@ -141,14 +141,16 @@ def test_a_table_of_many_partitions_is_never_held_whole(
     small_phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = in_parts(monkeypatch, 50)
-    pieces = []
+    chunk_rows = []
     add = Partitions.add
-    monkeypatch.setattr(Partitions, "add", lambda rows, piece: pieces.append(len(piece)) or add(rows, piece))
+    monkeypatch.setattr(
+        Partitions, "add", lambda rows, chunk: chunk_rows.append(len(chunk)) or add(rows, chunk)
+    )
     data = DataConfig(source="nih", root=str(small_phantom), missing_images="fail", views=["PA"])
     validation = verdict_of(data)
     assert validation["passed"]
-    assert validation["rows"] == sum(given) == sum(pieces) == 400
-    assert max(pieces) == 50
+    assert validation["rows"] == sum(given) == sum(chunk_rows) == 400
+    assert max(chunk_rows) == 50
     assert len(given) > 5
     assert max(given) < 150  # a patient's rows stay together
     # One page, of the whole table, for people.
@@ -193,7 +195,7 @@ def test_partitions_have_patients_whole_and_rows_in_order(
         parts = rows.all()
         frames = [part.read() for part in parts]
         ids = [part.read(["id"])["id"] for part in parts]
-        again = repeated(parts, "id")
+        again = find_repeated(parts, "id")
         images = pd.DataFrame({"image_id": [*table["id"].unique()[::2], "no row"], "bytes": 7})
         sizes, without_row = image_sizes(parts, "id", images)
         none, _ = image_sizes(parts, "id", images[:0])
@@ -214,4 +216,6 @@ def test_ids_whose_hashes_meet_are_told_apart(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "_hashes", lambda values: values.str.len().to_numpy().astype(np.uint64))
     with Partitions(tmp_path / "rows", "patient") as rows:
         rows.add(pd.DataFrame({"id": ["aa", "b", "cc", "aa", "ddd"], "patient": ["p", "q", "p", "rr", "rr"]}))
-        assert [flags.tolist() for flags in repeated(rows.all(), "id")] == [[True, False, False, True, False]]
+        assert [flags.tolist() for flags in find_repeated(rows.all(), "id")] == [
+            [True, False, False, True, False]
+        ]
