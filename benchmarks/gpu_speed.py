@@ -216,7 +216,7 @@ def score(setting: Setting) -> Iterator[dict[str, Any]]:
     for count in (images // 2, images):  # the first time, cuDNN chooses its algorithms
         synchronize()
         begun = time.perf_counter()
-        score_images(network, data, data.facts, np.arange(count), place.device, torch.bfloat16)
+        score_images(network, data, data.metadata, np.arange(count), place.device, torch.bfloat16)
         rate = count / (time.perf_counter() - begun)
     yield at_most("GiB", torch.cuda.max_memory_allocated() / 2**30, 30)
     yield at_least("images/s", rate, 500, setting.rated)

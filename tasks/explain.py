@@ -38,10 +38,10 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     dataset = open_dataset(prepared)
     network, facts = load_model(models)
     for name in ("findings", "size", "phantom"):
-        if facts[name] != dataset.facts[name]:
+        if facts[name] != dataset.metadata[name]:
             raise UserError(
                 f"{models / 'model.json'} and {prepared / 'dataset.json'} differ in `{name}` ({facts[name]} and "
-                f"{dataset.facts[name]}): the network was trained on other images. Train again."
+                f"{dataset.metadata[name]}): the network was trained on other images. Train again."
             )
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = pd.read_parquet(models / "logits" / "test.parquet")

@@ -148,7 +148,7 @@ def make(phantom: bool) -> Inputs:
         },
         model={
             "model": {"backbone": "resnet10t", "options": {"channels": [8, 16]}, "head": "linear"},
-            "best_epoch": 2, "findings": list(FINDINGS), "loss": "ral", "weights": "average",
+            "best_epoch": 2, "findings": list(FINDINGS), "loss": "ral", "weights": "ema",
             "pretrained_sha256": None, "outputs": "raw logits", "phantom": phantom,
             "pixel_deviation": 63.0, "pixel_mean": 134.0, "size": 64,
         },

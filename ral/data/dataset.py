@@ -17,7 +17,7 @@ class Dataset:
     """Images in shard order: row i of `studies` is row i of the pixels, and this was checked when it was opened."""
 
     studies: pd.DataFrame
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     class_counts: dict[str, Any]
     shards: tuple[np.ndarray, ...]
     starts: np.ndarray
@@ -26,7 +26,7 @@ class Dataset:
     @property
     def findings(self) -> tuple[str, ...]:
         """The findings to learn, in the order of the model's outputs."""
-        return tuple(self.facts["findings"])
+        return tuple(self.metadata["findings"])
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of the images in `split`, int64 ascending."""
@@ -50,7 +50,7 @@ class Dataset:
             IndexError: a row is not there.
             ValueError: `out` has another shape or type.
         """
-        size = self.facts["size"]
+        size = self.metadata["size"]
         shape = len(rows), size, size
         if out is None:
             out = np.empty(shape, np.uint8)
@@ -86,7 +86,7 @@ class Dataset:
         if rows is not None:
             wanted = np.unique(np.searchsorted(self.starts, rows, side="right") - 1).tolist()
         for index in wanted:
-            shard = self.facts["shards"][index]
+            shard = self.metadata["shards"][index]
             path = self.folder / "shards" / shard["name"]
             if sha256(path) != shard["sha256"]:
                 raise UserError(
@@ -102,9 +102,9 @@ def open_dataset(folder: Path) -> Dataset:
     Raises:
         UserError: table and shards do not belong together (mixed from two runs).
     """
-    facts = read_json(folder / "dataset.json")
+    metadata = read_json(folder / "dataset.json")
     studies = pd.read_parquet(folder / "studies.parquet")
-    opened = [open_shard(folder / "shards" / shard["name"], facts["size"]) for shard in facts["shards"]]
+    opened = [open_shard(folder / "shards" / shard["name"], metadata["size"]) for shard in metadata["shards"]]
     in_shards = [image_id for ids, _ in opened for image_id in ids]
     if in_shards != studies["image_id"].tolist():
         raise UserError(
@@ -113,7 +113,7 @@ def open_dataset(folder: Path) -> Dataset:
     lengths = [len(ids) for ids, _ in opened]
     return Dataset(
         studies=studies,
-        facts=facts,
+        metadata=metadata,
         class_counts=read_json(folder / "class_counts.json"),
         shards=tuple(pixels for _, pixels in opened),
         starts=np.cumsum([0, *lengths[:-1]]),

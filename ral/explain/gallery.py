@@ -52,7 +52,7 @@ def write_gallery(
     """
     content: dict[str, Any] = {
         "notice": NOTICE,
-        "data": "phantom" if facts["phantom"] or dataset.facts["phantom"] else "images",
+        "data": "phantom" if facts["phantom"] or dataset.metadata["phantom"] else "images",
         "images": config.show_images,
         "per_kind": config.per_kind,
         "findings": [_listed(selection) for selection in selections],

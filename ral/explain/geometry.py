@@ -43,7 +43,7 @@ def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: in
     place = {row: index for index, row in enumerate(used)}
     about = {
         "notice": NOTICE,
-        "data": "phantom" if facts["phantom"] or dataset.facts["phantom"] else "images",
+        "data": "phantom" if facts["phantom"] or dataset.metadata["phantom"] else "images",
     }
     try:
         features = _features(network, facts, dataset, train[used])

@@ -42,7 +42,7 @@ def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:
     """Pixels of arbitrary rows, uint8 [rows, size, size]; in pinned memory if asked, from where copies can overlap."""
     if not pin:
         return torch.from_numpy(dataset.gather(rows))
-    size = dataset.facts["size"]
+    size = dataset.metadata["size"]
     images = torch.empty((len(rows), size, size), dtype=torch.uint8, pin_memory=True)
     dataset.gather(rows, images.numpy())
     return images

@@ -86,7 +86,7 @@ class Scorer:
         """Raw logits float32 [rows, findings]. Every process must call it, and gets all of them."""
         self.network.load_state_dict(weights)
         mine = np.array_split(rows, self.world)[self.rank]
-        here = score_images(self.network, self.dataset, self.dataset.facts, mine, self.device, self.dtype)
+        here = score_images(self.network, self.dataset, self.dataset.metadata, mine, self.device, self.dtype)
         gathered: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(gathered, here)
         return np.concatenate(gathered)

@@ -81,7 +81,7 @@ def do_predict(options: Namespace) -> None:
     table = score(release, dataset, np.arange(len(dataset.studies)))
     with atomic_write(options.out) as draft:
         table.to_parquet(draft, index=False)
-    print(_notice(verify(release.bundle), dataset.facts["phantom"]))
+    print(_notice(verify(release.bundle), dataset.metadata["phantom"]))
     print(f"{len(table):,} images scored by {release.version}: {options.out} (raw logits, not probabilities)")
 
 

@@ -34,10 +34,10 @@ def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
     """
     content = verify(release.bundle)
     network, facts = load_model(release.bundle / "model")
-    if facts["size"] != dataset.facts["size"]:
+    if facts["size"] != dataset.metadata["size"]:
         raise UserError(
             f"{release.version} was trained on images of {facts['size']} pixels, but {dataset.folder} has "
-            f"{dataset.facts['size']}. Prepare the images with preprocess.size={facts['size']}."
+            f"{dataset.metadata['size']}. Prepare the images with preprocess.size={facts['size']}."
         )
     before = torch.get_num_threads()
     torch.set_num_threads(content["params"]["train"].get("threads", 1))

@@ -176,7 +176,7 @@ def history(epochs: pd.DataFrame, best: int) -> Table:
 def model(facts: dict[str, Any], epochs: int) -> Table:
     """What was trained."""
     network = facts["model"]
-    kind = "moving average of the weights" if facts["weights"] == "average" else "weights as trained"
+    kind = "moving average of the weights" if facts["weights"] == "ema" else "weights as trained"
     return _pairs(
         "Model",
         {

@@ -99,7 +99,7 @@ def write_outputs(
                 kind="not_finite",
             )
         write_logits(dataset, dataset.rows(split), values, out / "logits" / f"{split}.parquet")
-    data = "phantom" if dataset.facts["phantom"] else "images"
+    data = "phantom" if dataset.metadata["phantom"] else "images"
     (out / "weights").mkdir(exist_ok=True)
     kinds = {kind: best for kind, best in fit.state.best.items() if best.weights}
     for kind, best in kinds.items():
@@ -112,13 +112,13 @@ def write_outputs(
             "model": params.model.model_dump(),
             "pretrained_sha256": fit.network.weights_sha256,
             "findings": list(dataset.findings),
-            "size": dataset.facts["size"],
-            "pixel_mean": dataset.facts["pixel_mean"],
-            "pixel_deviation": dataset.facts["pixel_deviation"],
+            "size": dataset.metadata["size"],
+            "pixel_mean": dataset.metadata["pixel_mean"],
+            "pixel_deviation": dataset.metadata["pixel_deviation"],
             "loss": params.loss.name,
             "weights": fit.chosen,
             "best_epoch": best_row["epoch"],
-            "phantom": dataset.facts["phantom"],
+            "phantom": dataset.metadata["phantom"],
             "outputs": "raw logits; their sigmoid is not a probability",
         },
     )

@@ -183,7 +183,7 @@ class PhaseTrainer:
         place, config = self.place, self.config
         half = torch.autocast(place.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         try:
-            images = transform(normalised(batch.images, self.dataset.facts), batch.maps)
+            images = transform(normalised(batch.images, self.dataset.metadata), batch.maps)
             with half:
                 logits = self.engine(images.contiguous(memory_format=torch.channels_last))
             loss = self._share_of_loss(logits, batch)

@@ -217,7 +217,7 @@ class Trainer:
         state.history.append(
             {name: round(value, 8) if isinstance(value, float) else value for name, value in row.items()}
         )
-        say(_line(state.history[-1], phase, self.config.epochs, self.dataset.facts["phantom"]))
+        say(_line(state.history[-1], phase, self.config.epochs, self.dataset.metadata["phantom"]))
         state.epochs_without_improvement = 0 if improved else state.epochs_without_improvement + 1
         state.epoch, state.step, state.losses, state.skipped_steps = state.epoch + 1, 0, [], 0
 
@@ -268,7 +268,7 @@ class Trainer:
             return None
         state.adam_steps = deepspeed_engine.optimizer_steps(trainer.engine)
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        return state.total_steps, held, state.facts()
+        return state.total_steps, held, state.to_dict()
 
     def _load(self) -> dict[str, Tensor]:
         """Set the state from the newest checkpoint; its tensors, or none."""

@@ -61,7 +61,7 @@ def write_model(
         folder / "model.json",
         {
             "model": config.model_dump(), "findings": FINDINGS, "size": SIZE, "pixel_mean": 127.5,
-            "pixel_deviation": 74.0, "phantom": dataset.facts["phantom"],
+            "pixel_deviation": 74.0, "phantom": dataset.metadata["phantom"],
         },
     )  # fmt: skip
     test = dataset.studies.loc[dataset.studies["split"] == "test", "image_id"]

@@ -49,7 +49,7 @@ def test_row_leaves_table_split_counts_and_shards(spoiled: tuple[Path, list[str]
     dataset = open_dataset(out)
     assert len(dataset.studies) == 396
     assert not set(bad) & set(dataset.studies["image_id"])
-    facts, left = dataset.facts, pd.read_parquet(out / "quarantine.parquet")
+    facts, left = dataset.metadata, pd.read_parquet(out / "quarantine.parquet")
     assert facts["left_out"] == {"no image": 1, "image is not an image": 3}
     reasons = left.set_index("image_id")["reason"]
     assert reasons[bad[0]] == "image is not an image (9 bytes)"
