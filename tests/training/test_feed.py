@@ -40,4 +40,4 @@ def test_the_thread_ends_when_the_user_leaves_early() -> None:
 
     with Prefetcher(source) as ahead:
         assert next(ahead) == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
