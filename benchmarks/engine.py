@@ -60,24 +60,33 @@ def parameters(backbone: str, options: dict[str, Any], batch: int, **changes: An
     )
 
 
-def build(params: TrainParams, dataset: Dataset, place: DistributedContext) -> PhaseTrainer:
+def build(params: TrainParams, dataset: Dataset, context: DistributedContext) -> PhaseTrainer:
     """Our loop."""
     torch.manual_seed(0)
     model = build_model(params.model, len(dataset.findings))
     if params.train.compile:
         model.compile()
     groups = parameter_groups(model, params.train.weight_decay, params.train.learning_rate, 1.0)
-    engine = start_engine(model, groups, params.train, place.world)
+    engine = start_engine(model, groups, params.train, context.world_size)
     phase = Phase("network", 1, params.train.learning_rate, params.train.sampler)
     return PhaseTrainer(
-        engine, [], dataset, params, phase, place, TrainState(), PreemptionFlag(), lambda: False, lambda: None
+        engine,
+        [],
+        dataset,
+        params,
+        phase,
+        context,
+        TrainState(),
+        PreemptionFlag(),
+        lambda: False,
+        lambda: None,
     )
 
 
 def synthetic(trainer: PhaseTrainer) -> MicroBatch:
     """The first batch of the epoch, on the device."""
     batch = next(trainer._micro_batches(0, 0))
-    device = trainer.place.device
+    device = trainer.context.device
     moved = {name: getattr(batch, name).to(device) for name in ("images", "targets", "maps")}
     return batch._replace(**moved)
 
@@ -85,7 +94,7 @@ def synthetic(trainer: PhaseTrainer) -> MicroBatch:
 def ours(trainer: PhaseTrainer, batch: MicroBatch) -> Callable[[], None]:
     """One optimizer step of our loop."""
     trainer.engine.train()
-    trainer.before = [buffer.clone() for buffer in trainer.buffers]
+    trainer.saved_buffers = [buffer.clone() for buffer in trainer.buffers]
 
     def step() -> None:
         share = trainer._backward(batch)
@@ -146,11 +155,11 @@ def paired(
 def epoch_rate(trainer: PhaseTrainer) -> float:
     """Images per second of an epoch with real input."""
     trainer.state = TrainState()
-    _wait(trainer.place.device)
+    _wait(trainer.context.device)
     start = time.perf_counter()
     trainer.train_epoch()
-    _wait(trainer.place.device)
-    return float(trainer.ends[-1]) / (time.perf_counter() - start)
+    _wait(trainer.context.device)
+    return float(trainer.batch_offsets[-1]) / (time.perf_counter() - start)
 
 
 def _wait(device: torch.device) -> None:
@@ -168,8 +177,8 @@ def main() -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(free_port())
     torch.set_num_threads(2)
-    place = DistributedContext(*init_process())
-    gpu = place.device.type == "cuda"
+    context = DistributedContext(*init_process())
+    gpu = context.device.type == "cuda"
     size, images, batch = (224, 16384, 256) if gpu else (64, 2048, 128)
     backbone, options = (
         ("convnext_base", {}) if gpu else ("resnet10t", {"channels": [32, 64, 128, 256], "stem_width": 16})
@@ -181,16 +190,16 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}; {backbone}, {size} px, batch {batch}")
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_dataset(Path(folder), images, size)
-        trainer = build(params, dataset, place)
+        trainer = build(params, dataset, context)
         there = synthetic(trainer)
         # Overhead is of the same arithmetic: both eager or both compiled would do; eager needs no compiling twice.
         eager = (
-            build(parameters(backbone, options, batch, **(changes | {"compile": False})), dataset, place)
+            build(parameters(backbone, options, batch, **(changes | {"compile": False})), dataset, context)
             if gpu
             else trainer
         )
         times = paired(
-            {"ours": ours(eager, there), "bare": bare(params, dataset, there)}, rounds, block, place.device
+            {"ours": ours(eager, there), "bare": bare(params, dataset, there)}, rounds, block, context.device
         )
         overhead = statistics.median(a / b for a, b in zip(times["ours"], times["bare"], strict=True)) - 1
         mine, plain = (statistics.median(times[kind]) * 1e3 for kind in ("ours", "bare"))
@@ -199,7 +208,7 @@ def main() -> None:
         step, ratios = ours(trainer, there), []
         epoch_rate(trainer)
         for _ in range(2 if quick else 7):
-            seconds = statistics.median(paired({"there": step}, 1, trainer.steps, place.device)["there"])
+            seconds = statistics.median(paired({"there": step}, 1, trainer.steps, context.device)["there"])
             ratios.append((epoch_rate(trainer), len(there.images) / seconds))
         real, there_rate = (statistics.median(part) for part in zip(*ratios, strict=True))
         result["real_over_synthetic"] = round(statistics.median(a / b for a, b in ratios), 4)
@@ -208,9 +217,9 @@ def main() -> None:
         )
         if gpu:
             torch.backends.cudnn.enabled = False
-            official = paired({"official": bare(params, dataset, there, official=True)}, 3, 5, place.device)[
-                "official"
-            ]
+            official = paired(
+                {"official": bare(params, dataset, there, official=True)}, 3, 5, context.device
+            )["official"]
             torch.backends.cudnn.enabled = True
             rate = len(there.images) / statistics.median(official)
             result["eager_ratio"] = round(real / rate, 2)

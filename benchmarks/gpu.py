@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ral.processes import kill_group, on_request_to_end
+from ral.processes import kill_group, on_termination_signal
 
 ROOT = Path(__file__).parent.parent
 
@@ -205,7 +205,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Run the checks and print."""
     args = parse()
-    on_request_to_end(
+    on_termination_signal(
         lambda number, _: sys.exit(128 + number)
     )  # the check that runs is killed on the way out
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if args.cpu else {}

@@ -110,10 +110,10 @@ def fallback(_: Setting) -> Iterator[dict[str, Any]]:
 def autocast(setting: Setting) -> Iterator[dict[str, Any]]:
     """Types in which convolutions and linear layers compute in a training step of precision bfloat16."""
     backbone, size, batch = setting.shape(("resnet18", 64, 32), ("test_resnet", 32, 16))
-    place, data = prepare(setting, size, 4 * batch)
+    context, data = prepare(setting, size, 4 * batch)
     for stage in (0, 2, 3):
         params = bench.parameters(backbone, {}, batch, precision="bfloat16", zero_stage=stage)
-        trainer = bench.build(params, data, place)
+        trainer = bench.build(params, data, context)
         types: Counter[str] = Counter()
 
         def record(_module: Any, _inputs: Any, output: Any, types: Counter[str] = types) -> None:
@@ -130,12 +130,12 @@ def zero(setting: Setting) -> Iterator[dict[str, Any]]:
     """Losses of an epoch in every ZeRO stage, with and without micro-batches, against stage 0 without."""
     torch.backends.cudnn.allow_tf32 = False
     backbone, size, batch = setting.shape(("convnext_atto", 64, 64), ("test_convnext", 32, 16))
-    place, data = prepare(setting, size, (10 if GPU else 5) * batch)
+    context, data = prepare(setting, size, (10 if GPU else 5) * batch)
     first: list[float] = []
     for stage in (0, 1, 2, 3):
         for micro in (None, batch // 4):
             params = bench.parameters(backbone, {}, batch, zero_stage=stage, micro_batch=micro)
-            trainer = bench.build(params, data, place)
+            trainer = bench.build(params, data, context)
             trainer.train_epoch()
             values = trainer.state.losses
             if not first:

@@ -73,14 +73,14 @@ def profiled(step: Callable[[], None], steps: int = 4) -> dict[str, float]:
 def step(setting: Setting) -> Iterator[dict[str, Any]]:
     """Waits for the GPU and launches per optimizer step, with the moving average of the weights."""
     shapes = [setting.shape(("resnet50", 224, 256)), setting.shape(("resnet10t", 64, 128))]
-    place, data = DistributedContext(*init_process()), {}
+    context, data = DistributedContext(*init_process()), {}
     for backbone, size, batch in dict.fromkeys(shapes):
         label = f"{backbone} {size} px"
         folder = setting.folder / f"{size}"
         folder.mkdir()
         data[size] = write_dataset(folder, 2 * batch, size)
         params = bench.parameters(backbone, {}, batch, precision="bfloat16", ema_decay=0.999)
-        trainer = bench.build(params, data[size], place)
+        trainer = bench.build(params, data[size], context)
         trainer.ema = ModelEma(local_state_dict(trainer.engine), 0.999)
         batch_there = bench.synthetic(trainer)
         one = bench.ours(trainer, batch_there)
@@ -131,13 +131,13 @@ def losses(setting: Setting) -> Iterator[dict[str, Any]]:
 def speed(setting: Setting) -> Iterator[dict[str, Any]]:
     """Training steps against a bare torch loop, then compiled, then whole epochs with input from shards."""
     backbone, size, batch = setting.shape(("convnext_base", 224, 128))
-    place, data = prepare(setting, size, 16 * batch)
+    context, data = prepare(setting, size, 16 * batch)
     for precision, least in (("float32", 200), ("bfloat16", 800)):
         params = bench.parameters(backbone, {}, batch, precision=precision)
-        trainer = bench.build(params, data, place)
+        trainer = bench.build(params, data, context)
         there = bench.synthetic(trainer)
         steps = {"ours": bench.ours(trainer, there), "bare": bench.bare(params, data, there)}
-        times = bench.paired(steps, 3, 5, place.device)
+        times = bench.paired(steps, 3, 5, context.device)
         rate = len(there.images) / statistics.median(times["ours"])
         yield at_least(f"{precision}: images/s", rate, least, setting.rated)
         ratio = statistics.median(b / a for a, b in zip(times["ours"], times["bare"], strict=True))
@@ -147,7 +147,7 @@ def speed(setting: Setting) -> Iterator[dict[str, Any]]:
         del trainer, there, steps
         free_memory()
     params = bench.parameters(backbone, {}, batch, precision="bfloat16", compile=True)
-    trainer = bench.build(params, data, place)
+    trainer = bench.build(params, data, context)
     yield from _real_input(setting, trainer)
 
 
@@ -173,9 +173,9 @@ def compile(setting: Setting) -> Iterator[dict[str, Any]]:
     from torch._dynamo.utils import counters
 
     backbone, size, batch = setting.shape(("resnet50", 224, 256), ("test_resnet", 32, 16))
-    place, data = prepare(setting, size, 2 * batch)
+    context, data = prepare(setting, size, 2 * batch)
     params = bench.parameters(backbone, {}, batch, precision="bfloat16", compile=True)
-    trainer = bench.build(params, data, place)
+    trainer = bench.build(params, data, context)
     whole = bench.synthetic(trainer)
 
     def step_of(images: int) -> Callable[[], None]:
@@ -211,12 +211,12 @@ def compile(setting: Setting) -> Iterator[dict[str, Any]]:
 def score(setting: Setting) -> Iterator[dict[str, Any]]:
     """Scoring of images, as after an epoch."""
     backbone, size, images = setting.shape(("convnext_base", 512, 1024), ("test_resnet", 64, 256))
-    place, data = prepare(setting, size, images)
-    network = build_model(ModelConfig(backbone=backbone), len(data.findings)).eval().to(place.device)
+    context, data = prepare(setting, size, images)
+    network = build_model(ModelConfig(backbone=backbone), len(data.findings)).eval().to(context.device)
     for count in (images // 2, images):  # the first time, cuDNN chooses its algorithms
         synchronize()
         begun = time.perf_counter()
-        score_images(network, data, data.metadata, np.arange(count), place.device, torch.bfloat16)
+        score_images(network, data, data.metadata, np.arange(count), context.device, torch.bfloat16)
         rate = count / (time.perf_counter() - begun)
     yield at_most("GiB", torch.cuda.max_memory_allocated() / 2**30, 30)
     yield at_least("images/s", rate, 500, setting.rated)

@@ -10,7 +10,7 @@ import pytest
 from conftest import processes_in
 
 from ral.launch.base import free_port
-from ral.processes import end_group
+from ral.processes import terminate_group
 
 # The leader ends at once when asked, as DVC does; its child takes its time.
 LEADER = """
@@ -44,7 +44,7 @@ def start(folder: Path, child: str, wait_until) -> subprocess.Popen:
 
 
 def test_a_child_may_save_though_its_leader_has_left(tmp_path: Path, wait_until) -> None:
-    end_group(start(tmp_path, SAVES, wait_until), 600)
+    terminate_group(start(tmp_path, SAVES, wait_until), 600)
     assert (tmp_path / "saved").exists()
     assert not processes_in(tmp_path)
 
@@ -65,17 +65,17 @@ def test_what_a_killed_process_left_may_save_as_well(tmp_path: Path, wait_until)
 
 
 def test_who_does_not_leave_is_killed(tmp_path: Path, wait_until) -> None:
-    end_group(start(tmp_path, DEAF, wait_until), 1)
+    terminate_group(start(tmp_path, DEAF, wait_until), 1)
     wait_until(lambda: not processes_in(tmp_path))
 
 
 # Rank 1 ends while a thread of gloo waits for the interpreter, to drop the tensor of an exchange that is done. Without
-# `leave` it ends with SIGABRT.
+# `exit_now` it ends with SIGABRT.
 RANK = """
 import sys, time
 import torch
 import torch.distributed as dist
-from ral.processes import leave
+from ral.processes import exit_now
 rank, port = int(sys.argv[1]), int(sys.argv[2])
 store = dist.TCPStore("127.0.0.1", port, 2, rank == 0)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -98,7 +98,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize(("end", "code"), [("leave(0)", 0), ("leave(3)", 3)])
+@pytest.mark.parametrize(("end", "code"), [("exit_now(0)", 0), ("exit_now(3)", 3)])
 def test_a_rank_leaves_although_threads_of_gloo_are_not_done(end: str, code: int) -> None:
     port = str(free_port())
     command = [sys.executable, "-c", RANK.replace("{end}", end)]

@@ -25,7 +25,7 @@ from ral.data.dataset import Dataset, open_dataset
 from ral.errors import DISK_ERRORS, UserError, explain_os_error
 from ral.files import follow_umask, read_json, write_json
 from ral.launch.base import read_failure, write_failure
-from ral.processes import LOST_PEER, die_with_parent, leave
+from ral.processes import LOST_PEER, die_with_parent, exit_now
 from ral.training.state import HISTORY
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def run() -> NoReturn:
     except BaseException:  # noqa: BLE001 - printed as the interpreter would
         traceback.print_exc()
         code = 1
-    leave(code)
+    exit_now(code)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ral.processes import on_request_to_end
+from ral.processes import on_termination_signal
 
 # Columns of history.csv: a row per epoch, of all phases.
 HISTORY = (
@@ -97,7 +97,7 @@ class PreemptionFlag:
         self.requested = False
         self.exit_immediately = False
         """Whether a signal ends the process at once, because no unsaved work would be lost."""
-        on_request_to_end(self._request)
+        on_termination_signal(self._request)
 
     def _request(self, *_: object) -> None:
         self.requested = True
