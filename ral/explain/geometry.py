@@ -126,7 +126,7 @@ def class_vectors(network: Network, findings: int) -> tuple[Array | None, str | 
     """
     part = classifier(network)
     if isinstance(part, CSRA):
-        return _numpy(part.weight).reshape(len(part.sharpness), findings, -1).sum(axis=0), None
+        return _numpy(part.weight).reshape(len(part.temperatures), findings, -1).sum(axis=0), None
     weight = part.weight if isinstance(part, nn.Linear | nn.Conv2d) else None
     if weight is not None and weight.numel() == len(weight) * weight.shape[1] and len(weight) == findings:
         return _numpy(weight).reshape(findings, -1), None
