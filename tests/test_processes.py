@@ -1,4 +1,4 @@
-"""Processes that are asked to end get the time to do so, and then are killed, whoever started them."""
+"""Process groups get time to shut down after SIGTERM and are then killed."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from conftest import processes_in
 from ral.launch.base import free_port
 from ral.processes import terminate_group
 
-# The leader ends at once when asked, as DVC does; its child takes its time.
+# On SIGTERM the leader exits at once, as DVC does; its child needs longer.
 LEADER = """
 import signal, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
@@ -57,7 +57,7 @@ def test_what_a_killed_process_left_may_save_as_well(tmp_path: Path, wait_until)
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     owner = subprocess.Popen([sys.executable, "-c", code, SAVES], cwd=tmp_path, env=env)
     wait_until((tmp_path / "ready").exists)
-    time.sleep(1)  # the guard looks round twice a second
+    time.sleep(1)  # the guard polls twice a second
     owner.kill()
     owner.wait()
     wait_until(lambda: not any("saved" in line for line in processes_in(tmp_path)))
@@ -69,7 +69,7 @@ def test_who_does_not_leave_is_killed(tmp_path: Path, wait_until) -> None:
     wait_until(lambda: not processes_in(tmp_path))
 
 
-# Rank 1 ends while a thread of gloo waits for the interpreter, to drop the tensor of an exchange that is done. Without
+# Rank 1 exits while a gloo thread waits for the interpreter, to release the tensor of a finished collective. Without
 # `exit_now` it ends with SIGABRT.
 RANK = """
 import sys, time
@@ -102,7 +102,7 @@ print("done")
 def test_a_rank_leaves_although_threads_of_gloo_are_not_done(end: str, code: int) -> None:
     port = str(free_port())
     command = [sys.executable, "-c", RANK.replace("{end}", end)]
-    with subprocess.Popen([*command, "0", port], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as other:
+    with subprocess.Popen([*command, "0", port], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as peer:
         rank = subprocess.run([*command, "1", port], capture_output=True, text=True, timeout=120)
-        other.communicate(b"")
+        peer.communicate(b"")
     assert (rank.returncode, rank.stdout) == (code, "done\n"), rank.stderr

@@ -82,7 +82,9 @@ def test_grad_cam_is_highest_where_a_blob_decides() -> None:
         outside[rows[0] - 2 : rows[1] + 2, columns[0] - 2 : columns[1] + 2] = 0
         assert heat.max() == 1
         assert outside.max() == 0
-    assert enlarge(grad_cam(network, image, 2), 64).max() == 0  # nothing raises this logit: no heat, no NaN
+    assert (
+        enlarge(grad_cam(network, image, 2), 64).max() == 0
+    )  # nothing increases this logit: no heat, no NaN
 
 
 def test_enlarge_is_bilinear() -> None:
@@ -162,7 +164,7 @@ def test_networks(backbone: str, options: dict, method: str, places: int, head: 
     assert (maps >= 0).all()
     assert not torch.equal(maps[0], maps[1]) or not maps.any()
     one = rollout(network, images()[:1]) if method == "rollout" else grad_cam(network, images()[:1], 1)
-    torch.testing.assert_close(maps[:1], one, rtol=1e-4, atol=1e-7)  # images do not touch each other
+    torch.testing.assert_close(maps[:1], one, rtol=1e-4, atol=1e-7)  # images do not affect each other
 
 
 def test_gray_images_for_three_channels() -> None:
@@ -173,7 +175,7 @@ def test_gray_images_for_three_channels() -> None:
 
 
 def test_channels_last_map_keeps_its_rows_and_columns() -> None:
-    """An image that is not square shows a mix-up of the two."""
+    """With a non-square image, swapping the two would be visible."""
     network = small("test_mambaout")
     assert grad_cam(network, images(1)[..., :32], 0).shape == (1, 2, 1)
 

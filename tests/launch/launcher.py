@@ -1,4 +1,4 @@
-"""Launches stand-ins in a process of its own, as a step does, so that a test may end it.
+"""Launches fake ranks in a separate process, as a step does, so that a test can kill it.
 
 python launcher.py RUN_FOLDER TARGET.json     # prints the error, if any, as one line of JSON
 """

@@ -1,4 +1,4 @@
-"""A trained network is found again as it was, or the error says what is wrong with its files."""
+"""A trained network loads unchanged, or the error says what is wrong with its files."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,14 @@ def save(folder: Path, **changes: object) -> Network:
     network = build_model(config.model_copy(update={"pretrained": "none"}), 3)
     folder.mkdir(exist_ok=True)
     save_file(network.state_dict(), folder / "model.safetensors")
-    facts = {"size": 64, "pixel_mean": 1.0, "pixel_deviation": 2.0, "phantom": False, "findings": list("abc")}
-    (folder / "model.json").write_text(json.dumps({"model": config.model_dump(), **facts}))
+    metadata = {
+        "size": 64,
+        "pixel_mean": 1.0,
+        "pixel_deviation": 2.0,
+        "phantom": False,
+        "findings": list("abc"),
+    }
+    (folder / "model.json").write_text(json.dumps({"model": config.model_dump(), **metadata}))
     return network
 
 
@@ -40,9 +46,9 @@ def test_found_as_it_was(tmp_path: Path, changes: dict, monkeypatch: pytest.Monk
     monkeypatch.setattr("ral.models.pretrained._download", None)  # nothing may be downloaded
     saved = save(tmp_path, **changes)
     before = torch.get_rng_state()
-    network, facts = load_model(tmp_path)
+    network, metadata = load_model(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-    assert facts["findings"] == list("abc")
+    assert metadata["findings"] == list("abc")
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
     images = torch.randn(2, 1, 64, 64)
@@ -93,7 +99,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     )
     tensors[name].view(-1)[0] = value
     save_file(tensors, path)
-    with pytest.raises(UserError, match=rf"1 of the \d+ numbers of {name} are not finite") as caught:
+    with pytest.raises(UserError, match=rf"1 of \d+ values of {name} are not finite") as caught:
         load_model(tmp_path)
     assert caught.value.kind == "not_finite"
 
@@ -108,8 +114,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
 )
 def test_model_json_is_checked(tmp_path: Path, change: dict, words: str) -> None:
     save(tmp_path)
-    facts = json.loads((tmp_path / "model.json").read_text()) | change
-    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in facts.items() if v is not None}))
+    metadata = json.loads((tmp_path / "model.json").read_text()) | change
+    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
     with pytest.raises(UserError, match=words):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text("{")
