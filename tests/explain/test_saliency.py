@@ -184,7 +184,7 @@ def test_method_that_a_network_does_not_allow() -> None:
     with pytest.raises(NoMapError, match="all tokens attend to each other"):
         choose_method(small("test_resnet"), "rollout", images(1))
     vit = small("test_vit", img_size=64)
-    with pytest.raises(NoMapError, match="class token and not the patches"):
+    with pytest.raises(NoMapError, match="class token and not on the patches"):
         choose_method(vit, "grad_cam", images(1))
     assert choose_method(small("test_vit", "csra", img_size=64), "grad_cam", images(1)) == ("grad_cam", None)
     method, why = choose_method(small("crossvit_9_240"), "auto", images(1, 240))

@@ -62,10 +62,10 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a valid safetensors file"):
         load_model(tmp_path)
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a valid safetensors file"):
         load_model(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"model\.safetensors does not exist"):
@@ -78,7 +78,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     tensors = load_file(path)
     name = "backbone.fc.weight"
     save_file({**tensors, name: torch.zeros(4, tensors[name].shape[1])}, path)
-    with pytest.raises(UserError, match=r"1 of \d+ tensors do not fit.*fc\.weight.*\(3, .*\(4, "):
+    with pytest.raises(UserError, match=r"1 of \d+ tensors do not match.*fc\.weight.*\(3, .*\(4, "):
         load_model(tmp_path)
     save_file({key: value for key, value in tensors.items() if key != name}, path)
     with pytest.raises(UserError, match=r"fc\.weight.*not in the file"):
@@ -107,7 +107,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"size": None}, "does not say size"),
+        ({"size": None}, "missing size"),
         ({"model": {"backbone": "test_resnet", "heads": 1}}, "unknown key `heads`"),
         ({"model": {"backbone": "no_such_net"}}, "has no model `no_such_net`"),
     ],
@@ -119,5 +119,5 @@ def test_model_json_is_checked(tmp_path: Path, change: dict, words: str) -> None
     with pytest.raises(UserError, match=words):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         load_model(tmp_path)

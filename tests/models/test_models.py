@@ -66,7 +66,7 @@ def test_swin_gives_its_channels_last_map(head: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "places", "width"),
+    ("backbone", "count", "width"),
     [
         ("test_resnet", 25, 96),
         ("test_vit", 100, 64),
