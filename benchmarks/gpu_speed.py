@@ -37,7 +37,7 @@ from ral.training.loop import DistributedContext, PhaseTrainer
 
 
 def profiled(step: Callable[[], None], steps: int = 4) -> dict[str, float]:
-    """Per step: waits by kind, kernel launches, GPU busy ms, and ms in which the host did not wait for an event."""
+    """Per step: synchronisations by kind, kernel launches, GPU busy ms, and ms in which the host did not wait for an event."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         with torch.profiler.record_function("measured steps"):
@@ -45,7 +45,7 @@ def profiled(step: Callable[[], None], steps: int = 4) -> dict[str, float]:
                 step()
         synchronize()
     events = profile.events()
-    # The GPU has a span of that name too; the profiler's own waits lie outside the host's.
+    # The GPU has a span of that name too; the profiler's own synchronisations are outside the host's.
     span = next(
         e for e in events if e.name == "measured steps" and e.device_type == DeviceType.CPU
     ).time_range
@@ -82,11 +82,11 @@ def step(setting: Setting) -> Iterator[dict[str, Any]]:
         params = bench.parameters(backbone, {}, batch, precision="bfloat16", ema_decay=0.999)
         trainer = bench.build(params, data[size], context)
         trainer.ema = ModelEma(local_state_dict(trainer.engine), 0.999)
-        batch_there = bench.synthetic(trainer)
-        one = bench.ours(trainer, batch_there)
+        preloaded = bench.synthetic(trainer)
+        one_step = bench.ours(trainer, preloaded)
         for _ in range(6):
-            one()
-        whole, figures = milliseconds(one), profiled(one)
+            one_step()
+        whole, figures = milliseconds(one_step), profiled(one_step)
         yield equal(f"{label}: waits for the device", figures["device waits"], 0)
         yield equal(f"{label}: waits for a stream", figures["stream waits"], 0)
         yield equal(f"{label}: waits for an event", figures["event waits"], 1)
@@ -96,9 +96,9 @@ def step(setting: Setting) -> Iterator[dict[str, Any]]:
         else:
             yield at_most(f"{label}: host ms of a step", figures["host ms"], round(whole, 2))
         yield noted(f"{label}: GPU busy ms of a step", figures["GPU busy ms"])
-        del trainer, one
+        del trainer, one_step
         free_memory()
-        plain = bench.bare(params, data[size], batch_there)
+        plain = bench.bare(params, data[size], preloaded)
         plain()
         ratio = figures["launches"] / max(1, profiled(plain)["launches"])
         yield noted(f"{label}: launches of a step", figures["launches"], f"{ratio:.2f} of a bare loop's")
@@ -135,16 +135,16 @@ def speed(setting: Setting) -> Iterator[dict[str, Any]]:
     for precision, least in (("float32", 200), ("bfloat16", 800)):
         params = bench.parameters(backbone, {}, batch, precision=precision)
         trainer = bench.build(params, data, context)
-        there = bench.synthetic(trainer)
-        steps = {"ours": bench.ours(trainer, there), "bare": bench.bare(params, data, there)}
+        preloaded = bench.synthetic(trainer)
+        steps = {"ours": bench.ours(trainer, preloaded), "bare": bench.bare(params, data, preloaded)}
         times = bench.paired(steps, 3, 5, context.device)
-        rate = len(there.images) / statistics.median(times["ours"])
+        rate = len(preloaded.images) / statistics.median(times["ours"])
         yield at_least(f"{precision}: images/s", rate, least, setting.rated)
         ratio = statistics.median(b / a for a, b in zip(times["ours"], times["bare"], strict=True))
         yield at_least(f"{precision}: rate / bare torch's", ratio, 0.97, not setting.small)
         if GPU:
             yield noted(f"{precision}: GiB of both", torch.cuda.max_memory_allocated() / 2**30)
-        del trainer, there, steps
+        del trainer, preloaded, steps
         free_memory()
     params = bench.parameters(backbone, {}, batch, precision="bfloat16", compile=True)
     trainer = bench.build(params, data, context)
@@ -152,20 +152,20 @@ def speed(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def _real_input(setting: Setting, trainer: PhaseTrainer) -> Iterator[dict[str, Any]]:
-    """Whole epochs of a compiled network against the same steps on a batch that is there."""
-    there = bench.synthetic(trainer)
-    compiled = bench.ours(trainer, there)
-    begun = time.perf_counter()
+    """Whole epochs of a compiled network against the same steps on a preloaded batch."""
+    preloaded = bench.synthetic(trainer)
+    compiled = bench.ours(trainer, preloaded)
+    start = time.perf_counter()
     compiled()
     synchronize()
-    yield noted("compiled: seconds of the first step", time.perf_counter() - begun)
+    yield noted("compiled: seconds of the first step", time.perf_counter() - start)
     bench.epoch_rate(trainer)
     ratios, rates = [], []
     for _ in range(3):
-        rates.append(len(there.images) / milliseconds(compiled, trainer.steps) * 1e3)
+        rates.append(len(preloaded.images) / milliseconds(compiled, trainer.steps) * 1e3)
         ratios.append(bench.epoch_rate(trainer) / rates[-1])
     yield at_least("compiled: images/s", statistics.median(rates), 1200, setting.rated)
-    yield at_least("compiled: input from shards / there", statistics.median(ratios), 0.97, not setting.small)
+    yield at_least("compiled: input from shards / preloaded", statistics.median(ratios), 0.97, not setting.small)
 
 
 def compile(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -184,13 +184,13 @@ def compile(setting: Setting) -> Iterator[dict[str, Any]]:
 
     batch, rates = len(whole.images), []
     for images in (batch, batch - 1):
-        one = step_of(images)
-        begun = time.perf_counter()
-        one()
+        run_step = step_of(images)
+        start = time.perf_counter()
+        run_step()
         synchronize()
-        yield noted(f"{images} images: seconds of the first step", time.perf_counter() - begun)
-        milliseconds(one, 3)
-        rates.append(images / milliseconds(one))
+        yield noted(f"{images} images: seconds of the first step", time.perf_counter() - start)
+        milliseconds(run_step, 3)
+        rates.append(images / milliseconds(run_step))
     yield equal("graphs", counters["stats"]["unique_graphs"], 2)
     yield equal("kinds of graph breaks", len(counters["graph_break"]), 0)
     try:
@@ -215,8 +215,8 @@ def score(setting: Setting) -> Iterator[dict[str, Any]]:
     network = build_model(ModelConfig(backbone=backbone), len(data.findings)).eval().to(context.device)
     for count in (images // 2, images):  # the first time, cuDNN chooses its algorithms
         synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         score_images(network, data, data.metadata, np.arange(count), context.device, torch.bfloat16)
-        rate = count / (time.perf_counter() - begun)
+        rate = count / (time.perf_counter() - start)
     yield at_most("GiB", torch.cuda.max_memory_allocated() / 2**30, 30)
     yield at_least("images/s", rate, 500, setting.rated)

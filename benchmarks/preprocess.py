@@ -1,4 +1,4 @@
-"""The table stage of preprocess (Dask, piece by piece) against plain pandas and polars doing the same work.
+"""The table stage of preprocess (Dask, chunk by chunk) against plain pandas and polars doing the same work.
 
     pip install -e '.[bench]'                  # polars
     python -m benchmarks.preprocess            # 112,120, 1 million and 11 million rows: about 2 GB of disk, minutes
@@ -6,11 +6,11 @@
 
 The work: read a label table of NIH's columns, make one column per finding, keep the rows that have an image, put them in the
 order in which the images are stored, split the patients by hash, count labels per split, write Parquet. All three find the labels of each
-distinct text once. Each run is a process of its own; times are without imports, the best of several for the small table;
-memory is the process's peak. Plain pandas and polars check nothing; the stage refuses what it does not understand.
+distinct text once. Each run is a separate process; times exclude imports and are the best of several for the small
+table; memory is the process's peak. Plain pandas and polars validate nothing; the stage rejects invalid input.
 
 Prints a table and, as the last line, JSON: dask_over_pandas (time, 112,120 rows), dask_over_polars (time, the most rows),
-cpu_over_polars (processor time, the most rows; holds on a machine that others use too),
+cpu_over_polars (CPU time, the most rows; valid on a shared machine too),
 slope (exponent of the Dask stage's time in the rows, from the second size to the last: 1 is linear), peak_gib (of the Dask
 stage, the most rows) and peak_growth (its peak at the most rows over that at the second size: 1 is flat).
 """
@@ -46,7 +46,7 @@ COLUMNS = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patien
 def write_table(root: Path, rows: int) -> None:
     """A table like NIH's (its columns, a few images a patient, findings joined by |), and the list of its images.
 
-    The images are stored in another order than the table's, as in archives that were packed by somebody else.
+    The images are stored in a different order than in the table, as is common in archives.
     """
     import pandas as pd
     import pyarrow as pa
@@ -92,10 +92,10 @@ def write_table(root: Path, rows: int) -> None:
     pq.write_table(table, root / "images.parquet")
 
 
-def places(patients: list[str]) -> list[str]:
+def split_of(patients: list[str]) -> list[str]:
     """The split of each patient, as `ral.data.splits.methods.split_by_hash` gives it."""
-    where = [position(patient, SPLIT.seed) for patient in patients]
-    return ["test" if p < SPLIT.test else "val" if p < SPLIT.test + SPLIT.val else "train" for p in where]
+    positions = [position(patient, SPLIT.seed) for patient in patients]
+    return ["test" if p < SPLIT.test else "val" if p < SPLIT.test + SPLIT.val else "train" for p in positions]
 
 
 def to_studies(raw: "pd.DataFrame") -> "pd.DataFrame":
@@ -113,19 +113,19 @@ def to_studies(raw: "pd.DataFrame") -> "pd.DataFrame":
             "view": raw["View Position"],
             "sex": raw["Patient Gender"],
             "age_years": np.where(age <= 120, age, np.float32(np.nan)),
-            "split": np.array(places(ids.tolist()), object)[patients],
+            "split": np.array(split_of(ids.tolist()), object)[patients],
         }
     )
     codes, texts = pd.factorize(raw["Finding Labels"])
     labels = [set(text.split("|")) for text in texts]
     for finding in NIH_FINDINGS:
-        present = np.fromiter((finding in found for found in labels), np.float32, len(labels))
+        present = np.fromiter((finding in names for names in labels), np.float32, len(labels))
         studies[finding] = present[codes]
     return studies
 
 
 def with_dask(root: Path, out: Path) -> int:
-    """The step's own functions: pieces, spilled in the order of the images, written piece by piece."""
+    """The step's own functions: chunks, spilled in the order of the images, written chunk by chunk."""
     import pandas as pd
 
     from ral.compute.dask_pool import open_pool
@@ -138,10 +138,10 @@ def with_dask(root: Path, out: Path) -> int:
 
     source = open_source(DataConfig(source="nih", root=str(root), missing_images="drop", views=["PA", "AP"]))
     images = pd.read_parquet(root / "images.parquet")
-    with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as spool:
-        kept, _ = read_table(source, images, source.config.views, spool, pool)
-        kept["split"] = split_by_hash(kept["patient_id"], SPLIT)
-        counts = write_studies(out, spool, kept, images, NIH_FINDINGS)
+    with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as spill:
+        included, _ = read_table(source, images, source.config.views, spill, pool)
+        included["split"] = split_by_hash(included["patient_id"], SPLIT)
+        counts = write_studies(out, spill, included, images, NIH_FINDINGS)
     return int(counts["train"]["positives"]["Hernia"])
 
 
@@ -154,8 +154,8 @@ def with_pandas(root: Path, out: Path) -> int:
     studies = studies[studies["view"].isin(["PA", "AP"])].merge(images, on="image_id", how="inner")
     studies = studies.sort_values("stored", ignore_index=True).drop(columns="stored")
     counts = {}
-    for name, here in studies.groupby("split")[list(NIH_FINDINGS)]:
-        counts[name] = (here == 1).sum(), (here == 0).sum(), here.isna().sum()
+    for name, group in studies.groupby("split")[list(NIH_FINDINGS)]:
+        counts[name] = (group == 1).sum(), (group == 0).sum(), group.isna().sum()
     studies[["patient_id", "split"]].drop_duplicates().sort_values("patient_id")
     studies.to_parquet(out, index=False)
     return int(counts["train"][0]["Hernia"])
@@ -173,7 +173,7 @@ def with_polars(root: Path, out: Path) -> int:
         for name in NIH_FINDINGS
     )
     ids = raw["Patient ID"].unique().to_list()
-    patients = pl.DataFrame({"Patient ID": ids, "split": places(ids)})
+    patients = pl.DataFrame({"Patient ID": ids, "split": split_of(ids)})
     age = pl.col("Patient Age").cast(pl.Float32, strict=False)
     studies = (
         raw.filter(pl.col("View Position").is_in(["PA", "AP"]))
@@ -208,20 +208,20 @@ KINDS = {"dask": with_dask, "pandas": with_pandas, "polars": with_polars}
 
 
 def one(kind: str, table: Path, out: Path) -> dict[str, Any]:
-    """Run one contender in this process."""
+    """Run one implementation in this process."""
     small = out.with_name("small")
     write_table(small, 500)
-    KINDS[kind](small, out)  # so that everything is imported
+    KINDS[kind](small, out)  # warm-up: import everything
     shutil.rmtree(small)
     start, busy = time.perf_counter(), time.process_time()
-    answer = KINDS[kind](table, out)
+    result = KINDS[kind](table, out)
     seconds, cpu = time.perf_counter() - start, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "cpu": cpu, "peak": peak, "answer": answer}
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "answer": result}
 
 
 def measure(kind: str, table: Path, out: Path, times: int) -> dict[str, Any]:
-    """The fastest of several runs, each a process of its own."""
+    """The fastest of several runs, each in a separate process."""
     command = [sys.executable, "-m", "benchmarks.preprocess", "--one", kind, str(table), str(out)]
     runs = [
         json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -236,7 +236,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="112,120 and 450,000 rows, within a minute")
-    parser.add_argument("--folder", type=Path, help="where the tables are written for the run; about 2 GB")
+    parser.add_argument("--folder", type=Path, help="folder for temporary tables; about 2 GB")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "TABLE", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
