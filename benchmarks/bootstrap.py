@@ -3,11 +3,12 @@
     python -m benchmarks.bootstrap            # 2,000 replicates of 25,596 rows of 2,797 patients, 14 findings
     python -m benchmarks.bootstrap --quick    # the same, with fewer replicates for scikit-learn
 
-The shape is that of NIH ChestX-ray14's official test list; labels and scores are drawn, half of the findings with tied
-scores. scikit-learn gets the same weights as `sample_weight` for a few of the replicates, spread over the run, and its
-time is scaled to all of them. Ours is timed from scores to replicates, including the drawing of patients and the
-sorting; the median of three runs counts. The last line is JSON: {ratio, max_error}: scikit-learn's time over ours,
-and the largest difference of a value in the replicates that both computed.
+The shape is that of NIH ChestX-ray14's official test list; labels and scores are drawn, half of the findings
+with tied scores. scikit-learn gets the same weights as `sample_weight` for a few of the replicates, spread
+over the run, and its time is scaled to all of them. Ours is timed from scores to replicates, including the
+drawing of patients and the sorting; the median of three runs counts. The last line is JSON: {ratio,
+max_error}: scikit-learn's time over ours, and the largest difference of a value in the replicates that both
+computed.
 """
 
 import argparse

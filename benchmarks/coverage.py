@@ -4,16 +4,17 @@
     python -m benchmarks.coverage --state samples.jsonl    # the same, resumable after an interruption
     python -m benchmarks.coverage --quick                  # a minute, few samples of the smallest size
 
-A sample is a test set of 100, 300 or 1,000 patients with 1 to 12 images each and the 14 findings of NIH ChestX-ray14 at
-their prevalences. Labels and scores are correlated between the images of a patient and between findings
-(`benchmarks.simulated`). Every interval comes from the code of the step evaluate. The true value is the metric in a large
-population at the same thresholds; for a mean, over the same findings as in the sample.
+A sample is a test set of 100, 300 or 1,000 patients with 1 to 12 images each and the 14 findings of NIH
+ChestX-ray14 at their prevalences. Labels and scores are correlated between the images of a patient and
+between findings (`benchmarks.simulated`). Every interval comes from the code of the step evaluate. The true
+value is the metric in a large population at the same thresholds; for a mean, over the same findings as in the
+sample.
 
-A cell is a metric at a size; metrics of single findings are pooled per tier. A cell fails if the 99 % interval of its
-coverage is entirely below 93 % or, for ranking metrics and their means and differences, above 98 % (samples are
-independent, the metrics of one sample are not). Cells with fewer than 100 intervals are not judged and shown as a dash.
-Withheld means that a metric has a value but no interval. The last line is JSON: `cells`,
-`failed`, `withheld`.
+A cell is a metric at a size; metrics of single findings are pooled per tier. A cell fails if the 99 %
+interval of its coverage is entirely below 93 % or, for ranking metrics and their means and differences, above
+98 % (samples are independent, the metrics of one sample are not). Cells with fewer than 100 intervals are not
+judged and shown as a dash. Withheld means that a metric has a value but no interval. The last line is JSON:
+`cells`, `failed`, `withheld`.
 """
 
 import argparse
@@ -47,8 +48,9 @@ LEAST_INTERVALS = 100
 # Patients in the population, by default and with --quick.
 TRUTH, QUICK_TRUTH = 100_000, 20_000
 RULE: Rule = "max_f1"
-# Ranking metrics, and all means except of ece, must not be far above 95 %. Exceptions are exact intervals of proportions,
-# metrics at a threshold set by few positives, and the calibration error, which is biased upwards.
+# Ranking metrics, and all means except of ece, must not be far above 95 %. Exceptions are exact intervals of
+# proportions, metrics at a threshold set by few positives, and the calibration error, which is biased
+# upwards.
 RANKING = {"auroc", "ap", "sensitivity_at_90_specificity", "mAP", "mAUROC", "mF1"}
 MEANS = ("macro", "mean of head", "mean of medium")
 

@@ -3,13 +3,13 @@
     python -m benchmarks.engine            # several minutes on two cores; with a GPU, ConvNeXt-B as well
     python -m benchmarks.engine --quick    # under a minute
 
-The bare loop does the minimum to train the same network: augment, forward, RAL, backward, clip, fused AdamW. Ours adds
-DeepSpeed, the check for non-finite steps and the all-reduce of the step status. Blocks of steps of both alternate in
-one process, on the same batches in memory. engine_overhead is ours over bare minus 1 (median of paired blocks);
-real_over_synthetic is images/s of whole epochs from shards over images/s of the same steps on a preloaded batch.
-On a GPU also: eager_ratio, the same network as in the official recipe (eager, float16 autocast with a gradient scaler,
-cuDNN off) against ours in bfloat16, compiled.
-Prints a table and, as the last line, JSON.
+The bare loop does the minimum to train the same network: augment, forward, RAL, backward, clip, fused AdamW.
+Ours adds DeepSpeed, the check for non-finite steps and the all-reduce of the step status. Blocks of steps of
+both alternate in one process, on the same batches in memory. engine_overhead is ours over bare minus 1
+(median of paired blocks); real_over_synthetic is images/s of whole epochs from shards over images/s of the
+same steps on a preloaded batch. On a GPU also: eager_ratio, the same network as in the official recipe
+(eager, float16 autocast with a gradient scaler, cuDNN off) against ours in bfloat16, compiled. Prints a table
+and, as the last line, JSON.
 """
 
 import argparse

@@ -9,10 +9,11 @@ Checks, which are in `benchmarks.gpu_checks`:
 
 {checks}
 
-Each check runs in a separate process with a time limit, so one that fails, crashes or hangs does not affect the others.
-Images per second are checked only on an H100 or H200, which have limits. Prints a table and, as the last line,
-JSON: `device`, `torch`, `failed` (names of checks), `not_applicable` (name: reason), and `checks` with the figures of
-each. The exit code is 1 if a check failed. NCCL and synchronised batch statistics need several GPUs and are not checked.
+Each check runs in a separate process with a time limit, so one that fails, crashes or hangs does not affect
+the others. Images per second are checked only on an H100 or H200, which have limits. Prints a table and, as
+the last line, JSON: `device`, `torch`, `failed` (names of checks), `not_applicable` (name: reason), and
+`checks` with the figures of each. The exit code is 1 if a check failed. NCCL and synchronised batch
+statistics need several GPUs and are not checked.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""Runs one check of `benchmarks.gpu`. Checks of numbers and whole processes; those of speed are in `benchmarks.gpu_speed`.
+"""Runs one check of `benchmarks.gpu`. Checks of numbers and whole processes; those of speed are in
+`benchmarks.gpu_speed`.
 
     python -m benchmarks.gpu_checks SPEC.json
 
 SPEC.json: {"check": name, "output": file, "small": true or false, "backbone": name or null, "folder": folder,
-"parent": process id}. A check is a generator of rows, which are written to `output` as they arrive, as JSON lines.
+"parent": process id}. A check is a generator of rows, which are written to `output` as they arrive, as JSON
+lines.
 """
 
 import json

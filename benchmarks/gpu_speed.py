@@ -165,7 +165,9 @@ def _real_input(setting: Setting, trainer: PhaseTrainer) -> Iterator[dict[str, A
         rates.append(len(preloaded.images) / milliseconds(compiled, trainer.steps) * 1e3)
         ratios.append(bench.epoch_rate(trainer) / rates[-1])
     yield at_least("compiled: images/s", statistics.median(rates), 1200, setting.rated)
-    yield at_least("compiled: input from shards / preloaded", statistics.median(ratios), 0.97, not setting.small)
+    yield at_least(
+        "compiled: input from shards / preloaded", statistics.median(ratios), 0.97, not setting.small
+    )
 
 
 def compile(setting: Setting) -> Iterator[dict[str, Any]]:

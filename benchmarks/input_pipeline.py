@@ -3,11 +3,11 @@
     python -m benchmarks.input_pipeline            # 224 px from images of 1024 px, about two minutes
     python -m benchmarks.input_pipeline --quick    # fewer images
 
-The peer works like the official RAL repository: a torch DataLoader whose workers open each PNG with Pillow, resize it
-and convert it to a normalised float tensor; one worker per core. Ours gathers batches of random rows from memory-mapped
-shards and normalises them. Both deliver float32 batches [256, 1, 224, 224]; runs alternate, and rates are medians.
-Prints a table and, as the last line, JSON: input_ratio (without augmentation), augmented_ratio (with the same affine
-maps, per image in the peer and per batch in ours).
+The peer works like the official RAL repository: a torch DataLoader whose workers open each PNG with Pillow,
+resize it and convert it to a normalised float tensor; one worker per core. Ours gathers batches of random
+rows from memory-mapped shards and normalises them. Both deliver float32 batches [256, 1, 224, 224]; runs
+alternate, and rates are medians. Prints a table and, as the last line, JSON: input_ratio (without
+augmentation), augmented_ratio (with the same affine maps, per image in the peer and per batch in ours).
 """
 
 import argparse

@@ -3,9 +3,10 @@
     python -m benchmarks.losses            # CPU with two threads, and CUDA where there is one
     python -m benchmarks.losses --quick    # the two small shapes
 
-Prints a table and, as the last line, a JSON list of {device, shape, ratio, compiled, memory, error}: ratio is eager time
-over ours (medians of interleaved runs), compiled the same with both under torch.compile (null with --quick), memory the peak beyond logits and targets in units of the logits (null if it is too
-small to measure), error the largest difference of a gradient to float64, relative to the largest gradient.
+Prints a table and, as the last line, a JSON list of {device, shape, ratio, compiled, memory, error}: ratio is
+eager time over ours (medians of interleaved runs), compiled the same with both under torch.compile (null with
+--quick), memory the peak beyond logits and targets in units of the logits (null if it is too small to
+measure), error the largest difference of a gradient to float64, relative to the largest gradient.
 """
 
 import argparse

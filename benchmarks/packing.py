@@ -3,13 +3,14 @@
     python -m benchmarks.packing            # 1,200 images of 1024 x 1024
     python -m benchmarks.packing --quick    # 240 of 768 x 768, within a minute
 
-Bare is a loop over the image files that reads, decodes (Pillow), resizes and discards, with as many threads as packing
-has workers. Packing also checks each image's hash, stores it in the decoded image cache, and writes the shards.
-Runs are interleaved. Prints a table and, as the last line, JSON: packing_share (images a second of packing over bare,
-the worst of 1 and 2 workers, single files), packing_share_gz (the same with one gzipped archive, which bare does not have to unpack),
-worker_scaling (images a second with 2 workers over 1, the worse of the two layouts; limited by the cores that are free),
-bare_scaling (the same for the bare loop: what the machine allows), and cpu_share, cpu_share_gz (bare's CPU time over
-packing's with 1 worker: valid on a shared machine too).
+Bare is a loop over the image files that reads, decodes (Pillow), resizes and discards, with as many threads
+as packing has workers. Packing also checks each image's hash, stores it in the decoded image cache, and
+writes the shards. Runs are interleaved. Prints a table and, as the last line, JSON: packing_share (images a
+second of packing over bare, the worst of 1 and 2 workers, single files), packing_share_gz (the same with one
+gzipped archive, which bare does not have to unpack), worker_scaling (images a second with 2 workers over 1,
+the worse of the two layouts; limited by the cores that are free), bare_scaling (the same for the bare loop:
+what the machine allows), and cpu_share, cpu_share_gz (bare's CPU time over packing's with 1 worker: valid on
+a shared machine too).
 """
 
 import argparse
@@ -36,7 +37,8 @@ from ral.data.images.locate import list_images
 from ral.data.images.pack import pack
 
 SIZE = 224
-# Distinct images; the others repeat them with another trailer, which changes the hash of the file but no pixel.
+# Distinct images; the others repeat them with another trailer, which changes the hash of the file but no
+# pixel.
 DRAWN = 16
 # Shards of a run: several per worker, as with any archive large enough for parallel packing.
 SHARDS = 4

@@ -4,15 +4,16 @@
     python -m benchmarks.preprocess            # 112,120, 1 million and 11 million rows: about 2 GB of disk, minutes
     python -m benchmarks.preprocess --quick    # 112,120 and 450,000 rows, within a minute
 
-The work: read a label table of NIH's columns, make one column per finding, keep the rows that have an image, put them in the
-order in which the images are stored, split the patients by hash, count labels per split, write Parquet. All three find the labels of each
-distinct text once. Each run is a separate process; times exclude imports and are the best of several for the small
-table; memory is the process's peak. Plain pandas and polars validate nothing; the stage rejects invalid input.
+The work: read a label table of NIH's columns, make one column per finding, keep the rows that have an image,
+put them in the order in which the images are stored, split the patients by hash, count labels per split,
+write Parquet. All three find the labels of each distinct text once. Each run is a separate process; times
+exclude imports and are the best of several for the small table; memory is the process's peak. Plain pandas
+and polars validate nothing; the stage rejects invalid input.
 
-Prints a table and, as the last line, JSON: dask_over_pandas (time, 112,120 rows), dask_over_polars (time, the most rows),
-cpu_over_polars (CPU time, the most rows; valid on a shared machine too),
-slope (exponent of the Dask stage's time in the rows, from the second size to the last: 1 is linear), peak_gib (of the Dask
-stage, the most rows) and peak_growth (its peak at the most rows over that at the second size: 1 is flat).
+Prints a table and, as the last line, JSON: dask_over_pandas (time, 112,120 rows), dask_over_polars (time, the
+most rows), cpu_over_polars (CPU time, the most rows; valid on a shared machine too), slope (exponent of the
+Dask stage's time in the rows, from the second size to the last: 1 is linear), peak_gib (of the Dask stage,
+the most rows) and peak_growth (its peak at the most rows over that at the second size: 1 is flat).
 """
 
 import argparse
@@ -44,7 +45,8 @@ COLUMNS = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patien
 
 
 def write_table(root: Path, rows: int) -> None:
-    """A table like NIH's (its columns, a few images a patient, findings joined by |), and the list of its images.
+    """A table like NIH's (its columns, a few images a patient, findings joined by |), and the list of its
+    images.
 
     The images are stored in a different order than in the table, as is common in archives.
     """

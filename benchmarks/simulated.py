@@ -40,11 +40,13 @@ FINDINGS = {
     for name, share in SHARES.items()
 }
 MOST_IMAGES = 12
-# Share of the variance of labels and scores common to a patient's images; half of it is common to all findings.
+# Share of the variance of labels and scores common to a patient's images; half of it is common to all
+# findings.
 COMMON = 0.5
 # Bins of the calibration error.
 BINS = 15
-# Distance between positive and negative scores of the two models, in standard deviations, and correlation of their noise.
+# Distance between positive and negative scores of the two models, in standard deviations, and correlation of
+# their noise.
 DISTANCES, ALIKE = (1.7, 1.6), 0.7
 # The models are slightly overconfident.
 SLOPE, CONSTANT = 1.15, 0.1

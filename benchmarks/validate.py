@@ -3,14 +3,15 @@
     python -m benchmarks.validate            # 112,120, 1 million and 11 million rows: about 4 GB of disk, a quarter of an hour
     python -m benchmarks.validate --quick    # 112,120 and 450,000 rows, a minute
 
-The work is the whole step except listing the images: read a table of NIH's columns, split it into partitions, check them
-with Great Expectations, write Data Docs and create the validation result. Each run is a separate process; times exclude
-imports; memory is the process's peak. The peer is the same code with the table as a single partition, for the second size.
+The work is the whole step except listing the images: read a table of NIH's columns, split it into partitions,
+check them with Great Expectations, write Data Docs and create the validation result. Each run is a separate
+process; times exclude imports; memory is the process's peak. The peer is the same code with the table as a
+single partition, for the second size.
 
-Prints a table and, as the last line, JSON: partitions_over_whole (CPU time, the second size), peak_over_whole (memory,
-the same), slope (exponent of the CPU time in the rows, from the second size to the last: 1 is linear), peak_gib (the
-most rows) and growth_bytes (growth of the peak per row from the second size to the last, mostly
-for the list of images). CPU time is valid on a shared machine too.
+Prints a table and, as the last line, JSON: partitions_over_whole (CPU time, the second size), peak_over_whole
+(memory, the same), slope (exponent of the CPU time in the rows, from the second size to the last: 1 is
+linear), peak_gib (the most rows) and growth_bytes (growth of the peak per row from the second size to the
+last, mostly for the list of images). CPU time is valid on a shared machine too.
 """
 
 import argparse

@@ -69,8 +69,8 @@ def test_who_does_not_leave_is_killed(tmp_path: Path, wait_until) -> None:
     wait_until(lambda: not processes_in(tmp_path))
 
 
-# Rank 1 exits while a gloo thread waits for the interpreter, to release the tensor of a finished collective. Without
-# `exit_now` it ends with SIGABRT.
+# Rank 1 exits while a gloo thread waits for the interpreter, to release the tensor of a finished collective.
+# Without `exit_now` it ends with SIGABRT.
 RANK = """
 import sys, time
 import torch

@@ -1,7 +1,7 @@
 """Fake SLURM: run as sbatch, srun, scontrol or scancel, it does what they do with the script, on one machine.
 
-Its state is in the folder SLURM_STANDIN: job.json, and `how` with the failure to simulate: refuse, timeout, node_fail. A
-job's batch script runs in its own session, as under slurmd, so it outlives the submitter.
+Its state is in the folder SLURM_STANDIN: job.json, and `how` with the failure to simulate: refuse, timeout,
+node_fail. A job's batch script runs in its own session, as under slurmd, so it outlives the submitter.
 """
 
 import contextlib
