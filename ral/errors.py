@@ -39,8 +39,9 @@ def _without_secret(match: re.Match) -> str:
 class UserError(Exception):
     """An error that the user can fix: bad input, a bad parameter, an unwritable path.
 
-    The message says what is wrong, where (file, row, key) and what to do; it is sanitised by `plain`. `tasks.step`
-    prints it without a traceback and exits with 1. Any other exception is a bug and keeps its traceback.
+    The message says what is wrong, where (file, row, key) and what to do; it is sanitised by `plain`.
+    `tasks.step` prints it without a traceback and exits with 1. Any other exception is a bug and keeps its
+    traceback.
 
     Args:
         message: text for the user.

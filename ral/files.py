@@ -65,7 +65,8 @@ def remove_stale_drafts(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Write a directory atomically: yield a temporary one, whose entries move to `path` if the block succeeds.
+    """Write a directory atomically: yield a temporary one, whose entries move to `path` if the block
+    succeeds.
 
     If `path` exists, entries of the same name are replaced one by one; others belong to other steps and stay.
 
@@ -94,7 +95,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _directory_lock(path: Path) -> Iterator[None]:
-    """Lock a directory for writing; the kernel releases the lock when this process ends, even if it is killed.
+    """Lock a directory for writing; the kernel releases the lock when this process ends, even if it is
+    killed.
 
     (A process id in the file's name would not work: containers reuse the same ids.)
 

@@ -46,9 +46,10 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
 def exit_now(code: int) -> NoReturn:
     """Exit at once, without the interpreter's shutdown; for members of a torch process group.
 
-    Some gloo threads outlive `destroy_process_group`, because DeepSpeed keeps its groups. If such a thread releases the
-    last tensor of a finished collective during interpreter shutdown, Python ends the thread inside C++ code and the
-    process aborts after all work is done: "terminate called without an active exception", SIGABRT.
+    Some gloo threads outlive `destroy_process_group`, because DeepSpeed keeps its groups. If such a thread
+    releases the last tensor of a finished collective during interpreter shutdown, Python ends the thread
+    inside C++ code and the process aborts after all work is done: "terminate called without an active
+    exception", SIGABRT.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -58,7 +59,8 @@ def exit_now(code: int) -> NoReturn:
 def terminate_group(process: subprocess.Popen, timeout: float = 5.0) -> None:
     """Terminate a process started with `start_new_session=True` and its process group: SIGTERM, then SIGKILL.
 
-    Waits for its children too: on SIGTERM, DVC exits at once while the training that it started saves a checkpoint.
+    Waits for its children too: on SIGTERM, DVC exits at once while the training that it started saves a
+    checkpoint.
 
     Args:
         process: leader of the process group.
@@ -133,7 +135,8 @@ def _run_on_unclean_exit(command: Sequence[str]) -> None:
 
 
 def guard(pid: int, interval: float = 0.5, timeout: float = 9.0) -> None:
-    """Wait for process `pid` to end, then terminate those of its descendants, polled while it ran, that still run.
+    """Wait for process `pid` to end, then terminate those of its descendants, polled while it ran, that still
+    run.
 
     They get SIGTERM, and SIGKILL after `timeout` seconds; meanwhile training saves a checkpoint.
     """

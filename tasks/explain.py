@@ -2,8 +2,9 @@
 
     python -m tasks.explain
 
-Writes gallery/ (gallery.json and thumbnails; no thumbnails if explain.show_images is false), confusion.csv (pairs of
-confused findings) and geometry.json (directions of the classifier, class means). Uses a GPU if available.
+Writes gallery/ (gallery.json and thumbnails; no thumbnails if explain.show_images is false), confusion.csv
+(pairs of confused findings) and geometry.json (directions of the classifier, class means). Uses a GPU if
+available.
 """
 
 from pathlib import Path
@@ -17,7 +18,8 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     """Explain the network in `models` on the images in `prepared` and write the results to `out`.
 
     Raises:
-        UserError: network, logits and images do not belong together, or the network does not support the method.
+        UserError: network, logits and images do not belong together, or the network does not support the
+            method.
     """
     import pandas as pd
     import torch

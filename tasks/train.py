@@ -3,10 +3,10 @@
     python -m tasks.train
     python -m tasks.train --dry-run      # prints the exact script, commands or manifest, and starts nothing
 
-Writes model.safetensors and model.json, weights/ (as trained, and EMA), history.csv, validation.json (the metrics for
-model selection), and raw logits of validation and test. Each rank runs `python -m ral.training runs/<id>/train.json`;
-ral.toml configures where and how (docs/launching.md). After an interruption, the same command resumes from the newest
-checkpoint in state_dir.
+Writes model.safetensors and model.json, weights/ (as trained, and EMA), history.csv, validation.json (the
+metrics for model selection), and raw logits of validation and test. Each rank runs
+`python -m ral.training runs/<id>/train.json`; ral.toml configures where and how (docs/launching.md). After an
+interruption, the same command resumes from the newest checkpoint in state_dir.
 """
 
 import os

@@ -35,7 +35,8 @@ def write_gallery(
     selections: list[Selection],
     config: ExplainConfig,
 ) -> None:
-    """Write gallery.json and, if images may be shown, image_NNN.jpg (gray) and map_NNN.jpg (with heat map overlay).
+    """Write gallery.json and, if images may be shown, image_NNN.jpg (gray) and map_NNN.jpg (with heat map
+    overlay).
 
     File names are numbered, because image ids come from the data and may contain anything.
 

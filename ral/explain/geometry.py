@@ -1,9 +1,10 @@
-"""Directions of the classifier and class means of the features, ordered by prevalence: a diagnostic of the long tail.
+"""Directions of the classifier and class means of the features, ordered by prevalence: a diagnostic of the
+long tail.
 
-Late in training, the features of a class concentrate around their mean and class means move apart (neural collapse:
-Papyan, Han and Donoho, PNAS 2020). Under imbalance the directions of rare classes converge, up to minority collapse
-(Fang et al., PNAS 2021). Images with several findings blur both effects, so the metrics are for comparing findings and
-training runs; they have no ideal value here.
+Late in training, the features of a class concentrate around their mean and class means move apart (neural
+collapse: Papyan, Han and Donoho, PNAS 2020). Under imbalance the directions of rare classes converge, up to
+minority collapse (Fang et al., PNAS 2021). Images with several findings blur both effects, so the metrics are
+for comparing findings and training runs; they have no ideal value here.
 """
 
 from typing import Any
@@ -105,9 +106,9 @@ def class_means(groups: list[Array], centre: Array) -> Array:
 def spread(group: Array, mean: Array) -> dict[str, float | None]:
     """Squared distances of a finding's images to their mean, and of that mean to the mean of all images.
 
-    `between` is corrected by within / n, the expected squared error of a mean of n images; otherwise the means of few
-    images would look distant. At or below about 0, the mean is indistinguishable from that of all images.
-    `variability` is within / between (NC1 of one class): small means collapsed.
+    `between` is corrected by within / n, the expected squared error of a mean of n images; otherwise the
+    means of few images would look distant. At or below about 0, the mean is indistinguishable from that of
+    all images. `variability` is within / between (NC1 of one class): small means collapsed.
 
     Args:
         group: features of the finding's images, [images, width].

@@ -15,7 +15,8 @@ Method = Literal["grad_cam", "rollout"]
 
 
 def grad_cam(network: Network, images: Tensor, finding: int) -> Tensor:
-    """Regions of the backbone's last feature map that increase the logit of a finding (Selvaraju et al., ICCV 2017, equations 1 and 2).
+    """Regions of the backbone's last feature map that increase the logit of a finding (Selvaraju et al., ICCV
+    2017, equations 1 and 2).
 
     α_k is the mean over the positions of ∂logit/∂A_k, and the map is ReLU(Σ_k α_k A_k).
 
@@ -40,10 +41,11 @@ def grad_cam(network: Network, images: Tensor, finding: int) -> Tensor:
 
 
 def rollout(network: Network, images: Tensor) -> Tensor:
-    """How much each position contributes to the output through the attention of all layers; equal for all findings.
+    """How much each position contributes to the output through the attention of all layers; equal for all
+    findings.
 
-    The output is computed from the class token (and the distillation token, if any) or the mean of the patches; the
-    rows of `roll_out` for these tokens are averaged.
+    The output is computed from the class token (and the distillation token, if any) or the mean of the
+    patches; the rows of `roll_out` for these tokens are averaged.
 
     Returns:
         Float32 [images, rows, columns]: share of each patch.
@@ -68,7 +70,8 @@ def rollout(network: Network, images: Tensor) -> Tensor:
 
 
 def roll_out(attentions: Sequence[Tensor]) -> Tensor:
-    """Attention rollout (Abnar and Zuidema, ACL 2020): the product over layers of ½ A + ½ I, A the mean over heads.
+    """Attention rollout (Abnar and Zuidema, ACL 2020): the product over layers of ½ A + ½ I, A the mean over
+    heads.
 
     The identity accounts for the residual connection.
 
@@ -130,7 +133,8 @@ def uses_class_token(network: Network) -> bool:
 
 
 def enlarge(maps: Tensor, size: int) -> Tensor:
-    """Upsample maps [images, rows, columns] bilinearly to [images, size, size], and scale each to a maximum of 1.
+    """Upsample maps [images, rows, columns] bilinearly to [images, size, size], and scale each to a maximum
+    of 1.
 
     Maps that are 0 everywhere are left at 0.
     """

@@ -42,13 +42,14 @@ class Selection:
 def select(studies: pd.DataFrame, logits: pd.DataFrame, per_kind: int) -> list[Selection]:
     """Select up to `per_kind` images of each kind for every finding, by rank; no threshold is used.
 
-    If a finding has fewer than twice that many positives, the upper half of them (rounded up) are hits and the rest
-    misses, so that no image is both. Images with an unknown label are neither selected nor ranked. The lists of a
-    finding without positives are empty.
+    If a finding has fewer than twice that many positives, the upper half of them (rounded up) are hits and
+    the rest misses, so that no image is both. Images with an unknown label are neither selected nor ranked.
+    The lists of a finding without positives are empty.
 
     Args:
         studies: image_id, and 1, 0 or NaN per finding.
-        logits: a column of raw logits per finding; the same rows in the same order (`ral.evaluation.rows.align`).
+        logits: a column of raw logits per finding; the same rows in the same order
+            (`ral.evaluation.rows.align`).
         per_kind: maximum number of images of a kind.
     """
     ids = studies["image_id"].to_numpy(dtype=str)

@@ -78,7 +78,8 @@ _TENSORS = ("images", "targets", "maps")
 
 
 class Prefetcher(Generic[Item]):
-    """Runs an iterator in a thread, up to PREFETCH_DEPTH items ahead. A context manager; leaving it ends the thread.
+    """Runs an iterator in a thread, up to PREFETCH_DEPTH items ahead. A context manager; leaving it ends the
+    thread.
 
     Args:
         source: returns the iterator; called in the thread.

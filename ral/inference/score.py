@@ -19,7 +19,8 @@ BATCH = 512
 
 def normalised(pixels: Tensor, metadata: dict[str, Any]) -> Tensor:
     """uint8 [images, size, size] to float32 [images, 1, size, size], standardised by the training images' mean and SD."""
-    # Convert first: torch's mixed uint8 and float arithmetic is seven times slower on a CPU, with identical results.
+    # Convert first: torch's mixed uint8 and float arithmetic is seven times slower on a CPU, with identical
+    # results.
     images = pixels.unsqueeze(1).to(torch.float32)
     return images.sub_(metadata["pixel_mean"]).div_(metadata["pixel_deviation"])
 
@@ -58,7 +59,8 @@ def score_images(
 
 
 class Scorer:
-    """Scores images with given weights on a copy of the network, independent of the engine's sharding and state.
+    """Scores images with given weights on a copy of the network, independent of the engine's sharding and
+    state.
 
     Args:
         network: from `ral.models.build_model`; it is copied.

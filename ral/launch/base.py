@@ -22,7 +22,8 @@ from ral.files import read_json
 # Command of a rank; the path of the specification follows.
 RANK = (sys.executable, "-m", "ral.training")
 
-# Seconds that ranks get to exit after another one failed. No checkpoint is written then, since that needs all ranks.
+# Seconds that ranks get to exit after another one failed. No checkpoint is written then, since that needs all
+# ranks.
 AFTER_FAILURE = 2.0
 
 

@@ -4,8 +4,9 @@ With ssh, from one machine (pdsh starts the ranks on the others):
 
     python -m deepspeed.launcher.runner --hostfile runs/ID/hostfile --launcher pdsh … --module ral.launch.ranks …
 
-Without ssh, the same with `--no_ssh --node_rank N` on each machine: node 0 is started here, the others manually or by a
-cluster tool, with the commands in runs/ID/launch.sh. The run's folder must be on a shared file system.
+Without ssh, the same with `--no_ssh --node_rank N` on each machine: node 0 is started here, the others
+manually or by a cluster tool, with the commands in runs/ID/launch.sh. The run's folder must be on a shared
+file system.
 """
 
 import re
@@ -42,7 +43,8 @@ def run(job: Job) -> None:
     for number, command in enumerate(remaining, 1):
         print(f"on machine {number} run: {shell_line(command)}", file=sys.stderr, flush=True)
     timeout = AFTER_FAILURE
-    # The launcher's children do not die with it, here or on other machines; their watchers poll the failure file.
+    # The launcher's children do not die with it, here or on other machines; their watchers poll the failure
+    # file.
     with run_on_parent_exit([sys.executable, "-m", "ral.launch.base", str(job.failure)]):
         process = subprocess.Popen(first, start_new_session=True, preexec_fn=die_with_parent)
         try:

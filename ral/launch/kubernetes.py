@@ -2,8 +2,8 @@
 
     kubectl apply --filename runs/ID/job.yaml
 
-Each pod runs `ral.launch.ranks`, which starts the pod's ranks. The job is deleted when the launcher ends, even if it
-is killed.
+Each pod runs `ral.launch.ranks`, which starts the pod's ranks. The job is deleted when the launcher ends,
+even if it is killed.
 """
 
 import io
@@ -70,7 +70,8 @@ def run(job: Job) -> None:
                 True,
             )
         finally:
-            # Wait until the pods are deleted; Kubernetes sends SIGTERM first, and the ranks save a checkpoint.
+            # Wait until the pods are deleted; Kubernetes sends SIGTERM first, and the ranks save a
+            # checkpoint.
             subprocess.run([*delete, "--cascade=foreground"], stdout=subprocess.DEVNULL, check=False)
             for follower in followers.values():
                 kill_group(follower)

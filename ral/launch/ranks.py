@@ -2,9 +2,9 @@
 
     python -m ral.launch.ranks slurm 8.0 SPEC.json python -m ral.training
 
-starts `python -m ral.training SPEC.json`. The first argument names the scheduler whose variables give the rank
-(`RANKS`). The exit code is 0, 1 after a failure anywhere in the job, or 143 after a termination signal; the reason is in
-the file named by SPEC.json's key `failure`.
+starts `python -m ral.training SPEC.json`. The first argument names the scheduler whose variables give the
+rank (`RANKS`). The exit code is 0, 1 after a failure anywhere in the job, or 143 after a termination signal;
+the reason is in the file named by SPEC.json's key `failure`.
 """
 
 import os
@@ -85,7 +85,8 @@ def run_ranks(
         command: command of a rank, before the path of `spec`.
         spec: the run's specification.
         failure: the job's failure file; when it appears, all ranks are terminated.
-        grace: seconds between SIGTERM and SIGKILL for the ranks, if this process receives a termination signal.
+        grace: seconds between SIGTERM and SIGKILL for the ranks, if this process receives a termination
+            signal.
 
     Raises:
         UserError: a rank of the job failed.
@@ -140,8 +141,8 @@ def _report_cause(
 ) -> None:
     """Report the failure of a rank that died without reporting it.
 
-    A killed rank makes collectives fail on the others, and one of them may have reported that first. The kill is the
-    root cause, so it replaces such a report.
+    A killed rank makes collectives fail on the others, and one of them may have reported that first. The kill
+    is the root cause, so it replaces such a report.
     """
     time.sleep(0.3)
     codes = [child.poll() for child in children]

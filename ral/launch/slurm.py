@@ -2,8 +2,8 @@
 
     sbatch --parsable --wait runs/ID/train.sbatch
 
-SLURM sends SIGTERM `signal_seconds` before the time limit; training then saves a checkpoint, and the same command
-resumes it. The job is cancelled when the launcher ends, even if it is killed.
+SLURM sends SIGTERM `signal_seconds` before the time limit; training then saves a checkpoint, and the same
+command resumes it. The job is cancelled when the launcher ends, even if it is killed.
 """
 
 import contextlib

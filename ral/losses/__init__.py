@@ -40,7 +40,8 @@ def build_loss(
     Args:
         name: a key of `LOSSES`.
         options: options by name; the defaults are the paper's.
-        class_counts: training images per finding (`ClassCounts.of` class_counts.json), for losses that need them.
+        class_counts: training images per finding (`ClassCounts.of` class_counts.json), for losses that need
+            them.
         reduction: "mean", "sum" or "none".
 
     Raises:

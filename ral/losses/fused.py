@@ -1,8 +1,8 @@
 """The asymmetric losses as one fused autograd function: the forward pass computes both loss and slopes.
 
-On CUDA a Triton kernel reads logits and targets once and writes the slopes; on CPUs, or without Triton, torch runs the
-same formulas. Only the slopes, one tensor of the logits' shape and dtype, are saved for the backward pass, which
-multiplies them by a scalar, in place unless the graph is retained.
+On CUDA a Triton kernel reads logits and targets once and writes the slopes; on CPUs, or without Triton, torch
+runs the same formulas. Only the slopes, one tensor of the logits' shape and dtype, are saved for the backward
+pass, which multiplies them by a scalar, in place unless the graph is retained.
 """
 
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 from ral.losses.base import Reduction
 from ral.losses.formula import Formula
 
-# Logits per block on the CPU: small enough for a core's cache, large enough to amortise the overhead per operation.
+# Logits per block on the CPU: small enough for a core's cache, large enough to amortise the overhead per
+# operation.
 BLOCK = 1 << 18
 
 
@@ -32,8 +33,8 @@ def asymmetric_loss(
         targets: same shape; 1, 0, NaN where unknown.
         formula: options of the loss.
         reduction: "mean" over known labels, "sum", or "none" (unknown labels are 0).
-        class_weight: multiplies each finding's loss: [findings], or [2, findings] weights of negatives first, then
-            of positives. The mean still divides by the number of known labels.
+        class_weight: multiplies each finding's loss: [findings], or [2, findings] weights of negatives first,
+            then of positives. The mean still divides by the number of known labels.
 
     Returns:
         float32, or float64 for float64 logits: a scalar, or with "none" a tensor of the logits' shape.

@@ -1,4 +1,5 @@
-"""Triton kernel of the asymmetric losses: computes slopes and partial sums in one pass over logits and targets.
+"""Triton kernel of the asymmetric losses: computes slopes and partial sums in one pass over logits and
+targets.
 
 The formulas are those of `ral.losses.terms`, compiled with Triton's operations.
 """

@@ -12,11 +12,12 @@ MASKED = -1e30
 
 
 class TwoWay(Loss[TwoWayOptions]):
-    """Two-way loss (Kobayashi, CVPR 2023): the hardest positives against the hardest negatives, per finding and per image.
+    """Two-way loss (Kobayashi, CVPR 2023): the hardest positives against the hardest negatives, per finding
+    and per image.
 
-    "mean" is the mean over findings plus the mean over images, of those with a positive; "sum" is the sum of both sums;
-    "none" returns the values of the findings, then of the images, 0 for those without a positive. Images of a batch
-    interact, so the loss depends on how a batch is split.
+    "mean" is the mean over findings plus the mean over images, of those with a positive; "sum" is the sum of
+    both sums; "none" returns the values of the findings, then of the images, 0 for those without a positive.
+    Images of a batch interact, so the loss depends on how a batch is split.
     """
 
     options_model = TwoWayOptions
@@ -40,7 +41,8 @@ class TwoWay(Loss[TwoWayOptions]):
 
 
 class ZLPR(Loss[ZLPROptions]):
-    """ZLPR (Su et al., 2022): log(1 + Σ e^x over negatives) + log(1 + Σ e^−x over positives), one value per image.
+    """ZLPR (Su et al., 2022): log(1 + Σ e^x over negatives) + log(1 + Σ e^−x over positives), one value per
+    image.
 
     "mean" is over images with a known label; "none" returns one value per image.
     """

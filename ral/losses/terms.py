@@ -1,8 +1,8 @@
 """The formulas of the asymmetric losses: gain and slope per logit, shared by torch and the Triton kernel.
 
-The functions call their operations (`exp`, `sigmoid`, …) by bare name. Here these are torch's; `ral.losses.kernel`
-compiles the same functions with Triton's. The code must therefore be valid for both: plain expressions, and
-conditions on the options only.
+The functions call their operations (`exp`, `sigmoid`, …) by bare name. Here these are torch's;
+`ral.losses.kernel` compiles the same functions with Triton's. The code must therefore be valid for both:
+plain expressions, and conditions on the options only.
 
 With p = σ(x), m = 1 − p, q = min(m + clip, 1) and u = 1 − q, a positive and a negative cost
 
@@ -74,7 +74,8 @@ def negative(
 ) -> tuple[Tensor, Tensor]:
     """Gain (the negated loss) of a negative and slope of its loss; `detach` treats u^γ⁻ as a constant.
 
-    With s the bracket [log q + ε₀ q] and dh/dx = p m k the slope is p u^(γ−1) [u h (m/q + ε₀ m) − m s (u k + γ h)].
+    With s the bracket [log q + ε₀ q] and dh/dx = p m k, the slope is
+    p u^(γ−1) [u h (m/q + ε₀ m) − m s (u k + γ h)].
     """
     m = complement(x)
     if clip == 0.0:

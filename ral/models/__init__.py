@@ -21,8 +21,8 @@ _declared: list[torch.library.Library] = []
 class Network(nn.Module):
     """Maps gray images [batch, 1, height, width], standardised by the data's mean and SD, to logits.
 
-    With 3 channels the image is repeated. The mean and SD of the backbone's pretraining are not applied in addition:
-    they standardised its images per channel, as the data's own mean and SD do here.
+    With 3 channels the image is repeated. The mean and SD of the backbone's pretraining are not applied in
+    addition: they standardised its images per channel, as the data's own mean and SD do here.
 
     Args:
         backbone: a timm model, with its own classifier if `head` is None.
@@ -57,8 +57,8 @@ def build_model(config: ModelConfig, findings: int) -> Network:
         findings: number of outputs.
 
     Raises:
-        UserError: timm has no such model, the model does not accept an option, or the pretrained weights are missing
-            or do not fit.
+        UserError: timm has no such model, the model does not accept an option, or the pretrained weights are
+            missing or do not fit.
     """
     timm = import_timm()
     if not timm.is_model(config.backbone):
@@ -174,8 +174,9 @@ def _width(config: ModelConfig, backbone: Any) -> int:
 def import_timm() -> ModuleType:
     """Import timm, even if torchvision is built for CUDA and torch is not.
 
-    Package registries offer torchvision with CUDA only. With a CPU build of torch its import fails, because two of its
-    operators are not declared. timm does not need them, so they are declared here without an implementation.
+    Package registries offer torchvision with CUDA only. With a CPU build of torch its import fails, because
+    two of its operators are not declared. timm does not need them, so they are declared here without an
+    implementation.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when timm imports huggingface_hub
     try:

@@ -12,13 +12,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by depth and weight decay.
 
-    Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to those that the backbone
-    exempts (position embeddings, tokens). The learning rate of a layer is learning_rate × layer_decay^(distance to the
-    head); that of the head is learning_rate (BEiT, Bao et al., ICLR 2022; layers as defined by timm).
+    Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to those that the
+    backbone exempts (position embeddings, tokens). The learning rate of a layer is learning_rate ×
+    layer_decay^(distance to the head); that of the head is learning_rate (BEiT, Bao et al., ICLR 2022; layers
+    as defined by timm).
 
     Returns:
-        Groups with `params`, `weight_decay`, `lr_scale` and `lr` = learning_rate × lr_scale. A schedule must set
-        `lr` to its rate × `lr_scale`.
+        Groups with `params`, `weight_decay`, `lr_scale` and `lr` = learning_rate × lr_scale. A schedule must
+        set `lr` to its rate × `lr_scale`.
     """
     depths = _depths(model)
     exempt = {f"backbone.{name}" for name in _exempt(model.backbone)}

@@ -19,9 +19,9 @@ _TEMPERATURES = {
 class CSRA(nn.Module):
     """Class-specific residual attention (Zhu and Wu, ICCV 2021, arXiv 2108.02456).
 
-    With scores s of a finding at all positions, a head of temperature T returns mean(s) + λ Σ softmax(T s) s; T = ∞ is
-    mean(s) + λ max(s). Heads have separate weights and are summed. Unlike the authors' code, weights are not
-    normalised, and each finding has a bias that can represent its prevalence.
+    With scores s of a finding at all positions, a head of temperature T returns mean(s) + λ Σ softmax(T s) s;
+    T = ∞ is mean(s) + λ max(s). Heads have separate weights and are summed. Unlike the authors' code, weights
+    are not normalised, and each finding has a bias that can represent its prevalence.
 
     Args:
         features: channels of the backbone's feature map.
@@ -60,9 +60,9 @@ class CSRA(nn.Module):
 class MLDecoder(nn.Module):
     """ML-Decoder (Ridnik et al., WACV 2023, arXiv 2111.12933) with fixed queries.
 
-    One query per group of findings attends to the feature map, without self-attention among queries. Separate weights
-    map each group's output to the logits of its findings. Attention heads (8), inner width (2048) and dropout (0.1)
-    are the authors'.
+    One query per group of findings attends to the feature map, without self-attention among queries. Separate
+    weights map each group's output to the logits of its findings. Attention heads (8), inner width (2048) and
+    dropout (0.1) are the authors'.
 
     Args:
         features: channels of the backbone's feature map.

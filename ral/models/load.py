@@ -29,9 +29,9 @@ def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Networ
         weights: name of the weights file in it.
 
     Returns:
-        The network on the CPU, float32, in eval mode, with gradients disabled; and the content of model.json, where
-        `findings` names the outputs in order, `size` is the image size, and `pixel_mean` and `pixel_deviation`
-        standardise the images (`ral.inference.score.normalised`).
+        The network on the CPU, float32, in eval mode, with gradients disabled; and the content of model.json,
+        where `findings` names the outputs in order, `size` is the image size, and `pixel_mean` and
+        `pixel_deviation` standardise the images (`ral.inference.score.normalised`).
 
     Raises:
         UserError: a file is missing or corrupt, or the weights belong to another network or are not finite.

@@ -70,8 +70,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """Read a safetensors file.
 
     Returns:
-        Tensors by timm's names (from a model.safetensors of this project, those of the backbone), and the SHA-256 of
-        the file.
+        Tensors by timm's names (from a model.safetensors of this project, those of the backbone), and the
+        SHA-256 of the file.
 
     Raises:
         UserError: the file is not in safetensors format, or holds non-finite values.

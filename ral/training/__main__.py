@@ -1,13 +1,15 @@
-"""One rank of a training run. The step train starts as many as the launcher is configured for (docs/launching.md).
+"""One rank of a training run. The step train starts as many as the launcher is configured for
+(docs/launching.md).
 
     RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 \\
         python -m ral.training spec.json
 
-spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder, "state_dir": folder,
-"failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or false}. The process of rank 0 writes model.safetensors,
-weights/{last,ema}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`.
-The first process to fail writes {"kind", "retry", "message"} to `failure` and exits with 1. On SIGTERM or SIGHUP a
-checkpoint is written, and the exit code is 143.
+spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder,
+"state_dir": folder, "failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or
+false}. The process of rank 0 writes model.safetensors, weights/{last,ema}.safetensors, model.json,
+history.csv, validation.json and logits/{val,test}.parquet into `out`. The first process to fail writes
+{"kind", "retry", "message"} to `failure` and exits with 1. On SIGTERM or SIGHUP a checkpoint is written, and
+the exit code is 143.
 """
 
 import contextlib
@@ -142,7 +144,8 @@ def write_weights(path: Path, weights: dict[str, Any], data: str) -> None:
     from ral.training.checkpoint import save_tensors
 
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    # Only one metadata entry: safetensors writes several in random order, which would change the bytes between runs.
+    # Only one metadata entry: safetensors writes several in random order, which would change the bytes
+    # between runs.
     save_tensors(tensors, path, {"trained_on": f"{data}; research, not a medical device"})
     follow_umask(path)  # safetensors creates it with mode 0600
 

@@ -1,8 +1,8 @@
 """Checkpoints of unfinished training: atomic, checksummed; loading takes the newest valid one.
 
-They are stored in the private `state_dir`, in a folder named after a hash of everything that affects the result, so
-only an identical training resumes from them. Tensors are safetensors; nothing is pickled. The folder is removed when
-training succeeds.
+They are stored in the private `state_dir`, in a folder named after a hash of everything that affects the
+result, so only an identical training resumes from them. Tensors are safetensors; nothing is pickled. The
+folder is removed when training succeeds.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "sums.json"
 def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     """Hash of the parameters, prepared data, code and package versions of a training: 32 hexadecimal digits.
 
-    Call it after everything that training uses is imported: the hashed code is the loaded modules of this project.
-    World size and micro-batch size are excluded: training can resume with other values.
+    Call it after everything that training uses is imported: the hashed code is the loaded modules of this
+    project. World size and micro-batch size are excluded: training can resume with other values.
     """
     train = {name: value for name, value in params["train"].items() if name != "micro_batch"}
     code = sorted(
@@ -59,7 +59,8 @@ class Checkpoints:
     """The checkpoints of one training run.
 
     Args:
-        folder: where they are stored; created with mode 0700 if missing. Other users must not have write access.
+        folder: where they are stored; created with mode 0700 if missing. Other users must not have write
+            access.
         keep: number of checkpoints to keep.
     """
 
@@ -69,7 +70,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock out a second run of the same training inside the block; the kernel releases the lock if this process dies.
+        """Lock out a second run of the same training inside the block; the kernel releases the lock if this
+        process dies.
 
         Raises:
             UserError: another process holds the lock.
@@ -88,7 +90,8 @@ class Checkpoints:
             yield
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write a checkpoint atomically (temporary folder, fsync, rename), then remove all but the newest `keep`.
+        """Write a checkpoint atomically (temporary folder, fsync, rename), then remove all but the newest
+        `keep`.
 
         Args:
             step: completed optimizer steps; part of the checkpoint's name.

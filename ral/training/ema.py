@@ -7,7 +7,8 @@ from torch import Tensor
 class ModelEma:
     """EMA of tensors that are trained in place. Under ZeRO 3 these are the local shards of the weights.
 
-    Early in training the decay is min(decay, (1 + t) / (10 + t)), so that the random initial weights fade quickly.
+    Early in training the decay is min(decay, (1 + t) / (10 + t)), so that the random initial weights fade
+    quickly.
 
     Args:
         tensors: by name. Floating point tensors are averaged, others (counters) are copied.

@@ -1,7 +1,7 @@
 """The DeepSpeed engine, from one CPU process to many GPUs, and its state as plain named tensors.
 
-All state is float32 (half precision comes from autocast), so weights are identical in every ZeRO stage, and state saved
-with one stage and world size can be loaded with another.
+All state is float32 (half precision comes from autocast), so weights are identical in every ZeRO stage, and
+state saved with one stage and world size can be loaded with another.
 """
 
 import logging
@@ -91,7 +91,8 @@ class AdamW(torch.optim.AdamW):
 
     Args:
         groups: parameter groups.
-        clip_norm: maximum gradient norm; None where DeepSpeed clips (under ZeRO, where gradients are sharded).
+        clip_norm: maximum gradient norm; None where DeepSpeed clips (under ZeRO, where gradients are
+            sharded).
     """
 
     def __init__(self, groups: list[dict[str, Any]], clip_norm: float | None, **options: Any) -> None:
@@ -281,7 +282,8 @@ def load_optimizer_state_dict(engine: Any, values: dict[str, Tensor], steps: int
 def _link_moments(engine: Any) -> None:
     """Link every weight to its moments under ZeRO 1 and 2.
 
-    DeepSpeed does this only once, after the first parameter group's step, when the other groups have no moments yet.
+    DeepSpeed does this only once, after the first parameter group's step, when the other groups have no
+    moments yet.
     """
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False

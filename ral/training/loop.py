@@ -55,8 +55,9 @@ class StepStatus(NamedTuple):
 class PhaseTrainer:
     """Trains one phase, on one rank.
 
-    The loss is a sum over labels divided by the number of known labels in the global batch, which every rank computes
-    from the plan; DeepSpeed's mean over ranks is undone. World size and accumulation therefore affect only rounding.
+    The loss is a sum over labels divided by the number of known labels in the global batch, which every rank
+    computes from the plan; DeepSpeed's mean over ranks is undone. World size and accumulation therefore
+    affect only rounding.
 
     Args:
         engine: DeepSpeed's engine around the network.
@@ -218,8 +219,8 @@ class PhaseTrainer:
     def _after_step(self, step: int, loss: Tensor) -> None:
         """All-reduce the status of this step, and act on the status of the previous one.
 
-        The status is read one step late, so that the GPU never waits for the host. All ranks read the same status at
-        the same step, and so act alike.
+        The status is read one step late, so that the GPU never waits for the host. All ranks read the same
+        status at the same step, and so act alike.
         """
         state, context = self.state, self.context
         skipped = deepspeed_engine.step_was_skipped(self.engine, context.device)

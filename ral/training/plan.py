@@ -8,15 +8,16 @@ import numpy as np
 def batch_offsets(images: int, batch_size: int) -> np.ndarray:
     """Start and end offsets of the global batches of an epoch: int64 [steps + 1].
 
-    Every image of the epoch is in exactly one batch. Images are spread evenly: no batch exceeds `batch_size`, and
-    batch sizes differ by at most one image.
+    Every image of the epoch is in exactly one batch. Images are spread evenly: no batch exceeds `batch_size`,
+    and batch sizes differ by at most one image.
     """
     steps = max(1, math.ceil(images / batch_size))
     return np.arange(steps + 1) * images // steps
 
 
 def split_into_micro_batches(batch: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
-    """The micro-batches of one rank. The global batch is cut, in order, into world × accumulation nearly equal parts.
+    """The micro-batches of one rank. The global batch is cut, in order, into world × accumulation nearly
+    equal parts.
 
     Args:
         batch: array with one entry per image of the global batch.

@@ -1,7 +1,8 @@
 """Samplers: the training images of an epoch and their order, as pure functions of (labels, seed, epoch).
 
-An image is positive for a finding if its label is 1; unknown labels count as not positive. Findings without a positive
-image are ignored. All epochs of a run have the same number of images, so the number of steps is known in advance.
+An image is positive for a finding if its label is 1; unknown labels count as not positive. Findings without a
+positive image are ignored. All epochs of a run have the same number of images, so the number of steps is
+known in advance.
 """
 
 import numpy as np
@@ -63,9 +64,9 @@ def epoch_images(config: SamplerConfig, targets: np.ndarray) -> int:
 def _inverse_frequency(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sample images with replacement, with probability inverse to the frequency of their rarest finding.
 
-    An epoch has as many draws as there are images, so not every image is seen (about 63 % would be under equal
-    probabilities). Images without a finding form their own group. Only the rarest finding of an image counts: summing
-    over its findings would give the probabilities of class_aware.
+    An epoch has as many draws as there are images, so not every image is seen (about 63 % would be under
+    equal probabilities). Images without a finding form their own group. Only the rarest finding of an image
+    counts: summing over its findings would give the probabilities of class_aware.
     """
     positive = targets == 1
     counts, groups = _counts(positive), _rarest(positive)
@@ -74,11 +75,12 @@ def _inverse_frequency(targets: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 def _class_aware(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw the same number of samples for every finding (Shen et al., ECCV 2016; cRT, Kang et al., ICLR 2020).
+    """Draw the same number of samples for every finding (Shen et al., ECCV 2016; cRT, Kang et al., ICLR
+    2020).
 
-    An epoch has as many samples as there are images, split equally among the findings and the group of images without
-    one; the remainder goes to randomly drawn groups. Within a group, no image is repeated before all others were drawn.
-    Not every image is seen. An image with several findings can be drawn for each of them.
+    An epoch has as many samples as there are images, split equally among the findings and the group of images
+    without one; the remainder goes to randomly drawn groups. Within a group, no image is repeated before all
+    others were drawn. Not every image is seen. An image with several findings can be drawn for each of them.
     """
     positive = np.asfortranarray(targets == 1)
     members = [np.flatnonzero(column) for column in positive.T]
@@ -94,9 +96,9 @@ def _class_aware(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _repeat_factor(options: RepeatFactorOptions, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Repeat images with rare findings (Gupta et al., CVPR 2019).
 
-    An epoch has every image at least once, and on average over epochs as often as its repeat factor. A factor of 2.3
-    means two or three times. Fractions are rounded by systematic sampling over the images in random order, not
-    independently per image as in the paper, so that all epochs have the same length.
+    An epoch has every image at least once, and on average over epochs as often as its repeat factor. A factor
+    of 2.3 means two or three times. Fractions are rounded by systematic sampling over the images in random
+    order, not independently per image as in the paper, so that all epochs have the same length.
     """
     factors = repeat_factors(options, targets)
     times = np.floor(factors).astype(np.int64)
@@ -104,7 +106,8 @@ def _repeat_factor(options: RepeatFactorOptions, targets: np.ndarray, rng: np.ra
     order = rng.permutation(len(targets))
     total = fractions.sum()
     if total >= 1:
-        # Scale down to an integer sum (scaling up could give an image two), so that the total is always the same.
+        # Scale down to an integer sum (scaling up could give an image two), so that the total is always the
+        # same.
         cumulative = np.cumsum(fractions[order]) * (int(total) / total)
         cumulative[-1] = int(total)
         crossings = np.floor(cumulative + rng.random()).astype(np.int64)
@@ -115,7 +118,8 @@ def _repeat_factor(options: RepeatFactorOptions, targets: np.ndarray, rng: np.ra
 def repeat_factors(options: RepeatFactorOptions, targets: np.ndarray) -> np.ndarray:
     """Mean number of repetitions of each image per epoch, float64 [images], at least 1.
 
-    √(threshold / f) for a finding with frequency f; an image has the maximum over its findings, or 1 without a finding.
+    √(threshold / f) for a finding with frequency f; an image has the maximum over its findings, or 1 without
+    a finding.
     """
     positive = targets == 1
     counts = _counts(positive)
@@ -128,10 +132,10 @@ def repeat_factors(options: RepeatFactorOptions, targets: np.ndarray) -> np.ndar
 def _temperature(targets: np.ndarray, tau: float, rng: np.random.Generator) -> np.ndarray:
     """Draw a share of samples proportional to n^(1/τ) from a group of n images (Li et al., NAACL 2025).
 
-    Each image belongs to one group, that of its rarest finding; images without a finding form their own. With disjoint
-    groups, τ = 1 reproduces the data: every image once. Larger τ repeats images of small groups and leaves out some of
-    large ones. An epoch has as many samples as there are images, rounded per group by largest remainder. Within a
-    group, no image is repeated before all others were drawn.
+    Each image belongs to one group, that of its rarest finding; images without a finding form their own. With
+    disjoint groups, τ = 1 reproduces the data: every image once. Larger τ repeats images of small groups and
+    leaves out some of large ones. An epoch has as many samples as there are images, rounded per group by
+    largest remainder. Within a group, no image is repeated before all others were drawn.
     """
     groups = _rarest(targets == 1)
     order = np.argsort(groups, kind="stable")

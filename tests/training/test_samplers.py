@@ -57,7 +57,8 @@ def test_order_is_mixed(name: str) -> None:
 
 
 def test_inverse_frequency_by_the_rarest_finding() -> None:
-    # Finding 0 on four images, finding 1 on two (one of them has both), two images without: chances 1/4, 1/2, 1/2.
+    # Finding 0 on four images, finding 1 on two (one of them has both), two images without: chances 1/4, 1/2,
+    # 1/2.
     targets = np.array([[1, 0], [1, 0], [1, 0], [1, 1], [0, 1], [0, 0], [np.nan, 0]], np.float32)
     times = sum(draw("inverse_frequency", targets, epoch, 3000) for epoch in range(3000))
     expected = np.array([1 / 4] * 3 + [1 / 2] * 4)
@@ -90,7 +91,8 @@ def test_class_aware_frequencies_on_many_images() -> None:
 
 
 def test_repeat_factors_by_hand() -> None:
-    # 100 images: finding 0 on 50, finding 1 on 4, finding 2 on 1, threshold 0.16: √(.16/.04) = 2, √(.16/.01) = 4.
+    # 100 images: finding 0 on 50, finding 1 on 4, finding 2 on 1, threshold 0.16: √(.16/.04) = 2, √(.16/.01)
+    # = 4.
     targets = np.zeros((100, 4), np.float32)
     targets[:50, 0] = 1
     targets[49:53, 1] = 1
@@ -127,7 +129,8 @@ def test_temperature_cools_in_a_straight_line() -> None:
 
 
 def test_temperature_shares_by_hand() -> None:
-    # Groups by the rarest finding: 16 images of finding 0 alone, 4 of finding 1 (two of them also have 0), 1 without.
+    # Groups by the rarest finding: 16 images of finding 0 alone, 4 of finding 1 (two of them also have 0), 1
+    # without.
     targets = np.zeros((21, 2), np.float32)
     targets[:18, 0] = 1
     targets[16:20, 1] = 1
