@@ -1,13 +1,14 @@
 """The patient bootstrap of AUROC and AP against a loop over scikit-learn, in the same run.
 
     python -m benchmarks.bootstrap            # 2,000 replicates of 25,596 rows of 2,797 patients, 14 findings
-    python -m benchmarks.bootstrap --quick    # the same, with fewer replicates left to scikit-learn
+    python -m benchmarks.bootstrap --quick    # the same, with fewer replicates for scikit-learn
 
-The shape is that of NIH ChestX-ray14's official test list; labels and scores are drawn, half of the findings with tied
-scores. scikit-learn gets the same weights as `sample_weight` for a few of the replicates, spread over the run, and its
-time is scaled to all of them. Ours is timed from scores to replicates, the draw of the patients and the sorting
-included, and the median of three runs counts. The last line is JSON: {ratio, max_error}: scikit-learn's time over ours,
-and the largest difference of a value in the replicates that both computed.
+The shape is that of NIH ChestX-ray14's official test list; labels and scores are drawn, half of the findings
+with tied scores. scikit-learn gets the same weights as `sample_weight` for a few of the replicates, spread
+over the run, and its time is scaled to all of them. Ours is timed from scores to replicates, including the
+drawing of patients and the sorting; the median of three runs counts. The last line is JSON: {ratio,
+max_error}: scikit-learn's time over ours, and the largest difference of a value in the replicates that both
+computed.
 """
 
 import argparse
@@ -30,7 +31,7 @@ PREVALENCES = (
 
 
 def make() -> tuple[Array, Array, Array]:
-    """Patient ids [rows], labels [rows, findings] and scores [rows, findings] that look like a test set."""
+    """Patient ids [rows], labels [rows, findings] and scores [rows, findings] similar to a test set."""
     generator = np.random.default_rng(0)
     share = generator.pareto(1.2, PATIENTS) + 0.2
     more = generator.choice(PATIENTS, ROWS - PATIENTS, p=share / share.sum())
@@ -67,7 +68,7 @@ def main() -> None:
         start = time.perf_counter()
         resamples, values = ours(patients, labels, scores)
         times.append(time.perf_counter() - start)
-    own, peer, error = statistics.median(times), 0.0, 0.0
+    ours_seconds, peer, error = statistics.median(times), 0.0, 0.0
     for column in columns:
         weight = resamples.weights[resamples.patient, column].astype(float)
         for finding, value in enumerate(values):
@@ -81,12 +82,14 @@ def main() -> None:
     print(
         f"{ROWS:,} rows of {PATIENTS:,} patients, {labels.shape[1]} findings; {os.cpu_count()} cores, one used"
     )
-    print(f"ours          {own:8.2f} s for {REPLICATES:,} replicates of AUROC and AP (median of 3 runs)")
+    print(
+        f"ours          {ours_seconds:8.2f} s for {REPLICATES:,} replicates of AUROC and AP (median of 3 runs)"
+    )
     print(
         f"scikit-learn  {scaled:8.1f} s for as many, scaled from {len(columns)} replicates in {peer:.1f} s "
         f"({peer / len(columns):.3f} s a replicate)"
     )
-    print(json.dumps({"ratio": round(scaled / own, 1), "max_error": error}))
+    print(json.dumps({"ratio": round(scaled / ours_seconds, 1), "max_error": error}))
 
 
 if __name__ == "__main__":

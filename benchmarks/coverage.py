@@ -1,19 +1,20 @@
-"""How often 95 % intervals hold the truth, by simulation, for every figure with an interval: docs/evaluation.md.
+"""Coverage of the 95 % intervals of all metrics, by simulation: docs/evaluation.md.
 
     python -m benchmarks.coverage                          # 2,000 samples of each size: hours
-    python -m benchmarks.coverage --state samples.jsonl    # the same; interrupted, it goes on where it was
+    python -m benchmarks.coverage --state samples.jsonl    # the same, resumable after an interruption
     python -m benchmarks.coverage --quick                  # a minute, few samples of the smallest size
 
-A sample is a test set of 100, 300 or 1,000 patients with 1 to 12 images each and the 14 findings of NIH ChestX-ray14 at
-their prevalences. Images of a patient go together, in labels and in scores, and so do the findings of a patient
-(`benchmarks.simulated`). Every interval comes from the code that the step evaluate runs. The truth is the figure of a large
-population at the same thresholds; of a mean, that over the findings which the mean of the sample goes over.
+A sample is a test set of 100, 300 or 1,000 patients with 1 to 12 images each and the 14 findings of NIH
+ChestX-ray14 at their prevalences. Labels and scores are correlated between the images of a patient and
+between findings (`benchmarks.simulated`). Every interval comes from the code of the step evaluate. The true
+value is the metric in a large population at the same thresholds; for a mean, over the same findings as in the
+sample.
 
-A cell is a figure at a size; figures of single findings are counted together for the findings of each tier. A cell fails
-if its coverage is below 93 %, or, for ranking metrics and their means and differences, above 98 %, by more than its own
-99 % interval allows (samples are independent, figures of one are not). Cells of fewer than 100 intervals are not
-judged and shown as a dash. Withheld are figures that have a value and no interval. The last line is JSON: `cells`,
-`failed`, `withheld`.
+A cell is a metric at a size; metrics of single findings are pooled per tier. A cell fails if the 99 %
+interval of its coverage is entirely below 93 % or, for ranking metrics and their means and differences, above
+98 % (samples are independent, the metrics of one sample are not). Cells with fewer than 100 intervals are not
+judged and shown as a dash. Withheld means that a metric has a value but no interval. The last line is JSON:
+`cells`, `failed`, `withheld`.
 """
 
 import argparse
@@ -42,22 +43,23 @@ from ral.evaluation.second_reading import agreements
 PATIENTS = (100, 300, 1000)
 REPLICATES = 1000
 LEAST, MOST = 0.93, 0.98
-# Of fewer intervals a cell says nothing: 2,000 samples of 100 patients hold a handful of Hernias.
+# With fewer intervals a cell is not judged: 2,000 samples of 100 patients hold a handful of Hernias.
 LEAST_INTERVALS = 100
-# Patients of the population, and those of --quick.
+# Patients in the population, by default and with --quick.
 TRUTH, QUICK_TRUTH = 100_000, 20_000
 RULE: Rule = "max_f1"
-# Ranking metrics, and the means of all but ece: they may not be far above 95 %. Exact intervals of single proportions may,
-# and so may what is read at a threshold that few positives fix, and the calibration error, which chance makes larger.
+# Ranking metrics, and all means except of ece, must not be far above 95 %. Exceptions are exact intervals of
+# proportions, metrics at a threshold set by few positives, and the calibration error, which is biased
+# upwards.
 RANKING = {"auroc", "ap", "sensitivity_at_90_specificity", "mAP", "mAUROC", "mF1"}
 MEANS = ("macro", "mean of head", "mean of medium")
 
-# Cell -> intervals that held the truth, intervals, figures without one.
+# Cell -> intervals that contain the true value, intervals, metrics without an interval.
 Counts = dict[str, list[int]]
 
 
 def one(size: int, seed: int, truth_patients: int, replicates: int) -> Counts:
-    """Count the intervals of one sample."""
+    """Count the intervals of one sample that contain the true value."""
     with threadpool_limits(1):
         truth = _truth(truth_patients)
         images = sample(size, np.random.default_rng((seed, size)), truth.thresholds)
@@ -75,20 +77,20 @@ def _truth(patients: int) -> Population:
     return population(patients)
 
 
-def _count(counts: Counts, cell: str, found: Interval | Estimate, truth: float) -> None:
-    """Whether an interval holds the truth; a figure without a value counts nowhere."""
-    if found.value is None or not np.isfinite(truth):
+def _count(counts: Counts, cell: str, estimate: Interval | Estimate, truth: float) -> None:
+    """Count whether an interval contains the true value; metrics without a value are not counted."""
+    if estimate.value is None or not np.isfinite(truth):
         return
-    if found.low is None or found.high is None:
+    if estimate.low is None or estimate.high is None:
         counts[cell][2] += 1
         return
-    # A little slack: an exact 1 may be a sum of ninths.
-    counts[cell][0] += int(found.low - 1e-12 <= truth <= found.high + 1e-12)
+    # Tolerance: an exact 1 may be a sum of ninths.
+    counts[cell][0] += int(estimate.low - 1e-12 <= truth <= estimate.high + 1e-12)
     counts[cell][1] += 1
 
 
 def _findings(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
-    """Figures of every finding, their means over all and per tier, micro, and differences of two models."""
+    """Metrics of every finding, their means over all and per tier, micro, and differences of two models."""
     values: dict[str, dict[str, BootstrapDistribution]] = {}
     others: dict[str, dict[str, BootstrapDistribution]] = {}
     for name, scored in images.first.items():
@@ -109,29 +111,29 @@ def _findings(images: Sample, resamples: Resamples, truth: Population, counts: C
     for label, names in groups.items():
         if len(names) < 2:
             continue  # the mean of one finding is that finding
-        for metric, found in means([values[name] for name in names], resamples, METRICS).items():
-            # The figure is of the findings that have it.
+        for metric, estimate in means([values[name] for name in names], resamples, METRICS).items():
+            # Only findings that have a value.
             used = [name for name in names if np.isfinite(values[name][metric].values[0])]
-            _count(counts, f"{metric} {label}", found, _mean(truth.first, used, metric))
+            _count(counts, f"{metric} {label}", estimate, _mean(truth.first, used, metric))
     for official, metric in OFFICIAL.items():
-        found = means(list(values.values()), resamples, (metric,))[metric]
+        estimate = means(list(values.values()), resamples, (metric,))[metric]
         used = [name for name in values if np.isfinite(values[name][metric].values[0])]
-        _count(counts, official, found, _mean(truth.first, used, metric))
-    for metric, found in micro(list(images.first.values()), resamples, RULE).items():
-        _count(counts, f"{metric} micro", found, truth.micro[metric])
+        _count(counts, official, estimate, _mean(truth.first, used, metric))
+    for metric, estimate in micro(list(images.first.values()), resamples, RULE).items():
+        _count(counts, f"{metric} micro", estimate, truth.micro[metric])
     for metric in ("ap", "auroc"):
         pairs = {name: (values[name][metric], others[name][metric]) for name in values}
-        for name, (own, other) in pairs.items():
+        for name, (first, second) in pairs.items():
             gap = truth.first[name][metric] - truth.second[name][metric]
-            found_gap = resamples.interval(resamples.difference(own, other))
-            _count(counts, f"{metric} difference {FINDINGS[name].tier}", found_gap, gap)
+            gap_interval = resamples.interval(resamples.difference(first, second))
+            _count(counts, f"{metric} difference {FINDINGS[name].tier}", gap_interval, gap)
         if len(pairs) > 1:
-            own, other = (resamples.mean([pair[side] for pair in pairs.values()]) for side in (0, 1))
+            first, second = (resamples.mean([pair[side] for pair in pairs.values()]) for side in (0, 1))
             gap = _mean(truth.first, pairs, metric) - _mean(truth.second, pairs, metric)
             _count(
                 counts,
                 f"{metric} difference macro",
-                resamples.interval(resamples.difference(own, other)),
+                resamples.interval(resamples.difference(first, second)),
                 gap,
             )
 
@@ -153,10 +155,10 @@ def _bins(images: Sample, resamples: Resamples, truth: Population, counts: Count
         edges[0] = -np.inf
         shares = truth.shares(name, edges)
         for row, share in zip(table.to_dict("records"), shares, strict=True):
-            found = Interval(
+            interval = Interval(
                 row["observed"], *(None if np.isnan(row[end]) else row[end] for end in ("low", "high"))
             )
-            _count(counts, f"share of a bin {FINDINGS[name].tier}", found, share)
+            _count(counts, f"share of a bin {FINDINGS[name].tier}", interval, share)
 
 
 def _readings(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
@@ -172,33 +174,33 @@ def _readings(images: Sample, resamples: Resamples, truth: Population, counts: C
 
 
 def _groups(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
-    """Gaps of the audit between one half of the patients and the other, which do not differ in truth."""
+    """Gaps of the audit between one half of the patients and the other, which are identically distributed."""
     inside = images.half
     pairs: dict[str, list[tuple[BootstrapDistribution, BootstrapDistribution]]] = defaultdict(list)
     for name, scored in images.first.items():
         sides = [(scored.rows(chosen), resamples.rows(chosen)) for chosen in (inside, ~inside)]
         if any(resampled_metrics.too_few(part, within.patient, 10) for part, within in sides):
             continue
-        own, other = (group_metrics(part, within, RULE) for part, within in sides)
+        first, second = (group_metrics(part, within, RULE) for part, within in sides)
         for metric in ("auroc", "sensitivity", "calibration"):
-            pairs[metric].append((own[metric], other[metric]))
-            gap = resamples.interval(resamples.difference(own[metric], other[metric]))
+            pairs[metric].append((first[metric], second[metric]))
+            gap = resamples.interval(resamples.difference(first[metric], second[metric]))
             _count(counts, f"{metric} gap {FINDINGS[name].tier}", gap, 0.0)
         _count(
             counts, f"calibration gap of a group {FINDINGS[name].tier}",
-            resamples.interval(own["calibration"]), truth.calibration[name],
+            resamples.interval(first["calibration"]), truth.calibration[name],
         )  # fmt: skip
     for metric, several in pairs.items():
         if len(several) > 1:
-            mean_own, mean_other = (resamples.mean([pair[side] for pair in several]) for side in (0, 1))
-            gap = resamples.interval(resamples.difference(mean_own, mean_other))
+            mean_first, mean_second = (resamples.mean([pair[side] for pair in several]) for side in (0, 1))
+            gap = resamples.interval(resamples.difference(mean_first, mean_second))
             _count(counts, f"{metric} gap macro", gap, 0.0)
 
 
 def summary(samples: list[Counts]) -> dict[str, dict[str, Any]]:
     """Coverage of each cell with its 99 % interval, and whether it fails.
 
-    The figures of a sample depend on each other, so the variance is that of a ratio over samples.
+    The metrics of a sample are dependent, so the variance is that of a ratio estimate over samples.
     """
     cells: dict[str, dict[str, Any]] = {}
     for cell in dict.fromkeys(name for counts in samples for name in counts):
@@ -238,7 +240,7 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=REPLICATES)
     parser.add_argument("--truth", type=int, default=TRUTH, help="patients of the population")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--state", type=Path, help="file of the samples done: they are not done again")
+    parser.add_argument("--state", type=Path, help="file of completed samples, for resuming")
     parser.add_argument(
         "--quick", action="store_true", help="few samples of the first size, a small population"
     )
@@ -256,7 +258,7 @@ def main() -> None:
                 done[size, seed] = counts
                 if options.state:
                     with options.state.open("a") as file:
-                        # A line before that was cut off ends here.
+                        # Terminate a truncated previous line.
                         file.write("\n" + json.dumps([size, seed, truth, replicates, counts]))
             cells |= {
                 f"{cell}, {size} patients": entry
@@ -274,7 +276,7 @@ def _numbered(size: int, seed: int, truth_patients: int, replicates: int) -> tup
 
 
 def _read(state: Path | None, truth: int, replicates: int) -> dict[tuple[int, int], Counts]:
-    """The samples done before in the same way: (size, seed) -> counts. A line that was cut off counts as not done."""
+    """Samples completed earlier with the same settings: (size, seed) -> counts. Truncated lines are ignored."""
     done: dict[tuple[int, int], Counts] = {}
     if state and state.exists():
         for line in state.read_text().splitlines():

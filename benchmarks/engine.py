@@ -1,15 +1,15 @@
-"""Our training loop with DeepSpeed against a bare torch loop, and real input against input that is already there.
+"""The training loop with DeepSpeed against a bare torch loop, and real input against preloaded input.
 
     python -m benchmarks.engine            # several minutes on two cores; with a GPU, ConvNeXt-B as well
     python -m benchmarks.engine --quick    # under a minute
 
-The bare loop does the least that trains the same network: augment, forward, RAL, backward, clip, fused AdamW; ours adds
-DeepSpeed, the check for bad steps and the message between processes. Blocks of steps of both alternate within one
-process, on the same batches, which are in memory. engine_overhead is ours over bare minus 1 (median of paired blocks);
-real_over_synthetic is images/s of whole epochs from shards over images/s of the same steps on a batch that is there.
-On a GPU also: eager_ratio, the same network as the official recipe runs it (eager, float16 autocast with a gradient
-scaler, cuDNN off) against ours in bfloat16, compiled.
-Prints a table and, as the last line, JSON.
+The bare loop does the minimum to train the same network: augment, forward, RAL, backward, clip, fused AdamW.
+Ours adds DeepSpeed, the check for non-finite steps and the all-reduce of the step status. Blocks of steps of
+both alternate in one process, on the same batches in memory. engine_overhead is ours over bare minus 1
+(median of paired blocks); real_over_synthetic is images/s of whole epochs from shards over images/s of the
+same steps on a preloaded batch. On a GPU also: eager_ratio, the same network as in the official recipe
+(eager, float16 autocast with a gradient scaler, cuDNN off) against ours in bfloat16, compiled. Prints a table
+and, as the last line, JSON.
 """
 
 import argparse
@@ -45,7 +45,7 @@ AUGMENT = {"flip": 0.5, "rotate": 8.0, "shift": 0.06, "zoom": 0.1}
 
 
 def parameters(backbone: str, options: dict[str, Any], batch: int, **changes: Any) -> TrainParams:
-    """What is trained."""
+    """Training parameters."""
     train = {
         "epochs": 1,
         "batch_size": batch,
@@ -60,24 +60,33 @@ def parameters(backbone: str, options: dict[str, Any], batch: int, **changes: An
     )
 
 
-def build(params: TrainParams, dataset: Dataset, place: DistributedContext) -> PhaseTrainer:
-    """Our loop."""
+def build(params: TrainParams, dataset: Dataset, context: DistributedContext) -> PhaseTrainer:
+    """The trainer of our loop."""
     torch.manual_seed(0)
     model = build_model(params.model, len(dataset.findings))
     if params.train.compile:
         model.compile()
     groups = parameter_groups(model, params.train.weight_decay, params.train.learning_rate, 1.0)
-    engine = start_engine(model, groups, params.train, place.world)
+    engine = start_engine(model, groups, params.train, context.world_size)
     phase = Phase("network", 1, params.train.learning_rate, params.train.sampler)
     return PhaseTrainer(
-        engine, [], dataset, params, phase, place, TrainState(), PreemptionFlag(), lambda: False, lambda: None
+        engine,
+        [],
+        dataset,
+        params,
+        phase,
+        context,
+        TrainState(),
+        PreemptionFlag(),
+        lambda: False,
+        lambda: None,
     )
 
 
 def synthetic(trainer: PhaseTrainer) -> MicroBatch:
     """The first batch of the epoch, on the device."""
     batch = next(trainer._micro_batches(0, 0))
-    device = trainer.place.device
+    device = trainer.context.device
     moved = {name: getattr(batch, name).to(device) for name in ("images", "targets", "maps")}
     return batch._replace(**moved)
 
@@ -85,12 +94,12 @@ def synthetic(trainer: PhaseTrainer) -> MicroBatch:
 def ours(trainer: PhaseTrainer, batch: MicroBatch) -> Callable[[], None]:
     """One optimizer step of our loop."""
     trainer.engine.train()
-    trainer.before = [buffer.clone() for buffer in trainer.buffers]
+    trainer.saved_buffers = [buffer.clone() for buffer in trainer.buffers]
 
     def step() -> None:
-        share = trainer._backward(batch)
+        loss = trainer._backward(batch)
         trainer.engine.step()
-        trainer._after_step(0, share)
+        trainer._after_step(0, loss)
 
     return step
 
@@ -98,7 +107,7 @@ def ours(trainer: PhaseTrainer, batch: MicroBatch) -> Callable[[], None]:
 def bare(
     params: TrainParams, dataset: Dataset, batch: MicroBatch, official: bool = False
 ) -> Callable[[], None]:
-    """One optimizer step of plain torch; `official`: as the official recipe runs it."""
+    """One optimizer step of plain torch; `official` follows the official recipe."""
     torch.manual_seed(0)
     device = batch.images.device
     model = build_model(params.model, len(dataset.findings)).to(device)
@@ -130,7 +139,7 @@ def bare(
 def paired(
     steps: dict[str, Callable[[], None]], rounds: int, block: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds per step of each, blocks in turns; the first round is thrown away."""
+    """Seconds per step of each, in alternating blocks; the first round is discarded."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, step in steps.items():
@@ -140,17 +149,17 @@ def paired(
                 step()
             _wait(device)
             times[name].append((time.perf_counter() - start) / block)
-    return {name: found[1:] for name, found in times.items()}
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 def epoch_rate(trainer: PhaseTrainer) -> float:
     """Images per second of an epoch with real input."""
     trainer.state = TrainState()
-    _wait(trainer.place.device)
+    _wait(trainer.context.device)
     start = time.perf_counter()
     trainer.train_epoch()
-    _wait(trainer.place.device)
-    return float(trainer.ends[-1]) / (time.perf_counter() - start)
+    _wait(trainer.context.device)
+    return float(trainer.batch_offsets[-1]) / (time.perf_counter() - start)
 
 
 def _wait(device: torch.device) -> None:
@@ -168,8 +177,8 @@ def main() -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(free_port())
     torch.set_num_threads(2)
-    place = DistributedContext(*init_process())
-    gpu = place.device.type == "cuda"
+    context = DistributedContext(*init_process())
+    gpu = context.device.type == "cuda"
     size, images, batch = (224, 16384, 256) if gpu else (64, 2048, 128)
     backbone, options = (
         ("convnext_base", {}) if gpu else ("resnet10t", {"channels": [32, 64, 128, 256], "stem_width": 16})
@@ -181,38 +190,45 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}; {backbone}, {size} px, batch {batch}")
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_dataset(Path(folder), images, size)
-        trainer = build(params, dataset, place)
-        there = synthetic(trainer)
-        # Overhead is of the same arithmetic: both eager or both compiled would do; eager needs no compiling twice.
+        trainer = build(params, dataset, context)
+        preloaded = synthetic(trainer)
+        # For the overhead both are eager; both compiled would do too, but compile twice.
         eager = (
-            build(parameters(backbone, options, batch, **(changes | {"compile": False})), dataset, place)
+            build(parameters(backbone, options, batch, **(changes | {"compile": False})), dataset, context)
             if gpu
             else trainer
         )
         times = paired(
-            {"ours": ours(eager, there), "bare": bare(params, dataset, there)}, rounds, block, place.device
+            {"ours": ours(eager, preloaded), "bare": bare(params, dataset, preloaded)},
+            rounds,
+            block,
+            context.device,
         )
         overhead = statistics.median(a / b for a, b in zip(times["ours"], times["bare"], strict=True)) - 1
-        mine, plain = (statistics.median(times[kind]) * 1e3 for kind in ("ours", "bare"))
-        print(f"{'bare torch':28}{plain:10.1f} ms/step\n{'ours':28}{mine:10.1f} ms/step{overhead:+10.1%}")
+        ours_ms, bare_ms = (statistics.median(times[kind]) * 1e3 for kind in ("ours", "bare"))
+        print(
+            f"{'bare torch':28}{bare_ms:10.1f} ms/step\n{'ours':28}{ours_ms:10.1f} ms/step{overhead:+10.1%}"
+        )
         result: dict[str, float] = {"engine_overhead": round(overhead, 4)}
-        step, ratios = ours(trainer, there), []
+        step, ratios = ours(trainer, preloaded), []
         epoch_rate(trainer)
         for _ in range(2 if quick else 7):
-            seconds = statistics.median(paired({"there": step}, 1, trainer.steps, place.device)["there"])
-            ratios.append((epoch_rate(trainer), len(there.images) / seconds))
-        real, there_rate = (statistics.median(part) for part in zip(*ratios, strict=True))
+            seconds = statistics.median(
+                paired({"preloaded": step}, 1, trainer.steps, context.device)["preloaded"]
+            )
+            ratios.append((epoch_rate(trainer), len(preloaded.images) / seconds))
+        real, preloaded_rate = (statistics.median(part) for part in zip(*ratios, strict=True))
         result["real_over_synthetic"] = round(statistics.median(a / b for a, b in ratios), 4)
         print(
-            f"{'input that is there':28}{there_rate:10.1f} images/s\n{'input from shards':28}{real:10.1f} images/s{result['real_over_synthetic']:10.3f}"
+            f"{'preloaded input':28}{preloaded_rate:10.1f} images/s\n{'input from shards':28}{real:10.1f} images/s{result['real_over_synthetic']:10.3f}"
         )
         if gpu:
             torch.backends.cudnn.enabled = False
-            official = paired({"official": bare(params, dataset, there, official=True)}, 3, 5, place.device)[
-                "official"
-            ]
+            official = paired(
+                {"official": bare(params, dataset, preloaded, official=True)}, 3, 5, context.device
+            )["official"]
             torch.backends.cudnn.enabled = True
-            rate = len(there.images) / statistics.median(official)
+            rate = len(preloaded.images) / statistics.median(official)
             result["eager_ratio"] = round(real / rate, 2)
             print(f"{'official recipe, eager':28}{rate:10.1f} images/s{result['eager_ratio']:10.2f}")
     torch.distributed.destroy_process_group()

@@ -1,18 +1,19 @@
-"""Checks of the training engine on one GPU: is every part as exact, as lean and as fast as it should be there?
+"""Checks of the training engine on one GPU: accuracy, memory and speed of each part.
 
     python -m benchmarks.gpu                   # all checks on one GPU, 8 minutes
     python -m benchmarks.gpu kernel zero       # these checks only
-    python -m benchmarks.gpu --cpu             # what a CPU can check, with small shapes: 2 minutes on two cores
+    python -m benchmarks.gpu --cpu             # the checks that apply to a CPU, small shapes: 2 minutes on two cores
     python -m benchmarks.gpu --quick           # the cheap checks with small shapes, within a minute
 
 Checks, which are in `benchmarks.gpu_checks`:
 
 {checks}
 
-Each check runs in a process of its own with a time limit, so one that fails, crashes or hangs leaves the others alone.
-Images per second are judged only on an H100 or H200, for which they are stated. Prints a table and, as the last line,
-JSON: `device`, `torch`, `failed` (names of checks), `not_applicable` (name: reason), and `checks` with the figures of
-each. The exit code is 1 if a check failed. One GPU cannot show what several do: NCCL, synchronised batch statistics.
+Each check runs in a separate process with a time limit, so one that fails, crashes or hangs does not affect
+the others. Images per second are checked only on an H100 or H200, which have limits. Prints a table and, as
+the last line, JSON: `device`, `torch`, `failed` (names of checks), `not_applicable` (name: reason), and
+`checks` with the figures of each. The exit code is 1 if a check failed. NCCL and synchronised batch
+statistics need several GPUs and are not checked.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ral.processes import kill_group, on_request_to_end
+from ral.processes import kill_group, on_termination_signal
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,9 +43,9 @@ class Check:
 
     about: str
     limit: float
-    """Seconds after which it is killed."""
+    """Timeout in seconds."""
     gpu_only: str = ""
-    """Why it means nothing on a CPU; empty if it does mean something."""
+    """Why it does not apply to a CPU; empty if it does."""
     quick: bool = True
     """Whether it is cheap enough for --quick."""
 
@@ -69,31 +70,31 @@ CHECKS = {
         120,
         "memory and speed of a GPU are its subject",
     ),
-    "resume": Check("a training asked to end, and the same command again", 300, quick=False),
+    "resume": Check("a training interrupted by SIGTERM, then resumed", 300, quick=False),
     "fallback": Check(
         "the losses without a C compiler and with an empty Triton cache", 90, "Triton runs on GPUs only"
     ),
 }
 
-# What each check sees beside this process's environment.
+# Additional environment variables of each check.
 ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
 def run_child(
     name: str, options: dict[str, Any], environment: dict[str, str], limit: float
 ) -> tuple[list[Row], float]:
-    """Run one check in a process of its own.
+    """Run one check in a separate process.
 
     Args:
         name: a key of `CHECKS`, or "device".
         options: of `benchmarks.gpu_checks.Setting`, without `folder`.
-        environment: variables beside this process's.
-        limit: seconds after which the process and all that it started are killed.
+        environment: additional environment variables.
+        limit: seconds after which the process and its children are killed.
 
     Returns:
-        The rows that it gave, with a failed one at the end if it did not end well; seconds.
+        The rows of the check, with a failed one at the end if the process failed; seconds.
     """
-    begun = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ral-gpu-") as folder:
         spec, output, log = (Path(folder) / part for part in ("spec.json", "rows.jsonl", "log.txt"))
         spec.write_text(
@@ -114,7 +115,7 @@ def run_child(
                 problem = f"still running after {limit:g} s, and killed"
             finally:
                 kill_group(process)
-        # A killed process may leave half a line.
+        # A killed process may leave an incomplete line.
         lines = output.read_text(encoding="utf-8").split("\n")[:-1]
     rows = [json.loads(line) for line in lines]
     if problem:
@@ -127,11 +128,11 @@ def run_child(
                 "reason": problem,
             }
         )
-    return rows, round(time.monotonic() - begun, 1)
+    return rows, round(time.monotonic() - start, 1)
 
 
 def _describe_exit(code: int, log: Path) -> str:
-    """What went wrong in a process, for people; empty if nothing did."""
+    """Why a process failed; empty if it succeeded."""
     if code == 0:
         return ""
     text = log.read_text(encoding="utf-8", errors="replace").strip()
@@ -153,7 +154,7 @@ def run_check(name: str, args: argparse.Namespace, cpu: bool) -> tuple[list[Row]
     if cpu:
         reason = check.gpu_only
     if args.quick and not args.checks and not check.quick and not reason:
-        reason = f"left out by --quick; to run it: python -m benchmarks.gpu --quick {name}"
+        reason = f"skipped by --quick; to run it: python -m benchmarks.gpu --quick {name}"
     if reason:
         row = {
             "what": check.about,
@@ -189,12 +190,12 @@ def parse() -> argparse.Namespace:
         prog="python -m benchmarks.gpu", description=(__doc__ or "").replace("{checks}", checks),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help="checks to run; all if none is named")
-    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone; small shapes")
-    parser.add_argument("--quick", action="store_true", help="cheap checks, small shapes; a CPU will do")
-    parser.add_argument("--backbone", help="network (a timm name) in place of each check's own")
-    parser.add_argument("--limit", type=float, help="seconds for each check in place of its own limit")
-    parser.add_argument("--out", type=Path, help="file that gets the table and the JSON as well")
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help="checks to run; default: all")
+    parser.add_argument("--cpu", action="store_true", help="do not use the GPU; small shapes")
+    parser.add_argument("--quick", action="store_true", help="cheap checks, small shapes; also on a CPU")
+    parser.add_argument("--backbone", help="timm model that replaces each check's own")
+    parser.add_argument("--limit", type=float, help="timeout in seconds that replaces each check's own")
+    parser.add_argument("--out", type=Path, help="file to which the table and the JSON are also written")
     args = parser.parse_args()
     unknown = sorted(set(args.checks) - set(CHECKS))
     if unknown:
@@ -205,37 +206,35 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Run the checks and print."""
     args = parse()
-    on_request_to_end(
-        lambda number, _: sys.exit(128 + number)
-    )  # the check that runs is killed on the way out
+    on_termination_signal(lambda number, _: sys.exit(128 + number))  # the running check is killed on exit
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if args.cpu else {}
     machine, _ = run_child("device", {"small": True, "backbone": None}, ENVIRONMENT | hidden, 120)
-    found = {row["what"]: row["measured"] for row in machine}
+    info = {row["what"]: row["measured"] for row in machine}
     if judge(machine) == FAILED:
         sys.exit(f"The checks cannot run here: {machine[-1]['reason']}")
-    cpu = found["kind"] == "cpu"
+    cpu = info["kind"] == "cpu"
     if cpu and not (args.cpu or args.quick):
-        sys.exit("torch finds no GPU here. To check what a CPU can: python -m benchmarks.gpu --cpu")
+        sys.exit("torch finds no GPU. For the checks that apply to a CPU: python -m benchmarks.gpu --cpu")
     printed: list[str] = []
 
     def show(text: str) -> None:
         print(text, flush=True)
         printed.append(text)
 
-    show(f"torch {found['torch']}, Python {found['python']}, {found['device']}")
+    show(f"torch {info['torch']}, Python {info['python']}, {info['device']}")
     show(f"{'check':10}{'':44}{'expected':>26}{'measured':>16}  result")
     entries: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(args.checks or CHECKS):
         rows, entries[name] = run_check(name, args, cpu)
         show(format_rows(name, rows))
     failed = [name for name, entry in entries.items() if entry["result"] == FAILED]
-    left = {
+    skipped = {
         name: entry.get("reason", "no part of it applies here")
         for name, entry in entries.items()
         if entry["result"] == NOT_APPLICABLE
     }
-    machine_facts = {name: found[name] for name in ("device", "torch", "python")}
-    show(json.dumps({**machine_facts, "failed": failed, "not_applicable": left, "checks": entries}))
+    header = {name: info[name] for name in ("device", "torch", "python")}
+    show(json.dumps({**header, "failed": failed, "not_applicable": skipped, "checks": entries}))
     if args.out is not None:
         args.out.write_text("\n".join(printed) + "\n", encoding="utf-8")
     return 1 if failed else 0

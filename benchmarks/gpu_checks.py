@@ -1,9 +1,11 @@
-"""Runs one check of `benchmarks.gpu`; the checks that compare numbers or whole processes, beside those of `benchmarks.gpu_speed`.
+"""Runs one check of `benchmarks.gpu`. Checks of numbers and whole processes; those of speed are in
+`benchmarks.gpu_speed`.
 
     python -m benchmarks.gpu_checks SPEC.json
 
 SPEC.json: {"check": name, "output": file, "small": true or false, "backbone": name or null, "folder": folder,
-"parent": process id}. A check is a generator of rows, which are written to the file `output` as they come, one JSON object per line.
+"parent": process id}. A check is a generator of rows, which are written to `output` as they arrive, as JSON
+lines.
 """
 
 import json
@@ -44,12 +46,12 @@ from ral.losses import LOSSES, RAL, ClassCounts, build_loss
 from ral.models import build_model
 from ral.processes import die_with_parent
 
-# Largest error of a gradient by type of the logits, relative to the largest gradient.
-CALIBRATION_METRICS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+# Limit of the gradient's error by dtype of the logits, relative to the largest gradient.
+GRADIENT_ERROR_LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 def device(_: Setting) -> Iterator[dict[str, Any]]:
-    """What the checks run on."""
+    """The device and software versions."""
     yield noted("kind", DEVICE)
     yield noted("device", torch.cuda.get_device_name() if GPU else f"CPU ({platform.machine()})")
     yield noted("torch", torch.__version__)
@@ -60,16 +62,16 @@ def gradient_errors() -> Iterator[dict[str, Any]]:
     """Rows of the largest error of a gradient against float64 on the CPU, over all losses, by type of the logits."""
     torch.manual_seed(0)
     counts = ClassCounts(torch.randint(1, 900, (14,)).double(), torch.full((14,), 1000.0).double())
-    for dtype, limit in CALIBRATION_METRICS.items():
+    for dtype, limit in GRADIENT_ERROR_LIMITS.items():
         errors = []
         for name in LOSSES:
             logits = (3 * torch.randn(257, 14)).to(dtype)
             targets = (torch.rand(257, 14) < 0.2).float()
             targets[3, 4] = torch.nan
             gradients = []
-            for where, kind in ((DEVICE, dtype), ("cpu", torch.float64)):
-                leaf = logits.to(where, kind, copy=True).requires_grad_()
-                build_loss(name, {}, counts, "sum").to(where)(leaf, targets.to(where)).backward()
+            for target, kind in ((DEVICE, dtype), ("cpu", torch.float64)):
+                leaf = logits.to(target, kind, copy=True).requires_grad_()
+                build_loss(name, {}, counts, "sum").to(target)(leaf, targets.to(target)).backward()
                 assert leaf.grad is not None
                 gradients.append(leaf.grad.double().cpu())
             measured, exact = gradients
@@ -103,17 +105,17 @@ def kernel(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def fallback(_: Setting) -> Iterator[dict[str, Any]]:
-    """The losses where Triton can compile nothing (`main` sees to that): torch's operations take over."""
+    """The losses if Triton cannot compile (arranged by `main`): they fall back to torch's operations."""
     yield from gradient_errors()
 
 
 def autocast(setting: Setting) -> Iterator[dict[str, Any]]:
     """Types in which convolutions and linear layers compute in a training step of precision bfloat16."""
     backbone, size, batch = setting.shape(("resnet18", 64, 32), ("test_resnet", 32, 16))
-    place, data = prepare(setting, size, 4 * batch)
+    context, data = prepare(setting, size, 4 * batch)
     for stage in (0, 2, 3):
         params = bench.parameters(backbone, {}, batch, precision="bfloat16", zero_stage=stage)
-        trainer = bench.build(params, data, place)
+        trainer = bench.build(params, data, context)
         types: Counter[str] = Counter()
 
         def record(_module: Any, _inputs: Any, output: Any, types: Counter[str] = types) -> None:
@@ -130,12 +132,12 @@ def zero(setting: Setting) -> Iterator[dict[str, Any]]:
     """Losses of an epoch in every ZeRO stage, with and without micro-batches, against stage 0 without."""
     torch.backends.cudnn.allow_tf32 = False
     backbone, size, batch = setting.shape(("convnext_atto", 64, 64), ("test_convnext", 32, 16))
-    place, data = prepare(setting, size, (10 if GPU else 5) * batch)
+    context, data = prepare(setting, size, (10 if GPU else 5) * batch)
     first: list[float] = []
     for stage in (0, 1, 2, 3):
         for micro in (None, batch // 4):
             params = bench.parameters(backbone, {}, batch, zero_stage=stage, micro_batch=micro)
-            trainer = bench.build(params, data, place)
+            trainer = bench.build(params, data, context)
             trainer.train_epoch()
             values = trainer.state.losses
             if not first:
@@ -147,7 +149,7 @@ def zero(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def resume(setting: Setting) -> Iterator[dict[str, Any]]:
-    """A whole training in a process of its own: asked to end in its second epoch, then the same command to its end."""
+    """A complete training in a separate process: SIGTERM in its second epoch, then the same command until it finishes."""
     import pandas as pd
 
     backbone, size, batch = setting.shape(("convnext_base", 224, 64), ("test_resnet", 32, 16))
@@ -171,22 +173,22 @@ def resume(setting: Setting) -> Iterator[dict[str, Any]]:
     while child.poll() is None and not (out / "speed.csv").exists():  # written after the first epoch
         time.sleep(0.02)
     time.sleep(0.2 if setting.small else 1)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     child.send_signal(signal.SIGTERM)
-    yield equal("asked to end: exit code", child.wait(), 143)
-    seconds, grace = time.perf_counter() - begun, TrainingTarget().grace
+    yield equal("SIGTERM: exit code", child.wait(), 143)
+    seconds, grace = time.perf_counter() - start, TrainingTarget().grace
     yield at_most("seconds to save and end, against training.grace", seconds, grace)
     gigabytes = sum(path.stat().st_size for path in setting.folder.glob("state/training/*/step-*/*")) / 1e9
-    # Weights, their average, the best of both, and two moments; float32.
+    # Weights, EMA, the best of both, and two moments; float32.
     network = build_model(params.model, len(data.findings))
     whole = 6 * 4 * sum(p.numel() for p in network.parameters()) / 1e9
     close = "ok" if abs(gigabytes / whole - 1) < 0.05 else "failed"
     yield row("GB of the checkpoint", f"{whole:.3g} within 5 %", gigabytes, close)
-    begun = time.perf_counter()
-    again = subprocess.run(command, env=os.environ | {"MASTER_PORT": str(free_port())})
-    yield equal("the same command again: exit code", again.returncode, 0)
-    yield noted("seconds of the rest", time.perf_counter() - begun)
-    yield equal("it left a model", (out / "model.safetensors").exists(), True)
+    start = time.perf_counter()
+    resumed = subprocess.run(command, env=os.environ | {"MASTER_PORT": str(free_port())})
+    yield equal("the same command again: exit code", resumed.returncode, 0)
+    yield noted("seconds of the resumed run", time.perf_counter() - start)
+    yield equal("it wrote a model", (out / "model.safetensors").exists(), True)
 
 
 def main() -> None:
@@ -204,8 +206,8 @@ def main() -> None:
     check = globals().get(spec["check"]) or getattr(gpu_speed, spec["check"])
     rows = check(Setting(spec["small"], spec["backbone"], folder))
     with Path(spec["output"]).open("w", encoding="utf-8") as stream:
-        for found in rows:
-            stream.write(json.dumps(found) + "\n")
+        for entry in rows:
+            stream.write(json.dumps(entry) + "\n")
             stream.flush()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

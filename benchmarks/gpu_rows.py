@@ -1,4 +1,4 @@
-"""What the checks of `benchmarks.gpu` share: their setting, the rows of the table, and waiting for the device."""
+"""Shared by the checks of `benchmarks.gpu`: settings, table rows, device synchronisation."""
 
 import gc
 import time
@@ -16,9 +16,9 @@ from ral.training.loop import DistributedContext
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-# Images per second are stated for these cards; on others they are noted.
+# Images per second have limits for these cards; on others they are only noted.
 RATED = ("H100", "H200")
-UNRATED = "a value is stated only for full shapes on an H100 or H200"
+UNRATED = "there is a limit only for full shapes on an H100 or H200"
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Setting:
     small: bool
     """Small shapes: for a CPU, or to be quick."""
     backbone: str | None
-    """Network in place of the check's own."""
+    """Overrides the check's own network."""
     folder: Path
     """Empty folder for the check's files."""
 
     @property
     def rated(self) -> bool:
-        """Whether images per second are judged."""
+        """Whether images per second are checked against a limit."""
         return not self.small and GPU and any(card in torch.cuda.get_device_name() for card in RATED)
 
     def shape(
@@ -51,29 +51,29 @@ def row(what: str, expected: str, measured: Any, result: str, reason: str = "") 
 
 
 def at_most(what: str, measured: float, limit: float, reason: str = "") -> dict[str, Any]:
-    """A row that is well if the measured value is at most `limit`; NaN is not."""
+    """A row that passes if the measured value is at most `limit`; NaN fails."""
     return row(what, f"<= {limit:g}", measured, "ok" if measured <= limit else "failed", reason)
 
 
 def at_least(what: str, measured: float, limit: float, judged: bool = True) -> dict[str, Any]:
-    """A row that is well if the measured value is at least `limit`; noted only, if it is not to be judged."""
+    """A row that passes if the measured value is at least `limit`; only noted if not `judged`."""
     if not judged:
         return noted(what, measured, UNRATED)
     return row(what, f">= {limit:g}", measured, "ok" if measured >= limit else "failed")
 
 
 def equal(what: str, measured: Any, expected: Any, reason: str = "") -> dict[str, Any]:
-    """A row that is well if the measured value is the expected one."""
+    """A row that passes if the measured value equals the expected one."""
     return row(what, str(expected), measured, "ok" if measured == expected else "failed", reason)
 
 
 def noted(what: str, measured: Any, reason: str = "") -> dict[str, Any]:
-    """A row that is not judged."""
+    """A row that cannot fail."""
     return row(what, "-", measured, "noted", reason)
 
 
 def not_applicable(what: str, reason: str) -> dict[str, Any]:
-    """A row that means nothing here."""
+    """A row that does not apply here."""
     return row(what, "-", "-", "not applicable", reason)
 
 
@@ -84,7 +84,7 @@ def synchronize() -> None:
 
 
 def free_memory() -> None:
-    """Give back the memory of what was deleted, and count peaks anew."""
+    """Release unused GPU memory and reset the peak statistics."""
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
@@ -92,17 +92,17 @@ def free_memory() -> None:
 
 
 def prepare(setting: Setting, size: int, images: int) -> tuple[DistributedContext, Dataset]:
-    """Join the process group of this one process, and write random images."""
+    """Initialise a process group of one process, and write random images."""
     folder = setting.folder / "prepared"
     folder.mkdir()
     return DistributedContext(*init_process()), write_dataset(folder, images, size)
 
 
 def milliseconds(step: Callable[[], None], steps: int = 10) -> float:
-    """Time of a step, steps queued one after the other."""
+    """Mean time of a step, without synchronisation between steps."""
     synchronize()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(steps):
         step()
     synchronize()
-    return (time.perf_counter() - begun) / steps * 1e3
+    return (time.perf_counter() - start) / steps * 1e3

@@ -37,7 +37,7 @@ from ral.training.loop import DistributedContext, PhaseTrainer
 
 
 def profiled(step: Callable[[], None], steps: int = 4) -> dict[str, float]:
-    """Per step: waits by kind, kernel launches, GPU busy ms, and ms in which the host did not wait for an event."""
+    """Per step: synchronisations by kind, kernel launches, GPU busy ms, and ms in which the host did not wait for an event."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         with torch.profiler.record_function("measured steps"):
@@ -45,7 +45,7 @@ def profiled(step: Callable[[], None], steps: int = 4) -> dict[str, float]:
                 step()
         synchronize()
     events = profile.events()
-    # The GPU has a span of that name too; the profiler's own waits lie outside the host's.
+    # The GPU has a span of that name too; the profiler's own synchronisations are outside the host's.
     span = next(
         e for e in events if e.name == "measured steps" and e.device_type == DeviceType.CPU
     ).time_range
@@ -73,20 +73,20 @@ def profiled(step: Callable[[], None], steps: int = 4) -> dict[str, float]:
 def step(setting: Setting) -> Iterator[dict[str, Any]]:
     """Waits for the GPU and launches per optimizer step, with the moving average of the weights."""
     shapes = [setting.shape(("resnet50", 224, 256)), setting.shape(("resnet10t", 64, 128))]
-    place, data = DistributedContext(*init_process()), {}
+    context, data = DistributedContext(*init_process()), {}
     for backbone, size, batch in dict.fromkeys(shapes):
         label = f"{backbone} {size} px"
         folder = setting.folder / f"{size}"
         folder.mkdir()
         data[size] = write_dataset(folder, 2 * batch, size)
         params = bench.parameters(backbone, {}, batch, precision="bfloat16", ema_decay=0.999)
-        trainer = bench.build(params, data[size], place)
+        trainer = bench.build(params, data[size], context)
         trainer.ema = ModelEma(local_state_dict(trainer.engine), 0.999)
-        batch_there = bench.synthetic(trainer)
-        one = bench.ours(trainer, batch_there)
+        preloaded = bench.synthetic(trainer)
+        one_step = bench.ours(trainer, preloaded)
         for _ in range(6):
-            one()
-        whole, figures = milliseconds(one), profiled(one)
+            one_step()
+        whole, figures = milliseconds(one_step), profiled(one_step)
         yield equal(f"{label}: waits for the device", figures["device waits"], 0)
         yield equal(f"{label}: waits for a stream", figures["stream waits"], 0)
         yield equal(f"{label}: waits for an event", figures["event waits"], 1)
@@ -96,9 +96,9 @@ def step(setting: Setting) -> Iterator[dict[str, Any]]:
         else:
             yield at_most(f"{label}: host ms of a step", figures["host ms"], round(whole, 2))
         yield noted(f"{label}: GPU busy ms of a step", figures["GPU busy ms"])
-        del trainer, one
+        del trainer, one_step
         free_memory()
-        plain = bench.bare(params, data[size], batch_there)
+        plain = bench.bare(params, data[size], preloaded)
         plain()
         ratio = figures["launches"] / max(1, profiled(plain)["launches"])
         yield noted(f"{label}: launches of a step", figures["launches"], f"{ratio:.2f} of a bare loop's")
@@ -131,41 +131,43 @@ def losses(setting: Setting) -> Iterator[dict[str, Any]]:
 def speed(setting: Setting) -> Iterator[dict[str, Any]]:
     """Training steps against a bare torch loop, then compiled, then whole epochs with input from shards."""
     backbone, size, batch = setting.shape(("convnext_base", 224, 128))
-    place, data = prepare(setting, size, 16 * batch)
+    context, data = prepare(setting, size, 16 * batch)
     for precision, least in (("float32", 200), ("bfloat16", 800)):
         params = bench.parameters(backbone, {}, batch, precision=precision)
-        trainer = bench.build(params, data, place)
-        there = bench.synthetic(trainer)
-        steps = {"ours": bench.ours(trainer, there), "bare": bench.bare(params, data, there)}
-        times = bench.paired(steps, 3, 5, place.device)
-        rate = len(there.images) / statistics.median(times["ours"])
+        trainer = bench.build(params, data, context)
+        preloaded = bench.synthetic(trainer)
+        steps = {"ours": bench.ours(trainer, preloaded), "bare": bench.bare(params, data, preloaded)}
+        times = bench.paired(steps, 3, 5, context.device)
+        rate = len(preloaded.images) / statistics.median(times["ours"])
         yield at_least(f"{precision}: images/s", rate, least, setting.rated)
         ratio = statistics.median(b / a for a, b in zip(times["ours"], times["bare"], strict=True))
         yield at_least(f"{precision}: rate / bare torch's", ratio, 0.97, not setting.small)
         if GPU:
             yield noted(f"{precision}: GiB of both", torch.cuda.max_memory_allocated() / 2**30)
-        del trainer, there, steps
+        del trainer, preloaded, steps
         free_memory()
     params = bench.parameters(backbone, {}, batch, precision="bfloat16", compile=True)
-    trainer = bench.build(params, data, place)
+    trainer = bench.build(params, data, context)
     yield from _real_input(setting, trainer)
 
 
 def _real_input(setting: Setting, trainer: PhaseTrainer) -> Iterator[dict[str, Any]]:
-    """Whole epochs of a compiled network against the same steps on a batch that is there."""
-    there = bench.synthetic(trainer)
-    compiled = bench.ours(trainer, there)
-    begun = time.perf_counter()
+    """Whole epochs of a compiled network against the same steps on a preloaded batch."""
+    preloaded = bench.synthetic(trainer)
+    compiled = bench.ours(trainer, preloaded)
+    start = time.perf_counter()
     compiled()
     synchronize()
-    yield noted("compiled: seconds of the first step", time.perf_counter() - begun)
+    yield noted("compiled: seconds of the first step", time.perf_counter() - start)
     bench.epoch_rate(trainer)
     ratios, rates = [], []
     for _ in range(3):
-        rates.append(len(there.images) / milliseconds(compiled, trainer.steps) * 1e3)
+        rates.append(len(preloaded.images) / milliseconds(compiled, trainer.steps) * 1e3)
         ratios.append(bench.epoch_rate(trainer) / rates[-1])
     yield at_least("compiled: images/s", statistics.median(rates), 1200, setting.rated)
-    yield at_least("compiled: input from shards / there", statistics.median(ratios), 0.97, not setting.small)
+    yield at_least(
+        "compiled: input from shards / preloaded", statistics.median(ratios), 0.97, not setting.small
+    )
 
 
 def compile(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -173,9 +175,9 @@ def compile(setting: Setting) -> Iterator[dict[str, Any]]:
     from torch._dynamo.utils import counters
 
     backbone, size, batch = setting.shape(("resnet50", 224, 256), ("test_resnet", 32, 16))
-    place, data = prepare(setting, size, 2 * batch)
+    context, data = prepare(setting, size, 2 * batch)
     params = bench.parameters(backbone, {}, batch, precision="bfloat16", compile=True)
-    trainer = bench.build(params, data, place)
+    trainer = bench.build(params, data, context)
     whole = bench.synthetic(trainer)
 
     def step_of(images: int) -> Callable[[], None]:
@@ -184,13 +186,13 @@ def compile(setting: Setting) -> Iterator[dict[str, Any]]:
 
     batch, rates = len(whole.images), []
     for images in (batch, batch - 1):
-        one = step_of(images)
-        begun = time.perf_counter()
-        one()
+        run_step = step_of(images)
+        start = time.perf_counter()
+        run_step()
         synchronize()
-        yield noted(f"{images} images: seconds of the first step", time.perf_counter() - begun)
-        milliseconds(one, 3)
-        rates.append(images / milliseconds(one))
+        yield noted(f"{images} images: seconds of the first step", time.perf_counter() - start)
+        milliseconds(run_step, 3)
+        rates.append(images / milliseconds(run_step))
     yield equal("graphs", counters["stats"]["unique_graphs"], 2)
     yield equal("kinds of graph breaks", len(counters["graph_break"]), 0)
     try:
@@ -211,12 +213,12 @@ def compile(setting: Setting) -> Iterator[dict[str, Any]]:
 def score(setting: Setting) -> Iterator[dict[str, Any]]:
     """Scoring of images, as after an epoch."""
     backbone, size, images = setting.shape(("convnext_base", 512, 1024), ("test_resnet", 64, 256))
-    place, data = prepare(setting, size, images)
-    network = build_model(ModelConfig(backbone=backbone), len(data.findings)).eval().to(place.device)
+    context, data = prepare(setting, size, images)
+    network = build_model(ModelConfig(backbone=backbone), len(data.findings)).eval().to(context.device)
     for count in (images // 2, images):  # the first time, cuDNN chooses its algorithms
         synchronize()
-        begun = time.perf_counter()
-        score_images(network, data, data.metadata, np.arange(count), place.device, torch.bfloat16)
-        rate = count / (time.perf_counter() - begun)
+        start = time.perf_counter()
+        score_images(network, data, data.metadata, np.arange(count), context.device, torch.bfloat16)
+        rate = count / (time.perf_counter() - start)
     yield at_most("GiB", torch.cuda.max_memory_allocated() / 2**30, 30)
     yield at_least("images/s", rate, 500, setting.rated)

@@ -1,13 +1,13 @@
-"""Images per second from shards against decoding every image again in every epoch, on the same cores.
+"""Images per second from shards, against decoding every image in every epoch, on the same cores.
 
     python -m benchmarks.input_pipeline            # 224 px from images of 1024 px, about two minutes
     python -m benchmarks.input_pipeline --quick    # fewer images
 
-The peer does what the official RAL repository does: a torch DataLoader whose workers open each PNG with Pillow, resize it,
-and make a normalised float tensor of it; one worker per core. Ours gathers batches of random rows from memory-mapped
-shards and normalises them. Both deliver float32 batches [256, 1, 224, 224]; they are run in turns, and rates are medians.
-Prints a table and, as the last line, JSON: input_ratio (without augmentation), augmented_ratio (with the same affine
-maps, per image in the peer and per batch in ours).
+The peer works like the official RAL repository: a torch DataLoader whose workers open each PNG with Pillow,
+resize it and convert it to a normalised float tensor; one worker per core. Ours gathers batches of random
+rows from memory-mapped shards and normalises them. Both deliver float32 batches [256, 1, 224, 224]; runs
+alternate, and rates are medians. Prints a table and, as the last line, JSON: input_ratio (without
+augmentation), augmented_ratio (with the same affine maps, per image in the peer and per batch in ours).
 """
 
 import argparse
@@ -38,7 +38,7 @@ from ral.training.augment import draw_transforms, transform
 
 SIZE, RAW, BATCH, CORES = 224, 1024, 256, 2
 AUGMENT = AugmentConfig(flip=0.5, rotate=8.0, shift=0.06, zoom=0.1)
-FACTS = {"pixel_mean": 127.5, "pixel_deviation": 73.9}
+METADATA = {"pixel_mean": 127.5, "pixel_deviation": 73.9}
 
 
 class Decoded(torch.utils.data.Dataset[Tensor]):
@@ -53,14 +53,14 @@ class Decoded(torch.utils.data.Dataset[Tensor]):
     def __getitem__(self, row: int) -> Tensor:
         with Image.open(self.paths[row % len(self.paths)]) as source:
             small = source.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        image = normalised(torch.from_numpy(np.array(small)).unsqueeze(0), FACTS)
+        image = normalised(torch.from_numpy(np.array(small)).unsqueeze(0), METADATA)
         if self.augment:
             image = transform(image, draw_transforms(1, AUGMENT, torch.Generator().manual_seed(row)))
         return image[0]
 
 
 def peer(paths: list[Path], images: int, augment: bool) -> float:
-    """Images per second of the DataLoader, its start left out."""
+    """Images per second of the DataLoader, without its start-up."""
     loader = torch.utils.data.DataLoader(
         Decoded(paths, images + BATCH, augment), BATCH // 4, shuffle=True, num_workers=CORES
     )
@@ -82,9 +82,9 @@ def ours(dataset: Dataset, images: int, augment: bool) -> float:
 
     start, done = time.perf_counter(), 0
     generator = torch.Generator().manual_seed(0)
-    with Prefetcher(batches) as ahead:
-        for pixels in ahead:
-            batch = normalised(pixels, FACTS)
+    with Prefetcher(batches) as prefetched:
+        for pixels in prefetched:
+            batch = normalised(pixels, METADATA)
             if augment:
                 batch = transform(batch, draw_transforms(len(batch), AUGMENT, generator))
             done += len(batch)
@@ -127,12 +127,14 @@ def main() -> None:
         paths = write_images(folder, 64)
         (folder / "prepared").mkdir()
         dataset = write_dataset(folder / "prepared", 8192, SIZE)
-        ours(dataset, 8192, False)  # reads the shards into the page cache, as the images are
+        ours(dataset, 8192, False)  # load the shards into the page cache, like the images
         for augment in (False, True):
             rates = [(peer(paths, decoded, augment), ours(dataset, gathered, augment)) for _ in range(rounds)]
-            theirs, own = (statistics.median(part) for part in zip(*rates, strict=True))
-            ratios[augment] = round(own / theirs, 1)
-            print(f"{'with' if augment else 'without':14}{theirs:16.0f}{own:16.0f}{ratios[augment]:8.1f}")
+            peer_rate, our_rate = (statistics.median(part) for part in zip(*rates, strict=True))
+            ratios[augment] = round(our_rate / peer_rate, 1)
+            print(
+                f"{'with' if augment else 'without':14}{peer_rate:16.0f}{our_rate:16.0f}{ratios[augment]:8.1f}"
+            )
     print(json.dumps({"input_ratio": ratios[False], "augmented_ratio": ratios[True]}))
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.losses            # CPU with two threads, and CUDA where there is one
     python -m benchmarks.losses --quick    # the two small shapes
 
-Prints a table and, as the last line, a JSON list of {device, shape, ratio, compiled, memory, error}: ratio is eager time
-over ours (medians of interleaved runs), compiled the same with both under torch.compile (null with --quick), memory the peak beyond logits and targets in units of the logits (null where it is
-too small to be measured), error the largest difference of a gradient to float64, relative to the largest gradient.
+Prints a table and, as the last line, a JSON list of {device, shape, ratio, compiled, memory, error}: ratio is
+eager time over ours (medians of interleaved runs), compiled the same with both under torch.compile (null with
+--quick), memory the peak beyond logits and targets in units of the logits (null if it is too small to
+measure), error the largest difference of a gradient to float64, relative to the largest gradient.
 """
 
 import argparse
@@ -27,14 +28,14 @@ SHAPES = [(256, 26), (4096, 45), (8192, 1000), (16384, 10000)]
 THREADS = 2
 # Share of positives: the mean over NIH ChestX-ray14's findings.
 POSITIVES = 0.05
-# Logits from which a process's peak memory says something on the CPU.
+# Minimum number of logits for which a process's peak memory is meaningful on the CPU.
 MEASURABLE = 4_000_000
-# The eager form needs some 25 tensors of the logits' size; larger shapes are left to GPUs.
+# The eager form needs some 25 tensors of the logits' size; larger shapes run on GPUs only.
 CPU_LIMIT = 20_000_000
 
 
 def eager(x: Tensor, y: Tensor) -> Tensor:
-    """RAL (form code, default options, mean) written down as the formula reads, for autograd to differentiate."""
+    """RAL (form code, default options, mean) as a literal transcription of the formula, differentiated by autograd."""
     p = torch.sigmoid(x)
     q = (1 - p + 0.05).clamp(max=1)
     pos = torch.log(p.clamp(min=1e-8)) + (1 - p) - 1.25 * (1 - p) ** 2
@@ -46,7 +47,7 @@ def eager(x: Tensor, y: Tensor) -> Tensor:
 
 
 def draw(shape: tuple[int, int], device: str) -> tuple[Tensor, Tensor]:
-    """Logits and targets that look like those in the middle of a training."""
+    """Logits and targets similar to those in the middle of a training."""
     generator = torch.Generator().manual_seed(0)
     x = 2 * torch.randn(shape, generator=generator) - 1
     return x.to(device).requires_grad_(), (torch.rand(shape, generator=generator) < POSITIVES).float().to(
@@ -71,20 +72,20 @@ def ratio(
             once(loss, x, y)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[peers[0]]) < 5:
-        for loss, found in times.items():
+        for loss, seconds_per_run in times.items():
             if device == "cuda":
                 torch.cuda.synchronize()
             start = time.perf_counter()
             once(loss, x, y)
             if device == "cuda":
                 torch.cuda.synchronize()
-            found.append(time.perf_counter() - start)
-    plain, ours = (statistics.median(found) for found in times.values())
+            seconds_per_run.append(time.perf_counter() - start)
+    plain, ours = (statistics.median(runs) for runs in times.values())
     return plain, ours, plain / ours
 
 
 def memory(device: str, shape: tuple[int, int]) -> float | None:
-    """Peak memory of our pass beyond logits and targets, the gradient included, in units of the logits."""
+    """Peak memory of the fused pass beyond logits and targets, the gradient included, in units of the logits."""
     size = shape[0] * shape[1] * 4
     if device == "cuda":
         x, y = draw(shape, device)
@@ -103,11 +104,11 @@ def memory(device: str, shape: tuple[int, int]) -> float | None:
 
 
 def _peak(shape: tuple[int, int]) -> int:
-    """Bytes by which a process's peak stands above what it held before one pass (Linux)."""
+    """Peak memory of one pass above the process's memory before it, in bytes (Linux)."""
     torch.set_num_threads(THREADS)
     x, y = draw(shape, "cpu")
     once(RAL(), x[:64].detach().requires_grad_(), y[:64])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _resident("VmRSS")
     once(RAL(), x, y)
     return _resident("VmHWM") - before
@@ -151,7 +152,7 @@ def main() -> None:
         for shape in SHAPES[:2] if quick else SHAPES:
             if device == "cpu" and shape[0] * shape[1] > CPU_LIMIT:
                 print(
-                    f"{device:8}{shape[0]:>7} x {shape[1]:<5} left out: the eager form needs 16 GB",
+                    f"{device:8}{shape[0]:>7} x {shape[1]:<5} skipped: the eager form needs 16 GB",
                     file=sys.stderr,
                 )
                 continue

@@ -3,13 +3,14 @@
     python -m benchmarks.packing            # 1,200 images of 1024 x 1024
     python -m benchmarks.packing --quick    # 240 of 768 x 768, within a minute
 
-Bare is a loop over the images' files that reads, decodes (Pillow), resizes and throws away, shared out over as many threads as
-packing has workers. Packing does the same, checks each image's hash, keeps it in the store, and writes the shards.
-Runs are interleaved. Prints a table and, as the last line, JSON: packing_share (images a second of packing over bare,
-the worst of 1 and 2 workers, single files), packing_share_gz (the same with one gzipped archive, which bare need not unpack),
-worker_scaling (images a second with 2 workers over 1, the worse of the two layouts; limited by the cores that are free),
-bare_scaling (the same of the bare loop: what the machine gave), and cpu_share, cpu_share_gz (bare's processor time over
-packing's with 1 worker: holds on a machine that others use too).
+Bare is a loop over the image files that reads, decodes (Pillow), resizes and discards, with as many threads
+as packing has workers. Packing also checks each image's hash, stores it in the decoded image cache, and
+writes the shards. Runs are interleaved. Prints a table and, as the last line, JSON: packing_share (images a
+second of packing over bare, the worst of 1 and 2 workers, single files), packing_share_gz (the same with one
+gzipped archive, which bare does not have to unpack), worker_scaling (images a second with 2 workers over 1,
+the worse of the two layouts; limited by the cores that are free), bare_scaling (the same for the bare loop:
+what the machine allows), and cpu_share, cpu_share_gz (bare's CPU time over packing's with 1 worker: valid on
+a shared machine too).
 """
 
 import argparse
@@ -36,9 +37,10 @@ from ral.data.images.locate import list_images
 from ral.data.images.pack import pack
 
 SIZE = 224
-# Images that are drawn; the others are these again with another trailer, which changes a file's hash and no pixel.
+# Distinct images; the others repeat them with another trailer, which changes the hash of the file but no
+# pixel.
 DRAWN = 16
-# Shards of a run: several for each worker, as of any archive that is worth packing in parallel.
+# Shards of a run: several per worker, as with any archive large enough for parallel packing.
 SHARDS = 4
 
 
@@ -82,7 +84,7 @@ def bare(root: Path, workers: int) -> None:
 
 
 def packing(root: Path, images: pd.DataFrame, workers: int, folder: Path) -> None:
-    """What the step preprocess does with the images."""
+    """Pack the images as the step preprocess does."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     config = PreprocessConfig(size=SIZE, shard_images=-(-len(images) // SHARDS))
@@ -91,7 +93,7 @@ def packing(root: Path, images: pd.DataFrame, workers: int, folder: Path) -> Non
 
 
 def timed(call: Callable[[], None]) -> tuple[float, float]:
-    """Seconds that a call takes, and seconds of processor time that it uses."""
+    """Wall time and CPU time of a call, in seconds."""
     start, busy = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - start, time.process_time() - busy
@@ -115,15 +117,13 @@ def main() -> None:
             for layout, root in roots.items():
                 calls[layout, workers] = partial(packing, root, lists[layout], workers, folder / "out")
         times: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in calls}
-        for (
-            call
-        ) in calls.values():  # once unmeasured: a virtual machine's memory is slow when it is first touched
+        for call in calls.values():  # warm-up: a virtual machine's memory is slow on first access
             call()
         for _ in range(rounds):
             for key, call in calls.items():
                 times[key].append(timed(call))
-    wall = {key: statistics.median(wall for wall, _ in found) for key, found in times.items()}
-    cpu = {key: statistics.median(cpu for _, cpu in found) for key, found in times.items()}
+    wall = {key: statistics.median(wall for wall, _ in runs) for key, runs in times.items()}
+    cpu = {key: statistics.median(cpu for _, cpu in runs) for key, runs in times.items()}
     rate = {key: count / seconds for key, seconds in wall.items()}
     print(f"{count} images of {side} x {side} to {SIZE} x {SIZE}, medians of {rounds}")
     print(f"{'':10}{'1 worker':>20}{'2 workers':>20}{'scaling':>10}")

@@ -4,15 +4,16 @@
     python -m benchmarks.preprocess            # 112,120, 1 million and 11 million rows: about 2 GB of disk, minutes
     python -m benchmarks.preprocess --quick    # 112,120 and 450,000 rows, within a minute
 
-The work: read a label table of NIH's columns, make one column per finding, keep the rows that have an image, put them in the
-order in which the images are stored, split the patients by hash, count labels per split, write Parquet. All three find the labels of each
-distinct text once. Each run is a process of its own; times are without imports, the best of several for the small table;
-memory is the process's peak. Plain pandas and polars check nothing; the stage refuses what it does not understand.
+The work: read a label table of NIH's columns, make one column per finding, keep the rows that have an image,
+put them in the order in which the images are stored, split the patients by hash, count labels per split,
+write Parquet. All three find the labels of each distinct text once. Each run is a separate process; times
+exclude imports and are the best of several for the small table; memory is the process's peak. Plain pandas
+and polars validate nothing; the stage rejects invalid input.
 
-Prints a table and, as the last line, JSON: dask_over_pandas (time, 112,120 rows), dask_over_polars (time, the most rows),
-cpu_over_polars (processor time, the most rows; holds on a machine that others use too),
-slope (exponent of the Dask stage's time in the rows, from the second size to the last: 1 is linear), peak_gib (of the Dask
-stage, the most rows) and peak_growth (its peak at the most rows over that at the second size: 1 is flat).
+Prints a table and, as the last line, JSON: dask_over_pandas (time, 112,120 rows), dask_over_polars (time, the
+most rows), cpu_over_polars (CPU time, the most rows; valid on a shared machine too), slope (exponent of the
+Dask stage's time in the rows, from the second size to the last: 1 is linear), peak_gib (of the Dask stage,
+the most rows) and peak_growth (its peak at the most rows over that at the second size: 1 is flat).
 """
 
 import argparse
@@ -44,9 +45,10 @@ COLUMNS = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patien
 
 
 def write_table(root: Path, rows: int) -> None:
-    """A table like NIH's (its columns, a few images a patient, findings joined by |), and the list of its images.
+    """A table like NIH's (its columns, a few images a patient, findings joined by |), and the list of its
+    images.
 
-    The images are stored in another order than the table's, as in archives that were packed by somebody else.
+    The images are stored in a different order than in the table, as is common in archives.
     """
     import pandas as pd
     import pyarrow as pa
@@ -119,7 +121,7 @@ def to_studies(raw: "pd.DataFrame") -> "pd.DataFrame":
     codes, texts = pd.factorize(raw["Finding Labels"])
     labels = [set(text.split("|")) for text in texts]
     for finding in NIH_FINDINGS:
-        present = np.fromiter((finding in found for found in labels), np.float32, len(labels))
+        present = np.fromiter((finding in names for names in labels), np.float32, len(labels))
         studies[finding] = present[codes]
     return studies
 
@@ -154,8 +156,8 @@ def with_pandas(root: Path, out: Path) -> int:
     studies = studies[studies["view"].isin(["PA", "AP"])].merge(images, on="image_id", how="inner")
     studies = studies.sort_values("stored", ignore_index=True).drop(columns="stored")
     counts = {}
-    for name, here in studies.groupby("split")[list(NIH_FINDINGS)]:
-        counts[name] = (here == 1).sum(), (here == 0).sum(), here.isna().sum()
+    for name, group in studies.groupby("split")[list(NIH_FINDINGS)]:
+        counts[name] = (group == 1).sum(), (group == 0).sum(), group.isna().sum()
     studies[["patient_id", "split"]].drop_duplicates().sort_values("patient_id")
     studies.to_parquet(out, index=False)
     return int(counts["train"][0]["Hernia"])
@@ -208,20 +210,20 @@ KINDS = {"dask": with_dask, "pandas": with_pandas, "polars": with_polars}
 
 
 def one(kind: str, table: Path, out: Path) -> dict[str, Any]:
-    """Run one contender in this process."""
+    """Run one implementation in this process."""
     small = out.with_name("small")
     write_table(small, 500)
-    KINDS[kind](small, out)  # so that everything is imported
+    KINDS[kind](small, out)  # warm-up: import everything
     shutil.rmtree(small)
     start, busy = time.perf_counter(), time.process_time()
-    answer = KINDS[kind](table, out)
+    result = KINDS[kind](table, out)
     seconds, cpu = time.perf_counter() - start, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "cpu": cpu, "peak": peak, "answer": answer}
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "answer": result}
 
 
 def measure(kind: str, table: Path, out: Path, times: int) -> dict[str, Any]:
-    """The fastest of several runs, each a process of its own."""
+    """The fastest of several runs, each in a separate process."""
     command = [sys.executable, "-m", "benchmarks.preprocess", "--one", kind, str(table), str(out)]
     runs = [
         json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -236,7 +238,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="112,120 and 450,000 rows, within a minute")
-    parser.add_argument("--folder", type=Path, help="where the tables are written for the run; about 2 GB")
+    parser.add_argument("--folder", type=Path, help="folder for temporary tables; about 2 GB")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "TABLE", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

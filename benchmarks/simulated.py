@@ -1,4 +1,4 @@
-"""Simulated test sets with a truth that is known, for benchmarks.coverage."""
+"""Simulated test sets with known true values, for benchmarks.coverage."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Prevalence:
-    """How frequent a finding is."""
+    """Prevalence of a finding."""
 
     share: float
     """Of the images."""
@@ -40,15 +40,17 @@ FINDINGS = {
     for name, share in SHARES.items()
 }
 MOST_IMAGES = 12
-# Share of the variance that images of a patient have in common, of labels and of scores; half of it all findings have.
+# Share of the variance of labels and scores common to a patient's images; half of it is common to all
+# findings.
 COMMON = 0.5
-# Distance of positive and negative scores, in deviations, of the two models, and how far their noise goes together.
 # Bins of the calibration error.
 BINS = 15
+# Distance between positive and negative scores of the two models, in standard deviations, and correlation of
+# their noise.
 DISTANCES, ALIKE = (1.7, 1.6), 0.7
-# The scores of the models are a little too extreme.
+# The models are slightly overconfident.
 SLOPE, CONSTANT = 1.15, 0.1
-# A second reading misses some positives, and sees some that are none.
+# A second reading has some false negatives and false positives.
 MISSED, ADDED = 0.15, 0.005
 
 
@@ -67,12 +69,12 @@ class Sample:
 
 
 def sample(count: int, generator: np.random.Generator, thresholds: dict[str, float]) -> Sample:
-    """Draw a test set of so many patients.
+    """Draw a test set of `count` patients.
 
     Args:
-        count: patients.
-        generator: what is drawn from.
-        thresholds: of each finding, on the calibrated scores, for all rules.
+        count: number of patients.
+        generator: random generator.
+        thresholds: threshold of each finding on the calibrated scores, for all rules.
     """
     patient = np.repeat(np.arange(count), images_of(count, generator))
     common = generator.normal(size=(2, count))
@@ -87,7 +89,7 @@ def sample(count: int, generator: np.random.Generator, thresholds: dict[str, flo
 
 
 def images_of(count: int, generator: np.random.Generator) -> Array:
-    """Images of each patient: 1 to 12, most often few, 4 on average."""
+    """Number of images per patient: 1 to 12, mostly few, 4 on average."""
     return 1 + (generator.geometric(0.25, size=count) - 1) % MOST_IMAGES
 
 
@@ -97,15 +99,15 @@ def _finding(
     """Labels [rows], logits of two models [2, rows] and a second reading [rows] of one finding."""
     count, rows = common.shape[1], len(patient)
 
-    def together(own: Array) -> Array:
-        """Deviation 1; images of a patient, and findings, have some of it in common."""
-        of_patient = np.sqrt(0.5) * own + np.sqrt(0.5) * generator.normal(size=count)
+    def correlated(finding_common: Array) -> Array:
+        """Unit variance; correlated between the images of a patient and between findings."""
+        of_patient = np.sqrt(0.5) * finding_common + np.sqrt(0.5) * generator.normal(size=count)
         return np.asarray(
             np.sqrt(COMMON) * of_patient[patient] + np.sqrt(1 - COMMON) * generator.normal(size=rows)
         )
 
-    labels = (together(common[0]) > -ndtri(share)).astype(np.float64)
-    alike = together(common[1])
+    labels = (correlated(common[0]) > -ndtri(share)).astype(np.float64)
+    alike = correlated(common[1])
     logits = []
     for distance in DISTANCES:
         noise = np.sqrt(ALIKE) * alike + np.sqrt(1 - ALIKE) * generator.normal(size=rows)
@@ -119,7 +121,7 @@ def _finding(
 
 @dataclass(frozen=True)
 class Population:
-    """The truth."""
+    """True values, from a large population."""
 
     thresholds: dict[str, float]
     """Of the highest F1, on the calibrated scores."""
@@ -143,18 +145,18 @@ class Population:
 
 
 def all_figures(scored: Scored, resamples: Resamples) -> dict[str, BootstrapDistribution]:
-    """What the step evaluate shows of a finding."""
-    calls = resampled_metrics.metrics_at_threshold(scored, resamples)["max_f1"]
+    """The metrics of a finding that the step evaluate reports."""
+    at_threshold = resampled_metrics.metrics_at_threshold(scored, resamples)["max_f1"]
     return (
         resampled_metrics.ranking(scored, resamples)
-        | {name: calls[name] for name in resampled_metrics.THRESHOLD_METRICS}
+        | {name: at_threshold[name] for name in resampled_metrics.THRESHOLD_METRICS}
         | {"f1_at_half": resampled_metrics.f1_at(scored, resamples, 0.5)}
         | resampled_metrics.calibration(scored, resamples, BINS)
     )
 
 
 def population(count: int) -> Population:
-    """Figures of so many patients, by the code of the evaluation, without any resample."""
+    """Metrics of a population of `count` patients, by the code of the evaluation, without resampling."""
     generator = np.random.default_rng(20_26)
     images = sample(count, generator, {})
     once = Resamples(
@@ -182,8 +184,8 @@ def population(count: int) -> Population:
             }
         first = scored[name, 0]
         assert first.scores is not None
-        found = agreements(first.labels, images.readings[name], once)
-        agreement[name] = {key: float(value.values[0]) for key, value in found.items()}
+        agreement_values = agreements(first.labels, images.readings[name], once)
+        agreement[name] = {key: float(value.values[0]) for key, value in agreement_values.items()}
         calibration[name] = float(group_metrics(first, once, "max_f1")["calibration"].values[0])
         order = np.argsort(first.scores)
         scores[name], positives[name] = first.scores[order], np.append(0, np.cumsum(first.labels[order]))

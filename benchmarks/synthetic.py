@@ -1,4 +1,4 @@
-"""Prepared data of random pixels and labels, for benchmarks that need no images."""
+"""Prepared data with random pixels and labels, for benchmarks that need no real images."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ POSITIVES = 0.05
 
 
 def write_dataset(folder: Path, images: int, size: int, shard_images: int = 4096) -> Dataset:
-    """Write shards of random images with random labels, nine in ten of them for training, and open them."""
+    """Write shards of random images with random labels, 90 % of them for training, and open them."""
     rng = np.random.default_rng(0)
     ids = [f"random_{number:08d}.png" for number in range(images)]
     split = np.where(np.arange(images) % 10 == 0, "val", "train")
@@ -32,10 +32,10 @@ def write_dataset(folder: Path, images: int, size: int, shard_images: int = 4096
         path = folder / "shards" / f"{len(shards):05}.arrow"
         digest = write_shard(path, part, rng.integers(0, 256, (len(part), size, size), np.uint8))
         shards.append({"name": path.name, "images": len(part), "sha256": digest})
-    positives = {name: int(labels[split == "train", place].sum()) for place, name in enumerate(FINDINGS)}
+    positives = {name: int(labels[split == "train", index].sum()) for index, name in enumerate(FINDINGS)}
     number = int((split == "train").sum())
     counts = {"positives": positives, "negatives": {name: number - n for name, n in positives.items()}}
     write_json(folder / "class_counts.json", {"train": counts})
-    facts = {"findings": list(FINDINGS), "size": size, "shards": shards, "phantom": True}
-    write_json(folder / "dataset.json", facts | {"pixel_mean": 127.5, "pixel_deviation": 73.9})
+    metadata = {"findings": list(FINDINGS), "size": size, "shards": shards, "phantom": True}
+    write_json(folder / "dataset.json", metadata | {"pixel_mean": 127.5, "pixel_deviation": 73.9})
     return open_dataset(folder)

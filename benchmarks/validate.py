@@ -1,16 +1,17 @@
-"""How long the checks of the step validate take and how much memory, from NIH's number of rows to very many.
+"""Time and memory of the checks of the step validate, from the number of rows of NIH to 11 million.
 
     python -m benchmarks.validate            # 112,120, 1 million and 11 million rows: about 4 GB of disk, a quarter of an hour
     python -m benchmarks.validate --quick    # 112,120 and 450,000 rows, a minute
 
-The work is all that the step does but listing the images: read a table of NIH's columns, share it out to partitions, check
-them with Great Expectations, write Data Docs and make the validation. Each run is a process of its own; times are without
-imports; memory is the process's peak. The peer is the same code with the whole table as one partition, for the second size.
+The work is the whole step except listing the images: read a table of NIH's columns, split it into partitions,
+check them with Great Expectations, write Data Docs and create the validation result. Each run is a separate
+process; times exclude imports; memory is the process's peak. The peer is the same code with the table as a
+single partition, for the second size.
 
-Prints a table and, as the last line, JSON: partitions_over_whole (processor time, the second size), peak_over_whole (memory,
-the same), slope (exponent of the processor time in the rows, from the second size to the last: 1 is linear), peak_gib (the
-most rows) and growth_bytes (by how much the peak grows for each row from the second size to the last; the list of images is most
-of it). Processor time holds on a machine that others use too.
+Prints a table and, as the last line, JSON: partitions_over_whole (CPU time, the second size), peak_over_whole
+(memory, the same), slope (exponent of the CPU time in the rows, from the second size to the last: 1 is
+linear), peak_gib (the most rows) and growth_bytes (growth of the peak per row from the second size to the
+last, mostly for the list of images). CPU time is valid on a shared machine too.
 """
 
 import argparse
@@ -41,12 +42,12 @@ def check(root: Path, work: Path) -> int:
     source = open_source(DataConfig(source="nih", root=str(root), missing_images="fail", views=["PA", "AP"]))
     images = pd.read_parquet(root / "images.parquet").assign(offset=-1, bytes=1000, hash="0" * 32)
     with Partitions(work / "rows", source.layout.patient) as rows:
-        for piece in source.iter_chunks():
-            rows.add(piece)
-        facts, checks = check_rows(source, rows, images, DaskTarget(), lambda _: None, work / "docs")
+        for chunk in source.iter_chunks():
+            rows.add(chunk)
+        summary, checks = check_rows(source, rows, images, DaskTarget(), lambda _: None, work / "docs")
     assert all(item["passed"] or item["severity"] == "warning" for item in checks)
-    assert not facts["images_without_row"]
-    return int(facts["rows"])
+    assert not summary["images_without_row"]
+    return int(summary["rows"])
 
 
 def one(whole: bool, table: Path) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def one(whole: bool, table: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=table.parent) as name:
         small = Path(name) / "small"
         write_table(small, 500)
-        check(small, Path(name))  # so that everything is imported
+        check(small, Path(name))  # warm-up: import everything
         if whole:
             partition.ROWS = sys.maxsize
         start, busy = time.perf_counter(), time.process_time()
@@ -67,10 +68,10 @@ def one(whole: bool, table: Path) -> dict[str, Any]:
 
 
 def measure(whole: bool, table: Path) -> dict[str, Any]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     command = [sys.executable, "-m", "benchmarks.validate", "--one", str(table), *(["--whole"] * whole)]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return dict(json.loads(answer.splitlines()[-1]))
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(output.splitlines()[-1]))
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="112,120 and 450,000 rows, a minute")
-    parser.add_argument("--folder", type=Path, help="where the tables are written for the run; about 4 GB")
+    parser.add_argument("--folder", type=Path, help="folder for temporary tables; about 4 GB")
     parser.add_argument("--one", type=Path, metavar="TABLE", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -87,22 +88,22 @@ def main() -> None:
         print(json.dumps(one(options.whole, options.one)))
         return
     sizes = [NIH_ROWS, 150_000, 450_000] if options.quick else [NIH_ROWS, 1_000_000, 11_000_000]
-    found: dict[tuple[int, bool], dict[str, Any]] = {}
+    runs: dict[tuple[int, bool], dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         table = Path(name) / "table"
         for rows in sizes:
             shutil.rmtree(table, ignore_errors=True)
             write_table(table, rows)
             for whole in (False, True) if rows == sizes[1] else (False,):
-                run = found[rows, whole] = measure(whole, table)
+                run = runs[rows, whole] = measure(whole, table)
                 assert run["rows"] == rows
                 kind = "one partition" if whole else "partitions"
                 print(
-                    f"{rows:12,} rows, {kind:13}: {run['seconds']:7.2f} s, processor {run['cpu']:7.2f} s, {run['peak'] / 2**30:6.2f} GiB",
+                    f"{rows:12,} rows, {kind:13}: {run['seconds']:7.2f} s, CPU {run['cpu']:7.2f} s, {run['peak'] / 2**30:6.2f} GiB",
                     flush=True,
                 )
-    middle, large = (found[rows, False] for rows in sizes[1:])
-    peer = found[sizes[1], True]
+    middle, large = (runs[rows, False] for rows in sizes[1:])
+    peer = runs[sizes[1], True]
     print(
         json.dumps(
             {

@@ -23,7 +23,7 @@ from ral import runs
 from ral.errors import plain
 from ral.files import read_json
 from ral.log import LOG_FORMAT, Line, parse
-from ral.processes import die_with_parent, end_group
+from ral.processes import die_with_parent, terminate_group
 
 # Lines of a failed command repeated in the error, so that the run's page says what went wrong.
 LAST_LINES = 20
@@ -120,7 +120,7 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         code = process.wait()
     finally:
         clock.cancel()
-        end_group(process, TERMINATE_TIMEOUT)
+        terminate_group(process, TERMINATE_TIMEOUT)
         if _all_written(process.stdout):  # what it said when it was asked to end: that a checkpoint was saved
             rest = process.stdout.read().splitlines()
             for line in rest:
@@ -158,7 +158,7 @@ def _all_written(pipe: IO[str]) -> bool:
 
 def _end_timed_out(process: subprocess.Popen, timed_out: threading.Event) -> None:
     timed_out.set()
-    end_group(process, TERMINATE_TIMEOUT)
+    terminate_group(process, TERMINATE_TIMEOUT)
 
 
 class _Progress:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON with stable bytes, content hashes."""
+"""Atomic writes of files and directories, deterministic JSON, content hashes."""
 
 import fcntl
 import hashlib
@@ -17,28 +17,28 @@ from ral.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it becomes `path` only if the block succeeds.
+    """Write a file atomically: yield a temporary path beside `path`, renamed to `path` if the block succeeds.
 
-    What writers of `path` that were killed have left is removed first.
+    Temporary files left over from killed writers of `path` are removed first.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be created or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path, 0o666) as draft:  # the umask says who may read it
+    with _replacing(path, 0o666) as draft:  # permissions follow the umask
         yield draft
 
 
 @contextmanager
 def _replacing(path: Path, mode: int) -> Iterator[Path]:
-    """`atomic_write` and `private_file`: the lock on the temporary file, which the kernel drops, says that its writer lives."""
+    """Shared by `atomic_write` and `private_file`. A locked temporary file has a live writer; the kernel drops the lock."""
     remove_stale_drafts(path.parent, path.name)
     while True:
         draft = path.parent / f".{path.name}.{secrets.token_hex(4)}"
         with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
-            with suppress(OSError):  # a file system without locks: there nobody can take it for stale either
+            with suppress(OSError):  # no lock support: then it cannot be detected as stale either
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            if not draft.exists():  # removed as stale between our two calls
+            if not draft.exists():  # removed as stale between open and lock
                 continue
             try:
                 yield draft
@@ -52,12 +52,12 @@ def remove_stale_drafts(folder: Path, name: str | None = None) -> None:
     """Remove temporary files of `atomic_write` and `private_file` whose writer was killed.
 
     Args:
-        folder: where to look.
-        name: of the file that was to be written; None for all files of the folder.
+        folder: folder to search.
+        name: name of the file that was being written; None for any.
     """
     pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}")
     for entry in filter(pattern.fullmatch, os.listdir(folder)):
-        # One that is being written is locked; one that is another user's, or gone by now, is nothing to fail for.
+        # Files being written are locked; ignore files of other users and files that no longer exist.
         with suppress(OSError), (folder / entry).open("r+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (folder / entry).unlink()
@@ -65,18 +65,19 @@ def remove_stale_drafts(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; what is in it appears in `path` only if the block succeeds.
+    """Write a directory atomically: yield a temporary one, whose entries move to `path` if the block
+    succeeds.
 
-    Entries of the same name in an older folder are replaced; others are not this step's and stay.
+    If `path` exists, entries of the same name are replaced one by one; others belong to other steps and stay.
 
     Raises:
-        UserError: another process is writing the same folder.
-        OSError: the folder cannot be made or written.
+        UserError: another process is writing the same directory.
+        OSError: the directory cannot be created or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.draft"
-    with _only_writer(path):
-        shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed: nobody else writes now
+    with _directory_lock(path):
+        shutil.rmtree(draft, ignore_errors=True)  # left over from a killed process: this one holds the lock
         draft.mkdir()
         try:
             yield draft
@@ -93,13 +94,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Hold the lock of a folder that is being written; the kernel lets go of it when this process ends, however it ends.
+def _directory_lock(path: Path) -> Iterator[None]:
+    """Lock a directory for writing; the kernel releases the lock when this process ends, even if it is
+    killed.
 
-    (A process id in a name tells nothing: in a container it is the same one again.)
+    (A process id in the file's name would not work: containers reuse the same ids.)
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     lock = path.parent / f".{path.name}.lock"
     while True:
@@ -108,14 +110,14 @@ def _only_writer(path: Path) -> Iterator[None]:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"Another run is writing {path} at this moment. Wait for its end, or work in another copy of the project.",
+                    f"Another run is writing {path}. Wait for it to finish, or work in another copy of the project.",
                     retry=True,
                 ) from None
             try:
                 current = os.path.samestat(os.fstat(stream.fileno()), lock.stat())
             except FileNotFoundError:
                 current = False
-            if not current:  # its holder removed it between our two calls
+            if not current:  # removed by its holder between open and lock
                 continue
             try:
                 yield
@@ -125,17 +127,17 @@ def _only_writer(path: Path) -> Iterator[None]:
 
 
 def follow_umask(path: Path) -> None:
-    """Give a file that a library made private the mode that a file made by `open` has."""
+    """Set the mode of a file, created as private by a library, to the default for the umask."""
     umask = os.umask(0o077)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only this user can enter, and those above it that are missing. One that exists keeps its mode.
+    """Create a folder, and its missing parents, with mode 0700. An existing folder keeps its mode.
 
     Raises:
-        UserError: others may write to it: what they put there would be trusted.
+        UserError: other users have write access, so its content cannot be trusted.
     """
     for folder in reversed([path, *path.parents]):
         if not folder.is_dir():
@@ -145,39 +147,39 @@ def private_folder(path: Path) -> Path:
 
 
 def refuse_shared(path: Path) -> None:
-    """Refuse a folder of state to which others may write; one that is not there is fine.
+    """Refuse a state folder to which other users can write; a missing folder is fine.
 
     Raises:
-        UserError: they may.
+        UserError: other users have write access.
     """
     if path.is_dir() and (mode := path.stat().st_mode) & 0o022:
         raise UserError(
-            f"{path} may be written to by others (mode {mode & 0o7777:04o}), and what is in it decides which model and data "
-            f"are used. If nobody else has written there: chmod go-w '{path}'. Else set RAL_STATE_DIR (or state_dir in "
+            f"{path} is writable by others (mode {mode & 0o7777:04o}), and its content decides which model and data are "
+            f"used. If nobody else has written there: chmod go-w '{path}'. Otherwise set RAL_STATE_DIR (or state_dir in "
             "ral.toml) to a folder of your own."
         )
 
 
 @contextmanager
 def private_file(path: Path) -> Iterator[Path]:
-    """As `atomic_write`, in a folder that is there; the file is readable by this user only."""
+    """Like `atomic_write`, in an existing folder; only this user can read the file."""
     with _replacing(path, 0o600) as draft:
         yield draft
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON whose bytes depend on nothing but the value (NaN is refused: write null)."""
+    """Write `value` atomically as deterministic JSON. NaN is refused: use null."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a step of this pipeline wrote."""
+    """Read a JSON file written by a step of this pipeline."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal digits."""
+    """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

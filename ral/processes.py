@@ -1,7 +1,7 @@
-"""Child processes that never outlive their parent.
+"""Process management: child processes that do not outlive their parent.
 
-python -m ral.processes PID                 # a guard: waits for PID to end, then kills what PID started and left
-python -m ral.processes at-death COMMAND    # runs COMMAND when its standard input ends without a good word
+python -m ral.processes PID                       # guard: when PID has ended, kills its remaining descendants
+python -m ral.processes on-parent-exit COMMAND    # runs COMMAND if stdin closes without a clean shutdown
 """
 
 import contextlib
@@ -15,65 +15,67 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-# Exit code of a process that ended because another one had gone; that one is the cause.
+# Exit code of a rank that ended because it lost another one, which is the root cause.
 LOST_PEER = 69
 
 
-# Both ask a process to end; SIGHUP comes when the terminal or the ssh connection it was started from goes.
-REQUESTS_TO_END = (signal.SIGTERM, signal.SIGHUP)
+# Signals that request termination; SIGHUP is sent when the terminal or ssh connection is closed.
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
-def on_request_to_end(handler: Callable[[int, FrameType | None], object]) -> None:
-    """Have `handler(number, frame)` called at SIGTERM, and at SIGHUP unless that is ignored, as under nohup."""
-    for number in REQUESTS_TO_END:
+def on_termination_signal(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Call `handler(number, frame)` on SIGTERM, and on SIGHUP unless it is ignored (as under nohup)."""
+    for number in TERMINATION_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-def ignore_requests_to_end() -> None:
-    """Ignore further requests: one was heard, and what it takes to end must not be cut short."""
-    for number in REQUESTS_TO_END:
+def ignore_termination_signals() -> None:
+    """Ignore further termination signals, so that a shutdown in progress is not interrupted."""
+    for number in TERMINATION_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Ask the kernel to send `by` to this process when its parent ends, even by `kill -9` (Linux; elsewhere nothing)."""
+    """Have the kernel send `by` to this process when its parent ends, even by `kill -9` (Linux only, else a no-op)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, by)
 
 
-def leave(code: int) -> NoReturn:
-    """End this process now, without the interpreter's own shutdown; for processes of a torch process group.
+def exit_now(code: int) -> NoReturn:
+    """Exit at once, without the interpreter's shutdown; for members of a torch process group.
 
-    Some threads of gloo outlive `destroy_process_group`, for DeepSpeed keeps its groups. One that drops the last tensor
-    of a finished exchange while the interpreter shuts down is ended by Python inside C++ code, and takes the
-    process with it: "terminate called without an active exception", SIGABRT, after everything was done.
+    Some gloo threads outlive `destroy_process_group`, because DeepSpeed keeps its groups. If such a thread
+    releases the last tensor of a finished collective during interpreter shutdown, Python ends the thread
+    inside C++ code and the process aborts after all work is done: "terminate called without an active
+    exception", SIGABRT.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def end_group(process: subprocess.Popen, patience: float = 5.0) -> None:
-    """End a process started with `start_new_session=True` and everything it started: ask first, then kill.
+def terminate_group(process: subprocess.Popen, timeout: float = 5.0) -> None:
+    """Terminate a process started with `start_new_session=True` and its process group: SIGTERM, then SIGKILL.
 
-    Its children are waited for as well: DVC, asked to end, leaves at once, while the training that it started saves.
+    Waits for its children too: on SIGTERM, DVC exits at once while the training that it started saves a
+    checkpoint.
 
     Args:
-        process: leader of the group.
-        patience: seconds between asking and killing.
+        process: leader of the process group.
+        timeout: seconds between SIGTERM and SIGKILL.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    end = time.monotonic() + patience
-    while time.monotonic() < end and (process.poll() is None or _members(process.pid)):
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and (process.poll() is None or _group_is_alive(process.pid)):
         time.sleep(0.05)
     kill_group(process)
 
 
-def _members(group: int) -> bool:
-    """Whether a process of a group still runs; one that has ended and was not waited for does not."""
+def _group_is_alive(group: int) -> bool:
+    """Whether a process of the group is still running; zombies do not count."""
     import psutil
 
     for process in psutil.process_iter(["status"]):
@@ -84,32 +86,32 @@ def _members(group: int) -> bool:
 
 
 def kill_group(process: subprocess.Popen) -> None:
-    """Kill a process started with `start_new_session=True` and everything it started, and wait for it."""
-    with contextlib.suppress(ProcessLookupError):  # the leader may be gone while its children linger
+    """Kill a process started with `start_new_session=True` and its process group, and wait for it."""
+    with contextlib.suppress(ProcessLookupError):  # the whole group may have ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def start_guard() -> None:
-    """Start a guard over this process, for children of libraries that cannot be told to die with their parent."""
+    """Start a guard for this process, for children started by libraries, which cannot use `die_with_parent`."""
     subprocess.Popen(
         [sys.executable, "-m", "ral.processes", str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for the process it guards
+        start_new_session=True,  # Ctrl-C must not reach the guard
     )
 
 
 @contextlib.contextmanager
 def run_on_parent_exit(command: Sequence[str]) -> Iterator[None]:
-    """Have `command` run if this process is killed inside the block; what it says goes nowhere.
+    """Run `command` if this process is killed inside the block; its output is discarded.
 
-    For what lives elsewhere, such as a job in a queue, and would outlive even `kill -9` of this process.
+    For resources on other machines, such as a job in a queue, that would outlive a `kill -9` of this process.
     """
-    keeper = subprocess.Popen(
-        [sys.executable, "-m", "ral.processes", "at-death", *command],
-        stdin=subprocess.PIPE,  # ends when this process does, however it does
+    watcher = subprocess.Popen(
+        [sys.executable, "-m", "ral.processes", "on-parent-exit", *command],
+        stdin=subprocess.PIPE,  # closes when this process ends, for whatever reason
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -117,25 +119,26 @@ def run_on_parent_exit(command: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        assert keeper.stdin is not None
+        assert watcher.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            keeper.stdin.write(_ALL_WELL)
-            keeper.stdin.close()
-        keeper.wait()
+            watcher.stdin.write(_CLEAN_EXIT)
+            watcher.stdin.close()
+        watcher.wait()
 
 
-_ALL_WELL = b"well"
+_CLEAN_EXIT = b"done"
 
 
-def _wait_for_death(command: Sequence[str]) -> None:
-    if sys.stdin.buffer.read() != _ALL_WELL:
+def _run_on_unclean_exit(command: Sequence[str]) -> None:
+    if sys.stdin.buffer.read() != _CLEAN_EXIT:
         subprocess.run(command)
 
 
-def guard(pid: int, every: float = 0.5, patience: float = 9.0) -> None:
-    """Wait until process `pid` has ended, then end those of its descendants, seen while it lived, that still run.
+def guard(pid: int, interval: float = 0.5, timeout: float = 9.0) -> None:
+    """Wait for process `pid` to end, then terminate those of its descendants, polled while it ran, that still
+    run.
 
-    They are asked first, and killed after `patience` seconds: training saves a checkpoint meanwhile.
+    They get SIGTERM, and SIGKILL after `timeout` seconds; meanwhile training saves a checkpoint.
     """
     import psutil
 
@@ -144,17 +147,17 @@ def guard(pid: int, every: float = 0.5, patience: float = 9.0) -> None:
         watched = psutil.Process(pid)
         while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
             descendants = [p for p in watched.children(recursive=True) if p.pid != os.getpid()] or descendants
-            time.sleep(every)
+            time.sleep(interval)
     for process in descendants:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    for process in psutil.wait_procs(descendants, timeout=patience)[1]:
+    for process in psutil.wait_procs(descendants, timeout=timeout)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "at-death":
-        _wait_for_death(sys.argv[2:])
+    if sys.argv[1] == "on-parent-exit":
+        _run_on_unclean_exit(sys.argv[2:])
     else:
         guard(int(sys.argv[1]))

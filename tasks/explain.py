@@ -1,9 +1,10 @@
-"""Look into the trained network: heat maps of hits and errors, confused findings, geometry of the classifier.
+"""Explain the trained network: heat maps of hits and errors, confused findings, geometry of the classifier.
 
     python -m tasks.explain
 
-Writes gallery/ (gallery.json and small pictures; with explain.show_images false, no picture), confusion.csv (which findings
-are taken for which) and geometry.json (directions of the classifier, class means). Uses a GPU if there is one.
+Writes gallery/ (gallery.json and thumbnails; no thumbnails if explain.show_images is false), confusion.csv
+(pairs of confused findings) and geometry.json (directions of the classifier, class means). Uses a GPU if
+available.
 """
 
 from pathlib import Path
@@ -14,10 +15,11 @@ from tasks import step
 
 
 def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
-    """Explain the network in `models` on the images in `prepared` and write what was found into `out`.
+    """Explain the network in `models` on the images in `prepared` and write the results to `out`.
 
     Raises:
-        UserError: network, logits and images do not belong together, or the network does not allow the method.
+        UserError: network, logits and images do not belong together, or the network does not support the
+            method.
     """
     import pandas as pd
     import torch
@@ -36,24 +38,24 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     config = params.explain
     torch.set_num_threads(config.threads)
     dataset = open_dataset(prepared)
-    network, facts = load_model(models)
+    network, metadata = load_model(models)
     for name in ("findings", "size", "phantom"):
-        if facts[name] != dataset.metadata[name]:
+        if metadata[name] != dataset.metadata[name]:
             raise UserError(
-                f"{models / 'model.json'} and {prepared / 'dataset.json'} differ in `{name}` ({facts[name]} and "
+                f"{models / 'model.json'} and {prepared / 'dataset.json'} differ in `{name}` ({metadata[name]} and "
                 f"{dataset.metadata[name]}): the network was trained on other images. Train again."
             )
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = pd.read_parquet(models / "logits" / "test.parquet")
     studies, logits = unsealed(read_studies(prepared), params.evaluate.sealed, logits)
     rows, scores = align(studies, logits, "test")
-    data = "phantom" if facts["phantom"] else "images"
+    data = "phantom" if metadata["phantom"] else "images"
     with atomic_directory(out) as draft:
-        # A folder of the draft replaces the older one whole, so that no picture of an earlier run stays.
+        # The folder is replaced as a whole, so that no pictures of an earlier run remain.
         (draft / "gallery").mkdir()
         selections = select(rows, scores, config.per_kind)
-        write_gallery(draft / "gallery", network, facts, dataset, selections, config)
-        write_json(draft / "geometry.json", geometry(network, facts, dataset, config.geometry_images))
+        write_gallery(draft / "gallery", network, metadata, dataset, selections, config)
+        write_json(draft / "geometry.json", geometry(network, metadata, dataset, config.geometry_images))
         table = confusion(rows, scores, config.confused).assign(data=data)
         table.to_csv(draft / "confusion.csv", index=False, lineterminator="\n")
 

@@ -16,7 +16,7 @@ from ral import runs
 from ral.errors import DISK_ERRORS, REMEDIES, Kind, UserError, explain_os_error, plain
 from ral.files import write_json
 from ral.log import configure
-from ral.processes import die_with_parent, ignore_requests_to_end, on_request_to_end
+from ral.processes import die_with_parent, ignore_termination_signals, on_termination_signal
 
 
 def parse(
@@ -52,7 +52,7 @@ def main(name: str, step: Callable[[], None], record: bool = True) -> None:
         # Training waits in Python, so it hears a signal at once and can save; other steps may be deep in a library.
         die_with_parent(signal.SIGTERM if name == "train" else signal.SIGKILL)
         runs.share_with_siblings()  # the stages of one `dvc repro` are one run
-    on_request_to_end(_asked_to_end)
+    on_termination_signal(_asked_to_end)
     configure()
     try:
         with _recorded(name) if record else contextlib.nullcontext():
@@ -71,7 +71,7 @@ def main(name: str, step: Callable[[], None], record: bool = True) -> None:
 
 def _asked_to_end(number: int, frame: object) -> None:
     """Leave by an exception, so that drafts are removed and the record is closed; asking twice changes nothing."""
-    ignore_requests_to_end()
+    ignore_termination_signals()
     sys.exit(128 + number)
 
 

@@ -1,12 +1,12 @@
-"""Train the network on the prepared images, with DeepSpeed: one process per GPU, or one on the CPU.
+"""Train the network on the prepared images with DeepSpeed: one process per GPU, or one on the CPU.
 
     python -m tasks.train
-    python -m tasks.train --dry-run      # shows the exact script, commands or manifest, and starts nothing
+    python -m tasks.train --dry-run      # prints the exact script, commands or manifest, and starts nothing
 
-Writes model.safetensors and model.json, weights/ (as trained, and averaged), history.csv, validation.json (the figures
-to choose by), and raw logits of validation and test. What is started, once per process, is
-`python -m ral.training runs/<id>/train.json`; where and how, ral.toml says (docs/launching.md). Interrupted, the same
-command goes on from the newest checkpoint in state_dir.
+Writes model.safetensors and model.json, weights/ (as trained, and EMA), history.csv, validation.json (the
+metrics for model selection), and raw logits of validation and test. Each rank runs
+`python -m ral.training runs/<id>/train.json`; ral.toml configures where and how (docs/launching.md). After an
+interruption, the same command resumes from the newest checkpoint in state_dir.
 """
 
 import os
@@ -19,17 +19,17 @@ from tasks import step
 
 
 def run(params: TrainParams, environment: Environment, prepared: Path, out: Path) -> None:
-    """Train on the data in `prepared` and write the model and its logits into `out`.
+    """Train on the data in `prepared` and write the model and its logits to `out`.
 
     Raises:
-        UserError: a parameter does not fit the data or the machine, or a training process failed.
+        UserError: a parameter does not fit the data or the machine, or a rank failed.
     """
     from ral import runs
     from ral.files import atomic_directory, read_json, write_json
     from ral.launch import launch
     from ral.launch.base import read_failure
 
-    read_json(prepared / "dataset.json")  # says here, not from a child, that preprocess has not run
+    read_json(prepared / "dataset.json")  # fail early if preprocess has not run
     folder = runs.folder().resolve()
     with atomic_directory(out) as draft:
         spec = folder / "train.json"
@@ -50,8 +50,8 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
         try:
             launch(spec, environment.training, folder)
         except (KeyboardInterrupt, SystemExit) as end:
-            if (word := read_failure(folder / "rank_failure.json")) is not None:
-                end.add_note(str(word))  # whether a checkpoint was saved
+            if (failure := read_failure(folder / "rank_failure.json")) is not None:
+                end.add_note(str(failure))  # whether a checkpoint was saved
             raise
 
 
@@ -59,7 +59,7 @@ def show(environment: Environment) -> None:
     """Print what `run` would start; nothing is started or written.
 
     Raises:
-        UserError: something that the launcher needs is missing.
+        UserError: a setting that the launcher needs is missing.
     """
     from ral import runs
     from ral.launch import dry_run

@@ -1,4 +1,4 @@
-"""A folder is written whole or not at all, and by one run at a time."""
+"""Atomic writes of files and directories, by one run at a time."""
 
 import contextlib
 import multiprocessing
@@ -75,20 +75,20 @@ with getattr(files, sys.argv[1])(Path(sys.argv[2])) as draft:
 
 @pytest.mark.parametrize("write", [atomic_write, private_file])
 def test_temporary_file_of_a_killed_writer_is_removed(tmp_path: Path, write) -> None:
-    """By the next one who writes that file; others' files stay, and so does what is being written."""
+    """The next writer of that file removes it; other files, and files being written, stay."""
     for name in ("out.json", "out"):
         command = [sys.executable, "-c", FILE_WRITER, write.__name__, str(tmp_path / name)]
         subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    (left_of_json,), (left,) = list(tmp_path.glob(".out.json.*")), list(tmp_path.glob(".out.????????"))
+    (stale_json,), (stale,) = list(tmp_path.glob(".out.json.*")), list(tmp_path.glob(".out.????????"))
     for name in (".out.json.0123456g", ".out.1.01234567", "out.01234567"):
-        (tmp_path / name).write_text("kept")
+        (tmp_path / name).write_text("other")
     with write(tmp_path / "out") as first, write(tmp_path / "out") as second:
         assert first.exists()
-        assert not left.exists()
-        assert left_of_json.exists()
+        assert not stale.exists()
+        assert stale_json.exists()
         first.write_text("first")
         second.write_text("second")
-    names = [".out.1.01234567", ".out.json.0123456g", left_of_json.name, "out", "out.01234567"]
+    names = [".out.1.01234567", ".out.json.0123456g", stale_json.name, "out", "out.01234567"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     assert (tmp_path / "out").read_text() == "first"
 
@@ -111,7 +111,7 @@ def test_writers_of_one_file_never_take_each_other_for_killed(tmp_path: Path) ->
 
 
 def test_the_same_process_id_again_is_no_other_run(tmp_path: Path) -> None:
-    """In a container each run has the process ids of the one before, which was killed."""
+    """In a container each run has the same process ids as the killed one before it."""
     if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode:
         pytest.skip("no process id namespace can be made here")
     write = "import sys; from pathlib import Path; from ral.files import atomic_directory\n"
@@ -139,8 +139,8 @@ def test_the_same_process_id_again_is_no_other_run(tmp_path: Path) -> None:
 
 
 def test_neighbours_with_a_longer_name_are_left_alone(tmp_path: Path) -> None:
-    with atomic_directory(tmp_path / "out.b") as other, atomic_directory(tmp_path / "out") as draft:
-        (other / "a").write_text("b")
+    with atomic_directory(tmp_path / "out.b") as neighbour, atomic_directory(tmp_path / "out") as draft:
+        (neighbour / "a").write_text("b")
         (draft / "a").write_text("a")
     assert (tmp_path / "out.b/a").read_text() == "b"
 

@@ -1,4 +1,4 @@
-"""Processes that are asked to end get the time to do so, and then are killed, whoever started them."""
+"""Process groups get time to shut down after SIGTERM and are then killed."""
 
 import os
 import subprocess
@@ -10,9 +10,9 @@ import pytest
 from conftest import processes_in
 
 from ral.launch.base import free_port
-from ral.processes import end_group
+from ral.processes import terminate_group
 
-# The leader ends at once when asked, as DVC does; its child takes its time.
+# On SIGTERM the leader exits at once, as DVC does; its child needs longer.
 LEADER = """
 import signal, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
@@ -44,7 +44,7 @@ def start(folder: Path, child: str, wait_until) -> subprocess.Popen:
 
 
 def test_a_child_may_save_though_its_leader_has_left(tmp_path: Path, wait_until) -> None:
-    end_group(start(tmp_path, SAVES, wait_until), 600)
+    terminate_group(start(tmp_path, SAVES, wait_until), 600)
     assert (tmp_path / "saved").exists()
     assert not processes_in(tmp_path)
 
@@ -57,7 +57,7 @@ def test_what_a_killed_process_left_may_save_as_well(tmp_path: Path, wait_until)
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     owner = subprocess.Popen([sys.executable, "-c", code, SAVES], cwd=tmp_path, env=env)
     wait_until((tmp_path / "ready").exists)
-    time.sleep(1)  # the guard looks round twice a second
+    time.sleep(1)  # the guard polls twice a second
     owner.kill()
     owner.wait()
     wait_until(lambda: not any("saved" in line for line in processes_in(tmp_path)))
@@ -65,17 +65,17 @@ def test_what_a_killed_process_left_may_save_as_well(tmp_path: Path, wait_until)
 
 
 def test_who_does_not_leave_is_killed(tmp_path: Path, wait_until) -> None:
-    end_group(start(tmp_path, DEAF, wait_until), 1)
+    terminate_group(start(tmp_path, DEAF, wait_until), 1)
     wait_until(lambda: not processes_in(tmp_path))
 
 
-# Rank 1 ends while a thread of gloo waits for the interpreter, to drop the tensor of an exchange that is done. Without
-# `leave` it ends with SIGABRT.
+# Rank 1 exits while a gloo thread waits for the interpreter, to release the tensor of a finished collective.
+# Without `exit_now` it ends with SIGABRT.
 RANK = """
 import sys, time
 import torch
 import torch.distributed as dist
-from ral.processes import leave
+from ral.processes import exit_now
 rank, port = int(sys.argv[1]), int(sys.argv[2])
 store = dist.TCPStore("127.0.0.1", port, 2, rank == 0)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -98,11 +98,11 @@ print("done")
 """
 
 
-@pytest.mark.parametrize(("end", "code"), [("leave(0)", 0), ("leave(3)", 3)])
+@pytest.mark.parametrize(("end", "code"), [("exit_now(0)", 0), ("exit_now(3)", 3)])
 def test_a_rank_leaves_although_threads_of_gloo_are_not_done(end: str, code: int) -> None:
     port = str(free_port())
     command = [sys.executable, "-c", RANK.replace("{end}", end)]
-    with subprocess.Popen([*command, "0", port], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as other:
+    with subprocess.Popen([*command, "0", port], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as peer:
         rank = subprocess.run([*command, "1", port], capture_output=True, text=True, timeout=120)
-        other.communicate(b"")
+        peer.communicate(b"")
     assert (rank.returncode, rank.stdout) == (code, "done\n"), rank.stderr

@@ -17,7 +17,7 @@ from ral.data.prepare import prepare
 from ral.files import write_json
 from ral.launch import launch
 
-# Layer norm keeps images of a batch apart, so that sharing the batch out changes nothing but rounding.
+# With layer norm images of a batch do not interact, so splitting the batch changes only rounding.
 SEPARABLE = ModelConfig(backbone="test_convnext")
 BATCH_NORM = ModelConfig(backbone="test_resnet")
 
@@ -52,7 +52,7 @@ def params(model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any) ->
 
 
 def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 10.0, keep: int = 2) -> Path:
-    """Write what a process reads; state_dir lies beside `out`, so that another try with the same `out` goes on."""
+    """Write the specification of the ranks; state_dir is beside `out`, so that another run with the same `out` resumes."""
     out.mkdir(exist_ok=True)
     spec = out / "spec.json"
     write_json(
@@ -77,7 +77,7 @@ def train(
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Bytes of everything that a training gives."""
+    """Bytes of all outputs of a training."""
     return {name: (folder / name).read_bytes() for name in OUTPUTS}
 
 

@@ -25,7 +25,7 @@ class Dataset:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The findings to learn, in the order of the model outputs."""
+        """The findings to learn, in the order of the model's outputs."""
         return tuple(self.metadata["findings"])
 
     def rows(self, split: str) -> np.ndarray:

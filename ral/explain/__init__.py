@@ -1,1 +1,1 @@
-"""What a trained network looked at, which images it got wrong, and the geometry of its classifier."""
+"""Explanations: heat maps, the most informative hits and errors, and the geometry of the classifier."""

@@ -1,4 +1,4 @@
-"""The network in two halves: from images to the backbone's last map, and from the map to logits."""
+"""The network split in two: images to the backbone's last feature map, and feature map to logits."""
 
 from torch import Tensor
 
@@ -7,25 +7,25 @@ from ral.models import Network, positions
 
 
 class NoMapError(UserError):
-    """The backbone has no last feature map that could be looked at."""
+    """The backbone has no usable last feature map."""
 
 
 def feature_map(network: Network, images: Tensor) -> Tensor:
-    """The backbone's last map before pooling, in the backbone's own layout.
+    """The backbone's last feature map before pooling, in the backbone's own layout.
 
     Args:
         network: in eval mode.
         images: normalised, float32 [images, 1, height, width].
 
     Raises:
-        NoMapError: the backbone has no such map, or several.
+        NoMapError: the backbone has no such feature map, or several.
     """
     if network.channels > 1:
         images = images.expand(-1, network.channels, -1, -1)
     backbone = network.backbone
     name = type(backbone).__name__
     if not (hasattr(backbone, "forward_features") and hasattr(backbone, "forward_head")):
-        raise NoMapError(f"explain: {name} has no feature map to look at. Use another model.backbone.")
+        raise NoMapError(f"explain: {name} has no feature map. Use another model.backbone.")
     features = backbone.forward_features(images)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         raise NoMapError(f"explain: {name} has more than one last feature map. Use another model.backbone.")
@@ -33,23 +33,23 @@ def feature_map(network: Network, images: Tensor) -> Tensor:
 
 
 def logits_of(network: Network, features: Tensor) -> Tensor:
-    """Raw logits [images, findings] from what `feature_map` gave."""
-    answer = network.backbone.forward_head(features)
-    return answer if network.head is None else network.head(positions(network.backbone, answer))
+    """Raw logits [images, findings] from the output of `feature_map`."""
+    output = network.backbone.forward_head(features)
+    return output if network.head is None else network.head(positions(network.backbone, output))
 
 
 def pooled(network: Network, features: Tensor) -> Tensor:
-    """One vector per image [images, width]: what a linear classifier reads; for other heads, the map's mean."""
+    """One vector per image [images, width]: the input of a linear classifier; for other heads, the mean over positions."""
     if network.head is None:
         return network.backbone.forward_head(features, pre_logits=True)
     return positions(network.backbone, network.backbone.forward_head(features)).mean(dim=1)
 
 
 def grid(network: Network, features: Tensor) -> tuple[int, int]:
-    """Height and width of a map, in positions.
+    """Height and width of a feature map, in positions.
 
     Raises:
-        NoMapError: the positions are no grid.
+        NoMapError: the positions do not form a grid.
     """
     if features.ndim == 4:
         channels_last = getattr(network.backbone, "output_fmt", "NCHW") == "NHWC"
@@ -61,7 +61,7 @@ def grid(network: Network, features: Tensor) -> tuple[int, int]:
         side = (round(count**0.5),) * 2  # images are square
     if side[0] * side[1] != count:
         raise NoMapError(
-            f"explain: the {count} positions of {type(network.backbone).__name__} are no grid. "
+            f"explain: the {count} positions of {type(network.backbone).__name__} do not form a grid. "
             "Use another model.backbone."
         )
     return int(side[0]), int(side[1])

@@ -1,9 +1,10 @@
-"""Directions of the classifier and class means of the features, ordered by prevalence: a diagnostic of the long tail.
+"""Directions of the classifier and class means of the features, ordered by prevalence: a diagnostic of the
+long tail.
 
-A network trained to the end pulls a class's features together and its class means apart (neural collapse: Papyan, Han
-and Donoho, PNAS 2020); under imbalance the directions of rare classes move towards each other, up to minority collapse
-(Fang et al., PNAS 2021). Images with several findings blur both, so the figures compare findings and trainings; they
-have no ideal value here.
+Late in training, the features of a class concentrate around their mean and class means move apart (neural
+collapse: Papyan, Han and Donoho, PNAS 2020). Under imbalance the directions of rare classes converge, up to
+minority collapse (Fang et al., PNAS 2021). Images with several findings blur both effects, so the metrics are
+for comparing findings and training runs; they have no ideal value here.
 """
 
 from typing import Any
@@ -22,38 +23,38 @@ from ral.models.heads import CSRA
 
 Array = NDArray[Any]
 
-# Images per pass.
+# Images per forward pass.
 BATCH = 128
 DECIMALS = 6
 
 
-def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: int) -> dict[str, Any]:
+def geometry(network: Network, metadata: dict[str, Any], dataset: Dataset, most: int) -> dict[str, Any]:
     """The content of geometry.json.
 
     Args:
-        network: in eval mode, on the device to compute on.
-        facts: model.json.
+        network: in eval mode, on the device of the computation.
+        metadata: content of model.json.
         dataset: the prepared data; only training images are used.
-        most: training images whose features are computed.
+        most: maximum number of training images whose features are computed.
     """
     labels = dataset.targets()
     train = dataset.rows("train")
-    whole, positive = sample(labels[train], most)
-    used = np.unique(np.concatenate([whole, *positive]))
-    place = {row: index for index, row in enumerate(used)}
-    about = {
+    overall, positive = sample(labels[train], most)
+    used = np.unique(np.concatenate([overall, *positive]))
+    feature_index = {row: index for index, row in enumerate(used)}
+    header = {
         "notice": NOTICE,
-        "data": "phantom" if facts["phantom"] or dataset.metadata["phantom"] else "images",
+        "data": "phantom" if metadata["phantom"] or dataset.metadata["phantom"] else "images",
     }
     try:
-        features = _features(network, facts, dataset, train[used])
+        features = _features(network, metadata, dataset, train[used])
     except NoMapError as error:
-        return about | {"not_available": str(error)}
-    groups = [features[[place[row] for row in rows]] for rows in positive]
-    means = class_means(groups, features[[place[row] for row in whole]].mean(axis=0))
-    weights, why = class_vectors(network, len(dataset.findings))
+        return header | {"not_available": str(error)}
+    groups = [features[[feature_index[row] for row in rows]] for rows in positive]
+    means = class_means(groups, features[[feature_index[row] for row in overall]].mean(axis=0))
+    weights, unavailable_reason = class_vectors(network, len(dataset.findings))
     if weights is not None and weights.shape[1] != features.shape[1]:
-        weights, why = None, "the classifier does not read the pooled features alone"
+        weights, unavailable_reason = None, "the classifier does not read the pooled features alone"
     known = (~np.isnan(labels[train])).sum(axis=0)
     counts = np.nansum(labels[train], axis=0)
     prevalence = counts / np.maximum(known, 1)
@@ -71,21 +72,23 @@ def geometry(network: Network, facts: dict[str, Any], dataset: Dataset, most: in
             finding["weight_norm"] = _round(np.linalg.norm(weights[index]))
             finding["alignment"] = _round(cosines(np.stack([weights[index], means[index]]))[0, 1])
         findings.append(finding)
-    return about | {
+    return header | {
         "images": len(used),
         "width": features.shape[1],
         "findings": findings,
         "class_means": similarity(means[order]),
-        "classifier": {"not_available": why} if weights is None else similarity(weights[order]),
+        "classifier": {"not_available": unavailable_reason}
+        if weights is None
+        else similarity(weights[order]),
     }
 
 
 def sample(labels: Array, most: int) -> tuple[Array, list[Array]]:
-    """Rows to compute features of: evenly spaced ones of all images, and for each finding evenly spaced positives.
+    """Rows to compute features for: evenly spaced images, and for each finding evenly spaced positives.
 
     Args:
         labels: [images, findings], 1, 0 or NaN.
-        most: how many images in all; half for all images, half shared out to the findings.
+        most: maximum number of rows; half for all images, half split among the findings.
     """
     images, findings = labels.shape
     share = max(most // 2 // findings, 1)
@@ -94,22 +97,22 @@ def sample(labels: Array, most: int) -> tuple[Array, list[Array]]:
 
 
 def class_means(groups: list[Array], centre: Array) -> Array:
-    """Mean feature of each finding's images, from the mean of all images: [findings, width], NaN without an image."""
+    """Mean feature of each finding's images, relative to the mean of all images: [findings, width], NaN without images."""
     return np.stack(
         [group.mean(axis=0) - centre if len(group) else np.full_like(centre, np.nan) for group in groups]
     )
 
 
 def spread(group: Array, mean: Array) -> dict[str, float | None]:
-    """How far a finding's images lie from their mean, and that mean from the mean of all images (squared lengths).
+    """Squared distances of a finding's images to their mean, and of that mean to the mean of all images.
 
-    `between` is less the within / n by which a mean of n images misses the true one, so that few images do not look
-    like a mean far away; about 0 or below it, the mean cannot be told from that of all images. `variability` is
-    within / between (NC1 of one class): small is collapsed.
+    `between` is corrected by within / n, the expected squared error of a mean of n images; otherwise the
+    means of few images would look distant. At or below about 0, the mean is indistinguishable from that of
+    all images. `variability` is within / between (NC1 of one class): small means collapsed.
 
     Args:
         group: features of the finding's images, [images, width].
-        mean: their mean, from the mean of all images.
+        mean: their mean, relative to the mean of all images.
     """
     if len(group) < 2:
         return {"within": None, "between": None, "variability": None}
@@ -120,13 +123,13 @@ def spread(group: Array, mean: Array) -> dict[str, float | None]:
 
 
 def class_vectors(network: Network, findings: int) -> tuple[Array | None, str | None]:
-    """The classifier's weight vector of each finding [findings, width]; or None and why there is none.
+    """The classifier's weight vector of each finding [findings, width]; or None and the reason.
 
-    CSRA with several attention heads has one per head; they are added, as their scores are.
+    With several attention heads, CSRA has one per head; they are summed, like their scores.
     """
     part = classifier(network)
     if isinstance(part, CSRA):
-        return _numpy(part.weight).reshape(len(part.sharpness), findings, -1).sum(axis=0), None
+        return _numpy(part.weight).reshape(len(part.temperatures), findings, -1).sum(axis=0), None
     weight = part.weight if isinstance(part, nn.Linear | nn.Conv2d) else None
     if weight is not None and weight.numel() == len(weight) * weight.shape[1] and len(weight) == findings:
         return _numpy(weight).reshape(findings, -1), None
@@ -134,24 +137,24 @@ def class_vectors(network: Network, findings: int) -> tuple[Array | None, str | 
 
 
 def cosines(vectors: Array) -> Array:
-    """Cosine similarity of each pair of rows; NaN where a row is NaN or 0. Means of few images are drawn towards 0."""
+    """Cosine similarity of each pair of rows; NaN where a row is NaN or 0. Noise in means of few images biases it towards 0."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0, lengths, np.nan)
     return unit @ unit.T
 
 
 def similarity(vectors: Array) -> dict[str, Any]:
-    """Cosines of vectors that are ordered by prevalence: the matrix, and its means within and between two halves.
+    """Cosines of vectors ordered by prevalence: the matrix, and its means within and between its two halves.
 
-    common is the more frequent half of the findings (the larger one if they are odd), rare the other.
+    `common` is the more frequent half of the findings (with the middle one), `rare` the other.
     """
     matrix = cosines(vectors)
     half = -(-len(vectors) // 2)
-    off = np.where(np.eye(len(vectors), dtype=bool), np.nan, matrix)
+    off_diagonal = np.where(np.eye(len(vectors), dtype=bool), np.nan, matrix)
     parts = {
-        "common": off[:half, :half],
-        "rare": off[half:, half:],
-        "common_to_rare": off[:half, half:],
+        "common": off_diagonal[:half, :half],
+        "rare": off_diagonal[half:, half:],
+        "common_to_rare": off_diagonal[:half, half:],
     }
     means = {
         name: _round(part[~np.isnan(part)].mean()) if (~np.isnan(part)).any() else None
@@ -160,14 +163,14 @@ def similarity(vectors: Array) -> dict[str, Any]:
     return {"cosines": [[_round(value) for value in row] for row in matrix], "mean_cosine": means}
 
 
-def _features(network: Network, facts: dict[str, Any], dataset: Dataset, rows: Array) -> Array:
+def _features(network: Network, metadata: dict[str, Any], dataset: Dataset, rows: Array) -> Array:
     """Pooled features of images, float64 [rows, width]."""
     device = next(network.parameters()).device
     parts = []
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             pixels = torch.from_numpy(dataset.gather(rows[start : start + BATCH])).to(device)
-            parts.append(_numpy(pooled(network, feature_map(network, normalised(pixels, facts)))))
+            parts.append(_numpy(pooled(network, feature_map(network, normalised(pixels, metadata)))))
     return np.concatenate(parts)
 
 

@@ -15,23 +15,24 @@ Method = Literal["grad_cam", "rollout"]
 
 
 def grad_cam(network: Network, images: Tensor, finding: int) -> Tensor:
-    """Where the backbone's last map raises the logit of a finding (Selvaraju et al., ICCV 2017, equations 1 and 2).
+    """Regions of the backbone's last feature map that increase the logit of a finding (Selvaraju et al., ICCV
+    2017, equations 1 and 2).
 
     α_k is the mean over the positions of ∂logit/∂A_k, and the map is ReLU(Σ_k α_k A_k).
 
     Args:
-        network: in eval mode; its weights get no gradient.
+        network: in eval mode; no gradients of its weights are computed.
         images: normalised, float32 [images, 1, height, width].
-        finding: number of the output.
+        finding: index of the output.
 
     Returns:
-        Float32 [images, rows, columns] of the map, not negative, in units of the logit.
+        Non-negative float32 [images, rows, columns], in units of the logit.
     """
     with torch.no_grad():
         features = feature_map(network, images)
     with torch.enable_grad():
         features = features.detach().requires_grad_()
-        # A copy, since some classifiers work in place. Images do not touch each other in eval mode.
+        # Clone, because some classifiers work in place. In eval mode, images do not affect each other.
         logit = logits_of(network, features.clone())[:, finding].sum()
         (gradient,) = torch.autograd.grad(logit, features)
     values = positions(network.backbone, features.detach())
@@ -40,88 +41,90 @@ def grad_cam(network: Network, images: Tensor, finding: int) -> Tensor:
 
 
 def rollout(network: Network, images: Tensor) -> Tensor:
-    """Which positions reach the output through the attention of all layers; the same for every finding.
+    """How much each position contributes to the output through the attention of all layers; equal for all
+    findings.
 
-    The output reads the class token (with a second one for distillation) or the mean of the patches; the rows of
-    `roll_out` of what it reads are averaged.
+    The output is computed from the class token (and the distillation token, if any) or the mean of the
+    patches; the rows of `roll_out` for these tokens are averaged.
 
     Returns:
-        Float32 [images, rows, columns] of the patches, in shares of the whole.
+        Float32 [images, rows, columns]: share of each patch.
 
     Raises:
-        NoMapError: the network has no such attention.
+        NoMapError: the network has no global attention.
     """
     with torch.no_grad(), recorded_attention(network.backbone) as attentions:
         features = feature_map(network, images)
-    if not _global(attentions, features):
+    if not _is_global(attentions, features):
         raise NoMapError(
-            f"explain.method: rollout needs layers in which all tokens attend to each other; "
-            f"{type(network.backbone).__name__} has others. Use auto or grad_cam."
+            f"explain.method: rollout needs global attention (all tokens attend to each other) in every layer, which "
+            f"{type(network.backbone).__name__} does not have. Use auto or grad_cam."
         )
     prefix = getattr(network.backbone, "num_prefix_tokens", 0)
-    reached = roll_out(attentions)
-    if not reads_token(network):
-        read = reached[:, prefix:]
+    contributions = roll_out(attentions)
+    if not uses_class_token(network):
+        output_rows = contributions[:, prefix:]
     else:
-        read = reached[:, : 2 if hasattr(network.backbone, "head_dist") else 1]
-    return read.mean(dim=1)[:, prefix:].unflatten(1, grid(network, features))
+        output_rows = contributions[:, : 2 if hasattr(network.backbone, "head_dist") else 1]
+    return output_rows.mean(dim=1)[:, prefix:].unflatten(1, grid(network, features))
 
 
 def roll_out(attentions: Sequence[Tensor]) -> Tensor:
-    """Attention rollout (Abnar and Zuidema, ACL 2020): the product over layers of ½ A + ½ I, A the mean over heads.
+    """Attention rollout (Abnar and Zuidema, ACL 2020): the product over layers of ½ A + ½ I, A the mean over
+    heads.
 
-    The half stands for the residual connection.
+    The identity accounts for the residual connection.
 
     Args:
         attentions: per layer from the first, [images, heads, tokens, tokens]; rows sum to 1.
 
     Returns:
-        [images, tokens, tokens]; row i is how much each input token reaches token i. Rows sum to 1.
+        [images, tokens, tokens]; row i is the contribution of each input token to token i. Rows sum to 1.
     """
-    one = torch.eye(attentions[0].shape[-1], device=attentions[0].device, dtype=attentions[0].dtype)
-    reached = one.expand(len(attentions[0]), -1, -1)
+    identity = torch.eye(attentions[0].shape[-1], device=attentions[0].device, dtype=attentions[0].dtype)
+    contributions = identity.expand(len(attentions[0]), -1, -1)
     for attention in attentions:
-        reached = (attention.mean(dim=1) + one) / 2 @ reached
-    return reached
+        contributions = (attention.mean(dim=1) + identity) / 2 @ contributions
+    return contributions
 
 
 def choose_method(
-    network: Network, wanted: Literal["auto", "grad_cam", "rollout"], image: Tensor
+    network: Network, requested: Literal["auto", "grad_cam", "rollout"], image: Tensor
 ) -> tuple[Method | None, str | None]:
-    """The method for a network: `wanted`, or for auto the one that it allows, rollout first.
+    """Choose the method: `requested`, or for auto one that the network supports, preferring rollout.
 
     Args:
         network: in eval mode.
-        wanted: the parameter explain.method.
+        requested: the parameter explain.method.
         image: any image, [1, 1, height, width].
 
     Returns:
-        The method and None; for auto, where the network allows neither, None and why.
+        The method and None; for auto, if the network supports neither, None and the reason.
 
     Raises:
-        NoMapError: the network does not allow the method that was asked for.
+        NoMapError: the network does not support the requested method.
     """
     try:
         with torch.no_grad(), recorded_attention(network.backbone) as attentions:
             features = feature_map(network, image)
         grid(network, features)
-        if wanted == "rollout" or (wanted == "auto" and _global(attentions, features)):
+        if requested == "rollout" or (requested == "auto" and _is_global(attentions, features)):
             rollout(network, image)
             return "rollout", None
-        if features.ndim == 3 and reads_token(network):
+        if features.ndim == 3 and uses_class_token(network):
             raise NoMapError(
-                f"explain.method: grad_cam sees nothing in {type(network.backbone).__name__}, whose output reads the "
-                "class token and not the patches. Use auto, or another model.head."
+                f"explain.method: grad_cam is not possible with {type(network.backbone).__name__}, whose output depends on "
+                "the class token and not on the patches. Use auto, or another model.head."
             )
     except NoMapError as error:
-        if wanted != "auto":
+        if requested != "auto":
             raise
         return None, str(error)
     return "grad_cam", None
 
 
-def reads_token(network: Network) -> bool:
-    """Whether the output reads a class token instead of the patches."""
+def uses_class_token(network: Network) -> bool:
+    """Whether the output is computed from a class token instead of the patches."""
     return (
         network.head is None
         and getattr(network.backbone, "num_prefix_tokens", 0) > 0
@@ -130,9 +133,10 @@ def reads_token(network: Network) -> bool:
 
 
 def enlarge(maps: Tensor, size: int) -> Tensor:
-    """Maps [images, rows, columns] as [images, size, size]: bilinear, then by each one's maximum to 0..1.
+    """Upsample maps [images, rows, columns] bilinearly to [images, size, size], and scale each to a maximum
+    of 1.
 
-    A map that is 0 everywhere stays so.
+    Maps that are 0 everywhere are left at 0.
     """
     large = functional.interpolate(maps.unsqueeze(1), size=(size, size), mode="bilinear", align_corners=False)
     large = large.squeeze(1)
@@ -142,25 +146,25 @@ def enlarge(maps: Tensor, size: int) -> Tensor:
 
 @contextmanager
 def recorded_attention(backbone: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect each layer's attention [images, heads, tokens, tokens] while the block runs the backbone.
+    """Record each layer's attention [images, heads, tokens, tokens] when the backbone runs inside the block.
 
-    timm's layers compute it explicitly when their `fused_attn` is off, and hand it to `attn_drop`.
+    With `fused_attn` off, timm's layers compute it explicitly and pass it to `attn_drop`.
     """
     layers = [
         module
         for module in backbone.modules()
         if hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module)
     ]
-    found: list[Tensor] = []
+    attentions: list[Tensor] = []
     fused = [layer.fused_attn for layer in layers]
     handles = [
-        layer.attn_drop.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach()))  # type: ignore[union-attr]
+        layer.attn_drop.register_forward_pre_hook(lambda _, inputs: attentions.append(inputs[0].detach()))  # type: ignore[union-attr]
         for layer in layers
     ]
     try:
         for layer in layers:
             layer.fused_attn = False  # type: ignore[assignment]
-        yield found
+        yield attentions
     finally:
         for layer, was in zip(layers, fused, strict=True):
             layer.fused_attn = was
@@ -168,8 +172,8 @@ def recorded_attention(backbone: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _global(attentions: list[Tensor], features: Tensor) -> bool:
-    """Whether every layer attends over all the tokens that the backbone gives."""
+def _is_global(attentions: list[Tensor], features: Tensor) -> bool:
+    """Whether every layer attends over all tokens of the backbone's output."""
     if features.ndim != 3 or not attentions:
         return False
     tokens = features.shape[1]

@@ -1,4 +1,4 @@
-"""The images worth a look, per finding: most confident hits, most confident false positives, worst misses."""
+"""Selection of images per finding: most confident hits, most confident false positives, worst misses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,45 +11,46 @@ KINDS = ("hits", "false_positives", "misses")
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """An image chosen for a finding."""
+class SelectedImage:
+    """An image selected for a finding."""
 
     image_id: str
     logit: float
     """Raw logit of the finding."""
     rank: int
-    """Its place among the images whose label is known, from 1 for the highest logit; ties by image id."""
+    """Rank among the images with a known label, 1 for the highest logit; ties by image id."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The images chosen for a finding, and among how many."""
+    """The images selected for a finding, and the number of candidates."""
 
     finding: str
     positives: int
     negatives: int
     unknown: int
-    hits: tuple[Chosen, ...]
-    """Positive images from the highest logit down."""
-    false_positives: tuple[Chosen, ...]
-    """Negative images from the highest logit down."""
-    misses: tuple[Chosen, ...]
-    """Positive images from the lowest logit up; none of them is among the hits."""
+    hits: tuple[SelectedImage, ...]
+    """Positive images, by descending logit."""
+    false_positives: tuple[SelectedImage, ...]
+    """Negative images, by descending logit."""
+    misses: tuple[SelectedImage, ...]
+    """Positive images, by ascending logit; disjoint from the hits."""
     note: str | None
-    """Why a list is empty; None if none is."""
+    """Why a list is empty; None if all lists have images."""
 
 
 def select(studies: pd.DataFrame, logits: pd.DataFrame, per_kind: int) -> list[Selection]:
-    """Choose up to `per_kind` images of each kind for every finding, from ranks alone: no threshold is involved.
+    """Select up to `per_kind` images of each kind for every finding, by rank; no threshold is used.
 
-    Where a finding has fewer than twice that many positive images, the upper half of them (rounded up) can be hits and
-    the rest misses, so that no image is both. Images whose label is unknown are never chosen or ranked. A finding
-    without a positive image has no lists at all.
+    If a finding has fewer than twice that many positives, the upper half of them (rounded up) are hits and
+    the rest misses, so that no image is both. Images with an unknown label are neither selected nor ranked.
+    The lists of a finding without positives are empty.
 
     Args:
         studies: image_id, and 1, 0 or NaN per finding.
-        logits: a column of raw logits per finding; the same rows in the same order (`ral.evaluation.rows.align`).
-        per_kind: most images of a kind.
+        logits: a column of raw logits per finding; the same rows in the same order
+            (`ral.evaluation.rows.align`).
+        per_kind: maximum number of images of a kind.
     """
     ids = studies["image_id"].to_numpy(dtype=str)
     return [
@@ -65,13 +66,13 @@ def _select(
 ) -> Selection:
     known = np.flatnonzero(~np.isnan(labels))
     ranked = known[np.lexsort((ids[known], -logits[known]))]
-    places = {row: place for place, row in enumerate(ranked, start=1)}
+    ranks = {row: rank for rank, row in enumerate(ranked, start=1)}
     positive, negative = ranked[labels[ranked] == 1], ranked[labels[ranked] == 0]
     hits = min(per_kind, -(-len(positive) // 2))
     misses = min(per_kind, len(positive) - hits)
 
-    def chosen(rows: NDArray[Any]) -> tuple[Chosen, ...]:
-        return tuple(Chosen(str(ids[row]), float(logits[row]), places[row]) for row in rows)
+    def entries(rows: NDArray[Any]) -> tuple[SelectedImage, ...]:
+        return tuple(SelectedImage(str(ids[row]), float(logits[row]), ranks[row]) for row in rows)
 
     none = positive[:0]
     return Selection(
@@ -79,9 +80,9 @@ def _select(
         positives=len(positive),
         negatives=len(negative),
         unknown=len(labels) - len(known),
-        hits=chosen(positive[:hits]),
-        false_positives=chosen(negative[:per_kind] if len(positive) else none),
-        misses=chosen(positive[::-1][:misses]),
+        hits=entries(positive[:hits]),
+        false_positives=entries(negative[:per_kind] if len(positive) else none),
+        misses=entries(positive[::-1][:misses]),
         note=_note(len(positive), len(negative)),
     )
 

@@ -1,1 +1,1 @@
-"""Logits of images from a trained network: what training, explain and release share."""
+"""Inference: logits of images from a network, shared by training, explain and release."""

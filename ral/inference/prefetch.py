@@ -1,4 +1,4 @@
-"""Micro-batches ahead of time: a thread gathers pixels from the shards while the device works on earlier ones."""
+"""Prefetching: a thread gathers pixels from the shards while the device computes earlier micro-batches."""
 
 import queue
 import threading
@@ -13,33 +13,33 @@ from ral.data.dataset import Dataset
 
 Item = TypeVar("Item")
 
-# Micro-batches gathered ahead; each waits in memory.
+# Micro-batches held in memory ahead of the consumer.
 PREFETCH_DEPTH = 3
 
 
 class MicroBatch(NamedTuple):
-    """One forward and backward pass of one process."""
+    """The input of one forward and backward pass on one rank."""
 
     step: int
     """Optimizer step within the epoch, from 0."""
     last: bool
-    """Whether the optimizer step is taken after it."""
+    """Whether the optimizer steps after this micro-batch."""
     images: Tensor
     """uint8 [images, size, size]."""
     targets: Tensor
     """float32 [images, findings]; NaN where unknown."""
     maps: Tensor
-    """float32 [images, 2, 3]: the augmentation's affine maps."""
+    """float32 [images, 2, 3]: affine maps of the augmentation."""
     labels: float
-    """What the loss of the whole global batch is divided by."""
+    """Divisor of the loss, from the whole global batch."""
     share: float
-    """This micro-batch's images as a share of the global batch."""
+    """This micro-batch's share of the global batch's images."""
     seed: int
     """For dropout and stochastic depth."""
 
 
 def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:
-    """Pixels of arbitrary rows, uint8 [rows, size, size]; in pinned memory if asked, from where copies can overlap."""
+    """Pixels of arbitrary rows, uint8 [rows, size, size]; `pin` puts them in pinned memory for asynchronous copies."""
     if not pin:
         return torch.from_numpy(dataset.gather(rows))
     size = dataset.metadata["size"]
@@ -49,24 +49,24 @@ def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:
 
 
 def to_device(batches: Iterable[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
-    """Copy micro-batches to the device, on CUDA each while the one before it is computed."""
+    """Copy micro-batches to the device; on CUDA, each copy overlaps the computation of the previous one."""
     if device.type != "cuda":
         yield from batches
         return
     stream = torch.cuda.Stream(device)
-    ahead: tuple[MicroBatch, torch.cuda.Event] | None = None
+    pending: tuple[MicroBatch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
             copies = {name: getattr(batch, name).to(device, non_blocking=True) for name in _TENSORS}
-            arrived = stream.record_event()
-        if ahead is not None:
-            yield _arrived(*ahead)
-        ahead = batch._replace(**copies), arrived
-    if ahead is not None:
-        yield _arrived(*ahead)
+            copied = stream.record_event()
+        if pending is not None:
+            yield _wait_for_copy(*pending)
+        pending = batch._replace(**copies), copied
+    if pending is not None:
+        yield _wait_for_copy(*pending)
 
 
-def _arrived(batch: MicroBatch, event: torch.cuda.Event) -> MicroBatch:
+def _wait_for_copy(batch: MicroBatch, event: torch.cuda.Event) -> MicroBatch:
     current = torch.cuda.current_stream()
     current.wait_event(event)
     for name in _TENSORS:
@@ -78,17 +78,18 @@ _TENSORS = ("images", "targets", "maps")
 
 
 class Prefetcher(Generic[Item]):
-    """Runs an iterator in a thread, a few items ahead; use it as a context manager, which ends the thread.
+    """Runs an iterator in a thread, up to PREFETCH_DEPTH items ahead. A context manager; leaving it ends the
+    thread.
 
     Args:
-        source: makes the iterator; called in the thread.
+        source: returns the iterator; called in the thread.
     """
 
     def __init__(self, source: Callable[[], Iterator[Item]]) -> None:
         self._source = source
         self._items: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(PREFETCH_DEPTH)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
+        self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
 
     def __enter__(self) -> Iterator[Item]:
         self._thread.start()
@@ -113,7 +114,7 @@ class Prefetcher(Generic[Item]):
                 if not self._put((item, None)):
                     return
             self._put((None, None))
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the items are taken
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer
             self._put((None, error))
 
     def _put(self, entry: tuple[Item | None, BaseException | None]) -> bool:

@@ -1,4 +1,4 @@
-"""Logits of arbitrary images, each scored exactly once by one process, and the figures that choose the weights."""
+"""Scoring: logits of arbitrary images, each computed once on one rank, and the metrics used for model selection."""
 
 import copy
 from collections.abc import Iterator
@@ -13,21 +13,22 @@ from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import Prefetcher, gather
 
-# Images per forward pass; no gradient is kept, and results do not depend on it beyond rounding.
+# Images per forward pass. It affects results only by rounding.
 BATCH = 512
 
 
-def normalised(pixels: Tensor, facts: dict[str, Any]) -> Tensor:
-    """Images float32 [images, 1, size, size] from uint8 [images, size, size], by the training images' mean and deviation."""
-    # Converted first: torch's arithmetic between uint8 and float takes seven times as long on a CPU, for the same bits.
+def normalised(pixels: Tensor, metadata: dict[str, Any]) -> Tensor:
+    """uint8 [images, size, size] to float32 [images, 1, size, size], standardised by the training images' mean and SD."""
+    # Convert first: torch's mixed uint8 and float arithmetic is seven times slower on a CPU, with identical
+    # results.
     images = pixels.unsqueeze(1).to(torch.float32)
-    return images.sub_(facts["pixel_mean"]).div_(facts["pixel_deviation"])
+    return images.sub_(metadata["pixel_mean"]).div_(metadata["pixel_deviation"])
 
 
 def score_images(
     network: nn.Module,
     dataset: Dataset,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     rows: np.ndarray,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
@@ -35,12 +36,12 @@ def score_images(
     """Raw logits float32 [rows, findings] of images.
 
     Args:
-        network: in eval mode, on the device; its memory layout is changed.
+        network: in eval mode, on the device; its memory format is changed to channels_last.
         dataset: the prepared data.
-        facts: findings, and the mean and deviation of pixels, of the data that the network was trained on.
-        rows: of the dataset.
-        device: where to compute.
-        dtype: of the arithmetic (autocast).
+        metadata: findings and pixel mean and SD of the data that the network was trained on.
+        rows: row numbers in the dataset.
+        device: device of the computation.
+        dtype: autocast type; float32 disables autocast.
     """
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -48,25 +49,26 @@ def score_images(
         for start in range(0, len(rows), BATCH):
             yield gather(dataset, rows[start : start + BATCH], device.type == "cuda")
 
-    parts = [torch.empty((0, len(facts["findings"])))]
-    half = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with Prefetcher(batches) as ahead, torch.inference_mode(), half:
-        for pixels in ahead:
-            images = normalised(pixels.to(device, non_blocking=True), facts)
+    parts = [torch.empty((0, len(metadata["findings"])))]
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with Prefetcher(batches) as prefetched, torch.inference_mode(), autocast:
+        for pixels in prefetched:
+            images = normalised(pixels.to(device, non_blocking=True), metadata)
             parts.append(network(images.contiguous(memory_format=torch.channels_last)).float())
     return torch.cat([part.to(device) for part in parts]).cpu().numpy()
 
 
 class Scorer:
-    """Scores images with given weights, by a plain copy of the network: what the engine does to its own is no matter.
+    """Scores images with given weights on a copy of the network, independent of the engine's sharding and
+    state.
 
     Args:
-        network: as `ral.models.build_model` gives it; copied.
+        network: from `ral.models.build_model`; it is copied.
         dataset: the prepared data.
-        dtype: of the arithmetic (autocast).
-        rank: this process.
-        world: number of processes, which share the images out.
-        device: where to compute.
+        dtype: autocast type; float32 disables autocast.
+        rank: rank of this process.
+        world: world size; each rank scores its share of the images.
+        device: device of the computation.
     """
 
     def __init__(
@@ -83,12 +85,14 @@ class Scorer:
         self.rank, self.world, self.device = rank, world, device
 
     def score(self, weights: dict[str, Tensor], rows: np.ndarray) -> np.ndarray:
-        """Raw logits float32 [rows, findings]. Every process must call it, and gets all of them."""
+        """Raw logits float32 [rows, findings], gathered on every rank. All ranks must call it."""
         self.network.load_state_dict(weights)
-        mine = np.array_split(rows, self.world)[self.rank]
-        here = score_images(self.network, self.dataset, self.dataset.metadata, mine, self.device, self.dtype)
+        local_rows = np.array_split(rows, self.world)[self.rank]
+        local = score_images(
+            self.network, self.dataset, self.dataset.metadata, local_rows, self.device, self.dtype
+        )
         gathered: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(gathered, here)
+        torch.distributed.all_gather_object(gathered, local)
         return np.concatenate(gathered)
 
 
@@ -96,7 +100,7 @@ def validation_scores(targets: np.ndarray, logits: np.ndarray) -> dict[str, floa
     """Macro AP and AUROC over the findings that have both a positive and a negative image.
 
     Raises:
-        UserError: no finding has both, so that no epoch could be called the best.
+        UserError: no finding has both, so the best epoch cannot be determined.
     """
     ap, auroc = [], []
     for labels, scores in zip(targets.T, logits.T, strict=True):

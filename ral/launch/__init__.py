@@ -1,10 +1,10 @@
-"""Starts the processes of a training run, here or on a cluster, and waits for them.
+"""Launchers: start the ranks of a training run on this machine or a cluster, and wait for them.
 
-Each launcher has a file here and the same two functions: `plan` gives the exact script, commands or manifest as files,
-and starts nothing; `run` starts them and waits. Which one is chosen never changes a result.
+Each launcher is a module with two functions: `plan` returns the exact script, commands or manifest as files
+and starts nothing; `run` starts them and waits. The choice of launcher never affects results.
 
-One process ("rank") is `python -m ral.training SPEC.json`. Wherever it runs, a watcher stands beside it
-(`ral.launch.ranks`), which ends it when a rank fails anywhere, and tells why the first one failed.
+A rank is one process, `python -m ral.training SPEC.json`. On each machine a watcher (`ral.launch.ranks`)
+terminates the ranks when one fails anywhere, and reports why the first one failed.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,24 @@ from ral.launch.base import RANK, Job, Launcher
 
 
 def launch(spec: Path, training: TrainingTarget, run_folder: Path, command: Sequence[str] = RANK) -> None:
-    """Run the training that `spec` specifies until all its processes have ended.
+    """Run the training specified by `spec` until all ranks have ended.
 
-    What is launched is written into `run_folder`. SIGTERM must have been made an exception (SystemExit) by the caller;
-    processes are then given `training.grace` seconds to save a checkpoint.
+    The launch script is written to `run_folder`. The caller must have turned SIGTERM into an exception
+    (SystemExit); ranks then get `training.grace` seconds to save a checkpoint.
 
     Args:
-        spec: JSON file for the processes; its key `failure` names the file into which the first to fail writes.
-        training: where and how.
-        run_folder: folder of this run, which all machines see.
-        command: what a process runs, before the path of `spec`.
+        spec: JSON file for the ranks; its key `failure` names the file to which the first rank to fail
+            writes.
+        training: launcher and its settings.
+        run_folder: folder of this run, visible to all machines.
+        command: command of a rank, before the path of `spec`.
 
     Raises:
-        UserError: a process failed, with its own word or that of who watched it; no machine could be had; training
-            was ended from outside.
+        UserError: a rank failed (with the cause that it or its watcher reported), no machine was available,
+            or training was interrupted.
     """
     job = Job(spec.resolve(), run_folder.resolve(), training, tuple(command))
-    job.failure.unlink(missing_ok=True)  # of an earlier try with the same id
+    job.failure.unlink(missing_ok=True)  # from an earlier attempt with the same run id
     launcher = _launcher(training)
     files = launcher.plan(job)
     for name, text in files.items():
@@ -40,10 +41,10 @@ def launch(spec: Path, training: TrainingTarget, run_folder: Path, command: Sequ
 
 
 def dry_run(spec: Path, training: TrainingTarget, run_folder: Path, command: Sequence[str] = RANK) -> str:
-    """What `launch` would start, as text: each file under its name. Nothing is started or written.
+    """What `launch` would start, as text: the content of each file. Nothing is started or written.
 
     Raises:
-        UserError: something is missing for this launcher.
+        UserError: a setting that this launcher needs is missing.
     """
     files = _launcher(training).plan(Job(spec.absolute(), run_folder.absolute(), training, tuple(command)))
     return "\n".join(f"# {run_folder / name}\n{text}" for name, text in files.items())

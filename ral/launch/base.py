@@ -1,6 +1,6 @@
-"""What the launchers share: a job, the word that the first process to fail leaves, and how long to wait for it.
+"""Shared by the launchers: the job, the failure file that the first failing rank writes, timeouts.
 
-python -m ral.launch.base FAILURE.json      # leaves word that the launcher was killed; processes everywhere end
+python -m ral.launch.base FAILURE.json      # reports that the launcher was killed, so that all ranks end
 """
 
 import contextlib
@@ -19,22 +19,23 @@ from ral.config.environment import TrainingTarget
 from ral.errors import Kind, UserError
 from ral.files import read_json
 
-# One training process; the path of the specification follows.
+# Command of a rank; the path of the specification follows.
 RANK = (sys.executable, "-m", "ral.training")
 
-# Seconds that processes get to end by themselves when another has failed. A checkpoint needs all, so none is waited for.
+# Seconds that ranks get to exit after another one failed. No checkpoint is written then, since that needs all
+# ranks.
 AFTER_FAILURE = 2.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training run to be started.
+    """A training run to launch.
 
     Args:
-        spec: absolute path of the specification that each process reads.
+        spec: absolute path of the specification that each rank reads.
         folder: absolute path of the run's folder.
-        target: where and how.
-        command: what a process runs, before `spec`.
+        target: launcher and its settings.
+        command: command of a rank, before `spec`.
     """
 
     spec: Path
@@ -44,78 +45,78 @@ class Job:
 
     @cached_property
     def failure(self) -> Path:
-        """The file into which the first process to fail writes."""
+        """The file to which the first rank to fail writes."""
         return Path(read_json(self.spec)["failure"])
 
     @cached_property
     def port(self) -> int:
-        """The port at which the processes meet, where no scheduler gives one."""
+        """The rendezvous port, where no scheduler assigns one."""
         return self.target.port or free_port()
 
 
 class Launcher(Protocol):
-    """A module with these two functions."""
+    """Interface of a launcher module."""
 
     def plan(self, job: Job) -> dict[str, str]:
-        """Files of the run's folder, by name: the exact script, commands or manifest.
+        """Files for the run's folder, by name: the exact script, commands or manifest.
 
         Raises:
-            UserError: something that this launcher needs is missing.
+            UserError: a setting that this launcher needs is missing.
         """
 
     def run(self, job: Job) -> None:
-        """Start what `plan` wrote into the run's folder and wait until all has ended.
+        """Start what `plan` returned, now in the run's folder, and wait until everything has ended.
 
         Raises:
-            UserError: training failed or was ended.
+            UserError: training failed or was interrupted.
         """
 
 
 def read_failure(failure: Path) -> UserError | None:
-    """The error that a process left; None if there is none."""
+    """The error in the failure file; None if there is none."""
     try:
         text = failure.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     try:
-        word = json.loads(text)
-        return UserError(word["message"], word["kind"], word["retry"])
-    except (ValueError, TypeError, KeyError):  # cut off, as on a full disk
+        content = json.loads(text)
+        return UserError(content["message"], content["kind"], content["retry"])
+    except (ValueError, TypeError, KeyError):  # truncated, as on a full disk
         return UserError(text, "bug") if text else None
 
 
 def write_failure(failure: Path, message: str, kind: Kind, retry: bool, replace: bool = False) -> None:
-    """Leave word of a failure, unless another process was first.
+    """Report a failure, unless another process has already done so. The file is written atomically.
 
     Args:
-        failure: the file.
-        message: for people.
-        kind: for programs.
-        retry: whether the same command may succeed later.
-        replace: whether this is a better word than one that is already there.
+        failure: the failure file.
+        message: text for the user.
+        kind: machine-readable category.
+        retry: whether rerunning the same command may succeed.
+        replace: whether to replace an existing report.
     """
-    word = json.dumps({"kind": kind, "retry": retry, "message": message}, ensure_ascii=False)
+    content = json.dumps({"kind": kind, "retry": retry, "message": message}, ensure_ascii=False)
     draft = failure.with_name(f".{failure.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        draft.write_text(word + "\n", encoding="utf-8")
+        draft.write_text(content + "\n", encoding="utf-8")
         if replace:
             draft.replace(failure)
         else:
             with contextlib.suppress(FileExistsError):
-                os.link(draft, failure)  # whole or not at all, and only for the first
+                os.link(draft, failure)  # atomic, and fails if the file exists
     finally:
         draft.unlink(missing_ok=True)
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at the moment; two runs at once must not share one."""
+    """A TCP port that is currently unused; concurrent runs must not share one."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
 
 
 def shell_line(arguments: Sequence[str]) -> str:
-    """A command as a person may paste it into a shell."""
+    """A command, quoted for a shell."""
     return shlex.join(arguments)
 
 

@@ -1,9 +1,9 @@
-"""A Kubeflow job: TrainJob (Trainer 2.2 or later) or PyTorchJob (training operator 1), through kubectl.
+"""Kubeflow jobs through kubectl: TrainJob (Trainer 2.2 or later) or PyTorchJob (training operator 1).
 
     kubectl apply --filename runs/ID/job.yaml
 
-Each pod runs `ral.launch.ranks`, which starts the pod's training processes. The job is deleted when the launcher ends,
-however it ends.
+Each pod runs `ral.launch.ranks`, which starts the pod's ranks. The job is deleted when the launcher ends,
+even if it is killed.
 """
 
 import io
@@ -23,7 +23,7 @@ from ral.processes import die_with_parent, kill_group, run_on_parent_exit
 
 MANIFEST = "job.yaml"
 
-# What chooses a job's pods, by its kind.
+# Label that selects a job's pods, by kind of job.
 POD_LABEL = {"TrainJob": "jobset.sigs.k8s.io/jobset-name", "PyTorchJob": "training.kubeflow.org/job-name"}
 
 
@@ -31,7 +31,7 @@ def plan(job: Job) -> dict[str, str]:
     """The manifest.
 
     Raises:
-        UserError: image, claim or mount is not set, or the project's folder is outside the mount.
+        UserError: image, claim or mount is not set, or the project folder is outside the mount.
     """
     from ruamel.yaml import YAML
 
@@ -39,7 +39,7 @@ def plan(job: Job) -> dict[str, str]:
     for key in ("image", "claim", "mount"):
         if not getattr(kubernetes, key):
             raise UserError(f"The launcher kubernetes needs training.kubernetes.{key}.")
-    _inside(Path.cwd(), kubernetes.mount, "The project's folder")
+    _require_inside(Path.cwd(), kubernetes.mount, "The project folder")
     manifest = _train_job(job) if kubernetes.kind == "TrainJob" else _pytorch_job(job)
     stream = io.StringIO()
     YAML(typ="safe", pure=True).dump(manifest, stream)
@@ -47,41 +47,42 @@ def plan(job: Job) -> dict[str, str]:
 
 
 def run(job: Job) -> None:
-    """Apply the manifest, show the pods' lines, wait for the end, and delete the job.
+    """Apply the manifest, stream the pods' logs, wait for the job to end, and delete it.
 
     Raises:
-        UserError: kubectl refused, or training failed.
+        UserError: kubectl or training failed.
     """
     if not shutil.which("kubectl"):
-        raise UserError("kubectl is not found: install it, and check that `kubectl get pods` works.")
-    _inside(Path(read_json(job.spec)["state_dir"]), job.target.kubernetes.mount, "state_dir")
+        raise UserError("kubectl not found: install it and check that `kubectl get pods` works.")
+    _require_inside(Path(read_json(job.spec)["state_dir"]), job.target.kubernetes.mount, "state_dir")
     delete = _kubectl(job, "delete", _kind(job), _name(job), "--ignore-not-found")
     followers: dict[str, subprocess.Popen] = {}
     with run_on_parent_exit([*delete, "--wait=false"]):
         try:
-            _call(delete)  # of an earlier try with the same id
+            _call(delete)  # from an earlier attempt with the same run id
             _call(_kubectl(job, "apply", "--filename", str(job.folder / MANIFEST)))
-            ended = _wait(job, followers)
-            if ended == "Complete" and not job.failure.exists():
+            outcome = _wait(job, followers)
+            if outcome == "Complete" and not job.failure.exists():
                 return
             raise read_failure(job.failure) or UserError(
-                f"{_kind(job)} {_name(job)} ended as {ended}; its own lines stand above.",
+                f"{_kind(job)} {_name(job)} ended with status {outcome}; see its output above.",
                 "lost_process",
                 True,
             )
         finally:
-            # Waits until the pods are gone; Kubernetes asks their processes to end first, and they save.
+            # Wait until the pods are deleted; Kubernetes sends SIGTERM first, and the ranks save a
+            # checkpoint.
             subprocess.run([*delete, "--cascade=foreground"], stdout=subprocess.DEVNULL, check=False)
             for follower in followers.values():
                 kill_group(follower)
 
 
 def _wait(job: Job, followers: dict[str, subprocess.Popen]) -> str:
-    """Wait for the job's end: the type of its last condition (and reason). A failed process ends the wait too."""
+    """Wait until the job or one of its ranks has ended, and return "Complete" or "Failed" with the reason."""
     while True:
-        told = json.loads(_call(_kubectl(job, "get", _kind(job), _name(job), "--output", "json")))
-        true = [c for c in told.get("status", {}).get("conditions", []) if c["status"] == "True"]
-        for condition in true:
+        job_json = json.loads(_call(_kubectl(job, "get", _kind(job), _name(job), "--output", "json")))
+        conditions = job_json.get("status", {}).get("conditions", [])
+        for condition in [c for c in conditions if c["status"] == "True"]:
             if condition["type"] in ("Complete", "Succeeded"):
                 return "Complete"
             if condition["type"] == "Failed":
@@ -94,7 +95,7 @@ def _wait(job: Job, followers: dict[str, subprocess.Popen]) -> str:
 
 
 def _follow(job: Job, followers: dict[str, subprocess.Popen]) -> None:
-    """Show the lines of each pod that has started."""
+    """Stream the logs of each pod that has started."""
     selector = f"{POD_LABEL[_kind(job)]}={_name(job)}"
     pods = json.loads(_call(_kubectl(job, "get", "pods", "--selector", selector, "--output", "json")))[
         "items"
@@ -114,7 +115,7 @@ def _train_job(job: Job) -> dict[str, Any]:
         "image": kubernetes.image,
         "numNodes": kubernetes.nodes,
         "command": _command(job),
-        "env": _variables(job),
+        "env": _pod_env(job),
     }
     if kubernetes.gpus_per_node:
         trainer["resourcesPerNode"] = _resources(job)
@@ -137,10 +138,10 @@ def _pytorch_job(job: Job) -> dict[str, Any]:
     kubernetes = job.target.kubernetes
     volumes, mounts = _volumes(job)
     container: dict[str, Any] = {
-        "name": "pytorch",  # the operator looks for this name
+        "name": "pytorch",  # the operator requires this name
         "image": kubernetes.image,
         "command": _command(job),
-        "env": _variables(job),
+        "env": _pod_env(job),
         "volumeMounts": mounts,
     }
     if kubernetes.gpus_per_node:
@@ -167,13 +168,13 @@ def _pytorch_job(job: Job) -> dict[str, Any]:
 
 
 def _command(job: Job) -> list[str]:
-    """What a pod runs: in the project's folder, with the image's own Python."""
+    """Command of a pod: in the project folder, with the image's Python."""
     command = ["python", *job.command[1:]] if job.command[0] == sys.executable else list(job.command)
     watcher = ["python", "-m", "ral.launch.ranks", "kubeflow", str(job.target.grace), str(job.spec), *command]
-    return ["env", f"--chdir={Path.cwd()}", *watcher]  # a TrainJob cannot set the working folder
+    return ["env", f"--chdir={Path.cwd()}", *watcher]  # a TrainJob cannot set the working directory
 
 
-def _variables(job: Job) -> list[dict[str, str]]:
+def _pod_env(job: Job) -> list[dict[str, str]]:
     kubernetes = job.target.kubernetes
     values = {"RAL_NODES": kubernetes.nodes, "RAL_PER_NODE": kubernetes.processes_per_node}
     return [{"name": name, "value": str(value)} for name, value in values.items()]
@@ -184,7 +185,7 @@ def _resources(job: Job) -> dict[str, Any]:
 
 
 def _volumes(job: Job) -> tuple[list[dict], list[dict]]:
-    """The claim, and memory for the exchange between the processes of a pod (the default is 64 MB)."""
+    """The volume claim, and shared memory for the ranks of a pod (the default is 64 MB)."""
     kubernetes = job.target.kubernetes
     volumes = [
         {"name": "project", "persistentVolumeClaim": {"claimName": kubernetes.claim}},
@@ -194,10 +195,10 @@ def _volumes(job: Job) -> tuple[list[dict], list[dict]]:
     return volumes, mounts
 
 
-def _inside(path: Path, mount: str, what: str) -> None:
+def _require_inside(path: Path, mount: str, what: str) -> None:
     if not path.resolve().is_relative_to(Path(mount).resolve()):
         raise UserError(
-            f"{what} ({path.resolve()}) is outside training.kubernetes.mount ({mount}): pods would not see it."
+            f"{what} ({path.resolve()}) is outside training.kubernetes.mount ({mount}): pods could not access it."
         )
 
 
@@ -206,7 +207,7 @@ def _kind(job: Job) -> str:
 
 
 def _name(job: Job) -> str:
-    """The run's id as a name that Kubernetes takes, short enough for the names it makes of it."""
+    """The run's id as a valid Kubernetes name, short enough for the suffixes that Kubernetes adds."""
     return ("ral-" + re.sub(r"[^a-z0-9]+", "-", job.folder.name.lower()))[:40].strip("-")
 
 
@@ -215,12 +216,12 @@ def _kubectl(job: Job, *arguments: str) -> list[str]:
 
 
 def _call(command: list[str]) -> str:
-    """Run kubectl and return what it printed.
+    """Run kubectl and return its output.
 
     Raises:
-        UserError: it failed.
+        UserError: kubectl failed.
     """
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"kubectl {command[2]} failed: {done.stderr.strip()}", "queue", True)
-    return done.stdout
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise UserError(f"kubectl {command[2]} failed: {result.stderr.strip()}", "queue", True)
+    return result.stdout

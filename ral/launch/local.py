@@ -1,4 +1,4 @@
-"""All processes on this machine: one per GPU, or one on the processor.
+"""All ranks on this machine: one per GPU, or a single one on the CPU.
 
 RAL_TRAINING_PROCESSES=2 python -m tasks.train
 """
@@ -13,7 +13,7 @@ from ral.launch.ranks import rendezvous_env, run_ranks
 
 
 def plan(job: Job) -> dict[str, str]:
-    """The command of each process with its variables."""
+    """The command of each rank with its environment variables."""
     lines = [
         shell_line(["env", *(f"{name}={value}" for name, value in rank.items()), *job.command, str(job.spec)])
         for rank in _ranks(job)
@@ -22,17 +22,17 @@ def plan(job: Job) -> dict[str, str]:
 
 
 def run(job: Job) -> None:
-    """Start the processes and wait; see `ral.launch.ranks.run_ranks`.
+    """Start the ranks and wait; see `ral.launch.ranks.run_ranks`.
 
     Raises:
-        UserError: the processes could not meet, or see there.
+        UserError: the loopback interface is down, or a rank failed.
     """
     _check_loopback()
     run_ranks(_ranks(job), job.command, job.spec, job.failure, job.target.grace)
 
 
 def _check_loopback() -> None:
-    """Refuse to start what would wait ten minutes for an address that cannot be reached.
+    """Fail early if loopback is unreachable; otherwise training would time out after ten minutes.
 
     Raises:
         UserError: the loopback interface is down.
@@ -42,13 +42,13 @@ def _check_loopback() -> None:
             socket.create_connection(server.getsockname(), timeout=10).close()
     except OSError as error:
         raise UserError(
-            f"127.0.0.1 cannot be reached ({error.strerror or error}), and training processes meet there, even a single one: "
-            "bring the loopback interface up (ip link set lo up). No other network is needed."
+            f"127.0.0.1 cannot be reached ({error.strerror or error}). Training processes need it for their rendezvous, even "
+            "a single one: bring the loopback interface up (ip link set lo up). No other network is needed."
         ) from None
 
 
 def gpus() -> int:
-    """GPUs that this process may use; torch is only asked where the machine has a device file of one."""
+    """Number of GPUs visible to this process; torch is imported only if the machine has a GPU device file."""
     devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd"), *Path("/dev").glob("dxg")]
     if not devices or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return 0

@@ -1,9 +1,9 @@
-"""Our own batch script for SLURM: one task per training process, which meet by SLURM's variables.
+"""SLURM: a batch script with one task per rank; the rendezvous uses SLURM's variables.
 
     sbatch --parsable --wait runs/ID/train.sbatch
 
-SLURM asks training to end `signal_seconds` before the time limit; it then saves a checkpoint, and the same command
-continues it. The job is cancelled when the launcher ends, however it ends.
+SLURM sends SIGTERM `signal_seconds` before the time limit; training then saves a checkpoint, and the same
+command resumes it. The job is cancelled when the launcher ends, even if it is killed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from ral.processes import die_with_parent, kill_group, run_on_parent_exit
 
 SCRIPT = "train.sbatch"
 
-# States of a job that SLURM or the cluster ended; the same job may go well later.
+# States of a job ended by SLURM or the cluster; the same job may succeed later.
 LOST = ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED", "REQUEUED")
 
 
@@ -29,7 +29,7 @@ def plan(job: Job) -> dict[str, str]:
     """The batch script.
 
     Raises:
-        UserError: an option has a line break, or is not an option.
+        UserError: an option contains a line break, or is not an option.
     """
     slurm = job.target.slurm
     options = {
@@ -48,11 +48,15 @@ def plan(job: Job) -> dict[str, str]:
     lines = [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
     for line in slurm.lines:
         if not line.startswith("-"):
-            raise UserError(f"training.slurm.lines: {line!r} is no option of sbatch; it must begin with `-`.")
-    lines += ["--no-requeue", *slurm.lines]  # who runs the pipeline decides about another try
+            raise UserError(
+                f"training.slurm.lines: {line!r} is not an option of sbatch: it must begin with `-`."
+            )
+    lines += ["--no-requeue", *slurm.lines]  # retries are up to the caller of the pipeline
     for line in lines:
         if not line.isprintable():
-            raise UserError(f"training.slurm: {line!r} has a line break or another unprintable character.")
+            raise UserError(
+                f"training.slurm: {line!r} contains a line break or another unprintable character."
+            )
     watcher = [
         sys.executable,
         "-m",
@@ -63,7 +67,7 @@ def plan(job: Job) -> dict[str, str]:
         *job.command,
     ]
     srun = ["srun", "--kill-on-bad-exit=1"]
-    if slurm.cpus_per_task:  # srun does not take it from sbatch
+    if slurm.cpus_per_task:  # srun does not inherit it from sbatch
         srun.append(f"--cpus-per-task={slurm.cpus_per_task}")
     script = [
         "#!/bin/bash",
@@ -79,18 +83,16 @@ def plan(job: Job) -> dict[str, str]:
 
 
 def run(job: Job) -> None:
-    """Submit the script, show the job's output, and wait until the job has ended.
+    """Submit the script, stream the job's output, and wait until the job has ended.
 
     Raises:
-        UserError: SLURM refused or ended the job, or training failed.
+        UserError: SLURM rejected or ended the job, or training failed.
     """
     if not shutil.which("sbatch"):
-        raise UserError(
-            "sbatch is not found: run this on a machine of the cluster from which jobs are submitted."
-        )
-    cancel = ["scancel", f"--name={_name(job)}"]  # known before the job has a number
-    ticket, complaint = job.folder / "sbatch.out", job.folder / "sbatch.err"
-    with run_on_parent_exit(cancel), ticket.open("wb") as out, complaint.open("wb") as err:
+        raise UserError("sbatch not found: run this on a submit host of the cluster.")
+    cancel = ["scancel", f"--name={_name(job)}"]  # the name is known before the job id
+    id_file, error_file = job.folder / "sbatch.out", job.folder / "sbatch.err"
+    with run_on_parent_exit(cancel), id_file.open("wb") as out, error_file.open("wb") as err:
         process = subprocess.Popen(
             ["sbatch", "--parsable", "--wait", str(job.folder / SCRIPT)],
             stdout=out, stderr=err, start_new_session=True, preexec_fn=die_with_parent,
@@ -98,31 +100,31 @@ def run(job: Job) -> None:
         shown = 0
         try:
             while process.poll() is None:
-                shown = _show(job, ticket, shown)
+                shown = _show_output(job, id_file, shown)
                 time.sleep(0.5)
         except (KeyboardInterrupt, SystemExit):
             _cancel(cancel, process, job.target.grace + 5)
             raise
         finally:
             kill_group(process)
-            _show(job, ticket, shown)
+            _show_output(job, id_file, shown)
     if process.returncode or job.failure.exists():
-        raise _error(job, ticket, complaint)
+        raise _error(job, id_file, error_file)
 
 
-def _cancel(cancel: list[str], process: subprocess.Popen, patience: float) -> None:
-    """Cancel the job; SLURM asks its processes to end first. After `patience` seconds they are killed."""
+def _cancel(cancel: list[str], process: subprocess.Popen, timeout: float) -> None:
+    """Cancel the job: SLURM sends SIGTERM to its processes. After `timeout` seconds they are killed."""
     subprocess.run(cancel, check=False)
     try:
-        process.wait(patience)
+        process.wait(timeout)
     except subprocess.TimeoutExpired:
         subprocess.run([*cancel, "--signal=KILL"], check=False)
 
 
-def _show(job: Job, ticket: Path, shown: int) -> int:
-    """Write what is new in the job's output to stderr; `shown` bytes were."""
-    number = _number(ticket)
-    with contextlib.suppress(FileNotFoundError), (job.folder / f"slurm-{number}.out").open("rb") as stream:
+def _show_output(job: Job, id_file: Path, shown: int) -> int:
+    """Copy the job's output from offset `shown` to stderr, and return the new offset."""
+    job_id = _job_id(id_file)
+    with contextlib.suppress(FileNotFoundError), (job.folder / f"slurm-{job_id}.out").open("rb") as stream:
         stream.seek(shown)
         new = stream.read()
         sys.stderr.write(new.decode("utf-8", errors="replace"))
@@ -131,44 +133,46 @@ def _show(job: Job, ticket: Path, shown: int) -> int:
     return shown
 
 
-def _number(ticket: Path) -> str:
-    """The job's number, with `--parsable` NUMBER or NUMBER;CLUSTER; empty before there is one."""
-    return ticket.read_text(encoding="utf-8").strip().split(";")[0]
+def _job_id(id_file: Path) -> str:
+    """The job id, from sbatch's `--parsable` output ID or ID;CLUSTER; empty before submission."""
+    return id_file.read_text(encoding="utf-8").strip().split(";")[0]
 
 
-def _error(job: Job, ticket: Path, complaint: Path) -> UserError:
-    """Why a job did not end well: the process's own word, or SLURM's."""
-    number = _number(ticket)
-    if not number:
-        words = complaint.read_text(encoding="utf-8", errors="replace").strip()
+def _error(job: Job, id_file: Path, error_file: Path) -> UserError:
+    """Why a job failed, as reported by a rank or by SLURM."""
+    job_id = _job_id(id_file)
+    if not job_id:
+        sbatch_error = error_file.read_text(encoding="utf-8", errors="replace").strip()
         return UserError(
-            f"SLURM did not take the job: {words}\nThe script is {job.folder / SCRIPT}.", "queue", True
+            f"SLURM rejected the job: {sbatch_error}\nThe script is {job.folder / SCRIPT}.", "queue", True
         )
-    state = _state(number)
-    word = read_failure(job.failure)
-    again = "Run the same command again: it continues from the last checkpoint."
+    state = _state(job_id)
+    reported = read_failure(job.failure)
+    resume_hint = "Rerun the same command to resume from the last checkpoint."
     if state in LOST:
-        return UserError(f"SLURM ended job {number} ({state}). {again}", "queue", True)
-    if word is not None and word.kind == "interrupted" and state != "CANCELLED":
+        return UserError(f"SLURM ended job {job_id} ({state}). {resume_hint}", "queue", True)
+    if reported is not None and reported.kind == "interrupted" and state != "CANCELLED":
         return UserError(
-            f"SLURM asked job {number} to end, for its time limit or for another job. {again}", "queue", True
+            f"SLURM terminated job {job_id}: time limit or preemption. {resume_hint}", "queue", True
         )
     if state == "CANCELLED":
-        return UserError(f"SLURM job {number} was cancelled. {again}", "interrupted", True)
+        return UserError(f"SLURM job {job_id} was cancelled. {resume_hint}", "interrupted", True)
     if state == "OUT_OF_MEMORY":
         return UserError(
-            f"SLURM job {number} needed more memory than it was given. Ask for more (training.slurm.lines, --mem=…).",
+            f"SLURM job {job_id} ran out of memory. Request more (training.slurm.lines, --mem=…).",
             "memory",
         )
-    output = job.folder / f"slurm-{number}.out"
-    return word or UserError(f"SLURM job {number} ended as {state}; see {output}.", "lost_process", True)
+    output = job.folder / f"slurm-{job_id}.out"
+    return reported or UserError(
+        f"SLURM job {job_id} ended with state {state}; see {output}.", "lost_process", True
+    )
 
 
-def _state(number: str) -> str:
-    """What SLURM says of a job that has ended, without accounting; it forgets after some minutes."""
-    told = subprocess.run(["scontrol", "--oneliner", "show", "job", number], capture_output=True, text=True)
-    found = re.search(r"\bJobState=([A-Z_]+)", told.stdout)
-    return found[1] if found else "state unknown"
+def _state(job_id: str) -> str:
+    """State of an ended job from scontrol, which needs no accounting but forgets jobs after some minutes."""
+    result = subprocess.run(["scontrol", "--oneliner", "show", "job", job_id], capture_output=True, text=True)
+    match = re.search(r"\bJobState=([A-Z_]+)", result.stdout)
+    return match[1] if match else "unknown"
 
 
 def _name(job: Job) -> str:

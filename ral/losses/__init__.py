@@ -1,4 +1,4 @@
-"""Training losses and the one place that builds them by name."""
+"""Training losses and their registry."""
 
 import difflib
 from collections.abc import Mapping
@@ -39,16 +39,17 @@ def build_loss(
 
     Args:
         name: a key of `LOSSES`.
-        options: its options by name; those not given have the paper's defaults.
-        class_counts: training images per finding (`ClassCounts.of` class_counts.json), for the losses that use them.
+        options: options by name; the defaults are the paper's.
+        class_counts: training images per finding (`ClassCounts.of` class_counts.json), for losses that need
+            them.
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ValueError: no such loss or option (the message lists the right ones), or class counts are missing.
+        ValueError: unknown loss or option (the message lists the valid ones), or class counts are missing.
     """
     if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        matches = difflib.get_close_matches(name, LOSSES, n=1)
+        hint = f" Did you mean `{matches[0]}`?" if matches else ""
         raise ValueError(f"unknown loss `{name}`.{hint} Losses: {', '.join(LOSSES)}.")
     return LOSSES[name](class_counts, reduction, **(options or {}))
 

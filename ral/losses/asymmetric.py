@@ -1,4 +1,4 @@
-"""The losses that are one formula with other options (`ral.losses.terms`): BCE, focal, class-balanced, ASL, APL."""
+"""Losses that are special cases of one formula (`ral.losses.terms`): BCE, focal, class-balanced, ASL, APL."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from ral.losses.fused import asymmetric_loss
 
 
 class Asymmetric(Loss[Options]):
-    """A loss of the family; subclasses say which formula their options mean, and the weights of the findings.
+    """Base class; subclasses map their options to the formula and define the weights of the findings.
 
     Args:
-        class_weight: [findings] or [2, findings] (negatives, positives); instead of the loss's own weights.
+        class_weight: [findings] or [2, findings] (negatives, positives); overrides the loss's own weights.
     """
 
     class_weight: Tensor | None
@@ -28,20 +28,20 @@ class Asymmetric(Loss[Options]):
         **options: Any,
     ) -> None:
         super().__init__(counts, reduction, **options)
-        own = self.weights(counts) if class_weight is None else class_weight
-        self.register_buffer("class_weight", own)
+        weight = self.weights(counts) if class_weight is None else class_weight
+        self.register_buffer("class_weight", weight)
         self.compiled_formula = self.formula()
 
     def formula(self) -> Formula:
-        """The formula that the options mean."""
-        raise TypeError(f"{type(self).__name__} says no formula")
+        """The formula for the options."""
+        raise TypeError(f"{type(self).__name__} defines no formula")
 
     def weights(self, counts: ClassCounts | None) -> Tensor | None:
         """Weights of the findings, or None for 1."""
         return None
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss, in float32 or wider; the gradient has the logits' type."""
+        """The loss, computed in float32 or wider; the gradient has the logits' dtype."""
         return asymmetric_loss(logits, targets, self.compiled_formula, self.reduction, self.class_weight)
 
 

@@ -1,4 +1,4 @@
-"""Losses that know how rare each finding is: distribution-balanced, LDAM, COMIC's multi-focal modifier."""
+"""Losses that depend on the class frequencies: distribution-balanced, LDAM, COMIC's multi-focal modifier."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ral.losses.base import ClassCounts, Loss, Options, Reduction, effective_wei
 
 
 class Counted(Loss[Options]):
-    """A loss that keeps the training images per finding."""
+    """A loss that uses the number of training images per finding."""
 
     needs_counts = True
     positives: Tensor
@@ -21,7 +21,7 @@ class Counted(Loss[Options]):
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any
     ) -> None:
         super().__init__(counts, reduction, **options)
-        assert counts is not None  # Loss has refused None
+        assert counts is not None  # checked by Loss
         self.register_buffer("positives", counts.positives.clamp(min=1))
         self.register_buffer("negatives", counts.negatives.clamp(min=1))
 
@@ -34,7 +34,7 @@ class DB(Counted[DBOptions]):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         x, positive, known = known_labels(logits, targets)
         o = self.options
-        # How often the image's finding is drawn by class-aware sampling, against how often the image is drawn at all.
+        # Sampling rate of the finding under class-aware sampling, relative to that of the image.
         rarity = (1 / self.positives).to(x.dtype)
         drawn = (positive * rarity).sum(-1, keepdim=True)
         weight = torch.sigmoid(o.map_beta * (rarity / drawn - o.map_gamma)) + o.map_alpha

@@ -1,4 +1,4 @@
-"""What every loss shares: its constructor, float32 or wider, unknown labels left out, the reduction."""
+"""Base of all losses: constructor, precision, masking of unknown labels, reduction."""
 
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -26,7 +26,7 @@ class ClassCounts(NamedTuple):
 
     @property
     def prevalence(self) -> Tensor:
-        """Share of positives among the images whose label is known."""
+        """Share of positives among images with a known label."""
         return self.positives / (self.positives + self.negatives)
 
 
@@ -34,12 +34,12 @@ class Loss(nn.Module, Generic[Options]):
     """A loss over logits [batch, findings] and targets of the same shape (1, 0, NaN = unknown).
 
     Args:
-        counts: training images per finding, for the losses that use them.
+        counts: training images per finding, for losses that need them.
         reduction: "mean" (over known labels, where the loss has one value per label), "sum", or "none".
-        options: fields of `options_model` by name; their defaults are the paper's.
+        options: fields of `options_model` by name; the defaults are the paper's.
 
     Raises:
-        ValueError: unknown option or impossible value (the message lists the right ones), or counts are missing.
+        ValueError: unknown option or invalid value (the message lists the valid ones), or counts are missing.
     """
 
     options_model: ClassVar[type[Section]]
@@ -47,7 +47,7 @@ class Loss(nn.Module, Generic[Options]):
     by_label: ClassVar[bool] = True
     """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""
     separable: ClassVar[bool] = True
-    """Whether the loss is a sum of one term per image, so that it does not depend on how a batch is shared out."""
+    """Whether the loss is a sum of one term per image, so that it does not depend on how a batch is split."""
 
     def __init__(
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any
@@ -57,9 +57,9 @@ class Loss(nn.Module, Generic[Options]):
         try:
             self.options: Options = self.options_model.model_validate(options)  # type: ignore[assignment]
         except ValidationError as error:
-            wrong = ", ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
-            known = ", ".join(self.options_model.model_fields) or "none"
-            raise ValueError(f"{name}: {wrong}. Options: {known}.") from None
+            problems = ", ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
+            valid = ", ".join(self.options_model.model_fields) or "none"
+            raise ValueError(f"{name}: {problems}. Options: {valid}.") from None
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"{name}: reduction is {reduction!r}. Allowed: mean, sum, none.")
         if self.needs_counts and counts is None:
@@ -70,16 +70,16 @@ class Loss(nn.Module, Generic[Options]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the loss which epoch begins, from 0; some change during training."""
+        """Set the current epoch, from 0; some losses change during training."""
         self.epoch = epoch
 
     def units(self, targets: Tensor) -> int:
-        """What "mean" divides the sum over these targets by: the known labels."""
+        """Divisor of reduction "mean" for these targets: the number of known labels."""
         return int((targets == targets).sum())
 
 
 def known_labels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits in float32 or wider, whether a label is positive, and whether it is known.
+    """Logits in float32 or wider, mask of positive labels, and mask of known labels.
 
     Raises:
         ValueError: the shapes differ.
@@ -90,7 +90,7 @@ def known_labels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def reduce(loss: Tensor, known: Tensor, reduction: Reduction) -> Tensor:
-    """Leave out unknown labels, then mean over the known ones, sum, or none (unknown become 0)."""
+    """Mask unknown labels, then reduce: mean over known labels, sum, or none (unknown labels are 0)."""
     loss = torch.where(known, loss, 0.0)
     if reduction == "none":
         return loss

@@ -1,4 +1,4 @@
-"""The options of the asymmetric losses, as the fused pass and the Triton kernel take them."""
+"""The options of the asymmetric losses, as passed to the fused implementation and the Triton kernel."""
 
 from typing import NamedTuple
 
@@ -21,10 +21,10 @@ class Formula(NamedTuple):
     detach: bool = False
 
     def positive(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gain (the loss with its sign turned) and slope of positives."""
+        """Gain (the negated loss) and slope of positives."""
         return terms.positive(x, self.gamma_pos, self.epsilon_pos, self.epsilon_pos_pow, self.detach)
 
     def negative(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gain (the loss with its sign turned) and slope of negatives."""
+        """Gain (the negated loss) and slope of negatives."""
         options = (self.gamma_neg, self.clip, self.epsilon_neg, self.lamb, self.hill, self.detach)
         return terms.negative(x, *options)

@@ -1,8 +1,8 @@
-"""The asymmetric losses as one autograd function: the forward pass computes loss and slope together.
+"""The asymmetric losses as one fused autograd function: the forward pass computes both loss and slopes.
 
-On CUDA a Triton kernel reads logits and targets once and writes the slopes; elsewhere, and without Triton, torch
-runs the same formulas. What is kept for the backward pass is one tensor of the logits' size and type, the slopes;
-the backward pass multiplies it by a scalar, in place unless the graph is kept for another one.
+On CUDA a Triton kernel reads logits and targets once and writes the slopes; on CPUs, or without Triton, torch
+runs the same formulas. Only the slopes, one tensor of the logits' shape and dtype, are saved for the backward
+pass, which multiplies them by a scalar, in place unless the graph is retained.
 """
 
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 from ral.losses.base import Reduction
 from ral.losses.formula import Formula
 
-# Logits per block on the CPU: small enough for a core's cache, large enough that starting an operation costs little.
+# Logits per block on the CPU: small enough for a core's cache, large enough to amortise the overhead per
+# operation.
 BLOCK = 1 << 18
 
 
@@ -28,12 +29,12 @@ def asymmetric_loss(
     """The loss of `formula` over logits and binary targets of the same shape.
 
     Args:
-        logits: [batch, findings], any float type and strides; computed in float32 or wider.
+        logits: [batch, findings], any float dtype and strides; computed in float32 or wider.
         targets: same shape; 1, 0, NaN where unknown.
-        formula: options.
-        reduction: "mean" over the known labels, "sum", or "none" (unknown ones are 0).
-        class_weight: multiplies each finding's loss: [findings], or [2, findings] with the weights of negatives first
-            and of positives second. The mean still divides by the known labels.
+        formula: options of the loss.
+        reduction: "mean" over known labels, "sum", or "none" (unknown labels are 0).
+        class_weight: multiplies each finding's loss: [findings], or [2, findings] weights of negatives first,
+            then of positives. The mean still divides by the number of known labels.
 
     Returns:
         float32, or float64 for float64 logits: a scalar, or with "none" a tensor of the logits' shape.
@@ -79,18 +80,16 @@ class _Asymmetric(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "This loss has no second derivative: differentiate it without create_graph=True."
-            )
+            raise RuntimeError("This loss does not support double backward: do not use create_graph=True.")
         (slope,) = ctx.saved_tensors
         factor = gradient if ctx.scale is None else gradient * ctx.scale
-        kept = torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
-        scaled = (slope * factor).to(slope.dtype) if kept else slope.mul_(factor)
+        retained = torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
+        scaled = (slope * factor).to(slope.dtype) if retained else slope.mul_(factor)
         return scaled, None, None, None, None
 
 
 def kernel_usable() -> bool:
-    """Whether Triton is installed; a CUDA build of torch brings it along."""
+    """Whether Triton is installed; CUDA builds of torch include it."""
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -106,7 +105,7 @@ def _dense(
     compute: torch.dtype,
     elementwise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (sum, or per logit), slopes in the logits' type, number of known labels: what a compiler fuses best."""
+    """Loss (sum, or per logit), slopes in the logits' dtype, number of known labels. The form for torch.compile."""
     x = logits.to(compute)
     known = targets == targets
     (g_pos, s_pos), (g_neg, s_neg) = formula.positive(x), formula.negative(x)
@@ -126,10 +125,10 @@ def _blocked(
     compute: torch.dtype,
     elementwise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_dense`, in blocks of rows, and positives, which are few, only where they are."""
+    """Like `_dense`, in blocks of rows, and evaluating the positive formula at the few positives only."""
     width = max(1, logits.shape[-1])
     x_rows, y_rows = logits.reshape(-1, width), targets.reshape(-1, width)
-    # A sum is the cheapest way to see whether there is a NaN.
+    # A sum is the cheapest check for NaN.
     masked = targets.is_floating_point() and bool(torch.isnan(targets.sum()))
     unknown = 0
     rows = max(1, BLOCK // width)
@@ -143,18 +142,18 @@ def _blocked(
             y_rows[start : start + rows].contiguous(),
         )
         gain, slope = formula.negative(x)
-        # numpy finds the few positives in half of torch's time.
-        where = torch.from_numpy(np.flatnonzero(y.float().cpu().numpy() > 0.5)).to(y.device)
-        gain.view(-1)[where], slope.view(-1)[where] = formula.positive(x.view(-1)[where])
+        # numpy finds the few positives twice as fast as torch.
+        positives = torch.from_numpy(np.flatnonzero(y.float().cpu().numpy() > 0.5)).to(y.device)
+        gain.view(-1)[positives], slope.view(-1)[positives] = formula.positive(x.view(-1)[positives])
         if masked:
-            gone = torch.isnan(y)
-            gain.masked_fill_(gone, 0.0)
-            slope.masked_fill_(gone, 0.0)
-            unknown += int(gone.sum())
+            missing = torch.isnan(y)
+            gain.masked_fill_(missing, 0.0)
+            slope.masked_fill_(missing, 0.0)
+            unknown += int(missing.sum())
         if weight is not None:
             factor = torch.where(y > 0.5, weight[1], weight[0])
             gain, slope = gain.mul_(factor), slope.mul_(factor)
-        if single:  # no need to copy it
+        if single:  # avoid a copy
             slopes = slope.to(logits.dtype)
         else:
             slopes[start : start + rows] = slope

@@ -14,7 +14,7 @@ def focal_positive(x: Tensor, gamma: float) -> Tensor:
 
 
 class Hill(Loss[HillOptions]):
-    """Focal loss with a margin on positives, (λ − p) p² on negatives: its slope falls again where p nears 1."""
+    """Focal loss with a margin on positives, (λ − p) p² on negatives: its slope decreases again as p approaches 1."""
 
     options_model = HillOptions
 
@@ -28,7 +28,7 @@ class Hill(Loss[HillOptions]):
 
 
 class SPLC(Loss[SPLCOptions]):
-    """Focal loss that, from `change_epoch` on, takes negatives scored above `tau` for positives that were missed."""
+    """Focal loss that, from `change_epoch` on, treats negatives scored above `tau` as missed positives."""
 
     options_model = SPLCOptions
 

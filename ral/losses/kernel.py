@@ -1,6 +1,7 @@
-"""The Triton kernel of the asymmetric losses: logits and targets in, slopes and partial sums out, in one pass.
+"""Triton kernel of the asymmetric losses: computes slopes and partial sums in one pass over logits and
+targets.
 
-It has no formula of its own: it compiles those of `ral.losses.terms` with Triton's operations.
+The formulas are those of `ral.losses.terms`, compiled with Triton's operations.
 """
 
 import types
@@ -18,7 +19,7 @@ from ral.losses.formula import Formula
 BLOCK = 1024
 
 
-# Triton's operations as functions of the names that `terms` uses.
+# Triton's operations, under the names used in `terms`.
 @triton.jit
 def _exp(x):
     return tl.exp(x)
@@ -33,9 +34,9 @@ def _log(x):
 def _logsigmoid(x):
     e = tl.exp(-tl.abs(x))
     y = 1.0 + e
-    # log(1 + e) in Kahan's form: the quotient makes up for what 1 + e loses in rounding.
-    rest = tl.where(y == 1.0, e, tl.log(y) * (e / tl.where(y == 1.0, 1.0, y - 1.0)))
-    return tl.minimum(x, 0.0) - rest
+    # log(1 + e) in Kahan's form: the quotient corrects the rounding error of 1 + e.
+    log1p = tl.where(y == 1.0, e, tl.log(y) * (e / tl.where(y == 1.0, 1.0, y - 1.0)))
+    return tl.minimum(x, 0.0) - log1p
 
 
 @triton.jit
@@ -68,15 +69,15 @@ def _less(x, y, z):
     return x - y * z
 
 
-def _compiled(function: Any, known: dict[str, Any]) -> Any:
-    """A function of `terms` for Triton: the same text, other operations behind the names in it."""
-    return triton.jit(types.FunctionType(function.__code__, known, function.__name__))
+def _compiled(function: Any, namespace: dict[str, Any]) -> Any:
+    """A function of `terms`, compiled for Triton with other global names."""
+    return triton.jit(types.FunctionType(function.__code__, namespace, function.__name__))
 
 
 _names: dict[str, Any] = {
     "__name__": terms.__name__, "tl": tl, "exp": _exp, "log": _log, "logsigmoid": _logsigmoid, "sigmoid": _sigmoid, "complement": _complement, "where": _where, "relu": _relu,
     "plus": _plus, "less": _less,
-    **dict.fromkeys(("Tensor", "bool"), tl.tensor),  # names in annotations, which Triton looks up but does not use
+    **dict.fromkeys(("Tensor", "bool"), tl.tensor),  # names in annotations, which Triton resolves but does not use
 }  # fmt: skip
 for _name in ("power", "positive", "negative"):
     _names[_name] = _compiled(getattr(terms, _name), _names)
@@ -85,31 +86,31 @@ _positive, _negative = _names["positive"], _names["negative"]
 
 @triton.jit
 def _loss_kernel(
-    x_at, y_at, weight_at, value_at, slope_at, sum_at, known_at, count, width,
+    x_ptr, y_ptr, weight_ptr, value_ptr, slope_ptr, sum_ptr, known_ptr, count, width,
     gamma_pos: tl.constexpr, gamma_neg: tl.constexpr, clip: tl.constexpr, epsilon_pos: tl.constexpr,
     epsilon_pos_pow: tl.constexpr, epsilon_neg: tl.constexpr, lamb: tl.constexpr, hill: tl.constexpr,
     detach: tl.constexpr, weighted: tl.constexpr, elementwise: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    at = program.to(tl.int64) * block + tl.arange(0, block)
-    inside = at < count
-    x = tl.load(x_at + at, mask=inside, other=0.0)
+    offsets = program.to(tl.int64) * block + tl.arange(0, block)
+    mask = offsets < count
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
     x = x.to(tl.float64) if wide else x.to(tl.float32)
-    y = tl.load(y_at + at, mask=inside, other=0.0).to(tl.float32)
-    known = inside & (y == y)
+    y = tl.load(y_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    known = mask & (y == y)
     v_pos, s_pos = _positive(x, gamma_pos, epsilon_pos, epsilon_pos_pow, detach)
     v_neg, s_neg = _negative(x, gamma_neg, clip, epsilon_neg, lamb, hill, detach)
     value = -tl.where(known, tl.where(y > 0.5, v_pos, v_neg), 0.0)
     slope = tl.where(known, tl.where(y > 0.5, s_pos, s_neg), 0.0)
     if weighted:
-        weight = tl.load(weight_at + at % width + tl.where(y > 0.5, width, 0), mask=inside, other=0.0)
+        weight = tl.load(weight_ptr + offsets % width + tl.where(y > 0.5, width, 0), mask=mask, other=0.0)
         value = value * weight
         slope = slope * weight
-    tl.store(slope_at + at, slope.to(slope_at.dtype.element_ty), mask=inside)
+    tl.store(slope_ptr + offsets, slope.to(slope_ptr.dtype.element_ty), mask=mask)
     if elementwise:
-        tl.store(value_at + at, value, mask=inside)
-    tl.store(sum_at + program, tl.sum(value, 0))
-    tl.store(known_at + program, tl.sum(known.to(tl.int32), 0))
+        tl.store(value_ptr + offsets, value, mask=mask)
+    tl.store(sum_ptr + program, tl.sum(value, 0))
+    tl.store(known_ptr + program, tl.sum(known.to(tl.int32), 0))
 
 
 def run_kernel(
@@ -120,7 +121,7 @@ def run_kernel(
     compute: torch.dtype,
     elementwise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (sum, or per logit), slopes in the logits' type, number of known labels; tensors on one CUDA device."""
+    """Loss (sum, or per logit), slopes in the logits' dtype, number of known labels; tensors on one CUDA device."""
     x, y = logits.contiguous(), targets.contiguous()
     if y.dtype == torch.bool:
         y = y.to(torch.uint8)

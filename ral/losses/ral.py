@@ -15,15 +15,15 @@ class RAL(Asymmetric[RALOptions]):
         L⁻ = −(1−q)^γ⁻ [log q + ε₀ q] (λ−p) p² (λ−q)        form "code", as in the authors' repository
         L⁻ = −(1−q)^γ⁻ [log q + ε₀ q] (λ−p)                 form "paper", our reading of equation 6
 
-    The gradient flows through every factor. The authors clamp p at 1e-8, which ends the pull on a positive
-    below x ≈ −18 and divides by zero in half precision; log-sigmoid needs no clamp.
+    The gradient flows through every factor. The authors clamp p at 1e-8, which zeroes the gradient of
+    positives below x ≈ −18 and divides by zero in half precision; log-sigmoid needs no clamp.
 
-    "mean" divides the authors' sum by the number of known labels, so that neither the batch size nor the number of
-    findings changes the step. A mean over millions of labels makes gradients that float16 cannot hold: scale the
-    loss if the logits themselves are float16 leaves (under autocast they are not, and nothing is needed).
+    "mean" divides the authors' sum by the number of known labels, so that the step size does not depend on
+    the batch size or the number of findings. Over millions of labels, its gradients underflow in float16:
+    scale the loss if the logits are float16 leaf tensors (not needed under autocast).
 
-    Options: form, gamma_pos, gamma_neg, clip, epsilon_pos, epsilon_pos_pow, epsilon_neg, lamb (`RALOptions`), and
-    reduction and class_weight as for every loss of the family.
+    Options: form, gamma_pos, gamma_neg, clip, epsilon_pos, epsilon_pos_pow, epsilon_neg, lamb (`RALOptions`),
+    and reduction and class_weight as for every loss of the family.
     """
 
     options_model = RALOptions

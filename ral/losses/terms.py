@@ -1,32 +1,32 @@
-"""The maths of the asymmetric losses, once: gain and slope of one logit, for torch and for the Triton kernel.
+"""The formulas of the asymmetric losses: gain and slope per logit, shared by torch and the Triton kernel.
 
-The functions name their operations (`exp`, `sigmoid`, …) without saying whose they are. Here they are torch's;
-`ral.losses.kernel` compiles the same functions with Triton's. So the text must be what both understand: plain
-expressions, and conditions on the options only.
+The functions call their operations (`exp`, `sigmoid`, …) by bare name. Here these are torch's;
+`ral.losses.kernel` compiles the same functions with Triton's. The code must therefore be valid for both:
+plain expressions, and conditions on the options only.
 
 With p = σ(x), m = 1 − p, q = min(m + clip, 1) and u = 1 − q, a positive and a negative cost
 
     L⁺ = −m^γ⁺ [log p + ε₁ m + ½ ε₂ m²]
     L⁻ = −u^γ⁻ [log q + ε₀ q] h,    h = 1 ("none"),  λ−p ("paper")  or  (λ−p) p² (λ−q) ("code")
 
-which is BCE (γ = 0), focal (equal γ, no clip), ASL, APL (ε₁, ε₂) and RAL (with h), each with other options.
+Special cases are BCE (γ = 0), focal (equal γ, no clip), ASL, APL (ε₁, ε₂) and RAL (with h).
 """
 
 import torch
 from torch import Tensor, exp, log, sigmoid, where
 from torch.nn.functional import logsigmoid
 
-# How h is computed. Numbers, since Triton compares them at compile time.
+# Form of h. Integers, because Triton compares them at compile time.
 NO_HILL, PAPER, CODE = 0, 1, 2
 
 
 def complement(x: Tensor) -> Tensor:
-    """σ(−x) = 1 / (1 + e^x), also where e^x is infinite."""
+    """σ(−x) = 1 / (1 + e^x), correct even if e^x overflows."""
     return exp(x).add_(1.0).reciprocal_()
 
 
 def relu(x: Tensor) -> Tensor:
-    """Zero where negative."""
+    """max(x, 0)."""
     return torch.clamp_min(x, 0.0)
 
 
@@ -41,7 +41,7 @@ def less(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
-    """base ** exponent for base ≥ 0; products where the exponent is one of those in use."""
+    """base ** exponent for base ≥ 0; products for the common exponents."""
     if exponent == 0.0:
         return base * 0.0 + 1.0
     elif exponent == 1.0:
@@ -55,7 +55,7 @@ def power(base: Tensor, exponent: float) -> Tensor:
 
 
 def positive(x: Tensor, gamma: float, e1: float, e2: float, detach: bool) -> tuple[Tensor, Tensor]:
-    """Gain (the loss with its sign turned) of a positive and slope of its loss; `detach` leaves m^γ⁺ out of the slope."""
+    """Gain (the negated loss) of a positive and slope of its loss; `detach` treats m^γ⁺ as a constant."""
     p = sigmoid(x)
     m = complement(x)
     s = logsigmoid(x) + m * (e1 + (0.5 * e2) * m)
@@ -72,9 +72,10 @@ def positive(x: Tensor, gamma: float, e1: float, e2: float, detach: bool) -> tup
 def negative(
     x: Tensor, gamma: float, clip: float, e0: float, lamb: float, hill: int, detach: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gain (the loss with its sign turned) of a negative and slope of its loss; `detach` leaves u^γ⁻ out of the slope.
+    """Gain (the negated loss) of a negative and slope of its loss; `detach` treats u^γ⁻ as a constant.
 
-    With s the bracket [log q + ε₀ q] and dh/dx = p m k the slope is p u^(γ−1) [u h (m/q + ε₀ m) − m s (u k + γ h)].
+    With s the bracket [log q + ε₀ q] and dh/dx = p m k, the slope is
+    p u^(γ−1) [u h (m/q + ε₀ m) − m s (u k + γ h)].
     """
     m = complement(x)
     if clip == 0.0:
@@ -92,7 +93,7 @@ def negative(
     moving = p
     if (
         gamma <= 1.0 and clip != 0.0
-    ):  # below the margin q stands still; a larger γ makes the weight vanish there
+    ):  # below the margin q is constant; for a larger γ the weight is zero there
         moving = where(u > 0.0, p, 0.0)
     if hill == 2:
         above = lamb - q
@@ -107,7 +108,7 @@ def negative(
         h = p * 0.0 + 1.0
         k = p * 0.0
     if gamma == 0.0:
-        ratio = x * 0.0 + 1.0  # m / q, also where both are 0
+        ratio = x * 0.0 + 1.0  # m / q, also if both are 0
         if clip != 0.0:
             ratio = m / q
         if e0 != 0.0:

@@ -14,24 +14,24 @@ from ral.errors import UserError
 from ral.models.heads import CSRA, MLDecoder
 from ral.models.pretrained import check_loaded, find_weights, read_weights
 
-# Keeps the operators below declared for the life of the process.
+# Keeps the operators declared below alive for the lifetime of the process.
 _declared: list[torch.library.Library] = []
 
 
 class Network(nn.Module):
-    """From gray images [batch, 1, height, width], normalised by the data's own mean and deviation, to logits.
+    """Maps gray images [batch, 1, height, width], standardised by the data's mean and SD, to logits.
 
-    With 3 channels the image is repeated. The mean and deviation of the backbone's pretraining are not applied on top:
-    they gave its pictures mean 0 and deviation 1 per channel, which the data's own give the images.
+    With 3 channels the image is repeated. The mean and SD of the backbone's pretraining are not applied in
+    addition: they standardised its images per channel, as the data's own mean and SD do here.
 
     Args:
-        backbone: a timm model; with its own classifier if there is no other head.
-        head: takes the backbone's map as [batch, positions, features]; None: the backbone gives logits.
+        backbone: a timm model, with its own classifier if `head` is None.
+        head: takes the feature map as [batch, positions, features]; None if the backbone returns logits.
         channels: input channels of the backbone.
-        weights_sha256: of the file of pretrained weights; None if there was none.
+        weights_sha256: SHA-256 of the file of pretrained weights; None without pretrained weights.
     """
 
-    backbone: Any  # a timm model has more than torch's type of a module tells
+    backbone: Any  # timm models have attributes that nn.Module does not declare
     head: nn.Module | None
 
     def __init__(
@@ -50,22 +50,24 @@ class Network(nn.Module):
 
 
 def build_model(config: ModelConfig, findings: int) -> Network:
-    """Build the network; what is not loaded is drawn with torch's seed as it stands.
+    """Build the network. Weights that are not loaded are initialised with torch's current random state.
 
     Args:
         config: the section model.
         findings: number of outputs.
 
     Raises:
-        UserError: timm has no such model, the model does not take an option, or the pretrained weights are missing
-            or not its own.
+        UserError: timm has no such model, the model does not accept an option, or the pretrained weights are
+            missing or do not fit.
     """
     timm = import_timm()
     if not timm.is_model(config.backbone):
-        near = timm.list_models(f"*{config.backbone.split('.')[0]}*")[:5] or timm.list_models("resnet*")[:5]
+        similar = (
+            timm.list_models(f"*{config.backbone.split('.')[0]}*")[:5] or timm.list_models("resnet*")[:5]
+        )
         raise UserError(
             f"model.backbone: timm {timm.__version__} has no model `{config.backbone}`. "
-            f"Similar: {', '.join(near)}. All: python -c 'import timm; print(timm.list_models())'."
+            f"Similar: {', '.join(similar)}. All: python -c 'import timm; print(timm.list_models())'."
         )
     backbone, digest = _backbone(config, findings, timm)
     model = Network(backbone, _head(config, backbone, findings), config.channels, digest)
@@ -74,29 +76,29 @@ def build_model(config: ModelConfig, findings: int) -> Network:
             backbone.set_grad_checkpointing(True)
         except (AttributeError, AssertionError, NotImplementedError, TypeError):
             raise UserError(
-                f"model.gradient_checkpointing: {config.backbone} does not support it. Set it to false, or make "
-                "train.micro_batch smaller."
+                f"model.gradient_checkpointing: {config.backbone} does not support it. Set it to false, or reduce "
+                "train.micro_batch."
             ) from None
     return model
 
 
 def classifier(model: Network) -> nn.Module:
-    """The part that turns features into logits: the head, or the backbone's own classifier."""
+    """The classifier module: the head, or the backbone's own classifier."""
     if model.head is not None:
         return model.head
-    found = model.backbone.get_classifier()
+    modules = model.backbone.get_classifier()
     # Distilled networks have two.
-    return nn.ModuleList(found) if isinstance(found, tuple | list) else found
+    return nn.ModuleList(modules) if isinstance(modules, tuple | list) else modules
 
 
 def reset_classifier(model: Network, seed: int) -> None:
-    """Draw the classifier anew in place, as a function of the seed alone: on the CPU, whatever the device."""
+    """Reinitialise the classifier in place. The result depends on the seed only, not on the device."""
     part = classifier(model)
     fresh = copy.deepcopy(part).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        whole = hasattr(fresh, "reset_parameters")
-        for module in [fresh] if whole else fresh.modules():
+        resets_itself = hasattr(fresh, "reset_parameters")
+        for module in [fresh] if resets_itself else fresh.modules():
             reset = getattr(module, "reset_parameters", None)
             if reset:
                 reset()
@@ -104,7 +106,7 @@ def reset_classifier(model: Network, seed: int) -> None:
 
 
 def positions(backbone: nn.Module, features: Tensor) -> Tensor:
-    """A backbone's unpooled output as [batch, positions, features], without class and other prefix tokens."""
+    """A backbone's unpooled output as [batch, positions, features], without class or other prefix tokens."""
     if features.ndim == 3:
         return features[:, getattr(backbone, "num_prefix_tokens", 0) :]
     if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
@@ -113,7 +115,7 @@ def positions(backbone: nn.Module, features: Tensor) -> Tensor:
 
 
 def _backbone(config: ModelConfig, findings: int, timm: Any) -> tuple[Any, str | None]:
-    """The timm model, without pooling and classifier if another head follows, and the SHA-256 of its weights."""
+    """The timm model, without pooling and classifier if there is a separate head, and the SHA-256 of its weights."""
     arguments: dict[str, Any] = {**config.options, "in_chans": config.channels, "num_classes": findings}
     if config.head != "linear":
         arguments |= {"num_classes": 0, "global_pool": ""}
@@ -124,11 +126,11 @@ def _backbone(config: ModelConfig, findings: int, timm: Any) -> tuple[Any, str |
         try:
             backbone = timm.create_model(config.backbone, **arguments)
         except (TypeError, ValueError, AssertionError) as error:
-            shown = {
+            settings = {
                 name: value for name, value in arguments.items() if name not in ("in_chans", "num_classes")
             }
             key = "model.options" if config.head == "linear" else "model.options or model.head"
-            raise UserError(f"{key}: {config.backbone} cannot be built with {shown}: {error}") from None
+            raise UserError(f"{key}: {config.backbone} cannot be built with {settings}: {error}") from None
     if path is None:
         return backbone, None
     tensors, digest = read_weights(path)
@@ -142,7 +144,7 @@ def _backbone(config: ModelConfig, findings: int, timm: Any) -> tuple[Any, str |
             f"model.pretrained: the weights in {path} do not fit {config.backbone} with {config.options}: "
             f"{str(error)[:500]}"
         ) from None
-    backbone.pretrained_cfg["state_dict"] = None  # else every copy of the model copies the file's tensors too
+    backbone.pretrained_cfg["state_dict"] = None  # otherwise every copy of the model copies these tensors too
     check_loaded(backbone, fresh, path, config.backbone)
     return backbone, digest
 
@@ -157,7 +159,7 @@ def _head(config: ModelConfig, backbone: nn.Module, findings: int) -> nn.Module 
 
 
 def _width(config: ModelConfig, backbone: Any) -> int:
-    """Channels of the backbone's map, seen on a blank image: attributes of that name mean other things in some."""
+    """Channels of the backbone's feature map, from a forward pass: timm's attributes for it are not consistent."""
     size = config.options.get("img_size", list(backbone.pretrained_cfg["input_size"][1:]))
     height, width = size if isinstance(size, list) else (size, size)
     backbone.eval()
@@ -165,17 +167,18 @@ def _width(config: ModelConfig, backbone: Any) -> int:
         features = backbone(torch.zeros(1, config.channels, int(height), int(width)))
     backbone.train()
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        raise UserError(f"model.head: {config.backbone} gives no feature map. Use `linear`.")
+        raise UserError(f"model.head: {config.backbone} has no feature map. Use `linear`.")
     return positions(backbone, features).shape[2]
 
 
 def import_timm() -> ModuleType:
-    """Import timm where torchvision is built for CUDA and torch is not.
+    """Import timm, even if torchvision is built for CUDA and torch is not.
 
-    Package registries hold torchvision only with CUDA; beside a CPU torch its import fails because two of its
-    operators were never declared. timm needs neither of them, so they are declared here, without a body.
+    Package registries offer torchvision with CUDA only. With a CPU build of torch its import fails, because
+    two of its operators are not declared. timm does not need them, so they are declared here without an
+    implementation.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the hub's client reads it when timm imports it
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when timm imports huggingface_hub
     try:
         import timm
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Groups of parameters for AdamW: what is decayed, and how fast each layer learns."""
+"""Parameter groups for AdamW: weight decay and layer-wise learning rate decay."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from ral.models import Network, classifier, import_timm
 def parameter_groups(
     model: Network, weight_decay: float, learning_rate: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters by depth and by whether they are decayed.
+    """Group the trainable parameters by depth and weight decay.
 
-    Norms, biases and all else with one dimension are not decayed, since shrinking them only fights the data's own
-    scale; nor is what the backbone exempts (position embeddings, tokens). A layer learns at
-    learning_rate × layer_decay^(layers between it and the head); the head always at learning_rate (BEiT, Bao et al.,
-    ICLR 2022; layers as timm counts them).
+    Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to those that the
+    backbone exempts (position embeddings, tokens). The learning rate of a layer is learning_rate ×
+    layer_decay^(distance to the head); that of the head is learning_rate (BEiT, Bao et al., ICLR 2022; layers
+    as defined by timm).
 
     Returns:
-        Groups with `params`, `weight_decay`, `lr_scale` and `lr` = learning_rate × lr_scale. A schedule must set
-        `lr` to its rate × `lr_scale`.
+        Groups with `params`, `weight_decay`, `lr_scale` and `lr` = learning_rate × lr_scale. A schedule must
+        set `lr` to its rate × `lr_scale`.
     """
     depths = _depths(model)
     exempt = {f"backbone.{name}" for name in _exempt(model.backbone)}
@@ -44,12 +44,14 @@ def parameter_groups(
 
 
 def _depths(model: Network) -> dict[str, int]:
-    """Depth of each parameter by name: 0 is the layer at the image, the largest the head's."""
+    """Depth of each parameter by name: 0 is the first layer, the maximum is the head."""
     timm = import_timm()
     backbone = model.backbone
-    within = timm.models.group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
-    last = max(within.values()) + (model.head is not None)
-    depths = {f"backbone.{name}": depth for name, depth in within.items()}
+    backbone_depths = timm.models.group_parameters(
+        backbone, backbone.group_matcher(coarse=False), reverse=True
+    )
+    last = max(backbone_depths.values()) + (model.head is not None)
+    depths = {f"backbone.{name}": depth for name, depth in backbone_depths.items()}
     head = {id(parameter) for parameter in classifier(model).parameters()}
     return {
         name: last if id(parameter) in head else depths[name] for name, parameter in model.named_parameters()
@@ -57,5 +59,5 @@ def _depths(model: Network) -> dict[str, int]:
 
 
 def _exempt(backbone: nn.Module) -> set[str]:
-    listed = getattr(backbone, "no_weight_decay", set)
-    return set(listed())
+    names = getattr(backbone, "no_weight_decay", set)
+    return set(names())

@@ -1,4 +1,4 @@
-"""Heads that look at the whole feature map instead of its mean: ML-Decoder and CSRA."""
+"""Heads that use the whole feature map instead of its mean: ML-Decoder and CSRA."""
 
 import math
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Sharpness of each attention head, by number of heads; infinite is the maximum (99 in the authors' code).
-_SHARPNESS = {
+# Temperature of each attention head, by number of heads; infinity is the maximum (99 in the authors' code).
+_TEMPERATURES = {
     1: (1.0,),
     2: (1.0, math.inf),
     4: (1.0, 2.0, 4.0, math.inf),
@@ -19,12 +19,12 @@ _SHARPNESS = {
 class CSRA(nn.Module):
     """Class-specific residual attention (Zhu and Wu, ICCV 2021, arXiv 2108.02456).
 
-    With scores s of a finding at all positions, a head of sharpness T gives mean(s) + λ Σ softmax(T s) s; T = ∞ is
-    mean(s) + λ max(s). Heads have weights of their own and are summed. Unlike the authors' code, weights are not
-    normalised and each finding has a bias, where its rarity goes.
+    With scores s of a finding at all positions, a head of temperature T returns mean(s) + λ Σ softmax(T s) s;
+    T = ∞ is mean(s) + λ max(s). Heads have separate weights and are summed. Unlike the authors' code, weights
+    are not normalised, and each finding has a bias that can represent its prevalence.
 
     Args:
-        features: channels of the backbone's map.
+        features: channels of the backbone's feature map.
         findings: number of outputs.
         heads: 1, 2, 4, 6 or 8.
         lamb: λ.
@@ -32,13 +32,13 @@ class CSRA(nn.Module):
 
     def __init__(self, features: int, findings: int, heads: int, lamb: float) -> None:
         super().__init__()
-        self.sharpness, self.lamb = _SHARPNESS[heads], lamb
+        self.temperatures, self.lamb = _TEMPERATURES[heads], lamb
         self.weight = nn.Parameter(torch.empty(heads * findings, features))
         self.bias = nn.Parameter(torch.empty(findings))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights."""
+        """Reinitialise the weights."""
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
 
@@ -46,11 +46,13 @@ class CSRA(nn.Module):
         """Logits [batch, findings] from features [batch, positions, features]."""
         scores = functional.linear(positions, self.weight)
         logits: Tensor = self.bias
-        for sharpness, head in zip(self.sharpness, scores.chunk(len(self.sharpness), dim=2), strict=True):
-            if math.isinf(sharpness):
+        for temperature, head in zip(
+            self.temperatures, scores.chunk(len(self.temperatures), dim=2), strict=True
+        ):
+            if math.isinf(temperature):
                 peak = head.amax(dim=1)
             else:
-                peak = ((sharpness * head).softmax(dim=1) * head).sum(dim=1)
+                peak = ((temperature * head).softmax(dim=1) * head).sum(dim=1)
             logits = logits + head.mean(dim=1) + self.lamb * peak
         return logits
 
@@ -58,14 +60,14 @@ class CSRA(nn.Module):
 class MLDecoder(nn.Module):
     """ML-Decoder (Ridnik et al., WACV 2023, arXiv 2111.12933) with fixed queries.
 
-    A query per group of findings attends to the map; no attention among queries. Each group's answer gives the logits
-    of its findings through weights of its own. Attention heads (8), inner width (2048) and dropout (0.1) are the
-    authors'.
+    One query per group of findings attends to the feature map, without self-attention among queries. Separate
+    weights map each group's output to the logits of its findings. Attention heads (8), inner width (2048) and
+    dropout (0.1) are the authors'.
 
     Args:
-        features: channels of the backbone's map.
+        features: channels of the backbone's feature map.
         findings: number of outputs.
-        groups: most queries; there are never more than findings.
+        groups: maximum number of queries; capped at the number of findings.
         embedding: width of the decoder.
     """
 
@@ -89,7 +91,7 @@ class MLDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights and queries."""
+        """Reinitialise weights and queries."""
         for part in (
             self.embed,
             self.query_norm,
@@ -108,11 +110,11 @@ class MLDecoder(nn.Module):
         """Logits [batch, findings] from features [batch, positions, features]."""
         memory = functional.relu(self.embed(positions))
         queries = self.queries.expand(len(memory), -1, -1)
-        # What is left of a decoder layer's self-attention, as in the authors' code.
+        # The authors' code drops self-attention but keeps its residual connection and norm.
         queries = self.query_norm(queries + self.dropout(queries))
-        seen, _ = self.attention(queries, memory, memory, need_weights=False)
-        queries = self.attention_norm(queries + self.dropout(seen))
-        answer = self.outer(self.dropout(functional.relu(self.inner(queries))))
-        queries = self.inner_norm(queries + self.dropout(answer))
+        attended, _ = self.attention(queries, memory, memory, need_weights=False)
+        queries = self.attention_norm(queries + self.dropout(attended))
+        output = self.outer(self.dropout(functional.relu(self.inner(queries))))
+        queries = self.inner_norm(queries + self.dropout(output))
         logits = torch.einsum("bge,gef->bgf", queries, self.weight).flatten(1)
         return logits[:, : self.findings] + self.bias

@@ -1,13 +1,15 @@
-"""One process of a training run. The step train has as many started as the launcher says (docs/launching.md).
+"""One rank of a training run. The step train starts as many as the launcher is configured for
+(docs/launching.md).
 
     RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 \\
         python -m ral.training spec.json
 
-spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder, "state_dir": folder,
-"failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or false}. The process of rank 0 writes model.safetensors,
-weights/{last,ema}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into `out`.
-The first process to fail leaves {"kind", "retry", "message"} in `failure` and exits with 1. SIGTERM or SIGHUP: a
-checkpoint is written, and the exit code is 143.
+spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder,
+"state_dir": folder, "failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or
+false}. The process of rank 0 writes model.safetensors, weights/{last,ema}.safetensors, model.json,
+history.csv, validation.json and logits/{val,test}.parquet into `out`. The first process to fail writes
+{"kind", "retry", "message"} to `failure` and exits with 1. On SIGTERM or SIGHUP a checkpoint is written, and
+the exit code is 143.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ from ral.errors import DISK_ERRORS, UserError, explain_os_error
 from ral.files import follow_umask, read_json, write_json
 from ral.launch.base import read_failure, write_failure
 from ral.log import configure
-from ral.processes import LOST_PEER, die_with_parent, leave
+from ral.processes import LOST_PEER, die_with_parent, exit_now
 from ral.training.state import HISTORY
 
 logger = logging.getLogger("ral.training")
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
-    """Train, and on rank 0 write the outputs."""
+    """Train, and write the outputs on rank 0."""
     import torch
 
     from ral.training.checkpoint import Checkpoints, training_fingerprint
@@ -49,103 +51,107 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
 
     torch.set_num_threads(params.train.threads)
     stop = PreemptionFlag()
-    place = DistributedContext(*init_process())
+    context = DistributedContext(*init_process())
     name = training_fingerprint(params.model_dump(), Path(spec["prepared"]))
     checkpoints = Checkpoints(Path(spec["state_dir"]) / "training" / name, spec["keep"])
-    with checkpoints.lock() if place.rank == 0 else contextlib.nullcontext():
+    with checkpoints.lock() if context.rank == 0 else contextlib.nullcontext():
         torch.distributed.barrier()
-        log = MetricLogger(Path(spec["run"]), spec["tensorboard"]) if place.rank == 0 else None
-        training = Trainer(params, dataset, place, checkpoints, spec["checkpoint_minutes"], log, stop)
-        with _saved_if_interrupted(training, Path(spec["failure"])):
-            fit = training.fit()
-            chosen = fit.state.best[fit.chosen].weights
-            logits = {split: fit.scorer.score(chosen, dataset.rows(split)) for split in ("val", "test")}
-            if place.rank == 0:
-                write_outputs(Path(spec["out"]), params, dataset, fit, logits)
+        metric_logger = MetricLogger(Path(spec["run"]), spec["tensorboard"]) if context.rank == 0 else None
+        trainer = Trainer(
+            params, dataset, context, checkpoints, spec["checkpoint_minutes"], metric_logger, stop
+        )
+        with _save_on_interrupt(trainer, Path(spec["failure"])):
+            result = trainer.fit()
+            weights = result.state.best[result.best_kind].weights
+            logits = {split: result.scorer.score(weights, dataset.rows(split)) for split in ("val", "test")}
+            if context.rank == 0:
+                write_outputs(Path(spec["out"]), params, dataset, result, logits)
                 checkpoints.remove()
-        torch.distributed.barrier()  # a process that leaves early can abort the others' exit
+        torch.distributed.barrier()  # a rank that exits early can abort the others
         torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
-def _saved_if_interrupted(training: "Trainer", failure: Path) -> Iterator[None]:
-    """Asked to end, save what is not saved yet, and leave word of where the same command resumes."""
+def _save_on_interrupt(trainer: "Trainer", failure: Path) -> Iterator[None]:
+    """On an interrupt, save unsaved progress and write how to resume to the failure file."""
     try:
         yield
     except SystemExit:
-        if training.place.rank == 0:
-            training.save_unsaved()
-            step = training.checkpoints.newest_step()
-            where = (
-                "No checkpoint was saved yet: rerun the same command to start again."
+        if trainer.context.rank == 0:
+            trainer.save_unsaved()
+            step = trainer.checkpoints.newest_step()
+            resume_hint = (
+                "No checkpoint was saved yet: rerun the same command to start over."
                 if step is None
                 else f"A checkpoint was saved after {step:,} steps: rerun the same command to resume."
             )
-            # Who watches the processes may have said already that they were asked; this says more.
-            known = read_failure(failure)
-            better = known is not None and known.kind == "interrupted"
-            write_failure(failure, f"Training was asked to end. {where}", "interrupted", True, replace=better)
+            # The launcher may already have reported the interrupt; this message says more.
+            reported = read_failure(failure)
+            replace = reported is not None and reported.kind == "interrupted"
+            message = f"Training was interrupted. {resume_hint}"
+            write_failure(failure, message, "interrupted", True, replace=replace)
         raise
 
 
 def write_outputs(
-    out: Path, params: TrainParams, dataset: Dataset, fit: Any, logits: dict[str, np.ndarray]
+    out: Path, params: TrainParams, dataset: Dataset, result: Any, logits: dict[str, np.ndarray]
 ) -> None:
-    """Write everything that the step train gives.
+    """Write all outputs of the step train.
 
     Raises:
-        UserError: a logit is not finite.
+        UserError: logits are not finite.
     """
     for split, values in logits.items():
         if not np.isfinite(values).all():
             raise UserError(
-                f"The chosen weights give non-finite logits on {split}. Lower train.learning_rate.",
+                f"The selected weights give non-finite logits on {split}. Lower train.learning_rate.",
                 kind="not_finite",
             )
         write_logits(dataset, dataset.rows(split), values, out / "logits" / f"{split}.parquet")
     data = "phantom" if dataset.metadata["phantom"] else "images"
     (out / "weights").mkdir(exist_ok=True)
-    kinds = {kind: best for kind, best in fit.state.best.items() if best.weights}
-    for kind, best in kinds.items():
+    best_checkpoints = {kind: best for kind, best in result.state.best.items() if best.weights}
+    for kind, best in best_checkpoints.items():
         write_weights(out / "weights" / f"{kind}.safetensors", best.weights, data)
-    write_weights(out / "model.safetensors", kinds[fit.chosen].weights, data)
-    best_row = fit.state.history[kinds[fit.chosen].epoch - 1]
+    write_weights(out / "model.safetensors", best_checkpoints[result.best_kind].weights, data)
+    best_row = result.state.history[best_checkpoints[result.best_kind].epoch - 1]
     write_json(
         out / "model.json",
         {
             "model": params.model.model_dump(),
-            "pretrained_sha256": fit.network.weights_sha256,
+            "pretrained_sha256": result.network.weights_sha256,
             "findings": list(dataset.findings),
             "size": dataset.metadata["size"],
             "pixel_mean": dataset.metadata["pixel_mean"],
             "pixel_deviation": dataset.metadata["pixel_deviation"],
             "loss": params.loss.name,
-            "weights": fit.chosen,
+            "weights": result.best_kind,
             "best_epoch": best_row["epoch"],
             "phantom": dataset.metadata["phantom"],
             "outputs": "raw logits; their sigmoid is not a probability",
         },
     )
-    prefix = "ema_" if fit.chosen == "ema" else ""
-    figures = {name: best_row[prefix + name] for name in ("val_macro_ap", "val_macro_auroc")}
+    prefix = "ema_" if result.best_kind == "ema" else ""
+    metrics = {name: best_row[prefix + name] for name in ("val_macro_ap", "val_macro_auroc")}
     write_json(
         out / "validation.json",
-        {"data": data, "weights": fit.chosen, "val": {"epoch": best_row["epoch"], **figures}},
+        {"data": data, "weights": result.best_kind, "val": {"epoch": best_row["epoch"], **metrics}},
     )
     with (out / "history.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, [*HISTORY, "data"], lineterminator="\n")
         table.writeheader()
-        table.writerows({**row, "data": data} for row in fit.state.history)
+        table.writerows({**row, "data": data} for row in result.state.history)
 
 
 def write_weights(path: Path, weights: dict[str, Any], data: str) -> None:
-    """Write weights as safetensors, readable by all."""
+    """Write weights as a safetensors file with the usual permissions."""
     from ral.training.checkpoint import save_tensors
 
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    # One entry only: safetensors writes several in random order, and the bytes would change from run to run.
+    # Only one metadata entry: safetensors writes several in random order, which would change the bytes
+    # between runs.
     save_tensors(tensors, path, {"trained_on": f"{data}; research, not a medical device"})
-    follow_umask(path)  # safetensors makes it private
+    follow_umask(path)  # safetensors creates it with mode 0600
 
 
 def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: Path) -> None:
@@ -159,19 +165,19 @@ def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: P
 
 
 def run() -> NoReturn:
-    """What a process of a training does, from its start to its end."""
+    """Entry point of a rank: run `main` and exit with its code."""
     try:
         code = main()
-    except SystemExit as asked:
-        code = asked.code if isinstance(asked.code, int) else 1
-    except BaseException:  # noqa: BLE001 - shown as the interpreter would
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - printed as the interpreter would
         traceback.print_exc()
         code = 1
-    leave(code)
+    exit_now(code)
 
 
 def main() -> int:
-    """Read the specification and train; the first to fail leaves word of what went wrong.
+    """Read the specification and train; on failure, write the cause to the failure file.
 
     Returns:
         The exit code.
@@ -191,16 +197,16 @@ def main() -> int:
         write_failure(Path(spec["failure"]), explain_os_error(error), "disk", False)
         return 1
     except RuntimeError as error:
-        if not _peer_is_gone(error):
+        if not _peer_lost(error):
             raise
         logger.error("Lost connection to a peer rank: %s", str(error).splitlines()[0])
         return LOST_PEER
     return 0
 
 
-def _peer_is_gone(error: RuntimeError) -> bool:
-    """Whether gloo or nccl complains of another process's end, which is then the one to report."""
-    signs = (
+def _peer_lost(error: RuntimeError) -> bool:
+    """Whether gloo or NCCL lost the connection to another rank, whose failure is then the one to report."""
+    messages = (
         "Connection closed by peer",
         "Connection reset by peer",
         "Broken pipe",
@@ -208,7 +214,7 @@ def _peer_is_gone(error: RuntimeError) -> bool:
         "Socket closed",
         "recvValue failed",
     )
-    return any(sign in str(error) for sign in signs)
+    return any(message in str(error) for message in messages)
 
 
 if __name__ == "__main__":

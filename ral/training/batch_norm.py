@@ -1,4 +1,4 @@
-"""Batch statistics over all processes: torch's own on GPUs, and the same for the CPU, where torch has none."""
+"""Synchronised batch norm over all ranks: torch's own on GPUs, and an equivalent for CPUs, where torch has none."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
-    """Make every batch norm within the model take its statistics over the micro-batches of all processes.
+    """Make every batch norm of the model compute its statistics over the micro-batches of all ranks.
 
-    Names and shapes of the weights stay as they are.
+    Names and shapes of the weights do not change.
     """
     if device.type == "cuda":
         from ral.models import import_timm
@@ -22,16 +22,16 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             kind = type(module)
-            # The class is changed, not the object's forward, so that copying and scripting see a usual module.
+            # Change the class rather than the object's forward, so that copying and scripting still work.
             module.__class__ = type(f"Synchronised{kind.__name__}", (_Synchronised, kind), {})
 
 
 class _Sum(torch.autograd.Function):
-    """Sum of a tensor over all processes; every process's part moves the losses of all."""
+    """Differentiable sum of a tensor over all ranks: the gradient is summed over all ranks too."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        total = part.clone()
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.clone()
         torch.distributed.all_reduce(total)
         return total
 
@@ -43,10 +43,10 @@ class _Sum(torch.autograd.Function):
 
 
 class _Synchronised(_BatchNorm):
-    """Normalises by mean and variance over all processes in training; otherwise as the class it is mixed into."""
+    """In training, normalises by the mean and variance over all ranks; otherwise behaves like the base class."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [batch, channels, ...] and apply what timm's classes do after it (dropout, activation)."""
+        """Normalise x [batch, channels, ...], then apply the dropout and activation of timm's norm classes."""
         if not self.training:
             return super().forward(x)
         y = self._normalise(x)

@@ -1,8 +1,8 @@
-"""Checkpoints of unfinished training: whole or absent, checksummed, the newest sound one found again.
+"""Checkpoints of unfinished training: atomic, checksummed; loading takes the newest valid one.
 
-They live in the private `state_dir`, in a folder whose name is a hash of everything that decides the result, so that
-only the very same training goes on from them. Tensors are safetensors; nothing is pickled. The folder goes when
-training succeeds.
+They are stored in the private `state_dir`, in a folder named after a hash of everything that affects the
+result, so only an identical training resumes from them. Tensors are safetensors; nothing is pickled. The
+folder is removed when training succeeds.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from ral.errors import UserError
 from ral.files import private_folder, read_json, sha256, write_json
 from ral.models.pretrained import refuse_not_finite
 
-# Packages whose version may change a result.
+# Packages whose version may affect results.
 PACKAGES = ("torch", "deepspeed", "timm", "numpy", "pyarrow")
 
-TENSORS, FACTS, SUMS = "tensors.safetensors", "facts.json", "sums.json"
+TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "sums.json"
 
 
 def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
-    """Name of the training that `params`, the prepared data, the code and the versions decide: 32 hexadecimal digits.
+    """Hash of the parameters, prepared data, code and package versions of a training: 32 hexadecimal digits.
 
-    Call it when everything that training uses is imported: the code is the loaded modules of this project.
-    World size and micro-batch are left out, for they share the work out and a training may go on with others.
+    Call it after everything that training uses is imported: the hashed code is the loaded modules of this
+    project. World size and micro-batch size are excluded: training can resume with other values.
     """
     train = {name: value for name, value in params["train"].items() if name != "micro_batch"}
     code = sorted(
@@ -45,7 +45,7 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     )
     content = {
         "params": params | {"train": train},
-        # dataset.json holds the SHA-256 of every shard.
+        # dataset.json lists the SHA-256 of every shard.
         "data": [
             sha256(prepared / name) for name in ("dataset.json", "class_counts.json", "studies.parquet")
         ],
@@ -56,11 +56,12 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one training.
+    """The checkpoints of one training run.
 
     Args:
-        folder: their folder; made private (mode 0700) if it is not there; others may not write to it.
-        keep: how many of the newest are kept.
+        folder: where they are stored; created with mode 0700 if missing. Other users must not have write
+            access.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -69,10 +70,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second run of the same training out while the block runs; the kernel lets go if this process dies.
+        """Lock out a second run of the same training inside the block; the kernel releases the lock if this
+        process dies.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds the lock.
         """
         with (self.folder / "lock").open("a+", encoding="utf-8") as stream:
             try:
@@ -80,58 +82,59 @@ class Checkpoints:
             except BlockingIOError:
                 stream.seek(0)
                 raise UserError(
-                    f"The same training is running already ({stream.read() or 'somewhere'}). Wait for it, or end it."
+                    f"The same training is running already ({stream.read() or 'unknown process'}). Wait for it, or stop it."
                 ) from None
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {platform.node()}")
             stream.flush()
             yield
 
-    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write one checkpoint, then remove those beyond the newest `keep`.
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write a checkpoint atomically (temporary folder, fsync, rename), then remove all but the newest
+        `keep`.
 
         Args:
-            step: optimizer steps done; names the checkpoint.
+            step: completed optimizer steps; part of the checkpoint's name.
             tensors: contiguous, on the CPU.
-            facts: everything else, as JSON.
+            state: everything else, JSON serialisable.
 
         Raises:
-            OSError: the disk is full or fails; the older checkpoints are as they were.
+            OSError: the disk is full or failing; older checkpoints are unchanged.
         """
         draft = self.folder / ".draft"
-        shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed
+        shutil.rmtree(draft, ignore_errors=True)  # left over from a killed process
         try:
             draft.mkdir(mode=0o700, parents=True)
             save_tensors(tensors, draft / TENSORS)
-            write_json(draft / FACTS, facts)
-            write_json(draft / SUMS, {name: sha256(draft / name) for name in (TENSORS, FACTS)})
+            write_json(draft / STATE, state)
+            write_json(draft / CHECKSUMS, {name: sha256(draft / name) for name in (TENSORS, STATE)})
             for path in (*draft.iterdir(), draft):
-                _flush(path)
+                _fsync(path)
         except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)  # a full disk: the checkpoints that are there stay
+            shutil.rmtree(draft, ignore_errors=True)  # full disk: keep the existing checkpoints
             error.filename = error.filename or str(self.folder)
             raise
         target = self.folder / f"step-{step:09d}"
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one that was passed over
+        shutil.rmtree(target, ignore_errors=True)  # a corrupt one that was skipped
         draft.rename(target)
-        _flush(self.folder)
-        for old in self._found()[: -self.keep]:
+        _fsync(self.folder)
+        for old in self._paths()[: -self.keep]:
             shutil.rmtree(old)
 
     def newest_step(self) -> int | None:
-        """Optimizer steps of the newest checkpoint; None without any."""
-        found = self._found()
-        return int(found[-1].name.removeprefix("step-")) if found else None
+        """Optimizer steps of the newest checkpoint; None if there is none."""
+        paths = self._paths()
+        return int(paths[-1].name.removeprefix("step-")) if paths else None
 
-    def load_latest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the newest sound checkpoint; None without any.
+    def load_latest(self, log: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and state of the newest valid checkpoint; None if there is none.
 
         Args:
-            say: told of every damaged one that is passed over.
+            log: called with a message for each corrupt checkpoint that is skipped.
         """
         from safetensors.torch import load_file
 
-        for path in reversed(self._found()):
+        for path in reversed(self._paths()):
             problem = _problem(path)
             if problem is None:
                 tensors = load_file(path / TENSORS)
@@ -140,17 +143,17 @@ class Checkpoints:
                         name: t for name, t in tensors.items() if name.startswith(("weights/", "ema/"))
                     }
                     refuse_not_finite(weights, "")
-                    return tensors, read_json(path / FACTS)
+                    return tensors, read_json(path / STATE)
                 except UserError as error:
                     problem = str(error).partition(". ")[0]
-            say(f"checkpoint {path} is damaged ({problem}): going back to the one before it")
+            log(f"Checkpoint {path} is corrupt ({problem}); falling back to the previous one.")
         return None
 
     def remove(self) -> None:
-        """Training has succeeded: take the checkpoints away."""
+        """Remove all checkpoints, once training has succeeded."""
         shutil.rmtree(self.folder)
 
-    def _found(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
 
@@ -158,7 +161,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Write a safetensors file.
 
     Raises:
-        OSError: the disk is full or fails, which safetensors itself tells as an error of its own.
+        OSError: the disk is full or failing. (safetensors raises an exception class of its own for this.)
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -173,17 +176,17 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """What is wrong with a checkpoint; None if it is valid."""
     try:
-        sums = read_json(path / SUMS)
-        wrong = [name for name in (TENSORS, FACTS) if sha256(path / name) != sums[name]]
+        checksums = read_json(path / CHECKSUMS)
+        mismatched = [name for name in (TENSORS, STATE) if sha256(path / name) != checksums[name]]
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    return f"{wrong[0]} does not match its checksum" if wrong else None
+    return f"{mismatched[0]} does not match its checksum" if mismatched else None
 
 
-def _flush(path: Path) -> None:
-    """Have the disk hold what was written, so that a power cut leaves no checkpoint with a hole."""
+def _fsync(path: Path) -> None:
+    """Flush a file or folder to disk, so that a power failure cannot leave an incomplete checkpoint."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""DeepSpeed: one engine from one CPU process to many GPUs, and its state as plain tensors by name.
+"""The DeepSpeed engine, from one CPU process to many GPUs, and its state as plain named tensors.
 
-Everything is float32 (half precision is autocast's), so that a weight is the same number in every ZeRO stage, and what
-is read here from one stage and world size can be put back into another.
+All state is float32 (half precision comes from autocast), so weights are identical in every ZeRO stage, and
+state saved with one stage and world size can be loaded with another.
 """
 
 import logging
@@ -19,28 +19,28 @@ from torch import Tensor, nn
 from ral.config.train import TrainConfig
 from ral.errors import UserError
 
-# MASTER_ADDR where all processes are on one machine (`ral.launch.local`).
+# MASTER_ADDR when all ranks run on one machine (`ral.launch.local`).
 LOOPBACK = "127.0.0.1"
 
-# AdamW's state of a weight, beside the number of steps.
+# AdamW's state per weight, besides the step count.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def init_process() -> tuple[int, int, torch.device]:
-    """Join the other processes; the launcher set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    """Join the process group; the launcher has set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Returns:
-        Rank, world size and this process's device (by its place on the machine, not by its global rank).
+        Rank, world size and this process's device (chosen by local rank).
     """
     gpu = torch.cuda.is_available()
-    # Else it searches, and warns of what it finds.
+    # Otherwise DeepSpeed probes for accelerators and prints warnings.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     import deepspeed
 
-    # Compiling this operator takes half a minute and a compiler, and only inference uses it.
+    # Only inference uses this operator, and building it needs a compiler and half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # It calls collectives by names that torch is about to rename, at every step.
+    # DeepSpeed calls deprecated names of torch collectives at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     device = torch.device("cpu")
     if gpu:
@@ -54,12 +54,12 @@ def init_process() -> tuple[int, int, torch.device]:
 
 
 def _join_on_loopback(backend: str, device: torch.device) -> None:
-    """Form the process group of one machine with sockets that no other machine can reach.
+    """Create the process group of a single machine on loopback sockets, unreachable from other machines.
 
-    By itself torch's store listens on every address, whatever MASTER_ADDR says, and asks nobody for a password.
+    By default torch's store listens on every interface, whatever MASTER_ADDR is, and has no authentication.
 
     Raises:
-        UserError: somebody else listens at MASTER_PORT.
+        UserError: MASTER_PORT is in use.
     """
     from deepspeed.constants import default_pg_timeout
 
@@ -73,8 +73,8 @@ def _join_on_loopback(backend: str, device: torch.device) -> None:
             listening = socket.create_server((LOOPBACK, port)).detach()
         except OSError as error:
             raise UserError(
-                f"The training processes cannot meet at port {port} of this machine: {error.strerror}. Run the same "
-                "command again, or set training.port to a free port.",
+                f"Training cannot use port {port} of this machine for its rendezvous: {error.strerror}. Rerun the same "
+                "command, or set training.port to a free port.",
                 retry=True,
             ) from None
     store = torch.distributed.TCPStore(
@@ -87,67 +87,68 @@ def _join_on_loopback(backend: str, device: torch.device) -> None:
 
 
 class AdamW(torch.optim.AdamW):
-    """AdamW that passes over a step whose gradients are not finite, and clips where DeepSpeed does not.
+    """AdamW that skips steps with non-finite gradients, and clips gradients where DeepSpeed does not.
 
     Args:
         groups: parameter groups.
-        clip_norm: largest norm of the gradient; None where DeepSpeed clips (ZeRO, whose gradients are in parts).
+        clip_norm: maximum gradient norm; None where DeepSpeed clips (under ZeRO, where gradients are
+            sharded).
     """
 
     def __init__(self, groups: list[dict[str, Any]], clip_norm: float | None, **options: Any) -> None:
         super().__init__(groups, fused=True, **options)
         self.clip_norm = clip_norm
         self.found_inf: Tensor | None = None
-        """After a step: 1 if it was passed over, on the device; None where DeepSpeed decides that."""
+        """After a step: 1 if it was skipped, on the device; None where DeepSpeed decides that."""
 
     def step(self, closure: Any = None) -> Any:
-        """One step, or none."""
+        """Take one step, or skip it."""
         if self.clip_norm is not None:
             weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
             norm = torch.nn.utils.get_total_norm([p.grad for p in weights])
-            # The fused step reads this on the device: no one waits.
+            # The fused step reads this on the device, without a host synchronisation.
             self.found_inf = (~torch.isfinite(norm)).float()
             torch.nn.utils.clip_grads_with_norm_(weights, self.clip_norm, norm)
         return super().step(closure)
 
 
 def accumulation(config: TrainConfig, world: int) -> int:
-    """Micro-batches of a process per optimizer step.
+    """Gradient accumulation steps: micro-batches per rank and optimizer step.
 
     Raises:
-        UserError: the global batch cannot be shared out evenly.
+        UserError: the global batch cannot be split evenly.
     """
     if config.batch_size % world:
         raise UserError(
             f"train.batch_size ({config.batch_size}) must be a multiple of the {world} processes."
         )
-    part = config.batch_size // world
-    micro = config.micro_batch or part
-    if part % micro:
+    rank_batch = config.batch_size // world
+    micro = config.micro_batch or rank_batch
+    if rank_batch % micro:
         raise UserError(
-            f"train.micro_batch ({micro}) must divide the {part} images that each of {world} processes has of "
-            f"train.batch_size ({config.batch_size})."
+            f"train.micro_batch ({micro}) must divide the {rank_batch} images per process, which is train.batch_size "
+            f"({config.batch_size}) over {world} processes."
         )
-    return part // micro
+    return rank_batch // micro
 
 
 def start_engine(model: nn.Module, groups: list[dict[str, Any]], config: TrainConfig, world: int) -> Any:
-    """Hand the model to DeepSpeed with AdamW over `groups`; the engine averages gradients over processes.
+    """Initialise DeepSpeed with the model and AdamW over `groups`; the engine averages gradients over ranks.
 
     Raises:
-        UserError: the global batch cannot be shared out evenly, or DeepSpeed refuses train.deepspeed_config.
+        UserError: the global batch cannot be split evenly, or DeepSpeed rejects train.deepspeed_config.
     """
     import deepspeed
 
-    own_clipping = config.zero_stage == 0
-    optimizer = AdamW(groups, config.clip_norm if own_clipping else None, lr=config.learning_rate)
+    optimizer_clips = config.zero_stage == 0
+    optimizer = AdamW(groups, config.clip_norm if optimizer_clips else None, lr=config.learning_rate)
     steps = accumulation(config, world)
     settings = merge(
         config.deepspeed_config,
         {
             "train_batch_size": config.batch_size,
             "train_micro_batch_size_per_gpu": config.batch_size // world // steps,
-            "gradient_clipping": 0.0 if own_clipping else config.clip_norm,
+            "gradient_clipping": 0.0 if optimizer_clips else config.clip_norm,
             "zero_optimization": {"stage": config.zero_stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
@@ -157,132 +158,132 @@ def start_engine(model: nn.Module, groups: list[dict[str, Any]], config: TrainCo
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     except (ValueError, AssertionError) as error:
         if config.deepspeed_config:
-            raise UserError(f"train.deepspeed_config: DeepSpeed refuses it: {error}") from None
+            raise UserError(f"train.deepspeed_config: rejected by DeepSpeed: {error}") from None
         raise
-    if config.zero_stage == 0:  # the other stages keep weights in flat buffers, whose layout is theirs
+    if config.zero_stage == 0:  # other stages keep weights in flat buffers of their own layout
         engine.module.to(memory_format=torch.channels_last)
     return engine
 
 
-def merge(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Settings of both; where both say something, it is a section whose keys differ (`ral.config.train` sees to that)."""
-    merged = dict(theirs)
-    for name, value in ours.items():
-        merged[name] = merge(theirs.get(name, {}), value) if isinstance(value, dict) else value
+def merge(user: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+    """Merge two nested configurations. Only sections occur in both, with disjoint keys (`ral.config.train` checks it)."""
+    merged = dict(user)
+    for name, value in fixed.items():
+        merged[name] = merge(user.get(name, {}), value) if isinstance(value, dict) else value
     return merged
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the learning rate of the next step; a group's `lr_scale` (layer-wise decay) multiplies it."""
+    """Set the learning rate of the next step, scaled by each group's `lr_scale` (layer-wise decay)."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def step_was_skipped(engine: Any, device: torch.device) -> Tensor:
-    """1 if the last step was passed over for non-finite gradients, else 0; float32 scalar on the device."""
+    """1 if the last step was skipped because of non-finite gradients, else 0; float32 scalar on the device."""
     if hasattr(engine.optimizer, "overflow"):
         return torch.tensor(float(engine.optimizer.overflow), device=device)
     return engine.optimizer.found_inf
 
 
 def local_state_dict(engine: Any) -> dict[str, Tensor]:
-    """Weights and buffers by name, as this process holds them: under ZeRO 3 its part of each weight, else all of it."""
+    """Weights and buffers by name as held by this rank: its shards under ZeRO 3, otherwise complete."""
     weights = {name: getattr(p, "ds_tensor", p).data for name, p in engine.module.named_parameters()}
-    kept = engine.module.state_dict(keep_vars=True)
-    return weights | {name: buffer for name, buffer in engine.module.named_buffers() if name in kept}
+    persistent = engine.module.state_dict(keep_vars=True)
+    return weights | {name: buffer for name, buffer in engine.module.named_buffers() if name in persistent}
 
 
-def shard_state_dict(engine: Any, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What this process holds of complete tensors by name, in the shapes of `local_state_dict`."""
+def shard_state_dict(engine: Any, full: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This rank's part of complete tensors, in the names and shapes of `local_state_dict`."""
     weights = dict(engine.module.named_parameters())
-    found = {}
-    for name, own in local_state_dict(engine).items():
-        value = whole[name].to(own.device)
-        found[name] = _part(value, own.numel()) if hasattr(weights.get(name), "ds_id") else value.clone()
-    return found
+    shards = {}
+    for name, local in local_state_dict(engine).items():
+        value = full[name].to(local.device)
+        shards[name] = _shard(value, local.numel()) if hasattr(weights.get(name), "ds_id") else value.clone()
+    return shards
 
 
-def _part(whole: Tensor, numel: int) -> Tensor:
-    """This process's part of a weight under ZeRO 3: flat, the last one padded with zeros."""
-    padded = whole.new_zeros(numel * torch.distributed.get_world_size())
-    padded[: whole.numel()] = whole.flatten()
+def _shard(full: Tensor, numel: int) -> Tensor:
+    """This rank's shard of a weight under ZeRO 3: flat, the last one zero-padded."""
+    padded = full.new_zeros(numel * torch.distributed.get_world_size())
+    padded[: full.numel()] = full.flatten()
     return padded.narrow(0, numel * torch.distributed.get_rank(), numel).clone()
 
 
 @contextmanager
 def use_weights(engine: Any, values: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block the engine holds `values` (of `local_state_dict`' names and shapes) instead of its own."""
-    own = local_state_dict(engine)
-    saved = {name: tensor.clone() for name, tensor in own.items()}
-    for name, tensor in own.items():
+    """Inside the block, the engine holds `values` (names and shapes as `local_state_dict`) instead of its own weights."""
+    local = local_state_dict(engine)
+    saved = {name: tensor.clone() for name, tensor in local.items()}
+    for name, tensor in local.items():
         tensor.copy_(values[name])
     try:
         yield
     finally:
-        for name, tensor in own.items():
+        for name, tensor in local.items():
             tensor.copy_(saved[name])
 
 
 def full_state_dict(engine: Any) -> dict[str, Tensor]:
-    """Weights and buffers by name, complete, as copies on the device. Every process must call it."""
+    """Complete weights and buffers by name, as copies on the device. All ranks must call it."""
     import deepspeed
 
     weights = list(engine.module.parameters())
-    parted = [p for p in weights if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(parted, enabled=bool(parted)), torch.no_grad():
+    sharded = [p for p in weights if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)), torch.no_grad():
         return {name: t.detach().clone() for name, t in engine.module.state_dict().items()}
 
 
 def optimizer_state_dict(engine: Any) -> dict[str, Tensor]:
-    """AdamW's moments as `<moment>/<weight>`, complete; empty before the first step. Every process must call it."""
+    """AdamW's complete moments as `<moment>/<weight>`; empty before the first step. All ranks must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    found: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
     if not _optimizer(engine).state:
-        return found
-    _link(engine)
-    for name, weight in _trained(engine):
+        return moments
+    _link_moments(engine)
+    for name, weight in _trainable(engine):
         for moment in MOMENTS:
             if hasattr(weight, "ds_id") or hasattr(weight, "_hp_mapping"):
-                found[f"{moment}/{name}"] = safe_get_full_optimizer_state(weight, moment)
+                moments[f"{moment}/{name}"] = safe_get_full_optimizer_state(weight, moment)
             else:
-                found[f"{moment}/{name}"] = engine.optimizer.state[weight][moment]
-    return found
+                moments[f"{moment}/{name}"] = engine.optimizer.state[weight][moment]
+    return moments
 
 
 def optimizer_steps(engine: Any) -> int:
-    """Steps that AdamW has taken; those passed over do not count."""
+    """Number of AdamW steps taken; skipped steps are not counted."""
     states = list(_optimizer(engine).state.values())
     return int(states[0]["step"]) if states else 0
 
 
 def load_optimizer_state_dict(engine: Any, values: dict[str, Tensor], steps: int) -> None:
-    """Put back what `optimizer_state_dict` and `optimizer_steps` gave, whatever the ZeRO stage and world size were then."""
+    """Restore `optimizer_state_dict` and `optimizer_steps`, saved with any ZeRO stage and world size."""
     optimizer = _optimizer(engine)
     if not values:
         return
-    for held in _held(engine):
-        empty = {moment: torch.zeros_like(held) for moment in MOMENTS}
-        optimizer.state[held] = {"step": torch.tensor(float(steps), device=held.device), **empty}
-    _link(engine)
+    for tensor in _stepped_tensors(engine):
+        empty = {moment: torch.zeros_like(tensor) for moment in MOMENTS}
+        optimizer.state[tensor] = {"step": torch.tensor(float(steps), device=tensor.device), **empty}
+    _link_moments(engine)
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    for name, weight in _trained(engine):
+    for name, weight in _trainable(engine):
         for moment in MOMENTS:
             value = values[f"{moment}/{name}"].to(weight.device)
             if hasattr(weight, "ds_id"):
-                safe_set_local_optimizer_state(weight, _part(value, weight.ds_tensor.numel()), moment)
+                safe_set_local_optimizer_state(weight, _shard(value, weight.ds_tensor.numel()), moment)
             elif hasattr(weight, "_hp_mapping"):
                 safe_set_full_optimizer_state(weight, value, moment)
             else:
                 optimizer.state[weight][moment].copy_(value)
 
 
-def _link(engine: Any) -> None:
-    """Have ZeRO 1 and 2 find the moments of every weight.
+def _link_moments(engine: Any) -> None:
+    """Link every weight to its moments under ZeRO 1 and 2.
 
-    DeepSpeed links weights to moments once, after the step of the first parameter group, when the other groups have
-    no moments yet.
+    DeepSpeed does this only once, after the first parameter group's step, when the other groups have no
+    moments yet.
     """
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
@@ -290,17 +291,17 @@ def _link(engine: Any) -> None:
 
 
 def _optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The torch optimizer, within DeepSpeed's or bare."""
+    """The torch optimizer, unwrapped from DeepSpeed's if necessary."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def _held(engine: Any) -> list[Tensor]:
-    """The tensors that AdamW steps: the weights, or ZeRO's flat parts of them."""
+def _stepped_tensors(engine: Any) -> list[Tensor]:
+    """The tensors that AdamW updates: the weights, or their flat partitions under ZeRO."""
     for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
         if hasattr(engine.optimizer, name):
             return list(getattr(engine.optimizer, name))
-    return [weight for _, weight in _trained(engine)]
+    return [weight for _, weight in _trainable(engine)]
 
 
-def _trained(engine: Any) -> list[tuple[str, Any]]:
+def _trainable(engine: Any) -> list[tuple[str, Any]]:
     return [(name, weight) for name, weight in engine.module.named_parameters() if weight.requires_grad]

@@ -1,4 +1,4 @@
-"""What a training leaves in runs/<id>/: rates and the loss of every step, and TensorBoard's files if asked for."""
+"""Training metrics in runs/<id>/: throughput, the loss of every step, and optional TensorBoard files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ from ral.files import atomic_write
 
 
 class MetricLogger:
-    """Writes speed.csv (a row per epoch) and steps.csv (a row per optimizer step that was not passed over).
+    """Writes speed.csv (a row per epoch) and steps.csv (a row per optimizer step that was not skipped).
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         tensorboard: whether to write `folder`/tensorboard as well.
 
     Raises:
-        UserError: TensorBoard is asked for and not installed.
+        UserError: TensorBoard is enabled but not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool) -> None:
@@ -27,30 +27,30 @@ class MetricLogger:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError(
-                    "training.tensorboard needs the package: pip install -c constraints.txt -e '.[tensorboard]'"
+                    "training.tensorboard needs the tensorboard package: pip install -c constraints.txt -e '.[tensorboard]'"
                 ) from None
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def epoch(
         self, row: Mapping[str, Any], images: int, seconds: float, losses: Sequence[float], step: int
     ) -> None:
-        """Note an epoch.
+        """Log an epoch.
 
         Args:
-            row: of the history.
-            images: trained on since this process began the epoch.
-            seconds: that took.
-            losses: of the epoch's steps.
+            row: the epoch's row of history.csv.
+            images: images trained on since this process started or resumed the epoch.
+            seconds: time spent on these images.
+            losses: loss of each step of the epoch.
             step: optimizer steps before the epoch.
         """
         number = row["epoch"]
         speed = [f"{number},{images},{seconds:.3f},{images / max(seconds, 1e-9):.1f}"]
         _replace(self.folder / "speed.csv", "epoch,images,seconds,images_per_second", number, speed)
-        lines = [f"{number},{place},{loss!r}" for place, loss in enumerate(losses, 1)]
+        lines = [f"{number},{index},{loss!r}" for index, loss in enumerate(losses, 1)]
         _replace(self.folder / "steps.csv", "epoch,step,loss", number, lines)
         if self._board is not None:
-            for place, loss in enumerate(losses, 1):
-                self._board.add_scalar("train/loss", loss, step + place)
+            for index, loss in enumerate(losses, 1):
+                self._board.add_scalar("train/loss", loss, step + index)
             for name, value in row.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"epoch/{name}", value, number)
@@ -58,8 +58,8 @@ class MetricLogger:
 
 
 def _replace(path: Path, header: str, epoch: int, lines: Sequence[str]) -> None:
-    """Write an epoch's lines after those of earlier ones; a resumed training repeats an epoch."""
-    old = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
-    kept = [line for line in old if int(line.split(",")[0]) < epoch]
+    """Write an epoch's lines after those of earlier epochs, replacing any of the same epoch (a resumed run repeats it)."""
+    old_lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+    earlier = [line for line in old_lines if int(line.split(",")[0]) < epoch]
     with atomic_write(path) as draft:
-        draft.write_text("".join(f"{line}\n" for line in [header, *kept, *lines]), encoding="utf-8")
+        draft.write_text("".join(f"{line}\n" for line in [header, *earlier, *lines]), encoding="utf-8")

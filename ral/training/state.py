@@ -1,11 +1,11 @@
-"""Where a training stands, as plain values: what a checkpoint holds beside the engine's tensors."""
+"""The state of a training run as plain values: the part of a checkpoint that is not the engine's tensors."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from ral.processes import on_request_to_end
+from ral.processes import on_termination_signal
 
 # Columns of history.csv: a row per epoch, of all phases.
 HISTORY = (
@@ -23,36 +23,36 @@ HISTORY = (
 
 @dataclass
 class BestCheckpoint:
-    """The best epoch so far of one kind of weights."""
+    """The best epoch so far for one kind of weights."""
 
     ap: float = -1.0
     """Validation macro AP."""
     epoch: int = 0
     """Row of the history, counted from 1."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """On the CPU; kept apart from the other facts in a checkpoint."""
+    """On the CPU; a checkpoint stores them with the tensors, not in state.json."""
 
 
 @dataclass
 class TrainState:
-    """Everything a training needs to go on, but for the engine's weights and moments."""
+    """Everything needed to resume training, except the engine's weights and optimizer state."""
 
     phase: int = 0
-    """Which phase is trained, from 0."""
+    """Index of the current phase, from 0."""
     epoch: int = 0
     """Epoch within the phase, from 0."""
     step: int = 0
-    """Steps of this epoch that are done, those passed over included."""
+    """Completed steps of this epoch, including skipped ones."""
     losses: list[float] = field(default_factory=list)
-    """Loss of each step of this epoch that was not passed over."""
+    """Loss of each step of this epoch that was not skipped."""
     skipped_steps: int = 0
-    """Steps of this epoch that were passed over."""
+    """Skipped steps of this epoch."""
     consecutive_skipped_steps: int = 0
-    """Steps passed over since the last good one."""
+    """Steps skipped in a row, up to now."""
     adam_steps: int = 0
-    """Steps that AdamW took in this phase."""
+    """AdamW steps taken in this phase."""
     ema_steps: int = 0
-    """Steps of the moving average in this phase."""
+    """EMA updates in this phase."""
     total_steps: int = 0
     """Optimizer steps since the start of the first phase; names checkpoints."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -60,29 +60,29 @@ class TrainState:
     best: dict[str, BestCheckpoint] = field(
         default_factory=lambda: {"last": BestCheckpoint(), "ema": BestCheckpoint()}
     )
-    """The best epoch of the weights as trained ("last") and of their moving average."""
+    """The best epoch of the weights as trained ("last") and of their moving average ("ema")."""
     epochs_without_improvement: int = 0
     """Epochs of this phase since the best one."""
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON, without tensors."""
+    def to_dict(self) -> dict[str, Any]:
+        """The content of state.json: everything but tensors."""
         values = asdict(self)
         for best in values["best"].values():
             del best["weights"]
         return values
 
     @classmethod
-    def of(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> "TrainState":
-        """From `facts` and the tensors `best_<kind>/<weight>`."""
-        kinds = {
+    def from_dict(cls, values: dict[str, Any], tensors: dict[str, Tensor]) -> "TrainState":
+        """The state from `to_dict` and the tensors `best_<kind>/<weight>`."""
+        best_checkpoints = {
             kind: BestCheckpoint(**best, weights=select_prefix(tensors, f"best_{kind}"))
-            for kind, best in facts["best"].items()
+            for kind, best in values["best"].items()
         }
-        return cls(**{**facts, "best": kinds})
+        return cls(**{**values, "best": best_checkpoints})
 
 
 def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors called `prefix/<name>`, by name."""
+    """The tensors named `prefix/<name>`, without the prefix."""
     return {
         name.removeprefix(prefix + "/"): value
         for name, value in tensors.items()
@@ -91,15 +91,15 @@ def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class PreemptionFlag:
-    """SIGTERM (SLURM's warning, a cancel) or SIGHUP as a flag that training looks at between two steps."""
+    """A flag set by SIGTERM (SLURM's preemption warning, a cancellation) or SIGHUP; training polls it between steps."""
 
     def __init__(self) -> None:
         self.requested = False
         self.exit_immediately = False
-        """Whether the next of them ends the process there and then: nothing of worth would be lost."""
-        on_request_to_end(self._ask)
+        """Whether a signal ends the process at once, because no unsaved work would be lost."""
+        on_termination_signal(self._request)
 
-    def _ask(self, *_: object) -> None:
+    def _request(self, *_: object) -> None:
         self.requested = True
         if self.exit_immediately:
             raise SystemExit(143)

@@ -122,7 +122,7 @@ def test_a_state_dir_of_letters_and_plain_signs_is_taken(tmp_path: Path) -> None
 def test_a_state_dir_that_others_may_write_to_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(0o777)
-    with pytest.raises(UserError, match="may be written to by others"):
+    with pytest.raises(UserError, match="is writable by others"):
         load_environment(tmp_path, {"RAL_STATE_DIR": str(tmp_path / "state")})
     assert (tmp_path / "state").stat().st_mode & 0o7777 == 0o777
 

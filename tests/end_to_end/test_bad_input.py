@@ -188,7 +188,7 @@ def test_unwritable_output(run: Run, project: Path) -> None:
     (project / "data").write_text("a file")
     printed = run("python", "-m", "tasks.validate", cwd=project, code=1, PYTHONPATH=str(ROOT)).stdout
     assert "error: " in printed
-    assert "A file stands where a folder is needed" in printed
+    assert "A file is in the place of a folder" in printed
     assert "Traceback" not in printed
 
 

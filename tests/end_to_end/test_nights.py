@@ -138,7 +138,7 @@ def test_a_cancelled_night_ends_and_the_next_goes_on(clinic: Clinic) -> None:
     assert clinic.wait_for(asked)["type"] == "CANCELLED"
     clinic.tidy()
     again = clinic.start_night(train__epochs=4000, train__seed=1)
-    clinic.wait_until(lambda: "going on from the checkpoint after" in clinic.lines(again))
+    clinic.wait_until(lambda: "Resuming from checkpoint at step" in clinic.lines(again))
     clinic.prefect("flow-run", "cancel", again)
     assert clinic.wait_for(again)["type"] == "CANCELLED"
     assert clinic.champion() == champion
@@ -196,7 +196,7 @@ def test_a_crash_loses_nothing(clinic: Clinic, power: bool) -> None:
     assert ends[-1] == "COMPLETED", ends
     assert clinic.state_of(asked)["type"] == "CRASHED"
     if power:  # it could save when it was asked to end
-        assert "going on from the checkpoint after" in clinic.lines(next_one)
+        assert "Resuming from checkpoint at step" in clinic.lines(next_one)
     assert len(decisions(clinic)) == len(before) + 1
     clinic.tidy()
 

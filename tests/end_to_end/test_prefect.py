@@ -73,7 +73,7 @@ def test_deployment_is_run_by_a_worker(
     assert "labels are in the vocabulary" in found["validation"]["data"]
     assert (project / "reports/report.html").as_uri() in found["report"]["data"]
     logs = [line["message"] for line in server.ask("logs", limit=200)]
-    assert any("PHANTOM images, epoch   2 of 2: loss" in line for line in logs)
+    assert any("PHANTOM DATA, epoch   2 of 2: loss" in line for line in logs)
     assert run("dvc", "status", cwd=project).stdout.split() == [
         "locate:",
         "always",

@@ -1,4 +1,4 @@
-"""A small trained-looking network and prepared images whose ids try to be paths, made without training."""
+"""A small network and prepared images, made without training; some image ids look like paths."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ MODELS = {
 
 
 def write_prepared(folder: Path, images: int = 72, phantom: bool = False) -> Path:
-    """Prepared data of noise: two thirds train, one third test; some labels unknown, ids that no file may have as name."""
+    """Prepared data of noise: two thirds train, one third test; some labels unknown, ids that are invalid file names."""
     rng = np.random.default_rng(0)
     ids = [f"{'phantom' * phantom}../../<script>{i:03d}" for i in range(images)]
     labels = (rng.random((images, 3)) < 0.4).astype(np.float32)
@@ -41,8 +41,8 @@ def write_prepared(folder: Path, images: int = 72, phantom: bool = False) -> Pat
     table.to_parquet(folder / "studies.parquet", index=False)
     pixels = rng.integers(0, 256, (images, SIZE, SIZE), dtype=np.uint8)
     write_shard(folder / "shards/0.arrow", ids, pixels)
-    facts = {"findings": FINDINGS, "size": SIZE, "phantom": phantom, "shards": [{"name": "0.arrow"}]}
-    write_json(folder / "dataset.json", facts)
+    metadata = {"findings": FINDINGS, "size": SIZE, "phantom": phantom, "shards": [{"name": "0.arrow"}]}
+    write_json(folder / "dataset.json", metadata)
     write_json(folder / "class_counts.json", {})
     return folder
 
@@ -50,7 +50,7 @@ def write_prepared(folder: Path, images: int = 72, phantom: bool = False) -> Pat
 def write_model(
     folder: Path, dataset: Dataset, backbone: str = "test_resnet", head: str = "linear", **changes: Any
 ) -> Path:
-    """What the step train writes, from random weights and random logits."""
+    """Outputs of the step train, with random weights and random logits."""
     options = {"options": MODELS.get(backbone, {}), "ml_decoder": {"embedding": 32}, "head": head}
     config = ModelConfig.model_validate({"backbone": backbone, **options, **changes})
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The step explain on small prepared data: files, pictures, bytes, what must not be written."""
+"""The step explain on small prepared data: files, pictures, bytes, and what must not be written."""
 
 import json
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def test_gallery(
             assert entry["labels"] == list(labels.index[labels == 1])
             assert entry["unknown"] == list(labels.index[labels.isna()])
             assert entry["logit"] == pytest.approx(logits.loc[entry["image_id"], name], abs=1e-6)
-    # One picture of an image however often it is shown; names of our own, and no other file.
+    # One picture per image, however often it is shown; generated names, and no other file.
     assert len({entry["image"] for entry in entries}) == len({entry["image_id"] for entry in entries})
     named = {entry[key] for entry in entries for key in ("image", "map")}
     assert {path.name for path in (out / "gallery").iterdir()} == named | {"gallery.json"}
@@ -125,7 +125,7 @@ def test_images_that_may_not_be_shown_leave_no_picture(
     run(params(), prepared, models, out)
     shown = json.loads((out / "gallery/gallery.json").read_text())
     (out / "report.html").write_text("another step's")
-    run(params(show_images=False), prepared, models, out)  # pictures of the earlier run go as well
+    run(params(show_images=False), prepared, models, out)  # pictures of the earlier run are removed too
     assert set(tree(out)) == {"confusion.csv", "gallery/gallery.json", "geometry.json", "report.html"}
     content = json.loads((out / "gallery/gallery.json").read_text())
     assert content["images"] is False
@@ -162,8 +162,8 @@ def test_network_of_other_images_is_refused(
     prepared: Path, make_model: Callable[..., Path], tmp_path: Path, name: str, value: object, words: str
 ) -> None:
     models = make_model()
-    facts = json.loads((models / "model.json").read_text()) | {name: value}
-    (models / "model.json").write_text(json.dumps(facts))
+    metadata = json.loads((models / "model.json").read_text()) | {name: value}
+    (models / "model.json").write_text(json.dumps(metadata))
     with pytest.raises(UserError, match=f"differ in `{words}`.*trained on other images"):
         run(params(), prepared, models, tmp_path / "out")
 

@@ -26,12 +26,12 @@ def test_cosines_by_hand() -> None:
 
 
 def test_similarity_of_halves() -> None:
-    found = similarity(np.array([[1.0, 0], [0, 1], [1, 0], [1, 0], [np.nan, 0]]))
-    assert found["mean_cosine"] == {"common": pytest.approx(1 / 3), "rare": None, "common_to_rare": None} | {
+    result = similarity(np.array([[1.0, 0], [0, 1], [1, 0], [1, 0], [np.nan, 0]]))
+    assert result["mean_cosine"] == {"common": pytest.approx(1 / 3), "rare": None, "common_to_rare": None} | {
         "common": round(1 / 3, 6), "common_to_rare": round(2 / 3, 6), "rare": None,
     }  # fmt: skip
-    assert found["cosines"][4] == [None] * 5
-    assert found["cosines"][0] == [1, 0, 1, 1, None]
+    assert result["cosines"][4] == [None] * 5
+    assert result["cosines"][0] == [1, 0, 1, 1, None]
 
 
 def test_spread_by_hand() -> None:
@@ -41,14 +41,14 @@ def test_spread_by_hand() -> None:
     # Squared distances from (2, 1): 2, 2, 4 over n - 1; between: 4 less 4 / 3.
     assert spread(group, mean) == {"within": 4.0, "between": 2.666667, "variability": 1.5}
     assert spread(group[:1], mean) == {"within": None, "between": None, "variability": None}
-    assert spread(group, mean / 10)["variability"] is None  # cannot be told from the mean of all
+    assert spread(group, mean / 10)["variability"] is None  # indistinguishable from the mean of all
     assert np.isnan(class_means([group[:0]], np.zeros(2))).all()
 
 
 def test_few_images_do_not_look_far_away() -> None:
     rng = np.random.default_rng(0)
     between = [spread(group, group.mean(axis=0))["between"] for group in rng.normal(1, 5, size=(4000, 4, 3))]
-    assert np.mean(between) == pytest.approx(3, abs=0.5)  # plainly it would be 3 + 75 / 4
+    assert np.mean(between) == pytest.approx(3, abs=0.5)  # uncorrected it would be 3 + 75 / 4
 
 
 def test_sample_is_even_and_bounded() -> None:
@@ -63,7 +63,7 @@ def test_sample_is_even_and_bounded() -> None:
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_vit"])
 @pytest.mark.parametrize("head", ["linear", "csra", "ml_decoder"])
 def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone: str, head: str) -> None:
-    network, facts = load_model(make_model(backbone, head, csra={"heads": 2, "lamb": 0.0}))
+    network, metadata = load_model(make_model(backbone, head, csra={"heads": 2, "lamb": 0.0}))
     vectors, why = class_vectors(network, 3)
     images = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -74,14 +74,14 @@ def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone
     else:  # without the peaks of CSRA (λ = 0), the logits are these vectors times the features
         bias = logits - features @ torch.from_numpy(vectors).T
         torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-5, rtol=0)
-    found = geometry(network, facts, open_dataset(prepared), 1000)
-    assert ("not_available" in found["classifier"]) == (head == "ml_decoder")
-    prevalences = [finding["train_prevalence"] for finding in found["findings"]]
+    result = geometry(network, metadata, open_dataset(prepared), 1000)
+    assert ("not_available" in result["classifier"]) == (head == "ml_decoder")
+    prevalences = [finding["train_prevalence"] for finding in result["findings"]]
     assert prevalences == sorted(prevalences, reverse=True)
-    assert np.shape(found["class_means"]["cosines"]) == (3, 3)
-    assert found["images"] == 48
+    assert np.shape(result["class_means"]["cosines"]) == (3, 3)
+    assert result["images"] == 48
 
 
 def test_backbone_without_one_map_says_so(prepared: Path, make_model: Callable[..., Path]) -> None:
-    network, facts = load_model(make_model("crossvit_9_240", options=CROSS_VIT))
-    assert "more than one" in geometry(network, facts, open_dataset(prepared), 100)["not_available"]
+    network, metadata = load_model(make_model("crossvit_9_240", options=CROSS_VIT))
+    assert "more than one" in geometry(network, metadata, open_dataset(prepared), 100)["not_available"]

@@ -82,7 +82,9 @@ def test_grad_cam_is_highest_where_a_blob_decides() -> None:
         outside[rows[0] - 2 : rows[1] + 2, columns[0] - 2 : columns[1] + 2] = 0
         assert heat.max() == 1
         assert outside.max() == 0
-    assert enlarge(grad_cam(network, image, 2), 64).max() == 0  # nothing raises this logit: no heat, no NaN
+    assert (
+        enlarge(grad_cam(network, image, 2), 64).max() == 0
+    )  # nothing increases this logit: no heat, no NaN
 
 
 def test_enlarge_is_bilinear() -> None:
@@ -162,7 +164,7 @@ def test_networks(backbone: str, options: dict, method: str, places: int, head: 
     assert (maps >= 0).all()
     assert not torch.equal(maps[0], maps[1]) or not maps.any()
     one = rollout(network, images()[:1]) if method == "rollout" else grad_cam(network, images()[:1], 1)
-    torch.testing.assert_close(maps[:1], one, rtol=1e-4, atol=1e-7)  # images do not touch each other
+    torch.testing.assert_close(maps[:1], one, rtol=1e-4, atol=1e-7)  # images do not affect each other
 
 
 def test_gray_images_for_three_channels() -> None:
@@ -173,7 +175,7 @@ def test_gray_images_for_three_channels() -> None:
 
 
 def test_channels_last_map_keeps_its_rows_and_columns() -> None:
-    """An image that is not square shows a mix-up of the two."""
+    """With a non-square image, swapping the two would be visible."""
     network = small("test_mambaout")
     assert grad_cam(network, images(1)[..., :32], 0).shape == (1, 2, 1)
 
@@ -182,7 +184,7 @@ def test_method_that_a_network_does_not_allow() -> None:
     with pytest.raises(NoMapError, match="all tokens attend to each other"):
         choose_method(small("test_resnet"), "rollout", images(1))
     vit = small("test_vit", img_size=64)
-    with pytest.raises(NoMapError, match="class token and not the patches"):
+    with pytest.raises(NoMapError, match="class token and not on the patches"):
         choose_method(vit, "grad_cam", images(1))
     assert choose_method(small("test_vit", "csra", img_size=64), "grad_cam", images(1)) == ("grad_cam", None)
     method, why = choose_method(small("crossvit_9_240"), "auto", images(1, 240))

@@ -1,4 +1,4 @@
-"""What the tests of the launchers share: a run folder, stand-ins for training processes, and what is left running."""
+"""Fixtures for the launchers: a run folder, fake ranks, and a check for remaining processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ RANK = (sys.executable, str(HERE / "rank.py"))
 
 
 class Run:
-    """A run folder and what is launched in it."""
+    """A run folder, and launches in it."""
 
     def __init__(self, base: Path, environment: dict[str, str]) -> None:
         self.folder = base / f"run-{uuid.uuid4().hex[:8]}"
@@ -29,12 +29,12 @@ class Run:
 
     def specify(self, mode: str) -> Path:
         spec = self.folder / "train.json"
-        facts = {"mode": mode, "run": str(self.folder), "failure": str(self.folder / "rank_failure.json")}
-        spec.write_text(json.dumps(facts | {"state_dir": str(self.folder / "state")}))
+        content = {"mode": mode, "run": str(self.folder), "failure": str(self.folder / "rank_failure.json")}
+        spec.write_text(json.dumps(content | {"state_dir": str(self.folder / "state")}))
         return spec
 
     def launch(self, mode: str, target: TrainingTarget) -> UserError | None:
-        """Launch here; the error, if there is one."""
+        """Launch in this process; the error, if there is one."""
         try:
             launch(self.specify(mode), target, self.folder, RANK)
         except UserError as error:
@@ -52,24 +52,24 @@ class Run:
         )  # fmt: skip
 
     def ranks(self) -> list[dict]:
-        """Variables of the ranks that have started, in order."""
-        found = [json.loads(path.read_text()) for path in self.folder.glob("rank-*.json")]
-        return sorted(found, key=lambda rank: int(rank["RANK"]))
+        """Environment variables of the started ranks, by rank."""
+        ranks = [json.loads(path.read_text()) for path in self.folder.glob("rank-*.json")]
+        return sorted(ranks, key=lambda rank: int(rank["RANK"]))
 
-    def left(self) -> list[str]:
-        """Commands that still run and name this run's folder."""
-        found = []
+    def remaining(self) -> list[str]:
+        """Commands of running processes that contain this run's folder."""
+        commands = []
         for process in psutil.process_iter(["cmdline", "status"]):
             command = " ".join(process.info["cmdline"] or [])
             dead = process.info["status"] == psutil.STATUS_ZOMBIE or process.pid == os.getpid()
             if str(self.folder) in command and not dead:
-                found.append(command)
-        return found
+                commands.append(command)
+        return commands
 
 
 @pytest.fixture
 def job(tmp_path: Path, environment: dict[str, str]) -> Iterator[Run]:
-    """A run folder; whatever a failed test leaves running is killed."""
+    """A run folder; processes left over from a failed test are killed."""
     job = Run(tmp_path, environment)
     yield job
     for process in psutil.process_iter(["cmdline"]):

@@ -1,6 +1,6 @@
-"""Stands in for kubectl, a cluster and Kubeflow's operators: runs the pods of an applied job as processes here.
+"""Fake kubectl, cluster and Kubeflow operators: runs the pods of an applied job as local processes.
 
-TrainState is in the folder KUBECTL_STANDIN. Its file `how` may say: forbid (apply is refused).
+Its state is in the folder KUBECTL_STANDIN. If its file `how` contains "forbid", apply is rejected.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ def pods_of(manifest: dict) -> list[tuple[list[str], dict[str, str]]]:
     spec, name = manifest["spec"], manifest["metadata"]["name"]
     if manifest["kind"] == "TrainJob":
         trainer = spec["trainer"]
-        own = {item["name"]: item["value"] for item in trainer["env"]}
+        env = {item["name"]: item["value"] for item in trainer["env"]}
         return [
             (
                 trainer["command"],
-                own | {"PET_NODE_RANK": str(node), "PET_MASTER_ADDR": f"{name}-node-0-0.{name}", "PET_MASTER_PORT": "29500"},
+                env | {"PET_NODE_RANK": str(node), "PET_MASTER_ADDR": f"{name}-node-0-0.{name}", "PET_MASTER_PORT": "29500"},
             )
             for node in range(trainer["numNodes"])
         ]  # fmt: skip
-    found = []
+    pods = []
     for role in ("Master", "Worker"):
         replica = spec["pytorchReplicaSpecs"].get(role, {"replicas": 0})
         for _ in range(replica["replicas"]):
             (container,) = replica["template"]["spec"]["containers"]
-            own = {item["name"]: item["value"] for item in container["env"]}
-            place = {"RANK": str(len(found)), "MASTER_ADDR": f"{name}-master-0", "MASTER_PORT": "23456"}
-            found.append((container["command"], own | place))
-    return found
+            env = {item["name"]: item["value"] for item in container["env"]}
+            rendezvous = {"RANK": str(len(pods)), "MASTER_ADDR": f"{name}-master-0", "MASTER_PORT": "23456"}
+            pods.append((container["command"], env | rendezvous))
+    return pods
 
 
 def apply(arguments: list[str]) -> int:
@@ -58,7 +58,7 @@ def apply(arguments: list[str]) -> int:
 
 
 def pod(number: str, *command: str) -> int:
-    """Run a pod's container; its end is its phase."""
+    """Run a pod's container; its exit code gives the pod's phase."""
     with (PODS / f"{number}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         (PODS / f"{number}.pid").write_text(str(process.pid))
@@ -68,8 +68,8 @@ def pod(number: str, *command: str) -> int:
 
 
 def codes() -> list[int | None]:
-    found = [PODS / f"{number}.code" for number in range(len(list(PODS.glob("*.pid"))))]
-    return [int(path.read_text() or 1) if path.exists() else None for path in found]
+    paths = [PODS / f"{number}.code" for number in range(len(list(PODS.glob("*.pid"))))]
+    return [int(path.read_text() or 1) if path.exists() else None for path in paths]
 
 
 def get(arguments: list[str]) -> int:
@@ -100,7 +100,7 @@ def logs(arguments: list[str]) -> int:
 
 
 def delete(arguments: list[str]) -> int:
-    """Ask every pod to end and wait until it has."""
+    """Terminate every pod and wait for it."""
     if not JOB.exists():
         assert "--ignore-not-found" in arguments
         return 0

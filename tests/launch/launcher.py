@@ -1,4 +1,4 @@
-"""Launches stand-ins in a process of its own, as a step does, so that a test may end it.
+"""Launches fake ranks in a separate process, as a step does, so that a test can kill it.
 
 python launcher.py RUN_FOLDER TARGET.json     # prints the error, if any, as one line of JSON
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 from ral.config.environment import TrainingTarget
 from ral.errors import UserError
 from ral.launch import launch
-from ral.processes import on_request_to_end
+from ral.processes import on_termination_signal
 
-on_request_to_end(lambda number, _: sys.exit(128 + number))
+on_termination_signal(lambda number, _: sys.exit(128 + number))
 folder = Path(sys.argv[1])
 target = TrainingTarget.model_validate_json(Path(sys.argv[2]).read_text())
 rank = (sys.executable, str(Path(__file__).with_name("rank.py")))

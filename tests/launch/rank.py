@@ -1,9 +1,9 @@
-"""Stands in for a training process: does what the specification's `mode` says, without torch.
+"""Fake rank: behaves as the specification's `mode` says, without torch.
 
-Leaves rank-N.json (its variables) in the run's folder. Modes: ok; hang (saves and leaves with 143 when asked to end); stubborn
-(does not leave); slow (needs 3 s to save); exit:R:C (rank R leaves with code C); kill:R (rank R is killed); say:R (rank R leaves word and fails);
-break:R (rank R is killed, and the others complain of it at once).
-The ranks that no mode names hang.
+Writes rank-N.json (its variables) to the run's folder. Modes: ok; hang (on SIGTERM, saves and exits with
+143); stubborn (ignores SIGTERM); slow (needs 3 s to save); exit:R:C (rank R exits with code C); kill:R (rank
+R is killed); say:R (rank R writes the failure file and fails); break:R (rank R is killed, and the others
+report a connection error at once). All other ranks hang.
 """
 
 import json
@@ -42,14 +42,14 @@ if rest and rest[0] == rank:
     if mode in ("kill", "break"):
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "say":
-        word = {"kind": "memory", "retry": False, "message": "out of memory: set train.micro_batch"}
-        Path(spec["failure"]).write_text(json.dumps(word))
+        failure = {"kind": "memory", "retry": False, "message": "out of memory: set train.micro_batch"}
+        Path(spec["failure"]).write_text(json.dumps(failure))
         sys.exit(1)
 while True:
     time.sleep(0.02)
     if mode == "break":
         peer = json.loads((folder / f"rank-{rest[0]}.json").read_text())["pid"]
-        if not Path(f"/proc/{peer}").exists():  # the launcher has taken note of its end
-            word = {"kind": "bug", "retry": False, "message": "Connection reset by peer"}
-            Path(spec["failure"]).write_text(json.dumps(word))
+        if not Path(f"/proc/{peer}").exists():  # the launcher has reaped it
+            failure = {"kind": "bug", "retry": False, "message": "Connection reset by peer"}
+            Path(spec["failure"]).write_text(json.dumps(failure))
             sys.exit(1)

@@ -1,7 +1,7 @@
-"""Stands in for SLURM: run as sbatch, srun, scontrol or scancel it does what they do with our script, on one machine.
+"""Fake SLURM: run as sbatch, srun, scontrol or scancel, it does what they do with the script, on one machine.
 
-TrainState is in the folder SLURM_STANDIN: job.json, and `how` with what shall befall the job: refuse, timeout, node_fail. A job's batch script
-runs in a session of its own, as under slurmd, so it outlives who submitted it.
+Its state is in the folder SLURM_STANDIN: job.json, and `how` with the failure to simulate: refuse, timeout,
+node_fail. A job's batch script runs in its own session, as under slurmd, so it outlives the submitter.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def write_state(**changes: object) -> None:
 
 
 def sbatch(arguments: list[str]) -> int:
-    """Submit with --parsable --wait: print the number, wait for the end, leave with the job's code."""
+    """Submit with --parsable --wait: print the job id, wait for the job, exit with its code."""
     assert {"--parsable", "--wait"} <= set(arguments)
     if how() == "refuse":
         print("sbatch: error: invalid partition specified: gpu", file=sys.stderr)
@@ -54,7 +54,7 @@ def sbatch(arguments: list[str]) -> int:
 
 
 def slurmd(script: str) -> int:
-    """Run the batch script with SLURM's variables; SLURM's own warnings and ends come from here."""
+    """Run the batch script with SLURM's variables, and simulate failures."""
     given = json.loads((STATE / "job.json").read_text())["options"]
     nodes, per_node = int(given["nodes"]), int(given["ntasks-per-node"])
     env = os.environ | {
@@ -80,7 +80,7 @@ def slurmd(script: str) -> int:
 
 
 def srun(arguments: list[str]) -> int:
-    """Start a task per process; one that ends badly ends all (--kill-on-bad-exit)."""
+    """Start a task per rank; if one fails, terminate all (--kill-on-bad-exit)."""
     assert "--kill-on-bad-exit=1" in arguments
     command = [word for word in arguments if not word.startswith("--")]
     world, per_node = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
@@ -89,14 +89,14 @@ def srun(arguments: list[str]) -> int:
         env = os.environ | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % per_node)}
         tasks.append(subprocess.Popen(command, env=env, start_new_session=True))
     write_state(tasks=[task.pid for task in tasks])
-    late = how() == "timeout"
+    timing_out = how() == "timeout"
     (run,) = [Path(word).parent for word in command if word.endswith("train.json")]
     while any(task.poll() is None for task in tasks) and not any(task.poll() for task in tasks):
         if (
-            late and len(list(run.glob("rank-*.json"))) == world
-        ):  # --signal=TERM@…, when all tasks are at work
+            timing_out and len(list(run.glob("rank-*.json"))) == world
+        ):  # --signal=TERM@…, once all tasks are running
             end(signal.SIGTERM)
-            late = False
+            timing_out = False
         time.sleep(0.05)
     if any(task.poll() for task in tasks):
         end(signal.SIGTERM)
@@ -125,7 +125,7 @@ def scontrol(arguments: list[str]) -> int:
 
 
 def scancel(arguments: list[str]) -> int:
-    """Cancel by name: ask the tasks to end; srun's own patience kills those that do not."""
+    """Cancel by name: SIGTERM to the tasks; srun kills those that do not exit."""
     path = STATE / "job.json"
     if path.exists() and f"--name={json.loads(path.read_text())['name']}" in arguments:
         write_state(state="CANCELLED")

@@ -22,7 +22,7 @@ def target(tmp_path: Path) -> TrainingTarget:
 
 
 def start_both(job, mode: str, target: TrainingTarget, wait_until: Callable) -> list[subprocess.Popen]:
-    """Machine 0 through the launcher, machine 1 by hand with the command that the run's folder tells."""
+    """Machine 0 through the launcher, machine 1 manually, with the command in launch.sh."""
     first = job.start(mode, target)
     script = job.folder / "launch.sh"
     wait_until(lambda: script.exists() and script.read_text().count("\n") == 2)
@@ -36,13 +36,13 @@ def test_two_machines_make_one_run(job, target: TrainingTarget, wait_until: Call
     assert [process.wait() for process in both] == [0, 0]
     ranks = job.ranks()
     assert [rank["RANK"] for rank in ranks] == ["0", "1", "2"]
-    # DeepSpeed counts places from the global rank: distinct on a machine, not in order.
+    # DeepSpeed derives local ranks from the global rank: distinct on a machine, not in order.
     assert ranks[0]["LOCAL_RANK"] == "0"
     assert {rank["LOCAL_RANK"] for rank in ranks[1:]} == {"0", "1"}
     assert {rank["WORLD_SIZE"] for rank in ranks} == {"3"}
     assert len({(rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in ranks}) == 1
     assert ranks[0]["MASTER_PORT"] != "29500"
-    assert not job.left()
+    assert not job.remaining()
 
 
 @pytest.mark.parametrize("dead", ["0", "2"])
@@ -54,7 +54,7 @@ def test_a_dead_process_ends_both_machines(
     assert first.wait() == 1
     second.wait()
     assert f"Training process {dead} of 3" in first.stdout.read()
-    wait_until(lambda: not job.left())
+    wait_until(lambda: not job.remaining())
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -65,14 +65,14 @@ def test_an_ended_launcher_ends_both_machines(
     wait_until(lambda: len(job.ranks()) == 3)
     first.send_signal(how)
     first.wait()
-    wait_until(lambda: not job.left())
+    wait_until(lambda: not job.remaining())
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("a slots=1\n", "lists 1 machine"),
-        ("a slots=1\na slots=2\n", "line 2.*names a machine twice"),
+        ("a slots=1\na slots=2\n", "line 2.*repeats a machine"),
         ("a slots=0\nb slots=1\n", "line 1.*is not `NAME slots=N`"),
         ("-oProxyCommand=evil slots=1\nb slots=1\n", "line 1.*is not"),
         ("r\udcf6ntgen slots=1\n", "not UTF-8 text"),
@@ -89,5 +89,5 @@ def test_with_ssh_one_command_starts_all(job, target: TrainingTarget) -> None:
     shown = dry_run(job.specify("ok"), target.model_copy(update={"ssh": True}), job.folder)
     assert len(re.findall("deepspeed.launcher.runner", shown)) == 1
     assert "--launcher pdsh" in shown
-    with pytest.raises(UserError, match="paths may have letters"):
+    with pytest.raises(UserError, match="paths may contain only letters"):
         dry_run(job.folder / "a;b.json", target.model_copy(update={"ssh": True}), job.folder)

@@ -1,4 +1,4 @@
-"""Kubeflow jobs: manifests against what the CRDs allow, and the job's life with a stand-in kubectl."""
+"""Kubeflow jobs: manifests against the CRDs, and the job's life cycle with a fake kubectl."""
 
 import shlex
 import signal
@@ -38,7 +38,7 @@ VOLUMES = listed(
     )
 )
 RESOURCES = closed(limits={"type": "object", "additionalProperties": COUNT})
-# Fields of trainer.kubeflow.org/v1alpha1 as of PhaseTrainer 2.2 (runtimePatches took the place of podTemplateOverrides).
+# Fields of trainer.kubeflow.org/v1alpha1 as of Trainer 2.2 (runtimePatches replaced podTemplateOverrides).
 PATCHED = closed(volumes=VOLUMES, containers=listed(closed(["name"], name=NAME, volumeMounts=MOUNTS)))
 INNER = closed(["name"], name=NAME, template=closed(spec=closed(template=closed(spec=PATCHED))))
 PATCH = closed(
@@ -61,7 +61,7 @@ TRAIN_JOB = closed(
         runtimePatches=listed(PATCH),
     ),
 )  # fmt: skip
-# Fields of kubeflow.org/v1, training operator 1.9; of the pod those that are used.
+# Fields of kubeflow.org/v1, training operator 1.9; and the pod fields that are used.
 REPLICA = closed(
     ["template"],
     replicas=COUNT,
@@ -105,7 +105,7 @@ def target(kind: str, **changes) -> TrainingTarget:
 
 @pytest.fixture
 def cluster(tmp_path: Path, job, monkeypatch: MonkeyPatch) -> Path:
-    """Folder of the stand-in's state; its kubectl comes first on the path."""
+    """State folder of the fake kubectl, which comes first on PATH."""
     state, programs = tmp_path / "cluster", tmp_path / "bin"
     state.mkdir()
     programs.mkdir()
@@ -128,20 +128,20 @@ def test_manifests_are_what_the_crds_allow(job, kind: str, changes: dict) -> Non
     jsonschema.validate(manifest, SCHEMA[kind])
     assert ("nvidia.com/gpu: 8" in shown) == (changes == {"gpus_per_node": 8})
     manifest["spec"]["nodes"] = 2
-    with pytest.raises(jsonschema.ValidationError):  # the schema can say no
+    with pytest.raises(jsonschema.ValidationError):  # the schema does reject
         jsonschema.validate(manifest, SCHEMA[kind])
 
 
 @pytest.mark.parametrize("kind", SCHEMA)
 def test_pods_make_one_run(job, cluster: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert job.launch("ok", target(kind)) is None
-    places = [("0", "0"), ("1", "1"), ("2", "0"), ("3", "1")]
-    assert [(rank["RANK"], rank["LOCAL_RANK"]) for rank in job.ranks()] == places
-    meet = {(rank["WORLD_SIZE"], rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in job.ranks()}
-    assert len(meet) == 1
-    assert "4" in meet.pop()
+    expected = [("0", "0"), ("1", "1"), ("2", "0"), ("3", "1")]
+    assert [(rank["RANK"], rank["LOCAL_RANK"]) for rank in job.ranks()] == expected
+    rendezvous = {(rank["WORLD_SIZE"], rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in job.ranks()}
+    assert len(rendezvous) == 1
+    assert "4" in rendezvous.pop()
     assert (cluster / "deleted").exists()
-    assert not job.left()
+    assert not job.remaining()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_failures_are_told_by_their_cause(
     assert error is not None
     assert error.kind == kind, str(error)
     assert all(word in str(error) for word in words), str(error)
-    assert not job.left()
+    assert not job.remaining()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -171,7 +171,7 @@ def test_the_job_is_deleted_with_its_launcher(
     wait_until(lambda: len(job.ranks()) == 4)
     launcher.send_signal(how)
     launcher.wait()
-    wait_until(lambda: not job.left())
+    wait_until(lambda: not job.remaining())
     assert (cluster / "deleted").exists()
     assert len(list(job.folder.glob("saved-*"))) == 4
 

@@ -1,4 +1,4 @@
-"""Processes of this machine: how they end, what is said, and that nothing stays."""
+"""Ranks on this machine: how they end, error messages, and that no process remains."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ def test_each_process_knows_its_place(job) -> None:
     assert [rank["RANK"] for rank in ranks] == [rank["LOCAL_RANK"] for rank in ranks] == ["0", "1", "2"]
     assert {rank["WORLD_SIZE"] for rank in ranks} == {"3"}
     assert len({(rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in ranks}) == 1
-    assert not job.left()
+    assert not job.remaining()
     written = (job.folder / "launch.sh").read_text()
     assert all(f"RANK={rank['RANK']} " in written for rank in ranks)
     assert ranks[0]["MASTER_PORT"] in written
@@ -41,8 +41,8 @@ def test_each_process_knows_its_place(job) -> None:
             ["process 1 of 2", socket.gethostname(), "SIGKILL", "out of memory"],
         ),
         ("break:1", "lost_process", True, ["process 1 of 2", "SIGKILL"]),
-        ("exit:0:3", "lost_process", True, ["process 0 of 2", "exit code 3"]),
-        ("exit:1:143", "interrupted", True, ["process 1 of 2", "asked to end"]),
+        ("exit:0:3", "lost_process", True, ["process 0 of 2", "exited with code 3"]),
+        ("exit:1:143", "interrupted", True, ["process 1 of 2", "was terminated"]),
         ("say:1", "memory", False, ["set train.micro_batch"]),
     ],
 )
@@ -53,16 +53,16 @@ def test_one_dead_process_ends_the_others_with_its_cause(
     assert error is not None
     assert (error.kind, error.retry) == (kind, retry)
     assert all(word in str(error) for word in words)
-    assert not job.left()
+    assert not job.remaining()
 
 
 def test_a_kill_is_a_better_word_than_the_broken_exchange_it_caused(job) -> None:
     failure = job.folder / "rank_failure.json"
     job.specify("ok")
-    base.state(failure, "Connection reset by peer", "bug", False)
-    base.state(failure, "second", "bug", False)
+    base.write_failure(failure, "Connection reset by peer", "bug", False)
+    base.write_failure(failure, "second", "bug", False)
     assert str(base.read_failure(failure)) == "Connection reset by peer"
-    base.state(failure, "signal 9", "lost_process", True, replace=True)
+    base.write_failure(failure, "signal 9", "lost_process", True, replace=True)
     assert str(base.read_failure(failure)) == "signal 9"
     assert [path.name for path in job.folder.glob("*rank_failure*")] == ["rank_failure.json"]
 
@@ -75,7 +75,7 @@ def test_processes_asked_to_end_may_save(job, wait_until: Callable, how: signal.
     code = launcher.wait()
     assert code == (-signal.SIGINT if how == signal.SIGINT else 128 + how)
     assert {path.name for path in job.folder.glob("saved-*")} == {"saved-0", "saved-1"}
-    assert not job.left()
+    assert not job.remaining()
 
 
 def test_processes_that_do_not_leave_are_killed_after_the_grace(job, wait_until: Callable) -> None:
@@ -83,7 +83,7 @@ def test_processes_that_do_not_leave_are_killed_after_the_grace(job, wait_until:
     wait_until(lambda: len(job.ranks()) == 2)
     launcher.terminate()
     launcher.wait()
-    assert not job.left()
+    assert not job.remaining()
 
 
 def test_a_killed_launcher_leaves_nothing(job, wait_until: Callable) -> None:
@@ -91,7 +91,7 @@ def test_a_killed_launcher_leaves_nothing(job, wait_until: Callable) -> None:
     wait_until(lambda: len(job.ranks()) == 2)
     launcher.kill()
     launcher.wait()
-    wait_until(lambda: not job.left())
+    wait_until(lambda: not job.remaining())
 
 
 def test_without_loopback_training_ends_at_once(job) -> None:

@@ -1,4 +1,4 @@
-"""The batch script, executed by stand-ins as SLURM would."""
+"""The batch script, run by a fake SLURM."""
 
 import json
 import shlex
@@ -27,7 +27,7 @@ TARGET = TrainingTarget(
 
 @pytest.fixture
 def cluster(tmp_path: Path, job, monkeypatch: MonkeyPatch) -> Path:
-    """Folder of the stand-in's state; its commands come first on the path."""
+    """State folder of the fake SLURM, whose commands come first on PATH."""
     state, programs = tmp_path / "slurm", tmp_path / "bin"
     state.mkdir()
     programs.mkdir()
@@ -57,17 +57,17 @@ def test_tasks_meet_by_slurms_variables(job, cluster: Path, capfd: pytest.Captur
         "account": "acc", "time": "01:00:00", "signal": "TERM@90", "constraint": "a100",
     }  # fmt: skip
     assert wanted.items() <= given.items()
-    assert not job.left()
+    assert not job.remaining()
 
 
 @pytest.mark.parametrize(
     ("mode", "how", "kind", "retry", "words"),
     [
-        ("ok", "refuse", "queue", True, ["did not take the job", "invalid partition", "train.sbatch"]),
+        ("ok", "refuse", "queue", True, ["rejected the job", "invalid partition", "train.sbatch"]),
         ("kill:4", "", "lost_process", True, ["process 4 of 6", "SIGKILL"]),
-        ("exit:0:3", "", "lost_process", True, ["process 0 of 6", "exit code 3"]),
+        ("exit:0:3", "", "lost_process", True, ["process 0 of 6", "exited with code 3"]),
         ("say:5", "", "memory", False, ["set train.micro_batch"]),
-        ("hang", "timeout", "queue", True, ["asked job 4711 to end", "same command again"]),
+        ("hang", "timeout", "queue", True, ["terminated job 4711", "Rerun the same command"]),
         ("exit:2:3", "node_fail", "queue", True, ["NODE_FAIL"]),
     ],
 )
@@ -80,7 +80,7 @@ def test_failures_are_told_by_their_cause(
     assert (error.kind, error.retry) == (kind, retry), str(error)
     assert all(word in str(error) for word in words), str(error)
     assert how != "timeout" or len(list(job.folder.glob("saved-*"))) == 6
-    assert not job.left()
+    assert not job.remaining()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -91,7 +91,7 @@ def test_the_job_ends_with_its_launcher(
     wait_until(lambda: len(job.ranks()) == 6)
     launcher.send_signal(how)
     launcher.wait()
-    wait_until(lambda: not job.left())
+    wait_until(lambda: not job.remaining())
     assert json.loads((cluster / "job.json").read_text())["state"] == "CANCELLED"
     assert len(list(job.folder.glob("saved-*"))) == 6
 
@@ -111,4 +111,4 @@ def test_without_slurm_it_says_so(job) -> None:
         pytest.skip("SLURM is installed here")
     error = job.launch("ok", TARGET)
     assert error is not None
-    assert "sbatch is not found" in str(error)
+    assert "sbatch not found" in str(error)

@@ -1,4 +1,4 @@
-"""What holds for every loss: the ladder between them, masks, precision, finiteness, one fused pass."""
+"""Properties of all losses: special cases of each other, masks, precision, finiteness, the fused pass."""
 
 import subprocess
 import sys
@@ -76,7 +76,7 @@ def test_unknown_labels_are_as_if_absent(name: str) -> None:
     _, slope = gradient(build(name, "sum"), x, masked)
     assert (slope[unknown] == 0).all()
     assert torch.isfinite(slope).all()
-    moved = x.masked_fill(unknown, 7.0)  # what stands at an unknown label has no say
+    moved = x.masked_fill(unknown, 7.0)  # logits at unknown labels have no effect
     torch.testing.assert_close(build(name)(moved, masked), build(name)(x, masked))
     if name not in ("two_way", "zlpr"):
         parts = [build(name, "none")(x, masked)[~unknown]]
@@ -126,10 +126,10 @@ def test_finite_everywhere_with_the_right_sign(name: str, dtype: torch.dtype) ->
         assert slope.dtype == dtype
         assert torch.isfinite(out)
         assert torch.isfinite(slope).all()
-        if name != "splc":  # it turns confident negatives round
+        if name != "splc":  # it treats confident negatives as positives
             assert ((slope <= 0) if target else (slope >= -1e-6)).all()
-        if target and name not in ("two_way", "zlpr"):  # there the worst positive takes the pull
-            assert slope[0, 2] < -0.1  # a positive at -40 still pulls
+        if target and name not in ("two_way", "zlpr"):  # there the hardest positive gets the gradient
+            assert slope[0, 2] < -0.1  # a positive at -40 still has a gradient
     mixed = torch.tensor([[0.0, 1, 0, 1]]).expand(3, 4)
     assert torch.isfinite(gradient(build(name, "sum"), points, mixed)[1]).all()
 
@@ -196,7 +196,7 @@ def test_kept_graph_and_second_derivative() -> None:
     (first,) = torch.autograd.grad(out, x, retain_graph=True)
     (second,) = torch.autograd.grad(out, x)
     torch.testing.assert_close(first, second)
-    with pytest.raises(RuntimeError, match="no second derivative"):
+    with pytest.raises(RuntimeError, match="does not support double backward"):
         torch.autograd.grad(RAL()(x, y), x, create_graph=True)
 
 
@@ -282,14 +282,14 @@ def test_kernel_compiles_for_a_gpu_that_is_not_here() -> None:
         ("*fp64", "*fp64", True),
     ):
         signature = {
-            "x_at": logits,
-            "y_at": "*fp32",
-            "weight_at": sums,
-            "value_at": sums,
-            "slope_at": logits,
-            "sum_at": sums,
+            "x_ptr": logits,
+            "y_ptr": "*fp32",
+            "weight_ptr": sums,
+            "value_ptr": sums,
+            "slope_ptr": logits,
+            "sum_ptr": sums,
         }
-        signature |= {"known_at": "*i32", "count": "i64", "width": "i32"}
+        signature |= {"known_ptr": "*i32", "count": "i64", "width": "i32"}
         constants = dict(zip(Formula._fields, build("ral").compiled_formula, strict=True))
         constants |= {"weighted": True, "elementwise": True, "wide": wide, "block": BLOCK}
         signature |= dict.fromkeys(constants, "constexpr")

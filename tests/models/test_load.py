@@ -1,4 +1,4 @@
-"""A trained network is found again as it was, or the error says what is wrong with its files."""
+"""A trained network loads unchanged, or the error says what is wrong with its files."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,14 @@ def save(folder: Path, **changes: object) -> Network:
     network = build_model(config.model_copy(update={"pretrained": "none"}), 3)
     folder.mkdir(exist_ok=True)
     save_file(network.state_dict(), folder / "model.safetensors")
-    facts = {"size": 64, "pixel_mean": 1.0, "pixel_deviation": 2.0, "phantom": False, "findings": list("abc")}
-    (folder / "model.json").write_text(json.dumps({"model": config.model_dump(), **facts}))
+    metadata = {
+        "size": 64,
+        "pixel_mean": 1.0,
+        "pixel_deviation": 2.0,
+        "phantom": False,
+        "findings": list("abc"),
+    }
+    (folder / "model.json").write_text(json.dumps({"model": config.model_dump(), **metadata}))
     return network
 
 
@@ -40,9 +46,9 @@ def test_found_as_it_was(tmp_path: Path, changes: dict, monkeypatch: pytest.Monk
     monkeypatch.setattr("ral.models.pretrained._download", None)  # nothing may be downloaded
     saved = save(tmp_path, **changes)
     before = torch.get_rng_state()
-    network, facts = load_model(tmp_path)
+    network, metadata = load_model(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-    assert facts["findings"] == list("abc")
+    assert metadata["findings"] == list("abc")
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
     images = torch.randn(2, 1, 64, 64)
@@ -56,10 +62,10 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a valid safetensors file"):
         load_model(tmp_path)
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a valid safetensors file"):
         load_model(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"model\.safetensors does not exist"):
@@ -72,7 +78,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     tensors = load_file(path)
     name = "backbone.fc.weight"
     save_file({**tensors, name: torch.zeros(4, tensors[name].shape[1])}, path)
-    with pytest.raises(UserError, match=r"1 of \d+ tensors do not fit.*fc\.weight.*\(3, .*\(4, "):
+    with pytest.raises(UserError, match=r"1 of \d+ tensors do not match.*fc\.weight.*\(3, .*\(4, "):
         load_model(tmp_path)
     save_file({key: value for key, value in tensors.items() if key != name}, path)
     with pytest.raises(UserError, match=r"fc\.weight.*not in the file"):
@@ -93,7 +99,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     )
     tensors[name].view(-1)[0] = value
     save_file(tensors, path)
-    with pytest.raises(UserError, match=rf"1 of the \d+ numbers of {name} are not finite") as caught:
+    with pytest.raises(UserError, match=rf"1 of \d+ values of {name} are not finite") as caught:
         load_model(tmp_path)
     assert caught.value.kind == "not_finite"
 
@@ -101,17 +107,17 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"size": None}, "does not say size"),
+        ({"size": None}, "missing size"),
         ({"model": {"backbone": "test_resnet", "heads": 1}}, "unknown key `heads`"),
         ({"model": {"backbone": "no_such_net"}}, "has no model `no_such_net`"),
     ],
 )
 def test_model_json_is_checked(tmp_path: Path, change: dict, words: str) -> None:
     save(tmp_path)
-    facts = json.loads((tmp_path / "model.json").read_text()) | change
-    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in facts.items() if v is not None}))
+    metadata = json.loads((tmp_path / "model.json").read_text()) | change
+    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
     with pytest.raises(UserError, match=words):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         load_model(tmp_path)

@@ -66,7 +66,7 @@ def test_swin_gives_its_channels_last_map(head: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "places", "width"),
+    ("backbone", "count", "width"),
     [
         ("test_resnet", 25, 96),
         ("test_vit", 100, 64),
@@ -74,28 +74,28 @@ def test_swin_gives_its_channels_last_map(head: str) -> None:
         ("test_mambaout", 25, 256),
     ],
 )
-def test_heads_see_places_of_the_image_and_nothing_else(backbone: str, places: int, width: int) -> None:
-    """160 pixels: maps of 5 × 5, or 10 × 10 patches and a class token that is no place."""
+def test_heads_see_places_of_the_image_and_nothing_else(backbone: str, count: int, width: int) -> None:
+    """160 pixels: feature maps of 5 × 5, or 10 × 10 patches and a class token, which is not a position."""
     body = network(backbone, head="csra").backbone.eval()
     with torch.no_grad():
         features = body(images())
-        found = positions(body, features)
-    assert found.shape == (2, places, width)
+        vectors = positions(body, features)
+    assert vectors.shape == (2, count, width)
     if backbone == "test_vit":
-        assert torch.equal(found, features[:, 1:])
+        assert torch.equal(vectors, features[:, 1:])
     elif backbone == "test_mambaout":
-        assert torch.equal(found[:, 7], features[:, 1, 2])
+        assert torch.equal(vectors[:, 7], features[:, 1, 2])
     elif backbone == "test_resnet":
-        assert torch.equal(found[:, 7], features[:, :, 1, 2])
+        assert torch.equal(vectors[:, 7], features[:, :, 1, 2])
 
 
 def test_the_seed_alone_draws_the_weights() -> None:
     for head in HEADS:
-        first, again, other = (
+        first, repeated, different = (
             network("test_vit", head=head, seed=seed).state_dict().values() for seed in (3, 3, 4)
         )
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-        assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(first, different, strict=True))
 
 
 def test_plain_parameters_give_the_network_they_gave() -> None:

@@ -1,4 +1,4 @@
-"""The moving average of the weights follows its formula."""
+"""The exponential moving average of the weights."""
 
 import torch
 
@@ -7,18 +7,18 @@ from ral.training.ema import ModelEma
 
 def test_average_is_the_formula() -> None:
     values = [torch.tensor([float(step), -step]) for step in range(20)]
-    average = ModelEma({"w": values[0], "count": torch.tensor(0)}, 0.5)
+    ema = ModelEma({"w": values[0], "count": torch.tensor(0)}, 0.5)
     expected = values[0].clone()
     for step, value in enumerate(values[1:], 1):
-        average.update({"w": value, "count": torch.tensor(step)})
+        ema.update({"w": value, "count": torch.tensor(step)})
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
-    torch.testing.assert_close(average.values["w"], expected)
-    assert average.values["count"] == 19
+    torch.testing.assert_close(ema.values["w"], expected)
+    assert ema.values["count"] == 19
 
 
 def test_the_trained_tensor_is_not_held() -> None:
     weight = torch.ones(3)
-    average = ModelEma({"w": weight}, 0.9)
+    ema = ModelEma({"w": weight}, 0.9)
     weight.zero_()
-    assert (average.values["w"] == 1).all()
+    assert (ema.values["w"] == 1).all()

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checksummed, private; the newest sound one is found, a second run is kept out."""
+"""Checkpoints: atomic, checksummed, private; the newest valid one is loaded, a second run is locked out."""
 
 import json
 import subprocess
@@ -29,10 +29,10 @@ def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
         "step-000000004",
         "step-000000005",
     ]
-    found = checkpoints.load_latest(print)
-    assert found is not None
-    tensors, facts = found
-    assert facts == {"step": 5}
+    loaded = checkpoints.load_latest(print)
+    assert loaded is not None
+    tensors, state = loaded
+    assert state == {"step": 5}
     assert all((tensors[name] == tensor + 5).all() for name, tensor in TENSORS.items())
 
 
@@ -44,7 +44,7 @@ def test_nothing_is_there_at_first_and_after_success(tmp_path: Path) -> None:
     assert not checkpoints.folder.exists()
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "sums.json"])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "sums.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, name: str, damage: str) -> None:
     checkpoints = saved(tmp_path, 2)
@@ -57,36 +57,36 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, name: str, damag
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    said: list[str] = []
-    found = checkpoints.load_latest(said.append)
-    assert found is not None
-    assert found[1] == {"step": 1}
-    assert len(said) == 1
-    assert "step-000000002 is damaged" in said[0]
+    messages: list[str] = []
+    loaded = checkpoints.load_latest(messages.append)
+    assert loaded is not None
+    assert loaded[1] == {"step": 1}
+    assert len(messages) == 1
+    assert "step-000000002 is corrupt" in messages[0]
     checkpoints.save(2, TENSORS, {"step": 2})
-    found = checkpoints.load_latest(said.append)
-    assert found is not None
-    assert found[1] == {"step": 2}
+    loaded = checkpoints.load_latest(messages.append)
+    assert loaded is not None
+    assert loaded[1] == {"step": 2}
 
 
 @pytest.mark.parametrize("name", list(TENSORS))
 def test_one_with_weights_that_are_not_finite_is_passed_over(tmp_path: Path, name: str) -> None:
     checkpoints = saved(tmp_path, 1)
     checkpoints.save(2, TENSORS | {name: torch.full((2, 3), torch.nan)}, {"step": 2})
-    said: list[str] = []
-    found = checkpoints.load_latest(said.append)
-    assert found is not None
-    assert found[1] == {"step": 1}
-    assert f"step-000000002 is damaged (6 of the 6 numbers of {name} are not finite" in said[0]
+    messages: list[str] = []
+    loaded = checkpoints.load_latest(messages.append)
+    assert loaded is not None
+    assert loaded[1] == {"step": 1}
+    assert f"step-000000002 is corrupt (6 of 6 values of {name} are not finite" in messages[0]
 
 
 def test_a_draft_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     (checkpoints.folder / ".draft").mkdir()
     (checkpoints.folder / ".draft" / "tensors.safetensors").write_bytes(b"half")
-    found = checkpoints.load_latest(print)
-    assert found is not None
-    assert found[1] == {"step": 1}
+    loaded = checkpoints.load_latest(print)
+    assert loaded is not None
+    assert loaded[1] == {"step": 1}
     checkpoints.save(2, TENSORS, {"step": 2})
     assert not (checkpoints.folder / ".draft").exists()
 
@@ -105,7 +105,7 @@ def test_a_full_disk_keeps_the_older_checkpoints(small_disk: Callable[[str], Pat
         checkpoints.save(3, {"weights/a": torch.ones(50_000)}, {"step": 3})
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "filler").write_bytes(bytes(80_000))
-    with pytest.raises(OSError, match="No space left on device"):  # not the tensors but the facts
+    with pytest.raises(OSError, match="No space left on device"):  # not the tensors but the state
         checkpoints.save(3, TENSORS, {"step": 3, "losses": "x" * 50_000})
     assert not (checkpoints.folder / ".draft").exists()
 
@@ -137,12 +137,12 @@ def test_key_is_of_what_decides_the_result(prepared: Path, tmp_path: Path) -> No
     assert first == training_fingerprint(params | {"train": {"seed": 0, "micro_batch": 4}}, prepared)
     assert first != training_fingerprint(params | {"train": {"seed": 1, "micro_batch": None}}, prepared)
     assert first != training_fingerprint(params | {"loss": {"name": "bce"}}, prepared)
-    other = tmp_path / "prepared"
-    other.mkdir()
+    copy = tmp_path / "prepared"
+    copy.mkdir()
     for name in ("dataset.json", "class_counts.json", "studies.parquet"):
-        (other / name).write_bytes((prepared / name).read_bytes())
-    assert first == training_fingerprint(params, other)
-    facts = json.loads((other / "dataset.json").read_text())
-    facts["shards"][0]["sha256"] = "0"
-    (other / "dataset.json").write_text(json.dumps(facts))
-    assert first != training_fingerprint(params, other)
+        (copy / name).write_bytes((prepared / name).read_bytes())
+    assert first == training_fingerprint(params, copy)
+    metadata = json.loads((copy / "dataset.json").read_text())
+    metadata["shards"][0]["sha256"] = "0"
+    (copy / "dataset.json").write_text(json.dumps(metadata))
+    assert first != training_fingerprint(params, copy)

@@ -1,4 +1,4 @@
-"""The global batch is the contract: processes, accumulation and ZeRO share it out and change nothing but rounding."""
+"""World size, accumulation and ZeRO stage affect only rounding: the global batch defines the result."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ MEASURED = ["val_macro_ap", "val_macro_auroc", "ema_val_macro_ap", "ema_val_macr
 
 @pytest.fixture(scope="module")
 def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, the whole batch at once: 56 steps."""
+    """A single process without accumulation: 56 steps."""
     return train(prepared, tmp_path_factory.mktemp("alone") / "out", epochs=7)
 
 
@@ -33,21 +33,21 @@ def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sharing_the_batch_out_changes_only_rounding(
     prepared: Path, tmp_path: Path, alone: Path, processes: int, changes: dict
 ) -> None:
-    other = train(prepared, tmp_path / "out", processes, epochs=7, **changes)
+    split = train(prepared, tmp_path / "out", processes, epochs=7, **changes)
     assert len(steps(alone)) >= 50
-    np.testing.assert_allclose(steps(other), steps(alone), rtol=1e-4)
-    np.testing.assert_allclose(history(other)[MEASURED], history(alone)[MEASURED], rtol=1e-3)
-    for split in ("val", "test"):
-        ours, theirs = (pd.read_parquet(folder / f"logits/{split}.parquet") for folder in (other, alone))
-        assert ours["image_id"].tolist() == theirs["image_id"].tolist()
-        np.testing.assert_allclose(ours.iloc[:, 1:], theirs.iloc[:, 1:], rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(steps(split), steps(alone), rtol=1e-4)
+    np.testing.assert_allclose(history(split)[MEASURED], history(alone)[MEASURED], rtol=1e-3)
+    for name in ("val", "test"):
+        actual, expected = (pd.read_parquet(folder / f"logits/{name}.parquet") for folder in (split, alone))
+        assert actual["image_id"].tolist() == expected["image_id"].tolist()
+        np.testing.assert_allclose(actual.iloc[:, 1:], expected.iloc[:, 1:], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param({"zero_stage": 2}, marks=pytest.mark.long)])
 def test_batch_statistics_are_those_of_the_whole_batch(prepared: Path, tmp_path: Path, changes: dict) -> None:
     one = train(prepared, tmp_path / "one", model=BATCH_NORM)
     two = train(prepared, tmp_path / "two", 2, model=BATCH_NORM, **changes)
-    # Batch norm divides by small deviations, so rounding grows faster than without it.
+    # Batch norm divides by small standard deviations, so rounding errors grow faster than without it.
     np.testing.assert_allclose(steps(two)[:8], steps(one)[:8], rtol=1e-4)
     np.testing.assert_allclose(steps(two), steps(one), rtol=2e-3)
 

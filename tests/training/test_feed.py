@@ -1,4 +1,4 @@
-"""Batches are gathered ahead in a thread that ends with its user, and whose errors arrive."""
+"""Prefetching: a thread runs ahead, ends with its consumer, and passes its errors on."""
 
 import threading
 from collections.abc import Iterator
@@ -9,27 +9,27 @@ from ral.inference.prefetch import PREFETCH_DEPTH, Prefetcher
 
 
 def test_items_arrive_in_order_and_ahead_of_time(wait_until) -> None:
-    made: list[int] = []
+    produced: list[int] = []
 
     def source() -> Iterator[int]:
         for number in range(10):
-            made.append(number)
+            produced.append(number)
             yield number
 
-    with Prefetcher(source) as ahead:
-        first = next(ahead)
+    with Prefetcher(source) as items:
+        first = next(items)
         assert first == 0
-        wait_until(lambda: len(made) >= PREFETCH_DEPTH + 1)
-        assert list(ahead) == list(range(1, 10))
+        wait_until(lambda: len(produced) >= PREFETCH_DEPTH + 1)
+        assert list(items) == list(range(1, 10))
 
 
 def test_an_error_in_the_thread_is_raised_here() -> None:
     def source() -> Iterator[int]:
         yield 1
-        raise KeyError("here")
+        raise KeyError("lost")
 
-    with Prefetcher(source) as ahead, pytest.raises(KeyError, match="here"):
-        list(ahead)
+    with Prefetcher(source) as items, pytest.raises(KeyError, match="lost"):
+        list(items)
 
 
 def test_the_thread_ends_when_the_user_leaves_early() -> None:
@@ -38,6 +38,6 @@ def test_the_thread_ends_when_the_user_leaves_early() -> None:
         while True:
             yield (number := number + 1)
 
-    with Prefetcher(source) as ahead:
-        assert next(ahead) == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
+    with Prefetcher(source) as items:
+        assert next(items) == 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu` on a CPU: its JSON, and checks that fail, hang or mean nothing beside one that is well."""
+"""`python -m benchmarks.gpu` on a CPU: its JSON, and checks that fail, hang or do not apply."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The same training through other launchers: the same losses, since a launcher never changes a result."""
+"""The same training through other launchers gives the same losses."""
 
 import shlex
 import subprocess

@@ -1,4 +1,4 @@
-"""On one machine no other machine can reach the training processes: their exchange asks nobody for a password."""
+"""Training on one machine listens on loopback only, because its communication has no authentication."""
 
 import socket
 import time
@@ -15,16 +15,16 @@ from ral.launch import launch
 
 
 def listening() -> dict[int, set[str]]:
-    """Addresses at which the training processes that this one started listen, by their process id."""
-    found = {}
+    """Addresses on which the training processes started by this one listen, by process id."""
+    addresses = {}
     for child in psutil.Process().children(recursive=True):
         try:
             if "ral.training" in child.cmdline():
                 sockets = child.net_connections("inet")
-                found[child.pid] = {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+                addresses[child.pid] = {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
         except psutil.NoSuchProcess:
             continue
-    return found
+    return addresses
 
 
 def test_training_on_one_machine_listens_on_loopback_only(prepared: Path, tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_training_on_one_machine_listens_on_loopback_only(prepared: Path, tmp_pa
 
 def test_a_port_that_is_taken_is_named(prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as occupant:
+        port = occupant.getsockname()[1]
         spec = write_spec(prepared, out, params())
         with pytest.raises(UserError, match=rf"port {port} .*training\.port") as error:
             launch(spec, TrainingTarget(processes=2, port=port), out)

@@ -1,4 +1,4 @@
-"""The run's own files: a row per epoch and step, none twice after a resumed epoch."""
+"""The run's metric files: one row per epoch and step, without duplicates after a resumed epoch."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ ROW = {"epoch": 1, "phase": "network", "train_loss": 0.25, "val_macro_ap": 0.5}
 
 
 def test_a_repeated_epoch_replaces_itself(tmp_path: Path) -> None:
-    log = MetricLogger(tmp_path, tensorboard=False)
-    log.epoch(ROW, 100, 2.0, [0.5, 0.25], 0)
-    log.epoch(ROW | {"epoch": 2}, 100, 2.0, [0.2, 0.1], 2)
+    logger = MetricLogger(tmp_path, tensorboard=False)
+    logger.epoch(ROW, 100, 2.0, [0.5, 0.25], 0)
+    logger.epoch(ROW | {"epoch": 2}, 100, 2.0, [0.2, 0.1], 2)
     MetricLogger(tmp_path, tensorboard=False).epoch(ROW | {"epoch": 2}, 50, 2.0, [0.2, 0.125], 2)
     speed, steps = (pd.read_csv(tmp_path / name) for name in ("speed.csv", "steps.csv"))
     assert speed["images_per_second"].tolist() == [50.0, 25.0]

@@ -1,4 +1,4 @@
-"""What is trained when is a pure function; processes only share it out."""
+"""Batches, micro-batches and learning rate are pure functions."""
 
 import itertools
 
@@ -10,10 +10,10 @@ from ral.training import plan
 
 @pytest.mark.parametrize(("images", "size"), [(1000, 128), (1024, 128), (1, 128), (127, 128), (129, 128)])
 def test_batches_hold_every_image_once_and_none_is_small(images: int, size: int) -> None:
-    ends = plan.batch_offsets(images, size)
-    sizes = np.diff(ends)
-    assert ends[0] == 0
-    assert ends[-1] == images
+    offsets = plan.batch_offsets(images, size)
+    sizes = np.diff(offsets)
+    assert offsets[0] == 0
+    assert offsets[-1] == images
     assert len(sizes) == -(-images // size)
     assert sizes.max() <= size
     assert sizes.max() - sizes.min() <= 1

@@ -1,4 +1,4 @@
-"""Killed at any moment, the same command goes on and ends with the bytes of an uninterrupted run."""
+"""Killed at any time and rerun, training resumes and ends with the same bytes as an uninterrupted run."""
 
 import fcntl
 import json
@@ -21,7 +21,7 @@ from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps
 
 from ral.config.train import TrainParams
 
-# Two phases, an average and batch statistics: everything a checkpoint has to hold.
+# Two phases, EMA and batch statistics: everything that a checkpoint has to hold.
 WHOLE = params(BATCH_NORM, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
 # All steps of it: 247 images in batches of 32, three epochs and one.
 STEPS = 4 * 8
@@ -46,7 +46,7 @@ class Training:
         minutes: str = "0",
         terminal: int | None = None,
     ) -> subprocess.Popen:
-        """Start it; `terminal` is the far end of a terminal that it writes to and is controlled by."""
+        """Start it; `terminal` is the child end of a pseudo-terminal, its output and controlling terminal."""
         settings = {
             "RAL_TRAINING_PROCESSES": str(processes), "RAL_TRAINING_CHECKPOINT_MINUTES": minutes, "RAL_RUN_ID": run_id,
             "RAL_STATE_DIR": str(self.folder / "state"), "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -60,28 +60,30 @@ class Training:
         )  # fmt: skip
 
     def finish(self, processes: int = 1, run_id: str = "run") -> Path:
-        """Run to the end; nothing may be left but the outputs."""
+        """Run to the end; only the outputs may remain."""
         code = self.start(processes, run_id).wait()
         assert code == 0, self.log()
         self.nothing_runs()
-        assert not list((self.folder / "state").rglob("step-*")), "checkpoints go when training succeeds"
+        assert not list((self.folder / "state").rglob("step-*")), (
+            "checkpoints are removed when training succeeds"
+        )
         assert not list(self.folder.glob(".*.draft"))
         return self.folder / "out"
 
     def steps_done(self) -> int:
         """Optimizer steps of the newest checkpoint."""
-        found = sorted(path.name for path in (self.folder / "state").rglob("step-*"))
-        return int(found[-1].removeprefix("step-")) if found else 0
+        names = sorted(path.name for path in (self.folder / "state").rglob("step-*"))
+        return int(names[-1].removeprefix("step-")) if names else 0
 
     def log(self) -> str:
         return (self.folder / "log.txt").read_text()
 
     def ranks(self) -> list[psutil.Process]:
-        found = []
+        ranks = []
         for process in psutil.process_iter(["cmdline", "cwd"]):
             if process.info["cwd"] == str(self.folder) and "ral.training" in (process.info["cmdline"] or []):
-                found.append(process)
-        return found
+                ranks.append(process)
+        return ranks
 
     def nothing_runs(self) -> None:
         while processes_in(self.folder):
@@ -89,7 +91,7 @@ class Training:
 
 
 def kill(training: Training, launcher: subprocess.Popen, how: str, chance: random.Random) -> None:
-    """End a training in one of the ways it may end."""
+    """Interrupt a training in one of several ways."""
     if how == "rank":
         ranks = training.ranks()
         if ranks:
@@ -144,7 +146,7 @@ def test_killed_once_it_ends_with_the_same_bytes(
     assert failure is None or failure["retry"] is True
     assert failure is None or failure["kind"] == {"rank": "lost_process", "term": "interrupted"}[how]
     out = training.finish(world)
-    assert f"going on from the checkpoint after {before} steps" in training.log()
+    assert f"Resuming from checkpoint at step {before}:" in training.log()
     assert outputs(out) == reference[world]
 
 
@@ -162,7 +164,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
         stream.seek(-1, os.SEEK_END)
         stream.write(bytes([last[0] ^ 1]))
     out = training.finish()
-    assert "is damaged (tensors.safetensors does not match its checksum): going back" in training.log()
+    assert "is corrupt (tensors.safetensors does not match its checksum); falling back" in training.log()
     assert outputs(out) == reference[1]
 
 
@@ -182,10 +184,10 @@ def test_a_terminal_that_hangs_up_costs_nothing(
     training.nothing_runs()
     steps = training.steps_done()
     assert steps >= 16, "a checkpoint was saved at the end"
-    told = f"A checkpoint was saved after {steps} steps: rerun the same command to resume."
+    hint = f"A checkpoint was saved after {steps} steps: rerun the same command to resume."
     failure = json.loads((training.folder / "runs/run/failure.json").read_text())
     assert (failure["kind"], failure["retry"]) == ("interrupted", True)
-    assert told in failure["message"]
+    assert hint in failure["message"]
     record = json.loads((training.folder / "runs/run/run.json").read_text())["steps"]["train"]
     assert record["status"].startswith("failed")
     assert "finished" in record
@@ -221,8 +223,8 @@ def test_an_interrupted_training_says_how_to_resume(
     launcher.send_signal(how)
     assert launcher.wait() == 128 + how
     training.nothing_runs()
-    told = f"A checkpoint was saved after {training.steps_done():,} steps: rerun the same command to resume."
-    assert f"interrupted: Training was asked to end. {told}" in training.log()
+    hint = f"A checkpoint was saved after {training.steps_done():,} steps: rerun the same command to resume."
+    assert f"interrupted: Training was interrupted. {hint}" in training.log()
     assert not list(training.folder.glob(".*.draft"))
 
 
@@ -282,7 +284,7 @@ def test_killed_at_ten_random_moments(
     kills = 0
     while kills < 10:
         launcher = training.start(world)
-        # From the start of the interpreter to some steps on, so that every part of a run is hit.
+        # From interpreter start-up to a few steps later, so that every part of a run is covered.
         goal, end = training.steps_done() + chance.randrange(4), time.monotonic() + 60
         if chance.random() < 0.3:
             time.sleep(chance.uniform(0, 6))

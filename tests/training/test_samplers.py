@@ -1,4 +1,4 @@
-"""Each sampler's epoch: which images, how often, in which order, and that nothing but its arguments decides."""
+"""Samplers: which images, how often, in which order, and that the result depends on the arguments only."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def long_tailed(images: int = 20_000) -> np.ndarray:
 
 
 def draw(name: str, targets: np.ndarray, epoch: int = 0, epochs: int = 10, **options) -> np.ndarray:
-    """How often each image comes in an epoch."""
+    """How often each image occurs in an epoch."""
     config = SamplerConfig.model_validate({"name": name, **({name: options} if options else {})})
     chosen = epoch_rows(config, targets, np.arange(len(targets)), 3, epoch, epochs)
     assert len(chosen) == epoch_images(config, targets)
@@ -35,9 +35,9 @@ def test_seed_and_epoch_alone_decide(name: str) -> None:
     assert set(first) <= set(rows)
     assert (first == epoch_rows(config, targets.copy(), rows.copy(), 0, 2, 10)).all()
     for seed, epoch in ((1, 2), (0, 3)):
-        other = epoch_rows(config, targets, rows, seed, epoch, 10)
-        assert len(other) == len(first)
-        assert (other != first).any()
+        different = epoch_rows(config, targets, rows, seed, epoch, 10)
+        assert len(different) == len(first)
+        assert (different != first).any()
 
 
 def test_uniform_is_the_plain_order() -> None:
@@ -49,7 +49,7 @@ def test_uniform_is_the_plain_order() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_order_is_mixed(name: str) -> None:
-    """No sampler hands out its images group by group: each half of the epoch holds about half of the positives."""
+    """No sampler yields its images group by group: each half of the epoch has about half of the positives."""
     targets = long_tailed()
     chosen = epoch_rows(SamplerConfig(name=name), targets, np.arange(len(targets)), 0, 0, 10)
     positives = targets[chosen, 0] == 1
@@ -57,7 +57,8 @@ def test_order_is_mixed(name: str) -> None:
 
 
 def test_inverse_frequency_by_the_rarest_finding() -> None:
-    # Finding 0 on four images, finding 1 on two (one of them has both), two images without: chances 1/4, 1/2, 1/2.
+    # Finding 0 on four images, finding 1 on two (one of them has both), two images without: chances 1/4, 1/2,
+    # 1/2.
     targets = np.array([[1, 0], [1, 0], [1, 0], [1, 1], [0, 1], [0, 0], [np.nan, 0]], np.float32)
     times = sum(draw("inverse_frequency", targets, epoch, 3000) for epoch in range(3000))
     expected = np.array([1 / 4] * 3 + [1 / 2] * 4)
@@ -66,14 +67,14 @@ def test_inverse_frequency_by_the_rarest_finding() -> None:
 
 
 def test_class_aware_gives_every_group_the_same_places() -> None:
-    # Groups: finding 0 (images 0-3), finding 1 (images 3, 4), none (5). Six places: two each, in turns.
+    # Groups: finding 0 (images 0-3), finding 1 (images 3, 4), none (5). Six samples: two each, cyclic.
     targets = np.array([[1, 0], [1, 0], [1, 0], [1, 1], [0, 1], [0, np.nan]], np.float32)
     for epoch in range(20):
         times = draw("class_aware", targets, epoch)
         assert times[5] == 2
-        assert times[4] == 1  # finding 1: one place each for its two images
+        assert times[4] == 1  # finding 1: one sample for each of its two images
         assert times[:4].sum() == 3
-        assert times[:3].max() <= 1  # no image of finding 0 before the others had their turn
+        assert times[:3].max() <= 1  # no image of finding 0 is repeated before the others were drawn
 
 
 def test_class_aware_frequencies_on_many_images() -> None:
@@ -90,7 +91,8 @@ def test_class_aware_frequencies_on_many_images() -> None:
 
 
 def test_repeat_factors_by_hand() -> None:
-    # 100 images: finding 0 on 50, finding 1 on 4, finding 2 on 1, threshold 0.16: √(.16/.04) = 2, √(.16/.01) = 4.
+    # 100 images: finding 0 on 50, finding 1 on 4, finding 2 on 1, threshold 0.16: √(.16/.04) = 2, √(.16/.01)
+    # = 4.
     targets = np.zeros((100, 4), np.float32)
     targets[:50, 0] = 1
     targets[49:53, 1] = 1
@@ -127,12 +129,13 @@ def test_temperature_cools_in_a_straight_line() -> None:
 
 
 def test_temperature_shares_by_hand() -> None:
-    # Groups by the rarest finding: 16 images of finding 0 alone, 4 of finding 1 (two of them also have 0), 1 without.
+    # Groups by the rarest finding: 16 images of finding 0 alone, 4 of finding 1 (two of them also have 0), 1
+    # without.
     targets = np.zeros((21, 2), np.float32)
     targets[:18, 0] = 1
     targets[16:20, 1] = 1
     times = draw("temperature", targets, epoch=0, start=2.0, end=2.0)
-    # √16 : √4 : √1 of 21 places = 12 : 6 : 3
+    # √16 : √4 : √1 of 21 samples = 12 : 6 : 3
     assert [times[:16].sum(), times[16:20].sum(), times[20]] == [12, 6, 3]
     assert times[:16].max() == 1
     assert set(times[16:20]) == {1, 2}
@@ -153,8 +156,8 @@ def test_temperature_shares_on_many_images() -> None:
     )
     sizes = np.bincount(group, minlength=8).astype(float)
     weights = np.where(sizes > 0, sizes ** (1 / 5), 0)
-    places = np.bincount(group, weights=draw("temperature", targets), minlength=8)
-    assert places == pytest.approx(len(targets) * weights / weights.sum(), abs=1)
+    samples = np.bincount(group, weights=draw("temperature", targets), minlength=8)
+    assert samples == pytest.approx(len(targets) * weights / weights.sum(), abs=1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""Real DeepSpeed processes on small data: what a training writes, its recipe, errors for people."""
+"""Real DeepSpeed processes on small data: outputs, training recipe, error messages."""
 
 import json
 import sys
@@ -18,22 +18,22 @@ from ral.training.state import HISTORY
 
 def test_the_best_weights_of_each_kind_are_kept(prepared: Path, tmp_path: Path) -> None:
     out = train(prepared, tmp_path / "out", epochs=3)
-    facts, table = json.loads((out / "model.json").read_text()), history(out)
+    metadata, table = json.loads((out / "model.json").read_text()), history(out)
     assert list(table) == [*HISTORY, "data"]
     best = {"last": table["val_macro_ap"].max(), "ema": table["ema_val_macro_ap"].max()}
-    assert facts["weights"] == max(best, key=lambda kind: best[kind])
-    column = "ema_val_macro_ap" if facts["weights"] == "ema" else "val_macro_ap"
-    assert facts["best_epoch"] == table["epoch"][table[column].idxmax()]
-    assert facts["phantom"] is True
-    assert facts["pretrained_sha256"] is None
+    assert metadata["weights"] == max(best, key=lambda kind: best[kind])
+    column = "ema_val_macro_ap" if metadata["weights"] == "ema" else "val_macro_ap"
+    assert metadata["best_epoch"] == table["epoch"][table[column].idxmax()]
+    assert metadata["phantom"] is True
+    assert metadata["pretrained_sha256"] is None
     validation = json.loads((out / "validation.json").read_text())
-    assert validation["val"]["epoch"] == facts["best_epoch"]
+    assert validation["val"]["epoch"] == metadata["best_epoch"]
     assert validation["val"]["val_macro_ap"] == pytest.approx(max(best.values()))
-    kept = out / f"weights/{facts['weights']}.safetensors"
-    assert kept.read_bytes() == (out / "model.safetensors").read_bytes()
-    last, average = (load_file(out / f"weights/{kind}.safetensors") for kind in ("last", "ema"))
-    assert last.keys() == average.keys()
-    assert any((last[name] != average[name]).any() for name in last)
+    best_weights = out / f"weights/{metadata['weights']}.safetensors"
+    assert best_weights.read_bytes() == (out / "model.safetensors").read_bytes()
+    last, ema = (load_file(out / f"weights/{kind}.safetensors") for kind in ("last", "ema"))
+    assert last.keys() == ema.keys()
+    assert any((last[name] != ema[name]).any() for name in last)
 
 
 def test_without_average_the_last_weights_are_handed_on(prepared: Path, tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ def test_second_phase_learns_the_classifier_alone(prepared: Path, tmp_path: Path
     first = train(prepared, tmp_path / "first", processes, model=BATCH_NORM, ema_decay=None)
     assert history(out)["phase"].tolist() == ["network", "network", "classifier", "classifier"]
     pd.testing.assert_frame_equal(history(out)[:2], history(first), rtol=1e-5)
-    facts = json.loads((out / "model.json").read_text())
-    if facts["best_epoch"] > 2:
+    metadata = json.loads((out / "model.json").read_text())
+    if metadata["best_epoch"] > 2:
         one, two = load_file(first / "model.safetensors"), load_file(out / "model.safetensors")
         changed = {name for name in one if (one[name] != two[name]).any()}
         assert changed == {"backbone.fc.weight", "backbone.fc.bias"}
@@ -71,7 +71,7 @@ def test_deferred_weights_change_the_loss_from_their_epoch_on(prepared: Path, tm
     half = len(plain) // 2
     np.testing.assert_allclose(deferred[:half], plain[:half], rtol=1e-5)
     assert (abs(deferred[half:] / plain[half:] - 1) > 1e-3).all()
-    with pytest.raises(UserError, match=r"train\.reweight weighs labels"):
+    with pytest.raises(UserError, match=r"train\.reweight needs a loss with one term per label"):
         train(prepared, tmp_path / "zlpr", loss="zlpr", reweight=reweight)
 
 
@@ -153,7 +153,7 @@ def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
     script = tmp_path / "rank.py"
     script.write_text(
         "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.loop import PhaseTrainer\n"
-        f"share = PhaseTrainer._share_of_loss\n{body}\nrank.run()\n"
+        f"share = PhaseTrainer._loss_contribution\n{body}\nrank.run()\n"
     )
     return (sys.executable, str(script))
 
@@ -184,9 +184,9 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
     body = (
         "def changed(self, logits, batch):\n"
         "    value = share(self, logits, batch)\n"
-        "    hit = batch.step == 2 and self.state.epoch == 0 and self.place.rank == self.place.world - 1\n"
+        "    hit = batch.step == 2 and self.state.epoch == 0 and self.context.rank == self.context.world_size - 1\n"
         f"    return {value}\n"
-        "PhaseTrainer._share_of_loss = changed\n"
+        "PhaseTrainer._loss_contribution = changed\n"
     )
     out = train(
         prepared,
@@ -205,10 +205,10 @@ def test_memory_that_runs_out_names_the_micro_batch(prepared: Path, tmp_path: Pa
     body = (
         "def changed(self, logits, batch):\n"
         "    return torch.empty(1 << 60)\n"
-        "PhaseTrainer._share_of_loss = changed\n"
+        "PhaseTrainer._loss_contribution = changed\n"
     )
     with pytest.raises(
-        UserError, match=r"Memory ran out on cpu with 3\d images .* train.micro_batch to 1\d"
+        UserError, match=r"Out of memory on cpu with 3\d images .* train.micro_batch to 1\d"
     ) as caught:
         train(prepared, tmp_path / "out", command=broken(tmp_path, body))
     assert (caught.value.kind, caught.value.retry) == ("memory", False)
@@ -219,9 +219,9 @@ def test_a_bug_keeps_its_trace_and_the_others_are_quiet(
 ) -> None:
     body = (
         "def changed(self, logits, batch):\n"
-        "    if self.place.rank == 1 and batch.step == 3: raise KeyError('a bug')\n"
+        "    if self.context.rank == 1 and batch.step == 3: raise KeyError('a bug')\n"
         "    return share(self, logits, batch)\n"
-        "PhaseTrainer._share_of_loss = changed\n"
+        "PhaseTrainer._loss_contribution = changed\n"
     )
     with pytest.raises(UserError, match="process 1 of 4"):
         train(prepared, tmp_path / "out", 4, command=broken(tmp_path, body))
