@@ -6,12 +6,15 @@ Writes location.json: {"phantom": true} if this machine's data folder (RAL_DATA_
 params.yaml) is the output folder of the step phantom. DVC runs this step every time; the path of other data is not recorded.
 """
 
+import logging
 from pathlib import Path
 
 from ral.config.base import load
 from ral.config.data import ManifestParams
 from ral.config.environment import Environment, load_environment
 from tasks import step
+
+logger = logging.getLogger("tasks.locate")
 
 
 def run(params: ManifestParams, environment: Environment, phantom: Path, out: Path) -> None:
@@ -20,7 +23,7 @@ def run(params: ManifestParams, environment: Environment, phantom: Path, out: Pa
 
     root = Path(environment.located(params.data).root)
     if environment.data_root is not None and root != Path(params.data.root):
-        print(f"data folder: {root} (RAL_DATA_ROOT or ral.toml), not data.root of params.yaml")
+        logger.info(f"data folder: {root} (RAL_DATA_ROOT or ral.toml), not data.root of params.yaml")
     write_json(out, {"phantom": root.resolve() == phantom.resolve()})
 
 

@@ -5,11 +5,14 @@
 If other data is used (location.json, written by the step locate), nothing is drawn and the folder only has a note.
 """
 
+import logging
 from pathlib import Path
 
 from ral.config.base import load
 from ral.config.data import PhantomParams
 from tasks import step
+
+logger = logging.getLogger("tasks.phantom")
 
 NOT_DRAWN = "The data lies elsewhere: no phantom images are drawn.\n"
 
@@ -23,7 +26,7 @@ def run(params: PhantomParams, location: Path, out: Path) -> None:
     if not read_json(location)["phantom"]:
         with atomic_directory(out) as draft:
             (draft / "not_drawn.txt").write_text(NOT_DRAWN, encoding="utf-8")
-        print(NOT_DRAWN, end="")
+        logger.info("%s", NOT_DRAWN.strip())
         return
     with (
         atomic_directory(out) as draft,

@@ -7,6 +7,7 @@ quarantine.parquet (excluded rows and images with the reason), dataset.json and 
 ral.toml configures where Dask's workers run (docs/images.md); the output does not depend on it.
 """
 
+import logging
 from pathlib import Path
 
 from ral.config.base import load
@@ -14,6 +15,8 @@ from ral.config.data import PreprocessParams
 from ral.config.environment import Environment, load_environment
 from ral.errors import plain
 from tasks import step
+
+logger = logging.getLogger("tasks.preprocess")
 
 
 def run(
@@ -44,20 +47,22 @@ def run(
         prepare(params, images, draft, environment.dask, progress.add, environment.state_dir, baseline)
     metadata = read_json(out / "dataset.json")
     for line in low_support_warnings(read_json(out / "class_counts.json")):
-        print(f"warning: {plain(line)}")
+        logger.warning("%s", plain(line))
     same = metadata["same_image"]
     if same["images"]:
-        print(
-            f"warning: {same['images']:,} images are listed under more than one patient with identical pixels "
+        logger.warning(
+            f"{same['images']:,} images are listed under more than one patient with identical pixels "
             f"({same['patients']:,} patients); the patients of {same['apart']:,} are in more than one split (see "
             f"split.same_image). The first: {plain(', '.join(same['examples'][0]))}."
         )
     for note in metadata["notes"].values():
         shown = plain(", ".join(note["examples"])) + (", …" if note["images"] > len(note["examples"]) else "")
-        print(f"warning: {note['images']:,} image{'s' * (note['images'] > 1)} ({shown}): {note['text']}")
+        logger.warning(f"{note['images']:,} image{'s' * (note['images'] > 1)} ({shown}): {note['text']}")
     excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in metadata["left_out"].items())
     kind = "PHANTOM DATA: " if metadata["phantom"] else ""
-    print(f"{kind}{metadata['images']:,} images of {metadata['patients']:,} patients prepared{excluded}")
+    logger.info(
+        f"{kind}{metadata['images']:,} images of {metadata['patients']:,} patients prepared{excluded}"
+    )
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@
 Reads the outputs of the other steps and draws the plots; it computes no metrics.
 """
 
+import logging
 from pathlib import Path
 
 from ral.config.base import load
 from ral.config.params import ReportParams
 from tasks import step
+
+logger = logging.getLogger("tasks.report")
 
 # Limit in bytes, for mail and browsers.
 MAX_BYTES = 15_000_000
@@ -69,7 +72,7 @@ def run(
         draft.write_bytes(page)
     with atomic_write(out_file.with_name("model_card.md")) as draft:
         draft.write_text(card(inputs), encoding="utf-8", newline="\n")
-    print(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
+    logger.info(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
 
 
 if __name__ == "__main__":

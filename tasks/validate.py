@@ -7,6 +7,7 @@ Expectations go to runs/<id>/data_docs, even if the data is rejected. A large ta
 (docs/sources.md) on Dask's workers (ral.toml); the result does not depend on either.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
 from ral.errors import UserError, plain
 from tasks import step
+
+logger = logging.getLogger("tasks.validate")
 
 # Maximum characters of a cell that a message quotes.
 MAX_QUOTED = 300
@@ -73,11 +76,13 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             raise UserError(explain(pages, source.named()))
         validation = validation | {"checks": redact_samples(checks, salt)} if salt else validation
         for line in warnings(validation):
-            print(f"warning: {plain(line)}")
+            logger.warning("%s", plain(line))
         images.to_parquet(draft / "images.parquet", index=False, compression=None)
         write_json(draft / "validation.json", validation)
     kind = "PHANTOM DATA: " if validation["phantom"] else ""
-    print(f"{kind}{summary['rows']:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html")
+    logger.info(
+        f"{kind}{summary['rows']:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
+    )
 
 
 def explain(pages: dict[Path, list[dict[str, Any]]], table: str) -> str:

@@ -9,6 +9,7 @@ manually or by a cluster tool, with the commands in runs/ID/launch.sh. The run's
 file system.
 """
 
+import logging
 import re
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from pathlib import Path
 from ral.errors import UserError
 from ral.launch.base import AFTER_FAILURE, Job, read_failure, shell_line, write_failure
 from ral.processes import die_with_parent, run_on_parent_exit, terminate_group
+
+logger = logging.getLogger(__name__)
 
 
 def plan(job: Job) -> dict[str, str]:
@@ -41,7 +44,7 @@ def run(job: Job) -> None:
         )
     first, *remaining = _commands(job, _hosts(job))
     for number, command in enumerate(remaining, 1):
-        print(f"on machine {number} run: {shell_line(command)}", file=sys.stderr, flush=True)
+        logger.info("On machine %d run: %s", number, shell_line(command))
     timeout = AFTER_FAILURE
     # The launcher's children do not die with it, here or on other machines; their watchers poll the failure
     # file.

@@ -126,7 +126,7 @@ def test_missing_images_are_told_with_the_nearest(
     assert words in printed or f"found {image.name}" in printed
     set_params(project, {"data": {"missing_images": "drop"}})
     printed = run("python", "-m", "tasks.validate", cwd=project, PYTHONPATH=str(ROOT)).stdout
-    assert f'warning: 1 row failed "image is present". The first: row 9, {image.name}: looked for' in printed
+    assert f'WARNING 1 row failed "image is present". The first: row 9, {image.name}: looked for' in printed
     assert "data.missing_images" not in printed
 
 
