@@ -151,7 +151,7 @@ def test_the_ledger_goes_where_the_registry_is_pushed(source: Path, state: Path,
     push(made, target)  # nothing new is no further commit
     assert git(upstream, "rev-list", "--count", LEDGER_BRANCH) == "2"
     ledger.path.write_text(ledger.path.read_text().replace("decision", "promote", 1))
-    with pytest.raises(UserError, match="does not follow"):
+    with pytest.raises(UserError, match="does not match"):
         push(made, target)
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_packet_is_no_baseline(tmp_path: Path, name: str) -> None:
     install_baseline(folder, registry)
     assert (folder / "baseline" / name).read_text() == "registered"
     (bundle / name).write_text("changed")
-    with pytest.raises(UserError, match=rf"{name} is not what was registered"):
+    with pytest.raises(UserError, match=rf"{name} has changed since it was registered"):
         install_baseline(folder, registry)
     assert (folder / "baseline" / name).read_text() == "registered"
 

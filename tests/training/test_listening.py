@@ -36,7 +36,8 @@ def test_training_on_one_machine_listens_on_loopback_only(prepared: Path, tmp_pa
                 seen[process] = seen.get(process, set()) | addresses
             time.sleep(0.02)
         training.result()
-    assert list(seen.values()) == [{"127.0.0.1"}] * 2
+    # A fork of a rank on its way to another program listens nowhere.
+    assert [addresses for addresses in seen.values() if addresses] == [{"127.0.0.1"}] * 2
 
 
 def test_a_port_that_is_taken_is_named(prepared: Path, tmp_path: Path) -> None:
