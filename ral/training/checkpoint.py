@@ -35,8 +35,10 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     """Name of the training that `params`, the prepared data, the code and the versions decide: 32 hexadecimal digits.
 
     Call it when everything that training uses is imported: the code is the loaded modules of this project.
-    World size and micro-batch are left out, for they share the work out and a training may go on with others.
+    World size and micro-batch are left out, for they share the work out and a training may go on with others; so are the
+    options of other losses.
     """
+    loss = {name: value for name, value in params["loss"].items() if name in ("name", params["loss"]["name"])}
     train = {name: value for name, value in params["train"].items() if name != "micro_batch"}
     code = sorted(
         (name, sha256(Path(module.__file__)))
@@ -44,7 +46,7 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
         if name.split(".")[0] == "ral" and module.__file__ is not None
     )
     content = {
-        "params": params | {"train": train},
+        "params": params | {"loss": loss, "train": train},
         # dataset.json holds the SHA-256 of every shard.
         "data": [
             sha256(prepared / name) for name in ("dataset.json", "class_counts.json", "studies.parquet")
