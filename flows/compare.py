@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from flows.cli import run_from_cli
 from flows.experiments import STUDIES, fetch
 from flows.flow_run import flow_run
 from flows.notifications import notify_on_failure
+from flows.overrides import flatten, parse_changes, parse_grid, to_settings
 from flows.stage_runner import StageError
 from flows.stage_tasks import run_module_task, stages
 from flows.workspace import Workspace, change_params, git
@@ -126,7 +126,7 @@ def run_missing(
     for name, combination in plan.items():
         if name in done(workspace):
             continue
-        settings = [to_setting(key, value) for key, value in {**changes, **combination}.items()]
+        settings = to_settings({**flatten(changes), **flatten(combination)})
         options = [part for setting in settings for part in ("-S", setting)]
         try:
             run_module_task(
@@ -219,79 +219,6 @@ def _over_seeds(macro: pd.DataFrame) -> list[str]:
                 f"mean difference of macro AP {part['difference'].mean():+.3f}, standard deviation {spread:.3f}"
             )
     return lines
-
-
-def to_setting(key: str, value: Any) -> str:
-    """A parameter as `dvc exp run -S` reads it back.
-
-    Raises:
-        UserError: DVC has no way to write this value.
-    """
-    setting = f"{key}={_written(value)}"
-    if parse_word(setting) != (key, [value]):
-        raise UserError(f"{key}: {value!r} cannot be given to `dvc exp run -S`; write it into params.yaml.")
-    return setting
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_written(item) for item in value) + "]"
-    if isinstance(value, str):  # a backslash means itself, but in front of a quotation mark and at the end
-        return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value) + '"'
-    return json.dumps(value)
-
-
-def parse_word(word: str) -> tuple[str, list[Any]]:
-    """Parameter and values of `loss.name=ral,bce`, read by DVC's own parser: as `dvc exp run -S` would.
-
-    Raises:
-        UserError: it is no such word, or sets no values (`~KEY`, `+KEY=…`, `interval(…)`).
-    """
-    from dvc.exceptions import DvcException
-    from dvc.utils.hydra import get_hydra_sweeps, to_hydra_overrides
-    from hydra.errors import HydraException
-
-    problem = ""
-    try:
-        if word[:1] not in ("~", "+", "=") and "=" in word:
-            settings = [part["grid"][0] for part in get_hydra_sweeps({"grid": [word]})]
-            read = [to_hydra_overrides([setting])[0] for setting in settings]
-            return read[0].key_or_group, [one.value() for one in read]
-    except (DvcException, HydraException) as error:
-        problem = f" ({str(error).splitlines()[0]})"
-    raise UserError(
-        f"{word!r}: write PARAMETER=VALUE,VALUE, such as loss.name=ral,bce or data.findings=[Mass,Hernia]{problem}."
-    )
-
-
-def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
-    """Words such as `loss.name=ral,bce` as a grid.
-
-    Raises:
-        UserError: see `parse_word`; or a parameter stands twice.
-    """
-    grid: dict[str, list[Any]] = {}
-    for word in words:
-        key, values = parse_word(word)
-        if key in grid:
-            raise UserError(f"{key} stands twice: write all its values in one word, {key}=A,B.")
-        grid[key] = values
-    return grid
-
-
-def parse_changes(words: Sequence[str]) -> dict[str, Any]:
-    """Words such as `train.epochs=5`, one value each.
-
-    Raises:
-        UserError: see `parse_grid`; or a parameter has several values.
-    """
-    grid = parse_grid(words)
-    for key, values in grid.items():
-        if len(values) > 1:
-            raise UserError(f"--set {key}: one value for all experiments; a list is written [A,B].")
-    return {key: values[0] for key, values in grid.items()}
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ import psutil
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from flows.overrides import apply_changes
 from ral import errors
 from ral.config.base import explain, read_yaml
 from ral.config.params import Params
@@ -223,18 +224,11 @@ def change_params(path: Path, changes: Mapping[str, Any]) -> None:
     """Write changed parameters into params.yaml, once they have been checked with the others.
 
     Raises:
-        UserError: a key is unknown, or a value is not allowed.
+        UserError: a key is unknown (see `apply_changes`), or a value is not allowed.
     """
     yaml = YAML()
     content = yaml.load(path.read_text(encoding="utf-8"))
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        target = content
-        for section in sections:
-            if not isinstance(target, dict) or not isinstance(target.get(section), dict):
-                raise UserError(f"changes: {key} is not a parameter; see docs/parameters.md.")
-            target = target[section]
-        target[name] = value
+    apply_changes(content, changes)
     if changes:
         with atomic_write(path) as draft, draft.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)

@@ -101,13 +101,13 @@ def copy_project(folder: Path) -> Path:
 
 
 def set_params(folder: Path, changes: dict) -> None:
-    """Change params.yaml in `folder`; nested sections are merged, except `options`, which is replaced."""
+    """Change params.yaml in `folder`; nested sections are merged; `options`, and what is null, is replaced."""
     yaml = YAML()
     content = yaml.load((folder / "params.yaml").read_text())
 
     def merge(target: dict, values: dict) -> None:
         for key, value in values.items():
-            if isinstance(value, dict) and key != "options":
+            if isinstance(value, dict) and isinstance(target[key], dict) and key != "options":
                 merge(target[key], value)
             else:
                 target[key] = value

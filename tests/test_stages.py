@@ -40,7 +40,10 @@ def test_every_step_is_a_stage_and_runs_its_module() -> None:
 def test_declared_params_are_those_read(name: str) -> None:
     # The data folder's place decides nothing: what it holds does, by its manifest. Steps that look there DVC runs every time.
     look = name in ("locate", "manifest")
-    keys = {"data": [f"data.{key}" for key in DataConfig.model_fields if key != "root"]}
+    keys = {
+        "data": [f"data.{key}" for key in DataConfig.model_fields if key != "root"],
+        "loss": ["loss.name", "loss.${loss.name}"],  # options of other losses decide nothing
+    }
     if name == "explain":  # it must not show sealed images; how others are scored is no matter of its
         keys["evaluate"] = ["evaluate.sealed"]
     read = [key for section in PARAMS[name].model_fields for key in keys.get(section, [section])]

@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from ral.errors import UserError
@@ -53,6 +53,15 @@ def below(path: str) -> str:
 
 # A file inside the folder that the documentation of the key names.
 FileBelow = Annotated[str, Field(min_length=1), AfterValidator(below)]
+
+
+def _empty_if_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
+# For a mapping with keys of the user's choice: null is the empty mapping. `dvc exp run -S` replaces null by a mapping, but
+# only merges a mapping into a mapping, and only keys that are already there.
+NullIsEmpty = BeforeValidator(_empty_if_null)
 
 
 class Section(BaseModel):

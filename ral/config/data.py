@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ral.config.base import FileBelow, Section
+from ral.config.base import FileBelow, NullIsEmpty, Section
 from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, is_spreadsheet_safe, unknown_finding
 
 # The registry of sources: each is a module of that name in ral/data/sources/.
@@ -64,11 +64,11 @@ class TableConfig(Section):
     images*/ or in archives images* (tar.gz, tgz, tar, zip)."""
     view: Column | None = None
     """Column with the view; null: every image is FRONTAL."""
-    views: dict[str, View] = Field(default_factory=dict)
+    views: Annotated[dict[str, View], NullIsEmpty] = Field(default_factory=dict)
     """Mapping from values of the view column to PA, AP, FRONTAL, LATERAL or OTHER, where they differ."""
     sex: Column | None = None
     """Column with the patient's sex."""
-    sexes: dict[str, Literal["M", "F"] | None] = Field(default_factory=dict)
+    sexes: Annotated[dict[str, Literal["M", "F"] | None], NullIsEmpty] = Field(default_factory=dict)
     """Mapping from values of the sex column to M or F, where they differ; null: unknown."""
     age_years: Column | None = None
     """Column with the age in whole years."""
@@ -81,7 +81,7 @@ class TableConfig(Section):
     """Column with all findings of an image, separated by `label_separator`; null: a column per finding."""
     label_separator: str = Field(default="|", min_length=1)
     """Separator between names in the column `labels`."""
-    findings: dict[str, Column] = Field(default_factory=dict)
+    findings: Annotated[dict[str, Column], NullIsEmpty] = Field(default_factory=dict)
     """Finding -> its column (1, 0, -1 uncertain, empty unknown), or its name in the column `labels`."""
     no_finding: Column | None = None
     """Column for No Finding, or its name in the column `labels`."""

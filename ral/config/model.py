@@ -1,10 +1,10 @@
 """Parameters of the network: backbone, head, pretrained weights."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ral.config.base import Section
+from ral.config.base import NullIsEmpty, Section
 
 # Arguments of timm.create_model that other keys set, or that would bypass the checks of `pretrained`.
 _RESERVED = {
@@ -45,16 +45,18 @@ class ModelConfig(Section):
 
     backbone: str = Field(min_length=1)
     """timm model name, with or without a pretrained tag (convnext_small.fb_in22k_ft_in1k)."""
-    options: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
+    options: Annotated[dict[str, int | float | str | bool | list[int]], NullIsEmpty] = Field(
+        default_factory=dict
+    )
     """Keyword arguments for timm.create_model (channels, img_size, …)."""
     channels: Literal[1, 3] = 1
     """Input channels of the backbone. 1 is cheaper and equivalent at initialization: pretrained
     first-layer weights are summed over the colour channels. 3 repeats the gray image, for backbones
     whose first layer cannot be adapted."""
     pretrained: str = Field(default="none", min_length=1)
-    """none: random initialization (no network access needed). hub: timm's weights from the Hugging Face
-    Hub. Otherwise the path of a .safetensors file for this backbone: timm's, or model.safetensors of an
-    earlier training. The classifier is always initialized randomly. At 224 pixels and above, pretrained
+    """Initial weights: none, hub, or a file. none: random initialization (no network access needed). hub:
+    timm's weights from the Hugging Face Hub. A file: the path of a .safetensors file for this backbone,
+    timm's or model.safetensors of an earlier training. The classifier is always initialized randomly. At 224 pixels and above, pretrained
     weights are usual."""
     head: Literal["linear", "ml_decoder", "csra"] = "linear"
     """linear: the backbone's own pooling and classifier. ml_decoder: as the CXR-LT 2023 winner. csra: as a

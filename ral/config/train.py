@@ -1,10 +1,10 @@
 """Parameters of the model and the training."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ral.config.base import Section
+from ral.config.base import NullIsEmpty, Section
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.sampler import SamplerConfig
@@ -45,7 +45,7 @@ class ClassifierConfig(Section):
     learning_rate: float = Field(gt=0)
     """Peak learning rate of the second phase; same schedule as the first."""
     sampler: SamplerConfig = SamplerConfig(name="class_aware")
-    """Sampler of the second phase; class_aware as in the paper."""
+    """Sampler of the second phase, with the keys of train.sampler; class_aware as in the paper."""
 
 
 class TrainConfig(Section):
@@ -73,7 +73,7 @@ class TrainConfig(Section):
     ema_decay: float | None = Field(default=0.999, gt=0, lt=1)
     """Decay of the exponential moving average (EMA) of the weights; null: no EMA. Evaluated beside the raw
     weights after every epoch: it is often better on rare findings. 0.999 averages over about 1,000
-    steps."""
+    steps, for long trainings; 0.99 over 100, for a few hundred steps in total."""
     patience: int | None = Field(default=None, ge=1)
     """Early stopping: epochs without improvement of validation macro AP; null: off. With a cosine schedule
     the last epochs are usually the best."""
@@ -92,7 +92,7 @@ class TrainConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded across processes instead of replicated. 0 is fastest for a
     network that fits in memory."""
-    deepspeed_config: dict[str, Any] = Field(default_factory=dict)
+    deepspeed_config: Annotated[dict[str, Any], NullIsEmpty] = Field(default_factory=dict)
     """Additional DeepSpeed settings, as in its JSON file. Settings controlled by other parameters are
     refused."""
     max_consecutive_skips: int = Field(default=10, ge=0)

@@ -1,6 +1,7 @@
 """The network: a timm backbone and a head with one output per finding."""
 
 import copy
+import difflib
 import os
 import sys
 from types import ModuleType
@@ -61,14 +62,7 @@ def build_model(config: ModelConfig, findings: int) -> Network:
             missing or do not fit.
     """
     timm = import_timm()
-    if not timm.is_model(config.backbone):
-        similar = (
-            timm.list_models(f"*{config.backbone.split('.')[0]}*")[:5] or timm.list_models("resnet*")[:5]
-        )
-        raise UserError(
-            f"model.backbone: timm {timm.__version__} has no model `{config.backbone}`. "
-            f"Similar: {', '.join(similar)}. All: python -c 'import timm; print(timm.list_models())'."
-        )
+    require_backbone(config.backbone, timm)
     backbone, digest = _backbone(config, findings, timm)
     model = Network(backbone, _head(config, backbone, findings), config.channels, digest)
     if config.gradient_checkpointing:
@@ -169,6 +163,23 @@ def _width(config: ModelConfig, backbone: Any) -> int:
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         raise UserError(f"model.head: {config.backbone} has no feature map. Use `linear`.")
     return positions(backbone, features).shape[2]
+
+
+def require_backbone(name: str, timm: Any) -> None:
+    """Check that timm has a model.
+
+    Raises:
+        UserError: it has none of this name; the message has the nearest ones.
+    """
+    if timm.is_model(name):
+        return
+    base, models = name.split(".")[0], timm.list_models()
+    near = difflib.get_close_matches(base, models, n=5) or timm.list_models(f"*{base}*")[:5]
+    similar = f"Similar: {', '.join(near)}. " if near else ""
+    raise UserError(
+        f"model.backbone: timm {timm.__version__} has no model `{name}`. "
+        f"{similar}All: python -c 'import timm; print(timm.list_models())'."
+    )
 
 
 def import_timm() -> ModuleType:

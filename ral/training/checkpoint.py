@@ -35,8 +35,10 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     """Hash of the parameters, prepared data, code and package versions of a training: 32 hexadecimal digits.
 
     Call it after everything that training uses is imported: the hashed code is the loaded modules of this
-    project. World size and micro-batch size are excluded: training can resume with other values.
+    project. World size, micro-batch size and the options of other losses are excluded: training can resume with
+    other values.
     """
+    loss = {name: value for name, value in params["loss"].items() if name in ("name", params["loss"]["name"])}
     train = {name: value for name, value in params["train"].items() if name != "micro_batch"}
     code = sorted(
         (name, sha256(Path(module.__file__)))
@@ -44,7 +46,7 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
         if name.split(".")[0] == "ral" and module.__file__ is not None
     )
     content = {
-        "params": params | {"train": train},
+        "params": params | {"loss": loss, "train": train},
         # dataset.json lists the SHA-256 of every shard.
         "data": [
             sha256(prepared / name) for name in ("dataset.json", "class_counts.json", "studies.parquet")

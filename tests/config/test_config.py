@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
-from ral.config.base import RENAMED, load
+from ral.config.base import RENAMED, load, read_yaml
 from ral.config.params import Params
 from ral.config.train import TrainParams
 from ral.errors import UserError
@@ -49,13 +50,13 @@ def test_yaml_is_read_as_dvc_reads_it() -> None:
         ("source: nih", "source: nhi", ["data.source", "'nih'", "'nhi'"]),
         ("name: ral", "name: lar", ["loss.name", "'ral'", "'bce'", "'zlpr'"]),
         (
-            "zero_stage: 0",
+            "deepspeed_config: null",
             "deepspeed_config: {fp16: {enabled: true}}",
             ["train", "may not set fp16: precision"],
         ),
         ("micro_batch: null", "micro_batch: 7", ["micro_batch (7) must divide batch_size"]),
         ("tail: 0.01", "tail: 0.5", ["evaluate", "tail (0.5) must be below head (0.1)"]),
-        ("  method: official\n", "", ["split.method", "missing"]),
+        ("  method: official ", "  #", ["split.method", "missing"]),
         ("test: 0.2", "test: .nan", ["split.test", "nan"]),
         ("views: [PA, AP]", "views: []", ["data.views", "at least 1"]),
         (
@@ -123,13 +124,11 @@ def test_docs_list_every_parameter() -> None:
 def test_a_key_of_an_earlier_version_names_the_new_one(old: str, tmp_path: Path) -> None:
     new = RENAMED[old]
     section, key = new.split(".")
-    text = (ROOT / "params.yaml").read_text()
     assert hasattr(getattr(load(ROOT / "params.yaml", Params), section), key)
-    lines = [line for line in text.splitlines() if not line.startswith(f"  {key}:")]
-    start = lines.index(f"{section}:") + 1
-    (tmp_path / "params.yaml").write_text(
-        "\n".join([*lines[:start], f"  {old.split('.')[1]}: 1", *lines[start:]])
-    )
+    content = read_yaml(ROOT / "params.yaml")
+    content[section] = {old.split(".")[1]: content[section].pop(key), **content[section]}
+    with (tmp_path / "params.yaml").open("w") as stream:
+        YAML().dump(content, stream)
     with pytest.raises(UserError) as caught:
         load(tmp_path / "params.yaml", Params)
     assert str(caught.value) == (

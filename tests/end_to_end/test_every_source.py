@@ -39,11 +39,8 @@ def test_source_to_report(run: Run, tmp_path: Path, name: str) -> None:
         folder, SMALL | {"data": section | {"findings": findings}, "split": {"method": method, "val": 0.2}}
     )
     if table:
-        set_params(folder, {"data": {"findings": ["Effusion", "Cardiomegaly"], "source": "table"}})
-        text = (folder / "params.yaml").read_text()
-        (folder / "params.yaml").write_text(
-            text.replace("  table: {}\n", f"  table: {json.dumps(table)}\n", 1)
-        )
+        findings = ["Effusion", "Cardiomegaly"]
+        set_params(folder, {"data": {"findings": findings, "source": "table", "table": table}})
     for step in ("validate", "preprocess", "train", "explain", "evaluate", "report"):
         run("python", "-m", f"tasks.{step}", cwd=folder, PYTHONPATH=str(ROOT))
     report = (folder / "reports/report.html").read_text()
