@@ -50,6 +50,13 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
             ]
         ),
         "operating": pd.DataFrame([_operating(name, rule) for name in known for rule in ("max_f1", "sensitivity", "cost")]),
+        "decision_curves": pd.DataFrame(
+            [
+                {"finding": name, "threshold": 0.02 * step, "net_benefit": 0.1317 / step, "low": 0.08 / step if step < 25 else np.nan,
+                 "high": 0.17 / step if step < 25 else np.nan, "all": 0.2 - 0.05 * step, "images": 200}
+                for name in known for step in range(1, 26)
+            ]
+        ),
         "audit": audit(known),
         "second_reading": pd.DataFrame([_reading(names[0], ""), _reading(names[1], f"too few: {HOSTILE}")]),
         "comparison": comparison(names),

@@ -21,7 +21,7 @@ FINDINGS: dict[str, tuple[str, int, int, float | None]] = {
     "Hernia": ("tail", 2, 1, None),
 }
 # Tables that may be empty.
-LISTS = ("reliability", "operating", "audit", "second_reading", "comparison", "confusion")
+LISTS = ("reliability", "operating", "decision_curves", "audit", "second_reading", "comparison", "confusion")
 PARAMS: dict[str, Any] = {
     "phantom": {"images": 600, "size": 64, "floor": 0.01, "seed": 1},
     "data": {
@@ -219,6 +219,7 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
         "reports/calibration.json": inputs.calibration,
         "reports/reliability.csv": inputs.reliability,
         "reports/operating.csv": inputs.operating,
+        "reports/decision_curves.csv": inputs.decision_curves,
         "reports/audit.csv": inputs.audit,
         "reports/second_reading.csv": inputs.second_reading,
         "reports/comparison.csv": inputs.comparison,

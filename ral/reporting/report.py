@@ -66,6 +66,8 @@ class Inputs:
     """reliability.csv of the step evaluate."""
     operating: pd.DataFrame
     """operating.csv of the step evaluate."""
+    decision_curves: pd.DataFrame
+    """decision_curves.csv of the step evaluate."""
     audit: pd.DataFrame
     """audit.csv of the step evaluate."""
     second_reading: pd.DataFrame
@@ -140,6 +142,7 @@ def render(inputs: Inputs) -> str:
             "calibration": calibration.maps(rows),
             "bins": calibration.bins(inputs.reliability, rows),
             "operating": _operating(inputs, rows),
+            "decision_curves": calibration.net_benefits(inputs.decision_curves, rows),
             "second_reading": tables.second_reading(inputs.second_reading)
             if len(inputs.second_reading)
             else None,
@@ -253,11 +256,18 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
         if len(bins):
             svg = calibration.reliability(f"reliability{index}", row, bins, phantom)
             reliability.append({"row": row, "svg": Markup(svg)})
+    decisions = []
+    for index, row in enumerate(rows):
+        points = inputs.decision_curves[inputs.decision_curves["finding"] == row["finding"]]
+        if len(points):
+            svg = calibration.decision_curve(f"decision{index}", row, points, phantom)
+            decisions.append({"row": row, "svg": Markup(svg)})
     return {
         "comparison": Markup(comparison.forest(inputs.comparison, [row["finding"] for row in rows], phantom))
         if len(inputs.comparison)
         else None,
         "reliability": reliability,
+        "decision_curves": decisions,
         "cosines": None
         if "not_available" in inputs.geometry
         else Markup(network.heat("cosines", inputs.geometry, phantom)),

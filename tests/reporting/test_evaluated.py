@@ -67,6 +67,13 @@ def test_thresholds_of_a_rule_and_one_that_calls_nothing() -> None:
     )
 
 
+def test_points_of_the_decision_curves() -> None:
+    table = calibration.net_benefits(make(phantom=False).decision_curves, [{"finding": "Effusion"}])
+    assert texts(table)[0] == ["Effusion", "0.02", "200", "0.1317 (0.0800–0.1700)", "0.1500"]
+    assert texts(table)[-1] == ["Effusion", "0.5", "200", "0.0053 (no interval)", "-1.0500"]
+    assert len(table.rows) == 5
+
+
 def test_pictures_are_in_the_page_and_are_those_of_the_files() -> None:
     images = [a for tag, a, _ in Page(render(make(phantom=False))).elements if tag == "img"]
     shown = [base64.b64decode(image["src"].removeprefix("data:image/jpeg;base64,")) for image in images]

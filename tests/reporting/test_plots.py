@@ -35,6 +35,7 @@ ROWS = [
 CURVE = (np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.7, 1.0]))
 
 BINS = tables("images", [HOSTILE, "Mass"])["reliability"]
+NET_BENEFIT = tables("images", [HOSTILE, "Mass"])["decision_curves"]
 
 DRAW: dict[str, Callable[[bool], str]] = {
     "ap": lambda phantom: plots.forest("ap", "ap", ROWS, None, phantom),
@@ -44,6 +45,7 @@ DRAW: dict[str, Callable[[bool], str]] = {
         "epochs", "Loss", [1, 2, 3], [0.3, math.nan, 0.1], [0.2, 0.2, 0.1], 3, phantom
     ),
     "reliability": lambda phantom: calibration.reliability("reliability", ROWS[0], BINS, phantom),
+    "decision": lambda phantom: calibration.decision_curve("decision", ROWS[0], NET_BENEFIT, phantom),
     "cosines": lambda phantom: network.heat("cosines", geometry("images", [HOSTILE, "Mass"]), phantom),
     "prevalences": lambda phantom: plots.prevalences("prevalences", ROWS, 0.1, 0.01, phantom),
 }
@@ -111,6 +113,13 @@ def test_names_that_xml_cannot_hold() -> None:
 def test_not_estimable_is_said_and_not_drawn() -> None:
     svg = plots.forest("ap", "ap", ROWS, None, False)
     assert texts(svg).count("not estimable") == 2
+
+
+def test_decision_curves_without_an_interval_or_of_no_benefit_can_be_drawn() -> None:
+    bare = NET_BENEFIT.assign(low=math.nan, high=math.nan)
+    assert "threshold probability" in texts(calibration.decision_curve("bare", ROWS[0], bare, True))
+    useless = bare.assign(net_benefit=0.0, **{"all": -0.1})
+    assert "threshold probability" in texts(calibration.decision_curve("useless", ROWS[0], useless, True))
 
 
 def test_nothing_to_draw() -> None:

@@ -44,7 +44,7 @@ def test_phantom_is_said_everywhere(phantom: str) -> None:
         assert page.text(tag)
         assert all("PHANTOM" in text for text in page.text(tag)), tag
     figures = page.text("svg")
-    assert len(figures) == 12
+    assert len(figures) == 14
     assert all("PHANTOM" in text for text in figures)
     assert all(
         "PHANTOM" in a["aria-label"] for _, a, _ in page.elements if a.get("role") in ("img", "region")
