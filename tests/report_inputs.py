@@ -117,7 +117,7 @@ def make(phantom: bool) -> Inputs:
             ],
             "files": {HOSTILE: {"bytes": 123456, "sha256": "ab" * 32}},
             "images": 1500, "images_without_row": 7, "passed": True, "patients": 900, "phantom": phantom,
-            "rows": 5821, "rows_without_image": 4321,
+            "rows": 5824, "rows_without_image": 4321,
         },
         dataset={
             "images": 1500,
@@ -131,7 +131,7 @@ def make(phantom: bool) -> Inputs:
             "inverted": 1234,
             "patients": 800,
             "phantom": phantom,
-            "rows": 5821,
+            "rows": 5824,
             "shards": [{"images": 1500, "name": "00000.arrow", "sha256": "cd" * 32}],
             "size": 64,
             "split": {

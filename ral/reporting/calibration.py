@@ -170,7 +170,7 @@ def decision_curve(name: str, row: Row, points: pd.DataFrame, phantom: bool) -> 
         axes.set_ylim(max(bottom, -top) - 0.15 * top, 1.05 * top)
         axes.locator_params(nbins=5)
         axes.grid(True)
-        axes.legend(loc="upper right")
+        figure.legend(loc="outside upper center", ncols=3)
 
     alt = (
         f"{plain(row['finding'])}: net benefit on the test images at threshold probabilities from {x[0]:g} to {x[-1]:g}: "

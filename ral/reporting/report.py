@@ -18,6 +18,7 @@ from ral.reporting import (
     calibration,
     comparison,
     data_tables,
+    flow,
     gallery,
     network,
     plots,
@@ -292,6 +293,7 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
                 ("val_macro_auroc", "Validation macro AUROC"),
             )
         ],
+        "flow": Markup(flow.flow("flow", inputs.validation, inputs.dataset, inputs.metrics["test"], phantom)),
         "prevalences": Markup(
             plots.prevalences(
                 "prevalence", rows, inputs.params.evaluate.head, inputs.params.evaluate.tail, phantom
