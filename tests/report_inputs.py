@@ -220,6 +220,7 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
         "reports/reliability.csv": inputs.reliability,
         "reports/operating.csv": inputs.operating,
         "reports/decision_curves.csv": inputs.decision_curves,
+        "reports/characteristics.csv": inputs.characteristics,
         "reports/audit.csv": inputs.audit,
         "reports/second_reading.csv": inputs.second_reading,
         "reports/comparison.csv": inputs.comparison,

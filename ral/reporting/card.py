@@ -128,6 +128,7 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
                 if part.rows
             ),
             _table(data_tables.split(dataset)),
+            _table(data_tables.characteristics(inputs.characteristics)),
             _table(data_tables.labels(inputs.class_counts, rows)),
         ],
         "Training": [

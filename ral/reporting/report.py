@@ -69,6 +69,8 @@ class Inputs:
     """operating.csv of the step evaluate."""
     decision_curves: pd.DataFrame
     """decision_curves.csv of the step evaluate."""
+    characteristics: pd.DataFrame
+    """characteristics.csv of the step evaluate."""
     audit: pd.DataFrame
     """audit.csv of the step evaluate."""
     second_reading: pd.DataFrame
@@ -158,6 +160,7 @@ def render(inputs: Inputs) -> str:
             "notes": data_tables.notes(inputs.dataset),
             "same_images": data_tables.same_images(inputs.dataset),
             "split": data_tables.split(inputs.dataset),
+            "characteristics": data_tables.characteristics(inputs.characteristics),
             "labels": data_tables.labels(inputs.class_counts, rows),
             "checks": data_tables.checks(inputs.validation),
             "parameters": tables.parameters(inputs.params.model_dump()),
