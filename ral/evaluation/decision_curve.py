@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ral.evaluation.bootstrap import BootstrapDistribution, Resamples
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support
 from ral.evaluation.metrics import divide
 
 Array = NDArray[Any]
@@ -47,15 +47,7 @@ def net_benefit(scores: Array, labels: Array, at: Array, resamples: Resamples) -
     Returns:
         Two arrays, each float64 [columns, thresholds]; NaN where a resample has no image with a known label.
     """
-    known = ~np.isnan(labels)
-    scores, labels, resamples = scores[known], labels[known], resamples.rows(known)
-    called = scores[:, None] >= at
-    positive = labels[:, None] == 1
-    sums = resamples.totals(
-        np.concatenate([called & positive, called & ~positive, positive, ~positive], axis=1)
-    )
-    true, false = sums[:, : len(at)], sums[:, len(at) : -2]
-    positives, negatives = sums[:, -2:-1], sums[:, -1:]
+    true, false, positives, negatives = _counts(scores, labels, at, resamples)
     images, odds = positives + negatives, at / (1 - at)
     some = np.broadcast_to(images > 0, true.shape)
     return divide(true - false * odds, images, some), divide(positives - negatives * odds, images, some)
@@ -64,25 +56,56 @@ def net_benefit(scores: Array, labels: Array, at: Array, resamples: Resamples) -
 def curve(scores: Array, labels: Array, at: Array, resamples: Resamples) -> pd.DataFrame:
     """A decision curve with the columns `COLUMNS`, a row per threshold probability.
 
-    low and high are the interval of net_benefit, NaN where all resamples have the same value: if no image is called, they
-    do not show how far the net benefit may be from 0. all is the net benefit of calling all images positive (calling none
-    has 0), images the number of images with a known label. Arguments as for `net_benefit`.
+    low and high are the interval of net_benefit, NaN where there is none; all is the net benefit of calling all images
+    positive (calling none has 0), images the number of images with a known label. Arguments as for `net_benefit`.
     """
     model, everything = net_benefit(scores, labels, at, resamples)
     support = resamples.support(labels)
+    below, above = _unseen(scores, labels, at, resamples)
     rows = []
     for index, threshold in enumerate(at):
-        sampled = BootstrapDistribution(model[:, index], support, "free")
-        interval = resamples.interval(sampled)
-        varies = np.any(resamples.drawn(sampled) != interval.value)
+        unseen = (float(below[index]), float(above[index]))
+        interval = resamples.interval(BootstrapDistribution(model[:, index], support, "free", unseen))
         rows.append(
             {
                 "threshold": float(threshold),
                 "net_benefit": interval.value,
-                "low": interval.low if varies else None,
-                "high": interval.high if varies else None,
+                "low": interval.low,
+                "high": interval.high,
                 "all": everything[0, index],
                 "images": int((~np.isnan(labels)).sum()),
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _counts(
+    scores: Array, labels: Array, at: Array, resamples: Resamples
+) -> tuple[Array, Array, Array, Array]:
+    """True and false positives [columns, thresholds], positives and negatives [columns, 1] in every resample."""
+    known = ~np.isnan(labels)
+    scores, labels, resamples = scores[known], labels[known], resamples.rows(known)
+    called, positive = scores[:, None] >= at, labels[:, None] == 1
+    sums = resamples.totals(
+        np.concatenate([called & positive, called & ~positive, positive, ~positive], axis=1)
+    )
+    return sums[:, : len(at)], sums[:, len(at) : -2], sums[:, -2:-1], sums[:, -1:]
+
+
+def _unseen(scores: Array, labels: Array, at: Array, resamples: Resamples) -> tuple[Array, Array]:
+    """Uncertainty below and above the net benefit that the resamples do not show [thresholds].
+
+    NB = prevalence · sensitivity − (1 − prevalence) · false positive rate · t/(1 − t). If one of the two shares is 0 or 1 in
+    all resamples, as with few positives, the exact interval of that share says how far the truth may be.
+    """
+    true, false, positives, negatives = _counts(scores, labels, at, resamples)
+    prevalence = positives[0, 0] / max(positives[0, 0] + negatives[0, 0], 1)
+    parts = []
+    for hits, total, label in ((true, positives, 1), (false, negatives, 0)):
+        share = divide(hits, total, np.broadcast_to(total > 0, hits.shape))
+        support = Support.of(resamples.counts(labels == label))
+        parts.append(
+            np.array([resamples.unseen(BootstrapDistribution(one, support, "share")) for one in share.T])
+        )
+    sensitivity, fall_out = prevalence * parts[0], ((1 - prevalence) * at / (1 - at))[:, None] * parts[1]
+    return np.hypot(sensitivity[:, 0], fall_out[:, 1]), np.hypot(sensitivity[:, 1], fall_out[:, 0])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from ral.evaluation.bootstrap import draw
 from ral.evaluation.decision_curve import COLUMNS, POINTS, curve, net_benefit, thresholds
@@ -69,13 +70,26 @@ def test_unknown_labels_do_not_count() -> None:
     assert table.equals(again)
 
 
-def test_intervals_hold_the_value_and_there_is_none_if_no_image_is_called() -> None:
+def test_intervals_hold_the_value_and_reach_beyond_resamples_that_are_all_alike() -> None:
+    """No score reaches 0.8: the exact interval of 0 of the positives, and of 0 of the negatives, says what could be."""
     scores, labels = sample()
-    table = curve(np.minimum(scores, 0.7), labels, AT, draw(ids(400), 300, seed=5, method="bca"))
-    assert (table["low"][:3] < table["net_benefit"][:3]).all()
-    assert (table["high"][:3] > table["net_benefit"][:3]).all()
+    labels[np.isnan(labels)] = 0.0
+    resamples = draw(ids(400, 1), 300, seed=5, method="bca")
+    table = curve(np.minimum(scores, 0.7), labels, AT, resamples)
+    assert (table["low"] < table["net_benefit"]).all()
+    assert (table["high"] > table["net_benefit"]).all()
+    positives = int(labels.sum())
+    high = binomtest(0, positives).proportion_ci().high * positives / 400
+    low = -4 * binomtest(0, 400 - positives).proportion_ci().high * (400 - positives) / 400
     assert table.loc[3, "net_benefit"] == 0
-    assert table.loc[3, ["low", "high"]].isna().all()
+    assert (table.loc[3, "low"], table.loc[3, "high"]) == pytest.approx((low, high), rel=1e-6)
+
+
+def test_no_interval_with_fewer_than_five_patients_with_the_finding() -> None:
+    labels = np.repeat([1.0, 0.0], [4, 96])
+    table = curve(np.linspace(0.9, 0.1, 100), labels, AT, draw(ids(100, 1), 50, seed=7))
+    assert table[["low", "high"]].isna().all(axis=None)
+    assert table["net_benefit"].notna().all()
 
 
 def test_intervals_hold_the_truth() -> None:
