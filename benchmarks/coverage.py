@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.simulated import BINS, FINDINGS, Population, Sample, all_figures, population, sample
+from benchmarks.simulated import BINS, FINDINGS, SHARES, Population, Sample, all_figures, population, sample
 from ral.config.evaluate import Rule
-from ral.evaluation import resampled_metrics
+from ral.evaluation import decision_curve, resampled_metrics
 from ral.evaluation.audit import group_metrics
 from ral.evaluation.bootstrap import BootstrapDistribution, Interval, Resamples, draw
 from ral.evaluation.exact import clopper_pearson
@@ -67,6 +67,7 @@ def one(size: int, seed: int, truth_patients: int, replicates: int) -> Counts:
         counts: Counts = defaultdict(lambda: [0, 0, 0])
         _findings(images, resamples, truth, counts)
         _bins(images, resamples, truth, counts)
+        _decisions(images, resamples, truth, counts)
         _readings(images, resamples, truth, counts)
         _groups(images, resamples, truth, counts)
     return dict(counts)
@@ -159,6 +160,21 @@ def _bins(images: Sample, resamples: Resamples, truth: Population, counts: Count
                 row["observed"], *(None if np.isnan(row[end]) else row[end] for end in ("low", "high"))
             )
             _count(counts, f"share of a bin {FINDINGS[name].tier}", interval, share)
+
+
+def _decisions(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:
+    """Net benefit at every threshold of the decision curves."""
+    for name, scored in images.first.items():
+        assert scored.scores is not None
+        if resampled_metrics.too_few(scored, resamples.patient, 5):
+            continue
+        at = decision_curve.thresholds(SHARES[name])
+        table = decision_curve.curve(scored.scores, scored.labels, at, resamples)
+        for row, benefit in zip(table.to_dict("records"), truth.net_benefit(name, at), strict=True):
+            found = Interval(
+                row["net_benefit"], *(None if np.isnan(row[end]) else row[end] for end in ("low", "high"))
+            )
+            _count(counts, f"net benefit {FINDINGS[name].tier}", found, benefit)
 
 
 def _readings(images: Sample, resamples: Resamples, truth: Population, counts: Counts) -> None:

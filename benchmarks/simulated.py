@@ -143,6 +143,13 @@ class Population:
         counts = np.diff(ends)
         return np.diff(self.positives[name][ends]) / np.where(counts > 0, counts, np.nan)
 
+    def net_benefit(self, name: str, at: Array) -> Array:
+        """Net benefit at threshold probabilities [thresholds]."""
+        below = np.searchsorted(self.scores[name], at)
+        true = self.positives[name][-1] - self.positives[name][below]
+        false = len(self.scores[name]) - below - true
+        return (true - false * at / (1 - at)) / len(self.scores[name])
+
 
 def all_figures(scored: Scored, resamples: Resamples) -> dict[str, BootstrapDistribution]:
     """The metrics of a finding that the step evaluate reports."""

@@ -40,17 +40,19 @@ def number(value: float | None, decimals: int = 3) -> str:
     return f"{value:z.{decimals}f}" if known(value) else NOT_ESTIMABLE
 
 
-def interval(low: float | None, high: float | None) -> str:
+def interval(low: float | None, high: float | None, decimals: int = 3) -> str:
     """Format an interval: `0.380–0.451`, or `-0.100 to 0.200` if an end is negative (a dash would read as a sign)."""
     if not (known(low) and known(high)):
         return "no interval"
-    ends = number(low), number(high)
+    ends = number(low, decimals), number(high, decimals)
     return (" to " if any(end.startswith("-") for end in ends) else "–").join(ends)
 
 
-def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+def with_interval(value: float | None, low: float | None, high: float | None, decimals: int = 3) -> str:
     """Format a metric with its interval: `0.412 (0.380–0.451)`."""
-    return f"{number(value)} ({interval(low, high)})" if known(value) else NOT_ESTIMABLE
+    if not known(value):
+        return NOT_ESTIMABLE
+    return f"{number(value, decimals)} ({interval(low, high, decimals)})"
 
 
 def signed(value: float) -> str:

@@ -4,7 +4,8 @@
 
 Writes metrics.json (macro, micro, tiers, CXR-LT metrics), findings.csv (a row per finding), curves.csv (ROC and
 precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (test metrics at each
-threshold), reliability.csv (reliability curves), audit.csv (groups of images compared with all others),
+threshold), reliability.csv (reliability curves), decision_curves.csv (net benefit), characteristics.csv (sex,
+age, view and findings of each split), audit.csv (groups of images compared with all others),
 second_reading.csv (agreement with a second reading, if evaluate.second_reading names one) and comparison.csv (differences
 to the model whose test logits are in baseline/, if any). docs/evaluation.md defines the metrics.
 """
@@ -27,7 +28,16 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
 
     from ral.data.baseline import read_logits
     from ral.data.splits import holdout
-    from ral.evaluation import audit, baseline_comparison, calibration_io, rows, score, second_reading, tables
+    from ral.evaluation import (
+        audit,
+        baseline_comparison,
+        calibration_io,
+        characteristics,
+        rows,
+        score,
+        second_reading,
+        tables,
+    )
     from ral.files import atomic_write, write_json
 
     all_studies = rows.read_studies(prepared)
@@ -41,6 +51,8 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
             "curves.csv": tables.curves(evaluation),
             "operating.csv": tables.operating(evaluation),
             "reliability.csv": tables.reliability(evaluation),
+            "decision_curves.csv": tables.decision_curves(evaluation),
+            "characteristics.csv": characteristics.characteristics(all_studies),
             "audit.csv": audit.audit(evaluation),
             "second_reading.csv": second_reading.table(evaluation),
             "comparison.csv": baseline_comparison.comparison(

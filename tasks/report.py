@@ -53,6 +53,8 @@ def run(
         calibration=read_json(reports / "calibration.json"),
         reliability=table(reports / "reliability.csv"),
         operating=table(reports / "operating.csv"),
+        decision_curves=table(reports / "decision_curves.csv"),
+        characteristics=table(reports / "characteristics.csv"),
         audit=table(reports / "audit.csv"),
         second_reading=table(reports / "second_reading.csv"),
         comparison=table(reports / "comparison.csv"),

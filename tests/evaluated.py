@@ -50,6 +50,14 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
             ]
         ),
         "operating": pd.DataFrame([_operating(name, rule) for name in known for rule in ("max_f1", "sensitivity", "cost")]),
+        "decision_curves": pd.DataFrame(
+            [
+                {"finding": name, "threshold": 0.02 * step, "net_benefit": 0.1317 / step, "low": 0.08 / step if step < 25 else np.nan,
+                 "high": 0.17 / step if step < 25 else np.nan, "all": 0.2 - 0.05 * step, "images": 200}
+                for name in known for step in range(1, 26)
+            ]
+        ),
+        "characteristics": characteristics(names),
         "audit": audit(known),
         "second_reading": pd.DataFrame([_reading(names[0], ""), _reading(names[1], f"too few: {HOSTILE}")]),
         "comparison": comparison(names),
@@ -63,6 +71,26 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
             ]
         ),
     }  # fmt: skip
+
+
+def characteristics(names: list[str]) -> pd.DataFrame:
+    """200 images of each split, a few ages and labels of which are unknown."""
+    blank = {"median": np.nan, "q1": np.nan, "q3": np.nan}
+    ages = {"median": 48.0, "q1": 35.5, "q3": 59.0}
+    rows: list[tuple[str, str, int, int, dict[str, float]]] = [
+        ("all", "all", 200, 200, blank),
+        ("sex", "F", 80, 200, blank),
+        ("sex", HOSTILE, 120, 200, blank),
+        ("age_years", "known", 190, 200, ages),
+        *(("finding", name, 40, 160, blank) for name in names),
+    ]
+    return pd.DataFrame(
+        [
+            {"attribute": attribute, "group": group, "split": split, "images": images, "of": of, "share": images / of,
+             "patients": images // 2} | numbers
+            for attribute, group, images, of, numbers in rows for split in ("train", "val", "test")
+        ]
+    )  # fmt: skip
 
 
 def comparison(names: list[str]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ FINDINGS: dict[str, tuple[str, int, int, float | None]] = {
     "Hernia": ("tail", 2, 1, None),
 }
 # Tables that may be empty.
-LISTS = ("reliability", "operating", "audit", "second_reading", "comparison", "confusion")
+LISTS = ("reliability", "operating", "decision_curves", "audit", "second_reading", "comparison", "confusion")
 PARAMS: dict[str, Any] = {
     "phantom": {"images": 600, "size": 64, "floor": 0.01, "seed": 1},
     "data": {
@@ -117,7 +117,7 @@ def make(phantom: bool) -> Inputs:
             ],
             "files": {HOSTILE: {"bytes": 123456, "sha256": "ab" * 32}},
             "images": 1500, "images_without_row": 7, "passed": True, "patients": 900, "phantom": phantom,
-            "rows": 5821, "rows_without_image": 4321,
+            "rows": 5824, "rows_without_image": 4321,
         },
         dataset={
             "images": 1500,
@@ -131,7 +131,7 @@ def make(phantom: bool) -> Inputs:
             "inverted": 1234,
             "patients": 800,
             "phantom": phantom,
-            "rows": 5821,
+            "rows": 5824,
             "shards": [{"images": 1500, "name": "00000.arrow", "sha256": "cd" * 32}],
             "size": 64,
             "split": {
@@ -219,6 +219,8 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
         "reports/calibration.json": inputs.calibration,
         "reports/reliability.csv": inputs.reliability,
         "reports/operating.csv": inputs.operating,
+        "reports/decision_curves.csv": inputs.decision_curves,
+        "reports/characteristics.csv": inputs.characteristics,
         "reports/audit.csv": inputs.audit,
         "reports/second_reading.csv": inputs.second_reading,
         "reports/comparison.csv": inputs.comparison,

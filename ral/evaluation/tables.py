@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ral.config.evaluate import RULES
-from ral.evaluation import resampled_metrics
+from ral.evaluation import decision_curve, resampled_metrics
 from ral.evaluation.metrics import cuts
 from ral.evaluation.reliability import curve
 from ral.evaluation.resampled_metrics import THRESHOLD_METRICS
@@ -126,6 +126,29 @@ def reliability(evaluation: Evaluation) -> pd.DataFrame:
     columns = ["finding", "scores", "images", "positives", "mean_score", "observed", "low", "high"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return rounded(table, text=("finding", "scores"))
+
+
+def decision_curves(evaluation: Evaluation) -> pd.DataFrame:
+    """decision_curves.csv: net benefit of the calibrated scores of the estimable findings, by threshold probability.
+
+    Columns finding and `decision_curve.COLUMNS`.
+    """
+    parts = []
+    for finding in evaluation.findings:
+        scored = evaluation.scored[finding.name]
+        if finding.name not in evaluation.estimable or scored.scores is None:
+            continue
+        table = decision_curve.curve(
+            scored.scores,
+            scored.labels,
+            decision_curve.thresholds(finding.train_prevalence),
+            evaluation.resamples,
+        )
+        table.insert(0, "finding", finding.name)
+        parts.append(table)
+    columns = ["finding", *decision_curve.COLUMNS]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return rounded(table, text=("finding",))
 
 
 def curves(evaluation: Evaluation, points: int = 101) -> pd.DataFrame:

@@ -1,4 +1,5 @@
-"""The calibration and thresholds sections of the report: reliability curves and test metrics at each threshold."""
+"""The calibration and thresholds sections of the report: reliability curves, test metrics at each threshold, decision
+curves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ SCORES = {"uncalibrated": "before", "calibrated": "after"}
 NO_MAP = "none"
 # Columns of operating.csv that have intervals.
 SHARES = ("sensitivity", "specificity", "ppv", "npv", "f1")
+# Every how many points of a decision curve the table has a row.
+STEP = 6
 
 
 def maps(rows: Sequence[Row]) -> Table:
@@ -139,6 +142,63 @@ def operating(table: pd.DataFrame, rows: Sequence[Row], rule: str, caption: str)
             if (point := by_finding.get(row["finding"]))
         ],
     )  # fmt: skip
+
+
+def decision_curve(name: str, row: Row, points: pd.DataFrame, phantom: bool) -> str:
+    """Decision curve of one finding: net benefit of the score, of calling all images positive and of calling none.
+
+    Args:
+        name: prefix of the ids, unique within a page.
+        row: the finding's row of findings.csv.
+        points: the finding's rows of decision_curves.csv.
+        phantom: whether to draw the watermark.
+    """
+    x, y, low, high, everything = (
+        points[column].to_numpy(dtype=float) for column in ("threshold", "net_benefit", "low", "high", "all")
+    )
+    top = max([1e-6, *(end for end in (*y, *high, everything[0]) if known(end))])
+    bottom = min([0.0, *(end for end in (*y, *low) if known(end))])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.axhline(0, color=INK, linewidth=0.9, label="none")
+        axes.plot(x, everything, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="all")
+        axes.fill_between(x, low, high, color=TIER_COLOURS[row["tier"]], alpha=0.2, linewidth=0)
+        axes.plot(x, y, color=TIER_COLOURS[row["tier"]], linewidth=1.6, label="score")
+        # Calling all soon falls far below 0; the rest of that line is cut off.
+        axes.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, x[-1]))
+        axes.set_ylim(max(bottom, -top) - 0.15 * top, 1.05 * top)
+        axes.locator_params(nbins=5)
+        axes.grid(True)
+        figure.legend(loc="outside upper center", ncols=3)
+
+    alt = (
+        f"{plain(row['finding'])}: net benefit on the test images at threshold probabilities from {x[0]:g} to {x[-1]:g}: "
+        f"{y[0]:.4f} to {y[-1]:.4f} with the calibrated score, with its interval as a band; {everything[0]:.4f} to "
+        f"{everything[-1]:.4f} if all images are called positive (dashed); 0 if none is. "
+        "Points of the curves are in the table below the plots."
+    )
+    return svg(name, alt, phantom, (4.4, 2.4), paint)
+
+
+def net_benefits(table: pd.DataFrame, rows: Sequence[Row]) -> Table:
+    """Some points of each decision curve; decision_curves.csv has all of them."""
+    return Table(
+        "Points of the decision curves; decision_curves.csv has all of them",
+        ("Finding", "Threshold probability", "Images", "Net benefit", "All called positive"),
+        "lrrrr",
+        [
+            [
+                row["finding"],
+                f"{point['threshold']:g}",
+                f"{int(point['images']):,}",
+                with_interval(point["net_benefit"], point["low"], point["high"], decimals=4),
+                number(point["all"], 4),
+            ]
+            for row in rows
+            for point in table[table["finding"] == row["finding"]].to_dict("records")[::STEP]
+        ],
+    )
 
 
 def _threshold(value: float) -> str:

@@ -128,6 +128,7 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
                 if part.rows
             ),
             _table(data_tables.split(dataset)),
+            _table(data_tables.characteristics(inputs.characteristics)),
             _table(data_tables.labels(inputs.class_counts, rows)),
         ],
         "Training": [
@@ -168,6 +169,8 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             "- Test and training images are from the same source: performance on other data is unknown.\n"
             "- Small groups and rare findings have wide intervals; no flag in the audit does not mean no gap.\n"
             "- The licence of the weights depends on the licences of the data and of the pretrained weights, which this program does not know.",
+            "docs/reporting_checklist.md in the repository of the pipeline lists which items of the reporting guidelines CLAIM and "
+            "TRIPOD+AI this card and the report answer, and which they do not.",
         ],
     }
 

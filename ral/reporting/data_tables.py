@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from ral.reporting.plots import Row
-from ral.reporting.tables import SPLITS, Cell, Table
-from ral.wording import percent
+from ral.reporting.tables import SPLITS, Cell, Table, records
+from ral.wording import known, percent
+
+ATTRIBUTES = {"sex": "Sex", "age_years": "Age", "view": "View", "source": "Source", "finding": "Finding"}
 
 
 def images(validation: dict[str, Any], dataset: dict[str, Any]) -> Table:
@@ -68,6 +72,50 @@ def split(dataset: dict[str, Any]) -> Table:
             for name, title in SPLITS.items()
         ],
     )
+
+
+def characteristics(table: pd.DataFrame) -> Table:
+    """Sex, age, view, source and findings of the images of each split."""
+    content = []
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in records(table):
+        groups.setdefault((row["attribute"], row["group"]), {})[row["split"]] = row
+    everything = groups["all", "all"]
+    for (attribute, group), by_split in groups.items():
+        cells = [by_split[split] for split in SPLITS]
+        if attribute == "all":
+            content.append(["Images", *(f"{cell['images']:,}" for cell in cells)])
+            content.append(["Patients", *(f"{cell['patients']:,}" for cell in cells)])
+        elif attribute == "age_years":
+            content.append(["Age in years, median (quartiles)", *(_ages(cell) for cell in cells)])
+            if any(cell["images"] < cell["of"] for cell in cells):
+                content.append(
+                    ["Age: unknown", *(_share(cell["of"] - cell["images"], cell["of"]) for cell in cells)]
+                )
+        else:
+            title = f"{ATTRIBUTES[attribute]}: {group}"
+            unknown = [everything[split]["images"] - by_split[split]["of"] for split in SPLITS]
+            content.append(
+                [title]
+                + [
+                    _share(cell["images"], cell["of"]) + (f"; {count:,} unknown" if count else "")
+                    for cell, count in zip(cells, unknown, strict=True)
+                ]
+            )
+    return Table(
+        "Sex, age, view and findings of each split",
+        ("Characteristic", *(title.capitalize() for title in SPLITS.values())),
+        "lrrr",
+        content,
+    )
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count:,} ({percent(count / of)})" if of else f"{count:,}"
+
+
+def _ages(cell: dict[str, Any]) -> str:
+    return f"{cell['median']:g} ({cell['q1']:g}–{cell['q3']:g})" if known(cell["median"]) else "unknown"
 
 
 def labels(counts: dict[str, Any], rows: Sequence[Row]) -> Table:

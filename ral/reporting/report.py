@@ -18,6 +18,7 @@ from ral.reporting import (
     calibration,
     comparison,
     data_tables,
+    flow,
     gallery,
     network,
     plots,
@@ -66,6 +67,10 @@ class Inputs:
     """reliability.csv of the step evaluate."""
     operating: pd.DataFrame
     """operating.csv of the step evaluate."""
+    decision_curves: pd.DataFrame
+    """decision_curves.csv of the step evaluate."""
+    characteristics: pd.DataFrame
+    """characteristics.csv of the step evaluate."""
     audit: pd.DataFrame
     """audit.csv of the step evaluate."""
     second_reading: pd.DataFrame
@@ -140,6 +145,7 @@ def render(inputs: Inputs) -> str:
             "calibration": calibration.maps(rows),
             "bins": calibration.bins(inputs.reliability, rows),
             "operating": _operating(inputs, rows),
+            "decision_curves": calibration.net_benefits(inputs.decision_curves, rows),
             "second_reading": tables.second_reading(inputs.second_reading)
             if len(inputs.second_reading)
             else None,
@@ -154,6 +160,7 @@ def render(inputs: Inputs) -> str:
             "notes": data_tables.notes(inputs.dataset),
             "same_images": data_tables.same_images(inputs.dataset),
             "split": data_tables.split(inputs.dataset),
+            "characteristics": data_tables.characteristics(inputs.characteristics),
             "labels": data_tables.labels(inputs.class_counts, rows),
             "checks": data_tables.checks(inputs.validation),
             "parameters": tables.parameters(inputs.params.model_dump()),
@@ -253,11 +260,18 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
         if len(bins):
             svg = calibration.reliability(f"reliability{index}", row, bins, phantom)
             reliability.append({"row": row, "svg": Markup(svg)})
+    decisions = []
+    for index, row in enumerate(rows):
+        points = inputs.decision_curves[inputs.decision_curves["finding"] == row["finding"]]
+        if len(points):
+            svg = calibration.decision_curve(f"decision{index}", row, points, phantom)
+            decisions.append({"row": row, "svg": Markup(svg)})
     return {
         "comparison": Markup(comparison.forest(inputs.comparison, [row["finding"] for row in rows], phantom))
         if len(inputs.comparison)
         else None,
         "reliability": reliability,
+        "decision_curves": decisions,
         "cosines": None
         if "not_available" in inputs.geometry
         else Markup(network.heat("cosines", inputs.geometry, phantom)),
@@ -282,6 +296,7 @@ def _plots(inputs: Inputs, rows: list[plots.Row], best: int) -> dict[str, Any]:
                 ("val_macro_auroc", "Validation macro AUROC"),
             )
         ],
+        "flow": Markup(flow.flow("flow", inputs.validation, inputs.dataset, inputs.metrics["test"], phantom)),
         "prevalences": Markup(
             plots.prevalences(
                 "prevalence", rows, inputs.params.evaluate.head, inputs.params.evaluate.tail, phantom

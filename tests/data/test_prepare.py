@@ -123,6 +123,7 @@ def test_rows_without_image_and_other_views_are_left_out_and_counted(
         "no image": int((views[380:] == "PA").sum()),
         "view not in data.views": int((views == "AP").sum()),
     }
+    assert metadata["rows"] == 400  # a row without image and of another view is counted once
     assert len(excluded) == sum(metadata["left_out"].values()) == 400 - metadata["images"]
     assert set(open_dataset(out).studies["view"]) == {"PA"}
 

@@ -59,7 +59,16 @@ def test_one_sample_counts_every_figure() -> None:
     cells = set(counts)
     for figure in ("ap", "sensitivity", "ppv", "npv", "brier", "log_loss", "ece"):
         assert {f"{figure} head", f"{figure} macro"} <= cells
-    assert {"mAP", "mAUROC", "mF1", "mECE", "f1 micro", "ap difference macro", "kappa head"} <= cells
+    assert {
+        "mAP",
+        "mAUROC",
+        "mF1",
+        "mECE",
+        "f1 micro",
+        "net benefit head",
+        "ap difference macro",
+        "kappa head",
+    } <= cells
     assert counts["ece_debiased head"][:2] == [0, 0]
     assert counts["ece_debiased head"][2] == 3
     assert all(held <= shown for held, shown, _ in counts.values())

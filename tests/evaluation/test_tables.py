@@ -143,6 +143,24 @@ def test_reliability_counts_every_known_image_once(evaluation: Evaluation) -> No
     assert (bounded["observed"] <= bounded["high"]).all()
 
 
+def test_decision_curves_are_of_the_estimable_and_calibrated_findings(evaluation: Evaluation) -> None:
+    table = written.decision_curves(evaluation)
+    assert list(table.columns) == ["finding", "threshold", "net_benefit", "low", "high", "all", "images"]
+    assert list(table["finding"].unique()) == FINDINGS
+    known = {name: int(evaluation.scored[name].known().sum()) for name in FINDINGS}
+    assert known["Mass"] < 600
+    assert table.groupby("finding")["images"].unique().map(list).to_dict() == {
+        k: [v] for k, v in known.items()
+    }
+    for row in table[table["finding"] == "Effusion"].to_dict("records"):
+        scored, t = evaluation.scored["Effusion"], row["threshold"]
+        _, fp, _, tp = confusion_matrix(scored.labels, scored.scores >= t, labels=[0, 1]).ravel()
+        assert row["net_benefit"] == pytest.approx((tp - fp * t / (1 - t)) / 600, abs=1e-6)
+    scored = {name: replace(one, scores=None) for name, one in evaluation.scored.items()}
+    empty = written.decision_curves(replace(evaluation, scored=scored))
+    assert (len(empty), list(empty.columns)) == (0, list(table.columns))
+
+
 def test_curves_lie_on_those_of_sklearn(evaluation: Evaluation) -> None:
     table = written.curves(evaluation, points=2001)
     assert list(table.columns) == ["finding", "curve", "x", "y"]

@@ -64,6 +64,8 @@ def test_sections_and_what_they_must_say(real: str) -> None:
         "Not estimable: Hernia: 1 positive test images, at least 5 needed.",
         "18 gaps between a group and all other images were tested",
         "Flagged gaps:",
+        "| Sex: F | 80 (40.0 %) | 80 (40.0 %) | 80 (40.0 %) |",
+        "docs/reporting_checklist.md",
         "| Effusion | 0.3217 | 31 | 17 | 9 | 1,143 | 0.775 (0.600–0.900) |",
     ):
         assert sentence in real, sentence

@@ -15,7 +15,7 @@ from report_inputs import FINDINGS, Page, make, write
 
 from ral.config.evaluate import ThresholdConfig
 from ral.errors import UserError
-from ral.reporting import audit, calibration, gallery, network
+from ral.reporting import audit, calibration, data_tables, gallery, network
 from ral.reporting.report import Inputs, render
 from ral.reporting.tables import Table
 from tasks import report
@@ -65,6 +65,33 @@ def test_thresholds_of_a_rule_and_one_that_calls_nothing() -> None:
     assert (
         texts(calibration.operating(inputs.operating, ROWS, "cost", ""))[0][1] == "1 (no image is positive)"
     )
+
+
+def test_points_of_the_decision_curves() -> None:
+    table = calibration.net_benefits(make(phantom=False).decision_curves, [{"finding": "Effusion"}])
+    assert texts(table)[0] == ["Effusion", "0.02", "200", "0.1317 (0.0800–0.1700)", "0.1500"]
+    assert texts(table)[-1] == ["Effusion", "0.5", "200", "0.0053 (no interval)", "-1.0500"]
+    assert len(table.rows) == 5
+
+
+def test_characteristics_say_what_is_unknown() -> None:
+    inputs = make(phantom=False)
+    assert texts(data_tables.characteristics(inputs.characteristics)) == [
+        ["Images", *["200"] * 3],
+        ["Patients", *["100"] * 3],
+        ["Sex: F", *["80 (40.0 %)"] * 3],
+        [f"Sex: {HOSTILE}", *["120 (60.0 %)"] * 3],
+        ["Age in years, median (quartiles)", *["48 (35.5–59)"] * 3],
+        ["Age: unknown", *["10 (5.00 %)"] * 3],
+        *([f"Finding: {name}", *["40 (25.0 %); 40 unknown"] * 3] for name in NAMES),
+    ]
+    ages = inputs.characteristics["attribute"] == "age_years"
+    nothing = inputs.characteristics.assign(
+        median=np.nan, images=inputs.characteristics["images"].where(~ages, 0)
+    )
+    rows = {row[0]: row[1] for row in texts(data_tables.characteristics(nothing))}
+    assert rows["Age in years, median (quartiles)"] == "unknown"
+    assert rows["Age: unknown"] == "200 (100.0 %)"
 
 
 def test_pictures_are_in_the_page_and_are_those_of_the_files() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from evaluated import geometry, tables
 
-from ral.reporting import calibration, network, plots
+from ral.reporting import calibration, flow, network, plots
 
 HOSTILE = '<script>alert("1")</script> $x_1$ &'
 
@@ -35,6 +35,14 @@ ROWS = [
 CURVE = (np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.7, 1.0]))
 
 BINS = tables("images", [HOSTILE, "Mass"])["reliability"]
+NET_BENEFIT = tables("images", [HOSTILE, "Mass"])["decision_curves"]
+# Every row has one of several reasons, or is used.
+DATASET = {
+    "rows": 1234, "left_out": {"no image": 1000, HOSTILE: 4, "view not in data.views": 30}, "images": 200, "patients": 8,
+    "split": {
+        "train": {"images": 120, "patients": 5}, "val": {"images": 30, "patients": 1}, "test": {"images": 50, "patients": 2},
+    },
+}  # fmt: skip
 
 DRAW: dict[str, Callable[[bool], str]] = {
     "ap": lambda phantom: plots.forest("ap", "ap", ROWS, None, phantom),
@@ -44,6 +52,8 @@ DRAW: dict[str, Callable[[bool], str]] = {
         "epochs", "Loss", [1, 2, 3], [0.3, math.nan, 0.1], [0.2, 0.2, 0.1], 3, phantom
     ),
     "reliability": lambda phantom: calibration.reliability("reliability", ROWS[0], BINS, phantom),
+    "decision": lambda phantom: calibration.decision_curve("decision", ROWS[0], NET_BENEFIT, phantom),
+    "flow": lambda phantom: flow.flow("flow", {"patients": 9}, DATASET, {"sealed_patients": 1}, phantom),
     "cosines": lambda phantom: network.heat("cosines", geometry("images", [HOSTILE, "Mass"]), phantom),
     "prevalences": lambda phantom: plots.prevalences("prevalences", ROWS, 0.1, 0.01, phantom),
 }
@@ -111,6 +121,13 @@ def test_names_that_xml_cannot_hold() -> None:
 def test_not_estimable_is_said_and_not_drawn() -> None:
     svg = plots.forest("ap", "ap", ROWS, None, False)
     assert texts(svg).count("not estimable") == 2
+
+
+def test_decision_curves_without_an_interval_or_of_no_benefit_can_be_drawn() -> None:
+    bare = NET_BENEFIT.assign(low=math.nan, high=math.nan)
+    assert "threshold probability" in texts(calibration.decision_curve("bare", ROWS[0], bare, True))
+    useless = bare.assign(net_benefit=0.0, **{"all": -0.1})
+    assert "threshold probability" in texts(calibration.decision_curve("useless", ROWS[0], useless, True))
 
 
 def test_nothing_to_draw() -> None:

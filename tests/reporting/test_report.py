@@ -44,7 +44,7 @@ def test_phantom_is_said_everywhere(phantom: str) -> None:
         assert page.text(tag)
         assert all("PHANTOM" in text for text in page.text(tag)), tag
     figures = page.text("svg")
-    assert len(figures) == 12
+    assert len(figures) == 15
     assert all("PHANTOM" in text for text in figures)
     assert all(
         "PHANTOM" in a["aria-label"] for _, a, _ in page.elements if a.get("role") in ("img", "region")
@@ -138,7 +138,7 @@ def test_all_numbers_of_the_metrics_are_there(real: str) -> None:
     for text in (
         "BCa intervals from 1,000",
         "4,321",
-        "5,821",
+        "5,824",
         "image files without a row, not used 7",
         "cd" * 6,
         "train.augment.flip 0.5",
