@@ -146,7 +146,8 @@ def main() -> None:
         f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {THREADS} threads; {cuda}"
     )
     print(
-        f"{'device':8}{'shape':>14}{'eager ms':>12}{'ours ms':>12}{'ratio':>8}{'compiled':>10}{'memory':>9}{'error':>10}"
+        f"{'device':8}{'shape':>14}{'eager ms':>12}{'ours ms':>12}{'ratio':>8}"
+        f"{'compiled':>10}{'memory':>9}{'error':>10}"
     )
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for shape in SHAPES[:2] if quick else SHAPES:

@@ -41,7 +41,9 @@ NIH_ROWS = 112_120
 WORKERS = 2
 TABLE = "Data_Entry_2017.csv"
 SPLIT = SplitConfig(method="hash", val=0.1, test=0.2, seed=0)
-COLUMNS = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position"]  # fmt: skip
+COLUMNS = [
+    "Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position",
+]  # fmt: skip
 
 
 def write_table(root: Path, rows: int) -> None:

@@ -1,6 +1,6 @@
 """Time and memory of the checks of the step validate, from the number of rows of NIH to 11 million.
 
-    python -m benchmarks.validate            # 112,120, 1 million and 11 million rows: about 4 GB of disk, a quarter of an hour
+    python -m benchmarks.validate            # 112,120, 1 and 11 million rows: 4 GB of disk, a quarter of an hour
     python -m benchmarks.validate --quick    # 112,120 and 450,000 rows, a minute
 
 The work is the whole step except listing the images: read a table of NIH's columns, split it into partitions,

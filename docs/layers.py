@@ -162,7 +162,8 @@ def draw(packages: Graph) -> str:
     for name in packages:
         left, middle = half + x[name] - BOX / 2, half + x[name]
         lines += [
-            f'<rect x="{left:.1f}" y="{top[name]}" width="{BOX}" height="{HEIGHT}" rx="5" fill="#e8eef7" stroke="#35618f"/>',
+            f'<rect x="{left:.1f}" y="{top[name]}" width="{BOX}" height="{HEIGHT}" rx="5" '
+            'fill="#e8eef7" stroke="#35618f"/>',
             f'<text x="{middle:.1f}" y="{top[name] + HEIGHT / 2 + 5:.1f}">{escape(name)}</text>',
         ]
     return "\n".join([*lines, "</svg>", ""])

@@ -30,7 +30,8 @@ def publish_validation(path: Path) -> None:
         {key: check[key] for key in ("check", "column", "severity", "passed", "unexpected")}
         for check in validation["checks"]
     ]
-    counts = f"{validation['rows']:,} rows, {validation['images']:,} images, {validation['rows_without_image']:,} rows without image"
+    counts = f"{validation['rows']:,} rows, {validation['images']:,} images, "
+    counts += f"{validation['rows_without_image']:,} rows without image"
     create_table_artifact(
         key="validation", table=shown(table), description=f"{_kind(validation['phantom'])} {counts}"
     )

@@ -1,7 +1,7 @@
 """Remove from state_dir what no recent run, release or unfinished training needs; `--dry-run` only lists it.
 
     python -m flows.tidy --dry-run                  # what would go, with sizes
-    python -m flows.tidy --keep 14 --days 30        # runs whose outputs are kept; days until an unfinished training counts as abandoned
+    python -m flows.tidy --keep 14 --days 30        # runs kept; days until an unfinished training is abandoned
     python -m flows.tidy --image-days 90             # decoded images that no run has used for so long, too
 
 What goes:

@@ -33,8 +33,10 @@ PHANTOM_PREFIX = "phantom"
 # Columns of the pipeline's tables and groups of findings in its results; not allowed as names of findings.
 RESERVED_NAMES = frozenset(
     (
-        "image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split", "official", "stored",
-        "left_out", "reason", "row", "monochrome1", "group", "finding", "level", "name", "data", "macro", "micro", "head",
+        "image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split", "official",
+        "stored",
+        "left_out", "reason", "row", "monochrome1", "group", "finding", "level", "name", "data", "macro", "micro",
+        "head",
         "medium", "tail", "source",
     )
 )  # fmt: skip

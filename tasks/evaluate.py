@@ -52,7 +52,7 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
             "operating.csv": tables.operating(evaluation),
             "reliability.csv": tables.reliability(evaluation),
             "decision_curves.csv": tables.decision_curves(evaluation),
-            "characteristics.csv": characteristics.characteristics(all_studies),
+            "characteristics.csv": characteristics.characteristics(studies),
             "audit.csv": audit.audit(evaluation),
             "second_reading.csv": second_reading.table(evaluation),
             "comparison.csv": baseline_comparison.comparison(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
 
 from ral.errors import UserError
 from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard
@@ -33,9 +33,9 @@ MIN_EFFECTIVE_PATIENTS = 1.5
 # Lower limit of p values, so that none is reported as 0.
 MIN_P = 1e-6
 
-# share: a proportion of images. f1: 2 TP / (2 TP + FP + FN). rank: any other metric in [0, 1]. free: unbounded.
+# share: a proportion of images. auroc: AUROC. f1: 2 TP / (2 TP + FP + FN). rank: any other metric in [0, 1]. free: unbounded.
 # difference: of two metrics; nearly symmetric, so BCa's corrections for bias and skew would only add noise.
-Scale = Literal["share", "f1", "rank", "free", "difference"]
+Scale = Literal["share", "f1", "auroc", "rank", "free", "difference"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class Resamples:
         A proportion has the exact interval of `exact.effective_trials`, and so has F1 through the Jaccard index. For all
         other metrics, the ends are quantiles of the finite replicates, at the levels of a t distribution with the
         effective number of patients n, widened by the square root of n / (n - 1) (Hesterberg, 2015), because resamples
-        of few patients vary less than new samples would. `unseen` is added in quadrature.
+        of few patients vary less than new samples would. `unseen` is added in quadrature. AUROC has the t interval of
+        its logit, with the same widening: near 1, quantiles of few positives start too high.
         """
         value = float(sampled.values[0])
         drawn = self.drawn(sampled)
@@ -153,6 +154,8 @@ class Resamples:
         support = sampled.support
         if drawn.size == 0 or support.patients < MIN_PATIENTS or support.effective < MIN_EFFECTIVE_PATIENTS:
             return Interval(value, None, None)
+        if sampled.scale == "auroc" and 0 < value < 1:
+            return Interval(value, *self._on_logit_scale(value, drawn, support.effective))
         ends = levels(self.confidence, support.effective)
         if self.method == "bca" and sampled.scale != "difference":
             ends = bca_levels(value, drawn, sampled.values[1 + self.replicates :], ends)
@@ -163,9 +166,16 @@ class Resamples:
         if above:
             high = value + np.hypot(max(high - value, 0.0), above)
         low -= sampled.inflation
-        if sampled.scale == "rank":
+        if sampled.scale in ("auroc", "rank"):
             low, high = max(low, 0.0), min(high, 1.0)
         return Interval(value, float(low), float(high))
+
+    def _on_logit_scale(self, value: float, drawn: Array, patients: float) -> tuple[float, float]:
+        """The t interval of the logit of a metric between 0 and 1, by the delta method (Pepe, 2003)."""
+        error = np.sqrt(np.var(drawn) * _widening(patients)) / (value * (1 - value))
+        reach = -stdtrit(max(patients - 1, 1.0), (1 - self.confidence) / 2) * error
+        low, high = expit(logit(value) + np.array([-reach, reach]))
+        return float(low), float(high)
 
     def _exact(self, sampled: BootstrapDistribution) -> tuple[float, float]:
         """The interval of a proportion, or of F1."""
@@ -192,7 +202,7 @@ class Resamples:
             return sampled.unseen
         if sampled.scale in ("free", "difference") or not np.isfinite(value) or np.any(drawn != value):
             return 0.0, 0.0
-        if sampled.scale == "rank" and value not in (0, 1):
+        if sampled.scale in ("auroc", "rank") and value not in (0, 1):
             return 0.0, 0.0
         low, high = self._exact(sampled)
         return value - low, high - value

@@ -120,7 +120,12 @@ def fit(kind: Kind, logits: Array, labels: Array, slopes: tuple[float, float]) -
     prior = np.log(temperature if kind == "temperature" else slope)
     rising, falling = _features(logits)
     # Which of log a, log b and c are free parameters; without a free log b, b = a.
-    free = {"shared": (False, False, True), "temperature": (True, False, False), "platt": (True, False, True), "beta": (True, True, True)}[kind]  # fmt: skip
+    free = {
+        "shared": (False, False, True),
+        "temperature": (True, False, False),
+        "platt": (True, False, True),
+        "beta": (True, True, True),
+    }[kind]
     rate = labels.mean()
     start = np.array([prior, prior, 0.0])
     if free[2]:

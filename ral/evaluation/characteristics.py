@@ -1,4 +1,4 @@
-"""Sex, age, view, source and findings of the images of each split, sealed test images included."""
+"""Sex, age, view, source and findings of the images of each split, without sealed test images."""
 
 from typing import Any
 

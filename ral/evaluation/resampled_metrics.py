@@ -51,6 +51,8 @@ def ranking(
         rank(scored.logits, scored.labels, resamples.patient, resamples.patients), resamples.weights, names
     )
     sampled = {name: BootstrapDistribution(array, support) for name, array in values.items()}
+    if "auroc" in sampled:
+        sampled["auroc"] = replace(sampled["auroc"], scale="auroc")
     if "ap" in sampled:
         # Each positive contributes to the precision at its own rank, so AP is biased upwards with few positives.
         sampled["ap"] = replace(sampled["ap"], inflation=max(resamples.bias(values["ap"]), 0.0))

@@ -75,7 +75,8 @@ def _compiled(function: Any, namespace: dict[str, Any]) -> Any:
 
 
 _names: dict[str, Any] = {
-    "__name__": terms.__name__, "tl": tl, "exp": _exp, "log": _log, "logsigmoid": _logsigmoid, "sigmoid": _sigmoid, "complement": _complement, "where": _where, "relu": _relu,
+    "__name__": terms.__name__, "tl": tl, "exp": _exp, "log": _log, "logsigmoid": _logsigmoid,
+    "sigmoid": _sigmoid, "complement": _complement, "where": _where, "relu": _relu,
     "plus": _plus, "less": _less,
     **dict.fromkeys(("Tensor", "bool"), tl.tensor),  # names in annotations, which Triton resolves but does not use
 }  # fmt: skip
@@ -132,7 +133,8 @@ def run_kernel(
     known = torch.empty(programs, dtype=torch.int32, device=x.device)
     if programs:
         _loss_kernel[(programs,)](
-            x, y, x if weight is None else weight.contiguous(), value, slope, sums, known, x.numel(), max(1, x.shape[-1]), *formula,
+            x, y, x if weight is None else weight.contiguous(), value, slope, sums, known,
+            x.numel(), max(1, x.shape[-1]), *formula,
             weighted=weight is not None, elementwise=elementwise, wide=compute == torch.float64, block=BLOCK,
         )  # fmt: skip
     return value if elementwise else sums.sum(), slope, known.sum()

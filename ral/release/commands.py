@@ -63,7 +63,8 @@ def do_ledger(options: Namespace) -> None:
     entries = Ledger(options.state).entries()
     for entry in entries:
         fields = {k: v for k, v in entry.items() if k not in ("number", "time", "what", "before")}
-        print(f"{entry['number']:>4}  {entry['time']}  {entry['what']:<11} {json.dumps(fields, ensure_ascii=False)}")  # fmt: skip
+        text = json.dumps(fields, ensure_ascii=False)
+        print(f"{entry['number']:>4}  {entry['time']}  {entry['what']:<11} {text}")
     print(f"{len(entries)} entries; hash chain verified.")
 
 

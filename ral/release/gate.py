@@ -77,7 +77,11 @@ def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) 
     findings: dict[str, list[str]] = {}
     excluded_patients = 0
     if test_studies["patient_id"].nunique() < 2:
-        rules.append(_rule("gate set", "holds", f"The gate set has {len(test_studies)} images: too few for a decision. Wait for more data, or lower gate.sets or evaluate.sealed."))  # fmt: skip
+        sentence = (
+            f"The gate set has {len(test_studies)} images: too few for a decision. Wait for more data, or lower "
+            "gate.sets or evaluate.sealed."
+        )
+        rules.append(_rule("gate set", "holds", sentence))
     else:
         with threadpool_limits(1):
             evaluation = evaluate(studies, inputs.val, test, config)
@@ -154,7 +158,10 @@ def _rule(
 ) -> dict[str, Any]:
     ends = (interval.value, interval.low, interval.high) if interval else (None, None, None)
     estimate, low, high = (None if end is None or np.isnan(end) else round(end, 6) for end in ends)
-    return {"rule": name, "result": result, "estimate": estimate, "low": low, "high": high, "floor": floor, "sentence": sentence}  # fmt: skip
+    return {
+        "rule": name, "result": result, "estimate": estimate, "low": low, "high": high, "floor": floor,
+        "sentence": sentence,
+    }  # fmt: skip
 
 
 def _data(data: dict[str, Any]) -> dict[str, Any]:
@@ -192,10 +199,12 @@ def _calibration(error: Estimate, gate: GateConfig) -> dict[str, Any]:
 def _first(auroc: Estimate, gate: GateConfig) -> dict[str, Any]:
     floor = gate.first_auroc
     if auroc.value is None or auroc.low is None or auroc.high is None:
-        return _rule("first model", "holds", "The macro AUROC is not estimable: too few test images with findings.", floor=floor)  # fmt: skip
+        sentence = "The macro AUROC is not estimable: too few test images with findings."
+        return _rule("first model", "holds", sentence, floor=floor)
     result: RuleResult = "passes" if auroc.low >= floor else "rejects" if auroc.high < floor else "holds"
     verb = {"passes": "reaches", "holds": "is not shown to reach", "rejects": "is below"}[result]
-    sentence = f"Macro AUROC {auroc.value:.3f} ({auroc.low:.3f} to {auroc.high:.3f}) {verb} {floor:g}, the minimum for a first model."
+    interval = f"{auroc.value:.3f} ({auroc.low:.3f} to {auroc.high:.3f})"
+    sentence = f"Macro AUROC {interval} {verb} {floor:g}, the minimum for a first model."
     return _rule("first model", result, sentence, auroc, floor)
 
 
@@ -230,7 +239,8 @@ def _gain(
         and non_inferiority["low"] is not None
         and non_inferiority["low"] >= non_inferiority["floor"]
     ):
-        return _rule("gain", "passes", f"{text}: neither better nor worse, and not inferior to the anchor.", difference, 0.0)  # fmt: skip
+        sentence = f"{text}: neither better nor worse, and not inferior to the anchor."
+        return _rule("gain", "passes", sentence, difference, 0.0)
     return _rule("gain", "holds", f"{text}: not significantly better.", difference, 0.0)
 
 
@@ -262,7 +272,8 @@ def _subgroup(name: str, difference: Difference, gate: GateConfig) -> dict[str, 
         "passes" if difference.value >= floor else "rejects" if difference.high < 0 else "holds"
     )
     verb = {"passes": "within", "holds": "beyond (but possibly by chance)", "rejects": "beyond"}[result]
-    sentence = f"Macro AP for {name} differs by {_signed(difference)}: {verb} the tolerated loss of {gate.subgroup_floor:g}."
+    tolerated = f"the tolerated loss of {gate.subgroup_floor:g}"
+    sentence = f"Macro AP for {name} differs by {_signed(difference)}: {verb} {tolerated}."
     return _rule(rule, result, sentence, difference, floor)
 
 
@@ -278,10 +289,14 @@ def _non_inferiority(
         return _rule(name, "listed", f"Anchor: {paired.sentence}", floor=floor)
     difference = differences(paired, config)["macro"]
     if difference.note:
-        return _rule(name, "listed", f"The difference in macro AP to the anchor is {difference.note}.", floor=floor)  # fmt: skip
+        sentence = f"The difference in macro AP to the anchor is {difference.note}."
+        return _rule(name, "listed", sentence, floor=floor)
     difference = widened(difference, config.confidence, gate.seed_deviation)
     verb = "is not" if difference.low >= floor else "may be"
-    sentence = f"Macro AP differs from the anchor's ({inputs.anchor.version}) by {_signed(difference)}: it {verb} lower by more than {gate.margin:g}."
+    sentence = (
+        f"Macro AP differs from the anchor's ({inputs.anchor.version}) by {_signed(difference)}: it {verb} lower by "
+        f"more than {gate.margin:g}."
+    )
     return _rule(name, "listed", sentence, difference, floor)
 
 

@@ -101,7 +101,9 @@ def pair(
             f"this run. Train with the preprocessing of {reference.version}, or compare the models manually and promote."
         )
     elif not common:
-        reason = f"{reference.version} has no finding in common with this model. Compare the models manually and promote."
+        reason = (
+            f"{reference.version} has no finding in common with this model. Compare the models manually and promote."
+        )
     elif patients < 2:
         reason = (
             f"Only {patients} test patients remain that {reference.version} was not trained or validated on: too few. "
@@ -113,7 +115,8 @@ def pair(
         f"Both models are scored on {len(ids):,} images of {patients:,} patients and {len(common)} findings."
     )
     if excluded_patients:
-        sentence += f" {excluded_patients} patients are excluded because {reference.version} was trained or validated on them."
+        why = f"{reference.version} was trained or validated on them"
+        sentence += f" {excluded_patients} patients are excluded because {why}."
     for names, status in (("only_challenger", "new"), ("only_champion", "no longer scored")):
         if findings[names]:
             sentence += f" Findings {status}: {', '.join(findings[names])}."

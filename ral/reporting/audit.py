@@ -65,7 +65,10 @@ def audit(table: pd.DataFrame) -> Audit:
 def summary_sentence(content: Audit, confidence: float) -> str:
     """The number of tested and flagged gaps, as a sentence."""
     if not content.tested:
-        return "No gap could be tested: in no group do both the group and all other images have enough patients with a finding."
+        return (
+            "No gap could be tested: in no group do both the group and all other images have enough patients with a "
+            "finding."
+        )
     gaps = f"{pluralize(content.tested, 'gap', 'gaps')} between a group and all other images"
     flags = len(content.flagged.rows) if content.flagged else 0
     result = f"{pluralize(flags, 'is', 'are')} flagged" if flags else "none is flagged"

@@ -156,4 +156,5 @@ def _maps(content: dict[str, Any]) -> str:
         "rollout": "Heat maps (attention rollout) show which regions contribute to the output; they are the same for every finding",
     }
     rows, columns = content.get("positions") or (0, 0)
-    return f"{meaning[method]}, on a grid of {rows} × {columns}. They suggest, but do not prove, what the prediction is based on"
+    caution = "They suggest, but do not prove, what the prediction is based on"
+    return f"{meaning[method]}, on a grid of {rows} × {columns}. {caution}"

@@ -162,7 +162,9 @@ def history(epochs: pd.DataFrame, best: int) -> Table:
         "lrrrrrrr",
         [
             [
-                f"{int(row['epoch'])}" + " (classifier)" * (row["phase"] == "classifier") + " (selected)" * (row["epoch"] == best),
+                f"{int(row['epoch'])}"
+                + " (classifier)" * (row["phase"] == "classifier")
+                + " (selected)" * (row["epoch"] == best),
                 f"{row['learning_rate']:.3g}",
                 number(row["train_loss"], 5),
                 f"{int(row['skipped_steps'])}",
@@ -213,7 +215,8 @@ def second_reading(readings: pd.DataFrame) -> Table:
     """Agreement of a second reading with the labels, and the metrics against each reading."""
     metrics = {
         "kappa": "Cohen's kappa", "positive_agreement": "Positive agreement",
-        "negative_agreement": "Negative agreement", "auroc_first": "AUROC, labels", "auroc_second": "AUROC, second reading",
+        "negative_agreement": "Negative agreement", "auroc_first": "AUROC, labels",
+        "auroc_second": "AUROC, second reading",
         "ap_first": "AP, labels", "ap_second": "AP, second reading",
     }  # fmt: skip
     return Table(

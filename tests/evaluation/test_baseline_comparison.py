@@ -77,5 +77,5 @@ def test_accepted_logits_are_read_back(tables: Tables, tmp_path: Path) -> None:
     logits.to_parquet(tmp_path / "models/logits/test.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(accept_logits(tmp_path / "models", tmp_path)), logits)
     (tmp_path / "test_logits.parquet").write_text("no table")
-    with pytest.raises(UserError, match="no Parquet table"):
+    with pytest.raises(UserError, match="not a Parquet table"):
         read_logits(tmp_path)

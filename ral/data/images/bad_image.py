@@ -7,7 +7,9 @@ from ral.errors import UserError
 # more is false, and some decoders would fill in the missing pixels.
 MAX_PIXELS_PER_BYTE = 2048
 
-_REMEDY = "Replace the image, remove its row from the label table, or set preprocess.on_bad_image to quarantine to exclude it."
+_REMEDY = (
+    "Replace the image, remove its row from the label table, or set preprocess.on_bad_image to quarantine to exclude it."
+)
 
 
 class BadImage(UserError):

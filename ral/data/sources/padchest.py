@@ -63,7 +63,8 @@ MEANINGS = {
     "Tuberculosis": "tuberculosis, tuberculosis sequelae",
 }
 # The rest of the vocabulary: words of which no finding above is made.
-OTHER_WORDS = """COPD signs, Chilaiditi sign, NSG tube, abnormal foreign body, abscess, air fluid level, aortic aneurysm,
+OTHER_WORDS = """COPD signs, Chilaiditi sign, NSG tube, abnormal foreign body, abscess, air fluid level,
+    aortic aneurysm,
     aortic button enlargement, aortic endoprosthesis, artificial aortic heart valve, artificial heart valve,
     artificial mitral heart valve, asbestosis signs, axial hyperostosis, azygoesophageal recess shift, azygos lobe,
     blastic bone lesion, bone cement, bone metastasis, breast mass, bronchovascular markings, bullas,

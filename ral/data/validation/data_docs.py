@@ -31,7 +31,8 @@ _TO_ENTITY = str.maketrans({stand_in: f"&#{ord(character)};" for character, stan
 
 # Words replace the icons of a font that Great Expectations would load.
 _STYLE = """
-body { margin: 0 auto; padding: 1.25rem; max-width: 70rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+body { margin: 0 auto; padding: 1.25rem; max-width: 70rem; font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: break-word; }
 table { border-collapse: collapse; margin: .5rem 0; }
 th, td { padding: .25rem .5rem; border: 1px solid #bbb; text-align: left; vertical-align: top; }
 td:nth-child(6) { white-space: pre-line; overflow-wrap: anywhere; }
