@@ -149,7 +149,9 @@ def zero(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def resume(setting: Setting) -> Iterator[dict[str, Any]]:
-    """A complete training in a separate process: SIGTERM in its second epoch, then the same command until it finishes."""
+    """A complete training in a separate process: SIGTERM in its second epoch, then the same command until it
+    finishes.
+    """
     import pandas as pd
 
     backbone, size, batch = setting.shape(("convnext_base", 224, 64), ("test_resnet", 32, 16))

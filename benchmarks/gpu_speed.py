@@ -37,7 +37,9 @@ from ral.training.loop import DistributedContext, PhaseTrainer
 
 
 def profiled(step: Callable[[], None], steps: int = 4) -> dict[str, float]:
-    """Per step: synchronisations by kind, kernel launches, GPU busy ms, and ms in which the host did not wait for an event."""
+    """Per step: synchronisations by kind, kernel launches, GPU busy ms, and ms in which the host did not wait
+    for an event.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         with torch.profiler.record_function("measured steps"):

@@ -99,7 +99,8 @@ def main() -> None:
                 assert run["rows"] == rows
                 kind = "one partition" if whole else "partitions"
                 print(
-                    f"{rows:12,} rows, {kind:13}: {run['seconds']:7.2f} s, CPU {run['cpu']:7.2f} s, {run['peak'] / 2**30:6.2f} GiB",
+                    f"{rows:12,} rows, {kind:13}: {run['seconds']:7.2f} s, CPU {run['cpu']:7.2f} s, "
+                    f"{run['peak'] / 2**30:6.2f} GiB",
                     flush=True,
                 )
     middle, large = (runs[rows, False] for rows in sizes[1:])

@@ -2,8 +2,8 @@
 
 python docs/layers.py
 
-Single modules of ral/ (errors, files, labels, …) are one box, "base". A package stands one row above the highest of those
-that it imports. An arrow that follows from two others is left out.
+Single modules of ral/ (errors, files, labels, …) are one box, "base". A package stands one row above the
+highest of those that it imports. An arrow that follows from two others is left out.
 """
 
 import ast
@@ -95,8 +95,9 @@ def arrange(
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Rows from the lowest up, and the items that each arrow passes from its package down.
 
-    An item of a row is a package or, named `a>b@row`, the lane of an arrow that passes the row. Items move towards the middle
-    of those that they are joined with; ties keep their order, so the picture has the same bytes everywhere.
+    An item of a row is a package or, named `a>b@row`, the lane of an arrow that passes the row. Items move
+    towards the middle of those that they are joined with; ties keep their order, so the picture has the same
+    bytes everywhere.
     """
     rows: list[list[str]] = [[] for _ in range(max(level.values()) + 1)]
     for name, number in level.items():

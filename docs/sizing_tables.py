@@ -8,14 +8,15 @@ import argparse
 
 IMAGES = {"112k": 112_120, "377k": 377_110, "10M": 10_000_000, "1B": 1_000_000_000}
 
-# Measured on two cores of an x86-64 machine (docs/images.md, docs/training.md, docs/evaluation.md): images/s, or seconds.
+# Measured on two cores of an x86-64 machine (docs/images.md, docs/training.md, docs/evaluation.md): images/s,
+# or seconds.
 PACKING = 187.6 / 2  # per core: 1024 x 1024 PNG to 224 x 224, single files
 TRAINING = 128 / 0.275  # on two cores: resnet10t, 64 x 64, batch 128, augmentation included
 EVALUATION = 8 / 2_922  # seconds per test image, one core: 2,000 replicates with BCa, 14 findings, audit
 
 # Bytes.
-# validate's peak memory on tables of 2 and 11 million rows (docs/sources.md): per row, and the rest. The rest is mainly one
-# partition of 500,000 rows, so it is an upper bound for smaller tables.
+# validate's peak memory on tables of 2 and 11 million rows (docs/sources.md): per row, and the rest. The rest
+# is mainly one partition of 500,000 rows, so it is an upper bound for smaller tables.
 VALIDATE_ROW = (2.46 - 1.18) * 2**30 / 9e6
 VALIDATE_REST = 1.18 * 2**30 - 2e6 * VALIDATE_ROW
 LISTED = 130  # memory per image of preprocess's image list

@@ -1,15 +1,17 @@
-"""Flow compare: a grid of experiments (losses, samplers, seeds), one after the other, and the paired comparison at its end.
+"""Flow compare: a grid of experiments (losses, samplers, seeds), one after the other, and the paired
+comparison at its end.
 
     python -m flows.compare loss.name=ral,bce train.seed=0,1           # here and now; `make compare` is a small one
     prefect deployment run compare/compare --param 'grid={"loss.name": ["ral", "bce"], "train.seed": [0, 1]}'
 
-Each combination is a DVC experiment in the workspace state_dir/workspaces/compare, named after what it is made from; `dvc exp
-show` there lists them. What was done before a crash is not done again: only experiments without a result are run, each by
+Each combination is a DVC experiment in the workspace state_dir/workspaces/compare, named after what it is
+made from; `dvc exp show` there lists them. What was done before a crash is not done again: only experiments
+without a result are run, each by
 
     dvc exp run --temp --name NAME -S loss.name=bce -S train.seed=1
 
-(DVC's own queue is worked off by a process that outlives whoever started it, so the flow is the queue.) Figures are of the
-validation images, for choosing; `--split test` is for the report, once the choice is made.
+(DVC's own queue is worked off by a process that outlives whoever started it, so the flow is the queue.)
+Figures are of the validation images, for choosing; `--split test` is for the report, once the choice is made.
 """
 
 import argparse

@@ -4,8 +4,9 @@
     python -m flows.experiments workspace ral-seed1 --split val
 
 A name is that of an experiment (`dvc exp show`), a branch, a tag or a commit; `workspace` is the files as they are. The
-first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked out. All must have been prepared
-alike: a comparison needs the same images, labels and split. `ral.evaluation.compare` does the work.
+first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked out. All must have
+been prepared alike: a comparison needs the same images, labels and split. `ral.evaluation.compare` does the
+work.
 """
 
 import argparse

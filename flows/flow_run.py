@@ -1,4 +1,6 @@
-"""What every flow does first: environment, run id, lock on its workspace, and the end of a run that crashed before it."""
+"""What every flow does first: environment, run id, lock on its workspace, and the end of a run that crashed
+before it.
+"""
 
 import contextlib
 import os
@@ -48,7 +50,8 @@ class FlowRun:
 
 @contextlib.contextmanager
 def flow_run(workspace: str | None, run_id: str | None = None) -> Iterator[FlowRun]:
-    """Set up a run of a flow: its id in the environment of its stages, the lock on its workspace, the watch on its worker.
+    """Set up a run of a flow: its id in the environment of its stages, the lock on its workspace, the watch
+    on its worker.
 
     A run that was killed while it held the workspace is marked as Crashed, and what it left running is ended.
 

@@ -6,7 +6,8 @@
 
 A run uses its own workspace at a revision of the project (flows/workspace.py) and ends in one of: no changes; data
 refused; or a decision, PROMOTE, HOLD or REJECT (ral/release), in the ledger with the bundle of its model. Killed at any
-point, the next run ends what was left and goes on: stages that were done come from DVC's cache, training from its checkpoint.
+point, the next run ends what was left and goes on: stages that were done come from DVC's cache, training from
+its checkpoint.
 """
 
 import argparse
@@ -192,7 +193,8 @@ def push(workspace: Workspace, environment: FlowsEnvironment) -> None:
         except subprocess.CalledProcessError as error:
             raise UserError(
                 f"{target.push_git} (flows.push_git) rejected the record: {error.stderr.strip()}. The decision "
-                f"stands; push it manually: git -C {workspace.registry} push {target.push_git} 'refs/heads/*' 'refs/tags/*'"
+                f"stands; push it manually: git -C {workspace.registry} push {target.push_git} "
+                "'refs/heads/*' 'refs/tags/*'"
             ) from None
     if target.push_dvc:
         run_module_task("push", workspace.folder, "-m", "dvc", "push", "-r", target.push_dvc)

@@ -1,7 +1,9 @@
-"""Changed parameters of a flow: words of the command line and `changes` by dotted name, as `dvc exp run -S` understands them.
+"""Changed parameters of a flow: words of the command line and `changes` by dotted name, as `dvc exp run -S`
+understands them.
 
-flows.compare reads its words here (with DVC's own parser), every flow applies its `changes` here, and what an experiment gets as
-`-S` options is written here. Keys are those of the schema, whether params.yaml lists them or not.
+flows.compare reads its words here (with DVC's own parser), every flow applies its `changes` here, and what an
+experiment gets as `-S` options is written here. Keys are those of the schema, whether params.yaml lists them
+or not.
 """
 
 import contextlib
@@ -34,7 +36,8 @@ def flatten(changes: Mapping[str, Any]) -> dict[str, Any]:
 def apply_changes(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Set changed parameters in the content of params.yaml; values are not checked.
 
-    A mapping replaces the old one. A key within a mapping or a section that may be null can be set if it is there already.
+    A mapping replaces the old one. A key within a mapping or a section that may be null can be set if it is
+    there already.
 
     Raises:
         UserError: see `flatten`; or a key within a mapping is not there.
@@ -55,8 +58,9 @@ def apply_changes(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
 def to_settings(changes: Mapping[str, Any]) -> list[str]:
     """Changes as values of `dvc exp run -S`, in order.
 
-    DVC merges a mapping into the old one and refuses new keys in it; after a null it takes the mapping as it is. An empty one
-    is written as null, which means the same: beside a comment, DVC's YAML writer may put `{}` on a line of its own.
+    DVC merges a mapping into the old one and refuses new keys in it; after a null it takes the mapping as it
+    is. An empty one is written as null, which means the same: beside a comment, DVC's YAML writer may put
+    `{}` on a line of its own.
 
     Raises:
         UserError: see `flatten`; or DVC has no way to write a value.

@@ -1,4 +1,5 @@
-"""Runs a command in a workspace, usually a DVC stage, as the body of a Prefect task: log lines, progress, timeout, termination.
+"""Runs a command in a workspace, usually a DVC stage, as the body of a Prefect task: log lines, progress,
+timeout, termination.
 
 python -m dvc repro --single-item train      # what is run for the stage train, in the workspace
 """
@@ -46,7 +47,8 @@ class StageError(Exception):
 
     Args:
         text: for people.
-        retry: whether trying again can help (a crashed_run_id node, a full queue; never bad data); None if that is not known.
+        retry: whether trying again can help (a crashed_run_id node, a full queue; never bad data); None if
+            that is not known.
     """
 
     def __init__(self, text: str, retry: bool | None = None) -> None:

@@ -12,8 +12,8 @@ What goes:
 - objects of DVC's cache that none of these needs: the last `--keep` runs, the releases whose bundle is there, the files
   and the experiments of the workspaces.
 
-Bundles, the registry, the ledger and the data are never touched. It holds the workspaces while it works: a run that starts
-meanwhile is cancelled as it would be by another run, so start it by day.
+Bundles, the registry, the ledger and the data are never touched. It holds the workspaces while it works: a
+run that starts meanwhile is cancelled as it would be by another run, so start it by day.
 """
 
 import argparse
@@ -108,7 +108,8 @@ def _held(path: Path) -> Iterator[None]:
         stream.seek(0)
         if crashed_run_id := stream.readline().strip():
             raise WorkspaceLockedError(
-                f"The run {crashed_run_id} was killed in the workspace {path.stem}, and its processes may still be there. "
+                f"The run {crashed_run_id} was killed in the workspace {path.stem}, and its processes may "
+                "still be there. "
                 f"Run {path.stem} once more (it ends them), then this."
             )
         yield

@@ -4,8 +4,9 @@
     prefect deployment run train-ral/train-ral                      # by a worker, after `prefect deploy -n train-ral`
     prefect deployment run train-ral/train-ral --param 'changes={"train.epochs": 5}'
 
-As it stands it works in the folder it is started in, as `dvc repro` does. With changed parameters or a revision it works in
-a workspace of its own (state_dir/workspaces/train-ral), so that nobody's params.yaml is touched.
+As it stands it works in the folder it is started in, as `dvc repro` does. With changed parameters or a
+revision it works in a workspace of its own (state_dir/workspaces/train-ral), so that nobody's params.yaml is
+touched.
 """
 
 import argparse
@@ -31,7 +32,8 @@ def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None
     """Images in, report out: each task runs its DVC stage, and an unchanged stage costs nothing.
 
     Args:
-        revision: branch, tag or commit to run; the files of this folder as they are if neither it nor `changes` is given.
+        revision: branch, tag or commit to run; the files of this folder as they are if neither it nor
+        `changes` is given.
         changes: parameters by dotted name with their values, checked as params.yaml is.
     """
     in_place = revision is None and not changes

@@ -5,8 +5,8 @@
     STATE/registry.git           bare repository: one commit per recorded run (branch `nightly`), releases as tags
     STATE/dvc                    DVC's cache of all workspaces, and the remote `state` of their outputs
 
-A checkout is never the caller's: files do not change under a running flow. Outputs are kept between runs and come from the
-cache by links, so that an unchanged archive is neither hashed nor copied again.
+A checkout is never the caller's: files do not change under a running flow. Outputs are kept between runs and
+come from the cache by links, so that an unchanged archive is neither hashed nor copied again.
 """
 
 import contextlib
@@ -67,7 +67,8 @@ class Workspace:
 
 @contextlib.contextmanager
 def lock_workspace(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None]:
-    """Lock the workspace `name` during the block; yield the id of a flow run that was killed while it held the lock, or None.
+    """Lock the workspace `name` during the block; yield the id of a flow run that was killed while it held
+    the lock, or None.
 
     Processes that a killed run left behind are killed first.
 
@@ -203,13 +204,16 @@ def restore_dvc_lock(folder: Path, registry: Path) -> None:
             (folder / "dvc.lock").write_text(text, encoding="utf-8")
     except subprocess.CalledProcessError as error:
         raise UserError(
-            f"{registry}: the record of the nightly runs cannot be read. {' '.join(error.stderr.split())} Check it with git -C {registry} "
+            f"{registry}: the record of the nightly runs cannot be read. {' '.join(error.stderr.split())} "
+            f"Check it with git -C {registry} "
             "fsck, and restore it from a backup or from flows.push_git."
         ) from None
 
 
 def _configure_dvc(folder: Path, cache: Path) -> None:
-    """The local configuration: one cache for all workspaces, which is the remote `state` too, so nothing is held twice."""
+    """The local configuration: one cache for all workspaces, which is the remote `state` too, so nothing is
+    held twice.
+    """
     lines = [
         "[core]",
         "    autostage = true",

@@ -31,7 +31,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _replacing(path: Path, mode: int) -> Iterator[Path]:
-    """Shared by `atomic_write` and `private_file`. A locked temporary file has a live writer; the kernel drops the lock."""
+    """Shared by `atomic_write` and `private_file`. A locked temporary file has a live writer; the kernel
+    drops the lock.
+    """
     remove_stale_drafts(path.parent, path.name)
     while True:
         draft = path.parent / f".{path.name}.{secrets.token_hex(4)}"
@@ -154,8 +156,10 @@ def refuse_shared(path: Path) -> None:
     """
     if path.is_dir() and (mode := path.stat().st_mode) & 0o022:
         raise UserError(
-            f"{path} is writable by others (mode {mode & 0o7777:04o}), and its content decides which model and data are "
-            f"used. If nobody else has written there: chmod go-w '{path}'. Otherwise set RAL_STATE_DIR (or state_dir in "
+            f"{path} is writable by others (mode {mode & 0o7777:04o}), and its content decides which model "
+            "and data are "
+            f"used. If nobody else has written there: chmod go-w '{path}'. Otherwise set RAL_STATE_DIR (or "
+            "state_dir in "
             "ral.toml) to a folder of your own."
         )
 

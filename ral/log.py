@@ -2,8 +2,8 @@
 
     RAL_LOG_FORMAT=json python -m tasks.train
 
-prints {"level": "INFO", "logger": "ral.training", "message": "…"}, and with progress {"progress": {"done": 100, "total": 400,
-"unit": "images"}} in it. All lines go to standard error.
+prints {"level": "INFO", "logger": "ral.training", "message": "…"}, and with progress {"progress": {"done":
+100, "total": 400, "unit": "images"}} in it. All lines go to standard error.
 """
 
 import errno

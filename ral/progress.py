@@ -1,4 +1,6 @@
-"""Progress of a long step with its rate and the time left: a bar on a terminal, a log line every ten seconds elsewhere."""
+"""Progress of a long step with its rate and the time left: a bar on a terminal, a log line every ten seconds
+elsewhere.
+"""
 
 import logging
 import sys

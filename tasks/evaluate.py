@@ -6,8 +6,8 @@ Writes metrics.json (macro, micro, tiers, CXR-LT metrics), findings.csv (a row p
 precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (test metrics at each
 threshold), reliability.csv (reliability curves), decision_curves.csv (net benefit), characteristics.csv (sex,
 age, view and findings of each split), audit.csv (groups of images compared with all others),
-second_reading.csv (agreement with a second reading, if evaluate.second_reading names one) and comparison.csv (differences
-to the model whose test logits are in baseline/, if any). docs/evaluation.md defines the metrics.
+second_reading.csv (agreement with a second reading, if evaluate.second_reading names one) and comparison.csv
+(differences to the model whose test logits are in baseline/, if any). docs/evaluation.md defines the metrics.
 """
 
 from pathlib import Path

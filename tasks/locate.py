@@ -2,8 +2,9 @@
 
     python -m tasks.locate
 
-Writes location.json: {"phantom": true} if this machine's data folder (RAL_DATA_ROOT, data_root of ral.toml, data.root of
-params.yaml) is the output folder of the step phantom. DVC runs this step every time; the path of other data is not recorded.
+Writes location.json: {"phantom": true} if this machine's data folder (RAL_DATA_ROOT, data_root of ral.toml,
+data.root of params.yaml) is the output folder of the step phantom. DVC runs this step every time; the path of
+other data is not recorded.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The edge of every step: its command line, and errors as one clear message with exit code 1.
 
-What failed is also left for programs, in runs/<id>/failure.json: {"step", "kind", "retry", "message"} (DVC turns every exit
-code into 255). The file is absent when the step succeeds.
+What failed is also left for programs, in runs/<id>/failure.json: {"step", "kind", "retry", "message"} (DVC
+turns every exit code into 255). The file is absent when the step succeeds.
 """
 
 import argparse

@@ -51,7 +51,9 @@ def real_images() -> Path:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment in which `python` and `dvc` are the ones that run the tests, and the user's own state is left alone."""
+    """Environment in which `python` and `dvc` are the ones that run the tests, and the user's own state is
+    left alone.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     keep = {
         name: value

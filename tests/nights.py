@@ -46,7 +46,9 @@ class Hospital:
         self.archives = 0
 
     def deliver(self, share: float, change: Callable[[list[str]], list[str]] = list) -> None:
-        """Have the images of the first `share` of the patients, in a further archive what was not there; `change` edits rows."""
+        """Have the images of the first `share` of the patients, in a further archive what was not there;
+        `change` edits rows.
+        """
         kept = set(self.patients[: round(share * len(self.patients))])
         rows = [row for row in self.rows if row[3] in kept]
         there = {name for path in self.folder.glob("*.tar.gz") for name in members(path)}

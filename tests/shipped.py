@@ -195,7 +195,9 @@ REPORT = "dolor toracico, paciente GARCIA PEREZ , torax normal"
 
 
 def padchest(root: Path) -> dict[str, object]:
-    """The 160K table with its reports, and images in numbered folders; one image is labelled exclude, one not at all."""
+    """The 160K table with its reports, and images in numbered folders; one image is labelled exclude, one not
+    at all.
+    """
     rows = []
     for number, image in enumerate(people()):
         name, folder = f"{image.patient:030d}_{image.follow_up:02d}.png", number % 3

@@ -1,4 +1,6 @@
-"""Installing: what is imported is declared, and the pins resolve from plain PyPI with every Python that is supported."""
+"""Installing: what is imported is declared, and the pins resolve from plain PyPI with every Python that is
+supported.
+"""
 
 import ast
 import json

@@ -1,4 +1,6 @@
-"""Names that were given up stay away: identifiers, parameters, columns, files and phrases that the field has better words for."""
+"""Names that were given up stay away: identifiers, parameters, columns, files and phrases that the field has
+better words for.
+"""
 
 import re
 import subprocess

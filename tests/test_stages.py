@@ -38,7 +38,8 @@ def test_every_step_is_a_stage_and_runs_its_module() -> None:
 
 @pytest.mark.parametrize("name", PARAMS)
 def test_declared_params_are_those_read(name: str) -> None:
-    # The data folder's place decides nothing: what it holds does, by its manifest. Steps that look there DVC runs every time.
+    # The data folder's place decides nothing: what it holds does, by its manifest. Steps that look there DVC
+    # runs every time.
     look = name in ("locate", "manifest")
     keys = {
         "data": [f"data.{key}" for key in DataConfig.model_fields if key != "root"],

@@ -52,7 +52,9 @@ def params(model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any) ->
 
 
 def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 10.0, keep: int = 2) -> Path:
-    """Write the specification of the ranks; state_dir is beside `out`, so that another run with the same `out` resumes."""
+    """Write the specification of the ranks; state_dir is beside `out`, so that another run with the same
+    `out` resumes.
+    """
     out.mkdir(exist_ok=True)
     spec = out / "spec.json"
     write_json(

@@ -126,13 +126,15 @@ def _lost_workers() -> Iterator[None]:
         yield
     except FutureCancelledError:
         raise UserError(
-            "Lost connection to the Dask scheduler. Restart it with its workers, then run again: finished work is cached.",
+            "Lost connection to the Dask scheduler. Restart it with its workers, then run again: finished "
+            "work is cached.",
             kind="lost_process",
             retry=True,
         ) from None
     except KilledWorker as error:
         raise UserError(
-            f"A Dask worker died {error.allowed_failures + 1} times in a row, possibly out of memory. Check its log, give "
+            f"A Dask worker died {error.allowed_failures + 1} times in a row, possibly out of memory. Check "
+            "its log, give "
             "it more memory (dask.memory), and run again: finished work is cached.",
             kind="lost_process",
             retry=True,

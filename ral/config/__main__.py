@@ -27,15 +27,17 @@ INTRODUCTION = """\
 
 All keys of `params.yaml`. Generated from the code: `python -m ral.config --markdown > docs/parameters.md`.
 
-`python -m ral.config` checks `params.yaml` and lists the keys that differ from their defaults; `--params` prints the file with
-all keys, a comment each. Every key can be set in three ways, which take the same keys and values:
+`python -m ral.config` checks `params.yaml` and lists the keys that differ from their defaults; `--params` prints the
+file with all keys, a comment each. Every key can be set in three ways, which take the same keys and values:
 
 - in `params.yaml`;
-- on the command line: `dvc exp run -S model.head=csra`, or with several values in a grid, `python -m flows.compare model.head=linear,csra`;
-- in `changes` of a flow: `prefect deployment run train-ral/train-ral --param 'changes={"model.head": "csra"}'`.
+- on the command line: `dvc exp run -S model.head=csra`, or with several values in a grid,
+  `python -m flows.compare model.head=linear,csra`;
+- in `changes` of a flow:
+  `prefect deployment run train-ral/train-ral --param 'changes={"model.head": "csra"}'`.
 
-Keys that allow a mapping, and sections that may be null, are set whole. DVC merges a mapping into the one that is there and
-refuses new keys in it, so set null first (not needed if the key is null already; null alone empties it):
+Keys that allow a mapping, and sections that may be null, are set whole. DVC merges a mapping into the one that is
+there and refuses new keys in it, so set null first (not needed if the key is null already; null alone empties it):
 
 ```
 dvc exp run -S model.options=null -S 'model.options={img_size: 224}'

@@ -42,7 +42,8 @@ def below(path: str) -> str:
     """Return a path of params.yaml unchanged if it is relative and stays inside its folder.
 
     Raises:
-        ValueError: it leaves the folder. params.yaml may be untrusted, and files it names are opened and quoted in messages.
+        ValueError: it leaves the folder. params.yaml may be untrusted, and files it names are opened and
+            quoted in messages.
     """
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise ValueError(
@@ -59,8 +60,8 @@ def _empty_if_null(value: Any) -> Any:
     return {} if value is None else value
 
 
-# For a mapping with keys of the user's choice: null is the empty mapping. `dvc exp run -S` replaces null by a mapping, but
-# only merges a mapping into a mapping, and only keys that are already there.
+# For a mapping with keys of the user's choice: null is the empty mapping. `dvc exp run -S` replaces null by a
+# mapping, but only merges a mapping into a mapping, and only keys that are already there.
 NullIsEmpty = BeforeValidator(_empty_if_null)
 
 

@@ -107,7 +107,8 @@ class TableConfig(Section):
 
 
 class DriftConfig(Section):
-    """Limits for drift of a delivery from the accepted profile (baseline/profile.json); without a profile nothing is compared.
+    """Limits for drift of a delivery from the accepted profile (baseline/profile.json); without a profile
+    nothing is compared.
 
     The population stability index (PSI) of a column or label is the sum of (now − then) · ln(now / then) over the
     shares of its values; 0.1 and 0.25 are the usual limits.

@@ -217,7 +217,8 @@ def check_state_dir(path: Path) -> None:
     if forbidden or not path.is_absolute():
         problem = f"contains {' '.join(repr(sign) for sign in forbidden)}" if forbidden else "is relative"
         raise UserError(
-            f"state_dir, the folder for checkpoints and other state, {problem}: {str(path)!r}. Set RAL_STATE_DIR (or state_dir "
+            f"state_dir, the folder for checkpoints and other state, {problem}: {str(path)!r}. Set "
+            "RAL_STATE_DIR (or state_dir "
             "in ral.toml) to an absolute path with only letters, digits and ._-+@=, such as /srv/ral."
         )
     refuse_shared(path)
@@ -229,7 +230,8 @@ def _give_home(state_dir: Path) -> None:
         os.environ["HOME"] = str(private_folder(private_folder(state_dir.absolute()) / "home"))
     except OSError as error:
         raise UserError(
-            f"{error.filename}: {error.strerror}. Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder that this user can write to."
+            f"{error.filename}: {error.strerror}. Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder "
+            "that this user can write to."
         ) from None
     os.environ.setdefault("USER", str(os.getuid()))
 

@@ -1,4 +1,5 @@
-"""The fixed keys of params.yaml, with their documentation and defaults; writes the file's layout: a key and a comment a line.
+"""The fixed keys of params.yaml, with their documentation and defaults; writes the file's layout: a key and a
+comment a line.
 
 A fixed key is one that `dvc exp run -S`, flows.compare and `changes` of the flows can set. A section that may be null
 (train.classifier) and a mapping with keys of the user's choice (model.options) are one key each, set whole.
@@ -75,7 +76,8 @@ def refusal(key: str) -> str:
     if key in RENAMED:
         return f"{key} is now called {RENAMED[key]}; its values mean the same."
     if key in sections():
-        return f"{key} is a section: set its keys, such as {next(name for name in fixed_keys() if name.startswith(key + '.'))}."
+        example = next(name for name in fixed_keys() if name.startswith(f"{key}."))
+        return f"{key} is a section: set its keys, such as {example}."
     whole = owner(key)
     if whole and set_whole(fixed_keys()[whole]):
         return f"{key} cannot be set alone: set {whole} whole, as a mapping."

@@ -56,8 +56,8 @@ class ModelConfig(Section):
     pretrained: str = Field(default="none", min_length=1)
     """Initial weights: none, hub, or a file. none: random initialization (no network access needed). hub:
     timm's weights from the Hugging Face Hub. A file: the path of a .safetensors file for this backbone,
-    timm's or model.safetensors of an earlier training. The classifier is always initialized randomly. At 224 pixels and above, pretrained
-    weights are usual."""
+    timm's or model.safetensors of an earlier training. The classifier is always initialized randomly. At 224
+    pixels and above, pretrained weights are usual."""
     head: Literal["linear", "ml_decoder", "csra"] = "linear"
     """linear: the backbone's own pooling and classifier. ml_decoder: as the CXR-LT 2023 winner. csra: as a
     leading CXR-LT 2026 entry. The default is linear: the others need feature maps larger than the 2 × 2

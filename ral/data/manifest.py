@@ -1,4 +1,6 @@
-"""Identifies the raw data by its content, not by its location: two folders with the same files have the same manifest."""
+"""Identifies the raw data by its content, not by its location: two folders with the same files have the same
+manifest.
+"""
 
 import hashlib
 import os
@@ -26,9 +28,9 @@ def read_manifest(
         hash_cache: hashes of files read earlier; None reads everything.
 
     Returns:
-        `files`: path relative to `root` -> bytes and sha256, for tables, lists and archives. `folders`: the number, bytes
-        and sha256 of all single images in a folder; the hash covers the lines "hash name", sorted by name. There are
-        no times and no absolute paths.
+        `files`: path relative to `root` -> bytes and sha256, for tables, lists and archives. `folders`: the
+        number, bytes and sha256 of all single images in a folder; the hash covers the lines "hash name",
+        sorted by name. There are no times and no absolute paths.
 
     Raises:
         UserError: the folder is missing or empty, a name is not UTF-8, an archive is damaged, or an image exceeds the

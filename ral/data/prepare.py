@@ -161,9 +161,11 @@ def find_inverted(included: pd.DataFrame, packing: pd.DataFrame, root: Path, cho
     if monochrome1.any() and choice == "fail":
         path, member = packing[["path", "member"]].iloc[int(np.flatnonzero(monochrome1)[0])]
         raise UserError(
-            f"{monochrome1.sum()} of {len(monochrome1)} images are MONOCHROME1 according to the table: high values are dark, which PNG "
+            f"{monochrome1.sum()} of {len(monochrome1)} images are MONOCHROME1 according to the table: high "
+            "values are dark, which PNG "
             f"and JPEG cannot express. The first: {image_name(root, path, member)}. Look at some of them and set "
-            "preprocess.monochrome1: invert, if the lungs are bright (pixels as stored in DICOM); keep, if the lungs are "
+            "preprocess.monochrome1: invert, if the lungs are bright (pixels as stored in DICOM); keep, if "
+            "the lungs are "
             "dark (pixels were inverted when the files were made); fail, the default, stops here."
         )
     return monochrome1 & (choice == "invert")

@@ -1,4 +1,5 @@
-"""Subgroup audit: metrics of groups of images (sex, age, view, source and pairs of these) compared with all other images.
+"""Subgroup audit: metrics of groups of images (sex, age, view, source and pairs of these) compared with all
+other images.
 
 A gap is flagged if it is significant after Holm's correction over all tested gaps. AUROC, sensitivity at the chosen
 threshold and calibration are tested. AP is shown but not tested: it rises with the prevalence, so groups differ in AP
@@ -48,7 +49,8 @@ class Group:
 
 
 def audit(evaluation: Evaluation) -> pd.DataFrame:
-    """audit.csv: a row per group, finding (and macro) and metric of `GROUP_METRICS`, with the value for all other images.
+    """audit.csv: a row per group, finding (and macro) and metric of `GROUP_METRICS`, with the value for all
+    other images.
 
     A row without a metric has the reason in `note`: too few patients, or an attribute that the data does not have.
     `difference` is group − others, computed on the same resamples. The macro of a group is the mean over the findings

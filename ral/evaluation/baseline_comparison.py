@@ -13,10 +13,12 @@ PREVIOUS, NEW = "previous", "this model"
 def comparison(
     studies: pd.DataFrame, logits: pd.DataFrame, previous: pd.DataFrame | None, config: EvaluateConfig
 ) -> pd.DataFrame:
-    """comparison.csv: `compare.compare` with the previous model as the baseline, plus the numbers of images and patients.
+    """comparison.csv: `compare.compare` with the previous model as the baseline, plus the numbers of images
+    and patients.
 
-    Both models are scored on the same rows: the test images and findings that both have. The previous model has logits of
-    its own test images only, so neither model was trained on these images. If nothing is in common, one row says so.
+    Both models are scored on the same rows: the test images and findings that both have. The previous model
+    has logits of its own test images only, so neither model was trained on these images. If nothing is in
+    common, one row says so.
 
     Args:
         studies: as for `score.evaluate`.

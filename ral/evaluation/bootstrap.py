@@ -33,8 +33,9 @@ MIN_EFFECTIVE_PATIENTS = 1.5
 # Lower limit of p values, so that none is reported as 0.
 MIN_P = 1e-6
 
-# share: a proportion of images. auroc: AUROC. f1: 2 TP / (2 TP + FP + FN). rank: any other metric in [0, 1]. free: unbounded.
-# difference: of two metrics; nearly symmetric, so BCa's corrections for bias and skew would only add noise.
+# share: a proportion of images. auroc: AUROC. f1: 2 TP / (2 TP + FP + FN). rank: any other metric in [0, 1].
+# free: unbounded. difference: of two metrics; nearly symmetric, so BCa's corrections for bias and skew would
+# only add noise.
 Scale = Literal["share", "f1", "auroc", "rank", "free", "difference"]
 
 
@@ -139,11 +140,12 @@ class Resamples:
     def interval(self, sampled: BootstrapDistribution) -> Interval:
         """Value and interval of a metric; None where there is none. The only place that computes intervals.
 
-        A proportion has the exact interval of `exact.effective_trials`, and so has F1 through the Jaccard index. For all
-        other metrics, the ends are quantiles of the finite replicates, at the levels of a t distribution with the
-        effective number of patients n, widened by the square root of n / (n - 1) (Hesterberg, 2015), because resamples
-        of few patients vary less than new samples would. `unseen` is added in quadrature. AUROC has the t interval of
-        its logit, with the same widening: near 1, quantiles of few positives start too high.
+        A proportion has the exact interval of `exact.effective_trials`, and so has F1 through the Jaccard
+        index. For all other metrics, the ends are quantiles of the finite replicates, at the levels of a t
+        distribution with the effective number of patients n, widened by the square root of n / (n - 1)
+        (Hesterberg, 2015), because resamples of few patients vary less than new samples would. `unseen` is
+        added in quadrature. AUROC has the t interval of its logit, with the same widening: near 1, quantiles
+        of few positives start too high.
         """
         value = float(sampled.values[0])
         drawn = self.drawn(sampled)
@@ -292,8 +294,9 @@ def draw(
 ) -> Resamples:
     """Draw the resamples of the rows' patients.
 
-    A replicate draws as many patients as there are, with replacement; all rows of a patient are included as often as the
-    patient was drawn. The draw depends on the set of ids and on `seed`, not on the order of the rows.
+    A replicate draws as many patients as there are, with replacement; all rows of a patient are included as
+    often as the patient was drawn. The draw depends on the set of ids and on `seed`, not on the order of the
+    rows.
 
     Args:
         patients: patient id of each row, text [rows].

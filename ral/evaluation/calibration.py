@@ -2,9 +2,9 @@
 
 All parametric maps are p = σ(a·log s + b·(−log(1 − s)) + c) with s = σ(logit) and a, b > 0: beta calibration
 (Kull et al., 2017). With a = b it is Platt's (a·logit + c), with c = 0 too it is a temperature; with the slope that all
-findings share it is the map called shared. A normal prior of deviation `PRIOR_DEVIATION` shrinks the logarithms of a and b towards
-the shared slope, strongly with few positives and weakly with many. All maps increase strictly, except isotonic regression,
-which is a step function.
+findings share it is the map called shared. A normal prior of deviation `PRIOR_DEVIATION` shrinks the
+logarithms of a and b towards the shared slope, strongly with few positives and weakly with many. All maps
+increase strictly, except isotonic regression, which is a step function.
 """
 
 from collections.abc import Sequence

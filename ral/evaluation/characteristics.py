@@ -16,10 +16,10 @@ COLUMNS = ("attribute", "group", "split", "images", "of", "share", "patients", "
 def characteristics(studies: pd.DataFrame) -> pd.DataFrame:
     """characteristics.csv: a row per attribute, group and split, with the columns `COLUMNS`.
 
-    images and patients are those of the group, of the number of images that could be in it, share the ratio. Attributes:
-    all (every image); sex, view and source, whose unknown values are a group; age_years, with the median and the quartiles
-    of the known ages; finding, whose group has the positives `of` the images with a known label. Attributes that the data
-    does not have are left out.
+    images and patients are those of the group, of the number of images that could be in it, share the ratio.
+    Attributes: all (every image); sex, view and source, whose unknown values are a group; age_years, with the
+    median and the quartiles of the known ages; finding, whose group has the positives `of` the images with a
+    known label. Attributes that the data does not have are left out.
 
     Args:
         studies: of `rows.read_studies`.

@@ -44,9 +44,9 @@ def compare(
 ) -> pd.DataFrame:
     """Differences in AP and AUROC to the first model, per finding, tier and macro.
 
-    All models are evaluated on the same resamples of the patients, so shared variation cancels. The p value is that of a
-    t test with the spread of the resampled differences; p_holm is Holm-corrected over the rows of the same metric and
-    level (finding, tier, macro), for all models together.
+    All models are evaluated on the same resamples of the patients, so shared variation cancels. The p value
+    is that of a t test with the spread of the resampled differences; p_holm is Holm-corrected over the rows
+    of the same metric and level (finding, tier, macro), for all models together.
 
     Args:
         studies: as for `score.evaluate`.
@@ -153,7 +153,8 @@ def read_logits(path: Path, split: Split) -> pd.DataFrame:
 
 
 def check_names(where: str, logits: pd.DataFrame) -> None:
-    """Check the findings of a file by the rules for names in params.yaml, because they are written to CSV files unescaped.
+    """Check the findings of a file by the rules for names in params.yaml, because they are written to CSV
+    files unescaped.
 
     Raises:
         UserError: a name is unsafe in a spreadsheet; `where` names the logits in the message.
@@ -185,7 +186,8 @@ def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split
     """The comparison as text for a terminal."""
     lines = [
         PHANTOM_SHORT if (table["data"] == "phantom").any() else RESEARCH,
-        f"{rows:,} {split} images of {patients:,} patients; {100 * confidence:g} % intervals; p after Holm's correction",
+        f"{rows:,} {split} images of {patients:,} patients; {100 * confidence:g} % intervals; p after "
+        "Holm's correction",
     ]
     for (metric, model), part in table.groupby(["metric", "model"], sort=False):
         lines += ["", f"{str(metric).upper()}: {model} − {part['baseline'].iloc[0]}"]

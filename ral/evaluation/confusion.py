@@ -7,9 +7,9 @@ import pandas as pd
 def confusion(studies: pd.DataFrame, logits: pd.DataFrame, top: int) -> pd.DataFrame:
     """How often an image with one finding and without another ranks the absent one among its highest findings.
 
-    Raw logits of different findings are not comparable, so each logit is first replaced by its normalized rank among all
-    images (0 lowest, 1 highest, ties averaged); the highest findings of an image are its `top` highest ranks. Only images
-    with both labels known are counted.
+    Raw logits of different findings are not comparable, so each logit is first replaced by its normalized
+    rank among all images (0 lowest, 1 highest, ties averaged); the highest findings of an image are its `top`
+    highest ranks. Only images with both labels known are counted.
 
     Args:
         studies: 1, 0 or NaN per finding.

@@ -25,7 +25,8 @@ COLUMNS = ("threshold", "net_benefit", "low", "high", "all", "images")
 def thresholds(prevalence: float) -> Array:
     """Evenly spaced threshold probabilities up to about five times a prevalence, float64 [POINTS].
 
-    The last is a multiple of 0.05, at least 0.05 and at most 0.5. For a rare finding, all thresholds of interest are low.
+    The last is a multiple of 0.05, at least 0.05 and at most 0.5. For a rare finding, all thresholds of
+    interest are low.
 
     Args:
         prevalence: of the finding in training, so that the grid does not depend on the test images.
@@ -95,8 +96,9 @@ def _counts(
 def _unseen(scores: Array, labels: Array, at: Array, resamples: Resamples) -> tuple[Array, Array]:
     """Uncertainty below and above the net benefit that the resamples do not show [thresholds].
 
-    NB = prevalence · sensitivity − (1 − prevalence) · false positive rate · t/(1 − t). If one of the two shares is 0 or 1 in
-    all resamples, as with few positives, the exact interval of that share says how far the truth may be.
+    NB = prevalence · sensitivity − (1 − prevalence) · false positive rate · t/(1 − t). If one of the two
+    shares is 0 or 1 in all resamples, as with few positives, the exact interval of that share says how far
+    the truth may be.
     """
     true, false, positives, negatives = _counts(scores, labels, at, resamples)
     prevalence = positives[0, 0] / max(positives[0, 0] + negatives[0, 0], 1)

@@ -47,7 +47,9 @@ def effective_trials(
 
 
 def middle_tail(share: Array, trials: float, truth: float) -> Array:
-    """Mid-P value: probability of more hits than `share` plus half that of exactly as many, if the proportion is `truth`."""
+    """Mid-P value: probability of more hits than `share` plus half that of exactly as many, if the proportion
+    is `truth`.
+    """
     hits, misses = share * trials, np.maximum((1 - share) * trials, 0.0)
     more = np.where(misses > 0, betainc(hits + 1, np.maximum(misses, 1e-300), truth), 0.0)
     equal = np.where(hits > 0, betainc(np.maximum(hits, 1e-300), misses + 1, truth), 1.0)
@@ -55,7 +57,9 @@ def middle_tail(share: Array, trials: float, truth: float) -> Array:
 
 
 def jaccard(f1: Array | float) -> Array:
-    """2 TP / (2 TP + FP + FN) as TP / (TP + FP + FN): a proportion of the images that are predicted or labelled positive."""
+    """2 TP / (2 TP + FP + FN) as TP / (TP + FP + FN): a proportion of the images that are predicted or
+    labelled positive.
+    """
     return np.asarray(f1 / (2 - np.asarray(f1)))
 
 

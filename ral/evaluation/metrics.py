@@ -86,9 +86,10 @@ def rank(scores: Array, labels: Array, patients: Array, count: int) -> Ranking:
 def ranked(ranking: Ranking, weights: Array, names: Sequence[str] = RANKING_METRICS) -> dict[str, Array]:
     """Metrics of a ranking under each column of `weights`, in one pass: name -> float64 [columns].
 
-    AUROC counts a tie as one half; AP is the step-wise area under precision over recall. Sensitivity at 90 % specificity
-    is the highest sensitivity of all thresholds with at least that specificity, without interpolation; specificity at
-    90 % sensitivity likewise. A column without positives is NaN, and, except for AP, so is one without negatives.
+    AUROC counts a tie as one half; AP is the step-wise area under precision over recall. Sensitivity at 90 %
+    specificity is the highest sensitivity of all thresholds with at least that specificity, without
+    interpolation; specificity at 90 % sensitivity likewise. A column without positives is NaN, and, except
+    for AP, so is one without negatives.
 
     Args:
         ranking: see `rank`.

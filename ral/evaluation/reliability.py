@@ -44,14 +44,14 @@ def binned(scores: Array, labels: Array, resamples: Resamples, bins: int) -> tup
 def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dict[str, BootstrapDistribution]:
     """The metrics `CALIBRATION_METRICS` in every resample.
 
-    ece is the mean over the images of |mean score − share of positives| of their bin. It is biased upwards by chance, and
-    resampling adds to the bias of the sample: the replicates are shifted so that their mean is the value of the sample.
-    The bias of the sample is at most the mean of |gap − gap of the sample| with the same weights (triangle inequality);
-    the lower end of the interval is lowered by that amount.
+    ece is the mean over the images of |mean score − share of positives| of their bin. It is biased upwards by
+    chance, and resampling adds to the bias of the sample: the replicates are shifted so that their mean is
+    the value of the sample. The bias of the sample is at most the mean of |gap − gap of the sample| with the
+    same weights (triangle inequality); the lower end of the interval is lowered by that amount.
 
     ece_debiased subtracts the bias expected for independent images, with normally distributed shares (Kumar et al.,
-    2019), to first order, and is at least 0. Images of a patient are not independent, so it is still too high. It has no
-    interval.
+    2019), to first order, and is at least 0. Images of a patient are not independent, so it is still too
+    high. It has no interval.
 
     Args:
         scores: [rows].

@@ -67,7 +67,8 @@ AT_SENSITIVITY = "specificity_at_90_sensitivity"
 def _at_sensitivity(
     scored: Scored, resamples: Resamples, sampled: BootstrapDistribution
 ) -> BootstrapDistribution:
-    """The specificity at 90 % sensitivity, with an interval from the uncertainty of its threshold instead of replicates.
+    """The specificity at 90 % sensitivity, with an interval from the uncertainty of its threshold instead of
+    replicates.
 
     The threshold is a quantile of few positive scores, about which replicates contain almost no information. The
     plausible thresholds are those whose observed sensitivity is compatible with 90 % (binomial test with mid-P); the
@@ -106,8 +107,8 @@ def metrics_at_threshold(
 ) -> dict[Rule, dict[str, BootstrapDistribution]]:
     """The metrics `THRESHOLD_METRICS` at the threshold of each rule, and tp, fp, fn, tn; empty without thresholds.
 
-    A metric is NaN if its denominator is 0, F1 without positives. The sample size of a metric is that of its denominator,
-    for PPV the images that are predicted positive.
+    A metric is NaN if its denominator is 0, F1 without positives. The sample size of a metric is that of its
+    denominator, for PPV the images that are predicted positive.
     """
     return pooled_metrics_at_threshold([scored], resamples) if scored.thresholds else {}
 

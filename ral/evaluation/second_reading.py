@@ -155,7 +155,9 @@ def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, Bootst
 
 
 def _kappa(yes: Array, first: Array, second: Array, no: Array) -> Array:
-    """Cohen's kappa from counts: both positive, only the first, only the second, neither; NaN if expected agreement is 1."""
+    """Cohen's kappa from counts: both positive, only the first, only the second, neither; NaN if expected
+    agreement is 1.
+    """
     images = yes + first + second + no
     observed = divide(yes + no, images, images > 0)
     chance = divide((yes + first) * (yes + second) + (no + first) * (no + second), images**2, images > 0)

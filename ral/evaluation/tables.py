@@ -23,9 +23,9 @@ DECIMALS = 6
 def to_metrics(evaluation: Evaluation, sealed: int = 0) -> dict[str, Any]:
     """The content of metrics.json: text, numbers with six decimals, and null.
 
-    `findings` of a mean is the number of findings with an AUROC and an AP, `findings` of a metric the number of findings
-    that have it. `not_estimable` also lists findings that only lack the threshold metrics. `test` has `sealed_patients`
-    only if there are any.
+    `findings` of a mean is the number of findings with an AUROC and an AP, `findings` of a metric the number
+    of findings that have it. `not_estimable` also lists findings that only lack the threshold metrics. `test`
+    has `sealed_patients` only if there are any.
 
     Args:
         evaluation: of the images that are not sealed.
@@ -50,7 +50,8 @@ def to_table(evaluation: Evaluation) -> pd.DataFrame:
     """findings.csv: one row per finding, the most frequent in training first; NaN where there is no value.
 
     threshold is the raw logit at the max_f1 threshold; the thresholds of the calibrated scores are in calibration.json.
-    Columns that end in _uncalibrated are computed from the sigmoid of the raw logits, to show the effect of calibration.
+    Columns that end in _uncalibrated are computed from the sigmoid of the raw logits, to show the effect of
+    calibration.
     """
     rows = []
     for finding in sorted(evaluation.findings, key=lambda f: (-f.train_prevalence, f.name)):
@@ -156,7 +157,8 @@ def curves(evaluation: Evaluation, points: int = 101) -> pd.DataFrame:
 
     Returns:
         Columns finding, curve (roc, pr), x, y. roc: x is the false positive rate, y the true positive rate.
-        pr: x is the recall, y the precision at the highest threshold that reaches it (the area under these steps is AP).
+        pr: x is the recall, y the precision at the highest threshold that reaches it (the area under these
+        steps is AP).
     """
     parts = []
     for name in evaluation.estimable:

@@ -39,7 +39,9 @@ def logits_of(network: Network, features: Tensor) -> Tensor:
 
 
 def pooled(network: Network, features: Tensor) -> Tensor:
-    """One vector per image [images, width]: the input of a linear classifier; for other heads, the mean over positions."""
+    """One vector per image [images, width]: the input of a linear classifier; for other heads, the mean over
+    positions.
+    """
     if network.head is None:
         return network.backbone.forward_head(features, pre_logits=True)
     return positions(network.backbone, network.backbone.forward_head(features)).mean(dim=1)

@@ -97,7 +97,9 @@ def sample(labels: Array, most: int) -> tuple[Array, list[Array]]:
 
 
 def class_means(groups: list[Array], centre: Array) -> Array:
-    """Mean feature of each finding's images, relative to the mean of all images: [findings, width], NaN without images."""
+    """Mean feature of each finding's images, relative to the mean of all images: [findings, width], NaN
+    without images.
+    """
     return np.stack(
         [group.mean(axis=0) - centre if len(group) else np.full_like(centre, np.nan) for group in groups]
     )
@@ -137,7 +139,9 @@ def class_vectors(network: Network, findings: int) -> tuple[Array | None, str | 
 
 
 def cosines(vectors: Array) -> Array:
-    """Cosine similarity of each pair of rows; NaN where a row is NaN or 0. Noise in means of few images biases it towards 0."""
+    """Cosine similarity of each pair of rows; NaN where a row is NaN or 0. Noise in means of few images
+    biases it towards 0.
+    """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0, lengths, np.nan)
     return unit @ unit.T

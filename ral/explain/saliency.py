@@ -113,7 +113,8 @@ def choose_method(
             return "rollout", None
         if features.ndim == 3 and uses_class_token(network):
             raise NoMapError(
-                f"explain.method: grad_cam is not possible with {type(network.backbone).__name__}, whose output depends on "
+                f"explain.method: grad_cam is not possible with {type(network.backbone).__name__}, whose "
+                "output depends on "
                 "the class token and not on the patches. Use auto, or another model.head."
             )
     except NoMapError as error:

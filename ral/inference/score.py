@@ -18,7 +18,9 @@ BATCH = 512
 
 
 def normalised(pixels: Tensor, metadata: dict[str, Any]) -> Tensor:
-    """uint8 [images, size, size] to float32 [images, 1, size, size], standardised by the training images' mean and SD."""
+    """uint8 [images, size, size] to float32 [images, 1, size, size], standardised by the training images'
+    mean and SD.
+    """
     # Convert first: torch's mixed uint8 and float arithmetic is seven times slower on a CPU, with identical
     # results.
     images = pixels.unsqueeze(1).to(torch.float32)

@@ -42,7 +42,8 @@ def _check_loopback() -> None:
             socket.create_connection(server.getsockname(), timeout=10).close()
     except OSError as error:
         raise UserError(
-            f"127.0.0.1 cannot be reached ({error.strerror or error}). Training processes need it for their rendezvous, even "
+            f"127.0.0.1 cannot be reached ({error.strerror or error}). Training processes need it for their "
+            "rendezvous, even "
             "a single one: bring the loopback interface up (ip link set lo up). No other network is needed."
         ) from None
 

@@ -27,7 +27,9 @@ class Counted(Loss[Options]):
 
 
 class DB(Counted[DBOptions]):
-    """Distribution-balanced loss (Wu et al., ECCV 2020): re-balanced weights and negative-tolerant logits, focal form."""
+    """Distribution-balanced loss (Wu et al., ECCV 2020): re-balanced weights and negative-tolerant logits,
+    focal form.
+    """
 
     options_model = DBOptions
 
@@ -63,7 +65,9 @@ class LDAM(Counted[LDAMOptions]):
 
 
 class MFM(Counted[MFMOptions]):
-    """ASL in which a finding's rarity w is added to the negatives' exponent and multiplies its loss (COMIC, ICCV 2023)."""
+    """ASL in which a finding's rarity w is added to the negatives' exponent and multiplies its loss (COMIC,
+    ICCV 2023).
+    """
 
     options_model = MFMOptions
 

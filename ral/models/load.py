@@ -96,7 +96,8 @@ def _load_weights(network: Network, path: Path) -> None:
     if mismatched:
         name = mismatched[0]
         raise UserError(
-            f"{path}: {len(mismatched)} of {len(expected)} tensors do not match the network of model.json, such as {name}: "
+            f"{path}: {len(mismatched)} of {len(expected)} tensors do not match the network of model.json, "
+            f"such as {name}: "
             f"{expected.get(name, 'not in the network')} expected, {actual.get(name, 'not in the file')} found. "
             "Both files must come from the same training."
         )

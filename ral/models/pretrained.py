@@ -28,7 +28,8 @@ def find_weights(config: ModelConfig, timm: Any) -> Path | None:
     pretrained_config = timm.get_pretrained_cfg(config.backbone, allow_unregistered=True)
     if pretrained_config is None or not pretrained_config.hf_hub_id:
         raise UserError(
-            f"model.pretrained: timm has no pretrained weights on the hub for {config.backbone}. Models that have some: "
+            f"model.pretrained: timm has no pretrained weights on the hub for {config.backbone}. Models "
+            "that have some: "
             f"python -c \"import timm; print(timm.list_pretrained('{config.backbone.split('.')[0]}*'))\"."
         )
     file_name = pretrained_config.hf_hub_filename or ""
@@ -109,7 +110,8 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], prefix: str) -> None:
         bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
         if bad:
             raise UserError(
-                f"{prefix}{bad:,} of {tensor.numel():,} values of {name} are not finite (NaN or infinite). These weights are "
+                f"{prefix}{bad:,} of {tensor.numel():,} values of {name} are not finite (NaN or infinite). "
+                "These weights are "
                 "unusable: train again with a lower train.learning_rate, or use other weights.",
                 kind="not_finite",
             )

@@ -160,12 +160,12 @@ def _draw_labels(
 ) -> NDArray[np.bool_]:
     """Draw which image (row) has which of COLUMNS, from a Gaussian copula over patients and images.
 
-    Each column is thresholded at its empirical quantile, so that its prevalence is exact: with a fixed threshold, a tail
-    finding could be missing from a small data set by chance.
+    Each column is thresholded at its empirical quantile, so that its prevalence is exact: with a fixed
+    threshold, a tail finding could be missing from a small data set by chance.
 
     Images of a patient share half of the variance. A finding recurs on the patient's next image in 15 to 45 % of cases;
-    NIH has 13 % (Pneumonia) to 56 % (Pneumothorax). With more, tail findings of a small data set would be limited to very
-    few patients.
+    NIH has 13 % (Pneumonia) to 56 % (Pneumothorax). With more, tail findings of a small data set would be
+    limited to very few patients.
     """
     latent = _draw_latent(int(patient_of_image[-1]) + 1, rng)[patient_of_image] + _draw_latent(
         len(patient_of_image), rng

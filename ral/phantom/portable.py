@@ -1,9 +1,10 @@
 """Arithmetic and random numbers with the same results on every processor, for the phantom images.
 
-IEEE 754 defines the results of + - * / and of the square root exactly, so elementwise they are the same everywhere. Other
-operations are not: cosines, exponentials and powers differ in the last digits between libraries and processors, sums and
-matrix products of floats vary in order, and compilers may fuse multiplications with additions. Therefore numpy's normal
-and uniform numbers and Pillow's resizing of floats are not used either.
+IEEE 754 defines the results of + - * / and of the square root exactly, so elementwise they are the same
+everywhere. Other operations are not: cosines, exponentials and powers differ in the last digits between
+libraries and processors, sums and matrix products of floats vary in order, and compilers may fuse
+multiplications with additions. Therefore numpy's normal and uniform numbers and Pillow's resizing of floats
+are not used either.
 """
 
 from functools import lru_cache

@@ -175,7 +175,8 @@ def do_open_sealed(options: Namespace) -> None:
         print(f"sealed macro {name.upper()}: {estimate(metrics['macro'][name])}")
     count = opened_before + 1
     print(
-        f"The sealed set was opened ({count} {'times' if opened_before else 'time'} so far); each use reduces its value. Result: {path}"
+        f"The sealed set was opened ({count} {'times' if opened_before else 'time'} so far); each use "
+        f"reduces its value. Result: {path}"
     )
 
 

@@ -50,8 +50,8 @@ class GateInputs:
 def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) -> dict[str, Any]:
     """Decide on a challenger.
 
-    The decision is REJECT if any rule rejects, else HOLD if any rule holds, else PROMOTE. A rule with the result `listed`
-    is informative only.
+    The decision is REJECT if any rule rejects, else HOLD if any rule holds, else PROMOTE. A rule with the
+    result `listed` is informative only.
 
     Args:
         inputs: see `GateInputs`.
@@ -59,8 +59,9 @@ def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) 
         gate: the limits.
 
     Returns:
-        The decision as JSON-compatible values: decision, sentence, notice, champion, anchor, set (the scored images), findings,
-        rules (each with rule, result, estimate, low, high, floor, sentence) and the parameters.
+        The decision as JSON-compatible values: decision, sentence, notice, champion, anchor, set (the scored
+        images), findings, rules (each with rule, result, estimate, low, high, floor, sentence) and the
+        parameters.
 
     Raises:
         UserError: studies and logits do not match, see `rows.align`.

@@ -1,7 +1,7 @@
 """The ledger: an append-only, hash-chained log of all decisions, promotions and openings of the sealed set.
 
-Each line of `state_dir`/ledger.jsonl has the SHA-256 of the line before it, so later changes and deletions are detected,
-except in the last line. Lines have timestamps: the ledger is not a DVC output.
+Each line of `state_dir`/ledger.jsonl has the SHA-256 of the line before it, so later changes and deletions
+are detected, except in the last line. Lines have timestamps: the ledger is not a DVC output.
 """
 
 import hashlib
@@ -109,7 +109,8 @@ class Ledger:
             if not is_valid:
                 # A changed line is valid JSON itself: the mismatch shows in the line after it.
                 raise UserError(
-                    f"{self.path}: the hash in line {number} does not match line {number - 1}: one of the two was changed, "
+                    f"{self.path}: the hash in line {number} does not match line {number - 1}: one of the "
+                    "two was changed, "
                     "or a line between them was removed. Find out who wrote to this file, and restore it from a backup."
                 )
             entries.append(entry)

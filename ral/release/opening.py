@@ -44,7 +44,8 @@ def score_sealed(release: Release, prepared: Path, params: Path, opened: Callabl
     test = sealed(studies, config.sealed) & ~was_seen
     if not test.any():
         raise UserError(
-            f"No test image in {prepared} is sealed: evaluate.sealed is {config.sealed:g} in {params}, or {release.version} "
+            f"No test image in {prepared} is sealed: evaluate.sealed is {config.sealed:g} in {params}, or "
+            f"{release.version} "
             "was trained or validated on all sealed patients."
         )
     common = [name for name in dataset.findings if name in verify(release.bundle)["findings"]]

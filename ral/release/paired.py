@@ -97,13 +97,14 @@ def pair(
         name = changed[0]
         reason = (
             f"{reference.version} was trained on images preprocessed differently (preprocess.{name}: "
-            f"{reference.preparation.get(name)}, in this run {preparation[name]}), so it cannot be scored on the images of "
-            f"this run. Train with the preprocessing of {reference.version}, or compare the models manually and promote."
+            f"{reference.preparation.get(name)}, in this run {preparation[name]}), so it cannot be scored "
+            "on the images of "
+            f"this run. Train with the preprocessing of {reference.version}, or compare the models manually "
+            "and promote."
         )
     elif not common:
-        reason = (
-            f"{reference.version} has no finding in common with this model. Compare the models manually and promote."
-        )
+        remedy = "Compare the models manually and promote."
+        reason = f"{reference.version} has no finding in common with this model. {remedy}"
     elif patients < 2:
         reason = (
             f"Only {patients} test patients remain that {reference.version} was not trained or validated on: too few. "

@@ -73,8 +73,10 @@ def summary_sentence(content: Audit, confidence: float) -> str:
     flags = len(content.flagged.rows) if content.flagged else 0
     result = f"{pluralize(flags, 'is', 'are')} flagged" if flags else "none is flagged"
     return (
-        f"{gaps} {'was' if content.tested == 1 else 'were'} tested, with Holm's correction for multiple testing; {result} "
-        f"(corrected p of at most {1 - confidence:.3g}). No flag does not mean no gap: small groups have wide intervals."
+        f"{gaps} {'was' if content.tested == 1 else 'were'} tested, with Holm's correction for multiple "
+        f"testing; {result} "
+        f"(corrected p of at most {1 - confidence:.3g}). No flag does not mean no gap: small groups have "
+        "wide intervals."
     )
 
 

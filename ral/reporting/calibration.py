@@ -80,7 +80,8 @@ def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
         figure.axes[0].set_ylabel("share positive")
 
     alt = (
-        f"{plain(row['finding'])}: share of positive test images against the mean score of each bin, before calibration "
+        f"{plain(row['finding'])}: share of positive test images against the mean score of each bin, before "
+        "calibration "
         f"(ECE {number(row.get('ece_uncalibrated'))}) and after (ECE {number(row.get('ece'))}). Dashed: perfect "
         "calibration. The numbers are in the table of bins below the plots."
     )
@@ -173,7 +174,8 @@ def decision_curve(name: str, row: Row, points: pd.DataFrame, phantom: bool) -> 
         figure.legend(loc="outside upper center", ncols=3)
 
     alt = (
-        f"{plain(row['finding'])}: net benefit on the test images at threshold probabilities from {x[0]:g} to {x[-1]:g}: "
+        f"{plain(row['finding'])}: net benefit on the test images at threshold probabilities from {x[0]:g} "
+        f"to {x[-1]:g}: "
         f"{y[0]:.4f} to {y[-1]:.4f} with the calibrated score, with its interval as a band; {everything[0]:.4f} to "
         f"{everything[-1]:.4f} if all images are called positive (dashed); 0 if none is. "
         "Points of the curves are in the table below the plots."

@@ -104,7 +104,8 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
         "Model overview": [
             "Scores frontal chest X-ray images for "
             f"{pluralize(len(inputs.model['findings']), 'finding', 'findings')}, multi-label. "
-            "The outputs are raw logits; their sigmoid is not a probability. Calibrated scores require the calibration maps in "
+            "The outputs are raw logits; their sigmoid is not a probability. Calibrated scores require the "
+            "calibration maps in "
             "calibration.json.",
             _table(tables.model(inputs.model, len(inputs.history))),
         ],
@@ -132,7 +133,8 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             _table(data_tables.labels(inputs.class_counts, rows)),
         ],
         "Training": [
-            f"Loss: {escape(inputs.model['loss'])}. {pluralize(len(inputs.history), 'epoch', 'epochs')}; the weights are those of "
+            f"Loss: {escape(inputs.model['loss'])}. {pluralize(len(inputs.history), 'epoch', 'epochs')}; "
+            "the weights are those of "
             f"epoch {inputs.model['best_epoch']}, selected by macro AP on the validation images. Global batch size "
             f"{params.train.batch_size}, learning rate {params.train.learning_rate:g}, weight decay "
             f"{params.train.weight_decay:g}, precision {params.train.precision}, seed {params.train.seed}. The report "
@@ -140,7 +142,8 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
         ],
         "Metrics": [
             f"On {metrics['test']['rows']:,} test images of {metrics['test']['patients']:,} patients, with "
-            f"{_percent(metrics)} intervals from {metrics['replicates']:,} bootstrap resamples of the patients. The chance level of AP is the "
+            f"{_percent(metrics)} intervals from {metrics['replicates']:,} bootstrap resamples of the "
+            "patients. The chance level of AP is the "
             f"prevalence of the finding, that of AUROC is 0.5. {sealed(metrics['test'])}".rstrip(),
             _table(tables.tiers(metrics, rows)),
             _table(tables.cxr_lt(metrics)),
@@ -168,8 +171,10 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             "- PPV, NPV and AP depend on the prevalence of the findings in the test images.\n"
             "- Test and training images are from the same source: performance on other data is unknown.\n"
             "- Small groups and rare findings have wide intervals; no flag in the audit does not mean no gap.\n"
-            "- The licence of the weights depends on the licences of the data and of the pretrained weights, which this program does not know.",
-            "docs/reporting_checklist.md in the repository of the pipeline lists which items of the reporting guidelines CLAIM and "
+            "- The licence of the weights depends on the licences of the data and of the pretrained "
+            "weights, which this program does not know.",
+            "docs/reporting_checklist.md in the repository of the pipeline lists which items of the "
+            "reporting guidelines CLAIM and "
             "TRIPOD+AI this card and the report answer, and which they do not.",
         ],
     }

@@ -1,4 +1,6 @@
-"""The flow figure of the report (as in STARD and CONSORT): from the rows of the label table to the images of each split."""
+"""The flow figure of the report (as in STARD and CONSORT): from the rows of the label table to the images of
+each split.
+"""
 
 import textwrap
 from typing import Any
@@ -76,7 +78,8 @@ def _excluded(dataset: dict[str, Any]) -> int:
     in_splits = sum(dataset["split"][split]["images"] for split in SPLITS)
     if excluded + dataset["images"] != dataset["rows"] or in_splits != dataset["images"]:
         raise UserError(
-            f"dataset.json: {dataset['rows']:,} rows are not {excluded:,} excluded and {dataset['images']:,} used images, "
+            f"dataset.json: {dataset['rows']:,} rows are not {excluded:,} excluded and "
+            f"{dataset['images']:,} used images, "
             f"of which {in_splits:,} are in the splits. Run preprocess again."
         )
     return excluded
@@ -101,7 +104,8 @@ def _words(validation: dict[str, Any], dataset: dict[str, Any], excluded: int, t
     )
     sealed = test.get("sealed_patients", 0)
     return (
-        f"{dataset['rows']:,} rows of {validation['patients']:,} patients in the label table; {excluded:,} rows excluded"
+        f"{dataset['rows']:,} rows of {validation['patients']:,} patients in the label table; {excluded:,} "
+        "rows excluded"
         f"{f' ({reasons})' if reasons else ''}; {dataset['images']:,} images of {dataset['patients']:,} patients used: "
         f"{parts}{f' ({sealed:,} of them sealed)' if sealed else ''}."
     )

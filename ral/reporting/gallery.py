@@ -153,7 +153,10 @@ def _maps(content: dict[str, Any]) -> str:
         return f"There are no heat maps: {content.get('no_maps') or 'none were made'}"
     meaning = {
         "grad_cam": "Heat maps (Grad-CAM) show which regions raise the score of the finding",
-        "rollout": "Heat maps (attention rollout) show which regions contribute to the output; they are the same for every finding",
+        "rollout": (
+            "Heat maps (attention rollout) show which regions contribute to the output; they are "
+            "the same for every finding"
+        ),
     }
     rows, columns = content.get("positions") or (0, 0)
     caution = "They suggest, but do not prove, what the prediction is based on"

@@ -84,7 +84,8 @@ class Checkpoints:
             except BlockingIOError:
                 stream.seek(0)
                 raise UserError(
-                    f"The same training is running already ({stream.read() or 'unknown process'}). Wait for it, or stop it."
+                    f"The same training is running already ({stream.read() or 'unknown process'}). Wait for "
+                    "it, or stop it."
                 ) from None
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {platform.node()}")

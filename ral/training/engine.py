@@ -166,7 +166,9 @@ def start_engine(model: nn.Module, groups: list[dict[str, Any]], config: TrainCo
 
 
 def merge(user: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
-    """Merge two nested configurations. Only sections occur in both, with disjoint keys (`ral.config.train` checks it)."""
+    """Merge two nested configurations. Only sections occur in both, with disjoint keys (`ral.config.train`
+    checks it).
+    """
     merged = dict(user)
     for name, value in fixed.items():
         merged[name] = merge(user.get(name, {}), value) if isinstance(value, dict) else value
@@ -212,7 +214,9 @@ def _shard(full: Tensor, numel: int) -> Tensor:
 
 @contextmanager
 def use_weights(engine: Any, values: dict[str, Tensor]) -> Iterator[None]:
-    """Inside the block, the engine holds `values` (names and shapes as `local_state_dict`) instead of its own weights."""
+    """Inside the block, the engine holds `values` (names and shapes as `local_state_dict`) instead of its own
+    weights.
+    """
     local = local_state_dict(engine)
     saved = {name: tensor.clone() for name, tensor in local.items()}
     for name, tensor in local.items():

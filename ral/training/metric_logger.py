@@ -27,7 +27,8 @@ class MetricLogger:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError(
-                    "training.tensorboard needs the tensorboard package: pip install -c constraints.txt -e '.[tensorboard]'"
+                    "training.tensorboard needs the tensorboard package: pip install -c constraints.txt -e "
+                    "'.[tensorboard]'"
                 ) from None
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
@@ -58,7 +59,9 @@ class MetricLogger:
 
 
 def _replace(path: Path, header: str, epoch: int, lines: Sequence[str]) -> None:
-    """Write an epoch's lines after those of earlier epochs, replacing any of the same epoch (a resumed run repeats it)."""
+    """Write an epoch's lines after those of earlier epochs, replacing any of the same epoch (a resumed run
+    repeats it).
+    """
     old_lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
     earlier = [line for line in old_lines if int(line.split(",")[0]) < epoch]
     with atomic_write(path) as draft:

@@ -1,4 +1,6 @@
-"""Flows that are started at the same moment on one state_dir: one of each kind runs, the other is refused, nothing is lost."""
+"""Flows that are started at the same moment on one state_dir: one of each kind runs, the other is refused,
+nothing is lost.
+"""
 
 import subprocess
 import sys
@@ -17,7 +19,8 @@ NIGHT = ("flows.nightly",)
 # train-ral with changed parameters: in a workspace of its own beside the night's, on the same registry and cache.
 TRAIN = (
     "-c",
-    "from flows.train_ral import run_from_cli, train_ral\nwith run_from_cli():\n    train_ral(changes={'train.seed': 7})",
+    "from flows.train_ral import run_from_cli, train_ral\nwith run_from_cli():\n    "
+    "train_ral(changes={'train.seed': 7})",
 )
 
 

@@ -1,4 +1,6 @@
-"""DVC's own queue of experiments, killed: the workspace stays as it was, and the queue ends as if nothing had happened."""
+"""DVC's own queue of experiments, killed: the workspace stays as it was, and the queue ends as if nothing had
+happened.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""Each source through DVC: an edit of its own reader reruns what reads by it, an edit of another reader reruns nothing."""
+"""Each source through DVC: an edit of its own reader reruns what reads by it, an edit of another reader
+reruns nothing.
+"""
 
 import json
 import re

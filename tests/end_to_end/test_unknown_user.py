@@ -1,4 +1,6 @@
-"""A user that the system does not know, as with `docker run --user 12345`: no entry in /etc/passwd, no home, no name."""
+"""A user that the system does not know, as with `docker run --user 12345`: no entry in /etc/passwd, no home,
+no name.
+"""
 
 import os
 import shutil

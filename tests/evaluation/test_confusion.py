@@ -16,7 +16,8 @@ def cell(table: pd.DataFrame, finding: str, taken_for: str) -> list:
 
 def test_by_hand() -> None:
     labels = pd.DataFrame({"A": [1, 1, 0, 0, N], "B": [0, 0, 0, 1, 0], "C": [0, N, 1, 0, 0]})
-    # Ranks of the logits within each finding, low to high: all raw logits of A are above those of B, which must not matter.
+    # Ranks of the logits within each finding, low to high: all raw logits of A are above those of B, which
+    # must not matter.
     logits = pd.DataFrame(
         {"A": [101, 103, 100, 102, 104], "B": [4, 1, 3, 2, 0], "C": [0.1, 0.4, 0.2, 0.3, 0.0]},
     )

@@ -93,7 +93,9 @@ def test_no_interval_with_fewer_than_five_patients_with_the_finding() -> None:
 
 
 def test_intervals_hold_the_truth() -> None:
-    """Scores that are the probabilities: at t, the net benefit is the mean of (score − (1 − score) t/(1 − t)) above t."""
+    """Scores that are the probabilities: at t, the net benefit is the mean of (score − (1 − score) t/(1 − t))
+    above t.
+    """
     many = np.random.default_rng(6).beta(1, 3, size=1_000_000)
     truth = [np.mean((many - (1 - many) * t / (1 - t)) * (many >= t)) for t in AT[:3]]
     held = np.zeros(3)

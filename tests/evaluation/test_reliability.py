@@ -50,7 +50,9 @@ def test_ties_share_a_bin() -> None:
 
 
 def test_debiasing_takes_off_what_chance_adds() -> None:
-    """Of perfectly calibrated scores the plain error is chance alone; of biased ones the debiased is nearer the truth."""
+    """Of perfectly calibrated scores the plain error is chance alone; of biased ones the debiased is nearer
+    the truth.
+    """
     plain, debiased, shifted = [], [], []
     for seed in range(40):
         scores, labels = sample(seed)

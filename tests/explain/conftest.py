@@ -26,7 +26,9 @@ MODELS = {
 
 
 def write_prepared(folder: Path, images: int = 72, phantom: bool = False) -> Path:
-    """Prepared data of noise: two thirds train, one third test; some labels unknown, ids that are invalid file names."""
+    """Prepared data of noise: two thirds train, one third test; some labels unknown, ids that are invalid
+    file names.
+    """
     rng = np.random.default_rng(0)
     ids = [f"{'phantom' * phantom}../../<script>{i:03d}" for i in range(images)]
     labels = (rng.random((images, 3)) < 0.4).astype(np.float32)

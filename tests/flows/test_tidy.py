@@ -1,4 +1,6 @@
-"""Tidying removes what nothing needs, and nothing else: nights, releases, unfinished trainings, other workspaces' outputs."""
+"""Tidying removes what nothing needs, and nothing else: nights, releases, unfinished trainings, other
+workspaces' outputs.
+"""
 
 import ast
 import fcntl

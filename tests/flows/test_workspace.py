@@ -1,4 +1,6 @@
-"""Workspaces: a checkout that is nobody's, held by one run at a time, with a record that says what each night was made from."""
+"""Workspaces: a checkout that is nobody's, held by one run at a time, with a record that says what each night
+was made from.
+"""
 
 import os
 import shutil

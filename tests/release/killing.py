@@ -1,4 +1,5 @@
-"""Kills `register` or `prune` of ral.release before each write to the disk, and checks that rerunning the command recovers.
+"""Kills `register` or `prune` of ral.release before each write to the disk, and checks that rerunning the
+command recovers.
 
 python killing.py register|prune BASE WORK     # BASE has state/ and project/; WORK is an empty folder
 

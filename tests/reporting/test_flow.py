@@ -84,7 +84,8 @@ def test_words_say_the_same() -> None:
     assert words is not None
     assert root.attrib["aria-describedby"] == words.attrib["id"] == "flow-words"
     assert (words.text or "").startswith(
-        "PHANTOM DATA. 112,120 rows of 900 patients in the label table; 98,332 rows excluded (3 image cannot be decoded x"
+        "PHANTOM DATA. 112,120 rows of 900 patients in the label table; 98,332 rows excluded (3 image "
+        "cannot be decoded x"
     )
     assert (words.text or "").endswith("test 1,788 images of 80 patients (20 of them sealed).")
     assert (root.find("title").text or "").startswith("PHANTOM DATA. ")  # type: ignore[union-attr]

@@ -163,7 +163,8 @@ def check_size(name: str, size: int) -> None:
 def _check_growth(archive: Path, packed: int, unpacked: int) -> None:
     if unpacked > max(EXPANSION_CHECK_BYTES, MAX_EXPANSION * packed):
         raise UserError(
-            f"{shown(archive)} unpacks to more than {MAX_EXPANSION} times its size, like a decompression bomb. {DOWNLOAD_AGAIN}"
+            f"{shown(archive)} unpacks to more than {MAX_EXPANSION} times its size, like a decompression "
+            f"bomb. {DOWNLOAD_AGAIN}"
         )
 
 
@@ -307,7 +308,9 @@ def _check_count(stream: IO[bytes], listed: int, comment: int) -> None:
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> str:
-    """Decode a member's name. Without the UTF-8 flag it is code page 437, or UTF-8 written by macOS without the flag."""
+    """Decode a member's name. Without the UTF-8 flag it is code page 437, or UTF-8 written by macOS without
+    the flag.
+    """
     name = entry.filename
     if not entry.flag_bits & 0x800:
         with suppress(UnicodeError):

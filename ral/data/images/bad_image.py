@@ -3,12 +3,13 @@
 from ral.data.images.limits import MAX_PIXELS
 from ral.errors import UserError
 
-# Pixels per byte of the file. Even blank PNGs of 8 or 16 bits stay below 1,033 and JPEGs below 513. A header that claims
-# more is false, and some decoders would fill in the missing pixels.
+# Pixels per byte of the file. Even blank PNGs of 8 or 16 bits stay below 1,033 and JPEGs below 513. A header
+# that claims more is false, and some decoders would fill in the missing pixels.
 MAX_PIXELS_PER_BYTE = 2048
 
 _REMEDY = (
-    "Replace the image, remove its row from the label table, or set preprocess.on_bad_image to quarantine to exclude it."
+    "Replace the image, remove its row from the label table, or set preprocess.on_bad_image to quarantine "
+    "to exclude it."
 )
 
 

@@ -64,9 +64,9 @@ def decode_with_note(
 ) -> tuple[np.ndarray, str]:
     """Decode one image to uint8 [size, size], grayscale, resized by area averaging.
 
-    8-bit images keep their values. Deeper ones (16-bit PNG, DICOM) are averaged at full depth and rounded to 8 bits once,
-    at the end. A 16-bit PNG does not specify its value range, so `value_range` determines it; a DICOM image has a window
-    or lookup table (`ral.data.images.dicom`).
+    8-bit images keep their values. Deeper ones (16-bit PNG, DICOM) are averaged at full depth and rounded to
+    8 bits once, at the end. A 16-bit PNG does not specify its value range, so `value_range` determines it; a
+    DICOM image has a window or lookup table (`ral.data.images.dicom`).
 
     Args:
         content: the image file: PNG, JPEG or DICOM.

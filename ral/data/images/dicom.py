@@ -72,7 +72,8 @@ def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
         import pydicom
     except ImportError:
         raise UserError(
-            f"{name} is a DICOM file, but pydicom is not installed. Install it: pip install -c constraints.txt -e '.[dicom]'"
+            f"{name} is a DICOM file, but pydicom is not installed. Install it: pip install -c "
+            "constraints.txt -e '.[dicom]'"
         ) from None
     from ral.data.images.dicom_display import display, display_colour
 
@@ -256,7 +257,9 @@ def _jpeg_size(code: bytes) -> tuple[int, int, int]:
 
 
 def _check_run_lengths(code: bytes, pixels: int, name: str) -> None:
-    """Check that an RLE segment unpacks to one byte per pixel; two bytes expand to 128, so a few MB could fill memory."""
+    """Check that an RLE segment unpacks to one byte per pixel; two bytes expand to 128, so a few MB could
+    fill memory.
+    """
     segments, *starts = struct.unpack_from("<16L", code)
     starts = [*starts[:segments], len(code)]
     for offset, end in pairwise(starts):

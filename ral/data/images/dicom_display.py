@@ -1,7 +1,7 @@
 """Maps stored values of a DICOM image to display values (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2, C.11.6).
 
-Every step depends only on the stored value, of which there are at most 65,536. The steps are therefore applied to a lookup
-table of all values, and each pixel is looked up once.
+Every step depends only on the stored value, of which there are at most 65,536. The steps are therefore
+applied to a lookup table of all values, and each pixel is looked up once.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ def display(image: "Dataset", stored: np.ndarray, name: str) -> tuple[np.ndarray
     """Gray values 0 (black) to WHITE, uint16 [height, width], and a note (`ral.data.images.decode.NOTES`).
 
     Padding is black whatever the polarity, and is excluded from the value range. The modality LUT or rescale slope is
-    applied first. Then the first non-empty VOI LUT, or else the first window, gives black and white; without either they
-    are the minimum and maximum of the image. High values are dark if Presentation LUT Shape is INVERSE, or if it is
-    absent and the image is MONOCHROME1.
+    applied first. Then the first non-empty VOI LUT, or else the first window, gives black and white; without
+    either they are the minimum and maximum of the image. High values are dark if Presentation LUT Shape is
+    INVERSE, or if it is absent and the image is MONOCHROME1.
 
     Args:
         image: the tags.
@@ -116,7 +116,9 @@ def _modality(image: "Dataset", values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _voi(image: "Dataset", values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """Apply the first VOI LUT or window; returns the values and (black, white), or None for the latter if there is neither."""
+    """Apply the first VOI LUT or window; returns the values and (black, white), or None for the latter if
+    there is neither.
+    """
     table = _lookup_table(image, "VOILUTSequence", values, name)
     if table is not None:
         return table

@@ -29,8 +29,8 @@ COLUMNS = ["image_id", "path", "member", "offset", "bytes", "hash"]
 def find_sources(root: Path) -> tuple[list[Path], list[Path]]:
     """Archives and folders below `root` with images, each sorted by name.
 
-    Folders are `images/` and, for archives unpacked separately, `images_*/` or `images_*/images/`. If a folder `images*/`
-    has no image but exactly one subfolder with images, the subfolder is used.
+    Folders are `images/` and, for archives unpacked separately, `images_*/` or `images_*/images/`. If a
+    folder `images*/` has no image but exactly one subfolder with images, the subfolder is used.
 
     Raises:
         UserError: there are none.
@@ -129,7 +129,8 @@ def list_images(
         if locations[0] == locations[1]:
             locations = duplicates["member"].iloc[:2].tolist()
         raise UserError(
-            f"{shown(root)}: image {shown(duplicates['image_id'].iloc[0])} exists twice, in {shown(locations[0])} and in "
+            f"{shown(root)}: image {shown(duplicates['image_id'].iloc[0])} exists twice, in "
+            f"{shown(locations[0])} and in "
             f"{shown(locations[1])}. Keep one."
         )
     return images, hashes
@@ -168,7 +169,9 @@ def stream_hash(stream: IO[bytes]) -> str:
 
 
 class _HashingStream:
-    """A stream that hashes and counts the bytes read through it, so that an archive is listed and hashed in one pass."""
+    """A stream that hashes and counts the bytes read through it, so that an archive is listed and hashed in
+    one pass.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -269,8 +272,8 @@ def add_content(
 def read_images(root: Path, images: pd.DataFrame) -> Iterator[bytes]:
     """Yield the content of images of one archive, or of single files, in stored order.
 
-    An archive is read once, from the first of these images to the last. A plain tar is read from there, a gzipped one is
-    also unpacked up to there, and of a zip only these images are read.
+    An archive is read once, from the first of these images to the last. A plain tar is read from there, a
+    gzipped one is also unpacked up to there, and of a zip only these images are read.
 
     Args:
         root: the data folder.

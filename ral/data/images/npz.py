@@ -119,7 +119,8 @@ def _header(
     claimed = stream.tell() + math.prod(shape) * dtype.itemsize
     if claimed != listed.file_size or claimed > max(EXPANSION_CHECK_BYTES, MAX_EXPANSION * packed):
         raise UserError(
-            f"{path}: {member} claims {claimed} bytes, has {listed.file_size} according to the archive and {packed} compressed. "
+            f"{path}: {member} claims {claimed} bytes, has {listed.file_size} according to the archive and "
+            f"{packed} compressed. "
             "Download it again."
         )
     return shape, dtype

@@ -1,7 +1,8 @@
 """Packs images into pixel shards: decodes new images on Dask's workers, then assembles the shards.
 
-Decoded images are cached in between (`ral.data.images.cache`). After a killed worker, a full disk or a larger delivery, only
-images that are not cached are decoded. A worker holds one image and one chunk in memory, or one shard.
+Decoded images are cached in between (`ral.data.images.cache`). After a killed worker, a full disk or a larger
+delivery, only images that are not cached are decoded. A worker holds one image and one chunk in memory, or
+one shard.
 """
 
 import math
@@ -69,8 +70,8 @@ def pack(
 
     Args:
         root: the data folder.
-        images: rows of `ral.data.images.locate.list_images`, in its order, which the shards keep. An optional column `invert`
-            (bool) marks PNG and JPEG images whose high values are dark.
+        images: rows of `ral.data.images.locate.list_images`, in its order, which the shards keep. An optional
+            column `invert` (bool) marks PNG and JPEG images whose high values are dark.
         config: how images are prepared, images per shard, handling of bad images.
         out: folder that gets `shards/`. Remote workers need access to it, `root` and `state_dir`.
         pool: executes the tasks.
@@ -78,8 +79,8 @@ def pack(
         state_dir: folder of the cache for later runs; None caches only until the shards are written.
 
     Raises:
-        UserError: an image is bad and `on_bad_image` is fail, too many images are bad, an image has changed since it was
-            listed, or an archive is damaged.
+        UserError: an image is bad and `on_bad_image` is fail, too many images are bad, an image has changed
+            since it was listed, or an archive is damaged.
         OSError: the disk is full, or not writable. Decoded images are cached for the next run.
     """
     # Use absolute paths: workers that were started elsewhere have another working directory.

@@ -1,8 +1,8 @@
 """Resizes images by exact area averaging in integer arithmetic.
 
-A pixel of the result is the mean of the source area that it covers; partly covered source pixels count in part. (Pillow's box
-filter includes or excludes such pixels as a whole, which is off by up to 27 gray levels from 1024 to 224.) Integer
-arithmetic gives the same bytes on every processor.
+A pixel of the result is the mean of the source area that it covers; partly covered source pixels count in
+part. (Pillow's box filter includes or excludes such pixels as a whole, which is off by up to 27 gray levels
+from 1024 to 224.) Integer arithmetic gives the same bytes on every processor.
 """
 
 from functools import lru_cache

@@ -117,7 +117,8 @@ class Source(ABC):
         self.config, self.root = config, Path(config.root)
         if not self.root.is_dir():
             raise UserError(
-                f"The data folder {self.root} does not exist. Set data.root in params.yaml to your folder (or RAL_DATA_ROOT, "
+                f"The data folder {self.root} does not exist. Set data.root in params.yaml to your folder "
+                "(or RAL_DATA_ROOT, "
                 "or data_root in ral.toml, where one of them is set)."
             )
 

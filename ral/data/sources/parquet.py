@@ -52,12 +52,12 @@ def parquet_files(path: Path) -> list[Path]:
 def read_parquet_chunks(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
     """Read columns of a table as text, and `row`: the number of the row, from 1, over all parts in order.
 
-    Each part is read with its own types, without conversion between parts. A column may also be a Hive partition, a folder
-    named `column=value`. Yields `text.CHUNK_ROWS` rows at a time.
+    Each part is read with its own types, without conversion between parts. A column may also be a Hive
+    partition, a folder named `column=value`. Yields `text.CHUNK_ROWS` rows at a time.
 
     Raises:
-        UserError: a part lacks a column or has it twice, is damaged or is not Parquet; a column is not of text, numbers,
-            booleans or dates; there are no rows.
+        UserError: a part lacks a column or has it twice, is damaged or is not Parquet; a column is not of
+            text, numbers, booleans or dates; there are no rows.
     """
     first, pending = 1, pd.DataFrame()
     for file in parquet_files(path):

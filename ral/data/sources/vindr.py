@@ -14,7 +14,8 @@ from ral.data.sources.text import check_columns, read_header, read_text
 from ral.errors import UserError
 from ral.labels import LABEL_SETS
 
-# Table -> folder of its images and official split. Three readers read each training image; five agreed on each test image.
+# Table -> folder of its images and official split. Three readers read each training image; five agreed on
+# each test image.
 TABLES = {"image_labels_train.csv": "train", "image_labels_test.csv": "test"}
 NO_FINDING_COLUMN = "No finding"
 # Spelling in the test table -> spelling in the training table.

@@ -43,7 +43,9 @@ class Splitter:
     accepted: pd.Series | None
 
     def same_images(self, included: pd.DataFrame, pixels: "pd.Series[str]" = NO_PIXELS) -> SameImages:
-        """Find images of several patients among the included rows, by files and `pixels` (`ral.data.images.shards.same_pixels`)."""
+        """Find images of several patients among the included rows, by files and `pixels`
+        (`ral.data.images.shards.same_pixels`).
+        """
         rows = self.images[["image_id", "hash"]].iloc[included["stored"]].reset_index(drop=True)
         return same_images(rows.assign(patient_id=included["patient_id"].array), pixels)
 

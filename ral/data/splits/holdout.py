@@ -53,7 +53,9 @@ def gate_set(patients: "pd.Series[str]", sets: int, turn: int) -> NDArray[np.boo
 
 
 def _patient_hashes(patients: "pd.Series[str]", purpose: str) -> NDArray[np.float64]:
-    """Map each row's patient to [0, 1), independently for each purpose and of `ral.data.splits.methods.patient_hash`."""
+    """Map each row's patient to [0, 1), independently for each purpose and of
+    `ral.data.splits.methods.patient_hash`.
+    """
     codes, ids = pd.factorize(patients)
     person = purpose.encode()
     hashes = np.array([hash_to_unit_interval(str(name), person) for name in ids], dtype=np.float64)

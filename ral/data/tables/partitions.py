@@ -1,8 +1,8 @@
 """A label table of any size, divided into partitions on disk by patient.
 
-The step validate checks one partition at a time. All rows of a patient, and of patients whose ids look alike, are in the
-same partition, so checks of patients are exact. Checks of images run over all partitions (`find_repeated`, `image_sizes`,
-`ral.data.tables.duplicates.same_content`).
+The step validate checks one partition at a time. All rows of a patient, and of patients whose ids look alike,
+are in the same partition, so checks of patients are exact. Checks of images run over all partitions
+(`find_repeated`, `image_sizes`, `ral.data.tables.duplicates.same_content`).
 """
 
 import shutil

@@ -1,7 +1,8 @@
 """External sort of tables larger than memory: index of image ids, rows spilled to disk, counts of labels.
 
-The step preprocess reads its source in chunks. What it needs of all rows at once (patient, labels) stays in memory, a few
-dozen bytes a row. The rest is spilled to buckets on disk by the index of the image, and read back bucket by bucket.
+The step preprocess reads its source in chunks. What it needs of all rows at once (patient, labels) stays in
+memory, a few dozen bytes a row. The rest is spilled to buckets on disk by the index of the image, and read
+back bucket by bucket.
 """
 
 import shutil

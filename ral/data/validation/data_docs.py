@@ -1,7 +1,8 @@
 """Data Docs: the results of Great Expectations as self-contained HTML pages without scripts.
 
-The pages of Great Expectations itself load scripts and styles from the network and insert some table text unescaped. Here
-its renderers produce the section of each column; the page around them, with the names of the checks, is our own.
+The pages of Great Expectations itself load scripts and styles from the network and insert some table text
+unescaped. Here its renderers produce the section of each column; the page around them, with the names of the
+checks, is our own.
 """
 
 import html

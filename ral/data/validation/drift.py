@@ -79,13 +79,15 @@ def _shares(parts: Sequence[dict[str, int]], rows: int) -> dict[str, float]:
 
 
 def stability_index(then: dict[str, float], now: dict[str, float], floor: float = MIN_SHARE) -> float:
-    """Population stability index: the sum of (now − then) · ln(now / then) over the shares of the values, each at least `floor`.
+    """Population stability index: the sum of (now − then) · ln(now / then) over the shares of the values,
+    each at least `floor`.
 
     It is 0 for equal shares, symmetric, and equal to the sum of both Kullback-Leibler divergences.
     """
     names = sorted(then.keys() | now.keys())
     pairs = [(max(then.get(name, 0.0), floor), max(now.get(name, 0.0), floor)) for name in names]
-    # Decimal logarithm and exact sum give the same digits on every processor; values are reported and compared with limits.
+    # Decimal logarithm and exact sum give the same digits on every processor; values are reported and
+    # compared with limits.
     return math.fsum((new - old) * float(Decimal(new / old).ln()) for old, new in pairs)
 
 

@@ -47,9 +47,10 @@ def derive_check_columns(raw: pd.DataFrame, layout: Layout, row_facts: RowFacts)
     """Add the columns that the expectations check to the raw rows.
 
     Added: image_bytes (null without an image), image_repeated (the image id, null if it is unique), file_repeated (the
-    path, likewise), same_image, patient_lookalike (ids that look like the patient's), age_as_number (null if it is not a
-    number), label_problem (words or cells that are not labels), contradiction (findings beside No Finding), id_problem,
-    sexes_of_patient, age_step (years since the patient's previous follow-up), patient_known.
+    path, likewise), same_image, patient_lookalike (ids that look like the patient's), age_as_number (null if
+    it is not a number), label_problem (words or cells that are not labels), contradiction (findings beside No
+    Finding), id_problem, sexes_of_patient, age_step (years since the patient's previous follow-up),
+    patient_known.
 
     Args:
         raw: all rows of some patients, in the order of the table.

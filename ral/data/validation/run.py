@@ -1,7 +1,7 @@
 """Runs Great Expectations on a source's raw rows, its images and their drift, and summarizes the results.
 
-Rows are checked one partition at a time (`ral.data.tables.partitions`) on Dask's workers, and the results are merged. The
-validation does not depend on the number of partitions.
+Rows are checked one partition at a time (`ral.data.tables.partitions`) on Dask's workers, and the results are
+merged. The validation does not depend on the number of partitions.
 """
 
 import gc
@@ -81,9 +81,9 @@ def check_rows(
         docs: folder for the Data Docs; written even if the data is rejected, so it is not a DVC output.
 
     Returns:
-        A summary of the table (phantom, rows, patients, images, rows_without_image, images_without_row, profile); and one
-        dict per check: check, column, severity (error or warning), passed, unexpected (rows), samples ({row, image_id,
-        value}) and remedy.
+        A summary of the table (phantom, rows, patients, images, rows_without_image, images_without_row,
+        profile); and one dict per check: check, column, severity (error or warning), passed, unexpected
+        (rows), samples ({row, image_id, value}) and remedy.
     """
     layout, parts = source.layout, rows.all()
     sizes, images_without_row = image_sizes(parts, layout.image, images)

@@ -1,4 +1,6 @@
-"""DICOM files: every transfer syntax, files that lack their beginning, no tag but those for pixels, what is no image."""
+"""DICOM files: every transfer syntax, files that lack their beginning, no tag but those for pixels, what is
+no image.
+"""
 
 import io
 import sys

@@ -1,4 +1,6 @@
-"""The hash behind splits, sealed patients and gate sets: its values are pinned, since accepted splits depend on them."""
+"""The hash behind splits, sealed patients and gate sets: its values are pinned, since accepted splits depend
+on them.
+"""
 
 import numpy as np
 import pandas as pd
