@@ -74,7 +74,7 @@ def test_the_comparison_prints_no_p_of_zero_and_no_missing_interval_as_a_number(
 def test_ranges_of_figures_are_written_in_one_place() -> None:
     """Only `ral.wording` formats intervals, except for one sentence of the gate."""
     root = Path(wording.__file__).parents[1]
-    ends = re.compile(r"\['low'\][^}]*\}(–| to )|\.low[^}]*\}(–| to )")
+    ends = re.compile(r"\['low'\][^}]*\}(–| to )|\.low\b[^}]*\}(–| to )")
     files = [path for part in ("ral", "flows", "tasks") for path in (root / part).rglob("*.py")]
     assert [path.name for path in files if ends.search(path.read_text())] == [
         "gate.py"
