@@ -37,6 +37,7 @@ class Line:
 def configure() -> None:
     """Send the log lines of this process to standard error, in the format that RAL_LOG_FORMAT names."""
     handler = _Handler()
+    handler.addFilter(_is_shown)
     handler.setFormatter(_Json() if os.environ.get(LOG_FORMAT) == "json" else TEXT)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
@@ -55,6 +56,11 @@ def parse(text: str) -> Line | None:
         return Line(level, str(content["message"]), share)
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Whether a record is ours, or a warning of somebody else (some libraries set their own level to INFO)."""
+    return record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS
 
 
 class _Json(logging.Formatter):

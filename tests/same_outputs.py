@@ -32,8 +32,8 @@ WORDS = {
     "film": "image",
     "Film": "Image",
 }
-# Keys and columns of hashes of files that hold renamed words, and of free text.
-SKIPPED = {"sha256", "digest", "content", "profile_sha256"}
+# Keys and columns of hashes of files that hold renamed words, the README of the phantom, and free text.
+SKIPPED = {"sha256", "digest", "content", "profile_sha256", "README.txt"}
 TEXT = {"check", "remedy", "sentence", "note", "notice", "reason", "samples", "not_estimable"}
 
 

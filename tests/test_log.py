@@ -15,6 +15,8 @@ configure()
 logging.getLogger("ral.training").info("epoch %d", 3)
 logging.getLogger("tasks.validate").warning('3 rows failed "image is present"\\nsecond line')
 logging.getLogger("somebody.else").info("not shown")
+logging.getLogger("loud").setLevel(logging.DEBUG)
+logging.getLogger("loud").info("not shown either")
 logging.getLogger("somebody.else").warning("shown")
 """
 
