@@ -98,7 +98,7 @@ class Queue:
 def base(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """A clone in which the pipeline has run and its lock file is committed; do not change it, copy it."""
     folder = copy_project(tmp_path_factory.mktemp("queue") / "base")
-    set_params(folder, SMALL | {"explain": {"images": False}})
+    set_params(folder, SMALL | {"explain": {"show_images": False}})
     run("dvc", "repro", cwd=folder)
     git(folder, "add", "dvc.lock")
     git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "small, and run")
