@@ -72,7 +72,7 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     ended = clinic.wait_for(asked)
     assert ended["type"] == "FAILED"
     assert "did you mean `mass`" in clinic.lines(asked).lower()
-    assert '"passed": false' in clinic.server.artifacts()["decision"]["data"]
+    assert '"passed": false' in clinic.server.artifacts()["validation"]["data"]
     assert clinic.champion() == first
     assert decisions(clinic) == ["PROMOTE"]
     clinic.tidy()
@@ -185,7 +185,7 @@ def test_a_crash_loses_nothing(clinic: Clinic, power: bool) -> None:
     assert decisions(clinic) == before
     assert clinic.champion() == champion
     next_one = clinic.start_night(**changes)  # nobody is there to take it
-    # The place of a run that could say nothing is held for some minutes more; then a timed_out run is cancelled.
+    # The place of a run that could say nothing is held for some minutes more; then a late run is cancelled.
     clinic.wait_until(lambda: clinic.state_of(next_one)["name"] in ("Late",) + ("Cancelled",) * (not power))
     clinic.worker.start()
     ends = [clinic.wait_for(next_one)["type"]]
