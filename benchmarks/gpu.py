@@ -57,6 +57,7 @@ CHECKS = {
         "waits for the GPU and kernel launches of an optimizer step", 180, "a CPU has no stream to wait for"
     ),
     "losses": Check("RAL against its eager and its compiled form: time, memory, error", 240),
+    "reproduce": Check("two trainings of an epoch on one GPU: the same bits, whole and compiled", 150),
     "speed": Check(
         "training against a bare torch loop; images per second",
         360,

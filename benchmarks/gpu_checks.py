@@ -45,6 +45,7 @@ from ral.launch.base import free_port
 from ral.losses import LOSSES, RAL, ClassCounts, build_loss
 from ral.models import build_model
 from ral.processes import die_with_parent
+from ral.training.engine import full_state_dict
 
 # Limit of the gradient's error by dtype of the logits, relative to the largest gradient.
 GRADIENT_ERROR_LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -130,7 +131,6 @@ def autocast(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def zero(setting: Setting) -> Iterator[dict[str, Any]]:
     """Losses of an epoch in every ZeRO stage, with and without micro-batches, against stage 0 without."""
-    torch.backends.cudnn.allow_tf32 = False
     backbone, size, batch = setting.shape(("convnext_atto", 64, 64), ("test_convnext", 32, 16))
     context, data = prepare(setting, size, (10 if GPU else 5) * batch)
     first: list[float] = []
@@ -146,6 +146,32 @@ def zero(setting: Setting) -> Iterator[dict[str, Any]]:
             difference = max(abs(a - b) / abs(b) for a, b in zip(values, first, strict=True))
             label = "whole batches" if micro is None else f"micro-batches of {micro}"
             yield at_most(f"ZeRO {stage}, {label}: relative difference", difference, 1e-4)
+
+
+def reproduce(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Losses and weights of an epoch, trained twice in one process with cuda_math deterministic."""
+    shapes = (("resnet18", 64, 64), ("convnext_atto", 64, 64))
+    for number, shape in enumerate(shapes):
+        backbone, size, batch = setting.shape(
+            shape, ("test_resnet" if number == 0 else "test_convnext", 32, 16)
+        )
+        inner = Setting(setting.small, setting.backbone, setting.folder / str(number))
+        inner.folder.mkdir()
+        context, data = prepare(inner, size, 10 * batch)
+        for changes in ({}, {"precision": "bfloat16"}, {"precision": "bfloat16", "compile": True}):
+            if changes.get("compile") and setting.small:
+                continue
+            runs = []
+            for _ in range(2):
+                params = bench.parameters(backbone, {}, batch, **changes)
+                trainer = bench.build(params, data, context)
+                trainer.train_epoch()
+                weights = full_state_dict(trainer.engine)
+                runs.append((trainer.state.losses, weights))
+            (losses, first), (again, second) = runs
+            same = losses == again and all(torch.equal(first[name], second[name]) for name in first)
+            label = " compiled" if "compile" in changes else ""
+            yield equal(f"{backbone}, {params.train.precision}{label}: same bits", same, True)
 
 
 def resume(setting: Setting) -> Iterator[dict[str, Any]]:

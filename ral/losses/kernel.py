@@ -122,7 +122,7 @@ def run_kernel(
     compute: torch.dtype,
     elementwise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (sum, or per logit), slopes in the logits' dtype, number of known labels; tensors on one CUDA device."""
+    """Loss (sum, or per logit), slopes in the logits' dtype, known labels of each program, of tensors on one GPU."""
     x, y = logits.contiguous(), targets.contiguous()
     if y.dtype == torch.bool:
         y = y.to(torch.uint8)
@@ -132,9 +132,10 @@ def run_kernel(
     sums = torch.empty(programs, dtype=compute, device=x.device)
     known = torch.empty(programs, dtype=torch.int32, device=x.device)
     if programs:
-        _loss_kernel[(programs,)](
-            x, y, x if weight is None else weight.contiguous(), value, slope, sums, known,
-            x.numel(), max(1, x.shape[-1]), *formula,
-            weighted=weight is not None, elementwise=elementwise, wide=compute == torch.float64, block=BLOCK,
-        )  # fmt: skip
-    return value if elementwise else sums.sum(), slope, known.sum()
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            _loss_kernel[(programs,)](
+                x, y, x if weight is None else weight.contiguous(), value, slope, sums, known,
+                x.numel(), max(1, x.shape[-1]), *formula,
+                weighted=weight is not None, elementwise=elementwise, wide=compute == torch.float64, block=BLOCK,
+            )  # fmt: skip
+    return value if elementwise else sums.sum(), slope, known
