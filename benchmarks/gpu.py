@@ -71,6 +71,7 @@ CHECKS = {
         120,
         "memory and speed of a GPU are its subject",
     ),
+    "training": Check("a complete training: bfloat16, compiled, EMA, second phase", 180),
     "resume": Check("a training interrupted by SIGTERM, then resumed", 300, quick=False),
     "fallback": Check(
         "the losses without a C compiler and with an empty Triton cache", 90, "Triton runs on GPUs only"

@@ -119,7 +119,7 @@ def memory(
     """
     size = shape[0] * shape[1] * 4
     if device == "cuda":
-        loss = loss or RAL()
+        loss = RAL() if loss is None else loss  # a compiled loss has no truth value
         x, y = draw(shape, device)
         once(loss, x, y)
         x.grad = None

@@ -78,10 +78,9 @@ class _Asymmetric(torch.autograd.Function):
             from ral.losses.kernel import run_kernel as run
         else:
             run = _dense  # _blocked would copy the targets to the host
-        value, slope, known = run(logits, targets, formula, weight, compute, reduction == "none")
-        ctx.scale = 1 / known.sum().clamp(min=1).to(compute) if reduction == "mean" else None
+        value, slope, ctx.scale = run(logits, targets, formula, weight, compute, reduction)
         ctx.save_for_backward(slope)
-        return value if ctx.scale is None else value * ctx.scale
+        return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -104,7 +103,7 @@ def kernel_usable() -> bool:
         from ral.losses.kernel import run_kernel
 
         x = torch.zeros(1, 1, device="cuda")
-        run_kernel(x, x, Formula(), None, torch.float32, False)
+        run_kernel(x, x, Formula(), None, torch.float32, "mean")
     except Exception as error:  # noqa: BLE001 - any failure of a compiler; the losses work without it
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         logger.warning(
@@ -122,11 +121,9 @@ def _dense(
     formula: Formula,
     weight: Tensor | None,
     compute: torch.dtype,
-    elementwise: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (sum, or per logit), slopes in the logits' dtype, known labels (their sum is the number). The form for
-    torch.compile.
-    """
+    reduction: Reduction,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The loss, its slopes in the logits' dtype, and with "mean" the factor of both. The form for torch.compile."""
     x = logits.to(compute)
     known = targets == targets
     (g_pos, s_pos), (g_neg, s_neg) = formula.positive(x), formula.negative(x)
@@ -135,7 +132,7 @@ def _dense(
     if weight is not None:
         factor = torch.where(targets > 0.5, weight[1], weight[0])
         value, slope = value * factor, slope * factor
-    return value if elementwise else value.sum(), slope.to(logits.dtype), known
+    return _reduced(value, slope.to(logits.dtype), known.sum(), reduction)
 
 
 def _blocked(
@@ -144,8 +141,8 @@ def _blocked(
     formula: Formula,
     weight: Tensor | None,
     compute: torch.dtype,
-    elementwise: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    reduction: Reduction,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Like `_dense`, in blocks of rows, and evaluating the positive formula at the few positives only."""
     width = max(1, logits.shape[-1])
     x_rows, y_rows = logits.reshape(-1, width), targets.reshape(-1, width)
@@ -155,7 +152,7 @@ def _blocked(
     rows = max(1, BLOCK // width)
     single = 0 < len(x_rows) <= rows
     slopes = logits.new_empty((0, width) if single else x_rows.shape)
-    gains = torch.empty(x_rows.shape, dtype=compute, device=logits.device) if elementwise else None
+    gains = torch.empty(x_rows.shape, dtype=compute, device=logits.device) if reduction == "none" else None
     total = torch.zeros((), dtype=compute, device=logits.device)
     for start in range(0, len(x_rows), rows):
         x, y = (
@@ -182,5 +179,19 @@ def _blocked(
             total += gain.sum()
         else:
             gains[start : start + rows] = gain
-    known = torch.tensor(logits.numel() - unknown, device=logits.device)
-    return -(total if gains is None else gains.view(logits.shape)), slopes.reshape(logits.shape), known
+    known = torch.full((), logits.numel() - unknown, device=logits.device)
+    value = -(total if gains is None else gains.view(logits.shape))
+    return _reduced(value, slopes.reshape(logits.shape), known, reduction)
+
+
+def _reduced(
+    value: Tensor, slope: Tensor, known: Tensor, reduction: Reduction
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Apply the reduction to a loss per logit, or to the sum of one ("mean" divides by the number of known labels)."""
+    if reduction == "none":
+        return value, slope, None
+    value = value.sum()
+    if reduction == "sum":
+        return value, slope, None
+    scale = 1 / known.clamp(min=1).to(value.dtype)
+    return value * scale, slope, scale
