@@ -240,7 +240,7 @@ def training_command(folder: Path, params: TrainParams, images: int, size: int) 
     spec = {
         "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
         "state_dir": str(folder / "state"), "failure": str(folder / "failure.json"),
-        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False,
+        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False, "min_positives": 1,
     }  # fmt: skip
     write_json(folder / "training.json", spec)
     return [sys.executable, "-m", "ral.training", str(folder / "training.json")], out

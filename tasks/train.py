@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ral.config.base import load
 from ral.config.environment import Environment, load_environment
-from ral.config.train import TrainParams
+from ral.config.train import TrainStageParams
 from tasks import step
 
 
-def run(params: TrainParams, environment: Environment, prepared: Path, out: Path) -> None:
+def run(params: TrainStageParams, environment: Environment, prepared: Path, out: Path) -> None:
     """Train on the data in `prepared` and write the model and its logits to `out`.
 
     Raises:
@@ -36,7 +36,7 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
         write_json(
             spec,
             {
-                "params": params.model_dump(),
+                "params": params.training().model_dump(),
                 "prepared": str(prepared.resolve()),
                 "out": str(draft.resolve()),
                 "failure": str(folder / "rank_failure.json"),
@@ -45,6 +45,7 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
                 "checkpoint_minutes": environment.training.checkpoint_minutes,
                 "keep": environment.training.keep,
                 "tensorboard": environment.training.tensorboard,
+                "min_positives": params.evaluate.min_positives,
             },
         )
         try:
@@ -82,5 +83,7 @@ if __name__ == "__main__":
     else:
         step.main(
             "train",
-            lambda: run(load(options.params, TrainParams), load_environment(), options.prepared, options.out),
+            lambda: run(
+                load(options.params, TrainStageParams), load_environment(), options.prepared, options.out
+            ),
         )
