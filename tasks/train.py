@@ -28,6 +28,7 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
     from ral.files import atomic_directory, read_json, write_json
     from ral.launch import launch
     from ral.launch.base import read_failure
+    from ral.launch.local import choose_processes
 
     read_json(prepared / "dataset.json")  # fail early if preprocess has not run
     folder = runs.folder().resolve()
@@ -48,14 +49,14 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
             },
         )
         try:
-            launch(spec, environment.training, folder)
+            launch(spec, choose_processes(environment.training, params.train), folder)
         except (KeyboardInterrupt, SystemExit) as end:
             if (failure := read_failure(folder / "rank_failure.json")) is not None:
                 end.add_note(str(failure))  # whether a checkpoint was saved
             raise
 
 
-def show(environment: Environment) -> None:
+def show(params: TrainParams, environment: Environment) -> None:
     """Print what `run` would start; nothing is started or written.
 
     Raises:
@@ -63,9 +64,11 @@ def show(environment: Environment) -> None:
     """
     from ral import runs
     from ral.launch import dry_run
+    from ral.launch.local import choose_processes
 
     folder = Path("runs") / os.environ.get(runs.RUN_ID, "DRY-RUN")
-    print(dry_run(folder / "train.json", environment.training, folder), end="")
+    training = choose_processes(environment.training, params.train)
+    print(dry_run(folder / "train.json", training, folder), end="")
 
 
 if __name__ == "__main__":
@@ -78,7 +81,7 @@ if __name__ == "__main__":
         {"dry-run": "show what would be launched, and start nothing"},
     )
     if options.dry_run:
-        step.main("train", lambda: show(load_environment()), record=False)
+        step.main("train", lambda: show(load(options.params, TrainParams), load_environment()), record=False)
     else:
         step.main(
             "train",

@@ -86,7 +86,7 @@ def run_ranks(
         spec: the run's specification.
         failure: the job's failure file; when it appears, all ranks are terminated.
         grace: seconds between SIGTERM and SIGKILL for the ranks, if this process receives a termination
-            signal.
+            signal, or the failure file says that training was interrupted.
 
     Raises:
         UserError: a rank of the job failed.
@@ -111,7 +111,11 @@ def run_ranks(
         if _all_succeeded(children, failure):
             timeout = 0.0
             return
-        _report_cause(children, ranks, failure)
+        reported = read_failure(failure)
+        if reported is not None and reported.kind == "interrupted":
+            timeout = grace  # by the launcher, on this or another machine: the ranks save a checkpoint
+        else:
+            _report_cause(children, ranks, failure)
     except (KeyboardInterrupt, SystemExit):
         timeout = grace
         raise

@@ -43,6 +43,7 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     import torch
 
     from ral.training.checkpoint import Checkpoints, training_fingerprint
+    from ral.training.device import log_device
     from ral.training.engine import init_process
     from ral.training.loop import DistributedContext
     from ral.training.metric_logger import MetricLogger
@@ -52,6 +53,8 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     torch.set_num_threads(params.train.threads)
     stop = PreemptionFlag()
     context = DistributedContext(*init_process())
+    if context.rank == 0:
+        log_device(context.device, context.world_size, params.train)
     name = training_fingerprint(params.model_dump(), Path(spec["prepared"]))
     checkpoints = Checkpoints(Path(spec["state_dir"]) / "training" / name, spec["keep"])
     with checkpoints.lock() if context.rank == 0 else contextlib.nullcontext():
