@@ -22,6 +22,7 @@ from prefect.logging.handlers import APILogHandler
 from flows.settings import load_flows_environment
 from flows.workspace import python_env
 from ral import runs
+from ral.config.environment import TrainingTarget
 from ral.errors import plain
 from ral.files import read_json
 from ral.launch.base import grace_seconds
@@ -139,11 +140,14 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         raise StageError("\n".join([f"Stage {name} failed:", *last]))
 
 
-def terminate_timeout() -> float:
+def terminate_timeout(training: TrainingTarget | None = None) -> float:
     """Seconds between asking a command to end and killing it: training saves a checkpoint in `training.grace` of them,
     and its launcher waits for schedulers.
+
+    Args:
+        training: where training runs; None: what ral.toml says.
     """
-    return grace_seconds(load_flows_environment().training) + 7
+    return grace_seconds(training or load_flows_environment().training) + 7
 
 
 def _log_line(logger: Any, progress: "_Progress", line: str) -> str | None:

@@ -80,10 +80,12 @@ if __name__ == "__main__":
         },
         {"dry-run": "show what would be launched, and start nothing"},
     )
-    if options.dry_run:
-        step.main("train", lambda: show(load(options.params, TrainParams), load_environment()), record=False)
-    else:
-        step.main(
-            "train",
-            lambda: run(load(options.params, TrainParams), load_environment(), options.prepared, options.out),
-        )
+
+    def start() -> None:
+        params, environment = load(options.params, TrainParams), load_environment()
+        if options.dry_run:
+            show(params, environment)
+        else:
+            run(params, environment, options.prepared, options.out)
+
+    step.main("train", start, record=not options.dry_run)
