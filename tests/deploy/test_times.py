@@ -2,7 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
+import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
@@ -13,10 +15,15 @@ from ral.launch.base import GRACE_GPU, grace_seconds
 DEPLOY = ROOT / "deploy"
 
 
-def test_whoever_ends_a_run_lets_training_save_on_a_gpu() -> None:
+def test_whoever_ends_a_run_lets_training_save_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = TrainingTarget(launcher="slurm", slurm=SlurmConfig(gpus_per_node=1))
     assert grace_seconds(target) == GRACE_GPU
     assert terminate_timeout(target) == GRACE_GPU + 7  # of the flow, which must end before its worker
+    monkeypatch.setenv("RAL_TRAINING_GRACE", "100")
+    monkeypatch.setenv("RAL_STATE_DIR", str(tmp_path))
+    assert terminate_timeout() == 107
     unit = (DEPLOY / "slurm/ral-worker.service").read_text()
     (stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     services = YAML(typ="safe").load(DEPLOY / "compose.yaml")["services"]
