@@ -96,11 +96,13 @@ def test_the_job_ends_with_its_launcher(
     assert len(list(job.folder.glob("saved-*"))) == 6
 
 
+@pytest.mark.parametrize("mode", ["slow", "slow:0"])
 def test_a_cancelled_run_may_save_for_longer_than_the_kill_wait_of_the_cluster(
-    job, cluster: Path, wait_until: Callable
+    job, cluster: Path, wait_until: Callable, mode: str
 ) -> None:
+    """Also if the other ranks end before rank 0, which writes: srun kills all tasks when one fails."""
     (cluster / "kill_wait").write_text("0.5")
-    launcher = job.start("slow", TARGET)
+    launcher = job.start(mode, TARGET)
     wait_until(lambda: len(job.ranks()) == 6)
     launcher.terminate()
     launcher.wait()
