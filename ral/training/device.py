@@ -32,7 +32,9 @@ def assign_device(gpus: int) -> torch.device:
 def log_device(device: torch.device, world_size: int, config: TrainConfig) -> None:
     """Log device, number of processes, precision and compilation; warn of a GPU that is not used. For rank 0."""
     name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {config.threads} threads each"
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU (train.threads {config.threads})"
     )
     logger.info(
         "Training on %d × %s, train.precision %s, train.compile %s",

@@ -68,6 +68,6 @@ def test_the_log_says_what_training_runs_on(
         cwd=tmp_path, env=environment | variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    line = "Training on 2 × CPU, 1 threads each, train.precision float32, train.compile false"
+    line = "Training on 2 × CPU (train.threads 1), train.precision float32, train.compile false"
     assert done.stdout.count(line) == 1, done.stdout
     assert done.stdout.count("This machine has an NVIDIA GPU, but PyTorch") == 1, done.stdout
