@@ -28,6 +28,7 @@ def run(params: TrainStageParams, environment: Environment, prepared: Path, out:
     from ral.files import atomic_directory, read_json, write_json
     from ral.launch import launch
     from ral.launch.base import read_failure
+    from ral.launch.local import choose_processes
 
     read_json(prepared / "dataset.json")  # fail early if preprocess has not run
     folder = runs.folder().resolve()
@@ -49,14 +50,14 @@ def run(params: TrainStageParams, environment: Environment, prepared: Path, out:
             },
         )
         try:
-            launch(spec, environment.training, folder)
+            launch(spec, choose_processes(environment.training, params.train), folder)
         except (KeyboardInterrupt, SystemExit) as end:
             if (failure := read_failure(folder / "rank_failure.json")) is not None:
                 end.add_note(str(failure))  # whether a checkpoint was saved
             raise
 
 
-def show(environment: Environment) -> None:
+def show(params: TrainStageParams, environment: Environment) -> None:
     """Print what `run` would start; nothing is started or written.
 
     Raises:
@@ -64,9 +65,11 @@ def show(environment: Environment) -> None:
     """
     from ral import runs
     from ral.launch import dry_run
+    from ral.launch.local import choose_processes
 
     folder = Path("runs") / os.environ.get(runs.RUN_ID, "DRY-RUN")
-    print(dry_run(folder / "train.json", environment.training, folder), end="")
+    training = choose_processes(environment.training, params.train)
+    print(dry_run(folder / "train.json", training, folder), end="")
 
 
 if __name__ == "__main__":
@@ -78,12 +81,12 @@ if __name__ == "__main__":
         },
         {"dry-run": "show what would be launched, and start nothing"},
     )
-    if options.dry_run:
-        step.main("train", lambda: show(load_environment()), record=False)
-    else:
-        step.main(
-            "train",
-            lambda: run(
-                load(options.params, TrainStageParams), load_environment(), options.prepared, options.out
-            ),
-        )
+
+    def start() -> None:
+        params, environment = load(options.params, TrainStageParams), load_environment()
+        if options.dry_run:
+            show(params, environment)
+        else:
+            run(params, environment, options.prepared, options.out)
+
+    step.main("train", start, record=not options.dry_run)

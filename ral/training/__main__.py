@@ -45,6 +45,7 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
 
     from ral.training.backend import set_cuda_math
     from ral.training.checkpoint import Checkpoints, training_fingerprint
+    from ral.training.device import log_device
     from ral.training.engine import init_process
     from ral.training.loop import DistributedContext
     from ral.training.metric_logger import MetricLogger
@@ -55,6 +56,8 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     set_cuda_math(params.train)
     stop = PreemptionFlag()
     context = DistributedContext(*init_process())
+    if context.rank == 0:
+        log_device(context.device, context.world_size, params.train)
     content = params.model_dump() | {"min_positives": spec["min_positives"]}
     name = training_fingerprint(content, Path(spec["prepared"]))
     checkpoints = Checkpoints(Path(spec["state_dir"]) / "training" / name, spec["keep"])

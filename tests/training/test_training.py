@@ -98,7 +98,7 @@ def test_weights_are_readable_by_all_and_no_pickle(prepared: Path, tmp_path: Pat
 @pytest.mark.long
 def test_deepspeed_settings_pass_through(prepared: Path, tmp_path: Path) -> None:
     settings = {
-        "zero_optimization": {"overlap_comm": False, "reduce_bucket_size": 1000},
+        "zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 1000},
         "wall_clock_breakdown": False,
     }
     one = train(prepared, tmp_path / "one", 2, epochs=1, zero_stage=2)
