@@ -15,7 +15,7 @@ class ExplainConfig(Section):
     """Whether image pixels may be shown. false (for data whose terms forbid it): the gallery lists image
     ids, logits and ranks, and no image is written."""
     per_kind: int = Field(default=3, ge=1, le=50)
-    """Most images per finding and kind (most confident true positives, most confident false positives, worst
+    """Images per finding and kind (most confident true positives, most confident false positives, worst
     false negatives). The report shows those of them that lie beyond the threshold."""
     method: Literal["auto", "grad_cam", "rollout"] = "auto"
     """auto: rollout for transformers with global attention, else grad_cam. grad_cam: regions that raise

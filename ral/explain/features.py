@@ -1,4 +1,4 @@
-"""The network split in two: images to the backbone's last feature map (or an earlier one), and feature map to logits."""
+"""The network split in two: images to the backbone's last feature map, and feature map to logits; earlier maps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,7 +105,7 @@ def earlier_layer(network: Network, images: Tensor, smallest: int) -> str | None
 
 @contextmanager
 def watched(watchers: dict[nn.Module, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    """Call a function with the output of each module that runs inside the block; what it returns replaces the output."""
+    """Call a function with the output of each module that runs inside the block; its result replaces the output."""
 
     def hook(watcher: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
         return lambda _module, _inputs, output: watcher(output) if isinstance(output, Tensor) else None
