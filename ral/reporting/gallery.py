@@ -307,6 +307,10 @@ def _maps(content: dict[str, Any]) -> str:
         ),
     }
     rows, columns = content.get("positions") or (0, 0)
-    layer = f" of the layer {plain(content['layer'])} ({content['reason']})" if content.get("layer") else ""
+    layer = (
+        f" of {plain(content['layer'])}, an earlier layer ({content['reason']})"
+        if content.get("layer")
+        else ""
+    )
     caution = "They suggest, but do not prove, what the prediction is based on"
     return f"{meaning[method]}, on a grid of {rows} × {columns}{layer}. {caution}"

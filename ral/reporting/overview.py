@@ -23,8 +23,10 @@ class Headline:
     findings: str
     """Number of findings that the mean is over."""
     note: str
+    difference: str
+    """Difference to the previous model with its interval; empty if the two cannot be compared."""
     previous: str
-    """Difference to the previous model; empty if the two were not compared in this metric."""
+    """What it is the difference to; empty if the two were not compared in this metric."""
 
 
 def facts(source: str, phantom: bool, dataset: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
@@ -69,9 +71,11 @@ def headline(metrics: Mapping[str, Any], rows: Sequence[Row], comparison: pd.Dat
             interval=interval(metrics["macro"][metric]["low"], metrics["macro"][metric]["high"]),
             findings=pluralize(sum(known(row[metric]) for row in rows), "finding", "findings"),
             note=note,
-            previous=_previous(comparison, metric, metrics["test"]["rows"]),
+            difference=difference,
+            previous=previous,
         )
         for metric, note in notes.items()
+        for difference, previous in [_previous(comparison, metric, metrics["test"]["rows"])]
     ]
 
 
@@ -88,15 +92,16 @@ def changed_parameters(params: ReportParams) -> Table:
     )
 
 
-def _previous(comparison: pd.DataFrame, metric: str, images: int) -> str:
+def _previous(comparison: pd.DataFrame, metric: str, images: int) -> tuple[str, str]:
+    """The difference to the previous model, and what it is the difference to."""
     chosen = comparison[(comparison["metric"] == metric) & (comparison["level"] == "macro")]
     if not len(chosen):
-        return ""
+        return "", ""
     row = records(chosen)[0]
     if not known(row["difference"]):
-        return "previous model: not comparable"
-    shared = "" if row["images"] == images else f", on {int(row['images']):,} images that both scored"
+        return "", "previous model: not comparable"
+    shared = "" if row["images"] == images else f" on the {int(row['images']):,} images that both scored"
     return (
-        f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])}) to the previous model, "
-        f"{number(row['baseline_value'])}{shared}"
+        f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})",
+        f"to the previous model: {number(row['baseline_value'])}{shared}",
     )

@@ -62,12 +62,16 @@ def test_differences_to_the_previous_model_stand_beside_the_metrics() -> None:
     rows = records(inputs.findings)
     cards = overview.headline(inputs.metrics, rows, inputs.comparison)
     assert [card.name for card in cards] == ["Macro AP", "Macro AUROC", "Macro F1"]
-    difference = "+0.031 (+0.011 to +0.052) to the previous model, 0.481"
-    assert [card.previous for card in cards] == [difference, difference, ""]
-    fewer = overview.headline(inputs.metrics, rows, inputs.comparison.assign(images=100))
-    assert fewer[0].previous == f"{difference}, on 100 images that both scored"
-    unknown = overview.headline(inputs.metrics, rows, inputs.comparison.assign(difference=np.nan))
-    assert unknown[0].previous == "previous model: not comparable"
+    difference, previous = "+0.031 (+0.011 to +0.052)", "to the previous model: 0.481"
+    assert [(card.difference, card.previous) for card in cards] == [(difference, previous)] * 2 + [("", "")]
+    fewer = overview.headline(inputs.metrics, rows, inputs.comparison.assign(images=100))[0]
+    assert (fewer.difference, fewer.previous) == (
+        difference,
+        f"{previous} on the 100 images that both scored",
+    )
+    unknown = overview.headline(inputs.metrics, rows, inputs.comparison.assign(difference=np.nan))[0]
+    assert (unknown.difference, unknown.previous) == ("", "previous model: not comparable")
+    assert f"{difference} {previous}" in Page(render(inputs)).text("body")[0]
     alone = replace(inputs, comparison=inputs.comparison[:0])
     assert not any(card.previous for card in overview.headline(inputs.metrics, rows, alone.comparison))
     assert "There is no previous model to compare with." in Page(render(alone)).text("p")

@@ -93,7 +93,7 @@ def test_data_stays_text(phantom: str) -> None:
         f"{HOSTILE} calibrated score 0.7773, threshold 0.3217, rank 1 of 1,200; labels: {HOSTILE}",
         f"{HOSTILE}; unknown: {HOSTILE}",
         "b.png calibrated score 0.7773, threshold 0.3217, rank 2 of 1,200; labels: none of the findings",
-        f"of the layer layer2 (coarse {HOSTILE}).",
+        f"on a grid of 8 × 8 of layer2, an earlier layer (coarse {HOSTILE}).",
         f"No test image: {HOSTILE}",
         f"Effusion {HOSTILE} 40 10",
         f"too few: {HOSTILE}",
