@@ -19,6 +19,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging.handlers import APILogHandler
 
+from flows.artifacts import run_key
 from flows.settings import load_flows_environment
 from flows.workspace import python_env
 from ral import runs
@@ -184,7 +185,7 @@ class _Progress:
     def show(self, percent: float, description: str) -> None:
         if self._artifact is None:
             made = create_progress_artifact(
-                progress=percent, key=f"progress-{self._name}", description=self._name
+                progress=percent, key=run_key(f"progress-{self._name}"), description=self._name
             )
             assert isinstance(made, UUID)
             self._artifact = made
