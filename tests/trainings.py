@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from conftest import ROOT
+from ruamel.yaml import YAML
 
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
@@ -49,6 +51,13 @@ def params(model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any) ->
     return TrainParams(
         model=model, loss=LossConfig(name=loss), train=TrainConfig.model_validate(TRAIN | changes)
     )
+
+
+def write_params(folder: Path, params: TrainParams) -> None:
+    """Write the params.yaml of the step train; evaluate as in the project's own."""
+    evaluate = YAML(typ="safe").load((ROOT / "params.yaml").read_text())["evaluate"]
+    with (folder / "params.yaml").open("w") as stream:
+        YAML().dump(params.model_dump() | {"evaluate": evaluate | {"min_positives": 1}}, stream)
 
 
 def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 10.0, keep: int = 2) -> Path:

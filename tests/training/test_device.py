@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from ruamel.yaml import YAML
-from trainings import params
+from trainings import params, write_params
 
 from ral.training.device import assign_device, unused_gpu
 
@@ -57,8 +56,7 @@ def test_the_log_says_what_training_runs_on(
 ) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/nvidia-smi").touch(0o755)
-    with (tmp_path / "params.yaml").open("w") as stream:
-        YAML().dump(params(epochs=1).model_dump(), stream)
+    write_params(tmp_path, params(epochs=1))
     variables = {
         "PATH": f"{tmp_path / 'bin'}:{environment['PATH']}", "PYTHONPATH": str(ROOT), "RAL_TRAINING_PROCESSES": "2",
         "CUDA_VISIBLE_DEVICES": "99",  # no GPU has that number

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from ruamel.yaml import YAML
-from trainings import outputs, params, write_spec
+from trainings import outputs, params, write_params, write_spec
 
 from ral.launch.base import free_port
 
@@ -21,8 +20,7 @@ pytestmark = pytest.mark.gpu
 def test_a_run_takes_the_gpus_of_the_machine(
     prepared: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    with (tmp_path / "params.yaml").open("w") as stream:
-        YAML().dump(params(epochs=1, precision="bfloat16").model_dump(), stream)
+    write_params(tmp_path, params(epochs=1, precision="bfloat16"))
     done = subprocess.run(
         [sys.executable, "-m", "tasks.train", "--prepared", str(prepared), "--out", "out"], cwd=tmp_path, text=True,
         env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

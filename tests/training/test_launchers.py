@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ruamel.yaml import YAML
-from trainings import params, steps, train, write_spec
+from trainings import params, steps, train, write_params, write_spec
 
 from ral.config.environment import SlurmConfig, TrainingTarget
 from ral.launch import launch
@@ -60,8 +59,7 @@ def test_loopback_is_all_the_network_that_training_needs(
 ) -> None:
     if subprocess.run(["unshare", "--net", "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
         pytest.skip("no network namespace can be made here")
-    with (tmp_path / "params.yaml").open("w") as stream:
-        YAML().dump(params(epochs=1).model_dump(), stream)
+    write_params(tmp_path, params(epochs=1))
     train = shlex.join([sys.executable, "-m", "tasks.train", "--prepared", str(prepared), "--out", "out"])
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", f"ip link set lo up && exec {train}"], cwd=tmp_path, text=True,

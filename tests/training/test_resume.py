@@ -16,8 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import processes_in
-from ruamel.yaml import YAML
-from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps
+from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps, write_params
 
 from ral.config.train import TrainParams
 
@@ -35,8 +34,7 @@ class Training:
     ) -> None:
         folder.mkdir()
         self.folder, self.prepared, self.environment = folder, prepared, environment
-        with (folder / "params.yaml").open("w") as stream:
-            YAML().dump(params.model_dump(), stream)
+        write_params(folder, params)
 
     def start(
         self,
