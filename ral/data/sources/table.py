@@ -1,12 +1,12 @@
 """Your own data: any CSV or Parquet table, with its columns configured in `data.table`.
 
-`python -m ral.data.sources.table FILE.csv` reads a table and writes that section (`ral.data.sources.table_wizard`).
+`python -m ral.data.sources.table FILE.csv` reads a table and writes that section (`ral.data.wizard.command`).
 """
 
 import sys
 
 if __name__ == "__main__":  # before pandas is imported, so that --help is quick
-    from ral.data.sources.table_wizard import main
+    from ral.data.wizard.command import main
 
     main()
     sys.exit()

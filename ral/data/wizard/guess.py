@@ -12,10 +12,10 @@ from ral.data.images.locate import find_sources
 from ral.data.sources.base import LABEL_VALUES
 from ral.data.sources.base import VIEWS as PIPELINE_VIEWS
 from ral.data.sources.parquet import is_parquet, parquet_files, read_parquet_chunks
-from ral.data.sources.table_description import Column, Description
-from ral.data.sources.table_labels import list_column, mark_columns
-from ral.data.sources.table_words import HEADERS, NO_SEX, SEXES, VIEWS, folded
 from ral.data.sources.text import SEPARATORS, read_chunks, read_header
+from ral.data.wizard.description import Column, Description
+from ral.data.wizard.labels import list_column, mark_columns
+from ral.data.wizard.words import HEADERS, NO_SEX, SEXES, VIEWS, folded
 from ral.errors import UserError
 from ral.labels import ADDED_COLUMNS
 

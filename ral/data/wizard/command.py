@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ral.errors import UserError, explain_os_error, plain
 
 if TYPE_CHECKING:
-    from ral.data.sources.table_description import Description
+    from ral.data.wizard.description import Description
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
-        from ral.data.sources.table_guess import describe
+        from ral.data.wizard.guess import describe
 
         description = describe(options.table)
         if options.out is None:

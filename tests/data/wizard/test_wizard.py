@@ -14,8 +14,8 @@ from conftest import ROOT, SMALL, set_params
 
 from ral.config.base import load, read_yaml
 from ral.config.params import Params
-from ral.data.sources.table_description import Description
-from ral.data.sources.table_guess import describe
+from ral.data.wizard.description import Description
+from ral.data.wizard.guess import describe
 from ral.errors import UserError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

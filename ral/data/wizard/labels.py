@@ -5,8 +5,8 @@ from collections import Counter
 
 from ral.config.data import TableConfig
 from ral.data.sources.base import LABEL_VALUES
-from ral.data.sources.table_description import Column, Description
-from ral.data.sources.table_words import FINDINGS, HEADERS, folded
+from ral.data.wizard.description import Column, Description
+from ral.data.wizard.words import FINDINGS, HEADERS, folded
 from ral.labels import NO_FINDING
 
 # What may stand between the findings of one cell.
