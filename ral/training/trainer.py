@@ -16,6 +16,7 @@ from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.score import Scorer, validation_scores
 from ral.models import Network, build_model, classifier, reset_classifier
+from ral.models.custom import check_network
 from ral.models.groups import parameter_groups
 from ral.progress import Progress
 from ral.training import engine as deepspeed_engine
@@ -75,12 +76,14 @@ class Trainer:
         """Train all phases, resuming from the newest checkpoint if there is one.
 
         Raises:
-            UserError: see `PhaseTrainer.train_epoch`; or no epoch gave finite logits.
+            UserError: see `PhaseTrainer.train_epoch` and `build_model`; or no epoch gave finite logits.
             SystemExit: a stop was requested.
         """
         tensors = self._load()
         torch.manual_seed(self.config.seed)
         network = build_model(self.params.model, len(self.dataset.findings))
+        size = self.dataset.metadata["size"]
+        check_network(network, self.params.model, len(self.dataset.findings), size)
         dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
         context = self.context
         scorer = Scorer(network, self.dataset, dtype, context.rank, context.world_size, context.device)
