@@ -29,7 +29,8 @@ INTRODUCTION = """\
 All keys of `params.yaml`. Generated from the code: `python -m ral.config --markdown > docs/parameters.md`.
 
 `python -m ral.config` checks `params.yaml` and lists the keys that differ from their defaults; `--params` prints the
-file with all keys, a comment each. Every key can be set in three ways, which take the same keys and values:
+file with all keys, a comment each. Every key can be set in three ways, which take the same keys and values, except that
+flows refuse [code of your own](own_loss_or_network.md):
 
 - in `params.yaml`;
 - on the command line: `dvc exp run -S model.head=csra`, or with several values in a grid,
