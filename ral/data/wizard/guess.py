@@ -143,8 +143,8 @@ class _Guess:
             existing = [column for column in of_files if _exist(root, column)]
             if existing:
                 self._paths(existing)
-            names = _names_in_folders(root)
-            by_name = [c for c in of_files if names and names.issuperset(c.words)]
+            archives, names = _archives_and_names(root)
+            by_name = [c for c in of_files if archives or (names and names.issuperset(c.words))]
             if description.values.get("path") or by_name:
                 description.root = root
                 break
@@ -153,6 +153,13 @@ class _Guess:
             return
         if by_name:
             self.take("image_id", by_name[0])
+            if len(by_name) > 1:
+                description.ask("image_id", f"Which column is it: {_listed([c.name for c in by_name])}?")
+            if archives:
+                listed = _listed([path.name for path in archives])
+                description.note(
+                    "path", f"The images are looked for in {listed}, which this command does not open."
+                )
             return
         self._no_files(of_files)
 
@@ -331,12 +338,13 @@ def _exist(root: Path, column: Column) -> bool:
     return 2 * sum((root / text).is_file() for text in sample) > len(sample)
 
 
-def _names_in_folders(root: Path) -> set[str]:
-    """Names of the images in images*/, where images are found by their name."""
+def _archives_and_names(root: Path) -> tuple[list[Path], set[str]]:
+    """Archives images*, and names of the images in images*/: there, images are found by their name."""
     try:
-        return {name for folder in find_sources(root)[1] for name in os.listdir(folder)}
-    except (UserError, OSError):  # there is no such folder
-        return set()
+        archives, folders = find_sources(root)
+        return archives, {name for folder in folders for name in os.listdir(folder)}
+    except (UserError, OSError):  # there are none
+        return [], set()
 
 
 def _search(root: Path, name: str) -> str | None:

@@ -199,6 +199,15 @@ def test_images_elsewhere_are_asked_for(data: tuple[Path, Rows]) -> None:
     assert "Where is 0000.png" in describe(root / "aufnahmen.csv").questions["path"][0]
 
 
+def test_images_in_archives_are_found_by_name(small_phantom: Path) -> None:
+    """NIH's table, as if it were one's own."""
+    found = describe(small_phantom / "Data_Entry_2017.csv")
+    assert not asked(found)
+    assert found.values["image_id"] == "Image Index"
+    assert found.values["follow_up"] == "Follow-up #"
+    assert "images_001.tar.gz, which this command does not open" in found.notes["path"][0]
+
+
 def test_a_table_in_a_folder_beside_the_images(data: tuple[Path, Rows]) -> None:
     root, rows = data
     (root / "tabellen").mkdir()
