@@ -183,6 +183,15 @@ class _Guess:
         if not of_files:
             self.pick("image_id", _unique)
             self.description.values.setdefault("image_id", UNANSWERED)
+            stems = {Path(name).stem: name for name in _archives_and_names(root)[1]}
+            for column in self.columns:
+                if stems and column.words and set(column.words) <= set(stems):
+                    word = column.words[0]
+                    self.description.ask(
+                        "image_id", f"Is it `{column.name}`? An id is the name of a file with its ending: write "
+                        f"{stems[word]} instead of {word} in the table, and so on. Then run this command again.",
+                    )  # fmt: skip
+                    return
             self.description.ask(
                 "image_id", f"Which file is an image's? No column has names that end in .png, .jpg or .dcm. Add a "
                 f"column with the path of each file below {root}, and name it in `path`.",
@@ -246,6 +255,8 @@ class _Guess:
         self.description.values[mapping] = {
             word: value for word, value in certain.items() if not (word in standard and word == value)
         }
+        if "LATERAL" in certain.values():
+            self.description.note(key, "Lateral images are left out, unless data.views has LATERAL.")
         unclear = [word for word in column.words if word not in certain]
         if key == "view" and "" in column.cells:
             unclear.append("")

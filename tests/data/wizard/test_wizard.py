@@ -199,6 +199,16 @@ def test_images_elsewhere_are_asked_for(data: tuple[Path, Rows]) -> None:
     assert "Where is 0000.png" in describe(root / "aufnahmen.csv").questions["path"][0]
 
 
+def test_ids_without_the_ending_of_the_files_are_asked(data: tuple[Path, Rows]) -> None:
+    root, rows = data
+    (root / "bilder").rename(root / "images")
+    for row in rows:
+        row["Aufnahme-Nr."] = Path(str(row.pop("Datei"))).stem
+    (question,) = describe(write(root, rows)).questions["image_id"]
+    assert "Is it `Aufnahme-Nr.`?" in question
+    assert "write 0000.png instead of 0000" in question
+
+
 def test_images_in_archives_are_found_by_name(small_phantom: Path) -> None:
     """NIH's table, as if it were one's own."""
     found = describe(small_phantom / "Data_Entry_2017.csv")
