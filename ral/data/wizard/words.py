@@ -25,7 +25,8 @@ HEADERS: dict[str, frozenset[str]] = {
         "path": "path file filename filepath imagepath imagefile datei dateiname dateipfad pfad bilddatei bildpfad "
         "fichier nomfichier chemin archivo fichero ruta",
         "patient_id": "patient patientid patid patnr pid patientnr patientno patientnumber patientennr "
-        "patientennummer patientenid subject subjectid mrn idpatient npatient nopatient numeropatient paciente pacienteid idpaciente ipp",
+        "patientennummer patientenid subject subjectid mrn idpatient npatient nopatient "
+        "numeropatient paciente pacienteid idpaciente ipp",
         "study_id": "study studyid studyinstanceuid accession accessionnumber exam examid studie studienid "
         "untersuchung untersuchungsid untersuchungsnr untersuchungsnummer examen estudio auftragsnummer",
         "follow_up": "followup followupnumber followupnr visit visitnumber verlauf verlaufsnummer verlaufsnr "
