@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from ral.config.base import NullIsEmpty, Section
 from ral.config.data import DataConfig
+from ral.config.evaluate import EvaluateConfig
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.sampler import SamplerConfig
@@ -151,8 +152,19 @@ class LocateParams(Section):
 
 
 class TrainParams(Section):
-    """Read by the step train."""
+    """What a training needs to know."""
 
     model: ModelConfig
     loss: LossConfig
     train: TrainConfig
+
+
+class TrainStageParams(TrainParams):
+    """Read by the step train."""
+
+    evaluate: EvaluateConfig
+    """For min_positives: validation metrics are averaged over the same findings as those of the evaluation."""
+
+    def training(self) -> TrainParams:
+        """The sections of a training."""
+        return TrainParams(model=self.model, loss=self.loss, train=self.train)

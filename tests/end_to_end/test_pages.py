@@ -92,7 +92,10 @@ def test_224_pixels_from_a_file_of_weights(run: Run, tmp_path: Path) -> None:
     save_file(backbone.state_dict(), project / "weights/convnext_tiny.safetensors")
     text = (ROOT / "docs/pretrained_224.md").read_text()
     (command,) = (words for words in commands(text) if any("weights/convnext" in word for word in words))
-    smaller = {"model.backbone": "test_convnext", "train.precision": "float32"}
+    smaller = {
+        "model.backbone": "test_convnext", "train.precision": "float32", "train.compile": "false",
+        "train.batch_size": "32",
+    }  # fmt: skip
     words = [f"{word.partition('=')[0]}={smaller.get(word.partition('=')[0], word.partition('=')[2])}"
              if "=" in word else word for word in command]  # fmt: skip
     run(*words, cwd=project)
