@@ -14,23 +14,39 @@ from typing import Any
 
 from ral.config.keys import fixed_keys, owner, refusal, sections
 from ral.errors import UserError
+from ral.user_code import is_class_path
+
+# Keys that may name a class of the user's own.
+CLASS_KEYS = ("loss.custom.class_path", "model.backbone")
 
 
 def flatten(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes by fixed key: a section given as a mapping becomes its keys.
 
     Raises:
-        UserError: a key is unknown, was renamed, or is a section with a value that is no mapping.
+        UserError: a key is unknown, was renamed, or is a section with a value that is no mapping; or a value names
+            a class to import.
     """
     flat: dict[str, Any] = {}
     for key, value in changes.items():
         if key in sections() and isinstance(value, Mapping):
             flat |= flatten({f"{key}.{name}": item for name, item in value.items()})
         elif key in fixed_keys() or owner(key) is not None:
+            _refuse_code(key, value)
             flat[key] = value
         else:
             raise UserError(refusal(key))
     return flat
+
+
+def _refuse_code(key: str, value: Any) -> None:
+    """Refuse a class of the user's own: changes come through Prefect's API, and importing a class runs its code."""
+    if key in CLASS_KEYS and is_class_path(value):
+        raise UserError(
+            f"{key}: {value} is code, which flows do not take from `changes` or a grid: whoever reaches Prefect's API "
+            "could pick what runs here. Set it in params.yaml and commit it; then the flow uses it (a grid may choose "
+            "loss.name=ral,custom). `dvc exp run -S` takes it."
+        )
 
 
 def apply_changes(content: dict[str, Any], changes: Mapping[str, Any]) -> None:

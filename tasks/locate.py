@@ -1,31 +1,38 @@
-"""Record whether the data is the embedded data set, so that it is drawn only if it is used.
+"""Record what the parameters point to outside this pipeline: the data folder, and code of the user's own.
 
     python -m tasks.locate
 
 Writes location.json: {"phantom": true} if this machine's data folder (RAL_DATA_ROOT, data_root of ral.toml,
-data.root of params.yaml) is the output folder of the step phantom. DVC runs this step every time; the path of
-other data is not recorded.
+data.root of params.yaml) is the output folder of the step phantom; the path of other data is not recorded.
+Writes user_code.json: SHA-256 of the files of your own loss or network, if one is used, so that a change of them trains
+again. DVC runs this step every time.
 """
 
 import logging
 from pathlib import Path
 
 from ral.config.base import load
-from ral.config.data import ManifestParams
 from ral.config.environment import Environment, load_environment
+from ral.config.train import LocateParams
 from tasks import step
 
 logger = logging.getLogger("tasks.locate")
 
 
-def run(params: ManifestParams, environment: Environment, phantom: Path, out: Path) -> None:
-    """Record whether the data folder is `phantom`."""
+def run(params: LocateParams, environment: Environment, phantom: Path, out: Path, code: Path) -> None:
+    """Write to `out` whether the data folder is `phantom`, and to `code` the hashes of the user's files.
+
+    Raises:
+        UserError: the project has no file of the class that is named.
+    """
     from ral.files import write_json
+    from ral.user_code import files_in_use
 
     root = Path(environment.located(params.data).root)
     if environment.data_root is not None and root != Path(params.data.root):
         logger.info(f"data folder: {root} (RAL_DATA_ROOT or ral.toml), not data.root of params.yaml")
     write_json(out, {"phantom": root.resolve() == phantom.resolve()})
+    write_json(code, files_in_use(params.model_dump(include={"model", "loss"})))
 
 
 if __name__ == "__main__":
@@ -34,9 +41,16 @@ if __name__ == "__main__":
         {
             "phantom": ("data/phantom", "folder of the embedded data set"),
             "out": ("data/location.json", "file to write"),
+            "code": ("data/user_code.json", "file to write"),
         },
     )
     step.main(
         "locate",
-        lambda: run(load(options.params, ManifestParams), load_environment(), options.phantom, options.out),
+        lambda: run(
+            load(options.params, LocateParams),
+            load_environment(),
+            options.phantom,
+            options.out,
+            options.code,
+        ),
     )

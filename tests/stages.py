@@ -57,7 +57,16 @@ def code_files(stage: str, source: str) -> frozenset[str]:
         if not (path.name == "__init__.py" and len(tree.body) <= 1):
             found.add(path.relative_to(ROOT).as_posix())
             found |= {item.relative_to(ROOT).as_posix() for item in _read_beside(tree, path)}
+        # The block of a module's own command is no part of a stage that imports the module.
+        runs = module == f"tasks.{stage}" or path.name == "__main__.py"
+        command = (
+            set()
+            if runs
+            else {id(part) for node in tree.body if _is_command(node) for part in ast.walk(node)}
+        )
         for node in ast.walk(tree):
+            if id(node) in command:
+                continue
             if isinstance(node, ast.Import):
                 queue += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -98,6 +107,11 @@ def with_dependencies() -> str:
             + text[lines.end() :]
         )
     return text
+
+
+def _is_command(node: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def _is_source(node: ast.JoinedStr) -> bool:

@@ -14,10 +14,10 @@ from ral.config.data import DataConfig, ManifestParams, PhantomParams, Preproces
 from ral.config.evaluate import EvaluateParams
 from ral.config.explain import ExplainParams
 from ral.config.params import Params, ReportParams
-from ral.config.train import TrainStageParams
+from ral.config.train import LocateParams, TrainStageParams
 
 PARAMS: dict[str, type[Section]] = {
-    "locate": ManifestParams,
+    "locate": LocateParams,
     "phantom": PhantomParams,
     "manifest": ManifestParams,
     "validate": ValidateParams,

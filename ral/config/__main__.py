@@ -18,6 +18,7 @@ from ral.config.base import load, read_yaml
 from ral.config.keys import as_yaml, default, differences, fixed_keys, layout, optional_section, subsection
 from ral.config.params import Params
 from ral.errors import UserError
+from ral.user_code import CUSTOM, is_class_path
 
 # Models that timm is known to have, so that checking the usual parameters does not import timm and torch (3 seconds).
 KNOWN_BACKBONES = ("resnet10t", "resnet18", "resnet50", "convnext_tiny", "convnext_small", "test_resnet")
@@ -28,7 +29,8 @@ INTRODUCTION = """\
 All keys of `params.yaml`. Generated from the code: `python -m ral.config --markdown > docs/parameters.md`.
 
 `python -m ral.config` checks `params.yaml` and lists the keys that differ from their defaults; `--params` prints the
-file with all keys, a comment each. Every key can be set in three ways, which take the same keys and values:
+file with all keys, a comment each. Every key can be set in three ways, which take the same keys and values, except that
+flows refuse [code of your own](own_loss_or_network.md):
 
 - in `params.yaml`;
 - on the command line: `dvc exp run -S model.head=csra`, or with several values in a grid,
@@ -121,13 +123,17 @@ def check(path: Path) -> str:
     """What to say of a valid parameter file: the keys that differ from their defaults.
 
     Raises:
-        UserError: the file is invalid, or timm has no such backbone.
+        UserError: the file is invalid, timm has no such backbone, or a class of the user's own cannot be used.
     """
     params = load(path, Params)
-    if params.model.backbone not in KNOWN_BACKBONES:
+    commands = []
+    if is_class_path(params.model.backbone) or params.loss.name == CUSTOM:
+        commands.append(["ral.training.user_classes", str(path)])
+    if not is_class_path(params.model.backbone) and params.model.backbone not in KNOWN_BACKBONES:
+        commands.append(["ral.models", params.model.backbone])
+    for command in commands:
         # In a process of its own: the schema knows nothing of the packages that read it.
-        command = [sys.executable, "-m", "ral.models", params.model.backbone]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{path}: {done.stderr.strip().removeprefix('error: ')}")
     changed = differences(params)

@@ -21,7 +21,13 @@ SourceName = Literal[
 View = Literal["PA", "AP", "FRONTAL", "LATERAL", "OTHER"]
 
 
+# What `python -m ral.data.sources.table` writes for a required key whose question only a person can answer.
+UNANSWERED = "?"
+
+
 def _not_added(name: str) -> str:
+    if name == UNANSWERED:
+        raise ValueError("the question above this key is not answered: write the name of the column")
     if name in ADDED_COLUMNS:
         raise ValueError(f"the pipeline adds its own column `{name}`: rename the column of your table")
     return name
@@ -194,7 +200,8 @@ class DataConfig(Section):
         if self.source == "table":
             if not self.table.findings:
                 raise ValueError(
-                    "table.findings is empty: map each finding to its column, or to its name in the column `labels`"
+                    "table.findings is empty: map each finding to its column, or to its name in the column `labels` "
+                    "(`python -m ral.data.sources.table FILE` reads a table and writes the section)"
                 )
             wrong = unknown_finding(self.findings or [], self.table.findings)
             if wrong:

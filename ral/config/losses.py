@@ -1,10 +1,11 @@
 """Parameters of the training loss: a block of options for each, with its paper's defaults."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from ral.config.base import Section
+from ral.config.base import NullIsEmpty, Section
+from ral.user_code import CUSTOM, check_class_path
 
 
 class RALOptions(Section):
@@ -182,6 +183,17 @@ class MFMOptions(Section):
     """No gradient through the focusing factor (the default of the authors' code)."""
 
 
+class CustomOptions(Section):
+    """Your own loss, a class in a file of the project (docs/own_loss_or_network.md)."""
+
+    class_path: Annotated[str, AfterValidator(check_class_path)] | None = None
+    """The class, as package.module:Class: a subclass of ral.losses.base.Loss."""
+    options: Annotated[dict[str, int | float | str | bool | list[int | float]], NullIsEmpty] = Field(
+        default_factory=dict
+    )
+    """Options of the class."""
+
+
 class LossConfig(Section):
     """The training loss. Every loss has its own block of options; `name` selects the one in use."""
 
@@ -200,8 +212,9 @@ class LossConfig(Section):
         "two_way",
         "zlpr",
         "mfm",
+        "custom",
     ]
-    """Loss to use; see its block of options."""
+    """Loss to use; see its block of options. custom: your own class."""
     ral: RALOptions = RALOptions()
     """Options of ral."""
     bce: BCEOptions = BCEOptions()
@@ -230,3 +243,18 @@ class LossConfig(Section):
     """zlpr has no options."""
     mfm: MFMOptions = MFMOptions()
     """Options of mfm."""
+    custom: CustomOptions = CustomOptions()
+    """Options of custom."""
+
+    @property
+    def title(self) -> str:
+        """The loss as reports name it."""
+        return self.custom.class_path or self.name if self.name == CUSTOM else self.name
+
+    @model_validator(mode="after")
+    def _class_is_named(self) -> "LossConfig":
+        if self.name == CUSTOM and self.custom.class_path is None:
+            raise ValueError(
+                "name is custom, but custom.class_path is null: write `package.module:Class` of your loss"
+            )
+        return self

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ral.config.base import NullIsEmpty, Section
+from ral.user_code import check_class_path
 
 # Arguments of timm.create_model that other keys set, or that would bypass the checks of `pretrained`.
 _RESERVED = {
@@ -44,11 +45,12 @@ class ModelConfig(Section):
     """The network: a timm backbone and a classification head."""
 
     backbone: str = Field(min_length=1)
-    """timm model name, with or without a pretrained tag (convnext_small.fb_in22k_ft_in1k)."""
+    """timm model name, with or without a pretrained tag (convnext_small.fb_in22k_ft_in1k); or your own class, as
+    package.module:Class (docs/own_loss_or_network.md)."""
     options: Annotated[dict[str, int | float | str | bool | list[int]], NullIsEmpty] = Field(
         default_factory=dict
     )
-    """Keyword arguments for timm.create_model (channels, img_size, …)."""
+    """Keyword arguments for timm.create_model (channels, img_size, …), or for your own class."""
     channels: Literal[1, 3] = 1
     """Input channels of the backbone. 1 is cheaper and equivalent at initialization: pretrained
     first-layer weights are summed over the colour channels. 3 repeats the gray image, for backbones
@@ -83,6 +85,15 @@ class ModelConfig(Section):
                 raise ValueError(f"options: `{name}` cannot be set here; it is set by {_RESERVED[name]}")
         if self.drop_path and "drop_path_rate" in self.options:
             raise ValueError("drop_path and options.drop_path_rate are the same setting: remove one")
+        if ":" in self.backbone:
+            try:
+                check_class_path(self.backbone)
+            except ValueError as error:
+                raise ValueError(f"backbone: {error}") from None
+            if self.head != "linear":
+                raise ValueError("a network of your own has its own classifier: set head to linear")
+            if self.pretrained == "hub":
+                raise ValueError("a network of your own has no weights on the hub: give a file, or none")
         if self.pretrained not in ("none", "hub") and not self.pretrained.endswith(".safetensors"):
             raise ValueError(
                 f"pretrained must be none, hub or the path of a .safetensors file, but it is {self.pretrained!r} "

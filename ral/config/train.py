@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ral.config.base import NullIsEmpty, Section
+from ral.config.data import DataConfig
 from ral.config.evaluate import EvaluateConfig
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
@@ -140,6 +141,14 @@ _DECIDED = {
     "data_efficiency": "sampler",
     "curriculum_learning": "sampler",
 }
+
+
+class LocateParams(Section):
+    """Read by the step locate."""
+
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
 
 
 class TrainParams(Section):

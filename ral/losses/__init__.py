@@ -7,9 +7,11 @@ from typing import Any
 from ral.losses.asymmetric import APL, ASL, BCE, CB, CWASL, Focal
 from ral.losses.balanced import DB, LDAM, MFM
 from ral.losses.base import ClassCounts, Loss, Reduction
+from ral.losses.custom import build_custom
 from ral.losses.hill import SPLC, Hill
 from ral.losses.ral import RAL
 from ral.losses.ranking import ZLPR, TwoWay
+from ral.user_code import CUSTOM
 
 LOSSES: dict[str, type[Loss]] = {
     "ral": RAL,
@@ -38,15 +40,19 @@ def build_loss(
     """The loss called `name`; called with (logits, targets).
 
     Args:
-        name: a key of `LOSSES`.
-        options: options by name; the defaults are the paper's.
+        name: a key of `LOSSES`, or "custom" for the user's own class.
+        options: options by name; the defaults are the paper's. custom: class_path, and the options of the class.
         class_counts: training images per finding (`ClassCounts.of` class_counts.json), for losses that need
             them.
         reduction: "mean", "sum" or "none".
 
     Raises:
         ValueError: unknown loss or option (the message lists the valid ones), or class counts are missing.
+        UserError: see `build_custom`.
     """
+    if name == CUSTOM:
+        own = options or {}
+        return build_custom(own.get("class_path"), own.get("options") or {}, class_counts, reduction)
     if name not in LOSSES:
         matches = difflib.get_close_matches(name, LOSSES, n=1)
         hint = f" Did you mean `{matches[0]}`?" if matches else ""

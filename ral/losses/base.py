@@ -42,7 +42,7 @@ class Loss(nn.Module, Generic[Options]):
         ValueError: unknown option or invalid value (the message lists the valid ones), or counts are missing.
     """
 
-    options_model: ClassVar[type[Section]]
+    options_model: ClassVar[type[Section]] = Section
     needs_counts: ClassVar[bool] = False
     by_label: ClassVar[bool] = True
     """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ral.config.model import ModelConfig
 from ral.errors import UserError
+from ral.models.custom import build_custom
 from ral.models.heads import CSRA, MLDecoder
 from ral.models.pretrained import check_loaded, find_weights, read_weights
+from ral.user_code import is_class_path
 
 # Keeps the operators declared below alive for the lifetime of the process.
 _declared: list[torch.library.Library] = []
@@ -26,7 +28,7 @@ class Network(nn.Module):
     addition: they standardised its images per channel, as the data's own mean and SD do here.
 
     Args:
-        backbone: a timm model, with its own classifier if `head` is None.
+        backbone: a timm model or the user's own network, with its own classifier if `head` is None.
         head: takes the feature map as [batch, positions, features]; None if the backbone returns logits.
         channels: input channels of the backbone.
         weights_sha256: SHA-256 of the file of pretrained weights; None without pretrained weights.
@@ -71,11 +73,15 @@ def build_model(config: ModelConfig, findings: int) -> Network:
 
     Raises:
         UserError: timm has no such model, the model does not accept an option, or the pretrained weights are
-            missing or do not fit.
+            missing or do not fit; or see `build_custom`.
     """
-    timm = import_timm()
-    require_backbone(config.backbone, timm)
-    backbone, digest = _backbone(config, findings, timm)
+    backbone: Any
+    if is_class_path(config.backbone):
+        backbone, digest = build_custom(config, findings)
+    else:
+        timm = import_timm()
+        require_backbone(config.backbone, timm)
+        backbone, digest = _backbone(config, findings, timm)
     model = Network(backbone, _head(config, backbone, findings), config.channels, digest)
     if config.gradient_checkpointing:
         try:

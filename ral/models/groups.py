@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from ral.errors import UserError
 from ral.models import Network, classifier, import_timm
 
 
@@ -17,10 +18,18 @@ def parameter_groups(
     layer_decay^(distance to the head); that of the head is learning_rate (BEiT, Bao et al., ICLR 2022; layers
     as defined by timm).
 
+    Raises:
+        UserError: layer_decay is not 1, and the user's own network does not say what its layers are.
+
     Returns:
         Groups with `params`, `weight_decay`, `lr_scale` and `lr` = learning_rate × lr_scale. A schedule must
         set `lr` to its rate × `lr_scale`.
     """
+    if layer_decay != 1 and not hasattr(model.backbone, "group_matcher"):
+        raise UserError(
+            f"model.layer_decay: {type(model.backbone).__name__} has no method group_matcher, which says what "
+            "its layers are. Set it to 1, or write the method as timm's models do."
+        )
     depths = _depths(model)
     exempt = {f"backbone.{name}" for name in _exempt(model.backbone)}
     last = max(depths.values())
@@ -45,11 +54,14 @@ def parameter_groups(
 
 def _depths(model: Network) -> dict[str, int]:
     """Depth of each parameter by name: 0 is the first layer, the maximum is the head."""
-    timm = import_timm()
     backbone = model.backbone
-    backbone_depths = timm.models.group_parameters(
-        backbone, backbone.group_matcher(coarse=False), reverse=True
-    )
+    if hasattr(backbone, "group_matcher"):
+        timm = import_timm()
+        backbone_depths = timm.models.group_parameters(
+            backbone, backbone.group_matcher(coarse=False), reverse=True
+        )
+    else:  # the user's own network, as one layer
+        backbone_depths = {name: 0 for name, _ in backbone.named_parameters()}
     last = max(backbone_depths.values()) + (model.head is not None)
     depths = {f"backbone.{name}": depth for name, depth in backbone_depths.items()}
     head = {id(parameter) for parameter in classifier(model).parameters()}

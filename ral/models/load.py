@@ -13,6 +13,7 @@ from ral.config.model import ModelConfig
 from ral.errors import UserError
 from ral.files import read_json
 from ral.models import Network, build_model
+from ral.models.custom import require_same_code
 from ral.models.pretrained import refuse_not_finite
 
 # Required keys of model.json.
@@ -34,7 +35,8 @@ def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Networ
         `pixel_deviation` standardise the images (`ral.inference.score.normalised`).
 
     Raises:
-        UserError: a file is missing or corrupt, or the weights belong to another network or are not finite.
+        UserError: a file is missing or corrupt, or the weights belong to another network or are not finite; or the
+            network is the user's own class and its code is not in the project as it was trained.
     """
     metadata = _read_metadata(folder / "model.json")
     try:
@@ -44,6 +46,7 @@ def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Networ
         )
     except ValidationError as error:
         raise UserError(explain(error, ModelConfig, folder / "model.json")) from None
+    require_same_code(metadata, folder)
     with torch.random.fork_rng(devices=[]):
         network = build_model(config, len(metadata["findings"]))
     _load_weights(network, folder / weights)

@@ -32,6 +32,7 @@ from ral.launch.base import read_failure, write_failure
 from ral.log import configure
 from ral.processes import LOST_PEER, die_with_parent, exit_now
 from ral.training.state import HISTORY
+from ral.user_code import files_in_use
 
 logger = logging.getLogger("ral.training")
 
@@ -139,7 +140,8 @@ def write_outputs(
             "size": dataset.metadata["size"],
             "pixel_mean": dataset.metadata["pixel_mean"],
             "pixel_deviation": dataset.metadata["pixel_deviation"],
-            "loss": params.loss.name,
+            "network_code": files_in_use(params.model_dump())["network"],
+            "loss": params.loss.title,
             "weights": result.best_kind,
             "best_epoch": best_row["epoch"],
             "phantom": dataset.metadata["phantom"],

@@ -24,6 +24,7 @@ from torch import Tensor
 from ral.errors import UserError
 from ral.files import private_folder, read_json, sha256, write_json
 from ral.models.pretrained import refuse_not_finite
+from ral.user_code import files_in_use
 
 # Packages whose version may affect results.
 PACKAGES = ("torch", "deepspeed", "timm", "numpy", "pyarrow")
@@ -35,8 +36,8 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     """Hash of the parameters, prepared data, code and package versions of a training: 32 hexadecimal digits.
 
     Call it after everything that training uses is imported: the hashed code is the loaded modules of this
-    project. World size, micro-batch size and the options of other losses are excluded: training can resume with
-    other values.
+    project, and the files of the user's own loss and network, in the working folder. World size, micro-batch
+    size and the options of other losses are excluded: training can resume with other values.
     """
     loss = {name: value for name, value in params["loss"].items() if name in ("name", params["loss"]["name"])}
     train = {name: value for name, value in params["train"].items() if name != "micro_batch"}
@@ -52,6 +53,7 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
             sha256(prepared / name) for name in ("dataset.json", "class_counts.json", "studies.parquet")
         ],
         "code": code,
+        "user_code": files_in_use(params),
         "versions": [platform.python_version(), *(version(name) for name in PACKAGES)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

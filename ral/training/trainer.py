@@ -16,6 +16,7 @@ from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.score import Scorer, estimable_findings, validation_scores
 from ral.models import Network, build_model, classifier, reset_classifier
+from ral.models.custom import check_network
 from ral.models.groups import parameter_groups
 from ral.progress import Progress
 from ral.training import engine as deepspeed_engine
@@ -86,7 +87,7 @@ class Trainer:
         """Train all phases, resuming from the newest checkpoint if there is one.
 
         Raises:
-            UserError: see `PhaseTrainer.train_epoch`; or no epoch gave finite logits.
+            UserError: see `PhaseTrainer.train_epoch` and `build_model`; or no epoch gave finite logits.
             SystemExit: a stop was requested.
         """
         tensors = self._load()
@@ -99,6 +100,8 @@ class Trainer:
             )  # fmt: skip
         torch.manual_seed(self.config.seed)
         network = build_model(self.params.model, len(self.dataset.findings))
+        size = self.dataset.metadata["size"]
+        check_network(network, self.params.model, len(self.dataset.findings), size)
         network.use_bfloat16 = self.config.precision == "bfloat16"
         context = self.context
         self.compile = self.config.compile and compile_works(context.device)

@@ -82,7 +82,7 @@ def _other_sources(entries: Sequence[Path]) -> str:
         if path.name.lower().endswith((*ARCHIVE_ENDINGS, ".tar.bz2", ".tar.xz", ".7z", ".rar"))
     ]
     if not candidates:
-        return "Put them there."
+        return "Put them there (for your own table: or set data.table.path to the column with their paths)."
     first = candidates[0]
     if first.is_symlink() and not first.exists():
         return f"{shown(first.name)} is a link to {shown(os.readlink(first))}, which does not exist."

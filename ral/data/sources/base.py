@@ -106,6 +106,9 @@ class Layout:
     patients_known: bool = True
     one_spelling: bool = True
     """Whether patient ids are spelled consistently, so that look-alike ids are an error instead of a warning."""
+    hints: Mapping[str, str] = field(default_factory=dict)
+    """Role -> sentence for the remedy of a failed check: the keys that describe a user's own table. Roles are the
+    fields above, from image to photometric."""
 
 
 class Source(ABC):
@@ -208,8 +211,10 @@ class Source(ABC):
             UserError: the source has no official split.
         """
         if "official" not in studies:
+            hint = self.layout.hints.get("split", "")
             raise UserError(
                 f"The source {self.config.source} has no official split. Set split.method to hash or stratified."
+                + (f" {hint}" if hint else "")
             )
         return studies["official"]
 

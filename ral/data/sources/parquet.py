@@ -1,6 +1,6 @@
 """Reads Parquet tables as the text of an equivalent CSV file: a file, or a folder of parts written by Spark or Dask."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -49,11 +49,14 @@ def parquet_files(path: Path) -> list[Path]:
     return files
 
 
-def read_parquet_chunks(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+def read_parquet_chunks(
+    path: Path, columns: Sequence[str], keys: Mapping[str, str] | None = None
+) -> Iterator[pd.DataFrame]:
     """Read columns of a table as text, and `row`: the number of the row, from 1, over all parts in order.
 
     Each part is read with its own types, without conversion between parts. A column may also be a Hive
-    partition, a folder named `column=value`. Yields `text.CHUNK_ROWS` rows at a time.
+    partition, a folder named `column=value`. Yields `text.CHUNK_ROWS` rows at a time. `keys` as in
+    `text.check_columns`.
 
     Raises:
         UserError: a part lacks a column or has it twice, is damaged or is not Parquet; a column is not of
@@ -61,7 +64,7 @@ def read_parquet_chunks(path: Path, columns: Sequence[str]) -> Iterator[pd.DataF
     """
     first, pending = 1, pd.DataFrame()
     for file in parquet_files(path):
-        for chunk in _read_part(file, path, list(dict.fromkeys(columns))):
+        for chunk in _read_part(file, path, list(dict.fromkeys(columns)), keys):
             pending = pd.concat([pending, chunk], ignore_index=True) if len(pending) else chunk
             while len(pending) >= text.CHUNK_ROWS:
                 yield _numbered(pending[: text.CHUNK_ROWS], first)
@@ -76,7 +79,9 @@ def _numbered(chunk: pd.DataFrame, first: int) -> pd.DataFrame:
     return chunk.assign(row=range(first, first + len(chunk)))
 
 
-def _read_part(file: Path, table: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+def _read_part(
+    file: Path, table: Path, columns: list[str], keys: Mapping[str, str] | None
+) -> Iterator[pd.DataFrame]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -86,7 +91,7 @@ def _read_part(file: Path, table: Path, columns: list[str]) -> Iterator[pd.DataF
         with pq.ParquetFile(file) as part:
             names = part.schema_arrow.names
             stored = [name for name in columns if name not in partition_values]
-            check_columns(file, stored, names)
+            check_columns(file, stored, names, keys=keys)
             for batch in part.iter_batches(text.CHUNK_ROWS, columns=stored):
                 values = {name: _as_text(batch.column(name), file, name) for name in stored}
                 values |= {

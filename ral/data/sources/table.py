@@ -1,4 +1,15 @@
-"""Your own data: any CSV or Parquet table, with its columns configured in `data.table`."""
+"""Your own data: any CSV or Parquet table, with its columns configured in `data.table`.
+
+`python -m ral.data.sources.table FILE.csv` reads a table and writes that section (`ral.data.wizard.command`).
+"""
+
+import sys
+
+if __name__ == "__main__":  # before pandas is imported, so that --help is quick
+    from ral.data.wizard.command import main
+
+    main()
+    sys.exit()
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +44,7 @@ class Reader(Source):
             split=self.table.split,
             photometric=self.table.photometric,
             labels=self._labels(),
+            hints=self._hints(),
             one_spelling=False,
             patients_known=self.table.patient_id != self.table.image_id,
         )
@@ -52,17 +64,63 @@ class Reader(Source):
             between=table.label_separator,
         )
 
+    def _hints(self) -> dict[str, str]:
+        """For the messages of validation: which key names a column, or gives its words a meaning."""
+        table = self.table
+        named = {
+            role: f"data.table.{key} names the column."
+            for role, key in {
+                "image": "image_id", "patient": "patient_id", "follow_up": "follow_up", "path": "path",
+                "age": "age_years", "split": "split", "photometric": "photometric",
+            }.items()
+        }  # fmt: skip
+        if table.labels is None:
+            labels = "data.table.findings names the columns of the findings, data.table.no_finding that of No Finding."
+            no_finding = "data.table.no_finding names the column."
+        else:
+            labels = (
+                "data.table.findings names the word of each finding in the column, data.table.no_finding the word for "
+                f"No Finding, and data.table.label_separator, {table.label_separator!r} now, what stands between words."
+            )
+            no_finding = "data.table.no_finding names the word."
+        return named | {
+            "sex": "Or map the words of your table in data.table.sexes, such as {männlich: M, divers: null}.",
+            "view": "Or map the words of your table in data.table.views, such as {liegend: AP, seitlich: LATERAL}.",
+            "labels": labels,
+            "no_finding": no_finding,
+        }
+
     @property
     def columns(self) -> list[str]:
         """The columns of the table that are used."""
-        layout, labels = self.layout, self.layout.labels
-        roles = ("image", "patient", "study", "follow_up", "path", "view", "sex", "age", "split")
-        named = [getattr(layout, role) for role in (*roles, "photometric")]
-        if isinstance(labels, DelimitedLabels):
-            named.append(labels.column)
+        return list(self.keys)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Column that is used -> key of params.yaml that names it."""
+        table = self.table
+        roles = (
+            "image_id",
+            "patient_id",
+            "study_id",
+            "follow_up",
+            "path",
+            "view",
+            "sex",
+            "age_years",
+            "split",
+        )
+        named = [(getattr(table, key), f"data.table.{key}") for key in (*roles, "photometric")]
+        if table.labels is not None:
+            named.append((table.labels, "data.table.labels"))
         else:
-            named += [*labels.columns.values(), labels.no_finding]
-        return list(dict.fromkeys(name for name in named if name))
+            named += [(column, "data.table.findings") for column in table.findings.values()]
+            named.append((table.no_finding, "data.table.no_finding"))
+        keys: dict[str, str] = {}
+        for column, key in named:
+            if column:
+                keys.setdefault(column, key)
+        return keys
 
     def tables(self) -> list[Path]:
         path = self.root / self.table.file
@@ -82,5 +140,5 @@ class Reader(Source):
         self.tables()
         path = self.root / self.table.file
         if is_parquet(path):
-            return read_parquet_chunks(path, self.columns)
-        return read_chunks(path, self.columns, self.table.separator)
+            return read_parquet_chunks(path, self.columns, self.keys)
+        return read_chunks(path, self.columns, self.table.separator, self.keys)

@@ -5,7 +5,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -37,6 +37,9 @@ SIGNATURES = {
 
 NOT_UTF8 = "is not UTF-8 text"
 
+# Describes a user's own table.
+WIZARD = "python -m ral.data.sources.table FILE"
+
 
 def find_table(root: Path, names: Sequence[str]) -> Path:
     """Find the one file among `names` that exists in `root`.
@@ -52,8 +55,17 @@ def find_table(root: Path, names: Sequence[str]) -> Path:
     return tables[0]
 
 
-def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], separator: str = ",") -> None:
+def check_columns(
+    path: Path,
+    columns: Sequence[str],
+    header: Sequence[str],
+    separator: str = ",",
+    keys: Mapping[str, str] | None = None,
+) -> None:
     """Check that each required column is in a header exactly once.
+
+    Args:
+        keys: column -> key of params.yaml that names it, for messages; None for a publisher's table.
 
     Raises:
         UserError: one is missing (the message suggests the closest name or the separator) or duplicated.
@@ -63,7 +75,8 @@ def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], sep
         duplicates = [name for name in columns if list(header).count(name) > 1]
         if duplicates:
             raise UserError(
-                f"{path} has the column `{duplicates[0]}` more than once, and the copies may differ. Keep one of them."
+                f"{path} has the column `{duplicates[0]}`{_named_by(duplicates[0], keys)} more than once, and the "
+                "copies may differ. Keep one of them."
             )
         return
     for sign, word in SEPARATORS.items():
@@ -72,15 +85,22 @@ def check_columns(path: Path, columns: Sequence[str], header: Sequence[str], sep
                 f"{path} is separated by {word}, not by {SEPARATORS.get(separator, repr(separator))}: save it "
                 "with that separator (for your own table: set data.table.separator)."
             )
+    own = f" data.table names them; `{WIZARD}` reads the header and writes that section." if keys else ""
     if len(missing) == len(columns):  # do not reveal the columns of an unrelated file
         raise UserError(
             f"{path} has none of the columns needed ({', '.join(columns)}). It may be another file, or lack its header."
+            + own
         )
     closest = nearest(missing[0], [name for name in header if name not in columns])
     hint = f" Did you rename it to `{closest}`?" if closest else ""
     raise UserError(
-        f"{path} lacks the column `{missing[0]}`.{hint} Found: {_listed(header)}. Needed: {', '.join(columns)}."
+        f"{path} lacks the column `{missing[0]}`{_named_by(missing[0], keys)}.{hint} Found: {_listed(header)}. "
+        f"Needed: {', '.join(columns)}.{own}"
     )
+
+
+def _named_by(column: str, keys: Mapping[str, str] | None) -> str:
+    return f", which {keys[column]} names" if keys and column in keys else ""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -119,7 +139,9 @@ def read_list(path: Path) -> list[str]:
         return _as_lines(stream).read().split()
 
 
-def read_chunks(path: Path, columns: Sequence[str], separator: str = ",") -> Iterator[pd.DataFrame]:
+def read_chunks(
+    path: Path, columns: Sequence[str], separator: str = ",", keys: Mapping[str, str] | None = None
+) -> Iterator[pd.DataFrame]:
     """Read columns of a CSV table as text ("" if empty), and `row`: the line of the file on which the row begins.
 
     Yields CHUNK_ROWS rows at a time, in order. Other columns are dropped, but every row must have as many fields as the
@@ -131,7 +153,7 @@ def read_chunks(path: Path, columns: Sequence[str], separator: str = ",") -> Ite
     """
     plain = scan(path) and separator.isascii()
     header = read_header(path, separator)
-    check_columns(path, columns, header, separator)
+    check_columns(path, columns, header, separator, keys)
     iter_chunks = _plain_chunks if plain else _quoted_chunks
     has_rows = False
     for chunk in iter_chunks(path, columns, header, separator):

@@ -145,17 +145,27 @@ def check_split(studies: pd.DataFrame, findings: tuple[str, ...], config: SplitC
                 "split.seed or split.method."
             )
     train = studies[studies["split"] == "train"]
+    problems, learnable = [], []
     for finding in findings:
         positives, negatives = (train[finding] == 1).sum(), (train[finding] == 0).sum()
-        if not positives or not negatives:
-            kind = "positive" if not positives else "negative"
-            others = int((studies[finding] == (1 if kind == "positive" else 0)).sum())
-            elsewhere = f" ({others} are in validation and test)" if others else ""
-            spread = "" if config.method == "stratified" else ", or set split.method to stratified"
-            raise UserError(
-                f"{finding} has no {kind} image among the {len(train)} training images{elsewhere}, so it cannot be "
-                f"learned. Provide more data, or list the other findings in data.findings{spread}."
-            )
+        if positives and negatives:
+            learnable.append(finding)
+            continue
+        kind = "positive" if not positives else "negative"
+        others = int((studies[finding] == (1 if kind == "positive" else 0)).sum())
+        elsewhere = f" ({others} are in validation and test)" if others else ""
+        problems.append(f"{finding} has no {kind} image among the {len(train)} training images{elsewhere}")
+    if problems:
+        spread = "" if config.method == "stratified" else ", or set split.method to stratified"
+        others_only = (
+            f"set data.findings to [{', '.join(learnable)}]"
+            if learnable
+            else "list other findings in data.findings"
+        )
+        raise UserError(
+            f"{'; '.join(problems)}. A finding is learned from positive and negative images: provide more data, or "
+            f"{others_only}{spread}."
+        )
 
 
 def low_support_warnings(counts: dict[str, Any], few: int = MIN_POSITIVES) -> list[str]:

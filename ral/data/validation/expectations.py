@@ -159,8 +159,11 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
     checks: list[Any] = []
 
     def check(
-        kind: Callable[..., Any], name: str, severity: str, remedy: str, shown: str = "", **kwargs: Any
-    ) -> None:
+        kind: Callable[..., Any], name: str, severity: str, remedy: str, role: str = "", shown: str = "",
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        # A remedy names the key of params.yaml where one describes the column.
+        remedy = " ".join(filter(None, [remedy, layout.hints.get(role)]))
         meta = {"check": name, "remedy": remedy, "shown": shown or kwargs.get("column", "")}
         checks.append(kind(**kwargs, severity=severity, meta=meta))
 
@@ -168,10 +171,10 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
     in_set, null = gxe.ExpectColumnValuesToBeInSet, gxe.ExpectColumnValuesToBeNull
     check(
         matches, layout.image_check, "critical",
-        "Correct the image id in that row.", column=layout.image, regex=layout.image_pattern,
+        "Correct the image id in that row.", "image", column=layout.image, regex=layout.image_pattern,
     )  # fmt: skip
     check(
-        null, "image ids are unique", "critical", "Keep one row per image.",
+        null, "image ids are unique", "critical", "Keep one row per image.", "image",
         shown=layout.image, column="image_repeated",
     )  # fmt: skip
     check(
@@ -180,13 +183,14 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
         shown="ids", column="id_problem",
     )  # fmt: skip
     check(
-        null, "labels are in the vocabulary", layout.vocabulary, allowed,
+        null, "labels are in the vocabulary", layout.vocabulary, allowed, "labels",
         shown=shown, column="label_problem",
     )  # fmt: skip
     check(
         null, f"{NO_FINDING} stands alone", layout.contradiction,
         f"Remove {NO_FINDING} from rows that have a finding."
         + ("" if layout.contradiction == "critical" else " The findings are used, not the word."),
+        "no_finding",
         shown=shown, column="contradiction",
     )  # fmt: skip
     if layout.patients_known:
@@ -204,6 +208,7 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
     if layout.follow_up:
         check(
             matches, "follow-up is a number", "critical", "Write it as a whole number from 0.",
+            "follow_up",
             column=layout.follow_up, regex=r"^[0-9]+(?:\.0*)?\Z",
         )  # fmt: skip
         check(
@@ -213,18 +218,18 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
     if layout.patients_known:
         check(
             matches, layout.patient_check, "critical",
-            layout.patient_remedy, column=layout.patient, regex=layout.patient_pattern,
+            layout.patient_remedy, "patient", column=layout.patient, regex=layout.patient_pattern,
         )  # fmt: skip
     else:
         check(
             in_set, "patients are known", "warning",
             "The source has no patient ids: each image counts as a patient, so images of one person may be in two "
-            "splits, and intervals are too narrow.", column="patient_known", value_set=[1],
+            "splits, and intervals are too narrow.", "patient", column="patient_known", value_set=[1],
         )  # fmt: skip
     if layout.age:
         check(
             matches, "age is a number", "critical", "Write the age in whole years.",
-            column=layout.age, regex=layout.age_pattern,
+            "age", column=layout.age, regex=layout.age_pattern,
         )  # fmt: skip
         check(
             between, "age is possible", "warning", "Such ages are taken as unknown.",
@@ -241,7 +246,7 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
         allowed_sexes = " or ".join(word for word in words if word)
         check(
             in_set, f"sex is {allowed_sexes}", "critical", f"Write {allowed_sexes}.",
-            column=layout.sex, value_set=words,
+            "sex", column=layout.sex, value_set=words,
         )  # fmt: skip
         check(
             between, "a patient has one sex", "warning",
@@ -252,28 +257,28 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
         views = [view for view in layout.views if view]
         check(
             in_set, "view is known", "critical", f"Write one of {', '.join(views)}.",
-            column=layout.view, value_set=list(layout.views),
+            "view", column=layout.view, value_set=list(layout.views),
         )  # fmt: skip
     if layout.split:
         check(
             in_set, "official split is train, val or test", "critical", "Write train, val or test.",
-            column=layout.split, value_set=["train", "val", "test", ""],
+            "split", column=layout.split, value_set=["train", "val", "test", ""],
         )  # fmt: skip
     if layout.photometric:
         check(
             in_set, "photometric interpretation is known", layout.vocabulary,
             "Write MONOCHROME1 (high values are dark), MONOCHROME2, or nothing."
             + ("" if layout.vocabulary == "critical" else " Such images count as MONOCHROME2."),
-            column=layout.photometric, value_set=["MONOCHROME1", "MONOCHROME2", ""],
+            "photometric", column=layout.photometric, value_set=["MONOCHROME1", "MONOCHROME2", ""],
         )  # fmt: skip
     if layout.path:
         check(
             gxe.ExpectColumnValuesToNotMatchRegex, "image is inside the data folder", "critical",
             "Write the path below data.root, without `..`.",
-            column=layout.path, regex=r"^/|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)",
+            "path", column=layout.path, regex=r"^/|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)",
         )  # fmt: skip
         check(
-            null, "an image file has one row", "critical", "Keep one row per image file.",
+            null, "an image file has one row", "critical", "Keep one row per image file.", "path",
             shown=layout.path, column="file_repeated",
         )  # fmt: skip
     must = missing_images == "fail"
@@ -281,6 +286,7 @@ def raw_expectations(layout: Layout, missing_images: str) -> list[Any]:
         gxe.ExpectColumnValuesToNotBeNull, IMAGE_PRESENT, "critical" if must else "warning",
         "Add the images, or set data.missing_images to drop to go on without those rows."
         if must else "Those rows are left out.",
+        ("path" if layout.path else "image") if must else "",
         shown=layout.path or layout.image, column="image_bytes",
     )  # fmt: skip
     check(

@@ -100,6 +100,18 @@ def test_check_accepts_a_good_split_and_refuses_others() -> None:
         check_split(good.assign(Mass=[1, np.nan, 1, 1]), ("Mass",), CONFIG)
 
 
+def test_all_findings_that_cannot_be_learned_are_named_at_once() -> None:
+    table = labelled(["train", "train", "val", "test"], [1, 0, 0, 0]).assign(
+        Hernia=[0, 0, 1, 0], Edema=[0, 1, 0, 1], Nodule=[1, 1, 1, 1]
+    )
+    with pytest.raises(UserError) as caught:
+        check_split(table, ("Mass", "Hernia", "Edema", "Nodule"), CONFIG)
+    message = str(caught.value)
+    assert "Hernia has no positive image" in message
+    assert "Nodule has no negative image" in message
+    assert "set data.findings to [Mass, Edema]" in message
+
+
 def test_official_validation_is_kept_as_it_is() -> None:
     studies = images(6, each=1)
     official = pd.Series(["train", "train", "train", "val", "test", "test"])

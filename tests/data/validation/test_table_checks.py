@@ -16,6 +16,7 @@ from ral.config.environment import Environment
 from ral.data import baseline
 from ral.data.sources.base import open_source
 from ral.data.validation import drift
+from ral.data.validation.expectations import raw_expectations
 from ral.errors import UserError
 from ral.files import read_json, write_json
 from ral.labels import NIH_FINDINGS
@@ -64,6 +65,10 @@ def put(row: int, column: str, value: str):
         return table
 
     return change
+
+
+def change_all(column: str, value: str):
+    return lambda table: table.assign(**{column: value})
 
 
 BAD = [
@@ -143,6 +148,60 @@ def test_typo_names_the_nearest_label(written, tmp_path: Path, word: str, near: 
     assert "befunde.csv" in message
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "keys"),
+    [
+        ("Geschlecht", "divers", ["data.table.sexes", "männlich: M"]),
+        ("Projektion", "sitzend", ["data.table.views", "liegend: AP"]),
+        ("Befund", "Spange", ["data.table.findings", "data.table.no_finding", "data.table.label_separator, ' + '"]),
+        ("Befund", "Mass + o. B.", ["data.table.no_finding"]),
+        ("Aufnahme", "", ["data.table.image_id"]),
+        ("Patient", "", ["data.table.patient_id"]),
+        ("Verlauf", "erste", ["data.table.follow_up"]),
+        ("Alter", "43,5", ["data.table.age_years"]),
+        ("Datei", "/tmp/a.png", ["data.table.path"]),
+        ("Datei", "röntgen/none.png", ["data.table.path", "data.missing_images"]),
+        ("Name", "training", ["data.table.split"]),
+        ("Name", "MONO", ["data.table.photometric"]),
+    ],
+)  # fmt: skip
+def test_a_remedy_for_an_own_table_names_the_key(
+    written, tmp_path: Path, column: str, value: str, keys: list[str]
+) -> None:
+    section = written("table")
+    root = copied(section, tmp_path)
+    if column == "Name":
+        key = keys[0].rpartition(".")[2]
+        section = section | {"table": section["table"] | {key: column}}
+        edit(root / "befunde.csv", change_all(column, ""), sep=";")
+    edit(root / "befunde.csv", put(20, column, value), sep=";")
+    message = validate(section, root)["message"]
+    for key in keys:
+        assert key in message
+
+
+def test_a_remedy_for_a_column_per_finding_names_the_keys(written, tmp_path: Path) -> None:
+    section = written("table")
+    root = copied(section, tmp_path)
+    edit(root / "befunde.csv", lambda table: table.assign(Erguss="0", frei="1"), sep=";")
+    edit(root / "befunde.csv", put(20, "Erguss", "ja"), sep=";")
+    columns = {"labels": None, "findings": {"Effusion": "Erguss"}, "no_finding": "frei"}
+    message = validate(section | {"table": section["table"] | columns}, root)["message"]
+    assert "Erguss='ja'" in message
+    assert "data.table.findings names the columns" in message
+
+
+@pytest.mark.parametrize("name", ["nih", "chexpert", "padchest"])
+def test_a_published_table_has_no_keys(written, tmp_path: Path, name: str) -> None:
+    """data.table describes own tables only."""
+    config = {"root": str(tmp_path)} | (written(name) if name != "nih" else {"source": "nih"})
+    source = open_source(
+        DataConfig(**{"missing_images": "fail", "views": ["PA"]} | config | {"root": str(tmp_path)})
+    )
+    for check in raw_expectations(source.layout, "fail"):
+        assert "data.table" not in check.meta["remedy"]
+
+
 def test_one_patient_with_two_sexes_is_a_warning(written, tmp_path: Path) -> None:
     root = copied(written("table"), tmp_path)
 
@@ -192,8 +251,9 @@ def test_duplicated_image_id_and_extra_column(written, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text.replace("Befund;", "Befunde;", 1), ["lacks the column `Befund`", "rename it to `Befunde`"]),
-        (lambda text: text.replace("Befund;", "X;", 1), ["lacks the column `Befund`", "Found: Aufnahme"]),
+        (lambda text: text.replace("Befund;", "Befunde;", 1), ["lacks the column `Befund`, which data.table.labels names", "rename it to `Befunde`"]),
+        (lambda text: "a;b" + text[text.index("\n"):], ["none of the columns needed", "python -m ral.data.sources.table FILE"]),
+        (lambda text: text.replace("Befund;", "X;", 1), ["lacks the column `Befund`, which", "Found: Aufnahme"]),
         (lambda text: text.replace(";", "\t"), ["separated by tabs, not by semicolons", "data.table.separator"]),
         (lambda text: text.split("\n")[0] + "\n", ["has a header but no rows"]),
     ],
