@@ -113,7 +113,8 @@ def test_plain_parameters_give_the_network_they_gave() -> None:
 def test_three_channels_see_the_image_three_times() -> None:
     model = network(channels=3).eval()
     with torch.no_grad():
-        assert torch.equal(model(images()), model.backbone(images().repeat(1, 3, 1, 1)))
+        thrice = images().repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+        assert torch.equal(model(images()), model.backbone(thrice))
 
 
 def test_classifier_is_drawn_anew_by_its_seed() -> None:
