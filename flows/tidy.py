@@ -30,7 +30,6 @@ from pathlib import Path
 
 from flows.settings import load_flows_environment
 from flows.workspace import BRANCH, WorkspaceLockedError, git, python_env
-from ral.data.images.cache import prune
 from ral.errors import UserError
 from ral.files import read_json
 
@@ -72,6 +71,8 @@ def tidy(state: Path, rules: Rules, dry: bool) -> list[str]:
         WorkspaceLockedError: a run holds a workspace, or was killed in it and not yet cleared up by the next one.
         UserError: DVC could not collect; nothing of its cache is gone.
     """
+    from ral.data.images.cache import prune
+
     lines = []
     with contextlib.ExitStack() as stack:
         for path in _holders(state):

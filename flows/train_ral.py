@@ -10,6 +10,12 @@ touched.
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +63,5 @@ def run_all(folder: Path, environment: FlowsEnvironment) -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
     with run_from_cli():
         train_ral()

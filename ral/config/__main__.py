@@ -19,6 +19,17 @@ from ral.config.keys import as_yaml, default, differences, fixed_keys, layout, o
 from ral.config.params import Params
 from ral.errors import UserError
 
+# Exits with the message if timm has no such model.
+CHECK_BACKBONE = """
+import sys
+from ral.errors import UserError
+from ral.models import import_timm, require_backbone
+try:
+    require_backbone(sys.argv[1], import_timm())
+except UserError as error:
+    sys.exit(str(error))
+"""
+
 # Models that timm is known to have, so that checking the usual parameters does not import timm and torch (3 seconds).
 KNOWN_BACKBONES = ("resnet10t", "resnet18", "resnet50", "convnext_tiny", "convnext_small", "test_resnet")
 
@@ -126,10 +137,10 @@ def check(path: Path) -> str:
     params = load(path, Params)
     if params.model.backbone not in KNOWN_BACKBONES:
         # In a process of its own: the schema knows nothing of the packages that read it.
-        command = [sys.executable, "-m", "ral.models", params.model.backbone]
+        command = [sys.executable, "-c", CHECK_BACKBONE, params.model.backbone]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"{path}: {done.stderr.strip().removeprefix('error: ')}")
+            raise UserError(f"{path}: {done.stderr.strip()}")
     changed = differences(params)
     count = f"{len(changed)} of {len(fixed_keys())} keys differ from their defaults"
     lines = [f"  {key}: {old} -> {new}" for key, (old, new) in changed.items()]

@@ -7,6 +7,7 @@ rank (`RANKS`). The exit code is 0, 1 after a failure anywhere in the job, or 14
 the reason is in the file named by SPEC.json's key `failure`.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -187,11 +188,19 @@ def _terminate(children: Sequence[subprocess.Popen], timeout: float) -> None:
 
 def main() -> None:
     """Run this machine's ranks, as given by the scheduler's variables."""
-    scheduler, grace, spec, *command = sys.argv[1:]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scheduler", choices=RANKS, help="whose variables give the rank")
+    parser.add_argument("grace", type=float, help="seconds for a checkpoint after a termination signal")
+    parser.add_argument("spec", type=Path, help="specification of the training")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="of a rank; the specification is added")
+    options = parser.parse_args()
     on_termination_signal(_exit_on_signal)
-    failure = Path(read_json(Path(spec))["failure"])
+    failure = Path(read_json(options.spec)["failure"])
     try:
-        run_ranks(RANKS[scheduler](os.environ), command, Path(spec), failure, float(grace))
+        ranks = RANKS[options.scheduler](os.environ)
+        run_ranks(ranks, options.command, options.spec, failure, options.grace)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, SystemExit):

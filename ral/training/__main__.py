@@ -12,13 +12,22 @@ history.csv, validation.json and logits/{val,test}.parquet into `out`. The first
 the exit code is 143.
 """
 
+import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("spec", type=Path, help="specification of the training")
+    parser.parse_args()
+
 import contextlib
 import csv
 import logging
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
