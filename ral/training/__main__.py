@@ -141,11 +141,9 @@ def write_outputs(
         },
     )
     prefix = "ema_" if result.best_kind == "ema" else ""
-    metrics = {name: best_row[prefix + name] for name in ("val_macro_ap", "val_macro_auroc")}
-    write_json(
-        out / "validation.json",
-        {"data": data, "weights": result.best_kind, "val": {"epoch": best_row["epoch"], **metrics}},
-    )
+    # What `dvc exp show` and `dvc metrics show` print: few, and short names.
+    metrics = {name: best_row[f"{prefix}val_macro_{name}"] for name in ("ap", "auroc")}
+    write_json(out / "validation.json", {"val": {"data": data, **metrics}})
     with (out / "history.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, [*HISTORY, "data"], lineterminator="\n")
         table.writeheader()
