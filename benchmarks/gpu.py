@@ -57,6 +57,7 @@ CHECKS = {
         "waits for the GPU and kernel launches of an optimizer step", 180, "a CPU has no stream to wait for"
     ),
     "losses": Check("RAL against its eager and its compiled form: time, memory, error", 240),
+    "reproduce": Check("two trainings of an epoch on one GPU: the same bits, whole and compiled", 150),
     "speed": Check(
         "training against a bare torch loop; images per second",
         360,
@@ -70,6 +71,7 @@ CHECKS = {
         120,
         "memory and speed of a GPU are its subject",
     ),
+    "training": Check("a complete training: bfloat16, compiled, EMA, second phase", 180),
     "resume": Check("a training interrupted by SIGTERM, then resumed", 300, quick=False),
     "fallback": Check(
         "the losses without a C compiler and with an empty Triton cache", 90, "Triton runs on GPUs only"

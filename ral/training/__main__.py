@@ -51,6 +51,7 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     """Train, and write the outputs on rank 0."""
     import torch
 
+    from ral.training.backend import set_cuda_math
     from ral.training.checkpoint import Checkpoints, training_fingerprint
     from ral.training.engine import init_process
     from ral.training.loop import DistributedContext
@@ -59,6 +60,7 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     from ral.training.trainer import Trainer
 
     torch.set_num_threads(params.train.threads)
+    set_cuda_math(params.train)
     stop = PreemptionFlag()
     context = DistributedContext(*init_process())
     name = training_fingerprint(params.model_dump(), Path(spec["prepared"]))
