@@ -1,12 +1,12 @@
 """Compare DVC experiments by name: paired differences of their logits on the same images.
 
-    python -m flows.experiments main ral-seed1 ral-seed2
-    python -m flows.experiments workspace ral-seed1 --split val
+    python -m flows.experiments grid-1 grid-2 grid-3
+    python -m flows.experiments workspace grid-1 --split val
 
-A name is that of an experiment (`dvc exp show`), a branch, a tag or a commit; `workspace` is the files as they are. The
-first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked out. All must have
-been prepared alike: a comparison needs the same images, labels and split. `ral.evaluation.compare` does the
-work.
+A name is that of an experiment (`dvc exp show`), or a branch, tag or commit that was run here; `workspace` is the
+files as they are. The first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked
+out. All must have been prepared alike: a comparison needs the same images, labels and split.
+`ral.evaluation.compare` does the work.
 """
 
 import argparse
