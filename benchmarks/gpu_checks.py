@@ -52,7 +52,7 @@ from benchmarks.synthetic import FINDINGS, write_dataset
 from ral.config.environment import TrainingTarget
 from ral.config.train import TrainParams
 from ral.files import write_json
-from ral.launch.base import free_port
+from ral.launch.base import free_port, grace_seconds
 from ral.losses import LOSSES, RAL, ClassCounts, build_loss
 from ral.models import build_model
 from ral.processes import die_with_parent
@@ -201,7 +201,7 @@ def resume(setting: Setting) -> Iterator[dict[str, Any]]:
     start = time.perf_counter()
     child.send_signal(signal.SIGTERM)
     yield equal("SIGTERM: exit code", child.wait(), 143)
-    seconds, grace = time.perf_counter() - start, TrainingTarget().grace
+    seconds, grace = time.perf_counter() - start, grace_seconds(TrainingTarget())
     yield at_most("seconds to save and end, against training.grace", seconds, grace)
     gigabytes = sum(path.stat().st_size for path in setting.folder.glob("state/training/*/step-*/*")) / 1e9
     # Weights, EMA, the best of both, and two moments; float32.
@@ -249,7 +249,7 @@ def training_command(folder: Path, params: TrainParams, images: int, size: int) 
     spec = {
         "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
         "state_dir": str(folder / "state"), "failure": str(folder / "failure.json"),
-        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False,
+        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False, "min_positives": 1,
     }  # fmt: skip
     write_json(folder / "training.json", spec)
     return [sys.executable, "-m", "ral.training", str(folder / "training.json")], out

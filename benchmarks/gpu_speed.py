@@ -38,6 +38,9 @@ from ral.training.ema import ModelEma
 from ral.training.engine import local_state_dict
 from ral.training.loop import PhaseTrainer
 
+# Least ratio of the eager form's time on the GPU to ours, by shape.
+LEAST = dict(zip(loss_bench.SHAPES, (10, 15, 15, 20), strict=True))
+
 
 def profiled(step: Callable[[], object], steps: int = 4) -> dict[str, float]:
     """Per step: synchronisations by kind, kernel launches, GPU busy ms, and ms in which the host did not wait
@@ -123,11 +126,10 @@ def _waits(label: str, figures: dict[str, float]) -> Iterator[dict[str, Any]]:
 def losses(setting: Setting) -> Iterator[dict[str, Any]]:
     """RAL forward and backward against its eager transcription and against torch.compile."""
     seconds = 0.5 if setting.small else 2
-    least = dict(zip(loss_bench.SHAPES, (3, 3, 8, 20), strict=True))
     for shape in loss_bench.SHAPES[: 2 if setting.small else None]:
         label = f"{shape[0]} x {shape[1]}"
         times = loss_bench.ratio(DEVICE, shape, seconds, (loss_bench.eager, RAL()))[2]
-        yield at_least(f"{label}: eager time / ours", times, least[shape], judged=GPU)
+        yield noted(f"{label}: eager time / ours", times, "with the time to launch" if GPU else UNRATED)
         if not setting.small:
             yield from _compiled_losses(label, shape, seconds)
         if GPU:
@@ -150,10 +152,12 @@ def _compiled_losses(label: str, shape: tuple[int, int], seconds: float) -> Iter
         yield at_least(what, times, 0.8) if name == "eager" else noted(what, times)
     if not GPU:
         return
-    ours = loss_bench.graph_seconds(RAL(), shape)
+    ours = loss_bench.graph_seconds(RAL(reduction="sum"), shape)  # as in training, and in the authors' code
     yield noted(f"{label}: GPU microseconds of ours", ours * 1e6)
-    for name, peer in {"eager": loss_bench.eager, "compiled RAL": peers["RAL"]}.items():
-        yield noted(f"{label}: {name} GPU time / ours", loss_bench.graph_seconds(peer, shape) / ours)
+    times = loss_bench.graph_seconds(loss_bench.eager, shape) / ours
+    yield at_least(f"{label}: eager GPU time / ours", times, LEAST[shape])
+    compiled = loss_bench.graph_seconds(torch.compile(RAL(reduction="sum")), shape) / ours
+    yield noted(f"{label}: compiled RAL GPU time / ours", compiled)
     yield noted(f"{label}: memory of compiled RAL", loss_bench.memory(DEVICE, shape, peers["RAL"]))
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ral.config.base import NullIsEmpty, Section
+from ral.config.evaluate import EvaluateConfig
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.sampler import SamplerConfig
@@ -142,8 +143,19 @@ _DECIDED = {
 
 
 class TrainParams(Section):
-    """Read by the step train."""
+    """What a training needs to know."""
 
     model: ModelConfig
     loss: LossConfig
     train: TrainConfig
+
+
+class TrainStageParams(TrainParams):
+    """Read by the step train."""
+
+    evaluate: EvaluateConfig
+    """For min_positives: validation metrics are averaged over the same findings as those of the evaluation."""
+
+    def training(self) -> TrainParams:
+        """The sections of a training."""
+        return TrainParams(model=self.model, loss=self.loss, train=self.train)

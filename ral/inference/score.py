@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import Prefetcher, gather
+from ral.labels import patient_counts
 
 logger = logging.getLogger(__name__)
 
@@ -153,18 +154,32 @@ class Scorer:
         return np.concatenate(gathered)
 
 
-def validation_scores(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Macro AP and AUROC over the findings that have both a positive and a negative image.
+def estimable_findings(targets: np.ndarray, patients: np.ndarray, minimum: int) -> np.ndarray:
+    """The findings over which validation metrics are averaged, by the rule of the step evaluate: at least `minimum`
+    patients with a positive and with a negative image. If no finding has as many (small data), those with any.
+
+    Args:
+        targets: [rows, findings]; 1, 0, NaN where unknown.
+        patients: patient of each row.
+        minimum: evaluate.min_positives.
+
+    Returns:
+        Boolean [findings].
 
     Raises:
         UserError: no finding has both, so the best epoch cannot be determined.
     """
+    fewest = np.array([min(patient_counts(labels, patients)) for labels in targets.T])
+    if not (fewest > 0).any():
+        raise UserError("No finding has both positive and negative images in validation. Raise split.val.")
+    return fewest >= (minimum if (fewest >= minimum).any() else 1)
+
+
+def validation_scores(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Macro AP and AUROC over findings that all have a positive and a negative image."""
     ap, auroc = [], []
     for labels, scores in zip(targets.T, logits.T, strict=True):
         known = ~np.isnan(labels)
-        if len(set(labels[known])) == 2:
-            ap.append(average_precision_score(labels[known], scores[known]))
-            auroc.append(roc_auc_score(labels[known], scores[known]))
-    if not ap:
-        raise UserError("No finding has both positive and negative images in validation. Raise split.val.")
+        ap.append(average_precision_score(labels[known], scores[known]))
+        auroc.append(roc_auc_score(labels[known], scores[known]))
     return {"val_macro_ap": float(np.mean(ap)), "val_macro_auroc": float(np.mean(auroc))}

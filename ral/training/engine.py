@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ral.config.train import TrainConfig
 from ral.errors import UserError
+from ral.training.device import assign_device
 
 # MASTER_ADDR when all ranks run on one machine (`ral.launch.local`).
 LOOPBACK = "127.0.0.1"
@@ -30,7 +31,7 @@ def init_process() -> tuple[int, int, torch.device]:
     """Join the process group; the launcher has set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Returns:
-        Rank, world size and this process's device (chosen by local rank).
+        Rank, world size and this process's device; see `assign_device`.
     """
     gpu = torch.cuda.is_available()
     # Otherwise DeepSpeed probes for accelerators and prints warnings.
@@ -44,9 +45,8 @@ def init_process() -> tuple[int, int, torch.device]:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls deprecated names of torch collectives at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    device = torch.device("cpu")
+    device = assign_device(torch.cuda.device_count() if gpu else 0)
     if gpu:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if os.environ["MASTER_ADDR"] == LOOPBACK:

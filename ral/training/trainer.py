@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.inference.score import Scorer, validation_scores
+from ral.inference.score import Scorer, estimable_findings, validation_scores
 from ral.models import Network, build_model, classifier, reset_classifier
 from ral.models.groups import parameter_groups
 from ral.progress import Progress
@@ -56,16 +56,24 @@ class Trainer:
         minutes: time between two checkpoints.
         metric_logger: writes the run's metrics; None on ranks other than 0.
         stop: set when training is to stop.
+        min_positives: evaluate.min_positives: patients with and without a finding that validation metrics need.
+
+    Raises:
+        UserError: no finding has both in validation.
     """
 
     def __init__(
         self, params: TrainParams, dataset: Dataset, context: DistributedContext, checkpoints: Checkpoints,
-        minutes: float, metric_logger: MetricLogger | None, stop: PreemptionFlag,
+        minutes: float, metric_logger: MetricLogger | None, stop: PreemptionFlag, min_positives: int,
     ) -> None:  # fmt: skip
         self.params, self.config, self.dataset, self.context = params, params.train, dataset, context
         self.checkpoints, self.minutes, self.stop = checkpoints, minutes, stop
         self.metric_logger = metric_logger
         self.val_rows = dataset.rows("val")
+        self.val_targets = dataset.targets()[self.val_rows]
+        patients = dataset.studies["patient_id"].to_numpy()[self.val_rows]
+        self.val_findings = estimable_findings(self.val_targets, patients, min_positives)
+        """The findings that the validation metrics are averaged over; boolean [findings]."""
         self.state = TrainState()
         self.compile = False
         """Whether the network is compiled: train.compile, where it works."""
@@ -82,6 +90,13 @@ class Trainer:
             SystemExit: a stop was requested.
         """
         tensors = self._load()
+        number, of = int(self.val_findings.sum()), len(self.val_findings)
+        if number < of and self.context.rank == 0:
+            logger.info(
+                "Validation metrics are means over %d of %d findings. The others have too few patients with or without "
+                "them in validation (evaluate.min_positives, split.val).",
+                number, of,
+            )  # fmt: skip
         torch.manual_seed(self.config.seed)
         network = build_model(self.params.model, len(self.dataset.findings))
         network.use_bfloat16 = self.config.precision == "bfloat16"
@@ -213,7 +228,8 @@ class Trainer:
             prefix = "" if kind == "last" else "ema_"
             if not np.isfinite(logits).all():
                 continue
-            scores = validation_scores(phase_trainer.targets[self.val_rows], logits)
+            measured = self.val_findings
+            scores = validation_scores(self.val_targets[:, measured], logits[:, measured])
             row |= {prefix + name: value for name, value in scores.items()}
             if scores["val_macro_ap"] > state.best[kind].ap:
                 best = state.best[kind]
