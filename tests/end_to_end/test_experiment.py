@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL, copy_project, set_params
 from ruamel.yaml import YAML
 
 from ral.files import sha256
+from ral.reporting.run_info import RUN_FILE
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # See the fixture `ran`.
@@ -30,9 +31,13 @@ def commit(folder: Path, run: Run) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hash of every output."""
+    """Hash of every output; run.css beside the report is none, and names the report that it is about."""
     files = (path for name in ("data", "models", "reports") for path in sorted((folder / name).rglob("*")))
-    return {str(path.relative_to(folder)): sha256(path) for path in files if path.is_file()}
+    return {
+        str(path.relative_to(folder)): sha256(path)
+        for path in files
+        if path.is_file() and path.name != RUN_FILE
+    }
 
 
 def from_readme(start: str) -> list[str]:
