@@ -12,6 +12,14 @@ computed.
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer replicates for scikit-learn")
+    options = parser.parse_args()
+
 import json
 import os
 import statistics
@@ -55,13 +63,9 @@ def ours(patients: Array, labels: Array, scores: Array) -> tuple[Resamples, list
     ]
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer replicates for scikit-learn")
-    columns = np.linspace(1, REPLICATES, 6 if parser.parse_args().quick else 30).astype(int)
+    columns = np.linspace(1, REPLICATES, 6 if options.quick else 30).astype(int)
     patients, labels, scores = make()
     times = []
     for _ in range(3):
@@ -93,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

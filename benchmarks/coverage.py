@@ -18,13 +18,29 @@ judged and shown as a dash. Withheld means that a metric has a value but no inte
 """
 
 import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=2000, help="samples of each size")
+    parser.add_argument("--patients", type=int, nargs="+", default=(100, 300, 1000), help="sizes")
+    parser.add_argument("--replicates", type=int, default=1000)
+    parser.add_argument("--truth", type=int, default=100_000, help="patients of the population")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--state", type=Path, help="file of completed samples, for resuming")
+    parser.add_argument(
+        "--quick", action="store_true", help="few samples of the first size, a small population"
+    )
+    options = parser.parse_args()
+
 import json
 import multiprocessing
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,13 +56,11 @@ from ral.evaluation.reliability import curve
 from ral.evaluation.score import METRICS, OFFICIAL, Estimate, means, micro
 from ral.evaluation.second_reading import agreements
 
-PATIENTS = (100, 300, 1000)
-REPLICATES = 1000
 LEAST, MOST = 0.93, 0.98
 # With fewer intervals a cell is not judged: 2,000 samples of 100 patients hold a handful of Hernias.
 LEAST_INTERVALS = 100
-# Patients in the population, by default and with --quick.
-TRUTH, QUICK_TRUTH = 100_000, 20_000
+# Patients in the population with --quick.
+QUICK_TRUTH = 20_000
 RULE: Rule = "max_f1"
 # Ranking metrics, and all means except of ece, must not be far above 95 %. Exceptions are exact intervals of
 # proportions, metrics at a threshold set by few positives, and the calibration error, which is biased
@@ -246,21 +260,8 @@ def summary(samples: list[Counts]) -> dict[str, dict[str, Any]]:
     return cells
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Simulate and print the table as Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--samples", type=int, default=2000, help="samples of each size")
-    parser.add_argument("--patients", type=int, nargs="+", default=PATIENTS, help="sizes")
-    parser.add_argument("--replicates", type=int, default=REPLICATES)
-    parser.add_argument("--truth", type=int, default=TRUTH, help="patients of the population")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--state", type=Path, help="file of completed samples, for resuming")
-    parser.add_argument(
-        "--quick", action="store_true", help="few samples of the first size, a small population"
-    )
-    options = parser.parse_args()
     samples, sizes, replicates, truth = options.samples, options.patients, options.replicates, options.truth
     if options.quick:
         samples, sizes, replicates, truth = 60, sizes[:1], 400, QUICK_TRUTH
@@ -323,4 +324,4 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

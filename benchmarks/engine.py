@@ -13,6 +13,14 @@ and, as the last line, JSON.
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    options = parser.parse_args()
+
 import json
 import os
 import platform
@@ -171,25 +179,20 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    quick = parser.parse_args().quick
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(free_port())
     torch.set_num_threads(2)
     context = DistributedContext(*init_process())
     gpu = context.device.type == "cuda"
     size, images, batch = (224, 16384, 256) if gpu else (64, 2048, 128)
-    backbone, options = (
+    backbone, settings = (
         ("convnext_base", {}) if gpu else ("resnet10t", {"channels": [32, 64, 128, 256], "stem_width": 16})
     )
     changes = {"precision": "bfloat16", "compile": True} if gpu else {}
-    params = parameters(backbone, options, batch, **changes)
-    rounds, block = (4, 4) if quick else (30, 10)
+    params = parameters(backbone, settings, batch, **changes)
+    rounds, block = (4, 4) if options.quick else (30, 10)
     name = torch.cuda.get_device_name() if gpu else f"{platform.processor() or platform.machine()}, 2 threads"
     print(f"torch {torch.__version__}, {name}; {backbone}, {size} px, batch {batch}")
     with tempfile.TemporaryDirectory() as folder:
@@ -198,7 +201,7 @@ def main() -> None:
         preloaded = synthetic(trainer)
         # For the overhead both are eager; both compiled would do too, but compile twice.
         eager = (
-            build(parameters(backbone, options, batch, **(changes | {"compile": False})), dataset, context)
+            build(parameters(backbone, settings, batch, **(changes | {"compile": False})), dataset, context)
             if gpu
             else trainer
         )
@@ -216,7 +219,7 @@ def main() -> None:
         result: dict[str, float] = {"engine_overhead": round(overhead, 4)}
         step, ratios = ours(trainer, preloaded), []
         epoch_rate(trainer)
-        for _ in range(2 if quick else 7):
+        for _ in range(2 if options.quick else 7):
             seconds = statistics.median(
                 paired({"preloaded": step}, 1, trainer.steps, context.device)["preloaded"]
             )
@@ -241,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

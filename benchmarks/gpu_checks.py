@@ -8,6 +8,16 @@ SPEC.json: {"check": name, "output": file, "small": true or false, "backbone": n
 lines.
 """
 
+import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("spec", type=Path, help="specification of the check")
+    parser.parse_args()
+
 import json
 import os
 import platform
@@ -17,7 +27,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -11,6 +11,14 @@ augmentation), augmented_ratio (with the same affine maps, per image in the peer
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer images, under a minute")
+    options = parser.parse_args()
+
 import io
 import json
 import platform
@@ -108,13 +116,9 @@ def write_images(folder: Path, images: int) -> list[Path]:
     return paths
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer images, under a minute")
-    quick = parser.parse_args().quick
+    quick = options.quick
     torch.set_num_threads(CORES)
     rounds, decoded, gathered = (2, 512, 8192) if quick else (5, 1024, 32768)
     print(
@@ -139,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

@@ -10,6 +10,14 @@ measure), error the largest difference of a gradient to float64, relative to the
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the two small shapes, a few seconds")
+    options = parser.parse_args()
+
 import json
 import multiprocessing
 import platform
@@ -164,13 +172,9 @@ def error(device: str, shape: tuple[int, int]) -> float:
     return float((x.grad.double() - exact.grad).abs().max() / exact.grad.abs().max())
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="the two small shapes, a few seconds")
-    quick = parser.parse_args().quick
+    quick = options.quick
     torch.set_num_threads(THREADS)
     rows = []
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
@@ -209,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

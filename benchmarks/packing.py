@@ -14,6 +14,14 @@ a shared machine too).
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller images, within a minute")
+    options = parser.parse_args()
+
 import io
 import json
 import shutil
@@ -99,13 +107,9 @@ def timed(call: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - busy
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller images, within a minute")
-    quick = parser.parse_args().quick
+    quick = options.quick
     count, side, rounds = (240, 768, 3) if quick else (1200, 1024, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -147,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

@@ -17,6 +17,17 @@ the most rows) and peak_growth (its peak at the most rows over that at the secon
 """
 
 import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="112,120 and 450,000 rows, within a minute")
+    parser.add_argument("--folder", type=Path, help="folder for temporary tables; about 2 GB")
+    parser.add_argument("--one", nargs=3, metavar=("KIND", "TABLE", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
 import json
 import math
 import resource
@@ -25,7 +36,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -234,15 +244,8 @@ def measure(kind: str, table: Path, out: Path, times: int) -> dict[str, Any]:
     return min(runs, key=lambda run: run["seconds"])
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="112,120 and 450,000 rows, within a minute")
-    parser.add_argument("--folder", type=Path, help="folder for temporary tables; about 2 GB")
-    parser.add_argument("--one", nargs=3, metavar=("KIND", "TABLE", "OUT"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
     if options.one:
         kind, table, out = options.one
         print(json.dumps(one(kind, Path(table), Path(out))))
@@ -284,4 +287,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

@@ -15,6 +15,18 @@ last, mostly for the list of images). CPU time is valid on a shared machine too.
 """
 
 import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="112,120 and 450,000 rows, a minute")
+    parser.add_argument("--folder", type=Path, help="folder for temporary tables; about 4 GB")
+    parser.add_argument("--one", type=Path, metavar="TABLE", help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
 import json
 import math
 import resource
@@ -23,7 +35,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.preprocess import NIH_ROWS, write_table
@@ -74,16 +85,8 @@ def measure(whole: bool, table: Path) -> dict[str, Any]:
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="112,120 and 450,000 rows, a minute")
-    parser.add_argument("--folder", type=Path, help="folder for temporary tables; about 4 GB")
-    parser.add_argument("--one", type=Path, metavar="TABLE", help=argparse.SUPPRESS)
-    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options.whole, options.one)))
         return
@@ -119,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

@@ -6,6 +6,7 @@ Single modules of ral/ (errors, files, labels, …) are one box, "base". A packa
 highest of those that it imports. An arrow that follows from two others is left out.
 """
 
+import argparse
 import ast
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -171,4 +172,7 @@ def draw(packages: Graph) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     (Path(__file__).parent / "layers.svg").write_text(draw(graph()))

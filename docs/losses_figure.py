@@ -3,6 +3,11 @@
 python docs/losses_figure.py
 """
 
+import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+
 from pathlib import Path
 
 import matplotlib

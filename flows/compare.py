@@ -15,13 +15,27 @@ Figures are of the validation images, for choosing; `--split test` is for the re
 """
 
 import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "grid", nargs="+", metavar="PARAMETER=VALUE,VALUE", help="the first values are the baseline"
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=VALUE", help="for all experiments")
+    parser.add_argument("--revision", default="HEAD", help="branch, tag or commit (HEAD)")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="images to compare on (val)")
+    parser.add_argument("--out", type=Path, help="text file for the table, too")
+    options = parser.parse_args()
+
 import hashlib
 import itertools
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -223,19 +237,8 @@ def _over_seeds(macro: pd.DataFrame) -> list[str]:
     return lines
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Run the grid that the command line names, without a server."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "grid", nargs="+", metavar="PARAMETER=VALUE,VALUE", help="the first values are the baseline"
-    )
-    parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=VALUE", help="for all experiments")
-    parser.add_argument("--revision", default="HEAD", help="branch, tag or commit (HEAD)")
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="images to compare on (val)")
-    parser.add_argument("--out", type=Path, help="text file for the table, too")
-    options = parser.parse_args()
     with run_from_cli():
         grid = parse_grid(options.grid)
         text = compare(grid, options.revision, parse_changes(options.set), options.split)
@@ -246,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

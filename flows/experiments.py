@@ -1,25 +1,25 @@
 """Compare DVC experiments by name: paired differences of their logits on the same images.
 
-    python -m flows.experiments main ral-seed1 ral-seed2
-    python -m flows.experiments workspace ral-seed1 --split val
+    python -m flows.experiments grid-1 grid-2 grid-3
+    python -m flows.experiments workspace grid-1 --split val
 
-A name is that of an experiment (`dvc exp show`), a branch, a tag or a commit; `workspace` is the files as they are. The
-first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked out. All must have
-been prepared alike: a comparison needs the same images, labels and split. `ral.evaluation.compare` does the
-work.
+A name is that of an experiment (`dvc exp show`), or a branch, tag or commit that was run here; `workspace` is the
+files as they are. The first is the baseline. The logits come from DVC's cache (or its remote), nothing is checked
+out. All must have been prepared alike: a comparison needs the same images, labels and split.
+`ral.evaluation.compare` does the work.
 """
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ral.errors import UserError
-from ral.evaluation.compare import check_names, show
-from ral.evaluation.rows import Split
 from ral.files import sha256
+
+if TYPE_CHECKING:
+    from ral.evaluation.rows import Split
 
 STUDIES = "data/prepared/studies.parquet"
 WORKSPACE = "workspace"
@@ -29,11 +29,12 @@ def fetch(name: str, file: str, target: Path, folder: Path = Path()) -> Path:
     """Write a file as it was in an experiment of the project in `folder` to `target`.
 
     Raises:
-        UserError: there is no such experiment, or it has no such file, or DVC does not hold its content.
+        UserError: there is no such experiment, or it has no such file, or DVC's cache lacks its content.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
+    from dvc_data.index import DataIndexDirError
 
     try:
         DVCFileSystem(str(folder), rev=None if name == WORKSPACE else name).get_file(file, str(target))
@@ -41,19 +42,27 @@ def fetch(name: str, file: str, target: Path, folder: Path = Path()) -> Path:
         raise UserError(
             f"{name}: no experiment, branch or commit of this name ({error}). See dvc exp show."
         ) from None
-    except (DvcException, OSError) as error:
-        raise UserError(
-            f"{name}: {file} cannot be read ({error}). Run the experiment, or get its files with dvc pull."
-        ) from None
+    except (DvcException, DataIndexDirError, OSError):
+        remedy = (
+            "Run the pipeline first: make run."
+            if name == WORKSPACE
+            else "It was never run here, or its outputs were removed. Run it, get its outputs with dvc pull, or "
+            f"write {WORKSPACE} in its place for the files as they are now."
+        )
+        raise UserError(f"{name}: DVC has no {file} for it. {remedy}") from None
     return target
 
 
-def compare_experiments(names: list[str], split: Split, params: Path, out: Path | None) -> None:
+def compare_experiments(names: list[str], split: "Split", params: Path, out: Path | None) -> None:
     """Fetch the logits of the experiments and show the comparison.
 
     Raises:
         UserError: see `fetch`; or the experiments were prepared differently; or see `ral.evaluation.compare.show`.
     """
+    import pandas as pd
+
+    from ral.evaluation.compare import check_names, show
+
     if len(set(names)) < len(names):
         raise UserError("An experiment is named twice: give each once.")
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,12 @@ its checkpoint.
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+
 import shutil
 import subprocess
 from pathlib import Path
@@ -207,8 +213,5 @@ def tidy(folder: Path, environment: FlowsEnvironment) -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
     with run_from_cli():
         nightly()

@@ -30,7 +30,6 @@ from pathlib import Path
 
 from flows.settings import load_flows_environment
 from flows.workspace import BRANCH, WorkspaceLockedError, git, python_env
-from ral.data.images.cache import prune
 from ral.errors import UserError
 from ral.files import read_json
 
@@ -72,6 +71,8 @@ def tidy(state: Path, rules: Rules, dry: bool) -> list[str]:
         WorkspaceLockedError: a run holds a workspace, or was killed in it and not yet cleared up by the next one.
         UserError: DVC could not collect; nothing of its cache is gone.
     """
+    from ral.data.images.cache import prune
+
     lines = []
     with contextlib.ExitStack() as stack:
         for path in _holders(state):
@@ -80,8 +81,7 @@ def tidy(state: Path, rules: Rules, dry: bool) -> list[str]:
             lines.append(f"{_size(path):>9}  {path.relative_to(state)}  ({why})")
             if not dry:
                 _remove(path)
-        if rules.image_days is not None and not dry:
-            freed = prune(state, max_days=rules.image_days)
+        if rules.image_days is not None and (freed := prune(state, max_days=rules.image_days, dry=dry)):
             lines.append(f"{_words(freed):>9}  images  (not used for {rules.image_days:g} days)")
         lines += _collect(state, rules.nightly_runs, dry)
     return lines
@@ -177,7 +177,7 @@ def _collect(state: Path, runs: int, dry: bool) -> list[str]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     # DVC's own line says how many; those of other caches (it has one per way of hashing) are of no interest.
-    said = [line for line in told.splitlines() if line.startswith("Removed ")]
+    said = [line.removeprefix("Removed ") for line in told.splitlines() if line.startswith("Removed ")]
     return [f"{'?' if dry else _words(freed):>9}  dvc  ({line})" for line in said]
 
 
@@ -260,14 +260,15 @@ def main() -> None:
     )
     parser.add_argument("--days", type=float, default=30, help="days until it counts as abandoned (30)")
     parser.add_argument("--image-days", type=float, help="decoded images not used for so long go (none)")
-    parser.add_argument("--dry-run", action="store_true", help="remove nothing")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     options = parser.parse_args()
     rules = Rules(options.keep, options.days, keep, options.image_days)
     try:
         lines = tidy(environment.state_dir.absolute(), rules, options.dry_run)
     except (UserError, WorkspaceLockedError) as error:
         sys.exit(f"error: {error}")
-    print("\n".join(lines) or "Nothing to remove.")
+    what = "would remove" if options.dry_run else "removed"
+    print("\n".join(f"{what} {line}" for line in lines) or "Nothing to remove.")
 
 
 def _at_least_one(text: str) -> int:

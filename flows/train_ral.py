@@ -10,6 +10,12 @@ touched.
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,8 @@ from flows.flow_run import flow_run
 from flows.notifications import notify_on_failure
 from flows.settings import FlowsEnvironment
 from flows.stage_tasks import stages
+from ral.files import read_json
+from ral.reporting.summary import summary
 
 
 @flow(
@@ -57,8 +65,6 @@ def run_all(folder: Path, environment: FlowsEnvironment) -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
     with run_from_cli():
         train_ral()
+    print(summary(read_json(Path("reports/metrics.json")), Path("reports/report.html")))

@@ -4,6 +4,7 @@ python -m ral.processes PID SECONDS               # guard: when PID has ended, e
 python -m ral.processes on-parent-exit COMMAND    # runs COMMAND if stdin closes without a clean shutdown
 """
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -161,7 +162,13 @@ def guard(pid: int, timeout: float, interval: float = 0.5) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "on-parent-exit":
-        _run_on_unclean_exit(sys.argv[2:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", metavar="PID | on-parent-exit", help="process to guard, or on-parent-exit")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what on-parent-exit runs")
+    options = parser.parse_args()
+    if options.what == "on-parent-exit":
+        _run_on_unclean_exit(options.command)
     else:
-        guard(int(sys.argv[1]), float(sys.argv[2]))
+        guard(int(options.what), float(options.command[0]))

@@ -2,12 +2,13 @@
 
     python -m tasks.evaluate
 
-Writes metrics.json (macro, micro, tiers, CXR-LT metrics), findings.csv (a row per finding), curves.csv (ROC and
-precision-recall), calibration.json (maps and thresholds, fitted on validation), operating.csv (test metrics at each
-threshold), reliability.csv (reliability curves), decision_curves.csv (net benefit), characteristics.csv (sex,
-age, view and findings of each split), audit.csv (groups of images compared with all others),
-second_reading.csv (agreement with a second reading, if evaluate.second_reading names one) and comparison.csv
-(differences to the model whose test logits are in baseline/, if any). docs/evaluation.md defines the metrics.
+Writes summary.json (macro and tiers, for `dvc metrics show`), metrics.json (means with intervals, for programs),
+findings.csv (a row per finding), curves.csv (ROC and precision-recall), calibration.json (maps and thresholds,
+fitted on validation), operating.csv (test metrics at each threshold), reliability.csv (reliability curves),
+decision_curves.csv (net benefit), characteristics.csv (sex, age, view and findings of each split), audit.csv
+(groups of images compared with all others), second_reading.csv (agreement with a second reading, if
+evaluate.second_reading names one) and comparison.csv (differences to the model whose test logits are in
+baseline/, if any). docs/evaluation.md defines the metrics.
 """
 
 from pathlib import Path
@@ -63,6 +64,7 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
         with atomic_write(out / name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
     write_json(out / "calibration.json", calibration_io.to_json(evaluation))
+    write_json(out / "summary.json", tables.to_summary(evaluation))
     write_json(
         out / "metrics.json",
         tables.to_metrics(evaluation, holdout.sealed_patients(all_studies, params.evaluate.sealed)),

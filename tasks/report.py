@@ -7,16 +7,21 @@ from which the page takes the id, commit and date of the run: no output of the s
 """
 
 import logging
+import os
 from pathlib import Path
 
 from ral.config.base import load
 from ral.config.params import ReportParams
+from ral.log import LOG_FORMAT
 from tasks import step
 
 logger = logging.getLogger("tasks.report")
 
 # Limit in bytes, for mail and browsers.
 MAX_BYTES = 15_000_000
+
+# Set by `dvc exp run`, where this is the last stage; `make run` and the flows print the results themselves.
+EXPERIMENT = "DVC_EXP_BASELINE_REV"
 
 
 def run(
@@ -33,6 +38,7 @@ def run(
     from ral.files import atomic_write, read_json
     from ral.reporting.card import card
     from ral.reporting.report import Inputs, installed_versions, render
+    from ral.reporting.summary import summary
 
     def table(path: Path) -> pd.DataFrame:
         # Only empty cells are missing values; a finding may be named NA.
@@ -75,7 +81,10 @@ def run(
         draft.write_bytes(page)
     with atomic_write(out_file.with_name("model_card.md")) as draft:
         draft.write_text(card(inputs), encoding="utf-8", newline="\n")
-    logger.info(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
+    if EXPERIMENT in os.environ and os.environ.get(LOG_FORMAT) != "json":
+        print(summary(inputs.metrics, out_file), flush=True)
+    else:
+        logger.info(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
 
 
 def run_and_note(

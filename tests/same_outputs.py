@@ -6,10 +6,20 @@ For a change that renames and moves code and must change no number: tensors, pix
 bit. Hashes of files that hold renamed words are left out.
 """
 
+import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("before", type=Path, help="folder of a run")
+    parser.add_argument("after", type=Path, help="folder of another run")
+    options = parser.parse_args()
+
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,9 +128,9 @@ def compare_arrays(where: str, old: dict[str, np.ndarray], new: dict[str, np.nda
             yield f"{where}: {name} differs"
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Print the differences; exit code 1 if there are any."""
-    found = list(differences(*(Path(argument) for argument in sys.argv[1:3])))
+    found = list(differences(options.before, options.after))
     for line in found[:100]:
         print(line)
     print(f"{len(found)} differences")
@@ -128,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

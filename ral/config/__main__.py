@@ -20,6 +20,17 @@ from ral.config.params import Params
 from ral.errors import UserError
 from ral.user_code import CUSTOM, is_class_path
 
+# Exits with the message if timm has no such model.
+CHECK_BACKBONE = """
+import sys
+from ral.errors import UserError
+from ral.models import import_timm, require_backbone
+try:
+    require_backbone(sys.argv[1], import_timm())
+except UserError as error:
+    sys.exit(str(error))
+"""
+
 # Models that timm is known to have, so that checking the usual parameters does not import timm and torch (3 seconds).
 KNOWN_BACKBONES = ("resnet10t", "resnet18", "resnet50", "convnext_tiny", "convnext_small", "test_resnet")
 
@@ -128,14 +139,14 @@ def check(path: Path) -> str:
     params = load(path, Params)
     commands = []
     if is_class_path(params.model.backbone) or params.loss.name == CUSTOM:
-        commands.append(["ral.training.user_classes", str(path)])
+        commands.append(["-m", "ral.training.user_classes", str(path)])
     if not is_class_path(params.model.backbone) and params.model.backbone not in KNOWN_BACKBONES:
-        commands.append(["ral.models", params.model.backbone])
+        commands.append(["-c", CHECK_BACKBONE, params.model.backbone])
     for command in commands:
         # In a process of its own: the schema knows nothing of the packages that read it.
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"{path}: {done.stderr.strip().removeprefix('error: ')}")
+            raise UserError(f"{path}: {done.stderr.strip()}")
     changed = differences(params)
     count = f"{len(changed)} of {len(fixed_keys())} keys differ from their defaults"
     lines = [f"  {key}: {old} -> {new}" for key, (old, new) in changed.items()]

@@ -12,12 +12,13 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ral.errors import UserError
 from ral.files import atomic_write, read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROFILE, SPLIT, LOGITS = "profile.json", "split.parquet", "test_logits.parquet"
 
@@ -48,12 +49,14 @@ def read_profile(folder: Path) -> dict[str, Any] | None:
     return profile
 
 
-def read_split(folder: Path) -> pd.Series | None:
+def read_split(folder: Path) -> "pd.Series | None":
     """Split by patient id of the accepted split, or None.
 
     Raises:
         UserError: the file is not a split, or lists a patient twice.
     """
+    import pandas as pd
+
     path = folder / SPLIT
     if not path.is_file():
         return None
@@ -66,12 +69,14 @@ def read_split(folder: Path) -> pd.Series | None:
     return table.set_index("patient_id")["split"]
 
 
-def read_logits(folder: Path) -> pd.DataFrame | None:
+def read_logits(folder: Path) -> "pd.DataFrame | None":
     """Test logits of the accepted model (image_id and a column per finding), or None.
 
     Raises:
         UserError: the file is not such a table.
     """
+    import pandas as pd
+
     path = folder / LOGITS
     if not path.is_file():
         return None

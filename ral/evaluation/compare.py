@@ -9,9 +9,23 @@ are for the final report. Tiers, replicates, interval and seed are those of the 
 """
 
 import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", type=Path, help="logits; the first is the baseline")
+    parser.add_argument(
+        "--studies", type=Path, default=Path("data/prepared/studies.parquet"), help="labels and split"
+    )
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
+    options = parser.parse_args()
+
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,19 +217,8 @@ def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", nargs="+", type=Path, help="logits; the first is the baseline")
-    parser.add_argument(
-        "--studies", type=Path, default=Path("data/prepared/studies.parquet"), help="labels and split"
-    )
-    parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
-    options = parser.parse_args()
     try:
         if len({str(path) for path in options.models}) < len(options.models):
             raise UserError("A model is given twice. Give each model once.")
@@ -248,4 +251,4 @@ def show(
 
 
 if __name__ == "__main__":
-    main()
+    main(options)

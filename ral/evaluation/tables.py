@@ -1,4 +1,4 @@
-"""Outputs of the step evaluate: metrics.json and tables, rounded so that machines agree."""
+"""Outputs of the step evaluate: metrics.json, summary.json and tables, rounded so that machines agree."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +44,16 @@ def to_metrics(evaluation: Evaluation, sealed: int = 0) -> dict[str, Any]:
         "interval": evaluation.config.interval,
         "replicates": evaluation.config.replicates,
     }
+
+
+def to_summary(evaluation: Evaluation) -> dict[str, Any]:
+    """The content of summary.json, the few metrics that `dvc metrics show` prints for people; null if not estimable.
+
+    Macro AP, AUROC and calibration error (ece), and macro AP per tier.
+    """
+    metrics = {name: _rounded(evaluation.macro[name].value) for name in ("ap", "auroc", "ece")}
+    tiers = {f"ap_{name}": _rounded(scores["ap"].value) for name, scores in evaluation.tiers.items()}
+    return {"test": {"data": evaluation.data, **metrics, **tiers}}
 
 
 def to_table(evaluation: Evaluation) -> pd.DataFrame:

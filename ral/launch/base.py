@@ -1,7 +1,4 @@
-"""Shared by the launchers: the job, the failure file that the first failing rank writes, timeouts.
-
-python -m ral.launch.base FAILURE.json      # reports that the launcher was killed, so that all ranks end
-"""
+"""Shared by the launchers: the job, the failure file that the first failing rank writes, timeouts."""
 
 import contextlib
 import json
@@ -141,7 +138,3 @@ def free_port() -> int:
 def shell_line(arguments: Sequence[str]) -> str:
     """A command, quoted for a shell."""
     return shlex.join(arguments)
-
-
-if __name__ == "__main__":
-    write_failure(Path(sys.argv[1]), "The launcher of training was killed.", "interrupted", True)

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from ral.errors import UserError
+from ral.launch import killed
 from ral.launch.base import AFTER_FAILURE, Job, read_failure, shell_line, write_failure
 from ral.processes import die_with_parent, run_on_parent_exit, terminate_group
 
@@ -48,7 +49,7 @@ def run(job: Job) -> None:
         logger.info("On machine %d run: %s", number, shell_line(command))
     # The launcher's children do not die with it, here or on other machines; their watchers poll the failure
     # file.
-    with run_on_parent_exit([sys.executable, "-m", "ral.launch.base", str(job.failure)]):
+    with run_on_parent_exit([sys.executable, "-m", killed.__name__, str(job.failure)]):
         process = subprocess.Popen(first, start_new_session=True, preexec_fn=die_with_parent)
         try:
             while process.poll() is None and not job.failure.exists():

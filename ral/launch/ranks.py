@@ -7,6 +7,7 @@ rank (`RANKS`). The exit code is 0, or 1 after a failure anywhere in the job; af
 machine of rank 0, and 0 on others. The reason is in the file named by SPEC.json's key `failure`.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -191,15 +192,22 @@ def _terminate(children: Sequence[subprocess.Popen], timeout: float) -> None:
 
 def main() -> None:
     """Run this machine's ranks, as given by the scheduler's variables."""
-    scheduler, grace, spec, *command = sys.argv[1:]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scheduler", choices=RANKS, help="whose variables give the rank")
+    parser.add_argument("grace", type=float, help="seconds for a checkpoint after a termination signal")
+    parser.add_argument("spec", type=Path, help="specification of the training")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="of a rank; the specification is added")
+    options = parser.parse_args()
     on_termination_signal(_exit_on_signal)
-    failure = Path(read_json(Path(spec))["failure"])
-    ranks = RANKS[scheduler](os.environ)
+    failure = Path(read_json(options.spec)["failure"])
+    ranks = RANKS[options.scheduler](os.environ)
     # Schedulers kill the other tasks when one fails (srun at once). Rank 0 may still be writing the checkpoint, so
     # after an interruption only its watcher fails.
     interrupted = TERMINATED if any(rank["RANK"] == "0" for rank in ranks) else 0
     try:
-        run_ranks(ranks, command, Path(spec), failure, float(grace))
+        run_ranks(ranks, options.command, options.spec, failure, options.grace)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(interrupted if error.kind == "interrupted" else 1)

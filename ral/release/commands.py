@@ -10,7 +10,7 @@ from ral.config.base import load
 from ral.config.gate import GateParams
 from ral.errors import UserError
 from ral.files import atomic_write, private_folder, read_json, write_json
-from ral.release.bundle import build_bundle, require_file, verify
+from ral.release.bundle import BUNDLE, build_bundle, require_file, verify
 from ral.release.ledger import Ledger
 from ral.release.registry import ARCHIVED, Registry, Release
 from ral.wording import PHANTOM_SHORT, RESEARCH, estimate
@@ -19,15 +19,34 @@ GATE = "gate"
 
 
 def do_list(options: Namespace) -> None:
-    """Print the releases, oldest first, with stage, commit, and whether the bundle exists."""
+    """Print a table of the releases, oldest first: stage, date, test metrics, commit."""
     registry = Registry(options.state)
     registry.champion()
-    releases = registry.releases()
-    for release in releases:
-        suffix = "" if release.bundle.is_dir() else "  (bundle pruned)"
-        print(f"{release.version:<8} {release.stage:<10} {release.commit[:12]}{suffix}")
+    releases, dates = registry.releases(), registry.dates()
     if not releases:
         print(f"No release in {options.state}.")
+        return
+    form = "{:<7}  {:<10}  {:<16}  {:<19}  {:<19}  {}"
+    lines, phantom = [], False
+    for release in releases:
+        ap, auroc, is_phantom = _macro(release.bundle)
+        phantom |= is_phantom
+        date = f"{dates[release.version]:%Y-%m-%d %H:%M}"
+        lines.append(form.format(release.version, release.stage, date, ap, auroc, release.commit[:12]))
+    print(PHANTOM_SHORT if phantom else RESEARCH)
+    print(form.format("version", "stage", "registered (UTC)", "macro AP", "macro AUROC", "commit"))
+    print("\n".join(lines))
+
+
+def _macro(bundle: Path) -> tuple[str, str, bool]:
+    """Macro AP and AUROC of a bundle for a table, without verifying it, and whether they are of phantom images."""
+    if not bundle.is_dir():
+        return "bundle pruned", "", False
+    try:
+        macro = read_json(bundle / "metrics.json")["macro"]
+        return estimate(macro["ap"]), estimate(macro["auroc"]), bool(read_json(bundle / BUNDLE)["phantom"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "bundle damaged", "", False
 
 
 def do_show(options: Namespace) -> None:

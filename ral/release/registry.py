@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ral.errors import UserError
@@ -95,6 +96,17 @@ class Registry:
             )
             for version, commit in sorted(registered.items(), key=lambda item: _version_key(item[0]))
         ]
+
+    def dates(self) -> dict[str, datetime]:
+        """Version -> time of registration in UTC."""
+        lines = _git(
+            "-C", str(self.repository), "for-each-ref", "--format=%(refname:short) %(creatordate:unix)",
+            f"refs/tags/{ARTIFACT}@*",
+        ).splitlines()  # fmt: skip
+        return {
+            tag.removeprefix(f"{ARTIFACT}@"): datetime.fromtimestamp(int(seconds), UTC)
+            for tag, seconds in (line.split() for line in lines)
+        }
 
     def release(self, version: str) -> Release:
         """One release.

@@ -1,4 +1,4 @@
-"""Print the results of a run as a short table; runs at the end of `make run`.
+"""Print the results of a run as a short table, as `make run`, `dvc exp run` and `flows.train_ral` do at their end.
 
     python -m ral.reporting.summary [reports/metrics.json] [reports/report.html]
 

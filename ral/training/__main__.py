@@ -13,13 +13,22 @@ weights/{last,ema}.safetensors, model.json, history.csv, validation.json and log
 the exit code is 143.
 """
 
+import argparse
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("spec", type=Path, help="specification of the training")
+    parser.parse_args()
+
 import contextlib
 import csv
 import logging
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -144,20 +153,15 @@ def write_outputs(
             "loss": params.loss.title,
             "weights": result.best_kind,
             "best_epoch": best_row["epoch"],
+            "validation_findings": findings,
             "phantom": dataset.metadata["phantom"],
             "outputs": "raw logits; their sigmoid is not a probability",
         },
     )
     prefix = "ema_" if result.best_kind == "ema" else ""
-    metrics = {name: best_row[prefix + name] for name in ("val_macro_ap", "val_macro_auroc")}
-    write_json(
-        out / "validation.json",
-        {
-            "data": data,
-            "weights": result.best_kind,
-            "val": {"epoch": best_row["epoch"], "findings": findings, **metrics},
-        },
-    )
+    # What `dvc exp show` and `dvc metrics show` print: few, and short names.
+    metrics = {name: best_row[f"{prefix}val_macro_{name}"] for name in ("ap", "auroc")}
+    write_json(out / "validation.json", {"val": {"data": data, **metrics}})
     with (out / "history.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, [*HISTORY, "data"], lineterminator="\n")
         table.writeheader()

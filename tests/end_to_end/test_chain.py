@@ -118,16 +118,6 @@ def test_run_folder_holds_what_the_outputs_must_not(done: Path) -> None:
     assert list((done / "runs").glob("*/data_docs/index.html"))
 
 
-def test_experiment_leaves_a_comparable_result(done: Path, run: Run, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(done, tmp_path / "project", symlinks=True))
-    run("dvc", "exp", "run", "--name", "plain", "-S", "loss.name=bce", cwd=folder)
-    shown = json.loads(run("dvc", "exp", "show", "--json", cwd=folder).stdout)
-    assert any(entry.get("name") == "plain" for row in shown for entry in row.get("experiments") or [])
-    difference = run("dvc", "metrics", "diff", cwd=folder).stdout
-    assert "macro.ap.value" in difference
-    assert "train" not in run("dvc", "params", "diff", cwd=folder).stdout  # loss.name alone
-
-
 def test_part_of_a_real_archive(run: Run, real_images: Path, tmp_path: Path) -> None:
     """Real images through the first two stages, with the counts that its owners publish."""
     folder = fresh(tmp_path / "project")

@@ -114,6 +114,9 @@ def test_flow_runs_without_a_server_and_skips_what_is_done(
     for stage in STAGES:
         assert f"Stage '{stage}'" in printed or f"Running stage '{stage}'" in printed
     assert "Completed" in printed
+    table = run("python", "-m", "ral.reporting.summary", cwd=project).stdout
+    assert table.endswith("report: reports/report.html\n")
+    assert table in printed.partition("Completed")[2]
     wait_until(lambda: not stage_processes(project))
 
 

@@ -17,7 +17,7 @@ from ral.config.evaluate import RULES, EvaluateParams
 from ral.evaluation import calibration_io
 from ral.evaluation import tables as written
 from ral.evaluation.audit import audit
-from ral.evaluation.score import Evaluation, evaluate
+from ral.evaluation.score import NOTHING, Evaluation, evaluate
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 200})
@@ -42,6 +42,17 @@ def test_metrics_are_plain_json_with_six_decimals(evaluation: Evaluation) -> Non
     assert content["macro"]["ap"]["value"] == round(content["macro"]["ap"]["value"], 6)
     assert content["macro"]["findings"] == content["macro"]["ap"]["findings"] == 3
     assert list(content["cxr_lt"]) == ["mAP", "mAUROC", "mF1", "mECE"]
+
+
+def test_the_summary_holds_the_few_metrics_of_metrics_json(evaluation: Evaluation) -> None:
+    content, metrics = written.to_summary(evaluation), written.to_metrics(evaluation)
+    macro = {name: metrics["macro"][name]["value"] for name in ("ap", "auroc", "ece")}
+    tiers = {f"ap_{name}": mean["ap"]["value"] for name, mean in metrics["tiers"].items()}
+    assert content == {"test": {"data": metrics["data"], **macro, **tiers}}
+    assert list(tiers) == ["ap_head", "ap_medium", "ap_tail"]
+    assert None not in macro.values()
+    nothing = replace(evaluation, macro=dict.fromkeys(evaluation.macro, NOTHING))
+    assert written.to_summary(nothing)["test"]["ap"] is None
 
 
 def test_table_has_a_row_per_finding_by_prevalence(evaluation: Evaluation) -> None:

@@ -86,3 +86,32 @@ def test_what_cannot_be_compared_is_said(
     printed = compare(run, repository, *arguments, code=1)
     assert printed.startswith("error: ")
     assert words in printed
+
+
+@pytest.mark.parametrize("lost", ["outputs", "cache"])
+def test_a_branch_that_was_never_run_is_one_message(
+    repository: Path, run: Run, tmp_path: Path, lost: str
+) -> None:
+    """Its commit names no outputs; or it names some that were made on another machine."""
+    folder = Path(shutil.copytree(repository, tmp_path / "project", symlinks=True))
+    run("git", "checkout", "-qb", "main", cwd=folder)
+    if lost == "outputs":
+        run("git", "rm", "-q", "models/logits.dvc", cwd=folder)
+        run("git", "commit", "-qm", "not run", cwd=folder)
+    else:
+        shutil.rmtree(folder / ".dvc/cache/files/md5")
+    printed = compare(run, folder, "main", "one" if lost == "outputs" else "workspace", code=1)
+    assert len(printed.splitlines()) == 1, printed
+    assert printed.startswith("error: main: DVC has no ")
+    assert "never run here" in printed
+    assert "write workspace in its place" in printed
+
+
+def test_a_workspace_without_a_run_says_how_to_run(repository: Path, run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(repository, tmp_path / "project", symlinks=True))
+    shutil.rmtree(folder / "models/logits")
+    (folder / "models/logits.dvc").unlink()
+    printed = compare(run, folder, "workspace", "one", code=1)
+    assert printed == (
+        "error: workspace: DVC has no models/logits/test.parquet for it. Run the pipeline first: make run.\n"
+    )

@@ -92,7 +92,9 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_cache_keeps_what_nights_releases_and_other_workspaces_need(nights: Path) -> None:
     everything = {*(f"night-{number}" for number in range(5)), "unfinished", "one-off", "grid", "experiment"}
     assert contents(nights) == everything
-    assert any("dvc" in line for line in tidy(nights, RULES, dry=True))
+    lines = tidy(nights, RULES, dry=True)
+    assert any("dvc  (" in line for line in lines), lines
+    assert not any("Removed" in line for line in lines)
     assert contents(nights) == everything
     lines = tidy(nights, RULES, dry=False)
     assert contents(nights) == everything - {"night-1", "night-2"}, lines
@@ -207,6 +209,10 @@ def test_the_command_line_says_what_would_go(tmp_path: Path, run) -> None:
     old(tmp_path / "training/a", 31)
     command = [sys.executable, "-m", "flows.tidy", "--dry-run"]
     done = run(*command, cwd=ROOT, RAL_STATE_DIR=str(tmp_path))
-    assert "training/a" in done.stdout
+    assert " ".join(done.stdout.split()) == "would remove 0 B training/a (training not touched for 31 days)"
+    assert (tmp_path / "training/a").exists()
     assert "Nothing to remove." in run(*command, "--days", "60", cwd=ROOT, RAL_STATE_DIR=str(tmp_path)).stdout
+    done = run(*command[:-1], cwd=ROOT, RAL_STATE_DIR=str(tmp_path))
+    assert done.stdout.startswith("removed ")
+    assert not (tmp_path / "training/a").exists()
     assert "at least 1" in run(*command, "--keep", "0", cwd=ROOT, code=2).stdout

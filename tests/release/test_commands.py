@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from ral.release.rescore import score
 COMMANDS = (
     "list", "show", "promote", "rollback", "ledger", "open-sealed", "predict", "rescore", "judge", "register", "prune",
 )  # fmt: skip
+# What `list` shows of the metrics that the fixture `trained` writes.
+MACRO = {"AP": "0.412 (0.380–0.451)", "AUROC": "0.700 (no interval)"}
+
 Ral = Callable[..., str]
 
 
@@ -45,8 +49,11 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     set_params(folder, SMALL | {"evaluate": SMALL["evaluate"] | {"sealed": 0.3}})
     for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
         (folder / name).write_text(name)
-    none = {"value": None, "low": None, "high": None}
-    write_json(folder / "reports/metrics.json", {"macro": {"ap": none, "auroc": none}})
+    figures = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
+    macro = {
+        name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in figures.items()
+    }
+    write_json(folder / "reports/metrics.json", {"macro": macro})
     write_json(folder / "data/manifest.json", {"files": {}})
     write_json(
         folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
@@ -169,8 +176,15 @@ def test_from_a_first_model_to_a_rollback(
     assert predicted(ral, project) == first
     assert predicted(ral, project, "--version", "v0.2.0") == second
 
-    listed = ral("list").splitlines()
+    notice, header, *listed = ral("list").splitlines()
+    assert notice.startswith("PHANTOM")
     assert [line.split()[:2] for line in listed] == [["v0.1.0", "champion"], ["v0.2.0", "archived"]]
+    today = datetime.now(UTC).date()
+    for name, text in MACRO.items():
+        assert {line[header.index(f"macro {name}") :].partition("  ")[0] for line in listed} == {text}
+    for line in listed:
+        registered = datetime.strptime(line[header.index("registered") :][:16], "%Y-%m-%d %H:%M")
+        assert abs((registered.date() - today).days) <= 1
     assert "PHANTOM" in ral("show", "v0.2.0")
     output = ral("ledger")
     assert [line.split()[2] for line in output.splitlines()[:-1]] == [
@@ -302,7 +316,7 @@ def test_prune_keeps_what_params_say(ral: Ral, commit: Callable[[str], str], pro
         night(ral, commit, project, run, *(("--approved-by", "Ada") if run == "night-1" else ()))
     set_params(project, {"gate": {"keep": 1}})
     assert "removed: v0.2.0" in ral("prune", "--params", project / "params.yaml")
-    assert "bundle pruned" in ral("list").splitlines()[1]
+    assert ["bundle pruned" in line for line in ral("list").splitlines()[2:]] == [False, True, False]
     with pytest.raises(SystemExit, match="was pruned"):
         ral("promote", "v0.2.0", "--reason", "too late")
 

@@ -200,13 +200,16 @@ class DecodedImageCache:
         )
 
 
-def prune(state_dir: Path, max_bytes: int | None = None, max_days: float | None = None) -> int:
+def prune(
+    state_dir: Path, max_bytes: int | None = None, max_days: float | None = None, dry: bool = False
+) -> int:
     """Remove chunks that were not used for `max_days`, then the least recently used until `max_bytes` remain.
 
     A chunk counts as used when a step packs images from it. Images of removed chunks are decoded again when needed.
+    With `dry`, nothing is removed.
 
     Returns:
-        Bytes freed.
+        Bytes freed, or with `dry` those that would be.
     """
     folder = state_dir / "images"
     files = sorted(
@@ -217,9 +220,10 @@ def prune(state_dir: Path, max_bytes: int | None = None, max_days: float | None 
     for used, size, path in files:
         expired = max_days is not None and time.time() - used > max_days * 86400
         if expired or (max_bytes is not None and remaining > max_bytes):
-            path.unlink(missing_ok=True)
+            if not dry:
+                path.unlink(missing_ok=True)
             remaining, freed = remaining - size, freed + size
-    for version_folder in folder.glob("*"):
+    for version_folder in () if dry else folder.glob("*"):
         remove_stale_drafts(version_folder)
         if not any(version_folder.iterdir()):
             shutil.rmtree(version_folder, ignore_errors=True)

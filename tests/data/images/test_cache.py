@@ -117,6 +117,7 @@ def test_prune_by_age_and_by_size(cache: DecodedImageCache, tmp_path: Path) -> N
         cache.write([name], images(1), [GOOD], [""] * 1)
         os.utime(cache.path([name]), (0, os.path.getmtime(cache.path([name])) - age * 86400))
     size = cache.path(["a"]).stat().st_size
+    assert prune(tmp_path / "state", max_days=2.5, dry=True) == size
     assert prune(tmp_path / "state", max_days=2.5) == size
     assert cache.find(list("abcd")).chunk.tolist() == [*cache.find(list("abc")).chunk.tolist(), -1]
     assert prune(tmp_path / "state", max_bytes=size) == 2 * size
