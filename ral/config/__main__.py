@@ -39,7 +39,8 @@ file with all keys, a comment each. Every key can be set in three ways, which ta
 Keys that allow a mapping, and sections that may be null, are set whole. DVC merges a mapping into the one that is
 there and refuses new keys in it, so set null first (not needed if the key is null already; null alone empties it):
 
-```
+<!-- run: "Ran experiment(s)" -->
+```bash
 dvc exp run -S model.options=null -S 'model.options={img_size: 224}'
 dvc exp run -S 'train.classifier={epochs: 2, learning_rate: 1e-3}'
 dvc exp run -S data.source=table -S 'data.table={file: ours.csv, image_id: id, findings: {Effusion: effusion}}'
