@@ -101,8 +101,7 @@ def inline_commands(content: str) -> Iterator[list[str]]:
     """Commands of the project and its tools in the text of a page, such as `make run`."""
     outside = BLOCK.sub("", content)
     for span in re.findall(r"`([^`]+)`", outside):
-        for command in commands(" ".join(span.split())) if span.startswith(PROGRAMS) else ():
-            yield command
+        yield from commands(" ".join(span.split())) if span.startswith(PROGRAMS) else ()
 
 
 def read(page: str) -> str:

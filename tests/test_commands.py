@@ -122,7 +122,9 @@ def test_every_block_says_what_it_is_and_every_block_of_commands_is_tagged() -> 
 def test_no_command_stands_outside_of_a_tagged_block(page: str) -> None:
     outside = BLOCK.sub("", read(page))
     assert "```" not in outside, f"{page}: a fence that is not closed, or not indented as its end"
-    assert not re.findall(r"^(?: {4}|\t)(?:python -m|make|dvc|prefect|git|pip) .*", outside, re.MULTILINE), page
+    assert not re.findall(r"^(?: {4}|\t)(?:python -m|make|dvc|prefect|git|pip) .*", outside, re.MULTILINE), (
+        page
+    )
 
 
 @pytest.mark.parametrize("page", pages())
@@ -180,9 +182,14 @@ def test_commands_of_a_block_are_read_as_a_shell_does() -> None:
 def test_a_tag_is_read_and_another_comment_is_refused() -> None:
     page = '  <!-- run: "a b"\n  "c" -->\n  ```bash\n  make run\n  ```\n\n```bash\nx\n```\n'
     first, second = blocks("p.md", page)
-    assert (first.kind, first.expected, first.text, first.where) == ("run", ("a b", "c"), "make run\n", "p.md:3")
+    assert (first.kind, first.expected, first.text, first.where) == (
+        "run",
+        ("a b", "c"),
+        "make run\n",
+        "p.md:3",
+    )
     assert (second.kind, second.line) == ("", 7)
-    for comment in ("run", "run: a", "not run:", "runs: \"a\""):
+    for comment in ("run", "run: a", "not run:", 'runs: "a"'):
         with pytest.raises(ValueError, match=r"p\.md:2"):
             blocks("p.md", f"<!-- {comment} -->\n```bash\nx\n```\n")
 

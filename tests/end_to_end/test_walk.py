@@ -163,6 +163,17 @@ def clone(walk: Walk) -> None:
     write_phantom(nih, PhantomConfig(images=400, size=48, floor=0.009, seed=2))
     shipped.write("chexpert", walk.folder / "data/CheXpert-v1.0-small")
     shipped.write("cxr_lt_2024_task1", walk.folder / "data/mimic-cxr-jpg")
+    write_own_table(walk.folder / "data/ours")
+
+
+def write_own_table(root: Path) -> None:
+    """A table of one's own: an id, the patient, and a column for the only finding; images are found by id."""
+    rows = []
+    for number, image in enumerate(shipped.people()):
+        name = f"{number:04}.png"
+        shipped.save_image(root / "images" / name, image)
+        rows.append([name, image.patient, int("Effusion" in image.findings)])
+    shipped.write_csv(root / "ours.csv", "id,patient_id,effusion", rows)
 
 
 def make_small(walk: Walk) -> None:
@@ -173,8 +184,8 @@ def make_small(walk: Walk) -> None:
 
 
 def restore(walk: Walk, page: str) -> None:
-    """Restore what is committed, as README says."""
-    commands = "git checkout -q params.yaml dvc.lock && dvc checkout"
+    """Restore what is committed on the first branch, as README says."""
+    commands = "git checkout -q params.yaml dvc.lock && git switch -q main && dvc checkout"
     walk.run(Block(f"before {page}", 0, SHELL, commands, "run", (), ""))
 
 
