@@ -39,11 +39,11 @@ def install(project: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     (packages,) = venv.glob("lib/python*/site-packages")
     (packages / "project.pth").write_text(f"{sysconfig.get_path('purelib')}\n{project}\n")
-    first_line = f"#!{sys.executable}\n".encode()
     for path in bin_folder.iterdir():
-        if path.is_file() and path.read_bytes().startswith(first_line):
+        content = path.read_bytes() if path.is_file() else b""
+        if re.match(rf"#!{re.escape(str(bin_folder))}/python".encode(), content):
             script = venv / "bin" / path.name
-            script.write_bytes(path.read_bytes().replace(first_line, f"#!{venv}/bin/python\n".encode(), 1))
+            script.write_bytes(f"#!{venv}/bin/python\n".encode() + content.partition(b"\n")[2])
             script.chmod(0o755)
     for name in ("installed", "installed-dev"):
         (venv / name).touch()
@@ -74,12 +74,10 @@ class Walk:
 
     def placeholders(self) -> dict[str, str]:
         """What a page writes -> what the walk runs."""
-        runs = sorted((self.project / "runs").glob("*/"), key=lambda path: path.stat().st_mtime)
         return {
             r"127\.0\.0\.1:4200": f"127.0.0.1:{self.port}",
             r"(?<![\w.])/data/": f"{self.folder}/data/",
             r"\bSTATE\b": str(self.state),
-            r"\bRUN\b": runs[-1].name if runs else "RUN",
         }
 
     def new_terminal(self) -> None:
@@ -207,8 +205,8 @@ def test_the_commands_of_readme_and_docs_do_what_they_say(
 def walk_page(walk: Walk, page: str) -> None:
     """Run the blocks of a page in one terminal."""
     walk.new_terminal()
-    tagged = [block for block in blocks(page, read(page)) if block.kind in ("run", "serve", "output")]
-    if tagged and page != FIRST:
+    tagged = [block for block in blocks(page, read(page)) if block.kind]
+    if page != FIRST and any(block.kind == "run" for block in tagged):
         restore(walk, page)
     printed = ""
     for block in tagged:
@@ -216,6 +214,8 @@ def walk_page(walk: Walk, page: str) -> None:
             printed = walk.run(block)
         elif block.kind == "serve":
             walk.serve(block)
+        elif block.kind == "not run":
+            print(f"{block.where}: not run: {block.reason}", flush=True)
         else:
             assert shape(block.text) in shape(printed), f"{block.where}: printed is\n{printed}"
-            make_small(walk)  # of the output of the first block, in README
+            make_small(walk)  # the only output is that of `make run` in README; all else runs with these
