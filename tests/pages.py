@@ -1,4 +1,4 @@
-"""Code blocks of README and docs with their tags, and the commands in them (CONTRIBUTING.md, "Commands in README and docs").
+"""Code blocks of README and docs with their tags, and the commands in them (see CONTRIBUTING.md).
 
 A tag is an HTML comment on the line above a block, invisible on the page:
 
@@ -7,6 +7,7 @@ A tag is an HTML comment on the line above a block, invisible on the page:
                                    start it in a terminal of its own, and go on when it has printed the text
                                    and the address answers
     <!-- not run: REASON -->       why it cannot be run by a test, and what tests it instead
+    <!-- file: PATH -->            write the block, of any language, to this file of the project
     <!-- output -->                a block of text: what the block before it printed, but for the digits
 """
 
@@ -20,11 +21,13 @@ from conftest import ROOT
 
 SHELL = "bash"
 BLOCK = re.compile(
-    r"^(?P<indent> *)(?:<!-- (?P<tag>(?:(?!-->).)+?) -->\n(?P=indent))?```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    r"^(?P<indent> *)(?:<!-- (?P<tag>(?:(?!-->).)+?) -->\n(?P=indent))?"
+    r"```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 TAG = re.compile(
-    r'(?P<kind>run|serve): (?P<texts>"[^"]+"(?:\s+"[^"]+")*)|(?P<skip>not run): (?P<reason>.+)|(?P<output>output)',
+    r'(?P<kind>run|serve): (?P<texts>"[^"]+"(?:\s+"[^"]+")*)|'
+    r"(?P<other>not run|file): (?P<rest>.+)|(?P<output>output)",
     re.DOTALL,
 )
 # Words that begin a command of the project or of its tools.
@@ -33,7 +36,7 @@ PROGRAMS = ("python -m", "make", "dvc", "prefect")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page; `kind` is empty if it has no tag."""
+    """A fenced block of a page; `kind` is empty if it has no tag, `rest` is a reason or a path."""
 
     page: str
     line: int
@@ -41,7 +44,7 @@ class Block:
     text: str
     kind: str
     expected: tuple[str, ...]
-    reason: str
+    rest: str
 
     @property
     def where(self) -> str:
@@ -67,13 +70,13 @@ def blocks(page: str, content: str) -> list[Block]:
         tag = TAG.fullmatch(match["tag"]) if match["tag"] else None
         if match["tag"] and not tag:
             raise ValueError(f"{page}:{line}: {match['tag']!r} is no tag. Allowed: tests/pages.py.")
-        kind, expected, reason = "", (), ""
+        kind, expected, rest = "", (), ""
         if tag:
-            kind = tag["kind"] or tag["skip"] or tag["output"]
+            kind = tag["kind"] or tag["other"] or tag["output"]
             expected = tuple(re.findall('"([^"]+)"', tag["texts"] or ""))
-            reason = tag["reason"] or ""
+            rest = tag["rest"] or ""
         text = re.sub(f"^{match['indent']}", "", match["text"], flags=re.MULTILINE)
-        found.append(Block(page, line, match["language"], text, kind, expected, reason))
+        found.append(Block(page, line, match["language"], text, kind, expected, rest))
     return found
 
 

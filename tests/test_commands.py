@@ -131,7 +131,7 @@ def test_every_block_says_what_it_is_and_every_block_of_commands_is_tagged() -> 
                 f"{block.where}: a tag says whether the test of the commands runs this block (tests/pages.py)"
             )
         else:
-            assert block.kind in ("", "output"), f"{block.where}: only ```{SHELL} blocks can be run"
+            assert block.kind in ("", "output", "file"), f"{block.where}: only ```{SHELL} blocks can be run"
     assert sum(block.kind in ("run", "serve") for block in every_block()) > 10
 
 
@@ -197,6 +197,8 @@ def test_commands_of_a_block_are_read_as_a_shell_does() -> None:
 
 
 def test_a_tag_is_read_and_another_comment_is_refused() -> None:
+    (file,) = blocks("p.md", "<!-- file: own/a.py -->\n```python\nx\n```\n")
+    assert (file.kind, file.rest, file.text) == ("file", "own/a.py", "x\n")
     page = '  <!-- run: "a b"\n  "c" -->\n  ```bash\n  make run\n  ```\n\n```bash\nx\n```\n'
     first, second = blocks("p.md", page)
     assert (first.kind, first.expected, first.text, first.where) == (

@@ -182,8 +182,8 @@ def make_small(walk: Walk) -> None:
 
 
 def restore(walk: Walk, page: str) -> None:
-    """Restore what is committed on the first branch, as README says."""
-    commands = "git checkout -q params.yaml dvc.lock && git switch -q main && dvc checkout"
+    """Go back to what is committed on the first branch; its outputs come from DVC's cache."""
+    commands = "git checkout -q params.yaml dvc.lock && git switch -q main && dvc repro"
     walk.run(Block(f"before {page}", 0, SHELL, commands, "run", (), ""))
 
 
@@ -215,7 +215,11 @@ def walk_page(walk: Walk, page: str) -> None:
         elif block.kind == "serve":
             walk.serve(block)
         elif block.kind == "not run":
-            print(f"{block.where}: not run: {block.reason}", flush=True)
+            print(f"{block.where}: not run: {block.rest}", flush=True)
+        elif block.kind == "file":
+            path = walk.project / block.rest
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
         else:
             assert shape(block.text) in shape(printed), f"{block.where}: printed is\n{printed}"
             make_small(walk)  # the only output is that of `make run` in README; all else runs with these
