@@ -36,7 +36,10 @@ PROGRAMS = ("python -m", "make", "dvc", "prefect")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page; `kind` is empty if it has no tag, `rest` is a reason or a path."""
+    """A fenced block of a page; `kind` is empty if it has no tag, `rest` is a reason or a path.
+
+    `section` counts the level-2 headings above it.
+    """
 
     page: str
     line: int
@@ -45,6 +48,7 @@ class Block:
     kind: str
     expected: tuple[str, ...]
     rest: str
+    section: int
 
     @property
     def where(self) -> str:
@@ -75,8 +79,9 @@ def blocks(page: str, content: str) -> list[Block]:
             kind = tag["kind"] or tag["other"] or tag["output"]
             expected = tuple(re.findall('"([^"]+)"', tag["texts"] or ""))
             rest = tag["rest"] or ""
+        section = len(re.findall("^## ", content[: match.start()], flags=re.MULTILINE))
         text = re.sub(f"^{match['indent']}", "", match["text"], flags=re.MULTILINE)
-        found.append(Block(page, line, match["language"], text, kind, expected, rest))
+        found.append(Block(page, line, match["language"], text, kind, expected, rest, section))
     return found
 
 

@@ -1,7 +1,7 @@
 """README and the pages of docs/, walked as a reader would: in one clone, in order, every block that is tagged `run`.
 
-A page is one terminal: what a block exports, and the folder it changes to, hold for the rest of the page. A block tagged
-`serve` has a terminal of its own and stays until the end. The first block, `make run`, runs with the default
+A section is one terminal: what a block exports, and the folder it changes to, hold until its end, and for the whole page if
+the block is above the first section. A block tagged `serve` has a terminal of its own and stays until the end. The first block, `make run`, runs with the default
 parameters; then the clone gets small ones. Every page begins with the committed state.
 """
 
@@ -55,7 +55,7 @@ class Walk:
     def __init__(self, folder: Path, environment: dict[str, str], wait_until: Callable[..., None]) -> None:
         self.folder, self.project, self._wait_until = folder, folder / "ral", wait_until
         self.state = folder / "state"
-        self._terminal = folder / "terminal.sh"
+        self.terminal = folder / "terminal.sh"
         self.served: list[Daemon] = []
         home = folder / "home"
         home.mkdir()
@@ -82,7 +82,7 @@ class Walk:
 
     def new_terminal(self) -> None:
         """Begin a page: in the project folder, with its environment active."""
-        self._terminal.write_text(f"cd {shlex.quote(str(self.project))}\n. .venv/bin/activate\n")
+        self.terminal.write_text(f"cd {shlex.quote(str(self.project))}\n. .venv/bin/activate\n")
 
     def run(self, block: Block) -> str:
         """Run a block and return what it printed.
@@ -90,7 +90,7 @@ class Walk:
         Raises:
             AssertionError: a command failed, or a text is missing.
         """
-        terminal = shlex.quote(str(self._terminal))
+        terminal = shlex.quote(str(self.terminal))
         script = (
             f"set -eo pipefail\n. {terminal}\n{self.script(block.text)}\n"
             f'export -p > {terminal}\nprintf "cd %q\\n" "$PWD" >> {terminal}\n'
@@ -178,13 +178,13 @@ def make_small(walk: Walk) -> None:
     """Give the clone small parameters, run it, and commit parameters and dvc.lock."""
     set_params(walk.project, SMALL | {"gate": GATE})
     commands = 'dvc repro && git commit -qam "small parameters"'
-    walk.run(Block("small parameters", 0, SHELL, commands, "run", (), ""))
+    walk.run(Block("small parameters", 0, SHELL, commands, "run", (), "", 0))
 
 
 def restore(walk: Walk, page: str) -> None:
     """Go back to what is committed on the first branch; its outputs come from DVC's cache."""
     commands = "git checkout -q params.yaml dvc.lock && git switch -q main && dvc repro"
-    walk.run(Block(f"before {page}", 0, SHELL, commands, "run", (), ""))
+    walk.run(Block(f"before {page}", 0, SHELL, commands, "run", (), "", 0))
 
 
 @pytest.mark.long
@@ -203,13 +203,15 @@ def test_the_commands_of_readme_and_docs_do_what_they_say(
 
 
 def walk_page(walk: Walk, page: str) -> None:
-    """Run the blocks of a page in one terminal."""
+    """Run the blocks of a page."""
     walk.new_terminal()
     tagged = [block for block in blocks(page, read(page)) if block.kind]
     if page != FIRST and any(block.kind == "run" for block in tagged):
         restore(walk, page)
-    printed = ""
+    printed, section, head = "", 0, walk.terminal.read_text()
     for block in tagged:
+        if block.section > section:
+            walk.terminal.write_text(head)
         if block.kind == "run":
             printed = walk.run(block)
         elif block.kind == "serve":
@@ -223,3 +225,5 @@ def walk_page(walk: Walk, page: str) -> None:
         else:
             assert shape(block.text) in shape(printed), f"{block.where}: printed is\n{printed}"
             make_small(walk)  # the only output is that of `make run` in README; all else runs with these
+        section = block.section
+        head = head if section else walk.terminal.read_text()
