@@ -16,7 +16,7 @@ export HOME := $(CURDIR)/runs/home
 endif
 export USER ?= $(shell id -u)
 
-.PHONY: run compare test test-long lint clean
+.PHONY: run compare test test-long test-gpu lint clean
 
 run: .venv/installed
 	@python -m ral.config
@@ -32,6 +32,10 @@ test: .venv/installed-dev
 
 test-long: .venv/installed-dev
 	pytest -m long
+
+# On a machine with a GPU; the other tests do not use it.
+test-gpu: .venv/installed-dev
+	pytest -m gpu
 
 lint: .venv/installed-dev
 	ruff check

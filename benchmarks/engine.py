@@ -37,6 +37,7 @@ from ral.losses import RAL
 from ral.models import build_model
 from ral.models.groups import parameter_groups
 from ral.training.augment import transform
+from ral.training.backend import set_cuda_math
 from ral.training.engine import init_process, start_engine
 from ral.training.loop import DistributedContext, Phase, PhaseTrainer
 from ral.training.state import PreemptionFlag, TrainState
@@ -62,10 +63,12 @@ def parameters(backbone: str, options: dict[str, Any], batch: int, **changes: An
 
 def build(params: TrainParams, dataset: Dataset, context: DistributedContext) -> PhaseTrainer:
     """The trainer of our loop."""
+    set_cuda_math(params.train)
     torch.manual_seed(0)
     model = build_model(params.model, len(dataset.findings))
+    model.use_bfloat16 = params.train.precision == "bfloat16"
     if params.train.compile:
-        model.compile()
+        model.compile(dynamic=False)
     groups = parameter_groups(model, params.train.weight_decay, params.train.learning_rate, 1.0)
     engine = start_engine(model, groups, params.train, context.world_size)
     phase = Phase("network", 1, params.train.learning_rate, params.train.sampler)
@@ -94,7 +97,7 @@ def synthetic(trainer: PhaseTrainer) -> MicroBatch:
 def ours(trainer: PhaseTrainer, batch: MicroBatch) -> Callable[[], None]:
     """One optimizer step of our loop."""
     trainer.engine.train()
-    trainer.saved_buffers = [buffer.clone() for buffer in trainer.buffers]
+    trainer.buffer_backup.save()
 
     def step() -> None:
         loss = trainer._backward(batch)
@@ -152,13 +155,14 @@ def paired(
     return {name: seconds[1:] for name, seconds in times.items()}
 
 
-def epoch_rate(trainer: PhaseTrainer) -> float:
-    """Images per second of an epoch with real input."""
+def epoch_rate(trainer: PhaseTrainer, wait: bool = True) -> float:
+    """Images per second of an epoch with real input; without `wait`, of its launches."""
+    device = trainer.context.device if wait else torch.device("cpu")
     trainer.state = TrainState()
-    _wait(trainer.context.device)
+    _wait(device)
     start = time.perf_counter()
     trainer.train_epoch()
-    _wait(trainer.context.device)
+    _wait(device)
     return float(trainer.batch_offsets[-1]) / (time.perf_counter() - start)
 
 

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ CHECKS = {
         "waits for the GPU and kernel launches of an optimizer step", 180, "a CPU has no stream to wait for"
     ),
     "losses": Check("RAL against its eager and its compiled form: time, memory, error", 240),
+    "reproduce": Check("two trainings of an epoch on one GPU: the same bits, whole and compiled", 150),
     "speed": Check(
         "training against a bare torch loop; images per second",
-        360,
+        420,
         "benchmarks.engine compares them on a CPU",
         False,
     ),
@@ -70,6 +72,7 @@ CHECKS = {
         120,
         "memory and speed of a GPU are its subject",
     ),
+    "training": Check("a complete training: bfloat16, compiled, EMA, second phase", 180),
     "resume": Check("a training interrupted by SIGTERM, then resumed", 300, quick=False),
     "fallback": Check(
         "the losses without a C compiler and with an empty Triton cache", 90, "Triton runs on GPUs only"
@@ -81,7 +84,11 @@ ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR":
 
 
 def run_child(
-    name: str, options: dict[str, Any], environment: dict[str, str], limit: float
+    name: str,
+    options: dict[str, Any],
+    environment: dict[str, str],
+    limit: float,
+    on_row: Callable[[Row], None] = lambda _: None,
 ) -> tuple[list[Row], float]:
     """Run one check in a separate process.
 
@@ -90,6 +97,7 @@ def run_child(
         options: of `benchmarks.gpu_checks.Setting`, without `folder`.
         environment: additional environment variables.
         limit: seconds after which the process and its children are killed.
+        on_row: called with each row as it arrives, so that an interrupted run has shown what it measured.
 
     Returns:
         The rows of the check, with a failed one at the end if the process failed; seconds.
@@ -109,15 +117,20 @@ def run_child(
                 cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=stream,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+            rows: list[Row] = []
             try:
-                problem = _describe_exit(process.wait(timeout=limit), log)
-            except subprocess.TimeoutExpired:
-                problem = f"still running after {limit:g} s, and killed"
+                while process.poll() is None and time.monotonic() - start < limit:
+                    time.sleep(0.2)
+                    _read_rows(output, rows, on_row)
+                code = process.poll()
+                problem = (
+                    f"still running after {limit:g} s, and killed"
+                    if code is None
+                    else _describe_exit(code, log)
+                )
             finally:
                 kill_group(process)
-        # A killed process may leave an incomplete line.
-        lines = output.read_text(encoding="utf-8").split("\n")[:-1]
-    rows = [json.loads(line) for line in lines]
+        _read_rows(output, rows, on_row)
     if problem:
         rows.append(
             {
@@ -128,7 +141,18 @@ def run_child(
                 "reason": problem,
             }
         )
+        on_row(rows[-1])
     return rows, round(time.monotonic() - start, 1)
+
+
+def _read_rows(output: Path, rows: list[Row], on_row: Callable[[Row], None]) -> None:
+    """Append the rows that have been written since the last call."""
+    lines = output.read_text(encoding="utf-8").split("\n")[
+        :-1
+    ]  # a killed process may leave an incomplete line
+    for line in lines[len(rows) :]:
+        rows.append(json.loads(line))
+        on_row(rows[-1])
 
 
 def _describe_exit(code: int, log: Path) -> str:
@@ -147,8 +171,10 @@ def judge(rows: list[Row]) -> str:
     return next((result for result in (FAILED, OK) if result in results), NOT_APPLICABLE)
 
 
-def run_check(name: str, args: argparse.Namespace, cpu: bool) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of a check, and its entry in the JSON."""
+def run_check(
+    name: str, args: argparse.Namespace, cpu: bool, on_row: Callable[[Row], None]
+) -> dict[str, Any]:
+    """Run a check; returns its entry in the JSON."""
     check = CHECKS[name]
     reason = ""
     if cpu:
@@ -163,24 +189,22 @@ def run_check(name: str, args: argparse.Namespace, cpu: bool) -> tuple[list[Row]
             "result": NOT_APPLICABLE,
             "reason": reason,
         }
-        return [row], {"result": NOT_APPLICABLE, "reason": reason}
+        on_row(row)
+        return {"result": NOT_APPLICABLE, "reason": reason}
     environment = ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})
     options = {"small": cpu or args.quick, "backbone": args.backbone}
-    rows, seconds = run_child(name, options, environment, args.limit or check.limit)
+    rows, seconds = run_child(name, options, environment, args.limit or check.limit, on_row)
     reasons = [f"{row['what']}: {row['reason']}" for row in rows if row["result"] == FAILED and row["reason"]]
     figures = {row["what"]: row["measured"] for row in rows if row["result"] != NOT_APPLICABLE}
     entry = {"result": judge(rows), "seconds": seconds, "figures": figures}
-    return rows, entry | ({"reason": "; ".join(reasons)} if reasons else {})
+    return entry | ({"reason": "; ".join(reasons)} if reasons else {})
 
 
-def format_rows(name: str, rows: list[Row]) -> str:
-    """Lines of the table."""
-    lines = []
-    for row in rows:
-        measured = f"{row['measured']:.4g}" if isinstance(row["measured"], float) else str(row["measured"])
-        reason = f" ({row['reason']})" if row["reason"] else ""
-        lines.append(f"{name:10}{row['what']:44}{row['expected']:>26}{measured:>16}  {row['result']}{reason}")
-    return "\n".join(lines)
+def format_row(name: str, row: Row) -> str:
+    """A line of the table."""
+    measured = f"{row['measured']:.4g}" if isinstance(row["measured"], float) else str(row["measured"])
+    reason = f" ({row['reason']})" if row["reason"] else ""
+    return f"{name:10}{row['what']:44}{row['expected']:>26}{measured:>16}  {row['result']}{reason}"
 
 
 def parse() -> argparse.Namespace:
@@ -220,13 +244,14 @@ def main() -> int:
     def show(text: str) -> None:
         print(text, flush=True)
         printed.append(text)
+        if args.out is not None:  # at once, so that a run that is interrupted leaves what it measured
+            args.out.write_text("\n".join(printed) + "\n", encoding="utf-8")
 
     show(f"torch {info['torch']}, Python {info['python']}, {info['device']}")
     show(f"{'check':10}{'':44}{'expected':>26}{'measured':>16}  result")
     entries: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(args.checks or CHECKS):
-        rows, entries[name] = run_check(name, args, cpu)
-        show(format_rows(name, rows))
+        entries[name] = run_check(name, args, cpu, lambda row, name=name: show(format_row(name, row)))  # type: ignore[misc]
     failed = [name for name, entry in entries.items() if entry["result"] == FAILED]
     skipped = {
         name: entry.get("reason", "no part of it applies here")
@@ -235,8 +260,6 @@ def main() -> int:
     }
     header = {name: info[name] for name in ("device", "torch", "python")}
     show(json.dumps({**header, "failed": failed, "not_applicable": skipped, "checks": entries}))
-    if args.out is not None:
-        args.out.write_text("\n".join(printed) + "\n", encoding="utf-8")
     return 1 if failed else 0
 
 

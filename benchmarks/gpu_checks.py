@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -38,13 +39,15 @@ from benchmarks.gpu_rows import (
     row,
     synchronize,
 )  # fmt: skip
-from benchmarks.synthetic import write_dataset
+from benchmarks.synthetic import FINDINGS, write_dataset
 from ral.config.environment import TrainingTarget
+from ral.config.train import TrainParams
 from ral.files import write_json
-from ral.launch.base import free_port
+from ral.launch.base import free_port, grace_seconds
 from ral.losses import LOSSES, RAL, ClassCounts, build_loss
 from ral.models import build_model
 from ral.processes import die_with_parent
+from ral.training.engine import full_state_dict
 
 # Limit of the gradient's error by dtype of the logits, relative to the largest gradient.
 GRADIENT_ERROR_LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -130,7 +133,6 @@ def autocast(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def zero(setting: Setting) -> Iterator[dict[str, Any]]:
     """Losses of an epoch in every ZeRO stage, with and without micro-batches, against stage 0 without."""
-    torch.backends.cudnn.allow_tf32 = False
     backbone, size, batch = setting.shape(("convnext_atto", 64, 64), ("test_convnext", 32, 16))
     context, data = prepare(setting, size, (10 if GPU else 5) * batch)
     first: list[float] = []
@@ -148,29 +150,41 @@ def zero(setting: Setting) -> Iterator[dict[str, Any]]:
             yield at_most(f"ZeRO {stage}, {label}: relative difference", difference, 1e-4)
 
 
+def reproduce(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Losses and weights of an epoch, trained twice in one process with cuda_math deterministic."""
+    shapes = (("resnet18", 64, 64), ("convnext_atto", 64, 64))
+    for number, shape in enumerate(shapes):
+        backbone, size, batch = setting.shape(
+            shape, ("test_resnet" if number == 0 else "test_convnext", 32, 16)
+        )
+        inner = Setting(setting.small, setting.backbone, setting.folder / str(number))
+        inner.folder.mkdir()
+        context, data = prepare(inner, size, 10 * batch)
+        for changes in ({}, {"precision": "bfloat16"}, {"precision": "bfloat16", "compile": True}):
+            if changes.get("compile") and setting.small:
+                continue
+            runs = []
+            for _ in range(2):
+                params = bench.parameters(backbone, {}, batch, **changes)
+                trainer = bench.build(params, data, context)
+                trainer.train_epoch()
+                weights = full_state_dict(trainer.engine)
+                runs.append((trainer.state.losses, weights))
+            (losses, first), (again, second) = runs
+            same = losses == again and all(torch.equal(first[name], second[name]) for name in first)
+            label = " compiled" if "compile" in changes else ""
+            yield equal(f"{backbone}, {params.train.precision}{label}: same bits", same, True)
+
+
 def resume(setting: Setting) -> Iterator[dict[str, Any]]:
     """A complete training in a separate process: SIGTERM in its second epoch, then the same command until it
     finishes.
     """
-    import pandas as pd
-
     backbone, size, batch = setting.shape(("convnext_base", 224, 64), ("test_resnet", 32, 16))
-    prepared, out = setting.folder / "prepared", setting.folder / "out"
-    for folder in (prepared, out):
-        folder.mkdir()
-    data = write_dataset(prepared, (100 if setting.small else 40) * batch, size)
-    table = pd.read_parquet(prepared / "studies.parquet")
-    table.loc[table.index % 20 == 0, "split"] = "test"
-    table.to_parquet(prepared / "studies.parquet", index=False)
     precision = "bfloat16" if GPU else "float32"  # CPUs are slow in bfloat16
     params = bench.parameters(backbone, {}, batch, epochs=2, ema_decay=0.99, precision=precision)
-    spec = {
-        "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
-        "state_dir": str(setting.folder / "state"), "failure": str(setting.folder / "failure.json"),
-        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False,
-    }  # fmt: skip
-    write_json(setting.folder / "training.json", spec)
-    command = [sys.executable, "-m", "ral.training", str(setting.folder / "training.json")]
+    images = (100 if setting.small else 40) * batch
+    command, out = training_command(setting.folder, params, images, size)
     child = subprocess.Popen(command, env=os.environ | {"MASTER_PORT": str(free_port())})
     while child.poll() is None and not (out / "speed.csv").exists():  # written after the first epoch
         time.sleep(0.02)
@@ -178,11 +192,11 @@ def resume(setting: Setting) -> Iterator[dict[str, Any]]:
     start = time.perf_counter()
     child.send_signal(signal.SIGTERM)
     yield equal("SIGTERM: exit code", child.wait(), 143)
-    seconds, grace = time.perf_counter() - start, TrainingTarget().grace
+    seconds, grace = time.perf_counter() - start, grace_seconds(TrainingTarget())
     yield at_most("seconds to save and end, against training.grace", seconds, grace)
     gigabytes = sum(path.stat().st_size for path in setting.folder.glob("state/training/*/step-*/*")) / 1e9
     # Weights, EMA, the best of both, and two moments; float32.
-    network = build_model(params.model, len(data.findings))
+    network = build_model(params.model, len(FINDINGS))
     whole = 6 * 4 * sum(p.numel() for p in network.parameters()) / 1e9
     close = "ok" if abs(gigabytes / whole - 1) < 0.05 else "failed"
     yield row("GB of the checkpoint", f"{whole:.3g} within 5 %", gigabytes, close)
@@ -191,6 +205,45 @@ def resume(setting: Setting) -> Iterator[dict[str, Any]]:
     yield equal("the same command again: exit code", resumed.returncode, 0)
     yield noted("seconds of the resumed run", time.perf_counter() - start)
     yield equal("it wrote a model", (out / "model.safetensors").exists(), True)
+
+
+def training(setting: Setting) -> Iterator[dict[str, Any]]:
+    """A complete training with every part: bfloat16, compiled, EMA, second phase, scoring of validation and test."""
+    backbone, size, batch = setting.shape(("resnet18", 64, 256), ("test_resnet", 32, 16))
+    params = bench.parameters(
+        backbone, {}, batch, epochs=3, ema_decay=0.99, compile=not setting.small,
+        precision="bfloat16" if GPU else "float32",
+        classifier={"epochs": 2, "learning_rate": 1e-3},
+    )  # fmt: skip
+    command, out = training_command(setting.folder, params, (10 if setting.small else 40) * batch, size)
+    start = time.perf_counter()
+    done = subprocess.run(command, env=os.environ | {"MASTER_PORT": str(free_port())})
+    yield equal("exit code", done.returncode, 0)
+    yield noted("seconds", time.perf_counter() - start)
+    if done.returncode == 0:
+        history = pd.read_csv(out / "history.csv")
+        yield equal("phases", history["phase"].tolist(), ["network"] * 3 + ["classifier"] * 2)
+        yield equal("skipped steps", int(history["skipped_steps"].sum()), 0)
+        falls = bool(history["train_loss"][2] < history["train_loss"][0])
+        yield equal("the loss falls", falls, True)
+
+
+def training_command(folder: Path, params: TrainParams, images: int, size: int) -> tuple[list[str], Path]:
+    """The command of a training on random images, and the folder of its outputs."""
+    prepared, out = folder / "prepared", folder / "out"
+    for path in (prepared, out):
+        path.mkdir()
+    write_dataset(prepared, images, size)
+    table = pd.read_parquet(prepared / "studies.parquet")
+    table.loc[table.index % 20 == 0, "split"] = "test"
+    table.to_parquet(prepared / "studies.parquet", index=False)
+    spec = {
+        "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
+        "state_dir": str(folder / "state"), "failure": str(folder / "failure.json"),
+        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False, "min_positives": 1,
+    }  # fmt: skip
+    write_json(folder / "training.json", spec)
+    return [sys.executable, "-m", "ral.training", str(folder / "training.json")], out
 
 
 def main() -> None:

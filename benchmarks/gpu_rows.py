@@ -95,7 +95,18 @@ def prepare(setting: Setting, size: int, images: int) -> tuple[DistributedContex
     """Initialise a process group of one process, and write random images."""
     folder = setting.folder / "prepared"
     folder.mkdir()
-    return DistributedContext(*init_process()), write_dataset(folder, images, size)
+    return join(), write_dataset(folder, images, size)
+
+
+def join() -> DistributedContext:
+    """The process group of this process alone, created once."""
+    global _context
+    if _context is None:
+        _context = DistributedContext(*init_process())
+    return _context
+
+
+_context: DistributedContext | None = None
 
 
 def milliseconds(step: Callable[[], None], steps: int = 10) -> float:

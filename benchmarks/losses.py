@@ -84,17 +84,49 @@ def ratio(
     return plain, ours, plain / ours
 
 
-def memory(device: str, shape: tuple[int, int]) -> float | None:
-    """Peak memory of the fused pass beyond logits and targets, the gradient included, in units of the logits."""
+def graph_seconds(loss: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, int], runs: int = 50) -> float:
+    """Seconds of a pass on the GPU without the time to launch it: replays of a CUDA graph."""
+    x, y = draw(shape, "cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            once(loss, x, y)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    x.grad = None
+    with torch.cuda.graph(graph):
+        loss(x, y).backward()
+    graph.replay()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(runs):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / runs / 1e3
+
+
+def memory(
+    device: str, shape: tuple[int, int], loss: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> float | None:
+    """Peak memory of a pass beyond logits and targets, the gradient included, in units of the logits.
+
+    Args:
+        device: "cuda" or "cpu".
+        shape: of the logits.
+        loss: None: our RAL. Another one is measured on GPUs only.
+    """
     size = shape[0] * shape[1] * 4
     if device == "cuda":
+        loss = RAL() if loss is None else loss  # a compiled loss has no truth value
         x, y = draw(shape, device)
-        once(RAL(), x, y)
+        once(loss, x, y)
         x.grad = None
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        once(RAL(), x, y)
+        once(loss, x, y)
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / size
     if size // 4 < MEASURABLE:

@@ -21,7 +21,7 @@ def write_dataset(folder: Path, images: int, size: int, shard_images: int = 4096
     ids = [f"random_{number:08d}.png" for number in range(images)]
     split = np.where(np.arange(images) % 10 == 0, "val", "train")
     labels = (rng.random((images, len(FINDINGS))) < POSITIVES).astype(np.int8)
-    studies = pd.DataFrame({"image_id": ids, "split": split}).join(
+    studies = pd.DataFrame({"image_id": ids, "patient_id": ids, "split": split}).join(
         pd.DataFrame(labels, columns=list(FINDINGS))
     )
     studies.to_parquet(folder / "studies.parquet", index=False)

@@ -1,17 +1,42 @@
-"""Prefect artifacts on the page of a run: validation, metrics, the gate's decision, a link to the report."""
+"""Prefect artifacts on the page of a run: validation, metrics, the gate's decision, the headline with the report.
+
+Their keys end with the run's id: Prefect's page opens an artifact by its key, as the latest one of that key.
+"""
 
 import csv
+import os
+import platform
 import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect import runtime
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from ral.files import read_json
-from ral.wording import escape, estimate
+from ral.runs import RUN_ID
+from ral.wording import (
+    PHANTOM_SHORT,
+    RESEARCH,
+    escape,
+    estimate,
+    number,
+    sealed,
+    signed,
+    signed_interval,
+    with_interval,
+)
 
 # What would be HTML, a link, a picture or a format; names such as Pleural_Thickening stay as they are.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~!#<>&]|://|www\.", re.IGNORECASE)
+
+
+def run_key(name: str) -> str:
+    """Key of an artifact of this flow run."""
+    run = runtime.flow_run.id
+    return f"{name}-{run[:8]}" if run else name
 
 
 def shown(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -33,7 +58,7 @@ def publish_validation(path: Path) -> None:
     counts = f"{validation['rows']:,} rows, {validation['images']:,} images, "
     counts += f"{validation['rows_without_image']:,} rows without image"
     create_table_artifact(
-        key="validation", table=shown(table), description=f"{_kind(validation['phantom'])} {counts}"
+        key=run_key("validation"), table=shown(table), description=f"{_kind(validation['phantom'])} {counts}"
     )
 
 
@@ -51,19 +76,119 @@ def publish_metrics(folder: Path) -> None:
     ]
     kind = _kind(metrics["data"] == "phantom")
     create_table_artifact(
-        key="metrics",
+        key=run_key("metrics"),
         table=shown(table),
         description=f"{kind} Test images, {metrics['confidence']:.0%} intervals",
     )
     with (folder / "findings.csv").open(encoding="utf-8", newline="") as stream:
-        create_table_artifact(key="findings", table=shown(list(csv.DictReader(stream))), description=kind)
+        findings = [_finding(row) for row in csv.DictReader(stream)]
+    create_table_artifact(key=run_key("findings"), table=shown(findings), description=kind)
 
 
-def publish_report(path: Path, metrics: Path) -> None:
-    """Link the report."""
-    kind = _kind(read_json(metrics)["data"] == "phantom")
-    create_link_artifact(
-        key="report", link=path.resolve().as_uri(), link_text=f"Report: {path.name}", description=kind
+def publish_report(folder: Path) -> None:
+    """Show the headline and the command that opens the report.
+
+    Args:
+        folder: the workspace. The report is copied into the run's folder, because the next run replaces the original.
+    """
+    reports, copy = folder / "reports", report_copy(folder)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("report.html", "run.css"):
+        if (reports / name).is_file():
+            shutil.copyfile(reports / name, copy.with_name(name))
+    metrics = read_json(reports / "metrics.json")
+    text = headline(metrics, _previous(reports / "comparison.csv"), copy)
+    create_markdown_artifact(key=run_key("report"), markdown=text, description=_short(metrics))
+
+
+def publish_bundle(bundle: Path) -> None:
+    """Show the headline of a registered model and the command that opens the report in its bundle."""
+    metrics = read_json(bundle / "metrics.json")
+    text = headline(metrics, "", bundle / "report.html")
+    create_markdown_artifact(key=run_key("release"), markdown=text, description=_short(metrics))
+
+
+def report_copy(folder: Path) -> Path:
+    """Where the report of the current run stays when the next run replaces reports/report.html."""
+    return folder / "runs" / os.environ[RUN_ID] / "report.html"
+
+
+def headline(metrics: dict[str, Any], previous: str, report: Path) -> str:
+    """The means over the findings and the command that opens the report, as Markdown.
+
+    Args:
+        metrics: content of metrics.json.
+        previous: sentence about the previous model; may be empty.
+        report: path of the report.
+    """
+    measured = ("ap", "auroc", "f1")
+    means = {"all findings (macro)": metrics["macro"], **metrics["tiers"]}
+    test = metrics["test"]
+    images = f"{test['rows']:,} test images of {test['patients']:,} patients; {metrics['confidence']:.0%} intervals."
+    return "\n".join(
+        [
+            f"**{PHANTOM_SHORT if metrics['data'] == 'phantom' else RESEARCH + '.'}**",
+            "",
+            "| findings | number | AP | AUROC | F1 |",
+            "| --- | ---: | --- | --- | --- |",
+            *(
+                f"| {name} | {mean['findings']} | {' | '.join(estimate(mean[metric]) for metric in measured)} |"
+                for name, mean in means.items()
+            ),
+            "",
+            f"{images} {sealed(test)}".rstrip(),
+            *(["", previous] if previous else []),
+            "",
+            open_command(report),
+        ]
+    )
+
+
+def open_command(report: Path) -> str:
+    """The command that opens a report, as Markdown: browsers follow no link from a server's page to a file."""
+    path = shlex.quote(str(report.resolve()))
+    return (
+        f"Open the report on `{platform.node()}`:\n\n````\nxdg-open {path}\n````\n\n"
+        f"or copy it from there first:\n\n````\nscp {platform.node()}:{path} .\n````"
+    )
+
+
+def _short(metrics: dict[str, Any]) -> str:
+    """The headline in a line, for the card of the artifact."""
+    ap, auroc = (number(metrics["macro"][metric]["value"]) for metric in ("ap", "auroc"))
+    return f"AP {ap}, AUROC {auroc} (macro). {_kind(metrics['data'] == 'phantom')}"
+
+
+def _finding(row: dict[str, str]) -> dict[str, Any]:
+    """A row of findings.csv, narrow enough for the page to show it whole."""
+
+    def metric(name: str) -> str:
+        value, low, high = (float(row[f"{name}{end}"] or "nan") for end in ("", "_low", "_high"))
+        return with_interval(value, low, high)
+
+    return {
+        "finding": row["finding"],
+        "tier": row["tier"],
+        "positive": int(row["test_positives"]),
+        "AP": metric("ap"),
+        "AUROC": metric("auroc"),
+    }
+
+
+def _previous(comparison: Path) -> str:
+    """A sentence about the macro AP of the previous model; empty if there is none."""
+    with comparison.open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if (row["metric"], row["level"]) == ("ap", "macro")]
+    if not rows:
+        return ""
+    before, difference, low, high = (
+        float(rows[0][name] or "nan") for name in ("baseline_value", "difference", "low", "high")
+    )
+    if difference != difference:
+        return f"Previous model: not comparable. {escape(rows[0]['note'])}".rstrip()
+    return (
+        f"Previous model on the same images: macro AP {number(before)}; difference {signed(difference)} "
+        f"({signed_interval(low, high)})."
     )
 
 
@@ -77,7 +202,7 @@ def decision_text(decision: dict[str, Any]) -> str:
 
 def publish_decision(decision: dict[str, Any]) -> None:
     """Show the gate's decision."""
-    create_markdown_artifact(key="decision", markdown=decision_text(decision))
+    create_markdown_artifact(key=run_key("decision"), markdown=decision_text(decision))
 
 
 def _kind(phantom: bool) -> str:

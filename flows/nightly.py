@@ -21,7 +21,7 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Cancelled, Completed, State
 
-from flows.artifacts import decision_text, publish_decision, publish_report
+from flows.artifacts import decision_text, open_command, publish_bundle, publish_decision, report_copy
 from flows.cli import run_from_cli
 from flows.flow_run import FlowRun, flow_run
 from flows.notifications import notify_on_failure, send_notification
@@ -116,8 +116,7 @@ def retrain(run: FlowRun, revision: str, changes: dict[str, Any] | None) -> Stat
         "--run-id", run.id, "--promote",
     )  # fmt: skip
     release = next(release for release in registry.releases() if release.commit == commit)
-    bundle = release.bundle
-    publish_report(bundle / "report.html", bundle / "metrics.json")
+    publish_bundle(release.bundle)
     push(workspace, environment)
     tidy(folder, environment)
     champion = registry.champion()
@@ -166,7 +165,7 @@ def approved(decision: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = sha256(folder / "models/model.safetensors")
     answer = suspend_flow_run(
         wait_for_input=Approval.with_initial_data(
-            description=f"{decision_text(decision)}\n\n[Report]({(folder / 'reports/report.html').as_uri()})\n\n"
+            description=f"{decision_text(decision)}\n\n{open_command(report_copy(folder))}\n\n"
             f"Model {model[:12]}. Should it become the champion?",
         ),
         timeout=7 * 24 * 3600,

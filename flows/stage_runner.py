@@ -19,18 +19,19 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging.handlers import APILogHandler
 
+from flows.artifacts import run_key
+from flows.settings import load_flows_environment
 from flows.workspace import python_env
 from ral import runs
+from ral.config.environment import TrainingTarget
 from ral.errors import plain
 from ral.files import read_json
+from ral.launch.base import grace_seconds
 from ral.log import LOG_FORMAT, Line, parse
 from ral.processes import die_with_parent, terminate_group
 
 # Lines of a failed command repeated in the error, so that the run's page says what went wrong.
 LAST_LINES = 20
-
-# Seconds between asking a command to end and killing it: training saves a checkpoint in `training.grace` of them.
-TERMINATE_TIMEOUT = 9.0
 
 # What DVC says when somebody else runs a stage on the same files; its --wait-for-lock does not wait for that.
 BUSY = "is busy, it is being blocked by"
@@ -94,6 +95,7 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         StageError: it failed, or took too long.
     """
     logger = get_run_logger()
+    timeout = terminate_timeout()
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -109,7 +111,7 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
     )
     assert process.stdout is not None
     timed_out = threading.Event()
-    clock = threading.Timer((hours or 0) * 3600, _end_timed_out, [process, timed_out])
+    clock = threading.Timer((hours or 0) * 3600, _end_timed_out, [process, timeout, timed_out])
     clock.daemon = True
     if hours is not None:
         clock.start()
@@ -122,7 +124,7 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         code = process.wait()
     finally:
         clock.cancel()
-        terminate_group(process, TERMINATE_TIMEOUT)
+        terminate_group(process, timeout)
         if _all_written(process.stdout):  # what it said when it was asked to end: that a checkpoint was saved
             rest = process.stdout.read().splitlines()
             for line in rest:
@@ -137,6 +139,16 @@ def run_command(arguments: Sequence[str], folder: Path, name: str, hours: float 
         )
     if code:
         raise StageError("\n".join([f"Stage {name} failed:", *last]))
+
+
+def terminate_timeout(training: TrainingTarget | None = None) -> float:
+    """Seconds between asking a command to end and killing it: training saves a checkpoint in `training.grace` of them,
+    and its launcher waits for schedulers.
+
+    Args:
+        training: where training runs; None: what ral.toml says.
+    """
+    return grace_seconds(training or load_flows_environment().training) + 7
 
 
 def _log_line(logger: Any, progress: "_Progress", line: str) -> str | None:
@@ -158,9 +170,9 @@ def _all_written(pipe: IO[str]) -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def _end_timed_out(process: subprocess.Popen, timed_out: threading.Event) -> None:
+def _end_timed_out(process: subprocess.Popen, timeout: float, timed_out: threading.Event) -> None:
     timed_out.set()
-    terminate_group(process, TERMINATE_TIMEOUT)
+    terminate_group(process, timeout)
 
 
 class _Progress:
@@ -173,7 +185,7 @@ class _Progress:
     def show(self, percent: float, description: str) -> None:
         if self._artifact is None:
             made = create_progress_artifact(
-                progress=percent, key=f"progress-{self._name}", description=self._name
+                progress=percent, key=run_key(f"progress-{self._name}"), description=self._name
             )
             assert isinstance(made, UUID)
             self._artifact = made

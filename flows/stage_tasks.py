@@ -61,4 +61,4 @@ def _publish(name: Stage, folder: Path) -> None:
     elif name == "evaluate":
         publish_metrics(folder / "reports")
     elif name == "report":
-        publish_report(folder / "reports/report.html", folder / "reports/metrics.json")
+        publish_report(folder)

@@ -2,7 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Spelling and order of torchxrayvision's `default_pathologies` (its first fourteen are NIH ChestX-ray14's).
 NIH_FINDINGS = (
@@ -182,3 +185,14 @@ def unknown_finding(names: Iterable[str], allowed: Iterable[str]) -> str | None:
             hint = f" Did you mean `{closest}`?" if closest else ""
             return f"unknown finding `{name}`.{hint} Allowed: {', '.join(allowed)}"
     return None
+
+
+def patient_counts(labels: "NDArray[Any]", patients: "NDArray[Any]") -> tuple[int, int]:
+    """Number of patients with a positive image of a finding, and with a negative one.
+
+    Args:
+        labels: 1, 0 or NaN [rows].
+        patients: patient of each row [rows].
+    """
+    positive, negative = (len(set(patients[labels == value].tolist())) for value in (1, 0))
+    return positive, negative

@@ -1,6 +1,6 @@
 """Process management: child processes that do not outlive their parent.
 
-python -m ral.processes PID                       # guard: when PID has ended, kills its remaining descendants
+python -m ral.processes PID SECONDS               # guard: when PID has ended, ends its remaining descendants
 python -m ral.processes on-parent-exit COMMAND    # runs COMMAND if stdin closes without a clean shutdown
 """
 
@@ -92,10 +92,14 @@ def kill_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def start_guard() -> None:
-    """Start a guard for this process, for children started by libraries, which cannot use `die_with_parent`."""
+def start_guard(timeout: float = 9.0) -> None:
+    """Start a guard for this process, for children started by libraries, which cannot use `die_with_parent`.
+
+    Args:
+        timeout: seconds between SIGTERM and SIGKILL for what this process left; training saves a checkpoint.
+    """
     subprocess.Popen(
-        [sys.executable, "-m", "ral.processes", str(os.getpid())],
+        [sys.executable, "-m", "ral.processes", str(os.getpid()), str(timeout)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -134,7 +138,7 @@ def _run_on_unclean_exit(command: Sequence[str]) -> None:
         subprocess.run(command)
 
 
-def guard(pid: int, interval: float = 0.5, timeout: float = 9.0) -> None:
+def guard(pid: int, timeout: float, interval: float = 0.5) -> None:
     """Wait for process `pid` to end, then terminate those of its descendants, polled while it ran, that still
     run.
 
@@ -160,4 +164,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "on-parent-exit":
         _run_on_unclean_exit(sys.argv[2:])
     else:
-        guard(int(sys.argv[1]))
+        guard(int(sys.argv[1]), float(sys.argv[2]))

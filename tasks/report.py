@@ -2,7 +2,8 @@
 
     python -m tasks.report
 
-Reads the outputs of the other steps and draws the plots; it computes no metrics.
+Reads the outputs of the other steps and draws the plots; it computes no metrics. Beside the page it leaves run.css,
+from which the page takes the id, commit and date of the run: no output of the step, because it depends on the clock.
 """
 
 import logging
@@ -77,6 +78,18 @@ def run(
     logger.info(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
 
 
+def run_and_note(
+    params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path, out_file: Path
+) -> None:
+    """Render the report, and note beside it which run made it."""
+    from ral.files import read_json
+    from ral.reporting.run_info import write_run_info
+    from ral.runs import folder
+
+    run(params, validated, prepared, models, reports, out_file)
+    write_run_info(out_file, read_json(folder() / "run.json"))
+
+
 if __name__ == "__main__":
     options = step.parse(
         __doc__,
@@ -89,7 +102,7 @@ if __name__ == "__main__":
     )
     step.main(
         "report",
-        lambda: run(
+        lambda: run_and_note(
             load(options.params, ReportParams),
             options.validated,
             options.prepared,

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ral.config.base import load
 from ral.config.environment import Environment, load_environment
-from ral.config.train import TrainParams
+from ral.config.train import TrainStageParams
 from tasks import step
 
 
-def run(params: TrainParams, environment: Environment, prepared: Path, out: Path) -> None:
+def run(params: TrainStageParams, environment: Environment, prepared: Path, out: Path) -> None:
     """Train on the data in `prepared` and write the model and its logits to `out`.
 
     Raises:
@@ -28,6 +28,7 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
     from ral.files import atomic_directory, read_json, write_json
     from ral.launch import launch
     from ral.launch.base import read_failure
+    from ral.launch.local import choose_processes
 
     read_json(prepared / "dataset.json")  # fail early if preprocess has not run
     folder = runs.folder().resolve()
@@ -36,7 +37,7 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
         write_json(
             spec,
             {
-                "params": params.model_dump(),
+                "params": params.training().model_dump(),
                 "prepared": str(prepared.resolve()),
                 "out": str(draft.resolve()),
                 "failure": str(folder / "rank_failure.json"),
@@ -45,17 +46,18 @@ def run(params: TrainParams, environment: Environment, prepared: Path, out: Path
                 "checkpoint_minutes": environment.training.checkpoint_minutes,
                 "keep": environment.training.keep,
                 "tensorboard": environment.training.tensorboard,
+                "min_positives": params.evaluate.min_positives,
             },
         )
         try:
-            launch(spec, environment.training, folder)
+            launch(spec, choose_processes(environment.training, params.train), folder)
         except (KeyboardInterrupt, SystemExit) as end:
             if (failure := read_failure(folder / "rank_failure.json")) is not None:
                 end.add_note(str(failure))  # whether a checkpoint was saved
             raise
 
 
-def show(environment: Environment) -> None:
+def show(params: TrainStageParams, environment: Environment) -> None:
     """Print what `run` would start; nothing is started or written.
 
     Raises:
@@ -63,9 +65,11 @@ def show(environment: Environment) -> None:
     """
     from ral import runs
     from ral.launch import dry_run
+    from ral.launch.local import choose_processes
 
     folder = Path("runs") / os.environ.get(runs.RUN_ID, "DRY-RUN")
-    print(dry_run(folder / "train.json", environment.training, folder), end="")
+    training = choose_processes(environment.training, params.train)
+    print(dry_run(folder / "train.json", training, folder), end="")
 
 
 if __name__ == "__main__":
@@ -77,10 +81,12 @@ if __name__ == "__main__":
         },
         {"dry-run": "show what would be launched, and start nothing"},
     )
-    if options.dry_run:
-        step.main("train", lambda: show(load_environment()), record=False)
-    else:
-        step.main(
-            "train",
-            lambda: run(load(options.params, TrainParams), load_environment(), options.prepared, options.out),
-        )
+
+    def start() -> None:
+        params, environment = load(options.params, TrainStageParams), load_environment()
+        if options.dry_run:
+            show(params, environment)
+        else:
+            run(params, environment, options.prepared, options.out)
+
+    step.main("train", start, record=not options.dry_run)

@@ -13,6 +13,8 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from ral.launch.gpus import count_gpus
+
 ROOT = Path(__file__).parent.parent
 
 # Tests send these; under nohup, or behind `&`, processes would be started that ignore them.
@@ -36,9 +38,30 @@ SMALL = {
 SLOW = ("training", "end_to_end", "flows")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow folders first; else the order stays."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs of the machine from the tests and every process that they start, except in `pytest -m gpu`.
+
+    The tests start more processes than a machine has GPUs, and compare digits that only a CPU reproduces.
+    """
+    if not _gpu_tests_selected(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the slow folders first; else the order stays. Skip tests of the GPU where it is hidden or there is none."""
     items.sort(key=lambda item: item.path.parent.name not in SLOW)
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    reason = ""
+    if marked and not _gpu_tests_selected(config):
+        reason = "GPUs are hidden from the other tests: pytest -m gpu"
+    elif marked and not count_gpus():
+        reason = "torch finds no GPU here"
+    for item in marked if reason else []:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _gpu_tests_selected(config: pytest.Config) -> bool:
+    return config.option.markexpr == "gpu"
 
 
 @pytest.fixture(scope="session")

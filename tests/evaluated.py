@@ -41,7 +41,7 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
     """
     known = names[:-1]
     return {
-        "calibration": {"data": data, "findings": {name: {"kind": "shared"} for name in known}},
+        "calibration": {"data": data, "findings": {name: saved_map() for name in known} | {names[-1]: None}},
         "reliability": pd.DataFrame(
             [
                 {"finding": name, "scores": scores, "images": 50, "positives": 5 * index, "mean_score": 0.11 * index,
@@ -71,6 +71,16 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
             ]
         ),
     }  # fmt: skip
+
+
+def saved_map() -> dict[str, Any]:
+    """A calibration map that is the sigmoid, and thresholds."""
+    return {
+        "kind": "shared",
+        "numbers": [1.0, 1.0, 0.0],
+        "knots": [],
+        "thresholds": {"max_f1": 0.3217, "sensitivity": 0.3217, "cost": 1.0},
+    }
 
 
 def characteristics(names: list[str]) -> pd.DataFrame:
@@ -191,12 +201,13 @@ def gallery(data: str, names: list[str]) -> dict[str, Any]:
     first = {
         "hits": [image(HOSTILE, "image_001.jpg", 1, **heat)],
         "false_positives": [image("b.png", "image_002.jpg", 2, labels=[])],
-        "misses": [image("c.png", "image_001.jpg", 1199, unknown=[HOSTILE])],
+        "misses": [image("c.png", "image_001.jpg", 1199, unknown=[HOSTILE], logit=-1.25)],
     }
     empty: dict[str, Any] = {"hits": [], "false_positives": [], "misses": []}
     counts = {"positives": 200, "negatives": 1000, "unknown": 0, "note": None}
     return {
-        "data": data, "images": True, "per_kind": 1, "method": "grad_cam", "no_maps": None, "positions": [2, 2],
+        "data": data, "images": True, "per_kind": 1, "method": "grad_cam", "layer": "layer2", "reason": f"coarse {HOSTILE}",
+        "positions": [8, 8],
         "findings": [
             {"finding": names[0], **counts, **first},
             *({"finding": name, **counts, "note": f"No test image: {name}", **empty} for name in names[1:]),

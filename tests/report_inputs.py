@@ -53,10 +53,11 @@ def estimate(value: float) -> dict[str, float]:
 
 def metrics(data: str) -> dict[str, Any]:
     """A metrics.json whose tier tail has no value; every number in it is different."""
-    numbers = iter(np.round(np.arange(0.1, 0.9, 0.0271), 6).tolist())
+    numbers = iter(np.round(np.arange(0.1, 0.9, 0.0211), 6).tolist())
 
     def mean(findings: int) -> dict[str, Any]:
-        return {metric: estimate(next(numbers)) for metric in ("auroc", "ap", "f1")} | {"findings": findings}
+        measured = ("auroc", "ap", "f1", "sensitivity_at_90_specificity")
+        return {metric: estimate(next(numbers)) for metric in measured} | {"findings": findings}
 
     content = {
         "data": data,
@@ -65,7 +66,10 @@ def metrics(data: str) -> dict[str, Any]:
         "tiers": {
             "head": mean(1),
             "medium": mean(1),
-            "tail": {"auroc": NOTHING, "ap": NOTHING, "f1": NOTHING, "findings": 0},
+            "tail": {
+                **dict.fromkeys(("auroc", "ap", "f1", "sensitivity_at_90_specificity"), NOTHING),
+                "findings": 0,
+            },
         },
         "not_estimable": {
             "Hernia": "1 positive test images, at least 5 needed",
@@ -87,13 +91,13 @@ def findings() -> pd.DataFrame:
     for name, (tier, train, test, value) in FINDINGS.items():
         row: dict[str, Any] = {"finding": name, "tier": tier, "train_prevalence": train / 1000}
         row |= {"train_positives": train, "test_positives": test, "test_rows": 200, "threshold": -0.123456}
-        for metric in ("auroc", "ap", "f1"):
+        for metric in ("auroc", "ap", "f1", "sensitivity_at_90_specificity"):
             missing = value is None or (metric == "f1" and name == HOSTILE)
             one = NOTHING if missing or value is None else estimate(value)
             row |= {metric: one["value"], f"{metric}_low": one["low"], f"{metric}_high": one["high"]}
         rows.append(calibration_columns(row, value is not None) | {"not_estimable": ""})
     table = pd.DataFrame(rows)
-    floats = [name for name in table.columns if name.startswith(("auroc", "ap", "f1"))]
+    floats = [name for name in table.columns if name.startswith(("auroc", "ap", "f1", "sensitivity"))]
     return table.astype(dict.fromkeys(floats, np.float64))
 
 

@@ -84,10 +84,11 @@ class Server(Daemon):
         return httpx.post(f"{self.url}/{what}/filter", json=body, timeout=None).json()
 
     def artifacts(self) -> dict[str, dict[str, Any]]:
-        """The latest artifact of each key."""
+        """The latest artifact of each name; the key is the name and the start of the flow run's id."""
+        found = httpx.post(f"{self.url}/artifacts/latest/filter", json={}, timeout=None).json()
         return {
-            item["key"]: item
-            for item in httpx.post(f"{self.url}/artifacts/latest/filter", json={}, timeout=None).json()
+            item["key"].removesuffix(f"-{(item['flow_run_id'] or '')[:8]}"): item
+            for item in sorted(found, key=lambda item: item["created"])
         }
 
 

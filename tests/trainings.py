@@ -62,7 +62,7 @@ def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 
         {
             "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
             "state_dir": str(out.with_name(out.name + ".state")), "failure": str(out / "rank_failure.json"),
-            "checkpoint_minutes": minutes, "keep": keep, "tensorboard": False,
+            "checkpoint_minutes": minutes, "keep": keep, "tensorboard": False, "min_positives": 1,
         },
     )  # fmt: skip
     return spec

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from ral.config.base import Section, explain
 from ral.config.dask import DaskTarget
@@ -63,14 +63,20 @@ class SlurmConfig(Section):
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs per node."""
     cpus_per_task: int | None = Field(default=None, ge=1)
-    """Processor cores per training process; default: the cluster's."""
+    """Processor cores per training process; default: 8 with GPUs, otherwise the cluster's."""
     time: str | None = None
     """Time limit in SLURM's format (08:00:00); default: the partition's. Training saves a checkpoint and
     exits before it."""
-    signal_seconds: int = Field(default=120, ge=1, le=65535)
-    """Seconds before the time limit at which training is signalled to save a checkpoint and exit."""
+    signal_seconds: int | None = Field(default=None, ge=1, le=65535)
+    """Seconds before the time limit at which training is signalled to save a checkpoint and exit; default:
+    training.grace and 60 more."""
     lines: list[str] = Field(default_factory=list)
     """Additional sbatch options, one per item, such as --constraint=a100."""
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether GPUs are requested, by `gpus_per_node` or in `lines` (--gpus-per-task=1, --gres=gpu:4)."""
+        return self.gpus_per_node > 0 or any(re.match(r"--gpus|-G|--gres=.*gpu", line) for line in self.lines)
 
 
 class KubernetesConfig(Section):
@@ -89,11 +95,30 @@ class KubernetesConfig(Section):
     processes_per_node: int = Field(default=1, ge=1)
     """Training processes per pod; with GPUs, one per GPU."""
     gpus_per_node: int = Field(default=0, ge=0)
-    """GPUs per pod."""
+    """GPUs per pod (nvidia.com/gpu)."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the pods, such as {NCCL_IB_HCA = "mlx5"}; not for secrets."""
+    resources: dict[str, str | int] = Field(default_factory=dict)
+    """Further resources per pod, such as {cpu = "32", memory = "256Gi", "rdma/hca" = 1}. cpu is a request,
+    all others are limits."""
     claim: str = ""
     """PersistentVolumeClaim with the project folder and state_dir, mounted by every pod."""
     mount: str = ""
     """Mount path of the claim, here and in the pods; project folder and state_dir must be below it."""
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether GPUs are requested, by `gpus_per_node` or in `resources` (amd.com/gpu)."""
+        return self.gpus_per_node > 0 or any("gpu" in name for name in self.resources)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "KubernetesConfig":
+        for name in self.env:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in ("RAL_NODES", "RAL_PER_NODE"):
+                raise ValueError(f"env: {name!r} is not a variable name, or is set by the launcher")
+        if "nvidia.com/gpu" in self.resources:
+            raise ValueError("resources: the number of GPUs is set by `gpus_per_node`")
+        return self
 
 
 class TrainingTarget(Section):
@@ -103,8 +128,9 @@ class TrainingTarget(Section):
     """What starts the processes: this machine, DeepSpeed's launcher (hostfile), SLURM or Kubernetes."""
     processes: int | None = Field(default=None, ge=1)
     """Number of processes of the local launcher; default: one per GPU, or one on the CPU."""
-    grace: float = Field(default=6.0, ge=0)
-    """Grace period in seconds for processes to save a checkpoint between SIGTERM and SIGKILL."""
+    grace: float | None = Field(default=None, ge=0)
+    """Grace period in seconds for processes to save a checkpoint between SIGTERM and SIGKILL; default: 60 if
+    they use GPUs, otherwise 6. A checkpoint has about 16 bytes per weight, 24 with EMA."""
     checkpoint_minutes: float = Field(default=10.0, ge=0)
     """Minutes between checkpoints of an unfinished training; 0: after every step."""
     keep: int = Field(default=2, ge=1)

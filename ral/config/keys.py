@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from ral.config.base import RENAMED, Section
-from ral.config.params import Params
+from ral.config.params import Params, ReportParams
 
 HEAD = """\
 # All parameters of the pipeline, in full in docs/parameters.md. `python -m ral.config` checks this file;
@@ -94,11 +94,13 @@ def owner(key: str) -> str | None:
     return next((name for name in names if name in fixed_keys()), None)
 
 
-def differences(params: Params) -> dict[str, tuple[str, str]]:
+def differences(params: ReportParams) -> dict[str, tuple[str, str]]:
     """Key -> default and value as YAML, of each key that has a default and another value."""
     content = params.model_dump()
     found = {}
     for key, field in fixed_keys().items():
+        if key.split(".")[0] not in content:
+            continue
         value: Any = content
         for name in key.split("."):
             value = value[name]

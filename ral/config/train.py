@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ral.config.base import NullIsEmpty, Section
+from ral.config.evaluate import EvaluateConfig
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.sampler import SamplerConfig
@@ -88,7 +89,11 @@ class TrainConfig(Section):
     """Precision of the network (bfloat16: autocast with float32 weights); the loss is always float32. On
     GPUs bfloat16 is two to three times as fast, with no measurable loss of accuracy."""
     compile: bool = False
-    """Use torch.compile: faster on GPUs after minutes of compilation; changes rounding."""
+    """Use torch.compile: faster on GPUs after a minute of compilation; changes rounding. Where it does not work (it
+    needs a C compiler) training runs without it, with a warning."""
+    cuda_math: Literal["deterministic", "fast"] = "deterministic"
+    """Arithmetic on GPUs. deterministic: the same result on the same GPU (deterministic algorithms, float32 without
+    TF32). fast: TF32 and cuDNN's autotuning; results differ between runs."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded across processes instead of replicated. 0 is fastest for a
     network that fits in memory."""
@@ -138,8 +143,19 @@ _DECIDED = {
 
 
 class TrainParams(Section):
-    """Read by the step train."""
+    """What a training needs to know."""
 
     model: ModelConfig
     loss: LossConfig
     train: TrainConfig
+
+
+class TrainStageParams(TrainParams):
+    """Read by the step train."""
+
+    evaluate: EvaluateConfig
+    """For min_positives: validation metrics are averaged over the same findings as those of the evaluation."""
+
+    def training(self) -> TrainParams:
+        """The sections of a training."""
+        return TrainParams(model=self.model, loss=self.loss, train=self.train)

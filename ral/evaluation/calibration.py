@@ -61,6 +61,12 @@ class Map:
         return Map(self.kind, tuple(_round_digits(number) for number in self.numbers), knots)
 
 
+def saved_map(saved: dict[str, Any]) -> Map:
+    """The map of a finding in calibration.json."""
+    kind = KINDS[KINDS.index(saved["kind"])]
+    return Map(kind, tuple(saved["numbers"]), tuple((x, y) for x, y in saved["knots"]))
+
+
 def calibrate(
     logits: Array, labels: Array, patients: Array, config: CalibrationConfig, seed: int
 ) -> list[Map | None]:

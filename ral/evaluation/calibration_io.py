@@ -9,7 +9,7 @@ import pandas as pd
 
 from ral.config.evaluate import Rule
 from ral.errors import UserError
-from ral.evaluation.calibration import KINDS, Map
+from ral.evaluation.calibration import saved_map
 from ral.evaluation.score import Evaluation
 
 FORMAT = 1
@@ -69,9 +69,7 @@ def apply(
         if saved is None:
             scores[name], calls[name] = np.nan, pd.array([None] * len(logits), dtype="boolean")
             continue
-        kind = KINDS[KINDS.index(saved["kind"])]
-        calibration_map = Map(kind, tuple(saved["numbers"]), tuple((x, y) for x, y in saved["knots"]))
-        scores[name] = calibration_map.apply(raw)
+        scores[name] = saved_map(saved).apply(raw)
         threshold = saved["thresholds"][rule or content["rule"]]
         calls[name] = pd.array(scores[name] >= threshold, dtype="boolean")
     return scores, calls

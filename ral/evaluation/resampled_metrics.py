@@ -13,6 +13,7 @@ from ral.evaluation.bootstrap import NO_SUPPORT, BootstrapDistribution, Resample
 from ral.evaluation.exact import middle_tail
 from ral.evaluation.metrics import LEVEL, RANKING_METRICS, divide, f1, rank, ranked
 from ral.evaluation.reliability import errors
+from ral.labels import patient_counts
 
 Array = NDArray[Any]
 
@@ -197,8 +198,7 @@ def too_few(scored: Scored, patient: Array, minimum: int, split: str = "test") -
         split: split of the images, for the message.
     """
     reasons = []
-    for label, kind in ((1, "positive"), (0, "negative")):
-        count = len(np.unique(patient[scored.labels == label]))
+    for count, kind in zip(patient_counts(scored.labels, patient), ("positive", "negative"), strict=True):
         if count < minimum:
             patients = "patient" if count == 1 else "patients"
             reasons.append(f"{count} {patients} with {kind} {split} images, at least {minimum} needed")

@@ -1,6 +1,10 @@
-"""The network split in two: images to the backbone's last feature map, and feature map to logits."""
+"""The network split in two: images to the backbone's last feature map, and feature map to logits; earlier maps."""
 
-from torch import Tensor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
 
 from ral.errors import UserError
 from ral.models import Network, positions
@@ -67,3 +71,48 @@ def grid(network: Network, features: Tensor) -> tuple[int, int]:
             "Use another model.backbone."
         )
     return int(side[0]), int(side[1])
+
+
+def earlier_layer(network: Network, images: Tensor, smallest: int) -> str | None:
+    """The last layer whose feature map has at least `smallest` rows and columns, of those that timm lists.
+
+    Args:
+        network: in eval mode.
+        images: any images, [images, 1, height, width].
+        smallest: required number of rows and of columns.
+
+    Returns:
+        Name of a module of the backbone (`feature_info`); None if there is none.
+    """
+    listed = getattr(network.backbone, "feature_info", None) or []
+    layers = {part["module"]: part["num_chs"] for part in listed if part.get("module")}
+    suitable: list[str] = []
+
+    def look(name: str) -> Callable[[Tensor], None]:
+        def seen(output: Tensor) -> None:
+            if output.ndim != 4 or min(grid(network, output)) < smallest:
+                return
+            if positions(network.backbone, output).shape[2] == layers[name]:
+                suitable.append(name)
+
+        return seen
+
+    modules = dict(network.backbone.named_modules())
+    with watched({modules[name]: look(name) for name in layers if name in modules}):
+        network(images)
+    return suitable[-1] if suitable else None
+
+
+@contextmanager
+def watched(watchers: dict[nn.Module, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Call a function with the output of each module that runs inside the block; its result replaces the output."""
+
+    def hook(watcher: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+        return lambda _module, _inputs, output: watcher(output) if isinstance(output, Tensor) else None
+
+    handles: list[Any] = [module.register_forward_hook(hook(watcher)) for module, watcher in watchers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

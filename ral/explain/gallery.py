@@ -10,7 +10,7 @@ from PIL import Image
 
 from ral.config.explain import ExplainConfig
 from ral.data.dataset import Dataset
-from ral.explain.saliency import Method, choose_method, enlarge, grad_cam, rollout
+from ral.explain.saliency import Choice, choose_method, enlarge, grad_cam, rollout
 from ral.explain.select import KINDS, SelectedImage, Selection
 from ral.files import write_json
 from ral.inference.score import normalised
@@ -109,9 +109,7 @@ def _add_pictures(
     labels = dataset.targets()
     device = next(network.parameters()).device
     size = metadata["size"]
-    method, unavailable_reason = choose_method(
-        network, config.method, torch.zeros(1, 1, size, size, device=device)
-    )
+    choice = choose_method(network, config.method, torch.zeros(1, 1, size, size, device=device))
     names: dict[int, str] = {}
     maps, positions = 0, None  # number of heat maps written, and their rows and columns
     for output, finding in enumerate(findings):
@@ -128,10 +126,10 @@ def _add_pictures(
                 image_labels = dict(zip(dataset.findings, labels[row], strict=True))
                 entry["labels"] = [name for name, label in image_labels.items() if label == 1]
                 entry["unknown"] = [name for name, label in image_labels.items() if np.isnan(label)]
-            if method is None:
+            if choice.method is None:
                 continue
             images = normalised(torch.from_numpy(pixels).to(device), metadata)
-            coarse = heat_maps(network, images, output, method)
+            coarse = heat_maps(network, images, output, choice)
             positions = list(coarse.shape[1:])
             heat = enlarge(coarse, size).cpu().numpy()
             for image, heat_map, entry in zip(pixels, heat, batch, strict=True):
@@ -140,8 +138,9 @@ def _add_pictures(
                 entry["empty_map"] = not heat_map.any()
                 save(folder / entry["map"], overlay(image, heat_map), config.thumbnail)
     return {
-        "method": method,
-        "no_maps": unavailable_reason,
+        "method": choice.method,
+        "layer": choice.layer,
+        "reason": choice.reason,
         "positions": positions,
         "colours": COLOURS,
         "image_size": size,
@@ -149,6 +148,8 @@ def _add_pictures(
     }
 
 
-def heat_maps(network: Network, images: torch.Tensor, finding: int, method: Method) -> torch.Tensor:
-    """Heat maps [images, rows, columns] of a finding, by the given method."""
-    return rollout(network, images) if method == "rollout" else grad_cam(network, images, finding)
+def heat_maps(network: Network, images: torch.Tensor, finding: int, choice: Choice) -> torch.Tensor:
+    """Heat maps [images, rows, columns] of a finding, by the chosen method."""
+    if choice.method == "rollout":
+        return rollout(network, images)
+    return grad_cam(network, images, finding, choice.layer)

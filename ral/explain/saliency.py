@@ -2,20 +2,36 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ral.explain.features import NoMapError, feature_map, grid, logits_of
+from ral.explain.features import NoMapError, earlier_layer, feature_map, grid, logits_of, watched
 from ral.models import Network, positions
 
 Method = Literal["grad_cam", "rollout"]
 
+# Rows and columns that a heat map must have: a coarser one, enlarged, suggests a precision that it does not have.
+SMALLEST = 7
 
-def grad_cam(network: Network, images: Tensor, finding: int) -> Tensor:
-    """Regions of the backbone's last feature map that increase the logit of a finding (Selvaraju et al., ICCV
+
+@dataclass(frozen=True)
+class Choice:
+    """How the heat maps of a network are computed."""
+
+    method: Method | None = None
+    """None: there are no heat maps."""
+    layer: str | None = None
+    """Grad-CAM: module of the backbone whose feature map is used; None: the last feature map before pooling."""
+    reason: str | None = None
+    """Why there are no heat maps, or why an earlier layer is used."""
+
+
+def grad_cam(network: Network, images: Tensor, finding: int, layer: str | None = None) -> Tensor:
+    """Regions of a feature map of the backbone that increase the logit of a finding (Selvaraju et al., ICCV
     2017, equations 1 and 2).
 
     α_k is the mean over the positions of ∂logit/∂A_k, and the map is ReLU(Σ_k α_k A_k).
@@ -24,20 +40,36 @@ def grad_cam(network: Network, images: Tensor, finding: int) -> Tensor:
         network: in eval mode; no gradients of its weights are computed.
         images: normalised, float32 [images, 1, height, width].
         finding: index of the output.
+        layer: module of the backbone whose output is the feature map; None: the last one before pooling.
 
     Returns:
         Non-negative float32 [images, rows, columns], in units of the logit.
     """
-    with torch.no_grad():
-        features = feature_map(network, images)
-    with torch.enable_grad():
-        features = features.detach().requires_grad_()
-        # Clone, because some classifiers work in place. In eval mode, images do not affect each other.
-        logit = logits_of(network, features.clone())[:, finding].sum()
-        (gradient,) = torch.autograd.grad(logit, features)
+    features, logits = _features_and_logits(network, images, layer)
+    # In eval mode, images do not affect each other.
+    (gradient,) = torch.autograd.grad(logits[:, finding].sum(), features)
     values = positions(network.backbone, features.detach())
     weights = positions(network.backbone, gradient).mean(dim=1, keepdim=True)
     return functional.relu((weights * values).sum(dim=2)).unflatten(1, grid(network, features))
+
+
+def _features_and_logits(network: Network, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor]:
+    """A feature map that gradients are computed for, and the logits [images, findings] as a function of it."""
+    kept: list[Tensor] = []
+
+    def keep(features: Tensor) -> Tensor:
+        kept.append(features.detach().requires_grad_())
+        return kept[0].clone()  # some layers and classifiers work in place
+
+    if layer is None:
+        with torch.no_grad():
+            features = feature_map(network, images)
+        with torch.enable_grad():
+            logits = logits_of(network, keep(features))
+    else:
+        with torch.enable_grad(), watched({network.backbone.get_submodule(layer): keep}):
+            logits = network(images)
+    return kept[0], logits
 
 
 def rollout(network: Network, images: Tensor) -> Tensor:
@@ -90,16 +122,16 @@ def roll_out(attentions: Sequence[Tensor]) -> Tensor:
 
 def choose_method(
     network: Network, requested: Literal["auto", "grad_cam", "rollout"], image: Tensor
-) -> tuple[Method | None, str | None]:
+) -> Choice:
     """Choose the method: `requested`, or for auto one that the network supports, preferring rollout.
+
+    A heat map has at least `SMALLEST` rows and columns. If the last feature map is coarser, Grad-CAM uses an earlier
+    layer; if there is none, or with rollout, there are no heat maps.
 
     Args:
         network: in eval mode.
         requested: the parameter explain.method.
         image: any image, [1, 1, height, width].
-
-    Returns:
-        The method and None; for auto, if the network supports neither, None and the reason.
 
     Raises:
         NoMapError: the network does not support the requested method.
@@ -107,10 +139,11 @@ def choose_method(
     try:
         with torch.no_grad(), recorded_attention(network.backbone) as attentions:
             features = feature_map(network, image)
-        grid(network, features)
+        rows, columns = grid(network, features)
+        coarse = f"the last feature map has {rows} × {columns} positions, fewer than {SMALLEST} × {SMALLEST}"
         if requested == "rollout" or (requested == "auto" and _is_global(attentions, features)):
             rollout(network, image)
-            return "rollout", None
+            return Choice("rollout") if min(rows, columns) >= SMALLEST else Choice(reason=coarse)
         if features.ndim == 3 and uses_class_token(network):
             raise NoMapError(
                 f"explain.method: grad_cam is not possible with {type(network.backbone).__name__}, whose "
@@ -120,8 +153,14 @@ def choose_method(
     except NoMapError as error:
         if requested != "auto":
             raise
-        return None, str(error)
-    return "grad_cam", None
+        return Choice(reason=str(error))
+    if min(rows, columns) >= SMALLEST:
+        return Choice("grad_cam")
+    with torch.no_grad():
+        layer = earlier_layer(network, image, SMALLEST)
+    if layer is None:
+        return Choice(reason=f"{coarse}, and so has every earlier layer that timm lists")
+    return Choice("grad_cam", layer, coarse)
 
 
 def uses_class_token(network: Network) -> bool:

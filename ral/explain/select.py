@@ -1,4 +1,7 @@
-"""Selection of images per finding: most confident hits, most confident false positives, worst misses."""
+"""Selection of images per finding: candidates for the most confident hits and false positives, and the worst misses.
+
+No threshold is used here: which of them lie beyond the threshold is known after the evaluation.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +37,7 @@ class Selection:
     false_positives: tuple[SelectedImage, ...]
     """Negative images, by descending logit."""
     misses: tuple[SelectedImage, ...]
-    """Positive images, by ascending logit; disjoint from the hits."""
+    """Positive images, by ascending logit; with few positives, some are among the hits too."""
     note: str | None
     """Why a list is empty; None if all lists have images."""
 
@@ -42,9 +45,8 @@ class Selection:
 def select(studies: pd.DataFrame, logits: pd.DataFrame, per_kind: int) -> list[Selection]:
     """Select up to `per_kind` images of each kind for every finding, by rank; no threshold is used.
 
-    If a finding has fewer than twice that many positives, the upper half of them (rounded up) are hits and
-    the rest misses, so that no image is both. Images with an unknown label are neither selected nor ranked.
-    The lists of a finding without positives are empty.
+    Those of a list that lie beyond a threshold are then the most extreme ones beyond it. Images with an unknown label
+    are neither selected nor ranked. The lists of a finding without positives are empty.
 
     Args:
         studies: image_id, and 1, 0 or NaN per finding.
@@ -68,8 +70,6 @@ def _select(
     ranked = known[np.lexsort((ids[known], -logits[known]))]
     ranks = {row: rank for rank, row in enumerate(ranked, start=1)}
     positive, negative = ranked[labels[ranked] == 1], ranked[labels[ranked] == 0]
-    hits = min(per_kind, -(-len(positive) // 2))
-    misses = min(per_kind, len(positive) - hits)
 
     def entries(rows: NDArray[Any]) -> tuple[SelectedImage, ...]:
         return tuple(SelectedImage(str(ids[row]), float(logits[row]), ranks[row]) for row in rows)
@@ -80,9 +80,9 @@ def _select(
         positives=len(positive),
         negatives=len(negative),
         unknown=len(labels) - len(known),
-        hits=entries(positive[:hits]),
+        hits=entries(positive[:per_kind]),
         false_positives=entries(negative[:per_kind] if len(positive) else none),
-        misses=entries(positive[::-1][:misses]),
+        misses=entries(positive[::-1][:per_kind]),
         note=_note(len(positive), len(negative)),
     )
 
@@ -92,6 +92,4 @@ def _note(positives: int, negatives: int) -> str | None:
         return "No test image is known to have this finding: nothing is shown."
     if not negatives:
         return "No test image is known to be without this finding: there are no false positives."
-    if positives == 1:
-        return "One test image has this finding: it is shown as a hit, whatever its rank."
     return None

@@ -48,12 +48,17 @@ def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:
     return images
 
 
-def to_device(batches: Iterable[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
-    """Copy micro-batches to the device; on CUDA, each copy overlaps the computation of the previous one."""
-    if device.type != "cuda":
+def pinned(tensor: Tensor, pin: bool) -> Tensor:
+    """The tensor, or a copy of it in pinned memory if `pin`."""
+    return tensor.pin_memory() if pin else tensor
+
+
+def to_device(batches: Iterable[MicroBatch], stream: "torch.cuda.Stream | None") -> Iterator[MicroBatch]:
+    """Copy micro-batches to the stream's GPU, each while the previous one is computed; None leaves them on the CPU."""
+    if stream is None:
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
+    device = stream.device
     pending: tuple[MicroBatch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):

@@ -1,6 +1,7 @@
 """Scoring: logits of arbitrary images, each computed once on one rank, and the metrics used for model selection."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import Prefetcher, gather
+from ral.labels import patient_counts
 
-# Images per forward pass. It affects results only by rounding.
-BATCH = 512
+logger = logging.getLogger(__name__)
+
+# Images per forward pass: at most BATCH, and at most PIXELS pixels, for the memory of the activations (ConvNeXt-B in
+# float32 needs 12 GB for 2**25 pixels). It affects results only by rounding.
+BATCH, PIXELS = 512, 2**25
 
 
 def normalised(pixels: Tensor, metadata: dict[str, Any]) -> Tensor:
@@ -27,15 +32,33 @@ def normalised(pixels: Tensor, metadata: dict[str, Any]) -> Tensor:
     return images.sub_(metadata["pixel_mean"]).div_(metadata["pixel_deviation"])
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """Images [batch, channels, height, width] in channels_last memory format.
+
+    Images of one channel are in both formats at once; convolutions take them for the default one unless the strides
+    say otherwise.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    if images.shape[1] > 1:
+        return images
+    *_, height, width = images.shape
+    return images.as_strided(images.shape, (height * width, 1, width, 1))
+
+
+def images_per_pass(size: int) -> int:
+    """Images of `size` x `size` pixels per forward pass."""
+    return min(BATCH, max(1, PIXELS // size**2))
+
+
 def score_images(
     network: nn.Module,
     dataset: Dataset,
     metadata: dict[str, Any],
     rows: np.ndarray,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    pad: bool = False,
 ) -> np.ndarray:
-    """Raw logits float32 [rows, findings] of images.
+    """Raw logits float32 [rows, findings] of images. If memory runs out, the number of images per pass is halved.
 
     Args:
         network: in eval mode, on the device; its memory format is changed to channels_last.
@@ -43,21 +66,50 @@ def score_images(
         metadata: findings and pixel mean and SD of the data that the network was trained on.
         rows: row numbers in the dataset.
         device: device of the computation.
-        dtype: autocast type; float32 disables autocast.
+        pad: fill the last pass up with empty images, whose logits are dropped, so that a compiled network sees one
+            shape only.
+
+    Raises:
+        UserError: memory does not suffice for one image.
     """
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loaded = count = images_per_pass(dataset.metadata["size"])
 
     def batches() -> Iterator[Tensor]:
-        for start in range(0, len(rows), BATCH):
-            yield gather(dataset, rows[start : start + BATCH], device.type == "cuda")
+        for start in range(0, len(rows), loaded):
+            yield gather(dataset, rows[start : start + loaded], device.type == "cuda")
 
-    parts = [torch.empty((0, len(metadata["findings"])))]
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with Prefetcher(batches) as prefetched, torch.inference_mode(), autocast:
+    parts = [torch.empty((0, len(metadata["findings"])), device=device)]
+    with Prefetcher(batches) as prefetched, torch.no_grad():
         for pixels in prefetched:
-            images = normalised(pixels.to(device, non_blocking=True), metadata)
-            parts.append(network(images.contiguous(memory_format=torch.channels_last)).float())
-    return torch.cat([part.to(device) for part in parts]).cpu().numpy()
+            done = 0
+            while done < len(pixels):
+                part = pixels[done : done + count]
+                try:
+                    logits = _logits(
+                        network, part.to(device, non_blocking=True), metadata, count if pad else 0
+                    )
+                except torch.OutOfMemoryError:
+                    logits = None
+                if logits is not None:
+                    parts.append(logits)
+                    done += len(part)
+                    continue
+                if count == 1:
+                    raise UserError(f"Out of memory on {device} when scoring a single image.", kind="memory")
+                count = max(1, min(count, len(part)) // 2)
+                logger.warning("Out of memory on %s: scoring %d images at a time.", device, count)
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+    return torch.cat(parts).cpu().numpy()
+
+
+def _logits(network: nn.Module, pixels: Tensor, metadata: dict[str, Any], padded: int) -> Tensor:
+    """Logits float32 of a pass, filled up to `padded` images on the way."""
+    number = len(pixels)
+    if padded > number:
+        pixels = torch.cat([pixels, pixels.new_zeros((padded - number, *pixels.shape[1:]))])
+    return network(channels_last(normalised(pixels, metadata)))[:number].float()
 
 
 class Scorer:
@@ -67,7 +119,7 @@ class Scorer:
     Args:
         network: from `ral.models.build_model`; it is copied.
         dataset: the prepared data.
-        dtype: autocast type; float32 disables autocast.
+        compile: whether to use torch.compile.
         rank: rank of this process.
         world: world size; each rank scores its share of the images.
         device: device of the computation.
@@ -77,13 +129,15 @@ class Scorer:
         self,
         network: nn.Module,
         dataset: Dataset,
-        dtype: torch.dtype,
+        compile: bool,
         rank: int,
         world: int,
         device: torch.device,
     ) -> None:
         self.network = copy.deepcopy(network).eval().to(device)
-        self.dataset, self.dtype = dataset, dtype
+        if compile:
+            self.network.compile(dynamic=False)
+        self.dataset, self.compile = dataset, compile
         self.rank, self.world, self.device = rank, world, device
 
     def score(self, weights: dict[str, Tensor], rows: np.ndarray) -> np.ndarray:
@@ -91,25 +145,41 @@ class Scorer:
         self.network.load_state_dict(weights)
         local_rows = np.array_split(rows, self.world)[self.rank]
         local = score_images(
-            self.network, self.dataset, self.dataset.metadata, local_rows, self.device, self.dtype
+            self.network, self.dataset, self.dataset.metadata, local_rows, self.device, pad=self.compile
         )
+        if self.world == 1:
+            return local
         gathered: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(gathered, local)
         return np.concatenate(gathered)
 
 
-def validation_scores(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Macro AP and AUROC over the findings that have both a positive and a negative image.
+def estimable_findings(targets: np.ndarray, patients: np.ndarray, minimum: int) -> np.ndarray:
+    """The findings over which validation metrics are averaged, by the rule of the step evaluate: at least `minimum`
+    patients with a positive and with a negative image. If no finding has as many (small data), those with any.
+
+    Args:
+        targets: [rows, findings]; 1, 0, NaN where unknown.
+        patients: patient of each row.
+        minimum: evaluate.min_positives.
+
+    Returns:
+        Boolean [findings].
 
     Raises:
         UserError: no finding has both, so the best epoch cannot be determined.
     """
+    fewest = np.array([min(patient_counts(labels, patients)) for labels in targets.T])
+    if not (fewest > 0).any():
+        raise UserError("No finding has both positive and negative images in validation. Raise split.val.")
+    return fewest >= (minimum if (fewest >= minimum).any() else 1)
+
+
+def validation_scores(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Macro AP and AUROC over findings that all have a positive and a negative image."""
     ap, auroc = [], []
     for labels, scores in zip(targets.T, logits.T, strict=True):
         known = ~np.isnan(labels)
-        if len(set(labels[known])) == 2:
-            ap.append(average_precision_score(labels[known], scores[known]))
-            auroc.append(roc_auc_score(labels[known], scores[known]))
-    if not ap:
-        raise UserError("No finding has both positive and negative images in validation. Raise split.val.")
+        ap.append(average_precision_score(labels[known], scores[known]))
+        auroc.append(roc_auc_score(labels[known], scores[known]))
     return {"val_macro_ap": float(np.mean(ap)), "val_macro_auroc": float(np.mean(auroc))}

@@ -18,6 +18,7 @@ from typing import Protocol
 from ral.config.environment import TrainingTarget
 from ral.errors import Kind, UserError
 from ral.files import read_json
+from ral.launch.gpus import has_gpu
 
 # Command of a rank; the path of the specification follows.
 RANK = (sys.executable, "-m", "ral.training")
@@ -25,6 +26,23 @@ RANK = (sys.executable, "-m", "ral.training")
 # Seconds that ranks get to exit after another one failed. No checkpoint is written then, since that needs all
 # ranks.
 AFTER_FAILURE = 2.0
+
+# Seconds to save a checkpoint after SIGTERM, by whether the ranks use GPUs: a ConvNeXt-B with AdamW and EMA has 2 GB,
+# which are copied, hashed, written and flushed, and a rank first finishes up to two steps.
+GRACE_GPU, GRACE_CPU = 60.0, 6.0
+
+
+def grace_seconds(target: TrainingTarget) -> float:
+    """Seconds between SIGTERM and SIGKILL for the ranks of a target: `training.grace`, or its default."""
+    if target.grace is not None:
+        return target.grace
+    if target.launcher == "slurm":
+        gpu = target.slurm.has_gpus
+    elif target.launcher == "kubernetes":
+        gpu = target.kubernetes.has_gpus
+    else:
+        gpu = has_gpu()
+    return GRACE_GPU if gpu else GRACE_CPU
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,11 @@ class Job:
     def failure(self) -> Path:
         """The file to which the first rank to fail writes."""
         return Path(read_json(self.spec)["failure"])
+
+    @cached_property
+    def grace(self) -> float:
+        """Seconds that ranks get between SIGTERM and SIGKILL."""
+        return grace_seconds(self.target)
 
     @cached_property
     def port(self) -> int:

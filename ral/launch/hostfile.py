@@ -9,6 +9,7 @@ manually or by a cluster tool, with the commands in runs/ID/launch.sh. The run's
 file system.
 """
 
+import contextlib
 import logging
 import re
 import shutil
@@ -45,7 +46,6 @@ def run(job: Job) -> None:
     first, *remaining = _commands(job, _hosts(job))
     for number, command in enumerate(remaining, 1):
         logger.info("On machine %d run: %s", number, shell_line(command))
-    timeout = AFTER_FAILURE
     # The launcher's children do not die with it, here or on other machines; their watchers poll the failure
     # file.
     with run_on_parent_exit([sys.executable, "-m", "ral.launch.base", str(job.failure)]):
@@ -56,11 +56,14 @@ def run(job: Job) -> None:
             if job.failure.exists():
                 time.sleep(AFTER_FAILURE + 1)  # the watchers see it too and end their ranks
         except (KeyboardInterrupt, SystemExit):
+            # The watchers of all machines see the file, and their ranks save. DeepSpeed's launcher is not signalled
+            # before: it would kill them after 30 s.
             write_failure(job.failure, "Training was interrupted.", "interrupted", True)
-            timeout = job.target.grace + 2
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(job.grace + 2)
             raise
         finally:
-            terminate_group(process, timeout)
+            terminate_group(process, AFTER_FAILURE)
     if process.returncode or job.failure.exists():
         raise read_failure(job.failure) or UserError(
             f"DeepSpeed's launcher ended with exit code {process.returncode}; see its output above.",
@@ -107,7 +110,7 @@ def _commands(job: Job, hosts: dict[str, int]) -> list[list[str]]:
         "--master_addr", next(iter(hosts)),
         "--master_port", str(job.port),
     ]  # fmt: skip
-    ranks = ["ral.launch.ranks", "deepspeed", str(job.target.grace), str(job.spec), *job.command]
+    ranks = ["ral.launch.ranks", "deepspeed", str(job.grace), str(job.spec), *job.command]
     program = ["--no_local_rank", "--module", *ranks]
     if not job.target.ssh:
         return [[*common, "--no_ssh", "--node_rank", str(node), *program] for node in range(len(hosts))]

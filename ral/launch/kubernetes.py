@@ -6,8 +6,10 @@ Each pod runs `ral.launch.ranks`, which starts the pod's ranks. The job is delet
 even if it is killed.
 """
 
+import contextlib
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ from typing import Any
 
 from ral.errors import UserError
 from ral.files import read_json
-from ral.launch.base import AFTER_FAILURE, Job, read_failure
+from ral.launch.base import AFTER_FAILURE, Job, read_failure, write_failure
 from ral.processes import die_with_parent, kill_group, run_on_parent_exit
 
 MANIFEST = "job.yaml"
@@ -69,9 +71,13 @@ def run(job: Job) -> None:
                 "lost_process",
                 True,
             )
+        except (KeyboardInterrupt, SystemExit):
+            # The watchers in the pods see the file, and their ranks save. A deleted pod gets less time: a TrainJob
+            # cannot set its grace period.
+            write_failure(job.failure, "Training was interrupted.", "interrupted", True)
+            _wait_for_end(job, followers)
+            raise
         finally:
-            # Wait until the pods are deleted; Kubernetes sends SIGTERM first, and the ranks save a
-            # checkpoint.
             subprocess.run([*delete, "--cascade=foreground"], stdout=subprocess.DEVNULL, check=False)
             for follower in followers.values():
                 kill_group(follower)
@@ -80,18 +86,34 @@ def run(job: Job) -> None:
 def _wait(job: Job, followers: dict[str, subprocess.Popen]) -> str:
     """Wait until the job or one of its ranks has ended, and return "Complete" or "Failed" with the reason."""
     while True:
-        job_json = json.loads(_call(_kubectl(job, "get", _kind(job), _name(job), "--output", "json")))
-        conditions = job_json.get("status", {}).get("conditions", [])
-        for condition in [c for c in conditions if c["status"] == "True"]:
-            if condition["type"] in ("Complete", "Succeeded"):
-                return "Complete"
-            if condition["type"] == "Failed":
-                return f"Failed ({condition.get('reason', 'no reason given')})"
+        if (status := _status(job)) is not None:
+            return status
         _follow(job, followers)
         if job.failure.exists():
             time.sleep(AFTER_FAILURE)
             return "Failed"
         time.sleep(2)
+
+
+def _status(job: Job) -> str | None:
+    """The status of an ended job: "Complete", or "Failed" with the reason; None while it runs."""
+    job_json = json.loads(_call(_kubectl(job, "get", _kind(job), _name(job), "--output", "json")))
+    conditions = job_json.get("status", {}).get("conditions", [])
+    for condition in [c for c in conditions if c["status"] == "True"]:
+        if condition["type"] in ("Complete", "Succeeded"):
+            return "Complete"
+        if condition["type"] == "Failed":
+            return f"Failed ({condition.get('reason', 'no reason given')})"
+    return None
+
+
+def _wait_for_end(job: Job, followers: dict[str, subprocess.Popen]) -> None:
+    """Wait until a job whose pods have started has ended, or its ranks have had their time."""
+    deadline = time.monotonic() + job.grace + 5
+    with contextlib.suppress(UserError):  # whatever kubectl says, the job is deleted next
+        _follow(job, followers)
+        while followers and time.monotonic() < deadline and _status(job) is None:
+            time.sleep(1)
 
 
 def _follow(job: Job, followers: dict[str, subprocess.Popen]) -> None:
@@ -117,8 +139,8 @@ def _train_job(job: Job) -> dict[str, Any]:
         "command": _command(job),
         "env": _pod_env(job),
     }
-    if kubernetes.gpus_per_node:
-        trainer["resourcesPerNode"] = _resources(job)
+    if resources := _resources(job):
+        trainer["resourcesPerNode"] = resources
     volumes, mounts = _volumes(job)
     pod = {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]}
     node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
@@ -144,12 +166,12 @@ def _pytorch_job(job: Job) -> dict[str, Any]:
         "env": _pod_env(job),
         "volumeMounts": mounts,
     }
-    if kubernetes.gpus_per_node:
-        container["resources"] = _resources(job)
+    if resources := _resources(job):
+        container["resources"] = resources
     pod = {
         "containers": [container],
         "volumes": volumes,
-        "terminationGracePeriodSeconds": int(job.target.grace) + 10,
+        "terminationGracePeriodSeconds": math.ceil(job.grace) + 10,
     }
     replicas = {"Master": 1, "Worker": kubernetes.nodes - 1}
     return {
@@ -170,18 +192,24 @@ def _pytorch_job(job: Job) -> dict[str, Any]:
 def _command(job: Job) -> list[str]:
     """Command of a pod: in the project folder, with the image's Python."""
     command = ["python", *job.command[1:]] if job.command[0] == sys.executable else list(job.command)
-    watcher = ["python", "-m", "ral.launch.ranks", "kubeflow", str(job.target.grace), str(job.spec), *command]
+    watcher = ["python", "-m", "ral.launch.ranks", "kubeflow", str(job.grace), str(job.spec), *command]
     return ["env", f"--chdir={Path.cwd()}", *watcher]  # a TrainJob cannot set the working directory
 
 
 def _pod_env(job: Job) -> list[dict[str, str]]:
     kubernetes = job.target.kubernetes
-    values = {"RAL_NODES": kubernetes.nodes, "RAL_PER_NODE": kubernetes.processes_per_node}
+    values = {**kubernetes.env, "RAL_NODES": kubernetes.nodes, "RAL_PER_NODE": kubernetes.processes_per_node}
     return [{"name": name, "value": str(value)} for name, value in values.items()]
 
 
-def _resources(job: Job) -> dict[str, Any]:
-    return {"limits": {"nvidia.com/gpu": job.target.kubernetes.gpus_per_node}}
+def _resources(job: Job) -> dict[str, dict[str, str | int]]:
+    """Requests and limits of a pod; a limit is also the request. Only a request for cpu: a limit would throttle."""
+    kubernetes = job.target.kubernetes
+    limits = dict(kubernetes.resources)
+    if kubernetes.gpus_per_node:
+        limits["nvidia.com/gpu"] = kubernetes.gpus_per_node
+    requests = {name: limits.pop(name) for name in ("cpu",) if name in limits}
+    return {kind: values for kind, values in (("requests", requests), ("limits", limits)) if values}
 
 
 def _volumes(job: Job) -> tuple[list[dict], list[dict]]:

@@ -3,8 +3,8 @@
     python -m ral.launch.ranks slurm 8.0 SPEC.json python -m ral.training
 
 starts `python -m ral.training SPEC.json`. The first argument names the scheduler whose variables give the
-rank (`RANKS`). The exit code is 0, 1 after a failure anywhere in the job, or 143 after a termination signal;
-the reason is in the file named by SPEC.json's key `failure`.
+rank (`RANKS`). The exit code is 0, or 1 after a failure anywhere in the job; after an interruption 143 on the
+machine of rank 0, and 0 on others. The reason is in the file named by SPEC.json's key `failure`.
 """
 
 import os
@@ -86,7 +86,7 @@ def run_ranks(
         spec: the run's specification.
         failure: the job's failure file; when it appears, all ranks are terminated.
         grace: seconds between SIGTERM and SIGKILL for the ranks, if this process receives a termination
-            signal.
+            signal, or the failure file says that training was interrupted.
 
     Raises:
         UserError: a rank of the job failed.
@@ -111,7 +111,11 @@ def run_ranks(
         if _all_succeeded(children, failure):
             timeout = 0.0
             return
-        _report_cause(children, ranks, failure)
+        reported = read_failure(failure)
+        if reported is not None and reported.kind == "interrupted":
+            timeout = grace  # by the launcher, on this or another machine: the ranks save a checkpoint
+        else:
+            _report_cause(children, ranks, failure)
     except (KeyboardInterrupt, SystemExit):
         timeout = grace
         raise
@@ -190,10 +194,15 @@ def main() -> None:
     scheduler, grace, spec, *command = sys.argv[1:]
     on_termination_signal(_exit_on_signal)
     failure = Path(read_json(Path(spec))["failure"])
+    ranks = RANKS[scheduler](os.environ)
+    # Schedulers kill the other tasks when one fails (srun at once). Rank 0 may still be writing the checkpoint, so
+    # after an interruption only its watcher fails.
+    interrupted = TERMINATED if any(rank["RANK"] == "0" for rank in ranks) else 0
     try:
-        run_ranks(RANKS[scheduler](os.environ), command, Path(spec), failure, float(grace))
+        run_ranks(ranks, command, Path(spec), failure, float(grace))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(interrupted if error.kind == "interrupted" else 1)
     except (KeyboardInterrupt, SystemExit):
         host = socket.gethostname()
         write_failure(
@@ -202,7 +211,7 @@ def main() -> None:
             "interrupted",
             True,
         )
-        sys.exit(TERMINATED)
+        sys.exit(interrupted)
 
 
 def _exit_on_signal(number: int, frame: object) -> None:

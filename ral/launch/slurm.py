@@ -7,6 +7,7 @@ command resumes it. The job is cancelled when the launcher ends, even if it is k
 """
 
 import contextlib
+import math
 import re
 import shlex
 import shutil
@@ -21,6 +22,12 @@ from ral.processes import die_with_parent, kill_group, run_on_parent_exit
 
 SCRIPT = "train.sbatch"
 
+# Default of cpus_per_task with GPUs.
+CPUS_PER_GPU_TASK = 8
+
+# Default of signal_seconds, in addition to the grace.
+SIGNAL_MARGIN = 60
+
 # States of a job ended by SLURM or the cluster; the same job may succeed later.
 LOST = ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED", "REQUEUED")
 
@@ -29,19 +36,26 @@ def plan(job: Job) -> dict[str, str]:
     """The batch script.
 
     Raises:
-        UserError: an option contains a line break, or is not an option.
+        UserError: an option contains a line break, or is not an option; times or numbers do not fit together.
     """
     slurm = job.target.slurm
+    # Many clusters give a task one core: too few to feed a GPU.
+    cpus = slurm.cpus_per_task or (CPUS_PER_GPU_TASK if slurm.has_gpus else None)
+    if 0 < slurm.gpus_per_node < slurm.tasks_per_node:
+        raise UserError(
+            f"training.slurm: {slurm.tasks_per_node} tasks_per_node, but {slurm.gpus_per_node} gpus_per_node. Each "
+            "process needs its own GPU."
+        )
     options = {
         "job-name": _name(job),
         "nodes": slurm.nodes,
         "ntasks-per-node": slurm.tasks_per_node,
         "gpus-per-node": slurm.gpus_per_node or None,
-        "cpus-per-task": slurm.cpus_per_task,
+        "cpus-per-task": cpus,
         "partition": slurm.partition,
         "account": slurm.account,
         "time": slurm.time,
-        "signal": f"TERM@{slurm.signal_seconds}",
+        "signal": f"TERM@{_signal_seconds(job)}",
         "chdir": Path.cwd(),
         "output": job.folder / "slurm-%j.out",
     }
@@ -62,13 +76,13 @@ def plan(job: Job) -> dict[str, str]:
         "-m",
         "ral.launch.ranks",
         "slurm",
-        str(job.target.grace),
+        str(job.grace),
         str(job.spec),
         *job.command,
     ]
     srun = ["srun", "--kill-on-bad-exit=1"]
-    if slurm.cpus_per_task:  # srun does not inherit it from sbatch
-        srun.append(f"--cpus-per-task={slurm.cpus_per_task}")
+    if cpus:  # srun does not inherit it from sbatch
+        srun.append(f"--cpus-per-task={cpus}")
     script = [
         "#!/bin/bash",
         *(f"#SBATCH {line}" for line in lines),
@@ -103,7 +117,7 @@ def run(job: Job) -> None:
                 shown = _show_output(job, id_file, shown)
                 time.sleep(0.5)
         except (KeyboardInterrupt, SystemExit):
-            _cancel(cancel, process, job.target.grace + 5)
+            _cancel(cancel, process, job.grace + 5)
             raise
         finally:
             kill_group(process)
@@ -112,13 +126,34 @@ def run(job: Job) -> None:
         raise _error(job, id_file, error_file)
 
 
+def _signal_seconds(job: Job) -> int:
+    """Seconds before the time limit at which SLURM signals the job.
+
+    Raises:
+        UserError: training could not save in that time.
+    """
+    seconds = job.target.slurm.signal_seconds
+    if seconds is not None and seconds < job.grace:
+        raise UserError(
+            f"training.slurm.signal_seconds ({seconds}) is less than training.grace ({job.grace:g}): SLURM would "
+            "end the job before a checkpoint is saved. Raise it, or remove it for the default."
+        )
+    return seconds or math.ceil(job.grace) + SIGNAL_MARGIN
+
+
 def _cancel(cancel: list[str], process: subprocess.Popen, timeout: float) -> None:
-    """Cancel the job: SLURM sends SIGTERM to its processes. After `timeout` seconds they are killed."""
-    subprocess.run(cancel, check=False)
+    """Cancel the job: a pending one at once, a running one after its processes ended or `timeout` seconds passed.
+
+    A plain scancel would kill running processes after the cluster's KillWait, which is 30 seconds by default.
+    """
+    subprocess.run([*cancel, "--state=PENDING"], check=False)
+    subprocess.run([*cancel, "--state=RUNNING", "--signal=TERM"], check=False)
     try:
         process.wait(timeout)
     except subprocess.TimeoutExpired:
         subprocess.run([*cancel, "--signal=KILL"], check=False)
+    finally:
+        subprocess.run(cancel, check=False)  # in any other state
 
 
 def _show_output(job: Job, id_file: Path, shown: int) -> int:

@@ -67,15 +67,28 @@ class Focal(Asymmetric[config.FocalOptions]):
     """Focal loss (Lin et al., ICCV 2017), one sigmoid per finding."""
 
     options_model = config.FocalOptions
+    sides: Tensor | None
+    """Weights of negatives and positives [2, 1]; a buffer, so that no step copies them to the GPU."""
+
+    def __init__(
+        self,
+        counts: ClassCounts | None = None,
+        reduction: Reduction = "mean",
+        class_weight: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(counts, reduction, class_weight, **options)
+        alpha = self.options.alpha
+        sides = None if alpha is None else torch.tensor([[1 - alpha], [alpha]], dtype=torch.float64)
+        self.register_buffer("sides", sides)
 
     def formula(self) -> Formula:
         return Formula(gamma_pos=self.options.gamma, gamma_neg=self.options.gamma)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        alpha, weight = self.options.alpha, self.class_weight
-        if alpha is not None:
-            sides = torch.tensor([[1 - alpha], [alpha]], dtype=torch.float64, device=logits.device)
-            weight = sides.expand(2, logits.shape[-1]) * (1.0 if weight is None else weight)
+        weight = self.class_weight
+        if self.sides is not None:
+            weight = self.sides.expand(2, logits.shape[-1]) * (1.0 if weight is None else weight)
         return asymmetric_loss(logits, targets, self.compiled_formula, self.reduction, weight)
 
 

@@ -1,10 +1,12 @@
 """The asymmetric losses as one fused autograd function: the forward pass computes both loss and slopes.
 
-On CUDA a Triton kernel reads logits and targets once and writes the slopes; on CPUs, or without Triton, torch
-runs the same formulas. Only the slopes, one tensor of the logits' shape and dtype, are saved for the backward
-pass, which multiplies them by a scalar, in place unless the graph is retained.
+On CUDA a Triton kernel reads logits and targets once and writes the slopes; on CPUs, or where Triton cannot
+compile, torch runs the same formulas. Only the slopes, one tensor of the logits' shape and dtype, are saved for
+the backward pass, which multiplies them by a scalar, in place unless the graph is retained.
 """
 
+import functools
+import logging
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from ral.losses.base import Reduction
 from ral.losses.formula import Formula
+
+logger = logging.getLogger(__name__)
 
 # Logits per block on the CPU: small enough for a core's cache, large enough to amortise the overhead per
 # operation.
@@ -68,14 +72,15 @@ class _Asymmetric(torch.autograd.Function):
             weight = weight.to(logits.device, compute)
         if torch.compiler.is_compiling():
             run = _dense
-        elif logits.is_cuda and kernel_usable():
+        elif not logits.is_cuda:
+            run = _blocked
+        elif kernel_usable():
             from ral.losses.kernel import run_kernel as run
         else:
-            run = _blocked
-        value, slope, known = run(logits, targets, formula, weight, compute, reduction == "none")
-        ctx.scale = 1 / known.clamp(min=1).to(compute) if reduction == "mean" else None
+            run = _dense  # _blocked would copy the targets to the host
+        value, slope, ctx.scale = run(logits, targets, formula, weight, compute, reduction)
         ctx.save_for_backward(slope)
-        return value if ctx.scale is None else value * ctx.scale
+        return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -88,11 +93,24 @@ class _Asymmetric(torch.autograd.Function):
         return scaled, None, None, None, None
 
 
+@functools.cache
 def kernel_usable() -> bool:
-    """Whether Triton is installed; CUDA builds of torch include it."""
+    """Whether Triton can compile and run the kernel on the current GPU; tried once per process.
+
+    CUDA builds of torch include Triton, but its first launch needs a C compiler and Python's headers.
+    """
     try:
-        import triton  # noqa: F401
-    except ImportError:
+        from ral.losses.kernel import run_kernel
+
+        x = torch.zeros(1, 1, device="cuda")
+        run_kernel(x, x, Formula(), None, torch.float32, "mean")
+    except Exception as error:  # noqa: BLE001 - any failure of a compiler; the losses work without it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        logger.warning(
+            "Triton cannot compile the kernel of the losses (%s). They run as separate operations of torch, which "
+            "is slower. To mend it, install gcc and the headers of Python (python3-dev).",
+            reason,
+        )
         return False
     return True
 
@@ -103,9 +121,9 @@ def _dense(
     formula: Formula,
     weight: Tensor | None,
     compute: torch.dtype,
-    elementwise: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (sum, or per logit), slopes in the logits' dtype, number of known labels. The form for torch.compile."""
+    reduction: Reduction,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The loss, its slopes in the logits' dtype, and with "mean" the factor of both. The form for torch.compile."""
     x = logits.to(compute)
     known = targets == targets
     (g_pos, s_pos), (g_neg, s_neg) = formula.positive(x), formula.negative(x)
@@ -114,7 +132,7 @@ def _dense(
     if weight is not None:
         factor = torch.where(targets > 0.5, weight[1], weight[0])
         value, slope = value * factor, slope * factor
-    return value if elementwise else value.sum(), slope.to(logits.dtype), known.sum()
+    return _reduced(value, slope.to(logits.dtype), known.sum(), reduction)
 
 
 def _blocked(
@@ -123,8 +141,8 @@ def _blocked(
     formula: Formula,
     weight: Tensor | None,
     compute: torch.dtype,
-    elementwise: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    reduction: Reduction,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Like `_dense`, in blocks of rows, and evaluating the positive formula at the few positives only."""
     width = max(1, logits.shape[-1])
     x_rows, y_rows = logits.reshape(-1, width), targets.reshape(-1, width)
@@ -134,7 +152,7 @@ def _blocked(
     rows = max(1, BLOCK // width)
     single = 0 < len(x_rows) <= rows
     slopes = logits.new_empty((0, width) if single else x_rows.shape)
-    gains = torch.empty(x_rows.shape, dtype=compute, device=logits.device) if elementwise else None
+    gains = torch.empty(x_rows.shape, dtype=compute, device=logits.device) if reduction == "none" else None
     total = torch.zeros((), dtype=compute, device=logits.device)
     for start in range(0, len(x_rows), rows):
         x, y = (
@@ -161,5 +179,19 @@ def _blocked(
             total += gain.sum()
         else:
             gains[start : start + rows] = gain
-    known = torch.tensor(logits.numel() - unknown, device=logits.device)
-    return -(total if gains is None else gains.view(logits.shape)), slopes.reshape(logits.shape), known
+    known = torch.full((), logits.numel() - unknown, device=logits.device)
+    value = -(total if gains is None else gains.view(logits.shape))
+    return _reduced(value, slopes.reshape(logits.shape), known, reduction)
+
+
+def _reduced(
+    value: Tensor, slope: Tensor, known: Tensor, reduction: Reduction
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Apply the reduction to a loss per logit, or to the sum of one ("mean" divides by the number of known labels)."""
+    if reduction == "none":
+        return value, slope, None
+    value = value.sum()
+    if reduction == "sum":
+        return value, slope, None
+    scale = 1 / known.clamp(min=1).to(value.dtype)
+    return value * scale, slope, scale

@@ -30,6 +30,10 @@ class Network(nn.Module):
         head: takes the feature map as [batch, positions, features]; None if the backbone returns logits.
         channels: input channels of the backbone.
         weights_sha256: SHA-256 of the file of pretrained weights; None without pretrained weights.
+
+    Attributes:
+        use_bfloat16: whether to compute in bfloat16 (autocast; weights stay float32). Set here rather than around the
+            call, because DeepSpeed's engine turns off an autocast context outside of it on GPUs.
     """
 
     backbone: Any  # timm models have attributes that nn.Module does not declare
@@ -41,11 +45,19 @@ class Network(nn.Module):
         super().__init__()
         self.backbone, self.head, self.channels = backbone, head, channels
         self.weights_sha256 = weights_sha256
+        self.use_bfloat16 = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw logits [batch, findings]."""
+        if not self.use_bfloat16:
+            return self._logits(images)
+        # No cache of converted weights: under ZeRO 3 a weight's tensor changes between uses.
+        with torch.autocast(images.device.type, torch.bfloat16, cache_enabled=False):
+            return self._logits(images)
+
+    def _logits(self, images: Tensor) -> Tensor:
         if self.channels > 1:
-            images = images.expand(-1, self.channels, -1, -1)
+            images = images.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
         features = self.backbone(images)
         return features if self.head is None else self.head(positions(self.backbone, features))
 

@@ -26,6 +26,9 @@ FILES = {
     "dvc.lock": "dvc.lock",
 }
 
+# Which run made the report: beside it if the report was made here and not taken from DVC's cache.
+RUN_INFO = "reports/run.css"
+
 # Parameters of the section preprocess that change the pixels of an image.
 PIXELS = ("size", "fit")
 
@@ -49,6 +52,9 @@ def build_bundle(workspace: Path, decision: dict[str, Any], commit: str, folder:
         path = require_file(workspace / source)
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
+    run_info = workspace / RUN_INFO
+    if run_info.is_file():
+        shutil.copyfile(run_info, folder / run_info.name)
     write_json(folder / "decision.json", decision)
     data = read_json(require_file(workspace / "data/validated/validation.json"))
     write_json(folder / "profile.json", data["profile"])

@@ -173,9 +173,9 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             "- Small groups and rare findings have wide intervals; no flag in the audit does not mean no gap.\n"
             "- The licence of the weights depends on the licences of the data and of the pretrained "
             "weights, which this program does not know.",
-            "docs/reporting_checklist.md in the repository of the pipeline lists which items of the "
-            "reporting guidelines CLAIM and "
-            "TRIPOD+AI this card and the report answer, and which they do not.",
+            "[docs/reporting_checklist.md](../docs/reporting_checklist.md) in the repository of the pipeline lists "
+            "which items of the reporting guidelines CLAIM and TRIPOD+AI this card and the report answer, and "
+            "which they do not.",
         ],
     }
 

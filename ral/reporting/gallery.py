@@ -1,20 +1,63 @@
-"""The report's gallery: embedded pictures of the most confident hits, false alarms and misses."""
+"""The report's gallery: embedded pictures of the most confident hits and false alarms, and of the worst misses.
+
+gallery.json lists candidates by rank. A hit or a false alarm has a calibrated score at or above the threshold, a miss
+one below it; the others are left out. A finding without a threshold has neither: its images are listed by score alone.
+"""
 
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
+from ral.config.evaluate import Rule
+from ral.evaluation.calibration import saved_map
 from ral.reporting.plots import plain
-from ral.reporting.tables import Table
+from ral.reporting.tables import Table, records
+from ral.wording import pluralize
 
-# Kind in gallery.json -> name in the report.
+# Kind in gallery.json -> name in the report, with and without a threshold.
 KINDS = {"hits": "Hits", "false_positives": "False alarms", "misses": "Misses"}
+RANKED = {
+    "hits": "Positive, highest scores",
+    "false_positives": "Negative, highest scores",
+    "misses": "Positive, lowest scores",
+}
 ONE = {"hits": "a hit", "false_positives": "a false alarm", "misses": "a miss"}
+RANKED_ONE = {"hits": "positive", "false_positives": "negative", "misses": "positive"}
+NONE = {
+    "hits": "No positive test image reaches the threshold.",
+    "false_positives": "No negative test image reaches the threshold.",
+    "misses": "Every positive test image reaches the threshold.",
+}
+# Column of operating.csv with the number of images of a kind.
+COUNTS = {"hits": "tp", "false_positives": "fp", "misses": "fn"}
 # Limit for the base64 size of all pictures; leaves enough of the page's 15 MB for the rest.
 MAX_BYTES = 11_000_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image of gallery.json on its side of the threshold."""
+
+    content: dict[str, Any]
+    """Its entry in gallery.json."""
+    score: float | None
+    """Calibrated score; None if the finding has no calibration map."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The images of one finding that the report shows."""
+
+    content: dict[str, Any]
+    """Its entry in gallery.json."""
+    threshold: float | None
+    """Threshold of the calibrated scores; None if there is none."""
+    kinds: dict[str, list[Candidate]]
 
 
 @dataclass(frozen=True)
@@ -30,9 +73,20 @@ class GalleryImage:
     """An image of the gallery, with its captions and pictures."""
 
     image_id: str
+    score: str
     rank: str
     labels: str
     pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The hits, false alarms or misses of a finding."""
+
+    title: str
+    images: list[GalleryImage]
+    none: str
+    """Sentence to show if there are no images; may be empty."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +94,10 @@ class Part:
     """The gallery of one finding."""
 
     finding: str
+    counts: str
+    """Number of images of each kind; empty without a threshold."""
     note: str
-    kinds: dict[str, list[GalleryImage]]
+    kinds: list[Kind]
 
 
 @dataclass(frozen=True)
@@ -55,90 +111,182 @@ class Gallery:
     """Number of images without pictures, to limit the size of the page."""
 
 
+def select(content: dict[str, Any], calibration: dict[str, Any], rule: Rule) -> list[Selected]:
+    """The images of gallery.json beyond the threshold of a rule; all of a finding that has no threshold.
+
+    Args:
+        content: gallery.json.
+        calibration: calibration.json.
+        rule: threshold rule.
+    """
+    return [
+        _select(finding, calibration["findings"].get(finding["finding"]), rule)
+        for finding in content["findings"]
+    ]
+
+
+def _select(finding: dict[str, Any], saved: dict[str, Any] | None, rule: Rule) -> Selected:
+    threshold = saved["thresholds"].get(rule) if saved else None
+    candidates = {
+        kind: [Candidate(image, _calibrated(image["logit"], saved)) for image in finding[kind]]
+        for kind in KINDS
+    }
+    if threshold is None:
+        shown = {candidate.content["image_id"] for candidate in candidates["hits"]}
+        candidates["misses"] = [
+            candidate for candidate in candidates["misses"] if candidate.content["image_id"] not in shown
+        ]
+        return Selected(finding, None, candidates)
+    kinds = {
+        kind: [
+            candidate
+            for candidate in several
+            if candidate.score is not None and (candidate.score < threshold) == (kind == "misses")
+        ]
+        for kind, several in candidates.items()
+    }
+    return Selected(finding, threshold, kinds)
+
+
+def _calibrated(logit: float, saved: dict[str, Any] | None) -> float | None:
+    return float(saved_map(saved).apply(np.array([logit]))[0]) if saved else None
+
+
 def gallery(
-    content: dict[str, Any], pictures: Mapping[str, bytes], phantom: bool, max_bytes: int = MAX_BYTES
+    content: dict[str, Any],
+    selected: list[Selected],
+    operating: pd.DataFrame,
+    pictures: Mapping[str, bytes],
+    phantom: bool,
+    max_bytes: int = MAX_BYTES,
 ) -> Gallery:
-    """Convert gallery.json. Pictures are embedded in the order of their rank until `max_bytes` are used.
+    """The gallery with its pictures, which are embedded in the order of their rank until `max_bytes` are used.
 
     Args:
         content: gallery.json of a run that may show images.
+        selected: its images that are shown.
+        operating: the rows of operating.csv for the rule of the thresholds.
         pictures: JPEG files by their names in gallery.json.
-        phantom: whether every picture is marked.
+        phantom: whether the alternative texts are marked.
         max_bytes: limit for the size of all pictures in the page.
     """
     entries = [
-        (rank, index, kind, image)
-        for index, finding in enumerate(content["findings"])
-        for kind in KINDS
-        for rank, image in enumerate(finding[kind])
+        (place, index, kind, candidate.content)
+        for index, finding in enumerate(selected)
+        for kind, several in finding.kinds.items()
+        for place, candidate in enumerate(several)
     ]
     embedded: dict[tuple[int, str, int], tuple[Picture, ...]] = {}
     used_bytes = 0
-    for rank, index, kind, image in sorted(entries, key=lambda entry: entry[:2]):
-        finding = content["findings"][index]["finding"]
+    for place, index, kind, image in sorted(entries, key=lambda entry: entry[:2]):
+        finding = selected[index]
+        one = f"{(RANKED_ONE if finding.threshold is None else ONE)[kind]} for {plain(finding.content['finding'])}"
         size = sum(4 * len(pictures[image[name]]) // 3 + 4 for name in ("image", "map") if name in image)
         if used_bytes + size > max_bytes:
             break
         used_bytes += size
-        embedded[index, kind, rank] = tuple(
-            Picture(_uri(pictures[image[name]]), _alt(title, finding, kind, image, phantom))
+        embedded[index, kind, place] = tuple(
+            Picture(_uri(pictures[image[name]]), _alt(title, one, image, phantom))
             for name, title in (("image", "Image"), ("map", "Heat map on the image"))
             if name in image
         )
+    counts = {row["finding"]: row for row in records(operating)}
     parts = [
         Part(
-            finding["finding"],
-            finding["note"] or "",
-            {
-                title: [
-                    _image(image, finding, embedded.get((index, kind, rank), ()))
-                    for rank, image in enumerate(finding[kind])
-                ]
-                for kind, title in KINDS.items()
-                if finding[kind]
-            },
+            finding.content["finding"],
+            _counts(counts.get(finding.content["finding"])),
+            _note(finding),
+            _kinds(finding, {key[1:]: shown for key, shown in embedded.items() if key[0] == index}),
         )
-        for index, finding in enumerate(content["findings"])
+        for index, finding in enumerate(selected)
     ]
     return Gallery(parts, _maps(content), len(entries) - len(embedded))
 
 
-def listed(content: dict[str, Any]) -> Table:
+def listed(selected: list[Selected]) -> Table:
     """The images of the gallery as a table."""
     return Table(
         "Images of the gallery",
-        ("Finding", "Kind", "Image", "Rank", "Raw score"),
-        "lllrr",
+        ("Finding", "Kind", "Image", "Rank", "Raw score", "Calibrated score", "Threshold"),
+        "lllrrrr",
         [
             [
-                finding["finding"],
-                title,
-                image["image_id"],
-                _rank(image, finding),
-                f"{image['logit']:.3f}",
+                finding.content["finding"],
+                (RANKED if finding.threshold is None else KINDS)[kind],
+                candidate.content["image_id"],
+                _rank(candidate.content, finding.content),
+                f"{candidate.content['logit']:.3f}",
+                "none" if candidate.score is None else _score(candidate.score),
+                "none" if finding.threshold is None else _score(finding.threshold),
             ]
-            for finding in content["findings"]
-            for kind, title in KINDS.items()
-            for image in finding[kind]
+            for finding in selected
+            for kind, several in finding.kinds.items()
+            for candidate in several
         ],
     )
 
 
-def _image(image: dict[str, Any], finding: dict[str, Any], pictures: tuple[Picture, ...]) -> GalleryImage:
+def _counts(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    hits, alarms, misses = (int(row[COUNTS[kind]]) for kind in KINDS)
+    return (
+        f"{pluralize(hits, 'hit', 'hits')}, {pluralize(alarms, 'false alarm', 'false alarms')}, "
+        f"{pluralize(misses, 'miss', 'misses')}"
+    )
+
+
+def _note(finding: Selected) -> str:
+    if finding.content["note"]:
+        return str(finding.content["note"])
+    return (
+        ""
+        if finding.threshold is not None
+        else "No threshold was chosen: the images are ordered by score alone."
+    )
+
+
+def _kinds(finding: Selected, pictures: Mapping[tuple[str, int], tuple[Picture, ...]]) -> list[Kind]:
+    titles = RANKED if finding.threshold is None else KINDS
+    return [
+        Kind(
+            titles[kind],
+            [
+                _image(candidate, finding, pictures.get((kind, place), ()))
+                for place, candidate in enumerate(several)
+            ],
+            NONE[kind] if finding.threshold is not None and finding.content["positives"] else "",
+        )
+        for kind, several in finding.kinds.items()
+    ]
+
+
+def _image(candidate: Candidate, finding: Selected, pictures: tuple[Picture, ...]) -> GalleryImage:
+    image = candidate.content
     labels = ", ".join(image.get("labels", [])) or "none of the findings"
     if image.get("unknown"):
         labels += f"; unknown: {', '.join(image['unknown'])}"
-    return GalleryImage(image["image_id"], _rank(image, finding), labels, pictures)
+    score = f"raw score {image['logit']:.3f}"
+    if candidate.score is not None and finding.threshold is not None:
+        score = f"calibrated score {_score(candidate.score)}, threshold {_score(finding.threshold)}"
+    return GalleryImage(image["image_id"], score, _rank(image, finding.content), labels, pictures)
+
+
+def _score(value: float) -> str:
+    """A calibrated score, which is never shown as 0 or 1; a threshold of 1 calls no image positive."""
+    return (
+        f"{value:.4f}" if value >= 1 or 0.0001 <= value <= 0.9999 else "<0.0001" if value < 0.5 else ">0.9999"
+    )
 
 
 def _rank(image: dict[str, Any], finding: dict[str, Any]) -> str:
     return f"{image['rank']:,} of {finding['positives'] + finding['negatives']:,}"
 
 
-def _alt(title: str, finding: str, kind: str, image: dict[str, Any], phantom: bool) -> str:
+def _alt(title: str, one: str, image: dict[str, Any], phantom: bool) -> str:
     empty = "; no region raises the score" if title != "Image" and image.get("empty_map") else ""
     mark = "PHANTOM DATA. " if phantom else ""
-    return f"{mark}{title} {plain(image['image_id'])}, {ONE[kind]} for {plain(finding)}{empty}"
+    return f"{mark}{title} {plain(image['image_id'])}, {one}{empty}"
 
 
 def _uri(picture: bytes) -> Markup:
@@ -150,7 +298,7 @@ def _maps(content: dict[str, Any]) -> str:
     """What the heat maps show."""
     method = content.get("method")
     if method is None:
-        return f"There are no heat maps: {content.get('no_maps') or 'none were made'}"
+        return f"There are no heat maps: {content.get('reason') or 'none were made'}"
     meaning = {
         "grad_cam": "Heat maps (Grad-CAM) show which regions raise the score of the finding",
         "rollout": (
@@ -159,5 +307,10 @@ def _maps(content: dict[str, Any]) -> str:
         ),
     }
     rows, columns = content.get("positions") or (0, 0)
+    layer = (
+        f" of {plain(content['layer'])}, an earlier layer ({content['reason']})"
+        if content.get("layer")
+        else ""
+    )
     caution = "They suggest, but do not prove, what the prediction is based on"
-    return f"{meaning[method]}, on a grid of {rows} × {columns}. {caution}"
+    return f"{meaning[method]}, on a grid of {rows} × {columns}{layer}. {caution}"

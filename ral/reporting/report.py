@@ -21,10 +21,12 @@ from ral.reporting import (
     flow,
     gallery,
     network,
+    overview,
     plots,
-    sorting,
+    scripts,
     tables,
 )
+from ral.reporting.run_info import RUN_FILE, with_digest
 
 # Packages whose version can affect the results.
 PACKAGES = (
@@ -103,7 +105,7 @@ class Inputs:
 
 
 def render(inputs: Inputs) -> str:
-    """Render the report as HTML."""
+    """Render the report as HTML; the run is filled in by the file `RUN_FILE` beside it."""
     rows = _rows(inputs.findings)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -116,22 +118,30 @@ def render(inputs: Inputs) -> str:
     metrics, config = inputs.metrics, inputs.params.evaluate
     best = int(inputs.model["best_epoch"])
     audited = audit.audit(inputs.audit)
-    return environment.get_template("report.html").render(
+    selected = gallery.select(inputs.gallery, inputs.calibration, config.threshold.rule)
+    chosen = inputs.operating[inputs.operating["rule"] == config.threshold.rule]
+    page = environment.get_template("report.html").render(
         title=inputs.params.report.title,
         phantom=inputs.phantom,
-        script=Markup(sorting.SCRIPT),
-        script_policy=Markup(sorting.policy()),
+        stylesheet="report.css",
+        first_screen="overview.html",
+        run_file=RUN_FILE,
+        scripts=[Markup(script) for script in scripts.SCRIPTS],
+        script_policy=Markup(scripts.policy()),
         wording=wording,
         metrics=metrics,
         config=config,
-        headline=_headline(metrics, rows),
+        facts=overview.facts(inputs.params.data.source, inputs.phantom, inputs.dataset, inputs.model),
+        headline=overview.headline(metrics, rows, inputs.comparison),
         comparison_summary=comparison.summary_sentence(inputs.comparison, metrics["confidence"]),
         empty_tiers=_empty_tiers(metrics, rows),
         without_curves=[row["finding"] for row in rows if not wording.known(row["auroc"])],
         audit=audited,
         audit_summary=audit.summary_sentence(audited, metrics["confidence"]),
         rules=calibration.rules(config.threshold),
-        gallery=gallery.gallery(inputs.gallery, inputs.pictures, inputs.phantom) if inputs.images else None,
+        gallery=gallery.gallery(inputs.gallery, selected, chosen, inputs.pictures, inputs.phantom)
+        if inputs.images
+        else None,
         geometry=inputs.geometry,
         directions=None if "not_available" in inputs.geometry else network.directions(inputs.geometry)[1],
         parameters=inputs.params,
@@ -151,7 +161,7 @@ def render(inputs: Inputs) -> str:
             else None,
             "comparison": comparison.tables_of(inputs.comparison, [row["finding"] for row in rows]),
             "confused": network.confused(inputs.confusion, config.min_positives),
-            "gallery": gallery.listed(inputs.gallery),
+            "gallery": gallery.listed(selected),
             **_geometry(inputs.geometry),
             "curves": tables.curve_points(inputs.curves, rows),
             "model": tables.model(inputs.model, len(inputs.history)),
@@ -163,6 +173,7 @@ def render(inputs: Inputs) -> str:
             "characteristics": data_tables.characteristics(inputs.characteristics),
             "labels": data_tables.labels(inputs.class_counts, rows),
             "checks": data_tables.checks(inputs.validation),
+            "changed": overview.changed_parameters(inputs.params),
             "parameters": tables.parameters(inputs.params.model_dump()),
             "hashes": data_tables.hashes(inputs.validation, inputs.dataset),
             "versions": tables.versions(inputs.versions),
@@ -170,6 +181,7 @@ def render(inputs: Inputs) -> str:
         failed=[check for check in inputs.validation["checks"] if not check["passed"]],
         checks=len(inputs.validation["checks"]),
     )
+    return with_digest(page)
 
 
 def installed_versions() -> dict[str, str]:
@@ -209,28 +221,6 @@ def _geometry(geometry: dict[str, Any]) -> dict[str, tables.Table]:
 def _rows(findings: pd.DataFrame) -> list[plots.Row]:
     """The rows of findings.csv, the most frequent in training first."""
     return sorted(tables.records(findings), key=lambda row: (-row["train_prevalence"], row["finding"]))
-
-
-def _headline(metrics: dict[str, Any], rows: list[plots.Row]) -> list[dict[str, str]]:
-    """The means over all findings, each with its chance level and the number of findings."""
-    chance_levels = [plots.prevalence(row) for row in rows if wording.known(row["ap"])]
-    notes = {
-        "ap": f"chance level {sum(chance_levels) / len(chance_levels):.3f}" if chance_levels else "",
-        "auroc": "chance level 0.500",
-        "f1": "thresholds chosen on validation",
-    }
-    return [
-        {
-            "name": f"Macro {metric.upper()}",
-            "value": wording.number(metrics["macro"][metric]["value"]),
-            "interval": wording.interval(metrics["macro"][metric]["low"], metrics["macro"][metric]["high"]),
-            "note": note,
-            "findings": wording.pluralize(
-                sum(wording.known(row[metric]) for row in rows), "finding", "findings"
-            ),
-        }
-        for metric, note in notes.items()
-    ]
 
 
 def _empty_tiers(metrics: dict[str, Any], rows: list[plots.Row]) -> dict[str, str]:

@@ -61,12 +61,21 @@ def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
                 f"{mean['findings']} of {len(members)}",
                 *(estimate(mean[metric]) for metric in ("ap", "auroc", "f1")),
                 number(chance if scored else None),
+                estimate(mean["sensitivity_at_90_specificity"]),
             ]
         )
     return Table(
         "Means over the findings, with intervals",
-        ("Findings", "Estimable", "AP", "AUROC", "F1", "Chance level of AP"),
-        "lrrrrr",
+        (
+            "Findings",
+            "Estimable",
+            "AP",
+            "AUROC",
+            "F1",
+            "Chance level of AP",
+            "Sensitivity at 90 % specificity",
+        ),
+        "lrrrrrr",
         content,
     )
 
@@ -91,28 +100,26 @@ def findings(rows: Sequence[Row]) -> Table:
         (
             "Finding",
             "Tier",
-            "Training prevalence",
-            "Training positives",
+            "Positive in training",
             "Test positives",
             "AUROC",
             "AP",
             "Chance level of AP",
+            "Sensitivity at 90 % specificity",
             "F1",
-            "Threshold of F1 (raw score, rounded)",
         ),
-        "llrrrrrrrr",
+        "llrrrrrrr",
         [
             [
                 row["finding"],
                 Cell(row["tier"], f"tier {row['tier']}"),
-                percent(row["train_prevalence"]),
-                f"{row['train_positives']:,}",
+                f"{row['train_positives']:,} ({percent(row['train_prevalence'])})",
                 f"{row['test_positives']:,}",
                 _metric(row, "auroc"),
                 _metric(row, "ap"),
                 number(prevalence(row)),
+                _metric(row, "sensitivity_at_90_specificity"),
                 _metric(row, "f1"),
-                f"{row['threshold']:.3f}" if known(row["threshold"]) else "none",
             ]
             for row in rows
         ],

@@ -6,8 +6,9 @@
 
 spec.json: {"params": {"model", "loss", "train"}, "prepared": folder, "out": folder, "run": folder,
 "state_dir": folder, "failure": file, "checkpoint_minutes": number, "keep": number, "tensorboard": true or
-false}. The process of rank 0 writes model.safetensors, weights/{last,ema}.safetensors, model.json,
-history.csv, validation.json and logits/{val,test}.parquet into `out`. The first process to fail writes
+false, "min_positives": number}. The process of rank 0 writes model.safetensors,
+weights/{last,ema}.safetensors, model.json, history.csv, validation.json and logits/{val,test}.parquet into
+`out`. The first process to fail writes
 {"kind", "retry", "message"} to `failure` and exits with 1. On SIGTERM or SIGHUP a checkpoint is written, and
 the exit code is 143.
 """
@@ -42,7 +43,9 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     """Train, and write the outputs on rank 0."""
     import torch
 
+    from ral.training.backend import set_cuda_math
     from ral.training.checkpoint import Checkpoints, training_fingerprint
+    from ral.training.device import log_device
     from ral.training.engine import init_process
     from ral.training.loop import DistributedContext
     from ral.training.metric_logger import MetricLogger
@@ -50,22 +53,29 @@ def train(spec: dict[str, Any], params: TrainParams, dataset: Dataset) -> None:
     from ral.training.trainer import Trainer
 
     torch.set_num_threads(params.train.threads)
+    set_cuda_math(params.train)
     stop = PreemptionFlag()
     context = DistributedContext(*init_process())
-    name = training_fingerprint(params.model_dump(), Path(spec["prepared"]))
+    if context.rank == 0:
+        log_device(context.device, context.world_size, params.train)
+    content = params.model_dump() | {"min_positives": spec["min_positives"]}
+    name = training_fingerprint(content, Path(spec["prepared"]))
     checkpoints = Checkpoints(Path(spec["state_dir"]) / "training" / name, spec["keep"])
     with checkpoints.lock() if context.rank == 0 else contextlib.nullcontext():
         torch.distributed.barrier()
         metric_logger = MetricLogger(Path(spec["run"]), spec["tensorboard"]) if context.rank == 0 else None
         trainer = Trainer(
-            params, dataset, context, checkpoints, spec["checkpoint_minutes"], metric_logger, stop
-        )
+            params, dataset, context, checkpoints, spec["checkpoint_minutes"], metric_logger, stop,
+            spec["min_positives"],
+        )  # fmt: skip
         with _save_on_interrupt(trainer, Path(spec["failure"])):
             result = trainer.fit()
             weights = result.state.best[result.best_kind].weights
             logits = {split: result.scorer.score(weights, dataset.rows(split)) for split in ("val", "test")}
             if context.rank == 0:
-                write_outputs(Path(spec["out"]), params, dataset, result, logits)
+                write_outputs(
+                    Path(spec["out"]), params, dataset, result, logits, int(trainer.val_findings.sum())
+                )
                 checkpoints.remove()
         torch.distributed.barrier()  # a rank that exits early can abort the others
         torch.distributed.destroy_process_group()
@@ -94,9 +104,14 @@ def _save_on_interrupt(trainer: "Trainer", failure: Path) -> Iterator[None]:
 
 
 def write_outputs(
-    out: Path, params: TrainParams, dataset: Dataset, result: Any, logits: dict[str, np.ndarray]
+    out: Path,
+    params: TrainParams,
+    dataset: Dataset,
+    result: Any,
+    logits: dict[str, np.ndarray],
+    findings: int,
 ) -> None:
-    """Write all outputs of the step train.
+    """Write all outputs of the step train; `findings` is the number that validation metrics are averaged over.
 
     Raises:
         UserError: logits are not finite.
@@ -135,7 +150,11 @@ def write_outputs(
     metrics = {name: best_row[prefix + name] for name in ("val_macro_ap", "val_macro_auroc")}
     write_json(
         out / "validation.json",
-        {"data": data, "weights": result.best_kind, "val": {"epoch": best_row["epoch"], **metrics}},
+        {
+            "data": data,
+            "weights": result.best_kind,
+            "val": {"epoch": best_row["epoch"], "findings": findings, **metrics},
+        },
     )
     with (out / "history.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, [*HISTORY, "data"], lineterminator="\n")

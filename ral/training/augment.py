@@ -33,5 +33,15 @@ def draw_transforms(rows: int, config: AugmentConfig, generator: torch.Generator
 
 def transform(images: Tensor, maps: Tensor) -> Tensor:
     """Apply affine maps [rows, 2, 3] to images [rows, 1, size, size]; border pixels are repeated outside the image."""
-    grid = F.affine_grid(maps.to(images.device), list(images.shape), align_corners=False)
+    height, width = images.shape[-2:]
+    x = _pixel_centres(width, images.device)
+    y = _pixel_centres(height, images.device).unsqueeze(1)
+    a, b, c = maps.to(images.device)[..., None, None].unbind(2)  # each [rows, 2, 1, 1]
+    # As affine_grid, but without its matrix product, which TF32 would blur.
+    grid = (a * x + (b * y + c)).movedim(1, -1)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _pixel_centres(size: int, device: torch.device) -> Tensor:
+    """Coordinates of pixel centres from -1 to 1, as affine_grid has them with align_corners=False."""
+    return (2 * torch.arange(size, device=device) + 1) / size - 1

@@ -117,7 +117,7 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)  # full disk: keep the existing checkpoints
             error.filename = error.filename or str(self.folder)
             raise
-        target = self.folder / f"step-{step:09d}"
+        target = self._path(step)
         shutil.rmtree(target, ignore_errors=True)  # a corrupt one that was skipped
         draft.rename(target)
         _fsync(self.folder)
@@ -127,34 +127,45 @@ class Checkpoints:
     def newest_step(self) -> int | None:
         """Optimizer steps of the newest checkpoint; None if there is none."""
         paths = self._paths()
-        return int(paths[-1].name.removeprefix("step-")) if paths else None
+        return _step(paths[-1]) if paths else None
 
-    def load_latest(self, log: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and state of the newest valid checkpoint; None if there is none.
+    def newest_valid_step(self, log: Callable[[str], None]) -> int | None:
+        """Optimizer steps of the newest valid checkpoint; None if there is none.
 
         Args:
             log: called with a message for each corrupt checkpoint that is skipped.
         """
-        from safetensors.torch import load_file
-
         for path in reversed(self._paths()):
             problem = _problem(path)
             if problem is None:
-                tensors = load_file(path / TENSORS)
-                try:
-                    weights = {
-                        name: t for name, t in tensors.items() if name.startswith(("weights/", "ema/"))
-                    }
-                    refuse_not_finite(weights, "")
-                    return tensors, read_json(path / STATE)
-                except UserError as error:
-                    problem = str(error).partition(". ")[0]
+                return _step(path)
             log(f"Checkpoint {path} is corrupt ({problem}); falling back to the previous one.")
         return None
+
+    def load(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and state of the checkpoint after `step` optimizer steps, which `newest_valid_step` has checked.
+
+        Raises:
+            UserError: this machine cannot read it.
+        """
+        from safetensors.torch import load_file
+
+        path = self._path(step)
+        try:
+            return load_file(path / TENSORS), read_json(path / STATE)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read on {platform.node()} ({error.strerror or error}), although process 0 has read "
+                "it. The state folder (RAL_STATE_DIR) must be visible to all machines of a run.",
+                kind="disk",
+            ) from None
 
     def remove(self) -> None:
         """Remove all checkpoints, once training has succeeded."""
         shutil.rmtree(self.folder)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}"
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -178,14 +189,29 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is valid."""
+    from safetensors.torch import load_file
+
     try:
         checksums = read_json(path / CHECKSUMS)
         mismatched = [name for name in (TENSORS, STATE) if sha256(path / name) != checksums[name]]
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    return f"{mismatched[0]} does not match its checksum" if mismatched else None
+    if mismatched:
+        return f"{mismatched[0]} does not match its checksum"
+    tensors = load_file(path / TENSORS)
+    try:
+        refuse_not_finite(
+            {name: t for name, t in tensors.items() if name.startswith(("weights/", "ema/"))}, ""
+        )
+    except UserError as error:
+        return str(error).partition(". ")[0]
+    return None
 
 
 def _fsync(path: Path) -> None:

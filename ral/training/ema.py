@@ -11,22 +11,31 @@ class ModelEma:
     quickly.
 
     Args:
-        tensors: by name. Floating point tensors are averaged, others (counters) are copied.
+        tensors: by name, the tensors themselves: `update` reads their values. Floating point tensors are averaged,
+            others (counters) are copied.
         decay: share of the average that is kept at each step.
     """
 
     def __init__(self, tensors: dict[str, Tensor], decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        # Lists made once: walking a network by name takes longer than the update itself.
+        floats = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        others = [name for name in tensors if name not in set(floats)]
+        self._sources = [[tensors[name].detach() for name in names] for names in (floats, others)]
+        self._averages = [[self.values[name] for name in names] for names in (floats, others)]
 
     @torch.no_grad()
-    def update(self, tensors: dict[str, Tensor]) -> None:
-        """Move towards `tensors`, which have the same names and shapes as the initial ones."""
+    def update(self) -> None:
+        """Move towards the tensors' current values."""
         self.steps += 1
         weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        pairs = [(self.values[name], tensor.detach()) for name, tensor in tensors.items()]
-        floats = [(average, new) for average, new in pairs if average.is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in floats], [new for _, new in floats], weight)
-        for average, new in pairs:
-            if not average.is_floating_point():
-                average.copy_(new)
+        torch._foreach_lerp_(self._averages[0], self._sources[0], weight)
+        if self._averages[1]:
+            torch._foreach_copy_(self._averages[1], self._sources[1])
+
+    def load(self, values: dict[str, Tensor], steps: int) -> None:
+        """Continue from the values and the number of updates of an interrupted training."""
+        for name, value in values.items():
+            self.values[name].copy_(value)
+        self.steps = steps

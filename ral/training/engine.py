@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ral.config.train import TrainConfig
 from ral.errors import UserError
+from ral.training.device import assign_device
 
 # MASTER_ADDR when all ranks run on one machine (`ral.launch.local`).
 LOOPBACK = "127.0.0.1"
@@ -30,21 +31,22 @@ def init_process() -> tuple[int, int, torch.device]:
     """Join the process group; the launcher has set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Returns:
-        Rank, world size and this process's device (chosen by local rank).
+        Rank, world size and this process's device; see `assign_device`.
     """
     gpu = torch.cuda.is_available()
     # Otherwise DeepSpeed probes for accelerators and prints warnings.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     import deepspeed
 
-    # Only inference uses this operator, and building it needs a compiler and half a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not gpu:
+        # Only inference uses this operator, and building it needs a compiler and half a minute. On a GPU nothing
+        # builds it, and reading this table would probe the compilers of all other operators.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls deprecated names of torch collectives at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    device = torch.device("cpu")
+    device = assign_device(torch.cuda.device_count() if gpu else 0)
     if gpu:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if os.environ["MASTER_ADDR"] == LOOPBACK:
@@ -144,7 +146,9 @@ def start_engine(model: nn.Module, groups: list[dict[str, Any]], config: TrainCo
     optimizer = AdamW(groups, config.clip_norm if optimizer_clips else None, lr=config.learning_rate)
     steps = accumulation(config, world)
     settings = merge(
-        config.deepspeed_config,
+        merge(
+            {"timers": {"throughput": {"enabled": False}}}, config.deepspeed_config
+        ),  # it waits for the GPU twice
         {
             "train_batch_size": config.batch_size,
             "train_micro_batch_size_per_gpu": config.batch_size // world // steps,
@@ -162,6 +166,7 @@ def start_engine(model: nn.Module, groups: list[dict[str, Any]], config: TrainCo
         raise
     if config.zero_stage == 0:  # other stages keep weights in flat buffers of their own layout
         engine.module.to(memory_format=torch.channels_last)
+        engine.enable_backward_allreduce = world > 1  # it would copy every gradient to a buffer and back
     return engine
 
 
@@ -184,7 +189,7 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 def step_was_skipped(engine: Any, device: torch.device) -> Tensor:
     """1 if the last step was skipped because of non-finite gradients, else 0; float32 scalar on the device."""
     if hasattr(engine.optimizer, "overflow"):
-        return torch.tensor(float(engine.optimizer.overflow), device=device)
+        return torch.full((), float(engine.optimizer.overflow), device=device)
     return engine.optimizer.found_inf
 
 
@@ -228,18 +233,31 @@ def use_weights(engine: Any, values: dict[str, Tensor]) -> Iterator[None]:
             tensor.copy_(saved[name])
 
 
-def full_state_dict(engine: Any) -> dict[str, Tensor]:
-    """Complete weights and buffers by name, as copies on the device. All ranks must call it."""
+def full_state_dict(engine: Any, keep: bool = True) -> dict[str, Tensor]:
+    """Complete weights and buffers by name, as copies on the CPU. All ranks must call it.
+
+    Under ZeRO 3 one weight at a time is gathered, so that the GPU never holds the whole network.
+
+    Args:
+        engine: DeepSpeed's engine.
+        keep: False on ranks that only take part in the gathering; their dictionary is empty.
+    """
     import deepspeed
 
-    weights = list(engine.module.parameters())
-    sharded = [p for p in weights if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)), torch.no_grad():
-        return {name: t.detach().clone() for name, t in engine.module.state_dict().items()}
+    full = {}
+    for name, tensor in engine.module.state_dict(keep_vars=True).items():
+        sharded = hasattr(tensor, "ds_id")
+        with deepspeed.zero.GatheredParameters([tensor], enabled=sharded):
+            if keep:
+                full[name] = tensor.detach().to("cpu", copy=True)
+    return full
 
 
-def optimizer_state_dict(engine: Any) -> dict[str, Tensor]:
-    """AdamW's complete moments as `<moment>/<weight>`; empty before the first step. All ranks must call it."""
+def optimizer_state_dict(engine: Any, keep: bool = True) -> dict[str, Tensor]:
+    """AdamW's complete moments as `<moment>/<weight>`, on the CPU; empty before the first step.
+
+    All ranks must call it; `keep` as in `full_state_dict`.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     moments: dict[str, Tensor] = {}
@@ -249,9 +267,11 @@ def optimizer_state_dict(engine: Any) -> dict[str, Tensor]:
     for name, weight in _trainable(engine):
         for moment in MOMENTS:
             if hasattr(weight, "ds_id") or hasattr(weight, "_hp_mapping"):
-                moments[f"{moment}/{name}"] = safe_get_full_optimizer_state(weight, moment)
+                value = safe_get_full_optimizer_state(weight, moment)
             else:
-                moments[f"{moment}/{name}"] = engine.optimizer.state[weight][moment]
+                value = engine.optimizer.state[weight][moment]
+            if keep:
+                moments[f"{moment}/{name}"] = value.cpu()
     return moments
 
 

@@ -12,13 +12,14 @@ from ral.config.sampler import SamplerConfig
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.inference.prefetch import MicroBatch, Prefetcher, gather, to_device
-from ral.inference.score import normalised
+from ral.inference.prefetch import MicroBatch, Prefetcher, gather, pinned, to_device
+from ral.inference.score import channels_last, normalised
 from ral.losses import ClassCounts, Loss, build_loss
 from ral.losses.base import effective_weights
 from ral.training import engine as deepspeed_engine
 from ral.training import plan
 from ral.training.augment import draw_transforms, transform
+from ral.training.batch_norm import BufferBackup
 from ral.training.ema import ModelEma
 from ral.training.samplers import epoch_images, epoch_rows
 from ral.training.state import PreemptionFlag, TrainState
@@ -105,9 +106,8 @@ class PhaseTrainer:
                 )
             self.weights = effective_weights(counts.positives, reweight.beta).float().to(context.device)
         self.ema: ModelEma | None = None
-        # Batch statistics of a skipped step may be non-finite, so they are rolled back.
-        self.buffers = [b for b in engine.module.buffers() if b.is_floating_point()]
-        self.saved_buffers: list[Tensor] = []
+        self.buffer_backup = BufferBackup(engine.module)
+        self.copy_stream = torch.cuda.Stream(context.device) if context.device.type == "cuda" else None
         self.statuses: collections.deque[StepStatus] = collections.deque()
 
     @property
@@ -130,8 +130,8 @@ class PhaseTrainer:
         deepspeed_engine.set_learning_rate(self.engine, self.rate(first))
         with Prefetcher(lambda: self._micro_batches(self.state.epoch, first)) as micro_batches:
             loss = torch.zeros((), device=self.context.device)
-            self.saved_buffers = [b.clone() for b in self.buffers]
-            for batch in to_device(micro_batches, self.context.device):
+            self.buffer_backup.save()
+            for batch in to_device(micro_batches, self.copy_stream):
                 loss = loss + self._backward(batch)
                 self.engine.step()
                 if not batch.last:
@@ -143,6 +143,7 @@ class PhaseTrainer:
     def _micro_batches(self, epoch: int, first: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches of an epoch, starting at step `first`; runs in the prefetch thread."""
         config, context = self.config, self.context
+        pin = context.device.type == "cuda"  # copies to the GPU are asynchronous from pinned memory only
         rows = self.epoch_rows(epoch)
         for step in range(first, self.steps):
             batch = rows[self.batch_offsets[step] : self.batch_offsets[step + 1]]
@@ -157,9 +158,9 @@ class PhaseTrainer:
                 yield MicroBatch(
                     step=step,
                     last=index + 1 == len(micro_batches),
-                    images=gather(self.dataset, micro_rows, context.device.type == "cuda"),
-                    targets=torch.from_numpy(self.targets[micro_rows]),
-                    maps=torch.from_numpy(maps[positions]),
+                    images=gather(self.dataset, micro_rows, pin),
+                    targets=pinned(torch.from_numpy(self.targets[micro_rows]), pin),
+                    maps=pinned(torch.from_numpy(maps[positions]), pin),
                     labels=max(1, labels),
                     share=len(micro_rows) / len(batch),
                     seed=self.seed(epoch, step, 1 + context.rank * self.accumulation + index),
@@ -182,12 +183,10 @@ class PhaseTrainer:
     def _backward(self, batch: MicroBatch) -> Tensor:
         """Forward and backward pass of one micro-batch; returns its contribution to the global batch's loss."""
         torch.manual_seed(batch.seed)  # dropout and stochastic depth
-        context, config = self.context, self.config
-        autocast = torch.autocast(context.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        context = self.context
         try:
             images = transform(normalised(batch.images, self.dataset.metadata), batch.maps)
-            with autocast:
-                logits = self.engine(images.contiguous(memory_format=torch.channels_last))
+            logits = self.engine(channels_last(images))
             loss = self._loss_contribution(logits, batch)
             # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
             poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
@@ -224,14 +223,15 @@ class PhaseTrainer:
         """
         state, context = self.state, self.context
         skipped = deepspeed_engine.step_was_skipped(self.engine, context.device)
-        for buffer, saved in zip(self.buffers, self.saved_buffers, strict=True):
-            buffer.copy_(torch.where(skipped > 0, saved, buffer))
-            saved.copy_(buffer)
+        self.buffer_backup.after_step(skipped)
         if self.ema is not None:
-            self.ema.update(deepspeed_engine.local_state_dict(self.engine))
-        reduced = torch.stack([loss, skipped, skipped.new_tensor(float(self.stop.requested)),
-                               skipped.new_tensor(float(context.rank == 0 and self.checkpoint_due()))])  # fmt: skip
-        torch.distributed.all_reduce(reduced)
+            self.ema.update()
+        # torch.tensor would wait for the GPU; torch.full passes the number to a kernel.
+        flags = [self.stop.requested, context.rank == 0 and self.checkpoint_due()]
+        on_device = [torch.full((), float(flag), device=context.device) for flag in flags]
+        reduced = torch.stack([loss, skipped, *on_device])
+        if context.world_size > 1:
+            torch.distributed.all_reduce(reduced)
         ready = None
         if context.device.type == "cuda":
             reduced = reduced.to("cpu", non_blocking=True)

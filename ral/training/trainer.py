@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.inference.score import Scorer, validation_scores
+from ral.inference.score import Scorer, estimable_findings, validation_scores
 from ral.models import Network, build_model, classifier, reset_classifier
 from ral.models.groups import parameter_groups
 from ral.progress import Progress
 from ral.training import engine as deepspeed_engine
+from ral.training.backend import compile_works
 from ral.training.batch_norm import synchronise_batch_norm
 from ral.training.checkpoint import Checkpoints
 from ral.training.ema import ModelEma
@@ -55,17 +56,27 @@ class Trainer:
         minutes: time between two checkpoints.
         metric_logger: writes the run's metrics; None on ranks other than 0.
         stop: set when training is to stop.
+        min_positives: evaluate.min_positives: patients with and without a finding that validation metrics need.
+
+    Raises:
+        UserError: no finding has both in validation.
     """
 
     def __init__(
         self, params: TrainParams, dataset: Dataset, context: DistributedContext, checkpoints: Checkpoints,
-        minutes: float, metric_logger: MetricLogger | None, stop: PreemptionFlag,
+        minutes: float, metric_logger: MetricLogger | None, stop: PreemptionFlag, min_positives: int,
     ) -> None:  # fmt: skip
         self.params, self.config, self.dataset, self.context = params, params.train, dataset, context
         self.checkpoints, self.minutes, self.stop = checkpoints, minutes, stop
         self.metric_logger = metric_logger
         self.val_rows = dataset.rows("val")
+        self.val_targets = dataset.targets()[self.val_rows]
+        patients = dataset.studies["patient_id"].to_numpy()[self.val_rows]
+        self.val_findings = estimable_findings(self.val_targets, patients, min_positives)
+        """The findings that the validation metrics are averaged over; boolean [findings]."""
         self.state = TrainState()
+        self.compile = False
+        """Whether the network is compiled: train.compile, where it works."""
         self.phase_trainer: PhaseTrainer | None = None
         self.last_save = time.monotonic()
         self.unsaved_snapshot: Snapshot | None = None
@@ -79,11 +90,19 @@ class Trainer:
             SystemExit: a stop was requested.
         """
         tensors = self._load()
+        number, of = int(self.val_findings.sum()), len(self.val_findings)
+        if number < of and self.context.rank == 0:
+            logger.info(
+                "Validation metrics are means over %d of %d findings. The others have too few patients with or without "
+                "them in validation (evaluate.min_positives, split.val).",
+                number, of,
+            )  # fmt: skip
         torch.manual_seed(self.config.seed)
         network = build_model(self.params.model, len(self.dataset.findings))
-        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        network.use_bfloat16 = self.config.precision == "bfloat16"
         context = self.context
-        scorer = Scorer(network, self.dataset, dtype, context.rank, context.world_size, context.device)
+        self.compile = self.config.compile and compile_works(context.device)
+        scorer = Scorer(network, self.dataset, self.compile, context.rank, context.world_size, context.device)
         phases = self._phases()
         while self.state.phase < len(phases):
             self._train_phase(phases[self.state.phase], network, scorer, tensors)
@@ -106,8 +125,8 @@ class Trainer:
     ) -> None:
         config, context, state = self.config, self.context, self.state
         model, frozen = self._model(phase, network, select_prefix(tensors, "weights"))
-        if config.compile:
-            model.compile()
+        if self.compile:
+            model.compile(dynamic=False)  # batches have n or n - 1 images: two static graphs
         groups = parameter_groups(
             model, config.weight_decay, phase.learning_rate, self.params.model.layer_decay
         )
@@ -134,8 +153,7 @@ class Trainer:
             ema_weights = select_prefix(tensors, "ema")
             ema = ModelEma(deepspeed_engine.local_state_dict(engine), config.ema_decay)
             if ema_weights:
-                ema.values = deepspeed_engine.shard_state_dict(engine, ema_weights)
-                ema.steps = state.ema_steps
+                ema.load(deepspeed_engine.shard_state_dict(engine, ema_weights), state.ema_steps)
             phase_trainer.ema = ema
         offsets = phase_trainer.batch_offsets
         images = int(offsets[-1])
@@ -170,6 +188,9 @@ class Trainer:
         """The network to train in a phase, and the modules that are frozen."""
         torch.manual_seed(self.config.seed)
         model = build_model(self.params.model, len(self.dataset.findings))
+        model.use_bfloat16 = self.config.precision == "bfloat16"
+        if self.context.world_size > 1:
+            synchronise_batch_norm(model)
         frozen: list[nn.Module] = []
         if phase.name == "classifier":
             model.load_state_dict(self.state.best[self._best_kind()].weights)
@@ -182,8 +203,6 @@ class Trainer:
             frozen = [m for m in model.modules() if not any(part in head_modules for part in m.modules())]
         if weights:
             model.load_state_dict(weights)
-        if self.context.world_size > 1:
-            synchronise_batch_norm(model, self.context.device)
         return model, frozen
 
     def _end_epoch(
@@ -209,12 +228,13 @@ class Trainer:
             prefix = "" if kind == "last" else "ema_"
             if not np.isfinite(logits).all():
                 continue
-            scores = validation_scores(phase_trainer.targets[self.val_rows], logits)
+            measured = self.val_findings
+            scores = validation_scores(self.val_targets[:, measured], logits[:, measured])
             row |= {prefix + name: value for name, value in scores.items()}
             if scores["val_macro_ap"] > state.best[kind].ap:
                 best = state.best[kind]
                 best.ap, best.epoch = scores["val_macro_ap"], row["epoch"]
-                best.weights = {name: tensor.cpu() for name, tensor in weights.items()}
+                best.weights = weights
             improved = improved or scores["val_macro_ap"] > best_ap
         state.history.append(
             {name: round(value, 8) if isinstance(value, float) else value for name, value in row.items()}
@@ -258,28 +278,32 @@ class Trainer:
         phase_trainer, state = self.phase_trainer, self.state
         assert phase_trainer is not None
         engine = phase_trainer.engine
-        tensors = {f"weights/{k}": v for k, v in deepspeed_engine.full_state_dict(engine).items()}
-        tensors |= deepspeed_engine.optimizer_state_dict(engine)
+        keep = self.context.rank == 0
+        tensors = {f"weights/{k}": v for k, v in deepspeed_engine.full_state_dict(engine, keep).items()}
+        tensors |= deepspeed_engine.optimizer_state_dict(engine, keep)
         if phase_trainer.ema is not None:
             state.ema_steps = phase_trainer.ema.steps
             with deepspeed_engine.use_weights(engine, phase_trainer.ema.values):
-                ema_weights = deepspeed_engine.full_state_dict(engine)
+                ema_weights = deepspeed_engine.full_state_dict(engine, keep)
             tensors |= {f"ema/{k}": v for k, v in ema_weights.items()}
         for kind, best in state.best.items():
             tensors |= {f"best_{kind}/{k}": v for k, v in best.weights.items()}
-        if self.context.rank != 0:
+        if not keep:
             return None
         state.adam_steps = deepspeed_engine.optimizer_steps(engine)
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        return state.total_steps, on_cpu, state.to_dict()
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        return state.total_steps, contiguous, state.to_dict()
 
     def _load(self) -> dict[str, Tensor]:
         """Restore the state from the newest checkpoint and return its tensors; empty without a checkpoint."""
         log: Callable[[str], None] = logger.info if self.context.rank == 0 else noop
-        checkpoint = self.checkpoints.load_latest(log)
-        if checkpoint is None:
+        # Rank 0 decides: the file system of another machine may not list the newest one yet.
+        step = self.checkpoints.newest_valid_step(log) if self.context.rank == 0 else None
+        chosen = torch.full((1,), -1 if step is None else step, device=self.context.device)
+        torch.distributed.broadcast(chosen, 0)
+        if int(chosen) < 0:
             return {}
-        tensors, state = checkpoint
+        tensors, state = self.checkpoints.load(int(chosen))
         self.state = TrainState.from_dict(state, tensors)
         log(f"Resuming from checkpoint at step {self.state.total_steps}: {self.checkpoints.folder}")
         return tensors

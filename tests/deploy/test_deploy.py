@@ -278,7 +278,7 @@ def test_slurm_would_get_this_script(tmp_path: Path, spec: Path) -> None:
         "no-requeue",
     ):
         assert f"#SBATCH --{line}\n" in shown
-    assert f"ral.launch.ranks slurm 6.0 {spec}" in shown
+    assert f"ral.launch.ranks slurm 60.0 {spec}" in shown
     (tmp_path / "train.sbatch").write_text(shown)
     subprocess.run(["bash", "-n", str(tmp_path / "train.sbatch")], check=True)
 
@@ -292,7 +292,11 @@ def test_kubernetes_would_get_this_job(tmp_path: Path, spec: Path, monkeypatch: 
         manifest["metadata"]["namespace"]
         == documents(DEPLOY / "kubernetes/kustomization.yaml")[0]["namespace"]
     )
-    assert manifest["spec"]["trainer"]["resourcesPerNode"] == {"limits": {"nvidia.com/gpu": 4}}
+    assert manifest["spec"]["trainer"]["resourcesPerNode"] == {
+        "requests": {"cpu": "32"},
+        "limits": {"nvidia.com/gpu": 4, "memory": "128Gi"},
+    }
+    assert {"name": "NCCL_DEBUG", "value": "WARN"} in manifest["spec"]["trainer"]["env"]
     # The night's pod and the training's must see the same state under the same path.
     plain = example("kubernetes", tmp_path)
     night = pods()[-1]

@@ -71,7 +71,10 @@ def test_deployment_is_run_by_a_worker(
     assert "PHANTOM" in found["metrics"]["description"]
     assert '"macro"' in found["metrics"]["data"]
     assert "labels are in the vocabulary" in found["validation"]["data"]
-    assert (project / "reports/report.html").as_uri() in found["report"]["data"]
+    assert "| all findings (macro) | " in found["report"]["data"]
+    (copy,) = project.glob("runs/*/report.html")
+    assert f"xdg-open {copy}\n" in found["report"]["data"]
+    assert copy.read_bytes() == (project / "reports/report.html").read_bytes()
     logs = [line["message"] for line in server.ask("logs", limit=200)]
     assert any("PHANTOM DATA, epoch   2 of 2: loss" in line for line in logs)
     assert run("dvc", "status", cwd=project).stdout.split() == [

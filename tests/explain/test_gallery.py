@@ -49,19 +49,21 @@ def pictures(content: dict) -> list[dict]:
     [
         ("test_resnet", "linear", "grad_cam"),
         ("test_convnext", "csra", "grad_cam"),
-        ("test_vit", "linear", "rollout"),
-        ("test_vit", "ml_decoder", "rollout"),
+        ("vit_fine", "linear", "rollout"),
+        ("vit_fine", "ml_decoder", "rollout"),
     ],
 )
 def test_gallery(
     prepared: Path, make_model: Callable[..., Path], tmp_path: Path, backbone: str, head: str, method: str
 ) -> None:
-    models, out = make_model(backbone, head), tmp_path / "reports"
+    options = {"options": {"img_size": 64, "patch_size": 8}} if backbone == "vit_fine" else {}
+    models, out = make_model(backbone.replace("vit_fine", "test_vit"), head, **options), tmp_path / "reports"
     run(params(), prepared, models, out)
     assert {path.name for path in out.iterdir()} == {"gallery", "geometry.json", "confusion.csv"}
     content = json.loads((out / "gallery/gallery.json").read_text())
     assert (content["method"], content["data"]) == (method, "images")
-    assert content["positions"] == ([2, 2] if method == "grad_cam" else [4, 4])
+    assert content["positions"] == [8, 8]
+    assert (content["layer"] is None) == (method == "rollout")
     assert "not a medical device" in content["notice"]
     findings = {finding["finding"]: finding for finding in content["findings"]}
     assert list(findings) == ["Effusion", "Mass", "Hernia"]
@@ -142,7 +144,7 @@ def test_network_without_maps_shows_images_alone(
     run(params(), prepared, models, tmp_path / "out")
     content = json.loads((tmp_path / "out/gallery/gallery.json").read_text())
     assert content["method"] is None
-    assert "more than one last feature map" in content["no_maps"]
+    assert "more than one last feature map" in content["reason"]
     assert {"image", "labels"} <= set(pictures(content)[0])
     assert not list((tmp_path / "out/gallery").glob("map_*"))
     with pytest.raises(UserError, match="more than one last feature map"):

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from ral.config.model import ModelConfig
 from ral.explain.features import NoMapError, feature_map, logits_of
-from ral.explain.saliency import choose_method, enlarge, grad_cam, recorded_attention, roll_out, rollout
+from ral.explain.saliency import (
+    Choice,
+    choose_method,
+    enlarge,
+    grad_cam,
+    recorded_attention,
+    roll_out,
+    rollout,
+)
 from ral.models import Network, build_model
 
 
@@ -155,7 +163,6 @@ SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4
 )
 def test_networks(backbone: str, options: dict, method: str, places: int, head: str) -> None:
     network = small(backbone, head, **options)
-    assert choose_method(network, "auto", images(1)) == (method, None)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(network, feature_map(network, images())), network(images()))
     maps = rollout(network, images()) if method == "rollout" else grad_cam(network, images(), 1)
@@ -165,6 +172,57 @@ def test_networks(backbone: str, options: dict, method: str, places: int, head: 
     assert not torch.equal(maps[0], maps[1]) or not maps.any()
     one = rollout(network, images()[:1]) if method == "rollout" else grad_cam(network, images()[:1], 1)
     torch.testing.assert_close(maps[:1], one, rtol=1e-4, atol=1e-7)  # images do not affect each other
+
+
+@pytest.mark.parametrize("head", ["linear", "csra"])
+@pytest.mark.parametrize(
+    ("backbone", "size", "options", "layer", "places"),
+    [
+        ("test_resnet", 64, {}, "layer2", 8),
+        ("test_resnet", 224, {}, None, 7),
+        ("test_resnet", 192, {}, "layer3", 12),
+        ("test_convnext", 64, {}, "stages.1", 8),
+        ("test_efficientnet", 64, {}, "blocks.2", 8),
+        ("test_mambaout", 64, {}, "stages.1", 8),  # channels last
+    ],
+)
+def test_a_coarse_last_map_gives_way_to_an_earlier_layer(
+    backbone: str, size: int, options: dict, layer: str | None, places: int, head: str
+) -> None:
+    network, batch = small(backbone, head, **options), images(2, size)
+    choice = choose_method(network, "auto", batch[:1])
+    assert (choice.method, choice.layer) == ("grad_cam", layer)
+    assert (choice.reason is None) == (layer is None)
+    maps = torch.stack([grad_cam(network, batch, finding, choice.layer) for finding in range(3)])
+    assert maps.shape == (3, 2, places, places)
+    assert (maps >= 0).all()
+
+
+def test_grad_cam_of_an_earlier_layer_is_the_formula() -> None:
+    network, batch = small("test_resnet"), images(2)
+    backbone = network.backbone
+    values = backbone.layer2(
+        backbone.layer1(backbone.maxpool(backbone.act1(backbone.bn1(backbone.conv1(batch)))))
+    )
+    values = values.detach().requires_grad_()
+    features = backbone.layer4(backbone.layer3(values.clone()))
+    logits, expected = backbone.forward_head(features), []
+    for finding in range(3):
+        (slope,) = torch.autograd.grad(logits[:, finding].sum(), values, retain_graph=True)
+        expected.append((slope.mean((2, 3), keepdim=True) * values).sum(1).clamp_min(0).detach())
+        torch.testing.assert_close(grad_cam(network, batch, finding, "layer2"), expected[-1])
+    assert torch.stack(expected).any()
+
+
+@pytest.mark.parametrize("requested", ["auto", "rollout"])
+def test_a_coarse_map_without_an_earlier_layer_is_not_shown(requested: str) -> None:
+    choice = choose_method(small("test_vit", img_size=64), requested, images(1))
+    assert (choice.method, choice.layer) == (None, None)
+    assert "4 × 4 positions, fewer than 7 × 7" in str(choice.reason)
+    choice = choose_method(small("test_vit", "csra", img_size=64), "grad_cam", images(1))
+    assert choice.method is None
+    assert "every earlier layer" in str(choice.reason)
+    assert choose_method(small("test_vit", img_size=112), requested, images(1, 112)) == Choice("rollout")
 
 
 def test_gray_images_for_three_channels() -> None:
@@ -186,7 +244,9 @@ def test_method_that_a_network_does_not_allow() -> None:
     vit = small("test_vit", img_size=64)
     with pytest.raises(NoMapError, match="class token and not on the patches"):
         choose_method(vit, "grad_cam", images(1))
-    assert choose_method(small("test_vit", "csra", img_size=64), "grad_cam", images(1)) == ("grad_cam", None)
-    method, why = choose_method(small("crossvit_9_240"), "auto", images(1, 240))
-    assert method is None
-    assert "more than one last feature map" in str(why)
+    assert choose_method(small("test_vit", "csra", img_size=112), "grad_cam", images(1, 112)) == Choice(
+        "grad_cam"
+    )
+    choice = choose_method(small("crossvit_9_240"), "auto", images(1, 240))
+    assert choice.method is None
+    assert "more than one last feature map" in str(choice.reason)

@@ -35,11 +35,9 @@ def test_ties_go_by_image_id_whatever_the_order_of_rows() -> None:
     assert [image.rank for image in chosen(labels, logits, 1, "dcbafe").false_positives] == [5]
 
 
-def test_no_image_is_hit_and_miss() -> None:
-    assert names(chosen([1, 1, 1, 0], [3, 2, 1, 0], 3)) == ["ab", "d", "c"]
-    one = chosen([1, 0], [0, 1], 3)
-    assert names(one) == ["a", "b", ""]
-    assert "One test image" in str(one.note)
+def test_few_positives_are_candidates_of_both_kinds() -> None:
+    assert names(chosen([1, 1, 1, 0], [3, 2, 1, 0], 3)) == ["abc", "d", "cba"]
+    assert names(chosen([1, 0], [0, 1], 3)) == ["a", "b", "a"]
 
 
 def test_absent_classes_say_so() -> None:

@@ -1,6 +1,7 @@
 """Fake kubectl, cluster and Kubeflow operators: runs the pods of an applied job as local processes.
 
-Its state is in the folder KUBECTL_STANDIN. If its file `how` contains "forbid", apply is rejected.
+Its state is in the folder KUBECTL_STANDIN. If its file `how` contains "forbid", apply is rejected; a number there
+is the pods' grace period in seconds.
 """
 
 import contextlib
@@ -108,8 +109,14 @@ def delete(arguments: list[str]) -> int:
         if not path.with_suffix(".code").exists():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGTERM)
+    how = (STATE / "how").read_text()
+    deadline = time.monotonic() + (float(how) if how else 3600)
     while "--wait=false" not in arguments and any(code is None for code in codes()):
         time.sleep(0.05)
+        if time.monotonic() > deadline:
+            for path in PODS.glob("*.pid"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(path.read_text()), signal.SIGKILL)  # the ranks die with their watcher
     (STATE / "deleted").touch()
     return 0
 

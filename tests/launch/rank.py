@@ -1,7 +1,7 @@
 """Fake rank: behaves as the specification's `mode` says, without torch.
 
 Writes rank-N.json (its variables) to the run's folder. Modes: ok; hang (on SIGTERM, saves and exits with
-143); stubborn (ignores SIGTERM); slow (needs 3 s to save); exit:R:C (rank R exits with code C); kill:R (rank
+143); stubborn (ignores SIGTERM); slow (needs 3 s to save); slow:R (rank R does); exit:R:C (rank R exits with code C); kill:R (rank
 R is killed); say:R (rank R writes the failure file and fails); break:R (rank R is killed, and the others
 report a connection error at once). All other ranks hang.
 """
@@ -18,7 +18,7 @@ folder, rank = Path(spec["run"]), os.environ["RANK"]
 
 
 def save(number: int, frame: object) -> None:
-    if spec["mode"] == "slow":
+    if spec["mode"] in ("slow", f"slow:{rank}"):
         time.sleep(3)
     (folder / f"saved-{rank}").touch()
     if spec["mode"] != "stubborn":

@@ -1,7 +1,8 @@
 """Fake SLURM: run as sbatch, srun, scontrol or scancel, it does what they do with the script, on one machine.
 
-Its state is in the folder SLURM_STANDIN: job.json, and `how` with the failure to simulate: refuse, timeout,
-node_fail. A job's batch script runs in its own session, as under slurmd, so it outlives the submitter.
+Its state is in the folder SLURM_STANDIN: job.json, `how` with the failure to simulate (refuse, timeout,
+node_fail, pending), and `kill_wait`, the cluster's KillWait in seconds. A job's batch script runs in its own
+session, as under slurmd, so it outlives the submitter.
 """
 
 import contextlib
@@ -16,12 +17,17 @@ import time
 from pathlib import Path
 
 STATE = Path(os.environ["SLURM_STANDIN"])
-NUMBER, KILL_WAIT = "4711", 3600.0
+NUMBER = "4711"
 
 
 def how() -> str:
     path = STATE / "how"
     return path.read_text() if path.exists() else ""
+
+
+def kill_wait() -> float:
+    path = STATE / "kill_wait"
+    return float(path.read_text()) if path.exists() else 3600.0
 
 
 def options(script: str) -> dict[str, str]:
@@ -46,7 +52,12 @@ def sbatch(arguments: list[str]) -> int:
         print("sbatch: error: invalid partition specified: gpu", file=sys.stderr)
         return 1
     given = options(Path(arguments[-1]).read_text())
-    write_state(state="RUNNING", name=given["job-name"], options=given)
+    write_state(state="PENDING", name=given["job-name"], options=given)
+    while how() == "pending":
+        if json.loads((STATE / "job.json").read_text())["state"] != "PENDING":
+            return 1
+        time.sleep(0.05)
+    write_state(state="RUNNING")
     slurmd = [sys.executable, __file__, "slurmd", arguments[-1]]
     daemon = subprocess.Popen(slurmd, start_new_session=True)
     print(NUMBER, flush=True)
@@ -80,7 +91,7 @@ def slurmd(script: str) -> int:
 
 
 def srun(arguments: list[str]) -> int:
-    """Start a task per rank; if one fails, terminate all (--kill-on-bad-exit)."""
+    """Start a task per rank; if one fails, kill all at once (--kill-on-bad-exit)."""
     assert "--kill-on-bad-exit=1" in arguments
     command = [word for word in arguments if not word.startswith("--")]
     world, per_node = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
@@ -99,10 +110,6 @@ def srun(arguments: list[str]) -> int:
             timing_out = False
         time.sleep(0.05)
     if any(task.poll() for task in tasks):
-        end(signal.SIGTERM)
-        deadline = time.monotonic() + KILL_WAIT
-        while any(task.poll() is None for task in tasks) and time.monotonic() < deadline:
-            time.sleep(0.05)
         end(signal.SIGKILL)
     return max((task.wait() % 256 for task in tasks), default=0)
 
@@ -125,11 +132,30 @@ def scontrol(arguments: list[str]) -> int:
 
 
 def scancel(arguments: list[str]) -> int:
-    """Cancel by name: SIGTERM to the tasks; srun kills those that do not exit."""
+    """By name, and by state if one is given: signal a running job, or end it with SIGTERM and after KillWait SIGKILL."""
     path = STATE / "job.json"
-    if path.exists() and f"--name={json.loads(path.read_text())['name']}" in arguments:
-        write_state(state="CANCELLED")
-        end(signal.SIGKILL if "--signal=KILL" in arguments else signal.SIGTERM)
+    job = json.loads(path.read_text()) if path.exists() else {"name": "", "state": "COMPLETED"}
+    given = dict(word.lstrip("-").split("=", 1) for word in arguments)
+    if given["name"] != job["name"] or job["state"] not in ("PENDING", "RUNNING"):
+        return 0
+    if given.get("state", job["state"]) != job["state"]:
+        return 0
+    if "signal" in given:
+        end(signal.Signals[f"SIG{given['signal']}"])
+        return 0
+    write_state(state="CANCELLED")
+    end(signal.SIGTERM)
+    subprocess.Popen([sys.executable, __file__, "kill"], start_new_session=True)
+    return 0
+
+
+def kill(arguments: list[str]) -> int:
+    """What slurmd does after KillWait to the tasks of a cancelled job that are still there."""
+    deadline = time.monotonic() + kill_wait()
+    tasks = json.loads((STATE / "job.json").read_text()).get("tasks", [])
+    while time.monotonic() < deadline and any(Path(f"/proc/{task}").exists() for task in tasks):
+        time.sleep(0.05)
+    end(signal.SIGKILL)
     return 0
 
 
@@ -137,4 +163,5 @@ if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
     if name == "slurmd":
         sys.exit(slurmd(*arguments))
-    sys.exit({"sbatch": sbatch, "srun": srun, "scontrol": scontrol, "scancel": scancel}[name](arguments))
+    commands = {"sbatch": sbatch, "srun": srun, "scontrol": scontrol, "scancel": scancel, "kill": kill}
+    sys.exit(commands[name](arguments))

@@ -68,6 +68,18 @@ def test_an_ended_launcher_ends_both_machines(
     wait_until(lambda: not job.remaining())
 
 
+def test_both_machines_may_save_when_the_launcher_is_ended(
+    job, target: TrainingTarget, wait_until: Callable
+) -> None:
+    first, second = start_both(job, "slow", target.model_copy(update={"grace": 3600.0}), wait_until)
+    wait_until(lambda: len(job.ranks()) == 3)
+    first.terminate()
+    first.wait()
+    second.wait()
+    wait_until(lambda: not job.remaining())
+    assert len(list(job.folder.glob("saved-*"))) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

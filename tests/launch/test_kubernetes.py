@@ -37,7 +37,8 @@ VOLUMES = listed(
         emptyDir=closed(medium={"enum": ["", "Memory"]}),
     )
 )
-RESOURCES = closed(limits={"type": "object", "additionalProperties": COUNT})
+AMOUNTS = {"type": "object", "additionalProperties": {"anyOf": [COUNT, TEXT]}, "minProperties": 1}
+RESOURCES = closed(limits=AMOUNTS, requests=AMOUNTS)
 # Fields of trainer.kubeflow.org/v1alpha1 as of Trainer 2.2 (runtimePatches replaced podTemplateOverrides).
 PATCHED = closed(volumes=VOLUMES, containers=listed(closed(["name"], name=NAME, volumeMounts=MOUNTS)))
 INNER = closed(["name"], name=NAME, template=closed(spec=closed(template=closed(spec=PATCHED))))
@@ -121,7 +122,10 @@ def cluster(tmp_path: Path, job, monkeypatch: MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("kind", SCHEMA)
-@pytest.mark.parametrize("changes", [{}, {"nodes": 1}, {"gpus_per_node": 8}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"nodes": 1}, {"gpus_per_node": 8}, {"resources": {"cpu": 16}, "env": {"NCCL_DEBUG": "INFO"}}],
+)
 def test_manifests_are_what_the_crds_allow(job, kind: str, changes: dict) -> None:
     shown = dry_run(job.specify("ok"), target(kind, **changes), job.folder)
     manifest = YAML(typ="safe").load(shown)
@@ -130,6 +134,69 @@ def test_manifests_are_what_the_crds_allow(job, kind: str, changes: dict) -> Non
     manifest["spec"]["nodes"] = 2
     with pytest.raises(jsonschema.ValidationError):  # the schema does reject
         jsonschema.validate(manifest, SCHEMA[kind])
+
+
+def container(manifest: dict) -> dict:
+    """The training container of a manifest, in a form that both kinds of job share."""
+    if manifest["kind"] == "PyTorchJob":
+        return manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    trainer = manifest["spec"]["trainer"]
+    return {"env": trainer["env"], "resources": trainer["resourcesPerNode"]}
+
+
+@pytest.mark.parametrize("kind", SCHEMA)
+def test_variables_and_resources_reach_the_container(job, kind: str) -> None:
+    changes = {
+        "gpus_per_node": 8, "env": {"NCCL_IB_HCA": "mlx5"},
+        "resources": {"cpu": "64", "memory": "512Gi", "rdma/hca": 1},
+    }  # fmt: skip
+    manifest = YAML(typ="safe").load(dry_run(job.specify("ok"), target(kind, **changes), job.folder))
+    jsonschema.validate(manifest, SCHEMA[kind])
+    made = container(manifest)
+    assert {item["name"]: item["value"] for item in made["env"]} == {
+        "NCCL_IB_HCA": "mlx5", "RAL_NODES": "2", "RAL_PER_NODE": "2",
+    }  # fmt: skip
+    assert made["resources"] == {
+        "requests": {"cpu": "64"},
+        "limits": {"memory": "512Gi", "rdma/hca": 1, "nvidia.com/gpu": 8},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"env": {"RAL_NODES": "3"}}, "RAL_NODES"),
+        ({"env": {"NCCL DEBUG": "INFO"}}, "NCCL DEBUG"),
+        ({"resources": {"nvidia.com/gpu": 8}}, "gpus_per_node"),
+    ],
+)
+def test_what_the_launcher_sets_itself_is_refused(changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        target("TrainJob", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "grace"), [({}, 6), ({"gpus_per_node": 8}, 60), ({"resources": {"amd.com/gpu": 8}}, 60)]
+)
+def test_with_gpus_pods_get_more_time_to_save(job, changes: dict, grace: int) -> None:
+    job_of = target("PyTorchJob", **changes).model_copy(update={"grace": None})
+    shown = dry_run(job.specify("ok"), job_of, job.folder)
+    assert f"terminationGracePeriodSeconds: {grace + 10}\n" in shown
+    assert f"'{grace}.0'" in shown
+
+
+@pytest.mark.parametrize("kind", SCHEMA)
+def test_pods_may_save_for_longer_than_their_grace_period(
+    job, cluster: Path, wait_until: Callable, kind: str
+) -> None:
+    (cluster / "how").write_text("0.5")
+    launcher = job.start("slow", target(kind))
+    wait_until(lambda: len(job.ranks()) == 4)
+    launcher.terminate()
+    launcher.wait()
+    wait_until(lambda: not job.remaining())
+    assert (cluster / "deleted").exists()
+    assert len(list(job.folder.glob("saved-*"))) == 4
 
 
 @pytest.mark.parametrize("kind", SCHEMA)

@@ -1,6 +1,7 @@
 """Ranks on this machine: how they end, error messages, and that no process remains."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -10,9 +11,15 @@ from pathlib import Path
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
+from trainings import TRAIN, params
 
-from ral.config.environment import TrainingTarget
+import tasks.train
+from ral.config.environment import TrainingTarget, load_environment
+from ral.config.train import TrainConfig
+from ral.errors import UserError
 from ral.launch import base, local
+from ral.launch.gpus import count_gpus, has_gpu
+from ral.training.engine import accumulation
 
 
 def two(**changes) -> TrainingTarget:
@@ -117,6 +124,74 @@ def test_word_of_an_earlier_try_is_forgotten(job) -> None:
     assert job.launch("ok", two()) is None
 
 
-def test_without_a_device_torch_is_not_asked(monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert local.gpus() == 0
+def test_the_time_to_save_depends_on_the_gpu(monkeypatch: MonkeyPatch) -> None:
+    for gpu, seconds in ((False, 6), (True, 60)):
+        monkeypatch.setattr(base, "has_gpu", lambda gpu=gpu: gpu)
+        assert base.grace_seconds(TrainingTarget()) == seconds
+        assert base.grace_seconds(TrainingTarget(launcher="hostfile")) == seconds
+        assert base.grace_seconds(TrainingTarget(grace=5.0)) == 5
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes"),
+    # with 1, 2, … 8 GPUs
+    [
+        (128, None, [1, 2, 2, 4, 4, 4, 4, 8]),
+        (128, 32, [1, 2, 2, 4, 4, 4, 4, 4]),
+        (90, None, [1, 2, 3, 3, 5, 6, 6, 6]),
+    ],
+)
+def test_as_many_gpus_are_used_as_divide_the_batch(
+    batch: int,
+    micro: int | None,
+    processes: list[int],
+    monkeypatch: MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train = TrainConfig.model_validate(TRAIN | {"batch_size": batch, "micro_batch": micro})
+    for gpus, expected in enumerate(processes, 1):
+        caplog.clear()
+        monkeypatch.setattr(local, "count_gpus", lambda gpus=gpus: gpus)
+        chosen = local.choose_processes(TrainingTarget(), train).processes
+        assert chosen == expected
+        accumulation(train, chosen)  # raises if the batch cannot be split
+        assert (f"uses {expected} of {gpus} GPUs" in caplog.text) == (expected < gpus)
+        if expected < gpus:
+            better = int(re.findall(r"such as (\d+)", caplog.text)[0])
+            changed = train.model_copy(update={"batch_size": better})
+            assert local.choose_processes(TrainingTarget(), changed).processes == gpus
+
+
+def test_one_process_without_a_gpu_and_no_more_than_one_per_gpu(monkeypatch: MonkeyPatch) -> None:
+    train = TrainConfig.model_validate(TRAIN)
+    monkeypatch.setattr(local, "count_gpus", lambda: 0)
+    assert local.choose_processes(TrainingTarget(), train).processes == 1
+    assert local.choose_processes(two(), train).processes == 2
+    assert local.choose_processes(TrainingTarget(launcher="slurm"), train).processes is None
+    monkeypatch.setattr(local, "count_gpus", lambda: 1)
+    with pytest.raises(UserError, match=r"training.processes is 2, but this machine has 1 usable GPU"):
+        local.choose_processes(two(), train)
+
+
+def test_a_dry_run_shows_the_processes_that_a_run_would_start(
+    tmp_path: Path, monkeypatch: MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local, "count_gpus", lambda: 3)
+    environment = load_environment(tmp_path, {"RAL_STATE_DIR": str(tmp_path)})
+    tasks.train.show(params(batch_size=128), environment)
+    assert capsys.readouterr().out.count("-m ral.training") == 2
+
+
+@pytest.mark.parametrize("name", ["dev/nvidia0", "proc/driver/nvidia/version", "dev/kfd", "dev/dxg"])
+def test_a_gpu_is_known_by_its_files(tmp_path: Path, monkeypatch: MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()  # of the driver, not of a GPU
+    assert not has_gpu(root=tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    assert has_gpu(root=tmp_path)
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert not has_gpu(root=tmp_path)
+        assert count_gpus() == 0

@@ -20,7 +20,7 @@ TARGET = TrainingTarget(
     grace=3600.0,
     slurm=SlurmConfig(
         nodes=3, tasks_per_node=2, cpus_per_task=4, partition="a b;c", account="acc", time="01:00:00",
-        gpus_per_node=2, signal_seconds=90, lines=["--constraint=a100"],
+        gpus_per_node=2, signal_seconds=3690, lines=["--constraint=a100"],
     ),
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_tasks_meet_by_slurms_variables(job, cluster: Path, capfd: pytest.Captur
     given = json.loads((cluster / "job.json").read_text())["options"]
     wanted = {
         "nodes": "3", "ntasks-per-node": "2", "gpus-per-node": "2", "cpus-per-task": "4", "partition": "a b;c",
-        "account": "acc", "time": "01:00:00", "signal": "TERM@90", "constraint": "a100",
+        "account": "acc", "time": "01:00:00", "signal": "TERM@3690", "constraint": "a100",
     }  # fmt: skip
     assert wanted.items() <= given.items()
     assert not job.remaining()
@@ -92,8 +92,71 @@ def test_the_job_ends_with_its_launcher(
     launcher.send_signal(how)
     launcher.wait()
     wait_until(lambda: not job.remaining())
-    assert json.loads((cluster / "job.json").read_text())["state"] == "CANCELLED"
+    assert json.loads((cluster / "job.json").read_text())["state"] in ("CANCELLED", "FAILED")
     assert len(list(job.folder.glob("saved-*"))) == 6
+
+
+@pytest.mark.parametrize("mode", ["slow", "slow:0"])
+def test_a_cancelled_run_may_save_for_longer_than_the_kill_wait_of_the_cluster(
+    job, cluster: Path, wait_until: Callable, mode: str
+) -> None:
+    """Also if the other ranks end before rank 0, which writes: srun kills all tasks when one fails."""
+    (cluster / "kill_wait").write_text("0.5")
+    launcher = job.start(mode, TARGET)
+    wait_until(lambda: len(job.ranks()) == 6)
+    launcher.terminate()
+    launcher.wait()
+    wait_until(lambda: not job.remaining())
+    assert len(list(job.folder.glob("saved-*"))) == 6
+
+
+def test_a_pending_job_is_cancelled_at_once(job, cluster: Path, wait_until: Callable) -> None:
+    (cluster / "how").write_text("pending")
+    launcher = job.start("ok", TARGET)
+    wait_until((cluster / "job.json").exists)
+    launcher.terminate()
+    launcher.wait()
+    assert json.loads((cluster / "job.json").read_text())["state"] == "CANCELLED"
+    assert not job.ranks()
+
+
+@pytest.mark.parametrize(
+    ("slurm", "cpus", "grace"),
+    [
+        ({}, None, 6),
+        ({"partition": "gpu"}, None, 6),
+        ({"gpus_per_node": 4, "tasks_per_node": 4}, 8, 60),
+        ({"lines": ["--gpus-per-task=1"]}, 8, 60),
+        ({"lines": ["--gres=gpu:a100:4"]}, 8, 60),
+        ({"lines": ["--gres=shard:1", "--constraint=gpu"]}, None, 6),
+        ({"gpus_per_node": 1, "cpus_per_task": 2}, 2, 60),
+    ],
+)
+def test_with_gpus_a_process_gets_more_cores_and_time_to_save(
+    job, slurm: dict, cpus: int | None, grace: int
+) -> None:
+    target = TrainingTarget(launcher="slurm", slurm=SlurmConfig.model_validate(slurm))
+    shown = dry_run(job.specify("ok"), target, job.folder)
+    assert (f"#SBATCH --cpus-per-task={cpus}\n" in shown) == (cpus is not None)
+    assert shown.count("cpus-per-task") == (0 if cpus is None else 2)  # for sbatch and for srun
+    assert f"ral.launch.ranks slurm {grace}.0 " in shown
+    # SLURM may signal up to a minute early, never late.
+    assert f"#SBATCH --signal=TERM@{grace + 60}\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"grace": 300.0, "slurm": SlurmConfig(signal_seconds=120)},
+            r"signal_seconds \(120\).*grace \(300\)",
+        ),
+        ({"slurm": SlurmConfig(tasks_per_node=8, gpus_per_node=4)}, "8 tasks_per_node, but 4 gpus_per_node"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(job, changes: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        dry_run(job.specify("ok"), TrainingTarget(launcher="slurm").model_copy(update=changes), job.folder)
 
 
 @pytest.mark.parametrize(

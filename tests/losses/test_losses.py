@@ -235,20 +235,23 @@ KERNEL = """
 import torch
 from ral.losses import LOSSES, build_loss
 from ral.losses.fused import Formula, _blocked
+from ral.losses import kernel
 from ral.losses.kernel import run_kernel
+kernel.PROGRAMS = 4  # so that a program handles more than one block
 torch.manual_seed(0)
 for formula in (build_loss("ral").compiled_formula, build_loss("apl").compiled_formula, Formula(),
                 Formula(2.0, 2.0), Formula(0.0, 3.5, 0.05, 1.0, -2.5, 0.3, 1.7, 1), Formula(0.5, 0.5, 0.05, 1.0, -2.5, 0.3, 1.7, 2)):
-    x, y, w = 6 * torch.randn(157, 13), (torch.rand(157, 13) < 0.2).float(), torch.rand(2, 13)
+    x, y, w = 6 * torch.randn(457, 13), (torch.rand(457, 13) < 0.2).float(), torch.rand(2, 13)
     y[3, 4] = torch.nan
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for weight in (None, w):
-            for elementwise in (False, True):
+            for reduction in ("mean", "sum", "none"):
                 wide = torch.promote_types(dtype, torch.float32)
                 weights = None if weight is None else weight.to(wide)
-                found = run_kernel(x.to(dtype), y, formula, weights, wide, elementwise)
-                wanted = _blocked(x.to(dtype), y, formula, weights, wide, elementwise)
-                for a, b in zip(found, wanted):
+                found = run_kernel(x.to(dtype), y, formula, weights, wide, reduction)
+                wanted = _blocked(x.to(dtype), y, formula, weights, wide, reduction)
+                assert (found[2] is None) == (wanted[2] is None) == (reduction != "mean")
+                for a, b in list(zip(found, wanted))[:3 if reduction == "mean" else 2]:
                     torch.testing.assert_close(a, b, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-3 if dtype == torch.float16 else 1e-5, atol=1e-6)
 print("same")
 """
@@ -274,7 +277,7 @@ def test_kernel_compiles_for_a_gpu_that_is_not_here() -> None:
     from triton.compiler import ASTSource
 
     from ral.losses.fused import Formula
-    from ral.losses.kernel import BLOCK, _loss_kernel
+    from ral.losses.kernel import BLOCK, PROGRAMS, _loss_kernel, _sum_kernel
 
     for logits, sums, wide in (
         ("*fp32", "*fp32", False),
@@ -294,4 +297,15 @@ def test_kernel_compiles_for_a_gpu_that_is_not_here() -> None:
         constants |= {"weighted": True, "elementwise": True, "wide": wide, "block": BLOCK}
         signature |= dict.fromkeys(constants, "constexpr")
         source = ASTSource(fn=_loss_kernel, signature=signature, constexprs=constants)
+        assert "cubin" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+        signature = {
+            "sum_ptr": sums,
+            "known_ptr": "*i32",
+            "value_ptr": sums,
+            "scale_ptr": sums,
+            "programs": "i32",
+        }
+        constants = {"mean": True, "block": PROGRAMS}
+        signature |= dict.fromkeys(constants, "constexpr")
+        source = ASTSource(fn=_sum_kernel, signature=signature, constexprs=constants)
         assert "cubin" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm

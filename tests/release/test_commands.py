@@ -109,6 +109,16 @@ def predicted(ral: Ral, project: Path, *arguments: str) -> bytes:
     return pd.read_parquet(out).drop(columns="image_id").to_numpy().tobytes()
 
 
+def test_a_bundle_names_the_run_of_its_report(
+    ral: Ral, project: Path, commit: Callable[[str], str], tmp_path: Path
+) -> None:
+    (project / "reports/run.css").write_text("run one")
+    night(ral, commit, project, "one")
+    bundle = tmp_path / "state/releases/v0.1.0"
+    assert (bundle / "run.css").read_text() == "run one"
+    assert "run.css" in read_json(bundle / BUNDLE)["files"]
+
+
 def test_weights_that_are_not_finite_become_no_release(
     ral: Ral, commit: Callable[[str], str], project: Path
 ) -> None:

@@ -49,7 +49,7 @@ def test_front_matter(real: str) -> None:
 def test_without_a_value_there_is_no_result() -> None:
     inputs = make(phantom=False)
     nothing = {"value": None, "low": None, "high": None, "findings": 0}
-    macro = dict.fromkeys(("ap", "auroc", "f1"), nothing) | {"findings": 0}
+    macro = dict.fromkeys(("ap", "auroc", "f1", "sensitivity_at_90_specificity"), nothing) | {"findings": 0}
     text = card(replace(inputs, metrics=inputs.metrics | {"macro": macro, "cxr_lt": {"mAP": nothing}}))
     assert "model-index" not in split(text)[0]
     assert "| mAP | not estimable |" in text

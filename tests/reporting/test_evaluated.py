@@ -3,11 +3,12 @@
 import base64
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from evaluated import HOSTILE, PICTURES
+from evaluated import HOSTILE, PICTURES, saved_map
 from evaluated import audit as audit_rows
 from evaluated import gallery as gallery_json
 from evaluated import geometry as geometry_json
@@ -131,10 +132,69 @@ def test_pictures_beyond_the_limit_are_left_out_first_images_first() -> None:
         4 * len(PICTURES[name]) // 3 + 4
         for name in ("image_001.jpg", "map_001.jpg", "image_002.jpg", "image_001.jpg")
     )
-    shown = gallery.gallery(content, PICTURES, False, max_bytes=size_limit)
+    inputs = make(phantom=False)
+    selected = gallery.select(content, inputs.calibration, "max_f1")
+    shown = gallery.gallery(content, selected, inputs.operating, PICTURES, False, max_bytes=size_limit)
     assert shown.omitted == 1
-    assert [len(image.pictures) for image in shown.parts[0].kinds["Hits"]] == [2, 0]
-    assert gallery.gallery(content, PICTURES, False).omitted == 0
+    assert [len(image.pictures) for image in shown.parts[0].kinds[0].images] == [2, 0]
+    assert gallery.gallery(content, selected, inputs.operating, PICTURES, False).omitted == 0
+
+
+def candidates(**logits: list[float]) -> dict[str, Any]:
+    """A gallery.json of one finding whose image ids are their logits."""
+    content = gallery_json("images", NAMES)
+    content["findings"] = [
+        {"finding": "Effusion", "positives": 9, "negatives": 9, "unknown": 0, "note": None}
+        | {
+            kind: [{"image_id": f"{logit:g}", "logit": logit, "rank": 1} for logit in several]
+            for kind, several in logits.items()
+        }
+    ]
+    return content
+
+
+def shown(content: dict[str, Any], saved: dict[str, Any] | None) -> list[list[str]]:
+    (selected,) = gallery.select(content, {"findings": {"Effusion": saved}}, "max_f1")
+    return [[image.content["image_id"] for image in several] for several in selected.kinds.values()]
+
+
+def test_errors_are_those_beyond_the_threshold() -> None:
+    content = candidates(hits=[2.0, 0.0, -2.0], false_positives=[1.0, -1.0], misses=[-2.0, 0.0, 2.0])
+    # The sigmoid of 0 is the threshold itself, which is reached.
+    at_half = saved_map() | {"thresholds": {"max_f1": 0.5}}
+    assert shown(content, at_half) == [["2", "0"], ["1"], ["-2"]]
+    assert shown(content, saved_map() | {"thresholds": {"max_f1": 1.0}}) == [[], [], ["-2", "0", "2"]]
+    # Without a threshold nothing is an error; no image is listed twice.
+    for saved in (None, saved_map() | {"thresholds": {}}):
+        assert shown(content, saved) == [["2", "0", "-2"], ["1", "-1"], []]
+
+
+def test_a_kind_without_images_and_a_finding_without_threshold_say_so() -> None:
+    content = candidates(hits=[2.0], false_positives=[-1.0], misses=[2.0])
+    inputs = make(phantom=False)
+
+    def page(saved: dict[str, Any] | None) -> str:
+        calibration = inputs.calibration | {"findings": {"Effusion": saved}}
+        return Page(render(replace(inputs, gallery=content, calibration=calibration))).text("body")[0]
+
+    for images in content["findings"][0].values():
+        for image in images if isinstance(images, list) else []:
+            image |= {"image": "image_001.jpg", "labels": [], "unknown": []}
+    body = page(saved_map())
+    assert "Effusion 31 hits, 17 false alarms, 9 misses" in body
+    assert "No negative test image reaches the threshold." in body
+    assert "Every positive test image reaches the threshold." in body
+    body = page(None)
+    assert "No threshold was chosen: the images are ordered by score alone." in body
+    assert "Positive, highest scores 2 raw score 2.000, rank 1 of 18" in body
+    assert "reaches the threshold." not in body
+
+
+def test_scores_are_never_shown_as_0_or_1() -> None:
+    content = candidates(hits=[30.0], false_positives=[], misses=[-30.0])
+    inputs = make(phantom=False)
+    table = gallery.listed(gallery.select(content, inputs.calibration, "max_f1"))
+    assert [row[5] for row in texts(table)] == [">0.9999", "<0.0001"]
 
 
 def test_a_page_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_training_may_save_when_dvc_is_killed(
 
 def test_a_dry_run_leaves_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "tasks.train", "--dry-run"],
+        [sys.executable, "-X", "importtime", "-m", "tasks.train", "--dry-run", "--params", ROOT / "params.yaml"],
         cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT), "RAL_TRAINING_PROCESSES": "2"},
         capture_output=True, text=True,
     )  # fmt: skip

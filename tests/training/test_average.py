@@ -7,10 +7,13 @@ from ral.training.ema import ModelEma
 
 def test_average_is_the_formula() -> None:
     values = [torch.tensor([float(step), -step]) for step in range(20)]
-    ema = ModelEma({"w": values[0], "count": torch.tensor(0)}, 0.5)
+    weight, count = values[0].clone(), torch.tensor(0)
+    ema = ModelEma({"w": weight, "count": count}, 0.5)
     expected = values[0].clone()
     for step, value in enumerate(values[1:], 1):
-        ema.update({"w": value, "count": torch.tensor(step)})
+        weight.copy_(value)
+        count.fill_(step)
+        ema.update()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
     torch.testing.assert_close(ema.values["w"], expected)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ def saved(folder: Path, steps: int, keep: int = 2) -> Checkpoints:
     return checkpoints
 
 
+def newest(checkpoints: Checkpoints, log: Callable[[str], None]) -> tuple[dict[str, torch.Tensor], Any]:
+    step = checkpoints.newest_valid_step(log)
+    assert step is not None
+    return checkpoints.load(step)
+
+
 def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 5, keep=3)
     assert sorted(path.name for path in checkpoints.folder.glob("step-*")) == [
@@ -29,16 +36,14 @@ def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
         "step-000000004",
         "step-000000005",
     ]
-    loaded = checkpoints.load_latest(print)
-    assert loaded is not None
-    tensors, state = loaded
+    tensors, state = newest(checkpoints, print)
     assert state == {"step": 5}
     assert all((tensors[name] == tensor + 5).all() for name, tensor in TENSORS.items())
 
 
 def test_nothing_is_there_at_first_and_after_success(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 0)
-    assert checkpoints.load_latest(print) is None
+    assert checkpoints.newest_valid_step(print) is None
     checkpoints.save(1, TENSORS, {})
     checkpoints.remove()
     assert not checkpoints.folder.exists()
@@ -58,15 +63,11 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, name: str, damag
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     messages: list[str] = []
-    loaded = checkpoints.load_latest(messages.append)
-    assert loaded is not None
-    assert loaded[1] == {"step": 1}
+    assert newest(checkpoints, messages.append)[1] == {"step": 1}
     assert len(messages) == 1
     assert "step-000000002 is corrupt" in messages[0]
     checkpoints.save(2, TENSORS, {"step": 2})
-    loaded = checkpoints.load_latest(messages.append)
-    assert loaded is not None
-    assert loaded[1] == {"step": 2}
+    assert newest(checkpoints, messages.append)[1] == {"step": 2}
 
 
 @pytest.mark.parametrize("name", list(TENSORS))
@@ -74,19 +75,21 @@ def test_one_with_weights_that_are_not_finite_is_passed_over(tmp_path: Path, nam
     checkpoints = saved(tmp_path, 1)
     checkpoints.save(2, TENSORS | {name: torch.full((2, 3), torch.nan)}, {"step": 2})
     messages: list[str] = []
-    loaded = checkpoints.load_latest(messages.append)
-    assert loaded is not None
-    assert loaded[1] == {"step": 1}
+    assert newest(checkpoints, messages.append)[1] == {"step": 1}
     assert f"step-000000002 is corrupt (6 of 6 values of {name} are not finite" in messages[0]
+
+
+def test_one_that_this_machine_does_not_see_is_an_error(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    with pytest.raises(UserError, match="must be visible to all machines"):
+        checkpoints.load(2)
 
 
 def test_a_draft_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     (checkpoints.folder / ".draft").mkdir()
     (checkpoints.folder / ".draft" / "tensors.safetensors").write_bytes(b"half")
-    loaded = checkpoints.load_latest(print)
-    assert loaded is not None
-    assert loaded[1] == {"step": 1}
+    assert newest(checkpoints, print)[1] == {"step": 1}
     checkpoints.save(2, TENSORS, {"step": 2})
     assert not (checkpoints.folder / ".draft").exists()
 

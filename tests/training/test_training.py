@@ -98,7 +98,7 @@ def test_weights_are_readable_by_all_and_no_pickle(prepared: Path, tmp_path: Pat
 @pytest.mark.long
 def test_deepspeed_settings_pass_through(prepared: Path, tmp_path: Path) -> None:
     settings = {
-        "zero_optimization": {"overlap_comm": False, "reduce_bucket_size": 1000},
+        "zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 1000},
         "wall_clock_breakdown": False,
     }
     one = train(prepared, tmp_path / "one", 2, epochs=1, zero_stage=2)
@@ -230,3 +230,15 @@ def test_a_bug_keeps_its_trace_and_the_others_are_quiet(
 
 def test_outputs_are_complete(prepared: Path, tmp_path: Path) -> None:
     assert all(outputs(train(prepared, tmp_path / "out", epochs=1)).values())
+
+
+def test_validation_averages_over_the_findings_that_the_evaluation_would() -> None:
+    from ral.inference.score import estimable_findings
+
+    nan = np.nan
+    targets = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, nan], [0, 0, nan, 0], [1, 0, 0, 0]], np.float32)
+    patients = np.array(["a", "b", "c", "d", "a"])
+    assert estimable_findings(targets, patients, 2).tolist() == [True, True, False, False]
+    assert estimable_findings(targets, patients, 3).tolist() == [True, True, True, False]  # none has three
+    with pytest.raises(UserError, match=r"Raise split\.val"):
+        estimable_findings(targets[:, 3:], patients, 1)

@@ -1,4 +1,4 @@
-"""The script that sorts a table, run by Node on a table that is just enough of one."""
+"""The scripts of the report; the one that sorts a table is run by Node on a table that is just enough of one."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from ral.reporting.sorting import SCRIPT, policy
+from ral.reporting.scripts import SCRIPTS, SORT, policy
 
 TABLE = """
 const element = text => ({
@@ -46,7 +46,7 @@ for (const column of {json.dumps(clicks)}) heads[column].child.click();
 console.log(body.rows.map(row => row.cells[0].textContent).join(""), heads.map(head => head.child.textContent).join());
 """
     done = subprocess.run(
-        ["node", "-e", TABLE + SCRIPT + after],
+        ["node", "-e", TABLE + SORT + after],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -55,7 +55,10 @@ console.log(body.rows.map(row => row.cells[0].textContent).join(""), heads.map(h
     assert done.stdout.split() == [order, "Finding,Positives"], done.stderr
 
 
-def test_the_policy_is_a_hash() -> None:
-    assert policy().startswith("'sha256-")
-    assert len(policy()) == len("'sha256-'") + 44
-    assert "</" not in SCRIPT
+def test_the_policy_is_a_hash_of_each_script() -> None:
+    hashes = policy().split()
+    assert len(hashes) == len(SCRIPTS) == len(set(hashes))
+    for digest in hashes:
+        assert digest.startswith("'sha256-")
+        assert len(digest) == len("'sha256-'") + 44
+    assert not any("</" in script for script in SCRIPTS)

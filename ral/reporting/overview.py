@@ -1,0 +1,107 @@
+"""The first screen of the report: what was trained on what, the headline metrics, the changed parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ral.config.keys import differences
+from ral.config.params import ReportParams
+from ral.reporting.plots import Row, prevalence
+from ral.reporting.tables import Cell, Table, records
+from ral.wording import interval, known, number, pluralize, signed, signed_interval
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A mean over all findings."""
+
+    name: str
+    value: str
+    interval: str
+    findings: str
+    """Number of findings that the mean is over."""
+    note: str
+    difference: str
+    """Difference to the previous model with its interval; empty if the two cannot be compared."""
+    previous: str
+    """What it is the difference to; empty if the two were not compared in this metric."""
+
+
+def facts(source: str, phantom: bool, dataset: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+    """Source, images, patients, network and loss, by name.
+
+    Args:
+        source: the parameter data.source.
+        phantom: whether phantom images were used.
+        dataset: content of dataset.json.
+        model: content of model.json.
+    """
+    network = model["model"]
+    head = "" if network["head"] == "linear" else f", head {network['head']}"
+    weights = "pretrained" if model["pretrained_sha256"] else "from random weights"
+    return {
+        "Source": f"phantom images in the layout of {source}" if phantom else source,
+        "Images": f"{dataset['images']:,}",
+        "Patients": f"{dataset['patients']:,}",
+        "Network": f"{network['backbone']}{head}, {model['size']} × {model['size']} pixels, {weights}",
+        "Loss": str(model["loss"]),
+    }
+
+
+def headline(metrics: Mapping[str, Any], rows: Sequence[Row], comparison: pd.DataFrame) -> list[Headline]:
+    """The means over all findings, each with its chance level and the difference to the previous model.
+
+    Args:
+        metrics: content of metrics.json.
+        rows: rows of findings.csv.
+        comparison: comparison.csv; no rows without a previous model.
+    """
+    chance_levels = [prevalence(row) for row in rows if known(row["ap"])]
+    notes = {
+        "ap": f"chance level {sum(chance_levels) / len(chance_levels):.3f}" if chance_levels else "",
+        "auroc": "chance level 0.500",
+        "f1": "thresholds chosen on validation",
+    }
+    return [
+        Headline(
+            name=f"Macro {metric.upper()}",
+            value=number(metrics["macro"][metric]["value"]),
+            interval=interval(metrics["macro"][metric]["low"], metrics["macro"][metric]["high"]),
+            findings=pluralize(sum(known(row[metric]) for row in rows), "finding", "findings"),
+            note=note,
+            difference=difference,
+            previous=previous,
+        )
+        for metric, note in notes.items()
+        for difference, previous in [_previous(comparison, metric, metrics["test"]["rows"])]
+    ]
+
+
+def changed_parameters(params: ReportParams) -> Table:
+    """The parameters that differ from their defaults; options of losses that are not used are left out."""
+    changed = {
+        key: values
+        for key, values in differences(params).items()
+        if not (key.startswith("loss.") and key.count(".") > 1) or key.startswith(f"loss.{params.loss.name}.")
+    }
+    rows = [[Cell(key, "code"), Cell(old, "code"), Cell(new, "code")] for key, (old, new) in changed.items()]
+    return Table(
+        "Parameters that differ from the defaults", ("Parameter", "Default", "This run"), "lww", rows
+    )
+
+
+def _previous(comparison: pd.DataFrame, metric: str, images: int) -> tuple[str, str]:
+    """The difference to the previous model, and what it is the difference to."""
+    chosen = comparison[(comparison["metric"] == metric) & (comparison["level"] == "macro")]
+    if not len(chosen):
+        return "", ""
+    row = records(chosen)[0]
+    if not known(row["difference"]):
+        return "", "previous model: not comparable"
+    shared = "" if row["images"] == images else f" on the {int(row['images']):,} images that both scored"
+    return (
+        f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})",
+        f"to the previous model: {number(row['baseline_value'])}{shared}",
+    )
