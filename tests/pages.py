@@ -92,17 +92,27 @@ def commands(text: str) -> Iterator[list[str]]:
         ValueError: a quotation mark is not closed.
     """
     text = re.sub(r"<<'?(\w+)'?\n.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
+    begun = ""
     for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="();|&")
+        begun += line
+        lexer = shlex.shlex(begun, posix=True, punctuation_chars="();|&")
         lexer.whitespace_split = True
+        try:
+            words = [*lexer, ";"]
+        except ValueError:  # a quotation that ends on a later line
+            begun += "\n"
+            continue
+        begun = ""
         command: list[str] = []
-        for word in [*lexer, ";"]:
+        for word in words:
             if not word.strip("();|&"):
                 if command:
                     yield command
                 command = []
             elif command or not re.fullmatch(r"\w+=.*", word):
                 command.append(word)
+    if begun:
+        raise ValueError(f"a quotation mark is not closed: {begun}")
 
 
 def inline_commands(content: str) -> Iterator[list[str]]:

@@ -190,9 +190,9 @@ def test_a_command_that_does_not_exist_is_refused(line: str) -> None:
 
 
 def test_commands_of_a_block_are_read_as_a_shell_does() -> None:
-    text = "cd a && A=1 make run  # b\ncat > x <<'E'\nmake nothing\nE\ndvc exp run \\\n  -S 'a.b={c: 1}' | less\n"
+    text = "cd a && A=1 make run  # b\ncat > x <<'E'\nmake nothing\nE\ndvc exp run \\\n  -S 'a.b={c:\n1}' | less\n"
     assert list(commands(text)) == [
-        ["cd", "a"], ["make", "run"], ["cat", ">", "x"], ["dvc", "exp", "run", "-S", "a.b={c: 1}"], ["less"],
+        ["cd", "a"], ["make", "run"], ["cat", ">", "x"], ["dvc", "exp", "run", "-S", "a.b={c:\n1}"], ["less"],
     ]  # fmt: skip
 
 
