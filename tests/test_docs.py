@@ -1,6 +1,5 @@
 """The pages of docs/ agree with the code, and each is linked."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -66,14 +65,8 @@ def test_the_tables_of_the_sizing_page_are_those_of_its_script() -> None:
         assert table in page
 
 
-def test_the_runbook_names_commands_that_exist(run) -> None:
+def test_the_runbook_names_pages_and_keys_that_exist() -> None:
     page = (ROOT / "docs/runbook.md").read_text()
-    for module in set(re.findall(r"python -m ((?:flows|tasks|ral)[\w.]*)", page)) - {"ral.release"}:
-        assert importlib.util.find_spec(module), module
-    for words in sorted(set(re.findall(r"prefect ((?:[a-z-]+ )*[a-z-]+)(?=[ `])", page))):
-        if words.split()[0] in ("deploy", "deployment", "flow-run", "work-pool", "worker"):
-            command = words.split()[: 3 if words.startswith("deployment schedule") else 2]
-            run(sys.executable, "-m", "prefect", *command, "--help", cwd=ROOT)
     for named in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page):
         assert (ROOT / "docs" / named).exists(), named
     known = {key for key, _ in keys(FlowsEnvironment)}

@@ -52,10 +52,12 @@ flows refuse [code of your own](own_loss_or_network.md):
 Keys that allow a mapping, and sections that may be null, are set whole. DVC merges a mapping into the one that is
 there and refuses new keys in it, so set null first (not needed if the key is null already; null alone empties it):
 
-```
-dvc exp run -S model.options=null -S 'model.options={img_size: 224}'
+<!-- run: "Ran experiment(s)" -->
+```bash
+dvc exp run -S model.options=null -S 'model.options={drop_path_rate: 0.1}'
 dvc exp run -S 'train.classifier={epochs: 2, learning_rate: 1e-3}'
-dvc exp run -S data.source=table -S 'data.table={file: ours.csv, image_id: id, findings: {Effusion: effusion}}'
+dvc exp run -S data.source=table -S data.root=/data/ours -S split.method=stratified \\
+    -S 'data.table={file: ours.csv, image_id: id, findings: {Effusion: effusion}}'
 ```
 
 flows.compare and `changes` need no null: a mapping replaces the old one.
