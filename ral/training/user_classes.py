@@ -10,9 +10,6 @@ from pathlib import Path
 from ral.config.base import load
 from ral.config.params import Params
 from ral.errors import UserError
-from ral.losses import ClassCounts, build_loss
-from ral.models import build_model
-from ral.models.custom import check_network
 from ral.user_code import CUSTOM, is_class_path
 
 # Findings of the check; the training checks again, with those of the data.
@@ -26,6 +23,10 @@ def check_classes(params: Params) -> None:
         UserError: see `ral.losses.custom.build_custom`, `ral.models.custom.build_custom` and `check_network`.
     """
     import torch
+
+    from ral.losses import ClassCounts, build_loss
+    from ral.models import build_model
+    from ral.models.custom import check_network
 
     findings = len(params.data.findings) if params.data.findings else FINDINGS
     if params.loss.name == CUSTOM:
