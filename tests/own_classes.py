@@ -14,7 +14,7 @@ def page() -> str:
 
 def write_classes(project: Path) -> None:
     """Write the files that the page shows."""
-    files = re.findall(r"`(own/\w+\.py)`:\n\n```python\n(.*?)```", page(), re.S)
+    files = re.findall(r"<!-- file: (own/\w+\.py) -->\n```python\n(.*?)```", page(), re.S)
     assert [name for name, _ in files] == ["own/losses.py", "own/nets.py"]
     (project / "own").mkdir()
     for name, text in files:

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from flows.overrides import flatten, parse_word
 from flows.settings import FlowsEnvironment
 from ral.config.environment import keys
+from ral.config.keys import fixed_keys, owner, refusal, sections
 from ral.errors import UserError
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -118,9 +119,9 @@ def check_parameters(word: str) -> None:
     if word.startswith(("changes={", "grid={")):
         flatten(json.loads(word.partition("=")[2]))
     elif re.match(r"[a-z_]+(\.[a-z_]+)+=", word) and "…" not in word:
-        key, values = parse_word(word)
-        for value in values:
-            flatten({key: value})
+        key, _ = parse_word(word)
+        if key not in {*fixed_keys(), *sections()} and owner(key) is None:
+            raise UserError(refusal(key))
 
 
 def test_every_block_says_what_it_is_and_every_block_of_commands_is_tagged() -> None:

@@ -161,6 +161,7 @@ def clone(walk: Walk) -> None:
     write_phantom(nih, PhantomConfig(images=400, size=48, floor=0.009, seed=2))
     shipped.write("chexpert", walk.folder / "data/CheXpert-v1.0-small")
     shipped.write("cxr_lt_2024_task1", walk.folder / "data/mimic-cxr-jpg")
+    shipped.write("table", walk.folder / "data/hospital")
     write_own_table(walk.folder / "data/ours")
 
 
