@@ -239,7 +239,9 @@ def _peer_lost(error: RuntimeError) -> bool:
         "Socket closed",
         "recvValue failed",
     )
-    return any(message in str(error) for message in messages)
+    text = str(error)
+    # NCCL's errors about its arguments (two ranks on one GPU) are no rank's loss: they must be reported.
+    return any(message in text for message in messages) and "ncclInvalid" not in text
 
 
 if __name__ == "__main__":

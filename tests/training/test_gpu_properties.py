@@ -270,3 +270,18 @@ def test_without_a_compiler_training_is_eager_and_says_so(tmp_path: Path) -> Non
     assert done.stdout == "False\n", done.stderr
     assert "torch.compile does not work here" in done.stderr
     assert "training runs without it. Install gcc." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("NCCL error: remote process exited or there was a network error, ncclRemoteError", True),
+        ("NCCL error: invalid usage, ncclInvalidUsage. Duplicate GPU detected : rank 0 and rank 1", False),
+        ("[gloo] Connection closed by peer [127.0.0.1]:4711", True),
+        ("shape mismatch", False),
+    ],
+)
+def test_a_wrong_use_of_nccl_is_not_taken_for_a_lost_rank(message: str, lost: bool) -> None:
+    from ral.training.__main__ import _peer_lost
+
+    assert _peer_lost(RuntimeError(message)) is lost
