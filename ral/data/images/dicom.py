@@ -18,6 +18,7 @@ import numpy as np
 from ral.data.images.bad_image import BadImage, check_extent
 from ral.data.images.limits import MAX_BYTES
 from ral.errors import UserError
+from ral.extras import install_command
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -72,8 +73,7 @@ def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
         import pydicom
     except ImportError:
         raise UserError(
-            f"{name} is a DICOM file, but pydicom is not installed. Install it: pip install -c "
-            "constraints.txt -e '.[dicom]'"
+            f"{name} is a DICOM file, but pydicom is not installed. Install it: {install_command('dicom')}"
         ) from None
     from ral.data.images.dicom_display import display, display_colour
 
@@ -161,7 +161,7 @@ def _pixels(image: "Dataset", name: str) -> np.ndarray:
     if not decoder.is_available:
         raise UserError(
             f"{name} is compressed as {syntax.name}, but no decoder for it is installed. "
-            "Install one: pip install -c constraints.txt -e '.[dicom]'"
+            f"Install one: {install_command('dicom')}"
         )
     image.NumberOfFrames = 1
     # Unused bits may contain the padding value, so they are preserved.
