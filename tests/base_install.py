@@ -73,4 +73,6 @@ def install(python: Path, *what: str | Path) -> None:
 
 def own_environment() -> dict[str, str]:
     """Environment variables without those that lead Python to this checkout or pip to packages."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_", "RAL_"))}
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_", "RAL_"))
+    }

@@ -106,12 +106,13 @@ def test_the_doctor_finds_nothing_to_mend(run_base) -> None:
     lines = run_base("ral", "doctor").stdout.splitlines()
     assert any(line.split()[:2] == ["OK", "packages"] for line in lines)
     (train,) = [line for line in lines if " extra train " in line]
-    assert train.split(maxsplit=3) == ["OK", "extra", "train", "not installed, optional: pip install 'ral[train]'"]
+    assert train == f"{'OK':<8} {'extra train':<18} not installed, optional: pip install 'ral[train]'"
     assert not [line for line in lines if line.startswith("ERROR")]
 
 
 def test_what_needs_an_extra_or_a_project_folder_says_so(run_base) -> None:
     shown = run_base("ral", "release", "list", code=1).stderr
-    assert "needs the extra `pipeline` (gto is not installed). Install it: pip install 'ral[pipeline]'" in shown
+    assert "needs the extra `pipeline` (gto is not installed)" in shown
+    assert "pip install 'ral[pipeline]'" in shown
     for name in ("run", "compare"):
         assert "clone the repository" in run_base("ral", name, code=1).stderr

@@ -9,7 +9,7 @@ from ral.cli.commands import BROKEN_PIPE, COMMANDS, EXIT_CODES, FAILED, INTERRUP
 from ral.errors import REMEDIES, UserError, explain_os_error
 from ral.extras import explain_missing, extra_of
 
-ABOUT = "Long-tailed chest X-ray classification: use, release and train models. Research software, not a medical device."
+ABOUT = "Long-tailed chest X-ray classifiers: use, release and train them. Research software, not a medical device."
 
 
 def parser() -> argparse.ArgumentParser:

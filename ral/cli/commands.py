@@ -27,11 +27,19 @@ RELEASE = (
 )  # fmt: skip
 
 COMMANDS: Mapping[str, Command] = {
-    "release": Command("ral.release.__main__:main", "List, promote, roll back and use released models", RELEASE),
-    "config": Command("ral.cli.config:main", "Check params.yaml, or print its JSON schema", ("check", "schema")),
+    "release": Command(
+        "ral.release.__main__:main", "List, promote, roll back and use released models", RELEASE
+    ),
+    "config": Command(
+        "ral.cli.config:main", "Check params.yaml, or print its JSON schema", ("check", "schema")
+    ),
     "doctor": Command("ral.cli.doctor:main", "Check this machine and its packages"),
-    "run": Command("ral.cli.project:run", "Run the pipeline of the project folder (python -m flows.train_ral)"),
-    "compare": Command("ral.cli.project:compare", "Run and compare a grid of experiments (python -m flows.compare)"),
+    "run": Command(
+        "ral.cli.project:run", "Run the pipeline of the project folder (python -m flows.train_ral)"
+    ),
+    "compare": Command(
+        "ral.cli.project:compare", "Run and compare a grid of experiments (python -m flows.compare)"
+    ),
     "completion": Command("ral.cli.completion:main", "Print the completion script of a shell", ("bash",)),
 }
 

@@ -11,7 +11,9 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: the parameter file is invalid.
     """
-    parser = argparse.ArgumentParser(prog="ral config", description="Check params.yaml, or print its JSON schema.")
+    parser = argparse.ArgumentParser(
+        prog="ral config", description="Check params.yaml, or print its JSON schema."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     summary = "Check a parameter file and list the keys that differ from their defaults"
     check_parser = commands.add_parser("check", help=summary, description=summary)

@@ -86,8 +86,8 @@ def check_torch() -> Iterator[Result]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         yield Result("OK", "device", ", ".join(names))
-    elif (text := unused_gpu(torch.__version__, torch.version.cuda)) is not None:
-        yield Result("WARNING", "device", text)
+    elif (reason := unused_gpu(torch.__version__, torch.version.cuda)) is not None:
+        yield Result("WARNING", "device", reason)
     else:
         yield Result("OK", "device", f"CPU, {os.cpu_count()} cores; no NVIDIA GPU")
 
@@ -108,7 +108,9 @@ def check_extras(in_project: bool) -> Iterator[Result]:
         elif absent:
             yield Result("OK", subject, f"not installed, optional: {install_command(extra)}")
         elif (problem := import_problem(modules)) is not None:
-            text = f"cannot be imported: {problem}. Install it again: {install_command(extra)} --force-reinstall"
+            text = (
+                f"cannot be imported: {problem}. Install it again: {install_command(extra)} --force-reinstall"
+            )
             yield Result("ERROR" if needed else "WARNING", subject, text)
         else:
             yield Result("OK", subject, ", ".join(map(_with_version, modules)))
@@ -117,7 +119,9 @@ def check_extras(in_project: bool) -> Iterator[Result]:
 def import_problem(modules: Iterable[str]) -> str | None:
     """Import modules in a process of their own; returns the last line of what went wrong, or None."""
     script = f"import {', '.join(modules)}"
-    if "torchvision" in modules:  # beside a CPU build of torch it needs the operators that import_timm declares
+    if (
+        "torchvision" in modules
+    ):  # beside a CPU build of torch it needs the operators that import_timm declares
         script = f"from ral.models import import_timm; import_timm(); {script}"
     command = [sys.executable, "-c", script]
     env = os.environ | {name: str(int(off)) for name, (_, off) in TELEMETRY.items()}
@@ -160,7 +164,9 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Result]:
     total = shutil.disk_usage(folder).total
     if total < SMALL_SHARED_MEMORY:
         text = f"{folder} has {total / MB:.0f} MB, too little for several training processes. "
-        text += "In a container: docker run --shm-size=8g (compose: shm_size; Kubernetes: an emptyDir in memory)."
+        text += (
+            "In a container: docker run --shm-size=8g (compose: shm_size; Kubernetes: an emptyDir in memory)."
+        )
         yield Result("WARNING", "shared memory", text)
     else:
         yield Result("OK", "shared memory", f"{folder}: {total / GB:.1f} GB")
@@ -210,12 +216,16 @@ def check_folders(project: Path, in_project: bool) -> Iterator[Result]:
         yield Result("ERROR", "state folder", str(error))
         return
     state = environment.state_dir
-    yield from _writable("state folder", state, "Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder of your own")
+    yield from _writable(
+        "state folder", state, "Set RAL_STATE_DIR (or state_dir in ral.toml) to a folder of your own"
+    )
     champion = state / "champion"
     released = f"champion {champion.resolve().name}" if champion.is_dir() else "no champion"
     yield Result("OK", "released models", f"{released} in {state}")
     if not in_project:
-        yield Result("OK", "project folder", f"{project} is none; needed for `ral run` and `ral compare` only")
+        yield Result(
+            "OK", "project folder", f"{project} is none; needed for `ral run` and `ral compare` only"
+        )
         return
     yield from _writable("project folder", project, "Work in a folder of your own")
     try:

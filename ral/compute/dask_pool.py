@@ -170,9 +170,7 @@ def open_pool(target: DaskTarget) -> Iterator[Pool]:
     try:
         from distributed import Client
     except ImportError:
-        raise UserError(
-            f"Dask workers need an additional package: {install_command('cluster')}"
-        ) from None
+        raise UserError(f"Dask workers need an additional package: {install_command('cluster')}") from None
     with ExitStack() as stack:
         # Workers without a scheduler exit by themselves; they hold no state that could be lost.
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 3}))
@@ -208,9 +206,7 @@ def _slurm(target: DaskTarget) -> Any:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
-        raise UserError(
-            f"Dask on SLURM needs an additional package: {install_command('slurm')}"
-        ) from None
+        raise UserError(f"Dask on SLURM needs an additional package: {install_command('slurm')}") from None
     return SLURMCluster(
         cores=1,
         processes=1,

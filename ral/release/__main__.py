@@ -4,7 +4,8 @@
     ral release rollback --reason "misses pneumothorax since Monday"
     ral release predict data/prepared --out logits.parquet
 
-`python -m ral.release` is the same. The registry, the bundles and the ledger are in the state_dir of ral.toml (RAL_STATE_DIR). See docs/release.md.
+`python -m ral.release` is the same. The registry, the bundles and the ledger are in the state_dir of ral.toml
+(RAL_STATE_DIR). See docs/release.md.
 """
 
 import argparse

@@ -22,7 +22,18 @@ from ral.config.base import read_yaml
 from ral.config.keys import HEAD, SCHEMA, json_schema
 from ral.release.__main__ import parser as release_parser
 
-HEAVY = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "dask", "deepspeed", "great_expectations", "prefect", "dvc")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "dask",
+    "deepspeed",
+    "great_expectations",
+    "prefect",
+    "dvc",
+)
 
 
 def ral_command(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +59,9 @@ def test_help_is_one_screen_and_loads_nothing_heavy() -> None:
         assert re.search(rf"^  {name} +{re.escape(command.summary)}$", done.stdout, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("modules", ["ral", "ral.losses", "ral.models", "ral.evaluation.metrics", "ral.inference.score"])
+@pytest.mark.parametrize(
+    "modules", ["ral", "ral.losses", "ral.models", "ral.evaluation.metrics", "ral.inference.score"]
+)
 def test_importing_the_library_loads_no_extra(modules: str) -> None:
     extras = ("prefect", "dvc", "dask", "great_expectations", "deepspeed", "matplotlib", "gto")
     script = f"import sys, {modules}; sys.exit(str([m for m in {extras!r} if m in sys.modules] or '') or 0)"
@@ -104,7 +117,11 @@ def test_an_error_is_one_message_and_exits_with_1(tmp_path: Path) -> None:
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m ral.cli config schema | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.splitlines()[0] == "{"
     assert done.stderr == ""
@@ -122,7 +139,11 @@ def test_the_page_lists_every_command_and_exit_code() -> None:
 def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:
     (tmp_path / "gto.py").write_text("raise ModuleNotFoundError(\"No module named 'gto'\", name='gto')\n")
     done = ral_command(
-        "release", "list", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}", RAL_STATE_DIR=str(tmp_path / "state")
+        "release",
+        "list",
+        cwd=tmp_path,
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+        RAL_STATE_DIR=str(tmp_path / "state"),
     )
     assert done.returncode == 1
     assert done.stderr == (
@@ -145,7 +166,13 @@ def test_release_is_the_same_under_both_names(tmp_path: Path) -> None:
 def test_flows_run_in_a_project_folder_only(name: str, tmp_path: Path) -> None:
     done = ral_command(name, cwd=tmp_path)
     assert done.returncode == 1
-    for word in (f"error: `ral {name}` works in a project folder", str(tmp_path), "dvc.yaml", "clone", "make run"):
+    for word in (
+        f"error: `ral {name}` works in a project folder",
+        str(tmp_path),
+        "dvc.yaml",
+        "clone",
+        "make run",
+    ):
         assert word in done.stderr
     inside = ral_command(name, "--help")
     assert inside.returncode == 0, inside.stderr
@@ -166,8 +193,12 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def complete(*words: str) -> list[str]:
     """What bash offers after these words."""
-    script = 'eval "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _ral; printf "%s\\n" "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", script, "bash", bash(), *words], capture_output=True, text=True, check=True)
+    script = (
+        'eval "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _ral; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", bash(), *words], capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 
