@@ -1,7 +1,8 @@
 """New environments that have the base dependencies of the package and nothing else, made from those that run the tests.
 
 Each distribution's files are linked, so nothing is downloaded; pip then installs the package itself, and refuses to
-if a dependency is missing.
+if a dependency is missing. Never upgrade or uninstall anything in such an environment: the files are those of
+the tests' own environment.
 """
 
 import os

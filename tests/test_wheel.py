@@ -4,7 +4,10 @@
 """
 
 import json
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +119,31 @@ def test_what_needs_an_extra_or_a_project_folder_says_so(run_base) -> None:
     assert "pip install 'ral[pipeline]'" in shown
     for name in ("run", "compare"):
         assert "clone the repository" in run_base("ral", name, code=1).stderr
+
+
+# Tests that need no extra: parameters, losses, models, evaluation, decoding.
+WITHOUT_EXTRAS = (
+    "tests/config/test_config.py", "tests/data/images/test_decode.py", "tests/data/test_dataset.py", "tests/evaluation",
+    "tests/losses/test_losses.py", "tests/losses/test_reference.py", "tests/models",
+)  # fmt: skip
+
+
+def test_the_lower_bounds_are_enough(tmp_path: Path) -> None:
+    """The other end of the ranges, constraints.txt, is what all other tests run with."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    oldest = [re.sub(r">=([\d.]+)$", r"==\1", line) for line in base_requirements()]
+    assert all("==" in line for line in oldest)
+    index = ["--extra-index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", *index, *oldest, "pytest", "pytest-timeout"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode and re.search("connection|name resolution|timed out", done.stderr, re.IGNORECASE):
+        pytest.skip(f"the package index does not answer: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    tests = subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *WITHOUT_EXTRAS],
+        cwd=ROOT, env=own_environment() | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert tests.returncode == 0, tests.stdout[-5000:]
