@@ -139,6 +139,9 @@ def write_outputs(
             "size": dataset.metadata["size"],
             "pixel_mean": dataset.metadata["pixel_mean"],
             "pixel_deviation": dataset.metadata["pixel_deviation"],
+            # How images are prepared for this model, and what those of its training look like.
+            "preparation": dataset.metadata.get("preparation"),
+            "profile": dataset.metadata.get("profile"),
             "loss": params.loss.name,
             "weights": result.best_kind,
             "best_epoch": best_row["epoch"],

@@ -47,6 +47,9 @@ TAGS = (
     "PixelData",
 )
 
+# Tags that describe an image without its pixels; none of them identifies a person either.
+HEADER_TAGS = ("ViewPosition", "Rows", "Columns")
+
 DEFLATED = "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
 # Value representations with a length field of four bytes instead of two.
@@ -90,6 +93,39 @@ def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
             raise BadImage(
                 name, "cannot be decoded", " ".join(str(error).split()) or type(error).__name__
             ) from None
+
+
+def read_header(content: bytes, start: int, name: str) -> tuple[str, int, int]:
+    """View (PA, AP, LATERAL, …; "" if there is none), rows and columns of a DICOM image, without its pixels.
+
+    Args:
+        content: the file.
+        start: offset of its first element (`ral.data.images.decode.dicom_start`).
+        name: the image and its location, for the error.
+
+    Raises:
+        BadImage: the file is damaged.
+    """
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = pydicom.dcmread(
+                io.BytesIO(_normal_form(content, start, name)),
+                specific_tags=list(HEADER_TAGS),
+                stop_before_pixels=True,
+            )
+            view = str(image.get("ViewPosition") or "").strip().upper()
+            return _LATERAL.get(view, view), int(image.get("Rows") or 0), int(image.get("Columns") or 0)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  # pydicom raises arbitrary exceptions for damaged files
+            raise BadImage(name, "cannot be decoded", " ".join(str(error).split())) from None
+
+
+# Left and right lateral.
+_LATERAL = {"LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL"}
 
 
 def _normal_form(content: bytes, start: int, name: str) -> bytes:
