@@ -137,6 +137,8 @@ class ResultFile:
             if not self.complete:
                 self._flush()  # of an interrupted run, too
             self._file.close()
+            if not self.complete and not self.images:
+                self.partial.unlink()  # there is nothing to resume
 
     def remaining(self, images: Iterator[InputImage]) -> Iterator[InputImage]:
         """Those of the images that are not yet in the file."""
