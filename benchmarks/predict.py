@@ -127,7 +127,9 @@ def bare(archive: Path, model: Path) -> float:
 def child(archive: Path, model: Path, out: Path | None) -> None:
     """Run one of both, and print seconds, CPU seconds and peak memory."""
     import ral.inference.model  # noqa: F401  # the imports are not measured
+    from ral.models import import_timm
 
+    import_timm()
     cpu = time.process_time()
     if out is None:
         seconds = bare(archive, model)

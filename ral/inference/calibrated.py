@@ -91,23 +91,15 @@ def read_calibration(path: Path, findings: Sequence[str]) -> Calibration:
         ) from None
 
 
-def combine(calibrations: Sequence[Calibration], logits: Sequence[Array]) -> tuple[Array, Array]:
-    """Probabilities of several models: the mean of their calibrated logits; with one model, its own.
+def combine(scores: Sequence[Array]) -> Array:
+    """Combine the probabilities, or the thresholds, of several models: the mean of their calibrated logits.
 
-    The threshold of a combination is the mean of the models' thresholds on the same scale. It was not chosen on
-    validation images, unlike that of a single model.
+    With one model, they are its own. The threshold of a combination was not chosen on validation images, unlike that of
+    a single model. A threshold of 1 (predict none) of one model is one of the combination.
 
     Args:
-        calibrations: of the models, which have the same findings.
-        logits: raw logits [images, findings] of each model.
-
-    Returns:
-        Probabilities float64 [images, findings], NaN for a finding that a model has no map for; and thresholds
-        float64 [findings].
+        scores: of each model, float64 of equal shape; NaN for a finding without a map.
     """
-    if len(calibrations) == 1:
-        return calibrations[0].probabilities(logits[0]), calibrations[0].thresholds
-    scores = [item.probabilities(raw) for item, raw in zip(calibrations, logits, strict=True)]
-    # A threshold of 1 (predict none) is infinite as a logit, and stays it.
-    thresholds = np.mean([logit(item.thresholds) for item in calibrations], axis=0)
-    return expit(np.mean([logit(score) for score in scores], axis=0)), expit(thresholds)
+    if len(scores) == 1:
+        return scores[0]
+    return np.asarray(expit(np.mean([logit(score) for score in scores], axis=0)))

@@ -19,7 +19,7 @@ from ral.errors import UserError
 from ral.explain.saliency import choose_method, enlarge, grad_cam, rollout
 from ral.inference.images import InputImage, png, read_inputs
 from ral.inference.predict import open_predictor
-from ral.inference.results import to_frame, to_table
+from ral.inference.results import schema, to_frame, to_table
 from ral.inference.scoring import Predictor, exact_math, one_thread, prepare_image
 from ral.models import Network
 from ral.models.inputs import normalised
@@ -79,9 +79,10 @@ class Model:
         """
         single = isinstance(images, str | Path | np.ndarray | Image.Image)
         several: Iterable[ImageInput] = [images] if single else images  # type: ignore[assignment, list-item]
-        predicted = self._predictor.stream(_inputs(several))
-        tables = [to_table(part, self.findings, self.name, self.notice) for part in predicted]
-        return to_frame(tables, self.findings)
+        parts = list(self._predictor.stream(_inputs(several)))
+        return to_frame(
+            to_table(parts, self._predictor.labels()) if parts else schema(self.findings).empty_table()
+        )
 
     def logits(self, images: Tensor) -> Tensor:
         """Raw logits float32 [images, findings], on the CPU; their sigmoid is not a probability.

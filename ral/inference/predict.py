@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
     predictor = open_predictor(options.model, options.device, options.tta == "flip", options.workers)
     name, notice = predictor.name, predictor.notice
     unlike: dict[str, int] = {}
-    with ResultFile(options.out, predictor.findings, name, notice, options.resume) as results:
+    with ResultFile(options.out, predictor.labels(), options.resume) as results:
         if not results.complete:
             earlier = results.images
             with Progress("predicting", count_inputs(options.images), "images") as progress:

@@ -23,7 +23,7 @@ from ral.data.images.file_names import shown
 from ral.errors import UserError
 from ral.files import atomic_write
 from ral.inference.images import InputImage
-from ral.inference.scoring import Predicted
+from ral.inference.scoring import Labels, Predicted
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
 
@@ -43,36 +43,31 @@ def schema(findings: Sequence[str]) -> pa.Schema:
     return pa.schema([*fields, ("model", pa.string()), ("notice", pa.string())])
 
 
-def to_table(predicted: Predicted, findings: Sequence[str], model: str, notice: str) -> pa.Table:
-    """Results as a table of `schema`.
+def to_table(parts: Sequence[Predicted], labels: Labels) -> pa.Table:
+    """Results of one or more passes as a table of `schema`."""
+    probabilities = np.concatenate([part.probabilities for part in parts])
+    logits = np.concatenate([part.logits for part in parts])
+    decisions = probabilities >= labels.thresholds  # of NaN: masked below
+    missing, without_logit = np.isnan(probabilities), np.isnan(logits)
 
-    Args:
-        predicted: results of some images.
-        findings: in order.
-        model: name of the model, in every row.
-        notice: what must be shown with every result, in every row.
-    """
-    rows = len(predicted.names)
+    def text(name: str) -> pa.Array:
+        return pa.array(
+            [shown(value) or None for part in parts for value in getattr(part, name)], pa.string()
+        )
 
-    def text(values: Sequence[str]) -> pa.Array:
-        return pa.array([shown(value) or None for value in values], pa.string())
-
-    columns = [text(predicted.names), text(predicted.errors), text(predicted.warnings), text(predicted.views)]
-    for index in range(len(findings)):
-        scores = predicted.probabilities[:, index]
-        missing = np.isnan(scores)
+    columns = [text(name) for name in ("names", "errors", "warnings", "views")]
+    for index in range(len(labels.findings)):
         columns += [
-            pa.array(scores, pa.float64(), mask=missing),
-            pa.array(scores >= predicted.thresholds[index], pa.bool_(), mask=missing),
-            pa.array(predicted.logits[:, index], pa.float32(), mask=np.isnan(predicted.logits[:, index])),
+            pa.array(probabilities[:, index], pa.float64(), mask=missing[:, index]),
+            pa.array(decisions[:, index], pa.bool_(), mask=missing[:, index]),
+            pa.array(logits[:, index], pa.float32(), mask=without_logit[:, index]),
         ]
-    columns += [pa.array([model] * rows, pa.string()), pa.array([notice] * rows, pa.string())]
-    return pa.Table.from_arrays(columns, schema=schema(findings))
+    columns += [pa.array([value] * len(logits), pa.string()) for value in (labels.model, labels.notice)]
+    return pa.Table.from_arrays(columns, schema=schema(labels.findings))
 
 
-def to_frame(tables: Sequence[pa.Table], findings: Sequence[str]) -> pd.DataFrame:
+def to_frame(table: pa.Table) -> pd.DataFrame:
     """The same as a data frame: decisions are nullable booleans, missing texts are ""."""
-    table = pa.concat_tables([schema(findings).empty_table(), *tables])
     frame = table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
     texts = ["error", "warning", "view"]
     frame[texts] = frame[texts].fillna("")
@@ -84,9 +79,7 @@ class ResultFile:
 
     Args:
         path: file to write; its ending gives the format.
-        findings: of the model, in order.
-        model: name of the model with the options that change results.
-        notice: what must be shown with every result.
+        labels: of the predictor.
         resume: whether to continue what an interrupted run wrote.
 
     Attributes:
@@ -98,15 +91,15 @@ class ResultFile:
         UserError: an unknown ending; results of an interrupted run without `resume`; results of another model.
     """
 
-    def __init__(self, path: Path, findings: Sequence[str], model: str, notice: str, resume: bool) -> None:
+    def __init__(self, path: Path, labels: Labels, resume: bool) -> None:
         if path.suffix.lower() not in ENDINGS:
             raise UserError(
                 f"{path}: the results are written as {', '.join(ENDINGS)}. Choose one of these endings."
             )
         self.path, self.partial = path, path.with_name(path.name + ".partial")
-        self._findings, self._model, self._notice = findings, model, notice
+        self._labels = labels
         self._json = path.suffix.lower() == ".jsonl"
-        self._schema = schema(findings)
+        self._schema = schema(labels.findings)
         self._done: Counter[bytes] = Counter()
         self.images = self.bad = 0
         self.complete = False
@@ -124,7 +117,7 @@ class ResultFile:
         if not self.complete and not self._json and self._file.tell() == 0:
             self._file.write(_csv(self._schema.empty_table(), header=True))
             self._file.flush()
-        self._tables: list[pa.Table] = []
+        self._waiting: list[Predicted] = []
         self._flushed = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -151,10 +144,10 @@ class ResultFile:
 
     def write(self, predicted: Predicted) -> None:
         """Add results."""
-        self._tables.append(to_table(predicted, self._findings, self._model, self._notice))
+        self._waiting.append(predicted)
         self.images += len(predicted.names)
         self.bad += sum(map(bool, predicted.errors))
-        waiting = sum(len(table) for table in self._tables)
+        waiting = sum(len(part.names) for part in self._waiting)
         if waiting >= FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush()
 
@@ -171,11 +164,11 @@ class ResultFile:
             self.partial.replace(self.path)
 
     def _flush(self) -> None:
-        if self._tables:
-            table = pa.concat_tables(self._tables)
+        if self._waiting:
+            table = to_table(self._waiting, self._labels)
             self._file.write(_json_lines(table) if self._json else _csv(table))
             self._file.flush()
-        self._tables, self._flushed = [], time.monotonic()
+        self._waiting, self._flushed = [], time.monotonic()
 
     def _read_partial(self) -> None:
         _cut_last_line(self.partial)
@@ -194,9 +187,10 @@ class ResultFile:
     def _check(self, rows: Iterator[tuple[str, str | None, str]]) -> None:
         """Count the rows (image, error, model) of an earlier run, which must be of this model."""
         for name, error, model in rows:
-            if model != self._model:
+            if model != self._labels.model:
                 raise UserError(
-                    f"{self.path} has results of {model}, but this run uses {self._model}. Choose another output."
+                    f"{self.path} has results of {model}, but this run uses {self._labels.model}. Choose another "
+                    "output."
                 )
             self._done[_key(name)] += 1
             self.images += 1

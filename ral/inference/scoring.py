@@ -38,7 +38,7 @@ MAX_WORKERS = 16
 
 @dataclass(frozen=True)
 class Predicted:
-    """Results of the images of one pass, in the order of the stream."""
+    """Results of the images of one pass or of several, in the order of the stream."""
 
     names: list[str]
     errors: list[str]
@@ -51,8 +51,18 @@ class Predicted:
     """[images, findings]; NaN without a result, or without a calibration map."""
     logits: NDArray[np.float32]
     """Raw [images, findings]; NaN without a result, and for several models, which have no common scale."""
+
+
+class Labels(NamedTuple):
+    """What a table of results needs besides the numbers."""
+
+    findings: tuple[str, ...]
     thresholds: NDArray[np.float64]
     """Of the probabilities [findings]."""
+    model: str
+    """Name of the model, in every row."""
+    notice: str
+    """What must be shown with every result, in every row."""
 
 
 class _Prepared(NamedTuple):
@@ -99,6 +109,11 @@ class Predictor:
         for model in models:
             model.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._gpu = threading.Lock()
+        self.thresholds = combine([model.calibration.thresholds for model in models])
+
+    def labels(self) -> "Labels":
+        """What a table of results needs besides the numbers."""
+        return Labels(self.findings, self.thresholds, self.name, self.notice)
 
     @property
     def name(self) -> str:
@@ -177,9 +192,6 @@ class Predictor:
         shape = len(images), len(self.findings)
         probabilities, logits = np.full(shape, np.nan), np.full(shape, np.nan, np.float32)
         warnings = [""] * len(images)
-        thresholds = combine(
-            [m.calibration for m in self.models], [np.empty((0, shape[1]))] * len(self.models)
-        )[1]
         if good:
             raw = []
             for index, model in enumerate(self.models):
@@ -190,13 +202,13 @@ class Predictor:
                         good, compare(pixels, [first[i] for i in good], model.profile), strict=True
                     ):
                         warnings[row] = text
-            probabilities[good], _ = combine([model.calibration for model in self.models], raw)
+            probabilities[good] = combine(
+                [model.calibration.probabilities(part) for model, part in zip(self.models, raw, strict=True)]
+            )
             if len(raw) == 1:
                 logits[good] = raw[0]
         views = [image.view or item.view for image, item in zip(images, first, strict=True)]
-        return Predicted(
-            [image.name for image in images], errors, warnings, views, probabilities, logits, thresholds
-        )
+        return Predicted([image.name for image in images], errors, warnings, views, probabilities, logits)
 
 
 def prepare_image(image: InputImage, preparation: Preparation) -> _Prepared:
