@@ -66,6 +66,7 @@ def test_sections_and_what_they_must_say(real: str) -> None:
         "Flagged gaps:",
         "| Sex: F | 80 (40.0 %) | 80 (40.0 %) | 80 (40.0 %) |",
         "docs/reporting_checklist.md",
+        'model = ral.load_model("MODEL")',
         "| Effusion | 0.3217 | 31 | 17 | 9 | 1,143 | 0.775 (0.600–0.900) |",
     ):
         assert sentence in real, sentence
