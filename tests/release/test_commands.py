@@ -47,6 +47,7 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         (folder / name).write_text(name)
     none = {"value": None, "low": None, "high": None}
     write_json(folder / "reports/metrics.json", {"macro": {"ap": none, "auroc": none}})
+    write_json(folder / "reports/calibration.json", {})
     write_json(folder / "data/manifest.json", {"files": {}})
     write_json(
         folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
