@@ -18,7 +18,7 @@ LAYERS = (
     {"inference"},
     {"training", "evaluation", "explain"},
     {"reporting", "release"},
-    {"tasks"},
+    {"tasks", "export"},
     {"flows"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -57,7 +57,6 @@ def _front(inputs: Inputs) -> str:
     content: dict[str, Any] = {
         "license": "other",
         "license_name": "unknown",
-        "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": [*tags, *(["phantom"] if inputs.phantom else [])],
     }

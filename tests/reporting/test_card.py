@@ -32,7 +32,7 @@ def test_front_matter(real: str) -> None:
     front, _ = split(real)
     assert front["license"] == "other"
     assert front["license_name"] == "unknown"
-    assert front["library_name"] == "timm"
+    assert "library_name" not in front  # timm opens exports only
     assert "not-a-medical-device" in front["tags"]
     assert "phantom" not in front["tags"]
     result = front["model-index"][0]["results"][0]
