@@ -258,6 +258,22 @@ def test_export_that_differs_is_refused(project: Project) -> None:
             check.largest_difference(network, wrong, images)
 
 
+@needs_onnx
+def test_weights_beside_a_large_onnx_model(
+    project: Project, tmp_path: Path, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ral.export.onnx_model._ONE_PIECE", 0)
+    folder = project()
+    out = export("onnx", folder, tmp_path / "out")
+    assert (out / "model.onnx.data").stat().st_size > (out / "model.onnx").stat().st_size
+    opened = load_export(out)
+    logits = opened.logits(normalised(pixels, opened.metadata))
+    assert (logits - expected(folder, pixels)).abs().max() <= check.TOLERANCE
+    (out / "model.onnx.data").unlink()
+    with pytest.raises(Exception, match=r"model\.onnx\.data is missing"):
+        load_export(out)
+
+
 def test_without_the_extra(
     project: Project, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
