@@ -47,7 +47,7 @@ lint: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) -e '.[pipeline]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed

@@ -22,12 +22,12 @@ class Progress:
 
     Args:
         what: what is being done, such as "reading images".
-        total: how much there is to do, in `unit`s.
+        total: how much there is to do, in `unit`s; None if that is not known.
         unit: what is counted, such as "images" or "B" (bytes are shown in MB).
         stream: where to show it; standard error by default.
     """
 
-    def __init__(self, what: str, total: int, unit: str, stream: TextIO | None = None) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._what, self._total, self._unit = what, total, unit
         self._done = 0
@@ -75,10 +75,13 @@ class Progress:
         self._lines += 1
         elapsed = max(self._last_line - self._started, 1e-9)
         rate = self._done / elapsed
-        left = (self._total - self._done) / rate if rate else float("inf")
         scale, unit = (1e6, "MB") if self._unit == "B" else (1, self._unit)
-        share = 100 * self._done / self._total if self._total else 100
         tail = f", {self._note}" if self._note else ""
+        if self._total is None:
+            logger.info(f"{self._what}: {self._done / scale:,.0f} {unit}, {rate / scale:,.1f} {unit}/s{tail}")
+            return
+        left = (self._total - self._done) / rate if rate else float("inf")
+        share = 100 * self._done / self._total if self._total else 100
         progress = {"done": self._done, "total": self._total, "unit": self._unit}
         logger.info(
             f"{self._what}: {share:.0f} % ({self._done / scale:,.0f} of {self._total / scale:,.0f} {unit}), "

@@ -16,7 +16,11 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from base_install import base_requirements, install, new_environment
+from conftest import ROOT, copy_project
+
+from ral.errors import UserError
+from ral.extras import EXTRAS, PIPELINE, extra_of, missing, require
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OWN = ("ral", "tasks", "flows", "benchmarks", "tests", "docs")
@@ -71,6 +75,42 @@ def test_what_is_imported_is_declared(package: str) -> None:
         assert owners & allowed, f"{path} imports {module}: declare {' or '.join(owners)} in pyproject.toml"
 
 
+def test_the_extras_are_those_of_the_package() -> None:
+    """`ral.extras` has the modules that each extra adds; kubernetes, bench and dev are not for the package's users."""
+    distributions = packages_distributions()
+    own = set(PROJECT["optional-dependencies"]) - {"all", "bench", "dev", "kubernetes"}
+    assert {name for name in own if PROJECT["optional-dependencies"][name]} == set(EXTRAS)
+    for extra, modules in EXTRAS.items():
+        owners = {normal(owner) for module in modules for owner in distributions[module]}
+        lines = [line for line in PROJECT["optional-dependencies"][extra] if not line.startswith("ral[")]
+        # distributed is an extra of its own, and torch is a dependency, which `pipeline` pins.
+        assert owners == required(lines) - {"torch"} - ({"distributed"} if extra == "slurm" else set()), extra
+    includes = re.match(r"ral\[(.*)\]$", PROJECT["optional-dependencies"]["pipeline"][0])[1].split(",")
+    assert set(PIPELINE) == {"pipeline", *includes}
+    assert declared(*own) == declared("all")
+
+
+def test_the_base_package_needs_no_extra() -> None:
+    """What the extras bring is not among the dependencies, but for the pin of torch."""
+    assert declared(*EXTRAS) & required(PROJECT["dependencies"]) == {"torch"}
+
+
+def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    require("dicom", "reading DICOM")
+    assert (extra_of("gto.api"), extra_of("dask.array"), extra_of("json")) == ("pipeline", "data", None)
+    monkeypatch.setitem(sys.modules, "gdcm", None)
+    assert missing("dicom", "data") == ["gdcm"]
+    with pytest.raises(UserError) as caught:
+        require("dicom", "`ral predict` on DICOM images")
+    assert str(caught.value) == (
+        "`ral predict` on DICOM images needs the extra `dicom` (gdcm is not installed). "
+        "Install it: pip install -c constraints.txt -e '.[dicom]'"
+    )
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match=r"needs the extra `pipeline`.*deepspeed is not installed"):
+        require("pipeline", "`ral run`")
+
+
 def pins() -> dict[str, str]:
     """Package -> version of constraints.txt."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
@@ -99,6 +139,27 @@ def test_make_takes_the_pins_and_an_index_for_torch_only_if_there_is_one() -> No
         assert not [word for word in command if "index" in word]
     for command in commands("TORCH_INDEX=https://example.org/cpu"):
         assert command[command.index("--extra-index-url") + 1] == "https://example.org/cpu"
+
+
+def test_make_installs_what_the_pipeline_uses() -> None:
+    pipeline, developers = commands()
+    assert pipeline[-2:] == ["-e", "'.[pipeline]'"]
+    assert developers[-2:] == ["-e", "'.[dev]'"]
+    assert declared("pipeline") <= declared("dev")
+
+
+def test_an_editable_install_finds_stages_and_flows_from_any_folder(tmp_path: Path) -> None:
+    """Workers start in folders of their own; only the project's folder has tasks and flows."""
+    project = copy_project(tmp_path / "project")
+    python = new_environment(tmp_path / "venv", [*base_requirements(), "setuptools"])
+    install(python, "-e", project)
+    script = "import ral, tasks.step, importlib.util as u; print(ral.__file__, u.find_spec('flows.train_ral').origin)"
+    found = subprocess.run(
+        [python, "-c", script], cwd="/", env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == [str(project / "ral/__init__.py"), str(project / "flows/train_ral.py")]
+    assert (python.parent / "ral").is_file()
 
 
 def interpreter(version: str) -> str:
@@ -155,7 +216,7 @@ def resolve(pip: list[str], folder: Path, extra: str, *options: str) -> dict[str
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("extra", ["", "[dev]", "[kubernetes]"])
+@pytest.mark.parametrize("extra", ["", "[pipeline]", "[dev]", "[kubernetes]"])
 def test_pins_resolve_from_plain_pypi_and_leave_nothing_open(
     pip: list[str], tmp_path: Path, extra: str
 ) -> None:

@@ -3,9 +3,7 @@
 import email
 import hashlib
 import re
-import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -29,23 +27,6 @@ def test_the_licence_is_the_official_text_with_our_name() -> None:
     assert hashlib.sha256(official.encode()).hexdigest() == APACHE_2_0
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the project, built from a copy since the build writes beside its sources."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(ROOT / name, source)
-    for package in ("ral", "tasks", "flows"):
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--quiet", "-w", out],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (path,) = out.glob("*.whl")
-    return path
-
-
 def test_a_wheel_has_the_licence_the_types_and_the_files_beside_the_code(wheel: Path) -> None:
     info = f"ral-{PROJECT['version']}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
@@ -56,11 +37,11 @@ def test_a_wheel_has_the_licence_the_types_and_the_files_beside_the_code(wheel: 
     assert metadata.get_all("License-File") == ["LICENSE"]
     # An old classifier of a licence beside the expression is refused by PyPI.
     assert not [line for line in metadata.get_all("Classifier") if line.startswith("License ::")]
-    files = subprocess.run(
-        ["git", "ls-files", "ral", "tasks", "flows"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    files = subprocess.run(["git", "ls-files", "ral"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(files.stdout.split()) <= names
     assert "ral/py.typed" in names
+    # Stages and flows belong to a project folder.
+    assert {name.split("/")[0] for name in names} == {"ral", info}
 
 
 def test_the_citation_has_what_its_format_requires() -> None:

@@ -29,7 +29,7 @@ PHRASES = (
 
 # Where an old name must stand: maps from old to new names, and messages about files of earlier versions.
 MAPS = {
-    "ral/config/base.py", "ral/release/bundle.py", "ral/data/baseline.py", "tests/same_outputs.py", "tests/test_retired_words.py",
+    "ral/config/base.py", "ral/inference/bundle.py", "ral/data/baseline.py", "tests/same_outputs.py", "tests/test_retired_words.py",
     "tests/config/test_config.py", "tests/release/test_registry.py", "tests/data/test_baseline.py", "CHANGELOG.md",
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ import dask
 
 from ral.config.dask import DaskTarget
 from ral.errors import UserError
+from ral.extras import install_command
 from ral.processes import die_with_parent
 
 Report = Callable[[int], None]
@@ -169,9 +170,7 @@ def open_pool(target: DaskTarget) -> Iterator[Pool]:
     try:
         from distributed import Client
     except ImportError:
-        raise UserError(
-            "Dask workers need an additional package: pip install -c constraints.txt -e '.[cluster]'"
-        ) from None
+        raise UserError(f"Dask workers need an additional package: {install_command('cluster')}") from None
     with ExitStack() as stack:
         # Workers without a scheduler exit by themselves; they hold no state that could be lost.
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 3}))
@@ -207,9 +206,7 @@ def _slurm(target: DaskTarget) -> Any:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
-        raise UserError(
-            "Dask on SLURM needs an additional package: pip install -c constraints.txt -e '.[slurm]'"
-        ) from None
+        raise UserError(f"Dask on SLURM needs an additional package: {install_command('slurm')}") from None
     return SLURMCluster(
         cores=1,
         processes=1,

@@ -18,7 +18,11 @@ from ruamel.yaml import YAML
 from ral.config.base import RENAMED, Section
 from ral.config.params import Params, ReportParams
 
-HEAD = """\
+# The committed JSON schema, relative to params.yaml; editors with a YAML language server read the first line.
+SCHEMA = "docs/params.schema.json"
+
+HEAD = f"""\
+# yaml-language-server: $schema={SCHEMA}
 # All parameters of the pipeline, in full in docs/parameters.md. `python -m ral.config` checks this file;
 # `python -m ral.config --params` prints it with all keys and comments.
 """
@@ -116,6 +120,17 @@ def layout(content: Mapping[str, Any]) -> str:
     for name, field in Params.model_fields.items():
         blocks.append("\n".join(_lines(name, field, content.get(name), "")))
     return "\n\n".join([HEAD.rstrip("\n"), *blocks]) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of params.yaml: keys, types, limits, documentation. Checks across keys are not part of it."""
+    schema = Params.model_json_schema()
+    for definition in (schema, *schema["$defs"].values()):
+        for part in definition.get("properties", {}).values():
+            if part.get("type") == "object":  # keys of the user's choice: null is the empty mapping
+                part["type"] = ["object", "null"]
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return head | schema | {"title": "params.yaml of ral"}
 
 
 def _lines(name: str, field: FieldInfo, value: Any, indent: str) -> list[str]:

@@ -103,9 +103,8 @@ def prepare(
         excluded = pd.concat([excluded, bad.assign(reason=packed.explained)])
     excluded.to_parquet(out / "quarantine.parquet", index=False, compression=None)
     write_json(out / "class_counts.json", counts)
-    mean, deviation = pixel_statistics(
-        packed.sums[(included["split"] == "train").to_numpy()], params.preprocess.size
-    )
+    train_sums = packed.sums[(included["split"] == "train").to_numpy()]
+    mean, deviation = pixel_statistics(train_sums, params.preprocess.size)
     write_json(
         out / "dataset.json",
         {
@@ -130,6 +129,8 @@ def prepare(
             "size": params.preprocess.size,
             "pixel_mean": mean,
             "pixel_deviation": deviation,
+            "preparation": params.preprocess.model_dump(include={"size", "fit", "range"}),
+            "profile": training_profile(out / "studies.parquet", train_sums, params.preprocess.size),
             "split": {
                 name: {
                     "images": counts[name]["images"],
@@ -140,6 +141,37 @@ def prepare(
             "shards": packed.shards,
         },
     )
+
+
+# Quantiles of a profile: 1 % of the training images are outside.
+PROFILE_QUANTILES = (0.005, 0.995)
+
+
+def training_profile(studies: Path, sums: np.ndarray, size: int) -> dict[str, Any]:
+    """What the training images look like, against which images are compared that the model is used on.
+
+    Args:
+        studies: studies.parquet.
+        sums: int64 [training images, 2], sum of the pixels and of their squares.
+        size: height and width of an image.
+
+    Returns:
+        views: training images by view; image_mean and image_deviation: the quantiles `PROFILE_QUANTILES` of the mean
+        and the standard deviation of the pixels of an image, in gray levels.
+    """
+    table = pd.read_parquet(studies, columns=["view", "split"])
+    views = table.loc[table["split"] == "train", "view"].astype(str).value_counts().sort_index()
+    mean = sums[:, 0] / size**2
+    deviation = np.sqrt(np.maximum(sums[:, 1] / size**2 - mean**2, 0))
+
+    def ends(values: np.ndarray) -> list[float]:
+        return [round(float(value), 3) for value in np.quantile(values, PROFILE_QUANTILES)]
+
+    return {
+        "views": {view: int(count) for view, count in views.items()},
+        "image_mean": ends(mean),
+        "image_deviation": ends(deviation),
+    }
 
 
 def find_inverted(included: pd.DataFrame, packing: pd.DataFrame, root: Path, choice: str) -> np.ndarray:

@@ -13,8 +13,8 @@ from ral.data.dataset import Dataset
 from ral.explain.saliency import Choice, choose_method, enlarge, grad_cam, rollout
 from ral.explain.select import KINDS, SelectedImage, Selection
 from ral.files import write_json
-from ral.inference.score import normalised
 from ral.models import Network
+from ral.models.inputs import normalised
 
 NOTICE = "research software, not a medical device"
 

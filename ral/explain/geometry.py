@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ral.data.dataset import Dataset
 from ral.explain.features import NoMapError, feature_map, pooled
 from ral.explain.gallery import NOTICE
-from ral.inference.score import normalised
 from ral.models import Network, classifier
 from ral.models.heads import CSRA
+from ral.models.inputs import normalised
 
 Array = NDArray[Any]
 

@@ -14,35 +14,13 @@ from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import Prefetcher, gather
 from ral.labels import patient_counts
+from ral.models.inputs import channels_last, normalised
 
 logger = logging.getLogger(__name__)
 
 # Images per forward pass: at most BATCH, and at most PIXELS pixels, for the memory of the activations (ConvNeXt-B in
 # float32 needs 12 GB for 2**25 pixels). It affects results only by rounding.
 BATCH, PIXELS = 512, 2**25
-
-
-def normalised(pixels: Tensor, metadata: dict[str, Any]) -> Tensor:
-    """uint8 [images, size, size] to float32 [images, 1, size, size], standardised by the training images'
-    mean and SD.
-    """
-    # Convert first: torch's mixed uint8 and float arithmetic is seven times slower on a CPU, with identical
-    # results.
-    images = pixels.unsqueeze(1).to(torch.float32)
-    return images.sub_(metadata["pixel_mean"]).div_(metadata["pixel_deviation"])
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Images [batch, channels, height, width] in channels_last memory format.
-
-    Images of one channel are in both formats at once; convolutions take them for the default one unless the strides
-    say otherwise.
-    """
-    images = images.contiguous(memory_format=torch.channels_last)
-    if images.shape[1] > 1:
-        return images
-    *_, height, width = images.shape
-    return images.as_strided(images.shape, (height * width, 1, width, 1))
 
 
 def images_per_pass(size: int) -> int:
@@ -82,26 +60,43 @@ def score_images(
     parts = [torch.empty((0, len(metadata["findings"])), device=device)]
     with Prefetcher(batches) as prefetched, torch.no_grad():
         for pixels in prefetched:
-            done = 0
-            while done < len(pixels):
-                part = pixels[done : done + count]
-                try:
-                    logits = _logits(
-                        network, part.to(device, non_blocking=True), metadata, count if pad else 0
-                    )
-                except torch.OutOfMemoryError:
-                    logits = None
-                if logits is not None:
-                    parts.append(logits)
-                    done += len(part)
-                    continue
-                if count == 1:
-                    raise UserError(f"Out of memory on {device} when scoring a single image.", kind="memory")
-                count = max(1, min(count, len(part)) // 2)
-                logger.warning("Out of memory on %s: scoring %d images at a time.", device, count)
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
+            scored, count = score_pixels(network, pixels, metadata, device, count, pad)
+            parts += scored
     return torch.cat(parts).cpu().numpy()
+
+
+def score_pixels(
+    network: nn.Module, pixels: Tensor, metadata: dict[str, Any], device: torch.device, count: int, pad: bool
+) -> tuple[list[Tensor], int]:
+    """Raw logits of pixels uint8 [images, size, size], `count` images per pass, fewer if memory runs out.
+
+    Gradients must be disabled. Arguments are those of `score_images`.
+
+    Returns:
+        Logits float32 on the device, a tensor for each pass; and the number of images per pass that fits.
+
+    Raises:
+        UserError: memory does not suffice for one image.
+    """
+    parts: list[Tensor] = []
+    done = 0
+    while done < len(pixels):
+        part = pixels[done : done + count]
+        try:
+            moved = part.to(device, non_blocking=True)
+            parts.append(_logits(network, moved, metadata, count if pad else 0))
+        except torch.OutOfMemoryError:
+            pass
+        else:
+            done += len(part)
+            continue
+        if count == 1:
+            raise UserError(f"Out of memory on {device} when scoring a single image.", kind="memory")
+        count = max(1, min(count, len(part)) // 2)
+        logger.warning("Out of memory on %s: scoring %d images at a time.", device, count)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return parts, count
 
 
 def _logits(network: nn.Module, pixels: Tensor, metadata: dict[str, Any], padded: int) -> Tensor:

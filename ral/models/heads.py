@@ -109,7 +109,7 @@ class MLDecoder(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Logits [batch, findings] from features [batch, positions, features]."""
         memory = functional.relu(self.embed(positions))
-        queries = self.queries.expand(len(memory), -1, -1)
+        queries = self.queries.expand(memory.shape[0], -1, -1)  # len() would fix the batch size of an export
         # The authors' code drops self-attention but keeps its residual connection and norm.
         queries = self.query_norm(queries + self.dropout(queries))
         attended, _ = self.attention(queries, memory, memory, need_weights=False)

@@ -1,10 +1,11 @@
 """Manage releases: list, promote, roll back and use registered models. Research software, not a medical device.
 
-    python -m ral.release list
-    python -m ral.release rollback --reason "misses pneumothorax since Monday"
-    python -m ral.release predict data/prepared --out logits.parquet
+    ral release list
+    ral release rollback --reason "misses pneumothorax since Monday"
+    ral release predict data/prepared --out logits.parquet
 
-The registry, the bundles and the ledger are in the state_dir of ral.toml (RAL_STATE_DIR). See docs/release.md.
+`python -m ral.release` is the same. The registry, the bundles and the ledger are in the state_dir of ral.toml
+(RAL_STATE_DIR). See docs/release.md.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from ral.errors import REMEDIES, UserError, explain_os_error
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     main_parser = argparse.ArgumentParser(
-        prog="python -m ral.release",
+        prog="ral release",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -106,27 +107,35 @@ def person() -> str:
         return f"user {os.getuid()}"
 
 
-def main() -> None:
-    """Run the command."""
-    options = parser().parse_args()
-    try:
-        from ral.config.environment import check_state_dir, load_environment
-        from ral.release import commands
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code.
 
-        if options.state is None:
-            options.state = load_environment().state_dir
-        options.state = options.state.absolute()
-        check_state_dir(options.state)
-        if getattr(options, "by", "") is None:
-            options.by = person()
-        getattr(commands, "do_" + options.command.replace("-", "_"))(options)
+    Args:
+        arguments: what follows `ral release`; None: those of this process.
+
+    Raises:
+        UserError: the subcommand cannot be carried out.
+    """
+    options = parser().parse_args(arguments)
+    from ral.config.environment import check_state_dir, load_environment
+    from ral.release import commands
+
+    if options.state is None:
+        options.state = load_environment().state_dir
+    options.state = options.state.absolute()
+    check_state_dir(options.state)
+    if getattr(options, "by", "") is None:
+        options.by = person()
+    getattr(commands, "do_" + options.command.replace("-", "_"))(options)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
         sys.exit(f"error: {explain_os_error(error)}")
-
-
-if __name__ == "__main__":
-    main()

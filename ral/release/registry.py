@@ -21,6 +21,7 @@ from ral.release.durable import atomic_symlink, clear_git_locks, flush, flush_tr
 from ral.release.ledger import Ledger
 
 ARTIFACT = "ral"
+BRANCH = "nightly"
 CHAMPION, ARCHIVED = "champion", "archived"
 EMAIL = "ral@localhost"
 
@@ -75,7 +76,8 @@ class Registry:
         self._lock = state_dir / LOCK
         with locked(self._lock):
             if not (self.repository / "HEAD").is_file():
-                _git("init", "--quiet", "--bare", str(self.repository))
+                # The branch of the nightly runs. DVC cannot read a repository whose default branch does not exist.
+                _git("init", "--quiet", "--bare", "--initial-branch", BRANCH, str(self.repository))
             clear_git_locks(self.repository)
 
     def releases(self) -> list[Release]:

@@ -23,6 +23,14 @@ _PLAIN = re.compile(r"(?:[^\W_]|[ .,:;%()+–-])*")
 _TITLE = "TITLE-OF-THE-CARD"
 
 
+# MODEL: the folder of the release, or of the project.
+_USE = """```python
+import ral
+model = ral.load_model("MODEL")  # folder of the release, or of the project after a run
+table = model.predict(["image.png", "scan.dcm"])  # per finding: calibrated probability, decision, raw logit
+```"""
+
+
 def card(inputs: Inputs) -> str:
     """Render the model card as Markdown; the same inputs give the same bytes."""
     rows = tables.records(inputs.findings)
@@ -57,7 +65,6 @@ def _front(inputs: Inputs) -> str:
     content: dict[str, Any] = {
         "license": "other",
         "license_name": "unknown",
-        "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": [*tags, *(["phantom"] if inputs.phantom else [])],
     }
@@ -106,7 +113,8 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             f"{pluralize(len(inputs.model['findings']), 'finding', 'findings')}, multi-label. "
             "The outputs are raw logits; their sigmoid is not a probability. Calibrated scores require the "
             "calibration maps in "
-            "calibration.json.",
+            "calibration.json, which `predict` applies:",
+            _USE,
             _table(tables.model(inputs.model, len(inputs.history))),
         ],
         "Intended use": [

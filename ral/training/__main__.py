@@ -151,6 +151,9 @@ def write_outputs(
             "pixel_deviation": dataset.metadata["pixel_deviation"],
             "network_code": files_in_use(params.model_dump())["network"],
             "loss": params.loss.title,
+            # How images are prepared for this model, and what those of its training look like.
+            "preparation": dataset.metadata.get("preparation"),
+            "profile": dataset.metadata.get("profile"),
             "weights": result.best_kind,
             "best_epoch": best_row["epoch"],
             "validation_findings": findings,

@@ -13,9 +13,9 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import MicroBatch, Prefetcher, gather, pinned, to_device
-from ral.inference.score import channels_last, normalised
 from ral.losses import ClassCounts, Loss, build_loss
 from ral.losses.base import effective_weights
+from ral.models.inputs import channels_last, normalised
 from ral.training import engine as deepspeed_engine
 from ral.training import plan
 from ral.training.augment import draw_transforms, transform

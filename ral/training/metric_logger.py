@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ral.errors import UserError
+from ral.extras import install_command
 from ral.files import atomic_write
 
 
@@ -27,8 +28,7 @@ class MetricLogger:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError(
-                    "training.tensorboard needs the tensorboard package: pip install -c constraints.txt -e "
-                    "'.[tensorboard]'"
+                    f"training.tensorboard needs the tensorboard package: {install_command('tensorboard')}"
                 ) from None
             self._board = SummaryWriter(str(folder / "tensorboard"))
 

@@ -19,6 +19,7 @@ from trainings import BATCH_NORM, prepare_phantom, train
 
 from ral.data.dataset import open_dataset
 from ral.data.splits.holdout import sealed
+from ral.errors import UserError
 from ral.evaluation.rows import read_studies
 from ral.files import read_json, write_json
 from ral.release.__main__ import main
@@ -67,14 +68,13 @@ def project(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ral:
-    """Run a command on the registry of the test and return what it printed; an error is raised as SystemExit."""
+def ral(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ral:
+    """Run a command on the registry of the test and return what it printed."""
 
     def run(command: str, *arguments: object) -> str:
         state = ["--state", str(tmp_path / "state")]
-        monkeypatch.setattr(sys, "argv", ["ral.release", command, *map(str, arguments), *state])
         capsys.readouterr()
-        main()
+        assert main([command, *map(str, arguments), *state]) == 0
         return capsys.readouterr().out
 
     return run
@@ -133,7 +133,7 @@ def test_weights_that_are_not_finite_become_no_release(
     weights = load_file(path)
     next(t for t in weights.values() if t.is_floating_point()).view(-1)[0] = torch.nan
     save_file(weights, path)
-    with pytest.raises(SystemExit, match="are not finite"):
+    with pytest.raises(UserError, match="are not finite"):
         night(ral, commit, project, "one")
     assert "No release" in ral("list")
 
@@ -145,7 +145,7 @@ def test_from_a_first_model_to_a_rollback(
     baseline.write_text("of another day")
     assert "no champion yet" in ral("rescore", "--workspace", project)
     assert not baseline.exists()
-    with pytest.raises(SystemExit, match="error: There is no champion yet"):
+    with pytest.raises(UserError, match="There is no champion yet"):
         ral("predict", project / "data/prepared", "--out", tmp_path / "x")
     output = night(ral, commit, project, "night-1", "--approved-by", "Ada")
     assert "v0.1.0 is champion" in output
@@ -212,10 +212,10 @@ def test_the_same_run_is_registered_once_and_a_retry_does_not_undo_a_rollback(
     # Judged again, the run has its turn as before, not a later one.
     ral("judge", "--workspace", project, "--run-id", "night-2", "--out", decision)
     assert decision.read_bytes() == before
-    with pytest.raises(SystemExit, match="not the decision of run night-3"):
+    with pytest.raises(UserError, match="not the decision of run night-3"):
         ral("register", *arguments[:-4], "--run-id", "night-3")
     decision.write_text("{}")
-    with pytest.raises(SystemExit, match="is not a gate decision"):
+    with pytest.raises(UserError, match="is not a gate decision"):
         ral("register", *arguments)
 
 
@@ -252,7 +252,7 @@ def test_a_verdict_against_another_champion_promotes_nothing(
     night(ral, commit, project, "night-2", "--approved-by", "Ada")
     assert decision["champion"] is None
     arguments = ("--workspace", project, "--commit", commit("three"), "--decision", project / "night-1.json")
-    with pytest.raises(SystemExit, match=r"the champion is now v0\.2\.0"):
+    with pytest.raises(UserError, match=r"the champion is now v0\.2\.0"):
         ral("register", *arguments, "--run-id", "night-1", "--approved-by", "Ada")
     assert "v0.2.0   champion" in ral("list")
 
@@ -272,7 +272,7 @@ def test_opening_the_sealed_set_is_written_down(
     assert "2 times so far" in ral("open-sealed", *arguments, "--reason", "again")
     assert "for the paper" in ral("ledger")
     set_params(project, {"evaluate": {"sealed": 0.0}})
-    with pytest.raises(SystemExit, match=r"No test image .* is sealed"):
+    with pytest.raises(UserError, match=r"No test image .* is sealed"):
         ral("open-sealed", *arguments, "--reason", "nothing")
     assert ral("ledger").count("open-sealed") == 2
 
@@ -288,7 +288,7 @@ def test_opening_the_sealed_set_is_written_down(
 )
 def test_what_is_missing_is_named(ral: Ral, project: Path, gone: str, message: str) -> None:
     (project / gone).unlink()
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(UserError, match=message):
         ral("judge", "--workspace", project, "--run-id", "a", "--out", project / "decision.json")
     assert not (project / "decision.json").exists()
 
@@ -307,7 +307,7 @@ def test_images_of_another_size_are_refused(
     assert dataset["size"] == 32
     write_json(project / "models/model.json", model)
     night(ral, commit, project, "night-2", "--approved-by", "Ada")
-    with pytest.raises(SystemExit, match=r"preprocess\.size=64"):
+    with pytest.raises(UserError, match=r"preprocess\.size=64"):
         ral("predict", project / "data/prepared", "--out", tmp_path / "x")
 
 
@@ -317,7 +317,7 @@ def test_prune_keeps_what_params_say(ral: Ral, commit: Callable[[str], str], pro
     set_params(project, {"gate": {"keep": 1}})
     assert "removed: v0.2.0" in ral("prune", "--params", project / "params.yaml")
     assert ["bundle pruned" in line for line in ral("list").splitlines()[2:]] == [False, True, False]
-    with pytest.raises(SystemExit, match="was pruned"):
+    with pytest.raises(UserError, match="was pruned"):
         ral("promote", "v0.2.0", "--reason", "too late")
 
 
@@ -333,4 +333,4 @@ def test_help_is_instant(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "python -m ral.release" in done.stdout
+    assert "usage: ral release" in done.stdout

@@ -11,7 +11,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, Protocol, Self
@@ -49,7 +49,13 @@ class Readable(Protocol):
         """Up to `size` bytes; none at the end."""
 
 
-def members(archive: Path, stream: Readable, wanted: Sequence[int] | None = None) -> Iterator[Member]:
+def members(
+    archive: Path,
+    stream: Readable,
+    wanted: Sequence[int] | None = None,
+    may_be_image: Callable[[str], bool] = is_image,
+    kind: str | None = None,
+) -> Iterator[Member]:
     """Yield the images of an archive in the order of their offsets.
 
     Of a zip, only the wanted members are read. A plain tar is read from the first wanted member to the last; a gzipped
@@ -59,15 +65,18 @@ def members(archive: Path, stream: Readable, wanted: Sequence[int] | None = None
         archive: its path; the extension gives the kind.
         stream: the archive, positioned at its start; must be seekable for a zip, and for a tar if `wanted` is given.
         wanted: ascending offsets of the members to yield; None yields all, and checks that the archive is complete.
+        may_be_image: whether a member is an image, by its name.
+        kind: tar or gzip for a stream that is no file (standard input), and is not checked against a name.
 
     Raises:
         UserError: the extension does not match the format, or the archive has unsafe or invalid members.
     """
-    kind = _kind(archive)
+    kind = kind or _kind(archive)
     if kind == "zip":
-        yield from _zip_members(archive, stream, wanted)  # type: ignore[arg-type]
+        yield from _zip_members(archive, stream, wanted, may_be_image)  # type: ignore[arg-type]
     else:
-        yield from _tar_members(archive, stream if kind == "tar" else Gunzip(archive, stream), wanted)
+        unpacked = stream if kind == "tar" else Gunzip(archive, stream)
+        yield from _tar_members(archive, unpacked, wanted, may_be_image)
 
 
 @contextmanager
@@ -234,7 +243,9 @@ class _HeaderGuard:
         return block
 
 
-def _tar_members(archive: Path, packed: Readable, wanted: Sequence[int] | None) -> Iterator[Member]:
+def _tar_members(
+    archive: Path, packed: Readable, wanted: Sequence[int] | None, may_be_image: Callable[[str], bool]
+) -> Iterator[Member]:
     start = wanted[0] if wanted else 0
     chosen = None if wanted is None else set(wanted)
     _skip(packed, start)
@@ -247,7 +258,7 @@ def _tar_members(archive: Path, packed: Readable, wanted: Sequence[int] | None) 
             if member.size < 0:  # possible in an extended header
                 raise tarfile.ReadError("negative size")
             _check_member(archive, member.name, member.isfile() or member.isdir())
-            if member.isfile() and is_image(member.name):
+            if member.isfile() and may_be_image(member.name):
                 offset = start + member.offset
                 if chosen is None or offset in chosen:
                     _check_image(archive, member.name, member.size)
@@ -272,7 +283,9 @@ def _skip(stream: Readable, size: int) -> None:
         stream.seek(size)  # type: ignore[attr-defined]
 
 
-def _zip_members(archive: Path, stream: IO[bytes], wanted: Sequence[int] | None) -> Iterator[Member]:
+def _zip_members(
+    archive: Path, stream: IO[bytes], wanted: Sequence[int] | None, may_be_image: Callable[[str], bool]
+) -> Iterator[Member]:
     size = stream.seek(0, 2)
     with zipfile.ZipFile(stream) as packed:
         entries = sorted(packed.infolist(), key=lambda entry: entry.header_offset)
@@ -287,7 +300,7 @@ def _zip_members(archive: Path, stream: IO[bytes], wanted: Sequence[int] | None)
             kind = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system == 3 else 0
             folder = entry.is_dir() or name.endswith("/") or kind == stat.S_IFDIR
             _check_member(archive, name, folder or kind in (0, stat.S_IFREG))
-            if not folder and is_image(name):
+            if not folder and may_be_image(name):
                 _check_entry(archive, name, entry)
                 images.append((name, entry))
         _check_growth(archive, size, sum(entry.file_size for _, entry in images))

@@ -18,6 +18,7 @@ import numpy as np
 from ral.data.images.bad_image import BadImage, check_extent
 from ral.data.images.limits import MAX_BYTES
 from ral.errors import UserError
+from ral.extras import install_command
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -47,6 +48,9 @@ TAGS = (
     "PixelData",
 )
 
+# Tags that describe an image without its pixels; none of them identifies a person either.
+HEADER_TAGS = ("ViewPosition", "Rows", "Columns")
+
 DEFLATED = "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
 # Value representations with a length field of four bytes instead of two.
@@ -72,8 +76,7 @@ def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
         import pydicom
     except ImportError:
         raise UserError(
-            f"{name} is a DICOM file, but pydicom is not installed. Install it: pip install -c "
-            "constraints.txt -e '.[dicom]'"
+            f"{name} is a DICOM file, but pydicom is not installed. Install it: {install_command('dicom')}"
         ) from None
     from ral.data.images.dicom_display import display, display_colour
 
@@ -90,6 +93,39 @@ def read_dicom(content: bytes, start: int, name: str) -> tuple[np.ndarray, str]:
             raise BadImage(
                 name, "cannot be decoded", " ".join(str(error).split()) or type(error).__name__
             ) from None
+
+
+def read_header(content: bytes, start: int, name: str) -> tuple[str, int, int]:
+    """View (PA, AP, LATERAL, …; "" if there is none), rows and columns of a DICOM image, without its pixels.
+
+    Args:
+        content: the file.
+        start: offset of its first element (`ral.data.images.decode.dicom_start`).
+        name: the image and its location, for the error.
+
+    Raises:
+        BadImage: the file is damaged.
+    """
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = pydicom.dcmread(
+                io.BytesIO(_normal_form(content, start, name)),
+                specific_tags=list(HEADER_TAGS),
+                stop_before_pixels=True,
+            )
+            view = str(image.get("ViewPosition") or "").strip().upper()
+            return _LATERAL.get(view, view), int(image.get("Rows") or 0), int(image.get("Columns") or 0)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  # pydicom raises arbitrary exceptions for damaged files
+            raise BadImage(name, "cannot be decoded", " ".join(str(error).split())) from None
+
+
+# Left and right lateral.
+_LATERAL = {"LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL"}
 
 
 def _normal_form(content: bytes, start: int, name: str) -> bytes:
@@ -161,7 +197,7 @@ def _pixels(image: "Dataset", name: str) -> np.ndarray:
     if not decoder.is_available:
         raise UserError(
             f"{name} is compressed as {syntax.name}, but no decoder for it is installed. "
-            "Install one: pip install -c constraints.txt -e '.[dicom]'"
+            f"Install one: {install_command('dicom')}"
         )
     image.NumberOfFrames = 1
     # Unused bits may contain the padding value, so they are preserved.

@@ -1,0 +1,59 @@
+"""Export a trained model to a folder that other tools open. Research software, not a medical device.
+
+    ral export timm --model models -o chest-timm
+    ral export onnx --model state/champion -o chest-onnx
+    ral export torch --model models -o chest-torch
+
+Calibration, thresholds, labels, preprocessing and model card go along. See docs/export.md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ral.errors import REMEDIES, UserError, explain_os_error
+from ral.export.source import KINDS
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
+        prog="ral export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument(
+        "kind", choices=KINDS, help="timm (linear heads only), onnx, or torch (torch.export)"
+    )
+    command.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="release bundle (STATE/champion), project folder after a complete run, or its models folder",
+    )
+    command.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FOLDER", help="new or empty folder to write"
+    )
+    return command
+
+
+def main(arguments: list[str]) -> int:
+    """Run `ral export`.
+
+    Returns:
+        Exit code: 0, or 1 after an error that the user can fix.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        from ral.export.write import export
+
+        difference = export(options.kind, options.model, options.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+        return 1
+    print(f"Wrote {options.out}. Largest difference of a logit on phantom images: {difference:.1e}.")
+    return 0

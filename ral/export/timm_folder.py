@@ -1,0 +1,79 @@
+"""The format of timm: config.json and model.safetensors, for timm.create_model("local-dir:FOLDER", pretrained=True)."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ral.errors import UserError
+from ral.export.check import Logits
+from ral.files import follow_umask, read_json, write_json
+from ral.models import Network, import_timm
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+# timm's name of each preprocess.fit. Its `border` pads with the mean, not with black.
+_CROP_MODES = {"stretch": "squash", "crop": "center", "pad": "border"}
+
+# Where the architecture's own pretrained weights came from: not true of these weights.
+_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
+
+
+def write(network: Network, metadata: dict[str, Any], preprocess: dict[str, Any], folder: Path) -> None:
+    """Write config.json and model.safetensors.
+
+    Args:
+        network: the trained network.
+        metadata: the content of model.json.
+        preprocess: parameters of the section preprocess (`ral.export.source.PIXELS`).
+        folder: an existing folder.
+
+    Raises:
+        UserError: the network has a head that timm does not have.
+    """
+    if network.head is not None:
+        raise UserError(
+            f"model.head is {metadata['model']['head']}, which timm does not have; it opens linear heads only. "
+            "Use ral export onnx, or torch."
+        )
+    size, channels = metadata["size"], network.channels
+    # timm's images are in [0, 1], those of the training in [0, 255].
+    import_timm().models.save_for_hf(
+        network.backbone,
+        folder,
+        model_config={"label_names": metadata["findings"]},
+        model_args=metadata["model"]["options"],
+        safe_serialization=True,
+        data_config={
+            "input_size": (channels, size, size),
+            "mean": (metadata["pixel_mean"] / 255,) * channels,
+            "std": (metadata["pixel_deviation"] / 255,) * channels,
+            "interpolation": "hamming",  # the nearest to area averaging (docs/export.md)
+            "crop_pct": 1.0,
+            "crop_mode": _CROP_MODES[preprocess["fit"]],
+        },
+    )
+    follow_umask(folder / WEIGHTS)
+    config = read_json(folder / CONFIG)
+    for name in _ORIGIN:
+        config["pretrained_cfg"].pop(name, None)
+    write_json(folder / CONFIG, config)
+
+
+def read(folder: Path) -> Logits:
+    """Open the folder with timm, on the CPU.
+
+    Raises:
+        UserError: a file is missing; timm would look for pickled weights.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} does not exist: export the model again.")
+    model = import_timm().create_model(f"local-dir:{folder.absolute()}", pretrained=True)
+    model.eval().requires_grad_(False)
+    channels = model.pretrained_cfg["input_size"][0]
+
+    def logits(images: Tensor) -> Tensor:
+        return model(images.expand(-1, channels, -1, -1))
+
+    return logits
