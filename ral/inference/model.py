@@ -16,13 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from ral.errors import UserError
-from ral.explain.saliency import choose_method, enlarge, grad_cam, rollout
+from ral.inference.heat import heat_map
 from ral.inference.images import InputImage, png, read_inputs
 from ral.inference.predict import open_predictor
 from ral.inference.results import schema, to_frame, to_table
-from ral.inference.scoring import Predictor, exact_math, one_thread, prepare_image
-from ral.models import Network
-from ral.models.inputs import normalised
+from ral.inference.scoring import Predictor, one_thread, prepare_image
 
 ImageInput = str | Path | NDArray[np.uint8] | NDArray[np.uint16] | Image.Image
 
@@ -130,20 +128,7 @@ class Model:
         """
         if finding not in self.findings:
             raise UserError(f"There is no finding {finding}. Findings: {', '.join(self.findings)}.")
-        network = self._released.network
-        if not isinstance(network, Network):
-            raise UserError("This model was exported: heat maps need its release or its folder models/.")
-        pixels = torch.from_numpy(self.pixels(image)[None].copy()).to(self._predictor.device)
-        images = normalised(pixels, self._released.metadata)
-        with one_thread(), exact_math(self._predictor.device):
-            choice = choose_method(network, "auto", images)
-            if choice.method is None:
-                raise UserError(f"This network has no heat maps: {choice.reason}.")
-            if choice.method == "rollout":
-                coarse = rollout(network, images)
-            else:
-                coarse = grad_cam(network, images, self.findings.index(finding), choice.layer)
-        return enlarge(coarse, self.size)[0].cpu().numpy()
+        return heat_map(self._predictor, self.pixels(image), self.findings.index(finding))
 
 
 def _inputs(images: Iterable[ImageInput]) -> Iterator[InputImage]:

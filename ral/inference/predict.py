@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue an interrupted run with the same --out"
     )
     command.add_argument("--tta", choices=("flip",), help="average with the mirror image; thresholds stay")
+    command.add_argument("--report", type=Path, metavar="PAGE.html", help="also write a page to look through")
     command.add_argument("--device", help="cpu, cuda or cuda:1 (a GPU if there is one)")
     command.add_argument("--workers", type=int, help="threads that decode, and score on a CPU (one per core)")
     return command
@@ -87,6 +88,8 @@ def _run(options: argparse.Namespace) -> int:
     missing = [text for text in options.images if text != "-" and not Path(text).exists()]
     if missing:
         raise UserError(f"{missing[0]} does not exist. Name an image, a folder or an archive.")
+    if options.report and "-" in options.images:
+        raise UserError("--report reads the images a second time, so it needs files, not standard input.")
     predictor = open_predictor(options.model, options.device, options.tta == "flip", options.workers)
     name, notice = predictor.name, predictor.notice
     unlike: dict[str, int] = {}
@@ -110,6 +113,11 @@ def _run(options: argparse.Namespace) -> int:
     print(f"{notice[0].upper()}{notice[1:]}.")
     earlier_text = " (completed by an earlier run)" if results.complete else ""
     print(f"{results.images:,} images, model {name}: {options.out}{earlier_text}")
+    if options.report:
+        from ral.inference.page import write_page
+
+        shown = write_page(options.report, predictor, read_inputs(options.images))
+        print(f"{shown:,} images to look through: {options.report}")
     if results.bad:
         print(f"{results.bad:,} of them have no result: see the column error.", file=sys.stderr)
     return SOME_BAD if results.bad else 0

@@ -93,7 +93,14 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     second = clinic.champion()
     assert second == "v0.3.0"
     patients_never_moved(clinic)
-    for name in ("report.html", "model_card.md", "metrics.json", "decision.json", "bundle.json"):
+    for name in (
+        "report.html",
+        "model_card.md",
+        "metrics.json",
+        "calibration.json",
+        "decision.json",
+        "bundle.json",
+    ):
         assert (clinic.state / "releases" / second / name).is_file(), name
     assert git(clinic.upstream, "rev-parse", "nightly") == git(
         clinic.state / "registry.git", "rev-parse", "nightly"

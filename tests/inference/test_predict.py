@@ -273,6 +273,32 @@ def test_wrong_use_is_explained(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_report_is_one_page_with_everything(
+    project: Path, folder: Path, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted(folder.iterdir())[:18]:  # more than a pass
+        (images / path.name).write_bytes(path.read_bytes())
+    (images / "<script>.png").write_text("no image")
+    arguments = [str(images), "--model", str(project), "-o", str(tmp_path / "out.csv"), "--report"]
+    assert main([*arguments, str(tmp_path / "page.html")]) == SOME_BAD
+    page = (tmp_path / "page.html").read_text()
+    assert "PHANTOM MODEL" in page
+    assert "not a medical device" in page
+    assert "http:" not in page and "https:" not in page and "<script>.png" not in page  # noqa: PT018
+    assert page.count("<tr><td>") == 19
+    assert page.count("data:image/jpeg") in (18, 36)  # with heat maps, if the network has them
+    table = read(tmp_path / "out.csv").set_index("image")
+    name = sorted(folder.iterdir())[0].name
+    row = next(line for line in page.splitlines() if f"<td>{name}</td>" in line)
+    decided = table.loc[name, [f"{finding}_decision" for finding in model.findings]].fillna(False)
+    assert row.count("number positive") == decided.astype(bool).sum()
+    with_stdin = ["-", *arguments[1:], str(tmp_path / "page.html")]
+    assert main(with_stdin) == 1
+    assert "second time" in capsys.readouterr().err
+
+
 def test_help_loads_no_torch() -> None:
     code = (
         "import sys\nfrom ral.inference.predict import main\n"

@@ -55,6 +55,7 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in figures.items()
     }
     write_json(folder / "reports/metrics.json", {"macro": macro})
+    write_json(folder / "reports/calibration.json", {})
     write_json(folder / "data/manifest.json", {"files": {}})
     write_json(
         folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}

@@ -26,6 +26,7 @@ def base(
     for name in ("reports/report.html", "reports/model_card.md", "data/prepared/split.parquet", "dvc.lock"):
         (project / name).write_text(name)
     write_json(project / "reports/metrics.json", {})
+    write_json(project / "reports/calibration.json", {})
     write_json(project / "data/manifest.json", {})
     write_json(project / "data/validated/validation.json", {"profile": {}})
     write_json(project / "models/model.json", {"phantom": True, "findings": ["Mass"]})

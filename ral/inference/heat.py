@@ -1,0 +1,41 @@
+"""Heat map of a finding for one image, by the methods of the gallery."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ral.errors import UserError
+from ral.explain.saliency import choose_method, enlarge, grad_cam, rollout
+from ral.inference.scoring import Predictor, exact_math, one_thread
+from ral.models import Network
+from ral.models.inputs import normalised
+
+
+def heat_map(predictor: Predictor, pixels: np.ndarray, finding: int) -> NDArray[np.float32]:
+    """Heat map of the first model: what the network used, not where disease is.
+
+    Args:
+        predictor: the model.
+        pixels: uint8 [size, size].
+        finding: index of the output.
+
+    Returns:
+        float32 [size, size] from 0 to 1; 0 everywhere if nothing raises the logit.
+
+    Raises:
+        UserError: the network has no heat maps of at least 7 × 7 positions.
+    """
+    released = predictor.models[0]
+    network = released.network
+    if not isinstance(network, Network):
+        raise UserError("This model was exported: heat maps need its release or its folder models/.")
+    images = normalised(torch.from_numpy(pixels[None].copy()).to(predictor.device), released.metadata)
+    with one_thread(), exact_math(predictor.device):
+        choice = choose_method(network, "auto", images)
+        if choice.method is None:
+            raise UserError(f"This network has no heat maps: {choice.reason}.")
+        if choice.method == "rollout":
+            coarse = rollout(network, images)
+        else:
+            coarse = grad_cam(network, images, finding, choice.layer)
+    return enlarge(coarse, released.preparation.size)[0].cpu().numpy()
