@@ -115,12 +115,7 @@ def test_three_channels_see_the_image_three_times() -> None:
     # In the memory layout of the network: in another one, the sums of a convolution may end in other digits.
     repeated = images().repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-<<<<<<< ours
-        thrice = images().repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
-        assert torch.equal(model(images()), model.backbone(thrice))
-=======
         assert torch.equal(model(images()), model.backbone(repeated))
->>>>>>> theirs
 
 
 def test_classifier_is_drawn_anew_by_its_seed() -> None:
