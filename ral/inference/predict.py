@@ -9,7 +9,8 @@ output folder of the step preprocess; or - for standard input: a tar, an image, 
 per image, and per finding the calibrated probability, the decision at the released threshold, and the raw logit. An
 image that cannot be used is a row with the reason.
 
-Exit codes: 0 all images have a result; 1 an error stopped the run; 2 wrong usage; 3 some images have no result.
+Exit codes: 0 all images have a result; 1 an error stopped the run; 2 wrong usage; 3 some images have no result; 130
+interrupted (Ctrl-C).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from ral.errors import REMEDIES, UserError, explain_os_error
 if TYPE_CHECKING:
     from ral.inference.scoring import Predictor
 
-SOME_BAD = 3
+SOME_BAD, INTERRUPTED = 3, 130
 
 # Share of images unlike the training images beyond which a warning is shown at the end; 2 % are expected, as 1 % of the
 # training images are outside of each of two ranges.
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str]) -> int:
     configure()
     try:
         return _run(options)
+    except KeyboardInterrupt:
+        print("Interrupted. To continue, rerun the same command with --resume.", file=sys.stderr)
+        return INTERRUPTED
     except UserError as error:
         message = str(error)
     except OSError as error:

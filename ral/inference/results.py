@@ -135,6 +135,9 @@ class ResultFile:
 
     def remaining(self, images: Iterator[InputImage]) -> Iterator[InputImage]:
         """Those of the images that are not yet in the file."""
+        if not self._done:
+            yield from images
+            return
         for image in images:
             key = _key(image.name)
             if self._done[key] > 0:

@@ -7,6 +7,7 @@ result of an image does not depend on the images beside it, and not on the numbe
 import io
 import os
 import struct
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -101,7 +102,9 @@ class Predictor:
                 )
         self.models, self.device, self.flip = models, device, flip
         self.findings = first.findings
-        self.workers = workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+        # A container may have fewer cores than the machine.
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        self.workers = workers or min(MAX_WORKERS, cores)
         largest = max(model.preparation.size for model in models)
         default_pass = GPU_PASS if device.type == "cuda" else CPU_PASS
         self.pass_images = min(default_pass, images_per_pass(largest))

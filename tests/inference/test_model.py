@@ -40,6 +40,21 @@ def test_pixels_are_the_bytes_that_preprocess_packed(project: Path, folder: Path
     assert all(pixels.tobytes() == packed[name].tobytes() for name, pixels in read.items())
 
 
+def test_the_profile_is_that_of_the_training_images(project: Path) -> None:
+    dataset = open_dataset(project / "data/prepared")
+    rows = dataset.rows("train")
+    pixels = dataset.gather(rows).reshape(len(rows), -1)
+    profile = open_model(project).profile
+    assert profile is not None
+    assert profile.views == dataset.studies.loc[rows, "view"].astype(str).value_counts().to_dict()
+    np.testing.assert_allclose(
+        profile.image_mean, np.quantile(pixels.mean(axis=1), [0.005, 0.995]), atol=1e-3
+    )
+    np.testing.assert_allclose(
+        profile.image_deviation, np.quantile(pixels.std(axis=1), [0.005, 0.995]), atol=1e-3
+    )
+
+
 def test_logits_are_those_of_the_training(project: Path, folder: Path, model: Model) -> None:
     stored = pd.read_parquet(project / "models/logits/test.parquet").set_index("image_id")
     table = model.predict(folder).set_index("image").loc[stored.index]

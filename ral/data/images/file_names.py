@@ -33,13 +33,16 @@ def is_hidden(path: str) -> bool:
 
 def shown(name: object) -> str:
     r"""Escape a name or path for a message: one printable line (`\n`; `\xf6` for an undecodable byte)."""
+    text = str(name)
+    if text.isprintable():
+        return text
     return "".join(
         sign
         if sign.isprintable()
         else f"\\x{ord(sign) - 0xDC00:02x}"
         if "\udc80" <= sign <= "\udcff"
         else sign.encode("unicode_escape").decode()
-        for sign in str(name)
+        for sign in text
     )
 
 
