@@ -72,7 +72,7 @@ def count_inputs(inputs: Sequence[str | Path]) -> int | None:
         if is_prepared(path):
             total += len(open_dataset(path).studies)
         elif path.is_dir():
-            total += sum(1 for _ in _files(path))
+            total += sum(1 for _ in _files(path, warn=False))
         else:
             total += 1
     return total
@@ -150,7 +150,7 @@ def _read_prepared(folder: Path, prefix: str) -> Iterator[InputImage]:
             yield InputImage(shown(prefix + ids[row]), pixels=pixels, view=views[row])
 
 
-def _files(folder: Path) -> Iterator[str]:
+def _files(folder: Path, warn: bool = True) -> Iterator[str]:
     """Paths below a folder, with `/`, of files that may be images; sorted within each folder. Links to folders are
     not followed.
     """
@@ -162,7 +162,7 @@ def _files(folder: Path) -> Iterator[str]:
             if _may_be_image(name):
                 yield (below / name).as_posix()
             skipped += name.lower().endswith(ARCHIVE_ENDINGS)
-    if skipped:
+    if skipped and warn:
         logger.warning(
             "%d archives in %s are not read. To read them, name them: ral predict %s/*.tar.gz",
             skipped,
