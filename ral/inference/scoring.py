@@ -188,8 +188,8 @@ class Predictor:
         }
         first = prepared[self.models[0].preparation]
         errors = [
-            next((item.error for item in versions if item.error), "")
-            for versions in zip(*prepared.values(), strict=True)
+            next((item.error for item in each if item.error), "")
+            for each in zip(*prepared.values(), strict=True)
         ]
         good = [index for index, error in enumerate(errors) if not error]
         shape = len(images), len(self.findings)
@@ -198,7 +198,8 @@ class Predictor:
         if good:
             raw = []
             for index, model in enumerate(self.models):
-                pixels = np.stack([prepared[model.preparation][row].pixels for row in good])  # type: ignore[misc]
+                versions = prepared[model.preparation]
+                pixels = np.stack([versions[row].pixels for row in good])  # type: ignore[misc]
                 raw.append(self.raw_logits(index, pixels))
                 if index == 0:
                     for row, text in zip(
