@@ -17,7 +17,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "slurm": ("dask_jobqueue",),
     "tensorboard": ("tensorboard",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "pipeline": ("dvc", "fastapi", "gto", "hydra", "prefect", "rich", "torchvision"),
+    "pipeline": ("dvc", "dvc_data", "fastapi", "gto", "hydra", "prefect", "rich", "torchvision"),
 }
 
 # What `pipeline` includes.

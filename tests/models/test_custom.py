@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ral.config.model import ModelConfig
 from ral.errors import UserError
-from ral.explain.saliency import choose_method, grad_cam
+from ral.explain.saliency import Choice, choose_method, grad_cam
 from ral.models import build_model, classifier, reset_classifier
 from ral.models.custom import check_network
 from ral.models.groups import parameter_groups
@@ -48,7 +48,7 @@ def test_the_network_of_the_page_works_as_one_of_timm() -> None:
     names = [id(p) for group in parameter_groups(network, 0.05, 1e-3, 1.0) for p in group["params"]]
     assert sorted(names) == sorted(map(id, network.parameters()))
     network.eval().requires_grad_(False)
-    assert choose_method(network, "auto", torch.zeros(1, 1, 32, 32)) == ("grad_cam", None)
+    assert choose_method(network, "auto", torch.zeros(1, 1, 32, 32)) == Choice("grad_cam")
     assert grad_cam(network, torch.rand(2, 1, 32, 32), 1).shape == (2, 8, 8)
 
 
