@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
 from ral.launch.gpus import count_gpus
@@ -20,6 +21,17 @@ ROOT = Path(__file__).parent.parent
 # Tests send these; under nohup, or behind `&`, processes would be started that ignore them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Property tests: the examples follow from the test, not from a random seed, and no test fails because the machine is busy.
+settings.register_profile(
+    "ral",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ral")
 
 # NIH ChestX-ray14 as NIH ships it, or a part of it; never inside the project.
 REAL_IMAGES = Path(os.environ.get("RAL_REAL_IMAGES", ROOT.parent / "shared/data/nih-chestxray14-64px"))
