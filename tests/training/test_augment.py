@@ -92,6 +92,15 @@ def test_a_shift_is_a_fraction_of_the_side_on_each_axis_by_itself() -> None:
     assert abs(torch.corrcoef(shifts.T)[0, 1].item()) < 0.07
 
 
+def test_each_transform_is_drawn_by_itself() -> None:
+    drawn = maps(4000, flip=0.5, rotate=30.0, shift=0.1, zoom=0.2)
+    mirror = torch.sign(torch.linalg.det(drawn[:, :, :2]))
+    angle = torch.atan2(-drawn[:, 0, 1], drawn[:, 1, 1])
+    scale = torch.linalg.norm(drawn[:, :, 1], dim=1)
+    correlations = torch.corrcoef(torch.stack([mirror, angle, scale, drawn[:, 0, 2], drawn[:, 1, 2]]))
+    assert (correlations - torch.eye(5)).abs().max() < 0.07
+
+
 def test_a_flip_mirrors_left_and_right() -> None:
     (mirror,) = maps(1, flip=1.0)
     torch.testing.assert_close(transform(IMAGES, mirror[None]), IMAGES.flip(-1), rtol=0, atol=1e-6)
