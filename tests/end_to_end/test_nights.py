@@ -46,7 +46,7 @@ def decisions(clinic: Clinic) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     # Monday: the first model meets the floors of a first model and is the champion.
     clinic.hospital.deliver(0.7)
@@ -133,7 +133,7 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_cancelled_night_ends_and_the_next_goes_on(clinic: Clinic) -> None:
     clinic.hospital.deliver(0.7)
     champion = clinic.champion()
@@ -154,7 +154,7 @@ def test_a_cancelled_night_ends_and_the_next_goes_on(clinic: Clinic) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_two_nights_at_once_are_one_night(clinic: Clinic) -> None:
     clinic.hospital.deliver(0.7)
     before = len(decisions(clinic))
@@ -176,7 +176,7 @@ def in_training(clinic: Clinic, changes: dict) -> tuple[str, psutil.Process]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("power", [True, False])
 def test_a_crash_loses_nothing(clinic: Clinic, power: bool) -> None:
     """The worker is killed; without power its run is, too, and nobody can say goodbye."""
@@ -210,7 +210,7 @@ def test_a_crash_loses_nothing(clinic: Clinic, power: bool) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_killed_server_loses_nothing(clinic: Clinic) -> None:
     clinic.hospital.deliver(0.7)
     before = len(decisions(clinic))
@@ -226,7 +226,7 @@ def test_a_killed_server_loses_nothing(clinic: Clinic) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("answer", [True, False])
 def test_a_person_is_asked(clinic: Clinic, answer: bool) -> None:
     clinic.hospital.deliver(0.7)
@@ -260,7 +260,7 @@ def test_a_person_is_asked(clinic: Clinic, answer: bool) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_dask_scheduler_that_dies_is_waited_for(
     tmp_path: Path,
     environment: dict[str, str],
@@ -302,7 +302,7 @@ def test_a_dask_scheduler_that_dies_is_waited_for(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_nights_on_postgresql(
     tmp_path: Path,
     environment: dict[str, str],
