@@ -52,10 +52,10 @@ def test_early_stopping_waits_for_validation(prepared: Path, tmp_path: Path) -> 
 def test_second_phase_learns_the_classifier_alone(prepared: Path, tmp_path: Path, processes: int) -> None:
     # The first phase hardly learns, so the best epoch is one of the second.
     changes: dict = {"model": BATCH_NORM, "ema_decay": None, "learning_rate": 1e-7}
-    classifier = {"epochs": 2, "learning_rate": 1e-2}
+    classifier = {"epochs": 3, "learning_rate": 3e-2}
     out = train(prepared, tmp_path / "out", processes, classifier=classifier, **changes)
     first = train(prepared, tmp_path / "first", processes, **changes)
-    assert history(out)["phase"].tolist() == ["network", "network", "classifier", "classifier"]
+    assert history(out)["phase"].tolist() == ["network"] * 2 + ["classifier"] * 3
     pd.testing.assert_frame_equal(history(out)[:2], history(first), rtol=1e-5)
     assert json.loads((out / "model.json").read_text())["best_epoch"] > 2
     one, two = load_file(first / "model.safetensors"), load_file(out / "model.safetensors")
@@ -127,7 +127,13 @@ def test_deepspeed_settings_that_contradict_are_refused(settings: dict, words: s
     ("model", "processes", "changes", "words"),
     [
         (ModelConfig(backbone="resnet10x"), 1, {}, "no model `resnet10x`"),
-        (ModelConfig(backbone="test_resnet", options={"wings": 2}), 1, {}, "cannot be built with"),
+        pytest.param(  # without a training: tests/models/test_models.py
+            ModelConfig(backbone="test_resnet", options={"wings": 2}),
+            1,
+            {},
+            "cannot be built with",
+            marks=pytest.mark.long,
+        ),
         (SEPARABLE, 2, {"batch_size": 33}, "must be a multiple of the 2 processes"),
         (
             SEPARABLE,
