@@ -19,7 +19,6 @@ from tars import write_tar
 
 from ral.inference.model import Model
 from ral.inference.predict import SOME_BAD, main
-from ral.inference.results import FLUSH_ROWS
 
 COMMAND = [sys.executable, "-m", "ral.inference.predict"]
 Wait = Callable[[Callable[[], object]], None]
@@ -179,7 +178,9 @@ def test_a_folder_as_a_pacs_exports_it(project: Path, tmp_path: Path) -> None:
 def test_a_kill_and_resume_write_each_image_once(
     ending: str, project: Path, folder: Path, expected: Path, tmp_path: Path, wait_until: Wait
 ) -> None:
-    """The process waits for more paths when it is killed, so it is killed in the middle however fast it is."""
+    """The process waits for more paths when it is killed, so it is killed in the middle however fast it is; it has
+    written the first FLUSH_ROWS images by then.
+    """
     out = tmp_path / f"out.{ending}"
     partial = out.with_name(out.name + ".partial")
     names = sorted(path.name for path in folder.iterdir())
@@ -187,7 +188,7 @@ def test_a_kill_and_resume_write_each_image_once(
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=folder, env=environment)
     assert process.stdin is not None
-    process.stdin.write("\n".join(names[: FLUSH_ROWS + 64]).encode() + b"\n")
+    process.stdin.write("\n".join(names).encode() + b"\n")
     process.stdin.flush()
     wait_until(lambda: partial.exists() and partial.stat().st_size > 10_000)
     process.send_signal(signal.SIGKILL)
