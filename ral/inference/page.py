@@ -38,14 +38,15 @@ td.number {{ text-align: right; font-variant-numeric: tabular-nums }}
 td.positive {{ font-weight: bold; background: #fdebc8 }}
 th {{ position: sticky; top: 0; background: #eef2f7 }}
 .name {{ position: sticky; left: 0; overflow-wrap: anywhere }}
-td.name {{ background: #fff; max-width: 14rem }}
+td.name {{ background: #fff }}
+.name, .remarks {{ min-width: 12rem }}
 th.name {{ z-index: 1 }}
 th button {{ all: unset; cursor: pointer; font-weight: bold }}
 th button:focus-visible {{ outline: 2px solid #35618f }}
 th[aria-sort=ascending] button::after {{ content: " ▲" }}
 th[aria-sort=descending] button::after {{ content: " ▼" }}
 img {{ width: {picture}px; height: {picture}px; display: block }}
-@media (max-width: 600px) {{ img {{ width: 72px; height: 72px }} td.name {{ max-width: 7rem }} }}
+@media (max-width: 600px) {{ img {{ width: 72px; height: 72px }} .name, .remarks {{ min-width: 7rem }} }}
 </style></head><body>
 <h1>{title}</h1>
 <p class="notice">{notice}.</p>
@@ -122,10 +123,12 @@ def _head(predictor: Predictor, labels: Labels) -> str:
     )
     notice = escape(labels.notice[0].upper() + labels.notice[1:])
     head = _HEAD.format(title=title, notice=notice, text=text, picture=PICTURE)
-    sortable = ["Highest finding", "Probability", "Positive findings", "Remarks", *labels.findings]
+    sortable = ["Image", "Highest finding", "Probability", "Positive findings", "Remarks", *labels.findings]
+    classes = {"Image": ' class="name"', "Remarks": ' class="remarks"'}
     cells = [f'<th scope="col">{name}</th>' for name in ("Picture", "Heat map")[: 1 + _has_heat(predictor)]]
-    cells.append('<th scope="col" class="name"><button>Image</button></th>')
-    cells += [f'<th scope="col"><button>{escape(name)}</button></th>' for name in sortable]
+    cells += [
+        f'<th scope="col"{classes.get(name, "")}><button>{escape(name)}</button></th>' for name in sortable
+    ]
     return f"{head}{''.join(cells)}</tr></thead><tbody>\n"
 
 
