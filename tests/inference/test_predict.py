@@ -274,6 +274,14 @@ def test_wrong_use_is_explained(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_dicomdir_is_no_image(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "DICOMDIR").write_bytes(b"index")
+    command = [str(tmp_path / "DICOMDIR"), "--model", str(project), "-o", str(tmp_path / "out.csv")]
+    assert main(command) == 1
+    assert f"Name its folder: ral predict {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_report_is_one_page_with_everything(
     project: Path, folder: Path, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,9 +300,11 @@ def test_report_is_one_page_with_everything(
     assert page.count("data:image/jpeg") in (18, 36)  # with heat maps, if the network has them
     table = read(tmp_path / "out.csv").set_index("image")
     name = sorted(folder.iterdir())[0].name
-    row = next(line for line in page.splitlines() if f"<td>{name}</td>" in line)
+    row = next(line for line in page.splitlines() if f'<td class="name">{name}</td>' in line)
     decided = table.loc[name, [f"{finding}_decision" for finding in model.findings]].fillna(False)
     assert row.count("number positive") == decided.astype(bool).sum()
+    positive = [finding for finding in model.findings if decided[f"{finding}_decision"]]
+    assert f'<td data-sort="{len(positive)}">{", ".join(positive)}</td>' in row
     with_stdin = ["-", *arguments[1:], str(tmp_path / "page.html")]
     assert main(with_stdin) == 1
     assert "second time" in capsys.readouterr().err
