@@ -17,7 +17,7 @@ from ral.evaluation.calibration import Map, calibrate
 from ral.evaluation.metrics import RANKING_METRICS
 from ral.evaluation.reliability import CALIBRATION_METRICS
 from ral.evaluation.resampled_metrics import THRESHOLD_METRICS, Scored
-from ral.evaluation.rows import align, findings_of, floats
+from ral.evaluation.rows import align, floats
 from ral.labels import PHANTOM_PREFIX, TIERS, Tier, tier
 
 Array = NDArray[Any]
@@ -48,6 +48,23 @@ class Estimate:
 
 
 NOTHING = Estimate(None, None, None, 0)
+
+
+@dataclass(frozen=True)
+class FittedFinding:
+    """What training and validation determine for one finding."""
+
+    name: str
+    tier: Tier
+    train_prevalence: float
+    """Share of positives among the training images with a known label."""
+    train_positives: int
+    threshold: float | None
+    """The lowest validation logit that is predicted positive at the max_f1 threshold; None without a threshold."""
+    map: Map | None
+    """Calibration map; None without a positive or without a negative in validation."""
+    thresholds: Mapping[Rule, float]
+    """Thresholds of the calibrated scores, by rule; empty without a map."""
 
 
 @dataclass(frozen=True)
@@ -119,40 +136,48 @@ def evaluate(
     Raises:
         UserError: see `rows.align`; fewer than 2 test patients; a finding without a known training label.
     """
-    names = findings_of(studies)
     val, val_scores = align(studies, val_logits, "val")
     test, test_scores = align(studies, test_logits, "test")
     # The last digits of some linear algebra depend on the number of threads.
     with threadpool_limits(1):
+        fitted = _fit(studies[studies["split"] == "train"], val, val_scores, config)
+    return measure(test, test_scores, fitted, config, data_of(studies))
+
+
+def measure(
+    test: pd.DataFrame,
+    test_scores: pd.DataFrame,
+    fitted: Sequence[FittedFinding],
+    config: EvaluateConfig,
+    data: Literal["phantom", "images"],
+) -> Evaluation:
+    """Evaluate logits with calibration maps and thresholds that are already fitted.
+
+    Args:
+        test: the test images, see `rows.align`.
+        test_scores: their logits, in the same order, a column per finding.
+        fitted: the findings.
+        config: as for `evaluate`; nothing is fitted.
+        data: phantom if at least one image is a phantom.
+
+    Raises:
+        UserError: fewer than 2 test patients.
+    """
+    with threadpool_limits(1):
         resamples = draw(
             test["patient_id"].to_numpy(dtype=str), config.replicates, config.seed, config.confidence, config.interval
         )  # fmt: skip
-        val_labels = np.stack([floats(val[name]) for name in names], axis=1)
-        maps = calibrate(
-            val_scores.to_numpy(), val_labels, val["patient_id"].to_numpy(dtype=str), config.calibration, config.seed
-        )  # fmt: skip
-        train = studies[studies["split"] == "train"]
         findings, sampled, scored = [], [], {}
-        for index, (name, calibration_map) in enumerate(zip(names, maps, strict=True)):
-            logits, labels = test_scores[name].to_numpy(), floats(test[name])
-            val_logits_of_finding = val_scores[name].to_numpy()
-            by_rule: dict[Rule, float] = {}
-            test_calibrated: Array | None = None
-            raw_threshold: float | None = None
-            if calibration_map is not None:
-                val_calibrated = calibration_map.apply(val_logits_of_finding)
-                by_rule = thresholds.choose(val_calibrated, val_labels[:, index], config.threshold)
-                test_calibrated = calibration_map.apply(logits)
-                raw_threshold = _raw_threshold(calibration_map, val_logits_of_finding, by_rule)
-            scored[name] = Scored(labels, logits, test_calibrated, by_rule)
-            fields, values = _finding(name, train[name], scored[name], resamples, config)
-            findings.append(
-                Finding(**fields, map=calibration_map, thresholds=by_rule, threshold=raw_threshold)
-            )
+        for known in fitted:
+            logits, labels = test_scores[known.name].to_numpy(), floats(test[known.name])
+            calibrated = None if known.map is None else known.map.apply(logits)
+            scored[known.name] = Scored(labels, logits, calibrated, known.thresholds)
+            finding, values = _finding(known, scored[known.name], resamples, config)
+            findings.append(finding)
             sampled.append(values)
-        estimable = [name for name, values in zip(names, sampled, strict=True) if values]
+        estimable = [known.name for known, values in zip(fitted, sampled, strict=True) if values]
         return Evaluation(
-            data=data_of(studies),
+            data=data,
             test_rows=len(test),
             test_patients=resamples.patients,
             findings=tuple(findings),
@@ -173,6 +198,30 @@ def evaluate(
             scored=scored,
             resamples=resamples,
         )
+
+
+def _fit(
+    train: pd.DataFrame, val: pd.DataFrame, val_scores: pd.DataFrame, config: EvaluateConfig
+) -> list[FittedFinding]:
+    """Fit calibration maps and choose thresholds on the validation images."""
+    names = [str(name) for name in val_scores.columns]
+    labels = np.stack([floats(val[name]) for name in names], axis=1)
+    maps = calibrate(
+        val_scores.to_numpy(), labels, val["patient_id"].to_numpy(dtype=str), config.calibration, config.seed
+    )
+    fitted = []
+    for index, (name, calibration_map) in enumerate(zip(names, maps, strict=True)):
+        finding_tier, positives, known = tier_of(name, train[name], config)
+        logits = val_scores[name].to_numpy()
+        by_rule: dict[Rule, float] = {}
+        raw_threshold: float | None = None
+        if calibration_map is not None:
+            by_rule = thresholds.choose(calibration_map.apply(logits), labels[:, index], config.threshold)
+            raw_threshold = _raw_threshold(calibration_map, logits, by_rule)
+        fitted.append(
+            FittedFinding(name, finding_tier, positives / known, positives, raw_threshold, calibration_map, by_rule)
+        )  # fmt: skip
+    return fitted
 
 
 # Name in the challenges -> our metric: means over the classes, F1 at a score of 0.5.
@@ -209,14 +258,9 @@ def estimate(sampled: BootstrapDistribution, resamples: Resamples, findings: int
 
 
 def _finding(
-    name: str,
-    train_labels: "pd.Series[float]",
-    scored: Scored,
-    resamples: Resamples,
-    config: EvaluateConfig,
-) -> tuple[dict[str, Any], dict[str, BootstrapDistribution]]:
-    """The fields of `Finding` except map and thresholds, and the metrics in every resample (none if not estimable)."""
-    finding_tier, positives, known = tier_of(name, train_labels, config)
+    fitted: FittedFinding, scored: Scored, resamples: Resamples, config: EvaluateConfig
+) -> tuple[Finding, dict[str, BootstrapDistribution]]:
+    """The results of a finding, and the metrics in every resample (none if not estimable)."""
     reason = resampled_metrics.too_few(scored, resamples.patient, config.min_positives)
     values: dict[str, BootstrapDistribution] = {}
     raw: dict[str, BootstrapDistribution] = {}
@@ -232,18 +276,21 @@ def _finding(
     if scored.scores is None:
         missing = "no F1: no positive validation image, or no negative one, for calibration and thresholds"
         reason = f"{reason}; {missing}" if reason else missing
-    fields = {
-        "name": name,
-        "tier": finding_tier,
-        "train_prevalence": positives / known,
-        "train_positives": positives,
-        "test_positives": int((scored.labels == 1).sum()),
-        "test_rows": int(scored.known().sum()),
-        "scores": means([values], resamples, METRICS),
-        "uncalibrated": means([raw], resamples, CALIBRATION_METRICS),
-        "not_estimable": reason,
-    }
-    return fields, values
+    finding = Finding(
+        name=fitted.name,
+        tier=fitted.tier,
+        train_prevalence=fitted.train_prevalence,
+        train_positives=fitted.train_positives,
+        test_positives=int((scored.labels == 1).sum()),
+        test_rows=int(scored.known().sum()),
+        threshold=fitted.threshold,
+        map=fitted.map,
+        thresholds=fitted.thresholds,
+        scores=means([values], resamples, METRICS),
+        uncalibrated=means([raw], resamples, CALIBRATION_METRICS),
+        not_estimable=reason,
+    )
+    return finding, values
 
 
 def means(
