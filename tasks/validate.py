@@ -14,13 +14,11 @@ from typing import Any
 from ral.config.base import load
 from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
+from ral.data.validation import messages
 from ral.errors import UserError, plain
 from tasks import step
 
 logger = logging.getLogger("tasks.validate")
-
-# Maximum characters of a cell that a message quotes.
-MAX_QUOTED = 300
 
 
 def run(params: ValidateParams, environment: Environment, out: Path, baseline: Path) -> None:
@@ -89,38 +87,15 @@ def explain(pages: dict[Path, list[dict[str, Any]]], table: str) -> str:
     """Error message for failed checks: name, count, sample rows, remedy, and the page with details."""
     lines, details = [f"{table} did not pass validation."], []
     for page, checks in pages.items():
-        for check in checks:
-            if check["severity"] == "error" and not check["passed"]:
-                lines.append(f"- {_failure(check)}.")
-                lines += [f"    {_row(sample)}" for sample in check["samples"]]
-                lines.append(f"  {check['remedy']}")
-                details.append(f"Details: {page}")
-    return "\n".join([*lines, *dict.fromkeys(details)])
-
-
-def _failure(check: dict[str, Any]) -> str:
-    rows = check["unexpected"]
-    return f'{rows:,} row{"s" * (rows != 1)} failed "{check["check"]}"'
-
-
-def _row(sample: dict[str, Any]) -> str:
-    return f"row {sample['row']}, {_cell(sample['image_id'])}: {_cell(sample['value'])}"
-
-
-def _cell(value: str | None) -> str:
-    """Format a cell: quoted if it has invisible characters, truncated if it is long."""
-    cut = value if value is None or len(value) <= MAX_QUOTED else value[:MAX_QUOTED] + "…"
-    return cut if cut and cut == cut.strip() and cut.isprintable() else repr(cut)
+        failed = messages.failures(checks)
+        lines += failed
+        details += [f"Details: {page}"] if failed else []
+    return "\n".join([*lines, *details])
 
 
 def warnings(validation: dict[str, Any]) -> list[str]:
     """Warnings about data that passed, one line each."""
-    lines = []
-    for check in validation["checks"]:
-        if check["severity"] == "warning" and not check["passed"]:
-            shown = [_row(sample) for sample in check["samples"][:1]]
-            first = f" The first: {shown[0]}." if shown and check["samples"][0]["value"] else ""
-            lines.append(f"{_failure(check)}.{first} {check['remedy']}")
+    lines = messages.warnings(validation["checks"])
     if validation["images_without_row"]:
         lines.append(f"{validation['images_without_row']} images have no row in the table and are not used.")
     return lines

@@ -107,7 +107,83 @@ class Inputs:
 def render(inputs: Inputs) -> str:
     """Render the report as HTML; the run is filled in by the file `RUN_FILE` beside it."""
     rows = _rows(inputs.findings)
-    environment = jinja2.Environment(
+    metrics, config = inputs.metrics, inputs.params.evaluate
+    best = int(inputs.model["best_epoch"])
+    audited = audit.audit(inputs.audit)
+    selected = gallery.select(inputs.gallery, inputs.calibration, config.threshold.rule)
+    chosen = inputs.operating[inputs.operating["rule"] == config.threshold.rule]
+    page = (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=inputs.params.report.title,
+            phantom=inputs.phantom,
+            macros="macros.html",
+            stylesheet="report.css",
+            first_screen="overview.html",
+            run_file=RUN_FILE,
+            scripts=[Markup(script) for script in scripts.SCRIPTS],
+            script_policy=Markup(scripts.policy()),
+            wording=wording,
+            metrics=metrics,
+            config=config,
+            facts=overview.facts(inputs.params.data.source, inputs.phantom, inputs.dataset, inputs.model),
+            headline=overview.headline(metrics, rows, inputs.comparison),
+            comparison_summary=comparison.summary_sentence(inputs.comparison, metrics["confidence"]),
+            empty_tiers=_empty_tiers(metrics, rows),
+            without_curves=[row["finding"] for row in rows if not wording.known(row["auroc"])],
+            audit=audited,
+            audit_summary=audit.summary_sentence(audited, metrics["confidence"]),
+            rules=calibration.rules(config.threshold),
+            gallery=gallery.gallery(inputs.gallery, selected, chosen, inputs.pictures, inputs.phantom)
+            if inputs.images
+            else None,
+            geometry=inputs.geometry,
+            directions=None if "not_available" in inputs.geometry else network.directions(inputs.geometry)[1],
+            parameters=inputs.params,
+            show_images=inputs.params.report.show_images,
+            confidence=f"{100 * metrics['confidence']:g} %",
+            plots=_plots(inputs, rows, best),
+            tables={
+                "tiers": tables.tiers(metrics, rows),
+                "cxr_lt": tables.cxr_lt(metrics),
+                "findings": tables.findings(rows),
+                "calibration": calibration.maps(rows),
+                "bins": calibration.bins(inputs.reliability, rows),
+                "operating": _operating(inputs, rows),
+                "decision_curves": calibration.net_benefits(inputs.decision_curves, rows),
+                "second_reading": tables.second_reading(inputs.second_reading)
+                if len(inputs.second_reading)
+                else None,
+                "comparison": comparison.tables_of(inputs.comparison, [row["finding"] for row in rows]),
+                "confused": network.confused(inputs.confusion, config.min_positives),
+                "gallery": gallery.listed(selected),
+                **_geometry(inputs.geometry),
+                "curves": tables.curve_points(inputs.curves, rows),
+                "model": tables.model(inputs.model, len(inputs.history)),
+                "history": tables.history(inputs.history, best),
+                "images": data_tables.images(inputs.validation, inputs.dataset),
+                "notes": data_tables.notes(inputs.dataset),
+                "same_images": data_tables.same_images(inputs.dataset),
+                "split": data_tables.split(inputs.dataset),
+                "characteristics": data_tables.characteristics(inputs.characteristics),
+                "labels": data_tables.labels(inputs.class_counts, rows),
+                "checks": data_tables.checks(inputs.validation),
+                "changed": overview.changed_parameters(inputs.params),
+                "parameters": tables.parameters(inputs.params.model_dump()),
+                "hashes": data_tables.hashes(inputs.validation, inputs.dataset),
+                "versions": tables.versions(inputs.versions),
+            },
+            failed=[check for check in inputs.validation["checks"] if not check["passed"]],
+            checks=len(inputs.validation["checks"]),
+        )
+    )
+    return with_digest(page)
+
+
+def environment() -> jinja2.Environment:
+    """Templates of this folder, in which text from data is escaped."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -115,73 +191,6 @@ def render(inputs: Inputs) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    metrics, config = inputs.metrics, inputs.params.evaluate
-    best = int(inputs.model["best_epoch"])
-    audited = audit.audit(inputs.audit)
-    selected = gallery.select(inputs.gallery, inputs.calibration, config.threshold.rule)
-    chosen = inputs.operating[inputs.operating["rule"] == config.threshold.rule]
-    page = environment.get_template("report.html").render(
-        title=inputs.params.report.title,
-        phantom=inputs.phantom,
-        stylesheet="report.css",
-        first_screen="overview.html",
-        run_file=RUN_FILE,
-        scripts=[Markup(script) for script in scripts.SCRIPTS],
-        script_policy=Markup(scripts.policy()),
-        wording=wording,
-        metrics=metrics,
-        config=config,
-        facts=overview.facts(inputs.params.data.source, inputs.phantom, inputs.dataset, inputs.model),
-        headline=overview.headline(metrics, rows, inputs.comparison),
-        comparison_summary=comparison.summary_sentence(inputs.comparison, metrics["confidence"]),
-        empty_tiers=_empty_tiers(metrics, rows),
-        without_curves=[row["finding"] for row in rows if not wording.known(row["auroc"])],
-        audit=audited,
-        audit_summary=audit.summary_sentence(audited, metrics["confidence"]),
-        rules=calibration.rules(config.threshold),
-        gallery=gallery.gallery(inputs.gallery, selected, chosen, inputs.pictures, inputs.phantom)
-        if inputs.images
-        else None,
-        geometry=inputs.geometry,
-        directions=None if "not_available" in inputs.geometry else network.directions(inputs.geometry)[1],
-        parameters=inputs.params,
-        show_images=inputs.params.report.show_images,
-        confidence=f"{100 * metrics['confidence']:g} %",
-        plots=_plots(inputs, rows, best),
-        tables={
-            "tiers": tables.tiers(metrics, rows),
-            "cxr_lt": tables.cxr_lt(metrics),
-            "findings": tables.findings(rows),
-            "calibration": calibration.maps(rows),
-            "bins": calibration.bins(inputs.reliability, rows),
-            "operating": _operating(inputs, rows),
-            "decision_curves": calibration.net_benefits(inputs.decision_curves, rows),
-            "second_reading": tables.second_reading(inputs.second_reading)
-            if len(inputs.second_reading)
-            else None,
-            "comparison": comparison.tables_of(inputs.comparison, [row["finding"] for row in rows]),
-            "confused": network.confused(inputs.confusion, config.min_positives),
-            "gallery": gallery.listed(selected),
-            **_geometry(inputs.geometry),
-            "curves": tables.curve_points(inputs.curves, rows),
-            "model": tables.model(inputs.model, len(inputs.history)),
-            "history": tables.history(inputs.history, best),
-            "images": data_tables.images(inputs.validation, inputs.dataset),
-            "notes": data_tables.notes(inputs.dataset),
-            "same_images": data_tables.same_images(inputs.dataset),
-            "split": data_tables.split(inputs.dataset),
-            "characteristics": data_tables.characteristics(inputs.characteristics),
-            "labels": data_tables.labels(inputs.class_counts, rows),
-            "checks": data_tables.checks(inputs.validation),
-            "changed": overview.changed_parameters(inputs.params),
-            "parameters": tables.parameters(inputs.params.model_dump()),
-            "hashes": data_tables.hashes(inputs.validation, inputs.dataset),
-            "versions": tables.versions(inputs.versions),
-        },
-        failed=[check for check in inputs.validation["checks"] if not check["passed"]],
-        checks=len(inputs.validation["checks"]),
-    )
-    return with_digest(page)
 
 
 def installed_versions() -> dict[str, str]:
