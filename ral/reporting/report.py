@@ -106,7 +106,7 @@ class Inputs:
 
 def render(inputs: Inputs) -> str:
     """Render the report as HTML; the run is filled in by the file `RUN_FILE` beside it."""
-    rows = _rows(inputs.findings)
+    rows = rows_of(inputs.findings)
     metrics, config = inputs.metrics, inputs.params.evaluate
     best = int(inputs.model["best_epoch"])
     audited = audit.audit(inputs.audit)
@@ -227,7 +227,7 @@ def _geometry(geometry: dict[str, Any]) -> dict[str, tables.Table]:
     }
 
 
-def _rows(findings: pd.DataFrame) -> list[plots.Row]:
+def rows_of(findings: pd.DataFrame) -> list[plots.Row]:
     """The rows of findings.csv, the most frequent in training first."""
     return sorted(tables.records(findings), key=lambda row: (-row["train_prevalence"], row["finding"]))
 
