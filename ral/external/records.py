@@ -69,24 +69,25 @@ def _fitted(path: Path, findings: tuple[str, ...], calibration: dict[str, Any]) 
         # As text: only empty cells are missing values (a finding may be named NA), and float() reads every digit.
         table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("finding")
         columns = table.loc[list(findings), ["tier", "train_prevalence", "train_positives", "threshold"]]
-        return tuple(_finding(*row, calibration["findings"][row[0]]) for row in columns.itertuples())
+        return tuple(
+            _finding(name, columns.loc[name].to_dict(), calibration["findings"][name]) for name in findings
+        )
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{path} does not have the findings of the model ({str(error).strip()}). {remedy}"
         ) from None
 
 
-def _finding(
-    name: str, tier: str, prevalence: str, positives: str, threshold: str, saved: dict[str, Any] | None
-) -> FittedFinding:
-    if tier not in TIERS:
-        raise ValueError(f"tier {tier!r}")
+def _finding(name: str, row: dict[Any, Any], saved: dict[str, Any] | None) -> FittedFinding:
+    """A finding from its row of findings.csv (text) and its entry in calibration.json."""
+    if row["tier"] not in TIERS:
+        raise ValueError(f"tier {row['tier']!r}")
     return FittedFinding(
         name=name,
-        tier=tier,
-        train_prevalence=float(prevalence),
-        train_positives=int(positives),
-        threshold=float(threshold) if threshold else None,
+        tier=row["tier"],
+        train_prevalence=float(row["train_prevalence"]),
+        train_positives=int(row["train_positives"]),
+        threshold=float(row["threshold"]) if row["threshold"] else None,
         map=None if saved is None else saved_map(saved),
         thresholds={} if saved is None else saved["thresholds"],
     )

@@ -116,12 +116,12 @@ def common_findings(model: Sequence[str], data: LabelledImages) -> list[str]:
     return common
 
 
-def seen_patients(data: LabelledImages, record: ModelRecord) -> int | None:
-    """Patients whose id is also in the training or validation split of the model; None if that is not known."""
+def known_patients(data: LabelledImages, record: ModelRecord) -> dict[str, int] | None:
+    """Patients whose id is also in the data of the model, by split; None if that is not known."""
     if record.split is None or not data.patients_known:
         return None
-    fitted_on = record.split.index[record.split != "test"]
-    return int(data.rows.loc[data.rows["patient_id"].isin(fitted_on), "patient_id"].nunique())
+    splits = record.split.reindex(data.rows["patient_id"].unique())
+    return {name: int((splits == name).sum()) for name in ("train", "val", "test")}
 
 
 def describe(
@@ -146,6 +146,7 @@ def describe(
             "source": data.source,
             "split": split,
             "images": len(scores.image_ids),
+            "phantom": score.data_of(data.rows) == "phantom",
             "patients_known": data.patients_known,
             "excluded": dict(sorted(reasons.items())),
             "notes": list(data.notes),
@@ -155,7 +156,7 @@ def describe(
             "not_labelled": [name for name in model.findings if name not in common],
             "not_in_model": [name for name in data.findings if name not in common],
         },
-        "patients_in_training": seen_patients(data, record),
+        "patients_of_model": known_patients(data, record),
         "unlike_training_images": dict(scores.warnings),
     }
 
@@ -172,11 +173,18 @@ def messages(content: Mapping[str, Any]) -> list[str]:
         lines.append(
             "The patients are not known: intervals resample images, and are too narrow where a patient has several."
         )
-    if content["patients_in_training"]:
-        patients = pluralize(content["patients_in_training"], "patient id is", "patient ids are")
+    of_model = content["patients_of_model"] or {"train": 0, "val": 0, "test": 0}
+    if of_model["train"] + of_model["val"]:
+        patients = pluralize(of_model["train"] + of_model["val"], "patient id is", "patient ids are")
         lines.append(
             f"{patients} also in the training or validation data of the model ({content['model']['source']}). If these "
             "are the same patients, the results are too good: leave them out."
+        )
+    if of_model["test"]:
+        patients = pluralize(of_model["test"], "patient id is", "patient ids are")
+        lines.append(
+            f"{patients} also in the test data of the model. If these are the same patients, this is no external "
+            "validation."
         )
     if findings["not_labelled"]:
         lines.append(f"Not labelled in the data, not counted: {', '.join(findings['not_labelled'])}.")

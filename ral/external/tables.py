@@ -214,7 +214,7 @@ def match_files(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:
                 if key in wanted:
                     found.setdefault(key, []).append((rank, path))
                     break
-    rows = []
+    rows: list[tuple[str, str]] = []
     for image_id, candidates in found.items():
         best = min(rank for rank, _ in candidates)
         paths = [path for rank, path in candidates if rank == best]
@@ -223,8 +223,8 @@ def match_files(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:
                 f"Image {shown(image_id)} may be {shown(folder / paths[0])} or {shown(folder / paths[1])}. Write its "
                 "path below the folder into the table, or keep one file."
             )
-        rows.append((image_id, paths[0]))
-    return pd.DataFrame(sorted(rows, key=lambda row: row[1]), columns=["image_id", "path"], dtype="str")
+        rows.append((paths[0], image_id))
+    return pd.DataFrame(sorted(rows), columns=["path", "image_id"], dtype="str")
 
 
 def _validated(source: Source, folder: Path | None, scratch: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -46,7 +46,7 @@ def render(
         metrics=metrics,
         described=described,
         config=config,
-        facts=facts(metrics, phantom),
+        facts=facts(metrics),
         headline=headline(metrics, rows),
         notes=notes,
         confidence=f"{100 * metrics['confidence']:g} %",
@@ -76,7 +76,7 @@ def render(
     )  # fmt: skip
 
 
-def facts(metrics: Mapping[str, Any], phantom: bool) -> dict[str, str]:
+def facts(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Model, its training data, the data and their size, by name."""
     model, data = metrics["external_validation"]["model"], metrics["external_validation"]["data"]
     findings = metrics["external_validation"]["findings"]
@@ -86,7 +86,7 @@ def facts(metrics: Mapping[str, Any], phantom: bool) -> dict[str, str]:
     return {
         "Model": model["name"],
         "Trained on": trained,
-        "Evaluated on": f"{data['name']} (layout {data['source']}{split}){' PHANTOM' if phantom else ''}",
+        "Evaluated on": f"{data['name']} (layout {data['source']}{split}{', PHANTOM' if data['phantom'] else ''})",
         "Images": f"{metrics['test']['rows']:,}",
         "Patients": f"{metrics['test']['patients']:,}" if data["patients_known"] else "not known",
         "Findings": f"{len(findings['evaluated'])} of the {of_model} of the model",
@@ -103,10 +103,12 @@ def headline(metrics: Mapping[str, Any], rows: Sequence[plots.Row]) -> list[over
 
 def gaps(table: pd.DataFrame, rows: Sequence[plots.Row]) -> Table:
     """Mean probability against the share of positives, and the calibration error, of every finding."""
-    by_finding = {row["finding"]: row for row in rows}
+    by_finding = {gap["finding"]: gap for gap in records(table)}
     content = []
-    for gap in records(table):
-        row = by_finding[gap["finding"]]
+    for row in rows:
+        gap = by_finding.get(row["finding"])
+        if gap is None:
+            continue
         content.append(
             [
                 gap["finding"],
@@ -151,7 +153,8 @@ def excluded(reasons: Mapping[str, int]) -> Table:
 
 def _captioned(table: Table, caption: str) -> Table:
     """These images are no test images of the training data."""
-    return replace(table, caption=caption)
+    columns = tuple("Positive images" if name == "Test positives" else name for name in table.columns)
+    return replace(table, caption=caption, columns=columns)
 
 
 def _plots(results: Mapping[str, pd.DataFrame], rows: list[plots.Row], phantom: bool) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def test_the_metrics_on_its_own_test_images_are_those_of_the_pipeline(
         "--model", release, "--data", project / "data/prepared", "--split", "test", "-o", tmp_path / "out"
     )
     metrics = read_json(tmp_path / "out/metrics.json")
-    assert metrics.pop("external_validation")["patients_in_training"] == 0
+    known = metrics.pop("external_validation")["patients_of_model"]
+    assert known == {"train": 0, "val": 0, "test": metrics["test"]["patients"]}
+    assert "this is no external validation" in (tmp_path / "out/report.html").read_text()
     assert close(metrics, read_json(project / "reports/metrics.json"))
     for name in ("findings", "operating", "reliability", "decision_curves", "audit"):
         mine, pipeline = (
@@ -100,7 +102,7 @@ def test_the_layout_of_the_publisher_gives_the_same(
     evaluate("--model", release, "--data", small_phantom, "--source", "nih", "-o", tmp_path / "raw")
     evaluate("--model", release, "--data", project / "data/prepared", "-o", tmp_path / "prepared")
     raw, prepared = (read_json(tmp_path / name / "metrics.json") for name in ("raw", "prepared"))
-    assert raw["external_validation"]["patients_in_training"] > 0
+    assert raw["external_validation"]["patients_of_model"]["train"] > 0
     assert (tmp_path / "raw/predictions.csv").read_text().count("\n") == 401
     for metrics in (raw, prepared):
         del metrics["external_validation"]
@@ -210,7 +212,7 @@ def test_without_patients_intervals_are_by_image_and_the_page_says_so(
     metrics = read_json(tmp_path / "out/metrics.json")
     assert metrics["test"]["patients"] == metrics["test"]["rows"]
     assert not metrics["external_validation"]["data"]["patients_known"]
-    assert metrics["external_validation"]["patients_in_training"] is None
+    assert metrics["external_validation"]["patients_of_model"] is None
     page = (tmp_path / "out/report.html").read_text()
     assert "bootstrap resamples of the images" in page
     assert "too narrow" in page
@@ -350,6 +352,9 @@ def test_two_files_of_one_name_are_refused(release: Path, table: Path, folder: P
     for name in ("x/1.png", "x/y/1.png", "x/y/2", "x/2.dcm"):
         (tmp_path / name).touch()
     ids = pd.Series(["x/1.png", "2", "3"])
-    assert match_files(tmp_path, ids).values.tolist() == [["x/1.png", "x/1.png"], ["2", "x/y/2"]]
+    assert match_files(tmp_path, ids)[["image_id", "path"]].values.tolist() == [
+        ["x/1.png", "x/1.png"],
+        ["2", "x/y/2"],
+    ]
     with pytest.raises(UserError, match="may be"):
         match_files(tmp_path, pd.Series(["1"]))
