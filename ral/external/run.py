@@ -259,7 +259,7 @@ def write(
     predicted: pa.Table,
     excluded: pd.DataFrame,
 ) -> None:
-    """Write all outputs but those of other folders; see docs/predict.md.
+    """Write all outputs but those of other folders; see docs/external_validation.md.
 
     Args:
         out: folder; those of an earlier evaluation are replaced.

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import set_params
+from dicom_files import dicom
+from PIL import Image
 
 from ral.cli.__main__ import main
 from ral.data.splits.holdout import sealed
@@ -175,6 +177,28 @@ def test_bad_and_missing_images_are_listed_and_not_counted(
     without = read_json(tmp_path / "without/metrics.json")
     del metrics["external_validation"], without["external_validation"]
     assert metrics == without
+
+
+def test_dicom_files_without_an_ending_are_read(
+    release: Path, table: Path, folder: Path, tmp_path: Path
+) -> None:
+    images = Path(shutil.copytree(folder, tmp_path / "images"))
+    evaluate("--model", release, "--data", table, "--images", images, "-o", tmp_path / "png")
+    image_id = pd.read_csv(table)["image_id"].iloc[0]
+    path = next(images.rglob(f"{image_id}.png"))
+    pixels = np.asarray(Image.open(path).convert("L"))
+    window = {"WindowCenter": 128, "WindowWidth": 256}
+    path.with_suffix("").write_bytes(dicom(pixels.astype(np.uint16), bits=8, **window))
+    path.unlink()
+    evaluate("--model", release, "--data", table, "--images", images, "-o", tmp_path / "dicom")
+    png, same = (
+        pd.read_csv(tmp_path / name / "predictions.csv").set_index("image") for name in ("png", "dicom")
+    )
+    logits = [name for name in png.columns if name.endswith("_logit")]
+    assert len(same) == len(png)
+    np.testing.assert_allclose(
+        same.loc[image_id, logits].astype(float), png.loc[image_id, logits].astype(float), atol=0.2
+    )
 
 
 def test_unknown_and_uncertain_labels_are_ignored(
