@@ -14,6 +14,7 @@ from ral.config.base import load
 from ral.config.data import PreprocessParams
 from ral.config.environment import Environment, load_environment
 from ral.errors import plain
+from ral.labels import marked
 from tasks import step
 
 logger = logging.getLogger("tasks.preprocess")
@@ -59,10 +60,8 @@ def run(
         shown = plain(", ".join(note["examples"])) + (", …" if note["images"] > len(note["examples"]) else "")
         logger.warning(f"{note['images']:,} image{'s' * (note['images'] > 1)} ({shown}): {note['text']}")
     excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in metadata["left_out"].items())
-    kind = "PHANTOM DATA: " if metadata["phantom"] else ""
-    logger.info(
-        f"{kind}{metadata['images']:,} images of {metadata['patients']:,} patients prepared{excluded}"
-    )
+    done = f"{metadata['images']:,} images of {metadata['patients']:,} patients prepared{excluded}"
+    logger.info(marked(done, metadata["phantom"]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
 from ral.data.validation import messages
 from ral.errors import UserError, plain
+from ral.labels import marked
 from tasks import step
 
 logger = logging.getLogger("tasks.validate")
@@ -77,10 +78,8 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             logger.warning("%s", plain(line))
         images.to_parquet(draft / "images.parquet", index=False, compression=None)
         write_json(draft / "validation.json", validation)
-    kind = "PHANTOM DATA: " if validation["phantom"] else ""
-    logger.info(
-        f"{kind}{summary['rows']:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
-    )
+    done = f"{summary['rows']:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
+    logger.info(marked(done, validation["phantom"]))
 
 
 def explain(pages: dict[Path, list[dict[str, Any]]], table: str) -> str:

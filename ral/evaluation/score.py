@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,42 +12,22 @@ from threadpoolctl import threadpool_limits
 from ral.config.evaluate import EvaluateConfig, Rule
 from ral.errors import UserError
 from ral.evaluation import resampled_metrics, thresholds
-from ral.evaluation.bootstrap import BootstrapDistribution, Interval, Resamples, draw
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw
 from ral.evaluation.calibration import Map, calibrate
-from ral.evaluation.metrics import RANKING_METRICS
-from ral.evaluation.reliability import CALIBRATION_METRICS
-from ral.evaluation.resampled_metrics import THRESHOLD_METRICS, Scored
+from ral.evaluation.resampled_metrics import Scored
+from ral.evaluation.results import NOTHING, Estimate
 from ral.evaluation.rows import align, floats
-from ral.labels import PHANTOM_PREFIX, TIERS, Tier, tier
+from ral.evaluation.specs import (
+    CALIBRATION_METRICS,
+    FINDING_METRICS,
+    MICRO_METRICS,
+    OFFICIAL,
+    RANKING_METRICS,
+    THRESHOLD_METRICS,
+)
+from ral.labels import PHANTOM_PREFIX, TIERS, Data, Tier, tier
 
 Array = NDArray[Any]
-
-# Every metric of a finding: of the raw logits, at the threshold (F1 at that of max_f1), of the calibrated scores.
-METRICS = (
-    *RANKING_METRICS,
-    "f1",
-    *(name for name in THRESHOLD_METRICS if name != "f1"),
-    *CALIBRATION_METRICS,
-)
-
-# Metrics of all pairs of image and finding, pooled.
-MICRO = (*RANKING_METRICS, "f1", "sensitivity", "specificity")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric of one finding, or its mean over several findings, with the bootstrap interval."""
-
-    value: float | None
-    """None if there is no estimable finding."""
-    low: float | None
-    """Also None if fewer than five patients contribute, and for the debiased calibration error."""
-    high: float | None
-    findings: int
-    """Number of averaged findings: 1 for a single finding, 0 if it is not estimable."""
-
-
-NOTHING = Estimate(None, None, None, 0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +66,7 @@ class Finding:
     thresholds: Mapping[Rule, float]
     """Thresholds of the calibrated scores, by rule; empty without a map."""
     scores: dict[str, Estimate]
-    """The metrics of `METRICS`."""
+    """The metrics of `FINDING_METRICS`."""
     uncalibrated: dict[str, Estimate]
     """The metrics of `CALIBRATION_METRICS` for the sigmoid of the raw logits, which is not a probability."""
     not_estimable: str | None
@@ -97,8 +77,7 @@ class Finding:
 class Evaluation:
     """The results for one set of test logits."""
 
-    data: Literal["phantom", "images"]
-    """phantom if at least one image is a phantom: the metrics then have no clinical meaning."""
+    data: Data
     test_rows: int
     test_patients: int
     findings: tuple[Finding, ...]
@@ -149,7 +128,7 @@ def measure(
     test_scores: pd.DataFrame,
     fitted: Sequence[FittedFinding],
     config: EvaluateConfig,
-    data: Literal["phantom", "images"],
+    data: Data,
 ) -> Evaluation:
     """Evaluate logits with calibration maps and thresholds that are already fitted.
 
@@ -181,11 +160,17 @@ def measure(
             test_rows=len(test),
             test_patients=resamples.patients,
             findings=tuple(findings),
-            macro=means(sampled, resamples, METRICS),
+            macro=means(sampled, resamples, FINDING_METRICS),
             micro=micro([scored[name] for name in estimable], resamples, config.threshold.rule),
             tiers={
                 name: means(
-                    [v for v, f in zip(sampled, findings, strict=True) if f.tier == name], resamples, METRICS
+                    [
+                        values
+                        for values, finding in zip(sampled, findings, strict=True)
+                        if finding.tier == name
+                    ],
+                    resamples,
+                    FINDING_METRICS,
                 )
                 for name in TIERS
             },
@@ -224,11 +209,7 @@ def _fit(
     return fitted
 
 
-# Name in the challenges -> our metric: means over the classes, F1 at a score of 0.5.
-OFFICIAL = {"mAP": "ap", "mAUROC": "auroc", "mF1": "f1_at_half", "mECE": "ece"}
-
-
-def data_of(studies: pd.DataFrame) -> Literal["phantom", "images"]:
+def data_of(studies: pd.DataFrame) -> Data:
     """phantom if at least one image is a phantom, else images."""
     return "phantom" if studies["image_id"].astype(str).str.startswith(PHANTOM_PREFIX).any() else "images"
 
@@ -251,7 +232,7 @@ def tier_of(name: str, train_labels: "pd.Series[float]", config: EvaluateConfig)
 
 def estimate(sampled: BootstrapDistribution, resamples: Resamples, findings: int = 1) -> Estimate:
     """A metric with its interval; `findings` is the number of averaged findings."""
-    interval: Interval = resamples.interval(sampled)
+    interval = resamples.interval(sampled)
     if interval.value is None:
         return NOTHING
     return Estimate(interval.value, interval.low, interval.high, findings)
@@ -286,7 +267,7 @@ def _finding(
         threshold=fitted.threshold,
         map=fitted.map,
         thresholds=fitted.thresholds,
-        scores=means([values], resamples, METRICS),
+        scores=means([values], resamples, FINDING_METRICS),
         uncalibrated=means([raw], resamples, CALIBRATION_METRICS),
         not_estimable=reason,
     )
@@ -317,7 +298,7 @@ def micro(scored: Sequence[Scored], resamples: Resamples, rule: Rule) -> dict[st
         rule: the threshold rule for sensitivity and specificity; F1 uses max_f1.
     """
     if not scored:
-        return dict.fromkeys(MICRO, NOTHING)
+        return dict.fromkeys(MICRO_METRICS, NOTHING)
     pooled_resamples = Resamples(
         np.tile(resamples.patient, len(scored)),
         resamples.weights,
@@ -337,7 +318,7 @@ def micro(scored: Sequence[Scored], resamples: Resamples, rule: Rule) -> dict[st
     }
     with_thresholds = [finding for finding in scored if finding.thresholds]
     at_threshold = resampled_metrics.pooled_metrics_at_threshold(with_thresholds, resamples)
-    for name in MICRO[len(RANKING_METRICS) :]:
+    for name in MICRO_METRICS[len(RANKING_METRICS) :]:
         key: Rule = "max_f1" if name == "f1" else rule
         result[name] = (
             estimate(at_threshold[key][name], resamples, len(with_thresholds)) if with_thresholds else NOTHING

@@ -20,11 +20,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ral.errors import UserError
 
 if TYPE_CHECKING:
+    from ral.evaluation.results import Metrics
     from ral.external.labelled import LabelledImages
     from ral.inference.released import ReleasedModel
 
@@ -120,30 +121,28 @@ def _run(options: argparse.Namespace) -> int:
     run.write(options.out, evaluation, described, run.predictions(scores, predictor, data), excluded)
     for line in run.messages(described):
         logger.warning("%s", line)
-    print(summary(evaluation.data == "phantom", described, run.tables.to_metrics(evaluation)))
+    print(summary(described, run.tables.to_metrics(evaluation)))
     print(f"report: {options.out / 'report.html'}")
     return SOME_BAD if data.missing or len(scores.bad) else 0
 
 
-def summary(phantom: bool, described: dict, metrics: dict) -> str:
+def summary(described: dict[str, Any], metrics: "Metrics") -> str:
     """The lines that the command prints at its end."""
     from ral import wording
 
     data, model = described["data"], described["model"]
     by = (
-        wording.pluralize(metrics["test"]["patients"], "patient", "patients")
+        wording.pluralize(metrics.test.patients, "patient", "patients")
         if data["patients_known"]
         else "unknown patients"
     )
     lines = [
-        f"{wording.PHANTOM_SHORT}" if phantom else f"{wording.RESEARCH}.",
+        wording.notice_sentence(metrics.phantom),
         f"Model {model['name']}, trained on {model['source']}, evaluated on {data['name']}: "
         f"{wording.pluralize(data['images'], 'image', 'images')} of {by}, "
-        f"{wording.pluralize(metrics['macro']['findings'], 'estimable finding', 'estimable findings')}",
+        f"{wording.pluralize(metrics.macro.findings, 'estimable finding', 'estimable findings')}",
     ]
-    lines += [
-        f"macro {name.upper()} {wording.estimate(metrics['macro'][name])}" for name in ("ap", "auroc", "f1")
-    ]
+    lines += [f"macro {name.upper()} {metrics.macro[name].text()}" for name in ("ap", "auroc", "f1")]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from ral.config.base import load, read_yaml
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.data.baseline import SPLIT, read_split
 from ral.errors import UserError
-from ral.evaluation.calibration import saved_map
+from ral.evaluation.calibration_io import SavedCalibration, SavedFinding, parse
 from ral.evaluation.score import FittedFinding
 from ral.files import read_json
 from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS
@@ -52,9 +52,9 @@ def read_record(folder: Path, findings: tuple[str, ...]) -> ModelRecord:
                 f"{path} does not exist: it has the tiers of the findings, or how they are evaluated. Releases have it "
                 "since `ral evaluate` exists: register the model again, or name the project folder that trained it."
             )
-    calibration = read_json(reports / CALIBRATION)
+    calibration = parse(read_json(reports / CALIBRATION))
     config: EvaluateConfig = load(project / "params.yaml", EvaluateParams).evaluate
-    threshold = config.threshold.model_copy(update={"rule": calibration["rule"]})
+    threshold = config.threshold.model_copy(update={"rule": calibration.rule})
     return ModelRecord(
         findings=_fitted(reports / FINDINGS, findings, calibration),
         config=config.model_copy(update={"threshold": threshold}),
@@ -63,14 +63,16 @@ def read_record(folder: Path, findings: tuple[str, ...]) -> ModelRecord:
     )
 
 
-def _fitted(path: Path, findings: tuple[str, ...], calibration: dict[str, Any]) -> tuple[FittedFinding, ...]:
+def _fitted(
+    path: Path, findings: tuple[str, ...], calibration: SavedCalibration
+) -> tuple[FittedFinding, ...]:
     remedy = "Restore it, or run the step evaluate again."
     try:
         # As text: only empty cells are missing values (a finding may be named NA), and float() reads every digit.
         table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("finding")
         columns = table.loc[list(findings), ["tier", "train_prevalence", "train_positives", "threshold"]]
         return tuple(
-            _finding(name, columns.loc[name].to_dict(), calibration["findings"][name]) for name in findings
+            _finding(name, columns.loc[name].to_dict(), calibration.findings[name]) for name in findings
         )
     except (ValueError, KeyError) as error:
         raise UserError(
@@ -78,7 +80,7 @@ def _fitted(path: Path, findings: tuple[str, ...], calibration: dict[str, Any]) 
         ) from None
 
 
-def _finding(name: str, row: dict[Any, Any], saved: dict[str, Any] | None) -> FittedFinding:
+def _finding(name: str, row: dict[Any, Any], saved: SavedFinding | None) -> FittedFinding:
     """A finding from its row of findings.csv (text) and its entry in calibration.json."""
     if row["tier"] not in TIERS:
         raise ValueError(f"tier {row['tier']!r}")
@@ -88,6 +90,6 @@ def _finding(name: str, row: dict[Any, Any], saved: dict[str, Any] | None) -> Fi
         train_prevalence=float(row["train_prevalence"]),
         train_positives=int(row["train_positives"]),
         threshold=float(row["threshold"]) if row["threshold"] else None,
-        map=None if saved is None else saved_map(saved),
-        thresholds={} if saved is None else saved["thresholds"],
+        map=None if saved is None else saved.map,
+        thresholds={} if saved is None else saved.thresholds,
     )

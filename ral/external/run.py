@@ -270,7 +270,7 @@ def write(
     """
     from ral.reporting.external import render
 
-    metrics = tables.to_metrics(evaluation) | {KEY: described}
+    metrics = tables.to_metrics(evaluation)
     by_name = tables_of(evaluation)
     with atomic_directory(out) as draft:
         for name, table in by_name.items():
@@ -278,8 +278,8 @@ def write(
         excluded.to_csv(draft / "excluded.csv", index=False, lineterminator="\n")
         options = pa.csv.WriteOptions(quoting_style="needed")
         pa.csv.write_csv(predicted, draft / "predictions.csv", options)
-        write_json(draft / METRICS, metrics)
-        page = render(metrics, by_name, evaluation.config, messages(described))
+        write_json(draft / METRICS, {**metrics.to_json(), KEY: described})
+        page = render(metrics, described, by_name, evaluation.config, messages(described))
         (draft / "report.html").write_text(page, encoding="utf-8", newline="\n")
 
 

@@ -92,7 +92,7 @@ def test_with_the_logits_of_the_pipeline_every_number_is_equal(project: Path, st
     logits = pd.read_parquet(project / "models/logits/test.parquet")
     record = records.read_record(project, findings)
     evaluation = run.evaluate(data, logits, record, True)
-    assert run.tables.to_metrics(evaluation) == read_json(project / "reports/metrics.json")
+    assert run.tables.to_metrics(evaluation).to_json() == read_json(project / "reports/metrics.json")
     for name, part in run.tables_of(evaluation).items():
         if name not in ("calibration.csv", "characteristics.csv"):
             text = part.assign(data=evaluation.data).to_csv(index=False, lineterminator="\n")
