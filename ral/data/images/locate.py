@@ -248,27 +248,6 @@ def total_bytes(root: Path) -> int:
     return size + sum(entry.stat().st_size for folder in folders for entry in _image_entries(folder))
 
 
-def add_content(
-    root: Path, images: pd.DataFrame, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
-) -> pd.DataFrame:
-    """Add the columns offset and hash to images that a source listed itself (image_id, path, member "" and bytes).
-
-    Args:
-        root: the data folder.
-        images: single files, in stored order.
-        progress: called with the number of bytes read or found in the cache.
-        hash_cache: hashes of files read earlier.
-
-    Returns:
-        The images with all columns of `list_images`.
-
-    Raises:
-        OSError: an image cannot be read.
-    """
-    files = list_files(root, images["path"].tolist(), progress, hash_cache or FileHashCache(None))
-    return files.assign(image_id=images["image_id"].to_numpy())[COLUMNS]
-
-
 def read_images(root: Path, images: pd.DataFrame) -> Iterator[bytes]:
     """Yield the content of images of one archive, or of single files, in stored order.
 

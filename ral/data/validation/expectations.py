@@ -19,7 +19,8 @@ from ral.data.sources.base import (
     rows_with_meaning,
 )
 from ral.data.tables.lookalike_ids import lookalikes
-from ral.labels import NO_FINDING, SUPPORT_DEVICES, nearest
+from ral.labels import NO_FINDING, SUPPORT_DEVICES
+from ral.suggest import nearest
 
 IMAGE_PRESENT = "image is present"
 
@@ -324,7 +325,7 @@ def suggest_closest(samples: list[str], layout: Layout) -> str:
     for text in samples:
         (parsed,) = parse_all(pd.Index([text]), layout.labels)
         for word in parsed or []:
-            closest = None if word in layout.labels.words else nearest(word, words)
+            closest = [] if word in layout.labels.words else nearest(word, words)
             if closest:
-                hints[word] = f"Did you mean `{closest}` for {word!r}? "
+                hints[word] = f"Did you mean `{closest[0]}` for {word!r}? "
     return "".join(hints.values())
