@@ -214,7 +214,8 @@ def _plain_chunks(
 
 
 def _numbered(table: "pa.Table", first: int) -> pd.DataFrame:
-    return table.to_pandas().assign(row=range(first, first + len(table)))
+    rows: pd.DataFrame = table.to_pandas()
+    return rows.assign(row=range(first, first + len(table)))
 
 
 def _quoted_chunks(

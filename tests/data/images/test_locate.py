@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ral.data.file_hash import FileHash
 from ral.data.images.locate import find_sources, list_images, read_images, total_bytes
 from ral.errors import UserError
 from ral.files import sha256
@@ -33,7 +34,7 @@ def test_lists_archives_in_stored_order_with_their_hash(small_phantom: Path) -> 
         assert images["member"].tolist() == tar.getnames()
     assert images["image_id"].tolist() == [name.removeprefix("images/") for name in images["member"]]
     path = small_phantom / "images_001.tar.gz"
-    assert hashes == {"images_001.tar.gz": {"bytes": path.stat().st_size, "sha256": sha256(path)}}
+    assert hashes == {"images_001.tar.gz": FileHash(bytes=path.stat().st_size, sha256=sha256(path))}
 
 
 def test_progress_adds_up_to_the_bytes_there_are(small_phantom: Path) -> None:
