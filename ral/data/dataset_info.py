@@ -88,8 +88,9 @@ class DatasetInfo(Record):
     pixel_mean: float
     """Mean of all pixels of the training images."""
     pixel_deviation: float
-    preparation: Preparation
-    profile: ImageProfile
+    preparation: Preparation | None = None
+    """Null in data that an earlier version prepared, as is `profile`."""
+    profile: ImageProfile | None = None
     split: Mapping[str, SplitSize]
     shards: Sequence[Shard]
 

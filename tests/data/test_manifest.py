@@ -1,6 +1,5 @@
 """The manifest tells content apart, and nothing else."""
 
-import json
 import os
 import shutil
 import tarfile
@@ -14,12 +13,12 @@ from ral.data.file_hash import FileHash
 from ral.data.images import file_hashes
 from ral.data.images import locate as images
 from ral.data.images.file_hashes import FileHashCache
-from ral.data.manifest import manifest_bytes, read_manifest
+from ral.data.manifest import Manifest, manifest_bytes, read_manifest
 from ral.errors import UserError
 from ral.files import sha256
 
 
-def read(root: Path, known: FileHashCache | None = None) -> dict:
+def read(root: Path, known: FileHashCache | None = None) -> Manifest:
     counted: list[int] = []
     found = read_manifest(root, counted.append, known)
     assert sum(counted) == manifest_bytes(root)
@@ -47,7 +46,7 @@ def test_two_places_with_the_same_files_agree(phantom_copy: Path, tmp_path: Path
         (link / path.name).symlink_to(path)
     first = read(phantom_copy)
     assert first == read(other) == read(link)
-    assert str(tmp_path) not in json.dumps(first)
+    assert str(tmp_path) not in first.model_dump_json()
     assert first.folders["images"].images == 400
 
 
