@@ -74,6 +74,11 @@ ALIASES = {
 }
 
 
+def marked(text: str, phantom: bool, separator: str = ": ") -> str:
+    """A text, marked in front if it is about phantom images."""
+    return f"{PHANTOM_DATA}{separator}{text}" if phantom else text
+
+
 def is_spreadsheet_safe(name: str) -> bool:
     """Whether a spreadsheet shows the name as plain text when it opens a CSV file."""
     return name.isprintable() and not name.lstrip().startswith(FORMULA)
@@ -152,6 +157,12 @@ LABEL_SETS: dict[str, dict[str, dict[str, str]]] = {
     "vindr": {"vindr": _VINDR},
     "chestmnist": {"nih": _NIH},
 }
+
+# In front of what is about phantom images.
+PHANTOM_DATA = "PHANTOM DATA"
+
+# What results are computed from: phantom if at least one image is a phantom; they then have no clinical meaning.
+Data = Literal["phantom", "images"]
 
 Tier = Literal["head", "medium", "tail"]
 TIERS: tuple[Tier, ...] = ("head", "medium", "tail")

@@ -6,6 +6,7 @@ from typing import Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ral.errors import UserError
 from ral.files import read_json, write_json
 
 # What JSON can hold.
@@ -22,10 +23,15 @@ class Record(BaseModel):
         """Read a file that `write` wrote.
 
         Raises:
-            ValueError: the file is damaged, or another version wrote it; `problem` says it.
-            OSError: the file cannot be read.
+            UserError: the file is damaged, or another version wrote it.
+            FileNotFoundError: there is no such file.
         """
-        return cls.model_validate(read_json(path))
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise UserError(f"{path}: {problem(error)}. Make the file again.") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}). Make the file again.") from None
 
     def write(self, path: Path) -> None:
         """Write the file atomically, as deterministic JSON."""
@@ -36,10 +42,8 @@ class Record(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-def problem(error: ValueError) -> str:
-    """The first problem with the content of a file: the key and what is wrong with it, or that it is no JSON."""
-    if not isinstance(error, ValidationError):
-        return str(error)
+def problem(error: ValidationError) -> str:
+    """The first problem with the content of a file: the key and what is wrong with it."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg']}" if where else first["msg"]

@@ -63,12 +63,10 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     for name, table in csv_tables.items():
         with atomic_write(out / name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
-    write_json(out / "calibration.json", calibration_io.to_json(evaluation))
+    calibration_io.saved(evaluation).write(out / "calibration.json")
     write_json(out / "summary.json", tables.to_summary(evaluation))
-    write_json(
-        out / "metrics.json",
-        tables.to_metrics(evaluation, holdout.sealed_patients(all_studies, params.evaluate.sealed)),
-    )
+    sealed = holdout.sealed_patients(all_studies, params.evaluate.sealed)
+    tables.to_metrics(evaluation, sealed).write(out / "metrics.json")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ral.config.base import load
 from ral.config.data import PreprocessParams
 from ral.config.environment import Environment, load_environment
 from ral.errors import plain
+from ral.labels import marked
 from tasks import step
 
 logger = logging.getLogger("tasks.preprocess")
@@ -59,8 +60,8 @@ def run(
         shown = plain(", ".join(note.examples)) + (", …" if note.images > len(note.examples) else "")
         logger.warning(f"{note.images:,} image{'s' * (note.images > 1)} ({shown}): {note.text}")
     excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in info.left_out.items())
-    kind = "PHANTOM DATA: " if info.phantom else ""
-    logger.info(f"{kind}{info.images:,} images of {info.patients:,} patients prepared{excluded}")
+    done = f"{info.images:,} images of {info.patients:,} patients prepared{excluded}"
+    logger.info(marked(done, info.phantom))
 
 
 if __name__ == "__main__":

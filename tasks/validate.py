@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING
 from ral.config.base import load
 from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
+from ral.data.validation import messages
 from ral.errors import UserError, plain
+from ral.labels import marked
 from tasks import step
 
 if TYPE_CHECKING:
     from ral.data.file_hash import FileHash
     from ral.data.sources.base import Source
-    from ral.data.validation.result import Check, Sample, ValidationResult
+    from ral.data.validation.result import Check, ValidationResult
 
 logger = logging.getLogger("tasks.validate")
-
-# Maximum characters of a cell that a message quotes.
-MAX_QUOTED = 300
 
 
 def run(params: ValidateParams, environment: Environment, out: Path, baseline: Path) -> None:
@@ -86,8 +85,8 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             logger.warning("%s", plain(line))
         images.to_parquet(draft / "images.parquet", index=False, compression=None)
         result.write(draft / "validation.json")
-    kind = "PHANTOM DATA: " if result.phantom else ""
-    logger.info(f"{kind}{result.rows:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html")
+    done = f"{result.rows:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
+    logger.info(marked(done, result.phantom))
 
 
 def hash_tables(source: "Source", hashed: "Container[str]") -> "dict[str, FileHash]":
@@ -106,38 +105,15 @@ def explain(pages: "Mapping[Path, Sequence[Check]]", table: str) -> str:
     """Error message for failed checks: name, count, sample rows, remedy, and the page with details."""
     lines, details = [f"{table} did not pass validation."], []
     for page, checks in pages.items():
-        for check in checks:
-            if check.stops:
-                lines.append(f"- {_failure(check)}.")
-                lines += [f"    {_row(sample)}" for sample in check.samples]
-                lines.append(f"  {check.advice}")
-                details.append(f"Details: {page}")
-    return "\n".join([*lines, *dict.fromkeys(details)])
-
-
-def _failure(check: "Check") -> str:
-    rows = check.unexpected
-    return f'{rows:,} row{"s" * (rows != 1)} failed "{check.check}"'
-
-
-def _row(sample: "Sample") -> str:
-    return f"row {sample.row}, {_cell(sample.image_id)}: {_cell(sample.value)}"
-
-
-def _cell(value: str | None) -> str:
-    """Format a cell: quoted if it has invisible characters, truncated if it is long."""
-    cut = value if value is None or len(value) <= MAX_QUOTED else value[:MAX_QUOTED] + "…"
-    return cut if cut and cut == cut.strip() and cut.isprintable() else repr(cut)
+        failed = messages.failures(checks)
+        lines += failed
+        details += [f"Details: {page}"] if failed else []
+    return "\n".join([*lines, *details])
 
 
 def warnings(result: "ValidationResult") -> list[str]:
     """Warnings about data that passed, one line each."""
-    lines = []
-    for check in result.checks:
-        if check.severity == "warning" and not check.passed:
-            shown = check.samples[0] if check.samples and check.samples[0].value else None
-            first = f" The first: {_row(shown)}." if shown else ""
-            lines.append(f"{_failure(check)}.{first} {check.advice}")
+    lines = messages.warnings(result.checks)
     if result.images_without_row:
         lines.append(f"{result.images_without_row} images have no row in the table and are not used.")
     return lines

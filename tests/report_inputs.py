@@ -11,6 +11,8 @@ import pandas as pd
 from evaluated import HOSTILE, NOTHING, calibration_columns, tables
 
 from ral.config.params import ReportParams
+from ral.evaluation.results import Metrics
+from ral.records import Record
 from ral.reporting.report import Inputs
 from ral.training.state import HISTORY
 
@@ -48,7 +50,7 @@ PARAMS: dict[str, Any] = {
 
 
 def estimate(value: float) -> dict[str, float]:
-    return {"value": value, "low": round(value - 0.0511, 6), "high": round(value + 0.0622, 6)}
+    return {"value": value, "low": round(value - 0.0511, 6), "high": round(value + 0.0622, 6), "findings": 1}
 
 
 def metrics(data: str) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def make(phantom: bool) -> Inputs:
             ],
             columns=list(HISTORY),
         ),
-        metrics=metrics("phantom" if phantom else "images"),
+        metrics=Metrics.model_validate(metrics("phantom" if phantom else "images")),
         findings=findings(),
         curves=pd.concat(curves, ignore_index=True),
         **tables("phantom" if phantom else "images", list(FINDINGS)),
@@ -238,7 +240,8 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
         if isinstance(content, pd.DataFrame):
             content.to_csv(path, index=False)
         else:
-            path.write_text(json.dumps(content), encoding="utf-8")
+            plain = content.to_json() if isinstance(content, Record) else content
+            path.write_text(json.dumps(plain), encoding="utf-8")
     for name, picture in inputs.pictures.items():
         (folder / "reports/gallery" / name).write_bytes(picture)
     return folder / "validated", folder / "prepared", folder / "models", folder / "reports"

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from ral.data.validation.result import Profile, ValidationResult
 from ral.errors import UserError
 from ral.files import atomic_write, read_json
+from ral.records import problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,12 +52,7 @@ def read_profile(folder: Path) -> Profile | None:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path} is not a profile of this version ({_first(error)}). {remedy}") from None
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        raise UserError(f"{path} is not a profile of this version ({problem(error)}). {remedy}") from None
 
 
 def read_split(folder: Path) -> "pd.Series | None":

@@ -12,13 +12,14 @@ import pandas as pd
 from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
 
+from ral import wording
 from ral.config.evaluate import EvaluateConfig
 from ral.config.gate import GateConfig
 from ral.data.splits.holdout import gate_set, sealed_patients, unsealed
 from ral.data.validation.result import ValidationResult
-from ral.evaluation.score import Estimate, data_of, evaluate
+from ral.evaluation.results import Estimate
+from ral.evaluation.score import data_of, evaluate
 from ral.release.paired import NO_FINDING, Difference, ReferenceModel, differences, pair
-from ral.wording import PHANTOM_SHORT, RESEARCH, signed, signed_interval
 
 RuleResult = Literal["passes", "holds", "rejects", "listed"]
 
@@ -109,7 +110,7 @@ def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) 
     return {
         "decision": decision,
         "sentence": _summary(decision, rules, inputs.champion),
-        "notice": PHANTOM_SHORT if data_of(inputs.studies) == "phantom" else RESEARCH,
+        "notice": wording.notice(data_of(inputs.studies) == "phantom"),
         "champion": inputs.champion.version if inputs.champion else None,
         "anchor": inputs.anchor.version if inputs.anchor else None,
         "set": {
@@ -306,4 +307,4 @@ def _unscored(difference: Difference) -> dict[str, Any]:
 
 
 def _signed(difference: Difference) -> str:
-    return f"{signed(difference.value)} ({signed_interval(difference.low, difference.high)})"
+    return wording.difference(difference.value, difference.low, difference.high)

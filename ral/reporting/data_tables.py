@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
-from ral.reporting.plots import Row
-from ral.reporting.tables import SPLITS, Cell, Table, records
+from ral.evaluation.table_rows import CharacteristicsRow, FindingRow
+from ral.reporting.tables import SPLITS, Cell, Table
 from ral.wording import known, percent
 
 ATTRIBUTES = {"sex": "Sex", "age_years": "Age", "view": "View", "source": "Source", "finding": "Finding"}
@@ -74,34 +72,28 @@ def split(dataset: dict[str, Any]) -> Table:
     )
 
 
-def characteristics(table: pd.DataFrame) -> Table:
+def characteristics(rows: Sequence[CharacteristicsRow]) -> Table:
     """Sex, age, view, source and findings of the images of each split."""
+    groups: dict[tuple[str, str], dict[str, CharacteristicsRow]] = {}
+    for row in rows:
+        groups.setdefault((row.attribute, row.group), {})[row.split] = row
+    totals = [groups["all", "all"][split].images for split in SPLITS]
     content = []
-    groups: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in records(table):
-        groups.setdefault((row["attribute"], row["group"]), {})[row["split"]] = row
-    everything = groups["all", "all"]
     for (attribute, group), by_split in groups.items():
         cells = [by_split[split] for split in SPLITS]
         if attribute == "all":
-            content.append(["Images", *(f"{cell['images']:,}" for cell in cells)])
-            content.append(["Patients", *(f"{cell['patients']:,}" for cell in cells)])
+            content.append(["Images", *(f"{cell.images:,}" for cell in cells)])
+            content.append(["Patients", *(f"{cell.patients:,}" for cell in cells)])
         elif attribute == "age_years":
             content.append(["Age in years, median (quartiles)", *(_ages(cell) for cell in cells)])
-            if any(cell["images"] < cell["of"] for cell in cells):
-                content.append(
-                    ["Age: unknown", *(_share(cell["of"] - cell["images"], cell["of"]) for cell in cells)]
-                )
+            if any(cell.images < cell.of for cell in cells):
+                content.append(["Age: unknown", *(_share(cell.of - cell.images, cell.of) for cell in cells)])
         else:
-            title = f"{ATTRIBUTES[attribute]}: {group}"
-            unknown = [everything[split]["images"] - by_split[split]["of"] for split in SPLITS]
-            content.append(
-                [title]
-                + [
-                    _share(cell["images"], cell["of"]) + (f"; {count:,} unknown" if count else "")
-                    for cell, count in zip(cells, unknown, strict=True)
-                ]
-            )
+            counts = [
+                _share(cell.images, cell.of) + (f"; {total - cell.of:,} unknown" if total > cell.of else "")
+                for cell, total in zip(cells, totals, strict=True)
+            ]
+            content.append([f"{ATTRIBUTES[attribute]}: {group}", *counts])
     return Table(
         "Sex, age, view and findings of each split",
         ("Characteristic", *(title.capitalize() for title in SPLITS.values())),
@@ -114,18 +106,17 @@ def _share(count: int, of: int) -> str:
     return f"{count:,} ({percent(count / of)})" if of else f"{count:,}"
 
 
-def _ages(cell: dict[str, Any]) -> str:
-    return f"{cell['median']:g} ({cell['q1']:g}–{cell['q3']:g})" if known(cell["median"]) else "unknown"
+def _ages(cell: CharacteristicsRow) -> str:
+    return f"{cell.median:g} ({cell.q1:g}–{cell.q3:g})" if known(cell.median) else "unknown"
 
 
-def labels(counts: dict[str, Any], rows: Sequence[Row]) -> Table:
+def labels(counts: dict[str, Any], rows: Sequence[FindingRow]) -> Table:
     """Labels of each finding in each split."""
     kinds = [
         (name, kind)
         for name in SPLITS
         for kind in ("positives", "negatives", "unknown")
-        if kind != "unknown"
-        or any(counts[split]["unknown"][row["finding"]] for split in SPLITS for row in rows)
+        if kind != "unknown" or any(counts[split]["unknown"][row.finding] for split in SPLITS for row in rows)
     ]
     return Table(
         "Labels in each split" + ("" if len(kinds) == 9 else " (no label is unknown)"),
@@ -138,10 +129,10 @@ def labels(counts: dict[str, Any], rows: Sequence[Row]) -> Table:
         "llr" + "r" * len(kinds),
         [
             [
-                row["finding"],
-                Cell(row["tier"], f"tier {row['tier']}"),
-                percent(row["train_prevalence"]),
-                *(f"{counts[name][kind][row['finding']]:,}" for name, kind in kinds),
+                row.finding,
+                Cell(row.tier, f"tier {row.tier}"),
+                percent(row.train_prevalence),
+                *(f"{counts[name][kind][row.finding]:,}" for name, kind in kinds),
             ]
             for row in rows
         ],

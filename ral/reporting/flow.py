@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from ral.errors import UserError
+from ral.evaluation.results import ScoredImages
+from ral.labels import marked
 from ral.reporting.plots import plain
 from ral.reporting.tables import SPLITS
 from ral.wording import percent, pluralize
@@ -22,7 +24,7 @@ TITLE = "From the rows of the label table to the images of each split"
 
 
 def flow(
-    name: str, validation: dict[str, Any], dataset: dict[str, Any], test: dict[str, int], phantom: bool
+    name: str, validation: dict[str, Any], dataset: dict[str, Any], test: ScoredImages, phantom: bool
 ) -> str:
     """Draw the flow figure as an SVG element for an HTML page.
 
@@ -30,15 +32,15 @@ def flow(
         name: prefix of the ids, unique within a page.
         validation: content of validation.json.
         dataset: content of dataset.json.
-        test: the entry `test` of metrics.json.
+        test: the test images of metrics.json.
         phantom: whether to draw the watermark.
 
     Raises:
         UserError: the counts of dataset.json do not add up, so an image would be counted twice or not at all.
     """
     excluded = _excluded(dataset)
-    mark = "PHANTOM DATA. " if phantom else ""
-    label, words = f"{mark}{TITLE}", f"{mark}{_words(validation, dataset, excluded, test)}"
+    label = marked(TITLE, phantom, ". ")
+    words = marked(_words(validation, dataset, excluded, test), phantom, ". ")
     root = Element("svg", {"role": "img", "aria-label": label, "aria-describedby": f"{name}-words"})
     SubElement(root, "title").text = label
     SubElement(root, "desc", {"id": f"{name}-words"}).text = words
@@ -56,8 +58,8 @@ def flow(
         x = index * (WIDTH - PART) / 2
         part = dataset["split"][split]
         lines = [f"{part['images']:,} images", f"{part['patients']:,} patients"]
-        if split == "test" and test.get("sealed_patients"):
-            lines.append(f"({test['sealed_patients']:,} sealed)")
+        if split == "test" and test.sealed_patients:
+            lines.append(f"({test.sealed_patients:,} sealed)")
         _arrow(
             root, [(centre, y), (centre, y + GAP / 2), (x + PART / 2, y + GAP / 2), (x + PART / 2, y + GAP)]
         )
@@ -74,7 +76,7 @@ def flow(
 
 def _excluded(dataset: dict[str, Any]) -> int:
     """Number of excluded rows; each has one reason."""
-    excluded = sum(dataset["left_out"].values())
+    excluded: int = sum(dataset["left_out"].values())
     in_splits = sum(dataset["split"][split]["images"] for split in SPLITS)
     if excluded + dataset["images"] != dataset["rows"] or in_splits != dataset["images"]:
         raise UserError(
@@ -93,7 +95,7 @@ def _reasons(dataset: dict[str, Any], excluded: int) -> list[str]:
     return lines
 
 
-def _words(validation: dict[str, Any], dataset: dict[str, Any], excluded: int, test: dict[str, int]) -> str:
+def _words(validation: dict[str, Any], dataset: dict[str, Any], excluded: int, test: ScoredImages) -> str:
     """The figure in words."""
     reasons = ", ".join(
         f"{count:,} {plain(reason, LONGEST)}" for reason, count in sorted(dataset["left_out"].items())
@@ -102,7 +104,7 @@ def _words(validation: dict[str, Any], dataset: dict[str, Any], excluded: int, t
         f"{title} {dataset['split'][split]['images']:,} images of {dataset['split'][split]['patients']:,} patients"
         for split, title in SPLITS.items()
     )
-    sealed = test.get("sealed_patients", 0)
+    sealed = test.sealed_patients
     return (
         f"{dataset['rows']:,} rows of {validation['patients']:,} patients in the label table; {excluded:,} "
         "rows excluded"

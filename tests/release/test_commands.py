@@ -49,7 +49,7 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     train(folder / "data/prepared", folder / "models", model=BATCH_NORM, ema_decay=None)
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL | {"evaluate": SMALL["evaluate"] | {"sealed": 0.3}})
-    for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
+    for name in ("reports/report.html", "reports/model_card.md", "reports/findings.csv", "dvc.lock"):
         (folder / name).write_text(name)
     figures = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
     macro = {

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ral.errors import UserError
+from ral.evaluation.results import ScoredImages
 from ral.reporting.flow import FONT, WIDTH, flow
 
 VALIDATION = {"patients": 900}
@@ -23,8 +24,12 @@ DATASET = {
 }
 
 
-def lines(dataset: dict, test: dict | None = None) -> list[str]:
-    root = ElementTree.fromstring(flow("flow", VALIDATION, dataset, test or {}, phantom=False))
+TEST = ScoredImages(rows=1788, patients=80)
+SEALED = ScoredImages(rows=1788, patients=80, sealed_patients=20)
+
+
+def lines(dataset: dict, test: ScoredImages = TEST) -> list[str]:
+    root = ElementTree.fromstring(flow("flow", VALIDATION, dataset, test, phantom=False))
     return [element.text or "" for element in root.iter("text")]
 
 
@@ -57,13 +62,13 @@ def test_counts_that_do_not_add_up_are_refused() -> None:
 def test_nothing_excluded() -> None:
     shown = lines(DATASET | {"rows": 13788, "left_out": {}})
     assert "0 rows (0.00 %)" in shown
-    assert "(20 sealed)" in lines(DATASET, {"sealed_patients": 20})
+    assert "(20 sealed)" in lines(DATASET, SEALED)
     assert not [line for line in shown if "sealed" in line]
 
 
 def test_text_stays_inside_its_box() -> None:
     """In a wide font (0.62 em a character), the longest line of each box ends before the box does."""
-    root = ElementTree.fromstring(flow("flow", VALIDATION, DATASET, {"sealed_patients": 20}, phantom=False))
+    root = ElementTree.fromstring(flow("flow", VALIDATION, DATASET, SEALED, phantom=False))
     boxes = [{key: float(value) for key, value in one.attrib.items() if key in ("x", "y", "width", "height")}
              for one in root.iter("rect")]  # fmt: skip
     assert len(boxes) == 6
@@ -79,7 +84,7 @@ def test_text_stays_inside_its_box() -> None:
 
 
 def test_words_say_the_same() -> None:
-    root = ElementTree.fromstring(flow("flow", VALIDATION, DATASET, {"sealed_patients": 20}, phantom=True))
+    root = ElementTree.fromstring(flow("flow", VALIDATION, DATASET, SEALED, phantom=True))
     words = root.find("desc")
     assert words is not None
     assert root.attrib["aria-describedby"] == words.attrib["id"] == "flow-words"
