@@ -25,8 +25,9 @@ from ral.errors import UserError
 from ral.external.labelled import NO_IMAGE, VIEW, LabelledImages, as_test
 from ral.inference.images import InputImage
 from ral.inference.released import Preparation
-from ral.labels import NO_FINDING, nearest
+from ral.labels import NO_FINDING
 from ral.progress import Progress
+from ral.suggest import nearest
 
 # Columns of a user's table that are used under these names if it has them.
 OPTIONAL = ("view", "sex", "age_years")
@@ -109,7 +110,7 @@ def own_table(path: Path, findings: Sequence[str], image: str, patient: str | No
     labelled = [name for name in findings if name in header]
     if not labelled:
         near = {name: nearest(name, findings) for name in header}
-        hints = ", ".join(f"{shown(name)} to {close}" for name, close in near.items() if close)
+        hints = ", ".join(f"{shown(name)} to {close[0]}" for name, close in near.items() if close)
         raise UserError(
             f"{path} has no column with the name of a finding of the model. The model has {', '.join(findings)}; the "
             f"table has {listed}. Rename its columns{f' ({hints})' if hints else ''}, or describe them in a "
