@@ -23,7 +23,7 @@ from ral.inference.calibrated import Calibration, read_calibration
 from ral.inference.export_folder import CARD, INDEX, Kind, model_files, verify_export
 from ral.inference.exported import ExportedNetwork, open_export
 from ral.models.load import load_model, read_metadata
-from ral.wording import RESEARCH
+from ral.wording import RESEARCH_NOTE
 
 CHAMPION = "champion"
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
@@ -108,7 +108,7 @@ class ReleasedModel:
     @property
     def notice(self) -> str:
         """What must be shown with every result."""
-        return f"{PHANTOM_MODEL}; {RESEARCH.lower()}" if self.phantom else RESEARCH.lower()
+        return f"{PHANTOM_MODEL}; {RESEARCH_NOTE}" if self.phantom else RESEARCH_NOTE
 
 
 def find_model(text: str | Path, state_dir: Path | None = None) -> Path:
