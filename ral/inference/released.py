@@ -8,9 +8,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
 from ral.config.base import load, read_yaml
@@ -20,6 +20,7 @@ from ral.errors import UserError
 from ral.files import sha256
 from ral.inference.bundle import BUNDLE, CALIBRATION, OLD_BUNDLE, verify
 from ral.inference.calibrated import Calibration, read_calibration
+from ral.models.info import Preparation, Profile
 from ral.models.load import load_model
 from ral.wording import RESEARCH
 
@@ -27,30 +28,6 @@ CHAMPION = "champion"
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 PHANTOM_MODEL = "PHANTOM MODEL: trained on synthetic images, no clinical meaning"
-
-
-class Preparation(BaseModel):
-    """How the training images were prepared (parameters of the section preprocess)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: int = Field(ge=16, le=2048)
-    """Height and width of a prepared image in pixels."""
-    fit: Literal["stretch", "pad", "crop"]
-    range: Literal["own", "percentile"]
-
-
-class Profile(BaseModel):
-    """What the training images look like (`ral.data.prepare.training_profile`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    views: dict[str, int]
-    """Training images by view."""
-    image_mean: tuple[float, float]
-    """Mean gray level of an image: 1 % of the training images are outside."""
-    image_deviation: tuple[float, float]
-    """Standard deviation of the gray levels of an image: 1 % of the training images are outside."""
 
 
 @dataclass(frozen=True)

@@ -128,4 +128,5 @@ class _Synchronised(_BatchNorm):
         y = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(x.dtype)
+        normalised: Tensor = y.to(x.dtype)
+        return normalised

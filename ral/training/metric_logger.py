@@ -1,12 +1,14 @@
 """Training metrics in runs/<id>/: throughput, the loss of every step, and optional TensorBoard files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ral.errors import UserError
 from ral.extras import install_command
 from ral.files import atomic_write
+from ral.training.state import EpochRecord
 
 
 class MetricLogger:
@@ -33,18 +35,18 @@ class MetricLogger:
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def epoch(
-        self, row: Mapping[str, Any], images: int, seconds: float, losses: Sequence[float], step: int
+        self, record: EpochRecord, images: int, seconds: float, losses: Sequence[float], step: int
     ) -> None:
         """Log an epoch.
 
         Args:
-            row: the epoch's row of history.csv.
+            record: the epoch's row of history.csv.
             images: images trained on since this process started or resumed the epoch.
             seconds: time spent on these images.
             losses: loss of each step of the epoch.
             step: optimizer steps before the epoch.
         """
-        number = row["epoch"]
+        number = record.epoch
         speed = [f"{number},{images},{seconds:.3f},{images / max(seconds, 1e-9):.1f}"]
         _replace(self.folder / "speed.csv", "epoch,images,seconds,images_per_second", number, speed)
         lines = [f"{number},{index},{loss!r}" for index, loss in enumerate(losses, 1)]
@@ -52,7 +54,7 @@ class MetricLogger:
         if self._board is not None:
             for index, loss in enumerate(losses, 1):
                 self._board.add_scalar("train/loss", loss, step + index)
-            for name, value in row.items():
+            for name, value in asdict(record).items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"epoch/{name}", value, number)
             self._board.flush()
