@@ -38,7 +38,12 @@ def test_models_of_earlier_and_later_versions_are_read(tmp_path: Path) -> None:
     old = {name: content[name] for name in ("findings", "size", "pixel_mean", "pixel_deviation", "phantom")}
     (tmp_path / "model.json").write_text(json.dumps({**old, "model": {"backbone": "test_resnet"}, "new": 1}))
     info = read_model_info(tmp_path)
-    assert (info.findings, info.preparation, info.network_code, info.weights) == (INFO.findings, None, {}, None)
+    assert (info.findings, info.preparation, info.network_code, info.weights) == (
+        INFO.findings,
+        None,
+        {},
+        None,
+    )
 
 
 @pytest.mark.parametrize(
