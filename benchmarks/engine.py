@@ -79,7 +79,7 @@ def build(params: TrainParams, dataset: Dataset, context: DistributedContext) ->
     folder = dataset.folder
     spec = TrainSpec(
         params=params, prepared=folder, out=folder, run=folder, state_dir=folder, failure=folder / "failure.json",
-        checkpoint_minutes=math.inf, keep=1, tensorboard=False, min_positives=1,
+        checkpoint_minutes=math.inf, keep=1, tensorboard=False, dvclive=False, min_positives=1,
     )  # fmt: skip
     checkpoints = Checkpoints(folder / "checkpoints", spec.keep, spec.checkpoint_minutes)
     trainer = build_trainer(spec, dataset, context, checkpoints, PreemptionFlag())

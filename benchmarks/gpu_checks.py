@@ -247,7 +247,8 @@ def training_command(folder: Path, params: TrainParams, images: int, size: int) 
     table.to_parquet(prepared / "studies.parquet", index=False)
     spec = TrainSpec(
         params=params, prepared=prepared, out=out, run=out, state_dir=folder / "state",
-        failure=folder / "failure.json", checkpoint_minutes=10.0, keep=2, tensorboard=False, min_positives=1,
+        failure=folder / "failure.json", checkpoint_minutes=10.0, keep=2, tensorboard=False, dvclive=False,
+        min_positives=1,
     )  # fmt: skip
     spec.write(folder / "training.json")
     return [sys.executable, "-m", "ral.training", str(folder / "training.json")], out

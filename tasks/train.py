@@ -45,6 +45,7 @@ def run(params: TrainStageParams, environment: Environment, prepared: Path, out:
             checkpoint_minutes=environment.training.checkpoint_minutes,
             keep=environment.training.keep,
             tensorboard=environment.training.tensorboard,
+            dvclive=environment.training.dvclive,
             min_positives=params.evaluate.min_positives,
         ).write(spec)
         try:

@@ -68,7 +68,8 @@ def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 
     spec = out / "spec.json"
     TrainSpec(
         params=params, prepared=prepared, out=out, run=out, state_dir=out.with_name(out.name + ".state"),
-        failure=out / "rank_failure.json", checkpoint_minutes=minutes, keep=keep, tensorboard=False, min_positives=1,
+        failure=out / "rank_failure.json", checkpoint_minutes=minutes, keep=keep, tensorboard=False, dvclive=False,
+        min_positives=1,
     ).write(spec)  # fmt: skip
     return spec
 

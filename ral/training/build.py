@@ -6,7 +6,7 @@ from ral.models.custom import check_network
 from ral.training.backend import compile_works
 from ral.training.checkpoint import Checkpoints
 from ral.training.distributed import DistributedContext
-from ral.training.metric_logger import MetricLogger
+from ral.training.metric_logger import DVCLive, MetricLogger, MetricSink, TensorBoard
 from ral.training.phase import build_network
 from ral.training.spec import TrainSpec
 from ral.training.state import PreemptionFlag
@@ -43,5 +43,19 @@ def build_trainer(
     metric_logger = None
     if context.rank == 0:
         validator.log_findings()
-        metric_logger = MetricLogger(spec.run, spec.tensorboard)
+        metric_logger = MetricLogger(spec.run, _sinks(spec))
     return Trainer(params, dataset, context, checkpoints, validator, metric_logger, stop)
+
+
+def _sinks(spec: TrainSpec) -> list[MetricSink]:
+    """The libraries that the metrics are logged with.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+    sinks: list[MetricSink] = []
+    if spec.tensorboard:
+        sinks.append(TensorBoard(spec.run / "tensorboard"))
+    if spec.dvclive:
+        sinks.append(DVCLive(spec.run / "dvclive"))
+    return sinks

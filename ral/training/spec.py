@@ -30,6 +30,8 @@ class TrainSpec(BaseModel):
     """Number of checkpoints to keep."""
     tensorboard: bool
     """Whether to write files for TensorBoard."""
+    dvclive: bool
+    """Whether to write DVCLive's files."""
     min_positives: int
     """evaluate.min_positives: patients with and without a finding that validation metrics need."""
 
