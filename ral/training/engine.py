@@ -14,6 +14,7 @@ from torch import Tensor
 from ral.config.train import TrainConfig
 from ral.errors import UserError
 from ral.models import Network
+from ral.models.groups import ParameterGroup
 from ral.training.distributed import DistributedContext
 from ral.training.optimizer import MOMENTS, AdamW
 
@@ -54,7 +55,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Network, groups: list[dict[str, Any]], config: TrainConfig, context: DistributedContext
+        self, model: Network, groups: list[ParameterGroup], config: TrainConfig, context: DistributedContext
     ) -> None:
         import deepspeed
 

@@ -1,10 +1,12 @@
 """AdamW that skips non-finite steps without waiting for the GPU."""
 
-from collections.abc import Callable
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
+
+from ral.models.groups import ParameterGroup
 
 # AdamW's state per weight, besides the step count.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -20,8 +22,10 @@ class AdamW(torch.optim.AdamW):
             sharded).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], learning_rate: float, clip_norm: float | None) -> None:
-        super().__init__(groups, lr=learning_rate, fused=True)
+    def __init__(
+        self, groups: Sequence[ParameterGroup], learning_rate: float, clip_norm: float | None
+    ) -> None:
+        super().__init__([{**group} for group in groups], lr=learning_rate, fused=True)
         self.clip_norm = clip_norm
         self.found_inf: Tensor | None = None
         """After a step: 1 if it was skipped, on the device; None where DeepSpeed decides that."""
