@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, set_params
+from conftest import set_params
 from dicom_files import dicom
 from PIL import Image
 
@@ -383,24 +382,3 @@ def test_two_files_of_one_name_are_refused(release: Path, table: Path, folder: P
     ]
     with pytest.raises(UserError, match="may be"):
         match_files(tmp_path, pd.Series(["1"]))
-
-
-def test_a_missing_extra_is_named_before_anything_is_read(
-    release: Path, table: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    arguments = ("--model", release, "--data", table, "--images", folder, "-o", tmp_path / "out")
-    for module, extra in (("dask", "data"), ("jinja2", "report")):
-        monkeypatch.setitem(sys.modules, module, None)
-        evaluate(*arguments, code=1)
-        message = capsys.readouterr().err
-        assert f"needs the extra `{extra}` ({module} is not installed)" in message
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_prepared_set_needs_no_extra_but_the_report(run) -> None:
-    script = (
-        "import sys, ral.external.command, ral.external.run, ral.external.labelled, ral.external.tables\n"
-        "sys.exit(', '.join({'dask', 'great_expectations', 'pydicom', 'deepspeed', 'jinja2'} & sys.modules.keys()) or 0)"
-    )
-    run(sys.executable, "-c", script, cwd=ROOT)
