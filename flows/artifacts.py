@@ -15,9 +15,9 @@ from typing import Any
 from prefect import runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from ral.data.validation.result import ValidationResult
 from ral.evaluation.results import Metrics
 from ral.evaluation.specs import LABELS, MEANS, RANKED_BY
-from ral.files import read_json
 from ral.runs import RUN_ID
 from ral.wording import difference, escape, known, notice_sentence, number, sealed, with_interval
 
@@ -42,17 +42,17 @@ def shown(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def publish_validation(path: Path) -> None:
     """Show the validation's checks as a table."""
-    validation = read_json(path)
+    validation = ValidationResult.read(path)
     table = [
-        {key: check[key] for key in ("check", "column", "severity", "passed", "unexpected")}
-        for check in validation["checks"]
+        check.model_dump(include={"check", "column", "severity", "passed", "unexpected"})
+        for check in validation.checks
     ]
-    counts = f"{validation['rows']:,} rows, {validation['images']:,} images, "
-    counts += f"{validation['rows_without_image']:,} rows without image"
+    counts = f"{validation.rows:,} rows, {validation.images:,} images, "
+    counts += f"{validation.rows_without_image:,} rows without image"
     create_table_artifact(
         key=run_key("validation"),
         table=shown(table),
-        description=f"{notice_sentence(validation['phantom'])} {counts}",
+        description=f"{notice_sentence(validation.phantom)} {counts}",
     )
 
 

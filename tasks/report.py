@@ -34,6 +34,8 @@ def run(
     """
     import pandas as pd
 
+    from ral.data.dataset_info import DatasetInfo, read_class_counts
+    from ral.data.validation.result import ValidationResult
     from ral.errors import UserError
     from ral.evaluation.calibration_io import SavedCalibration
     from ral.evaluation.results import Metrics
@@ -53,9 +55,9 @@ def run(
 
     inputs = Inputs(
         params=params,
-        validation=read_json(validated / "validation.json"),
-        dataset=read_json(prepared / "dataset.json"),
-        class_counts=read_json(prepared / "class_counts.json"),
+        validation=ValidationResult.read(validated / "validation.json"),
+        dataset=DatasetInfo.read(prepared / "dataset.json"),
+        class_counts=read_class_counts(prepared / "class_counts.json"),
         model=read_json(models / "model.json"),
         history=table(models / "history.csv"),
         metrics=Metrics.read(reports / "metrics.json"),

@@ -147,7 +147,7 @@ def _data(inputs: Inputs, rows: Sequence[FindingRow]) -> list[str]:
     notes = [data_tables.notes(dataset), data_tables.same_images(dataset)]
     characteristics = read_rows(inputs.characteristics, CharacteristicsRow)
     return [
-        f"{dataset['images']:,} images of {dataset['patients']:,} patients; source: "
+        f"{dataset.images:,} images of {dataset.patients:,} patients; source: "
         f"{'phantom images (synthetic)' if inputs.phantom else escape(params.source)}; views: "
         f"{', '.join(params.views) if params.views else 'all'}.",
         *(_table(part) for part in notes if part.rows),

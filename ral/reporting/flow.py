@@ -3,10 +3,11 @@ each split.
 """
 
 import textwrap
-from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from ral.data.dataset_info import DatasetInfo
+from ral.data.validation.result import ValidationResult
 from ral.errors import UserError
 from ral.evaluation.results import ScoredImages
 from ral.labels import marked
@@ -24,7 +25,7 @@ TITLE = "From the rows of the label table to the images of each split"
 
 
 def flow(
-    name: str, validation: dict[str, Any], dataset: dict[str, Any], test: ScoredImages, phantom: bool
+    name: str, validation: ValidationResult, dataset: DatasetInfo, test: ScoredImages, phantom: bool
 ) -> str:
     """Draw the flow figure as an SVG element for an HTML page.
 
@@ -46,18 +47,18 @@ def flow(
     SubElement(root, "desc", {"id": f"{name}-words"}).text = words
     centre, side = MAIN / 2, WIDTH - SIDE
 
-    top = [f"{dataset['rows']:,} rows", f"{validation['patients']:,} patients"]
+    top = [f"{dataset.rows:,} rows", f"{validation.patients:,} patients"]
     y = _box(root, 0, 0, MAIN, "Label table", top)
     reasons = _reasons(dataset, excluded)
     bottom = _box(root, side, y + GAP / 2, SIDE, "Excluded", reasons)
     _arrow(root, [(centre, (y + GAP / 2 + bottom) / 2), (side, (y + GAP / 2 + bottom) / 2)])
     _arrow(root, [(centre, y), (centre, bottom + GAP / 2)])
-    used = [f"{dataset['images']:,} images", f"{dataset['patients']:,} patients"]
+    used = [f"{dataset.images:,} images", f"{dataset.patients:,} patients"]
     y = _box(root, 0, bottom + GAP / 2, MAIN, "Used", used)
     for index, (split, title) in enumerate(SPLITS.items()):
         x = index * (WIDTH - PART) / 2
-        part = dataset["split"][split]
-        lines = [f"{part['images']:,} images", f"{part['patients']:,} patients"]
+        part = dataset.split[split]
+        lines = [f"{part.images:,} images", f"{part.patients:,} patients"]
         if split == "test" and test.sealed_patients:
             lines.append(f"({test.sealed_patients:,} sealed)")
         _arrow(
@@ -74,41 +75,41 @@ def flow(
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _excluded(dataset: dict[str, Any]) -> int:
+def _excluded(dataset: DatasetInfo) -> int:
     """Number of excluded rows; each has one reason."""
-    excluded: int = sum(dataset["left_out"].values())
-    in_splits = sum(dataset["split"][split]["images"] for split in SPLITS)
-    if excluded + dataset["images"] != dataset["rows"] or in_splits != dataset["images"]:
+    excluded = sum(dataset.left_out.values())
+    in_splits = sum(dataset.split[split].images for split in SPLITS)
+    if excluded + dataset.images != dataset.rows or in_splits != dataset.images:
         raise UserError(
-            f"dataset.json: {dataset['rows']:,} rows are not {excluded:,} excluded and "
-            f"{dataset['images']:,} used images, "
+            f"dataset.json: {dataset.rows:,} rows are not {excluded:,} excluded and "
+            f"{dataset.images:,} used images, "
             f"of which {in_splits:,} are in the splits. Run preprocess again."
         )
     return excluded
 
 
-def _reasons(dataset: dict[str, Any], excluded: int) -> list[str]:
+def _reasons(dataset: DatasetInfo, excluded: int) -> list[str]:
     """The lines of the box of exclusions."""
-    lines = [f"{pluralize(excluded, 'row', 'rows')} ({percent(excluded / dataset['rows'])})"]
-    for reason, count in sorted(dataset["left_out"].items()):
+    lines = [f"{pluralize(excluded, 'row', 'rows')} ({percent(excluded / dataset.rows)})"]
+    for reason, count in sorted(dataset.left_out.items()):
         lines += textwrap.wrap(f"{count:,}: {plain(reason, LONGEST)}", LETTERS)
     return lines
 
 
-def _words(validation: dict[str, Any], dataset: dict[str, Any], excluded: int, test: ScoredImages) -> str:
+def _words(validation: ValidationResult, dataset: DatasetInfo, excluded: int, test: ScoredImages) -> str:
     """The figure in words."""
     reasons = ", ".join(
-        f"{count:,} {plain(reason, LONGEST)}" for reason, count in sorted(dataset["left_out"].items())
+        f"{count:,} {plain(reason, LONGEST)}" for reason, count in sorted(dataset.left_out.items())
     )
     parts = ", ".join(
-        f"{title} {dataset['split'][split]['images']:,} images of {dataset['split'][split]['patients']:,} patients"
+        f"{title} {dataset.split[split].images:,} images of {dataset.split[split].patients:,} patients"
         for split, title in SPLITS.items()
     )
     sealed = test.sealed_patients
     return (
-        f"{dataset['rows']:,} rows of {validation['patients']:,} patients in the label table; {excluded:,} "
+        f"{dataset.rows:,} rows of {validation.patients:,} patients in the label table; {excluded:,} "
         "rows excluded"
-        f"{f' ({reasons})' if reasons else ''}; {dataset['images']:,} images of {dataset['patients']:,} patients used: "
+        f"{f' ({reasons})' if reasons else ''}; {dataset.images:,} images of {dataset.patients:,} patients used: "
         f"{parts}{f' ({sealed:,} of them sealed)' if sealed else ''}."
     )
 

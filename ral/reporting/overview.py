@@ -6,6 +6,7 @@ from typing import Any
 
 from ral.config.keys import differences
 from ral.config.params import ReportParams
+from ral.data.dataset_info import DatasetInfo
 from ral.evaluation.results import Metrics
 from ral.evaluation.specs import LABELS, MEANS
 from ral.evaluation.table_rows import ComparisonRow, FindingRow
@@ -30,7 +31,7 @@ class Headline:
     """What it is the difference to; empty if the two were not compared in this metric."""
 
 
-def facts(source: str, phantom: bool, dataset: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+def facts(source: str, phantom: bool, dataset: DatasetInfo, model: Mapping[str, Any]) -> dict[str, str]:
     """Source, images, patients, network and loss, by name.
 
     Args:
@@ -44,8 +45,8 @@ def facts(source: str, phantom: bool, dataset: Mapping[str, Any], model: Mapping
     weights = "pretrained" if model["pretrained_sha256"] else "from random weights"
     return {
         "Source": f"phantom images in the layout of {source}" if phantom else source,
-        "Images": f"{dataset['images']:,}",
-        "Patients": f"{dataset['patients']:,}",
+        "Images": f"{dataset.images:,}",
+        "Patients": f"{dataset.patients:,}",
         "Network": f"{network['backbone']}{head}, {model['size']} × {model['size']} pixels, {weights}",
         "Loss": str(model["loss"]),
     }

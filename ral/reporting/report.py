@@ -13,6 +13,8 @@ from markupsafe import Markup
 
 from ral import wording
 from ral.config.params import ReportParams
+from ral.data.dataset_info import ClassCounts, DatasetInfo
+from ral.data.validation.result import ValidationResult
 from ral.evaluation.calibration_io import SavedCalibration
 from ral.evaluation.results import Metrics
 from ral.evaluation.table_rows import (
@@ -60,11 +62,11 @@ class Inputs:
     """The outputs of the previous steps."""
 
     params: ReportParams
-    validation: dict[str, Any]
+    validation: ValidationResult
     """validation.json of the step validate."""
-    dataset: dict[str, Any]
+    dataset: DatasetInfo
     """dataset.json of the step preprocess."""
-    class_counts: dict[str, Any]
+    class_counts: ClassCounts
     """class_counts.json of the step preprocess."""
     model: dict[str, Any]
     """model.json of the step train."""
@@ -107,9 +109,8 @@ class Inputs:
     def phantom(self) -> bool:
         """Whether any step used phantom images; one is enough to mark the whole report."""
         with_data = (self.metrics.data, self.calibration.data, self.gallery.data, self.geometry.data)
-        return "phantom" in with_data or any(
-            content["phantom"] for content in (self.validation, self.dataset, self.model)
-        )
+        phantom = self.validation.phantom or self.dataset.phantom or bool(self.model["phantom"])
+        return phantom or "phantom" in with_data
 
     @property
     def images(self) -> bool:
@@ -163,8 +164,8 @@ def render(inputs: Inputs) -> str:
                 "gallery": gallery.listed(selected),
                 **_input_tables(inputs, rows),
             },
-            failed=[check for check in inputs.validation["checks"] if not check["passed"]],
-            checks=len(inputs.validation["checks"]),
+            failed=[check for check in inputs.validation.checks if not check.passed],
+            checks=len(inputs.validation.checks),
         )
     )
     return with_digest(page)

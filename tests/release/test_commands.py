@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, set_params
 from safetensors.torch import load_file, save_file
+from simulated_release import PASSED
 from trainings import BATCH_NORM, prepare_phantom, train
 
 from ral.data.dataset import open_dataset
@@ -58,9 +59,7 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     write_json(folder / "reports/metrics.json", {"macro": macro | {"findings": 3}})
     write_json(folder / "reports/calibration.json", {})
     write_json(folder / "data/manifest.json", {"files": {}})
-    write_json(
-        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
-    )
+    PASSED.write(folder / "data/validated/validation.json")
     return folder
 
 

@@ -9,7 +9,10 @@ import matplotlib
 import pandas as pd
 import pytest
 from evaluated import tables
+from prepared_data import dataset_info
+from simulated_release import PASSED
 
+from ral.data.dataset_info import SplitSize
 from ral.evaluation.results import NO_INTERVAL, Interval, ScoredImages
 from ral.evaluation.specs import CALIBRATION_METRICS, FINDING_METRICS
 from ral.evaluation.table_rows import FindingRow
@@ -52,12 +55,14 @@ BINS, NET_BENEFIT = EVALUATED["reliability"], EVALUATED["decision_curves"]
 GEOMETRY = EVALUATED["geometry"]
 SEALED = ScoredImages(rows=50, patients=2, sealed_patients=1)
 # Every row has one of several reasons, or is used.
-DATASET = {
-    "rows": 1234, "left_out": {"no image": 1000, HOSTILE: 4, "view not in data.views": 30}, "images": 200, "patients": 8,
-    "split": {
-        "train": {"images": 120, "patients": 5}, "val": {"images": 30, "patients": 1}, "test": {"images": 50, "patients": 2},
+DATASET = dataset_info(
+    64, [], [], rows=1234, left_out={"no image": 1000, HOSTILE: 4, "view not in data.views": 30}, images=200, patients=8,
+    split={
+        "train": SplitSize(images=120, patients=5), "val": SplitSize(images=30, patients=1),
+        "test": SplitSize(images=50, patients=2),
     },
-}  # fmt: skip
+)  # fmt: skip
+VALIDATION = PASSED.model_copy(update={"patients": 9})
 
 DRAW: dict[str, Callable[[bool], str]] = {
     "ap": lambda phantom: plots.forest("ap", "ap", ROWS, None, phantom),
@@ -68,7 +73,7 @@ DRAW: dict[str, Callable[[bool], str]] = {
     ),
     "reliability": lambda phantom: calibration.reliability("reliability", ROWS[0], BINS, phantom),
     "decision": lambda phantom: calibration.decision_curve("decision", ROWS[0], NET_BENEFIT, phantom),
-    "flow": lambda phantom: flow.flow("flow", {"patients": 9}, DATASET, SEALED, phantom),
+    "flow": lambda phantom: flow.flow("flow", VALIDATION, DATASET, SEALED, phantom),
     "cosines": lambda phantom: network.heat("cosines", GEOMETRY, phantom),
     "prevalences": lambda phantom: plots.prevalences("prevalences", ROWS, 0.1, 0.01, phantom),
 }

@@ -12,6 +12,8 @@ import pytest
 from evaluated import HOSTILE, NOTHING
 from report_inputs import LISTS, Page, make, metrics, write
 
+from ral.data.dataset_info import DatasetInfo
+from ral.data.validation.result import ValidationResult
 from ral.evaluation.results import Metrics
 from ral.records import Record
 from ral.reporting.card import card
@@ -69,7 +71,9 @@ def test_phantom_is_not_said_of_real_images(real: str) -> None:
 def test_one_step_that_saw_phantom_images_is_enough(source: str) -> None:
     inputs = make(phantom=False)
     content = getattr(inputs, source)
-    if isinstance(content, Record):
+    if isinstance(content, ValidationResult | DatasetInfo):
+        changed = content.model_copy(update={"phantom": True})
+    elif isinstance(content, Record):
         changed = content.model_copy(update={"data": "phantom"})
     else:
         changed = content | {"phantom": True}

@@ -1,45 +1,42 @@
 """Messages about the results of validation, for people."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from ral.data.validation.result import Check, Sample
 
 # Maximum characters of a cell that a message quotes.
 MAX_QUOTED = 300
 
 
-def failures(checks: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines about failed checks of severity error: name, count, sample rows, remedy; empty if all passed.
-
-    Args:
-        checks: of `ral.data.validation.run.check_rows`.
-    """
+def failures(checks: Sequence[Check]) -> list[str]:
+    """Lines about failed checks of severity error: name, count, sample rows, remedy; empty if all passed."""
     lines = []
     for check in checks:
-        if check["severity"] == "error" and not check["passed"]:
+        if check.stops:
             lines.append(f"- {_failure(check)}.")
-            lines += [f"    {_row(sample)}" for sample in check["samples"]]
-            lines.append(f"  {check['remedy']}")
+            lines += [f"    {_row(sample)}" for sample in check.samples]
+            lines.append(f"  {check.advice}")
     return lines
 
 
-def warnings(checks: Sequence[dict[str, Any]]) -> list[str]:
+def warnings(checks: Sequence[Check]) -> list[str]:
     """Failed checks of severity warning, one line each."""
     lines = []
     for check in checks:
-        if check["severity"] == "warning" and not check["passed"]:
-            shown = [_row(sample) for sample in check["samples"][:1]]
-            first = f" The first: {shown[0]}." if shown and check["samples"][0]["value"] else ""
-            lines.append(f"{_failure(check)}.{first} {check['remedy']}")
+        if check.severity == "warning" and not check.passed:
+            shown = check.samples[0] if check.samples and check.samples[0].value else None
+            first = f" The first: {_row(shown)}." if shown else ""
+            lines.append(f"{_failure(check)}.{first} {check.advice}")
     return lines
 
 
-def _failure(check: dict[str, Any]) -> str:
-    rows = check["unexpected"]
-    return f'{rows:,} row{"s" * (rows != 1)} failed "{check["check"]}"'
+def _failure(check: Check) -> str:
+    rows = check.unexpected
+    return f'{rows:,} row{"s" * (rows != 1)} failed "{check.check}"'
 
 
-def _row(sample: dict[str, Any]) -> str:
-    return f"row {sample['row']}, {_cell(sample['image_id'])}: {_cell(sample['value'])}"
+def _row(sample: Sample) -> str:
+    return f"row {sample.row}, {_cell(sample.image_id)}: {_cell(sample.value)}"
 
 
 def _cell(value: str | None) -> str:
