@@ -110,7 +110,7 @@ def own_table(path: Path, findings: Sequence[str], image: str, patient: str | No
     labelled = [name for name in findings if name in header]
     if not labelled:
         near = {name: nearest(name, findings) for name in header}
-        hints = ", ".join(f"{shown(name)} to {close}" for name, close in near.items() if close)
+        hints = ", ".join(f"{shown(name)} to {close[0]}" for name, close in near.items() if close)
         raise UserError(
             f"{path} has no column with the name of a finding of the model. The model has {', '.join(findings)}; the "
             f"table has {listed}. Rename its columns{f' ({hints})' if hints else ''}, or describe them in a "
