@@ -1,7 +1,6 @@
 """Estimates with intervals, and metrics.json: written by the step evaluate, read by report, card, flows and release."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import ConfigDict, Field
 
@@ -86,10 +85,3 @@ class Metrics(Record):
     def percent(self) -> str:
         """Coverage of the intervals, as text."""
         return f"{100 * self.confidence:g} %"
-
-
-class ExternalMetrics(Metrics):
-    """Content of metrics.json of an external validation."""
-
-    external_validation: dict[str, Any]
-    """What was evaluated on what, see `ral.external.run.describe`."""

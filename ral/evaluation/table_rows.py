@@ -183,24 +183,7 @@ class CharacteristicsRow:
     q3: Number = None
 
 
-@dataclass(frozen=True)
-class GapRow:
-    """A row of calibration.csv of an external validation: released probabilities of a finding against the labels."""
-
-    finding: Text
-    images: int
-    mean_probability: float
-    observed: float
-    """Share of positives."""
-    difference: Number
-    """mean_probability − observed."""
-    low: Number
-    high: Number
-
-
-Row = TypeVar(
-    "Row", FindingRow, OperatingRow, AuditRow, ComparisonRow, ReadingRow, CharacteristicsRow, GapRow
-)
+Row = TypeVar("Row", FindingRow, OperatingRow, AuditRow, ComparisonRow, ReadingRow, CharacteristicsRow)
 
 
 def read_rows(table: pd.DataFrame, kind: type[Row]) -> list[Row]:

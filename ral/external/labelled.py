@@ -80,8 +80,9 @@ def open_prepared(folder: Path, split: str, preparation: Preparation) -> Labelle
         UserError: the images were prepared in another way, are damaged, or the split has none.
     """
     dataset = open_dataset(folder)
-    prepared = {"fit": "stretch", "range": "own", "size": dataset.metadata["size"]}
-    prepared |= dataset.metadata.get("preparation", {})
+    recorded = dataset.info.preparation
+    prepared = {"fit": "stretch", "range": "own", "size": dataset.info.size}
+    prepared |= recorded.model_dump() if recorded else {}
     differing = [
         f"preprocess.{name}={value}"
         for name, value in preparation.model_dump().items()
@@ -108,7 +109,7 @@ def open_prepared(folder: Path, split: str, preparation: Preparation) -> Labelle
 
     return LabelledImages(
         name=folder.resolve().name,
-        source=str(dataset.metadata["source"]),
+        source=dataset.info.source,
         rows=as_test(studies, dataset.findings),
         images=images,
         excluded=pd.DataFrame(columns=["image_id", "reason"], dtype="str"),

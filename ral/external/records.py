@@ -10,8 +10,9 @@ from ral.config.base import load, read_yaml
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.data.baseline import SPLIT, read_split
 from ral.errors import UserError
-from ral.evaluation.calibration_io import SavedCalibration, SavedFinding
+from ral.evaluation.calibration_io import SavedCalibration, SavedFinding, parse
 from ral.evaluation.score import FittedFinding
+from ral.files import read_json
 from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS
 from ral.labels import TIERS
 
@@ -51,7 +52,7 @@ def read_record(folder: Path, findings: tuple[str, ...]) -> ModelRecord:
                 f"{path} does not exist: it has the tiers of the findings, or how they are evaluated. Releases have it "
                 "since `ral evaluate` exists: register the model again, or name the project folder that trained it."
             )
-    calibration = SavedCalibration.read(reports / CALIBRATION)
+    calibration = parse(read_json(reports / CALIBRATION))
     config: EvaluateConfig = load(project / "params.yaml", EvaluateParams).evaluate
     threshold = config.threshold.model_copy(update={"rule": calibration.rule})
     return ModelRecord(

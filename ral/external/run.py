@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from ral.errors import UserError
 from ral.evaluation import audit, characteristics, score, tables
-from ral.evaluation.results import ExternalMetrics
 from ral.evaluation.rows import align
-from ral.evaluation.table_rows import GapRow
 from ral.external.labelled import LabelledImages
 from ral.external.records import ModelRecord
-from ral.files import atomic_directory, read_json
+from ral.files import atomic_directory, read_json, write_json
 from ral.inference.predict import UNLIKE_SHARE
 from ral.inference.results import to_table
 from ral.inference.scoring import Predicted, Predictor
@@ -217,7 +215,7 @@ def tables_of(evaluation: score.Evaluation) -> dict[str, pd.DataFrame]:
     }
 
 
-GAPS = tuple(column.name for column in fields(GapRow))
+GAPS = ("finding", "images", "mean_probability", "observed", "difference", "low", "high")
 
 
 def calibration_gaps(evaluation: score.Evaluation) -> pd.DataFrame:
@@ -272,7 +270,7 @@ def write(
     """
     from ral.reporting.external import render
 
-    metrics = ExternalMetrics(**dict(tables.to_metrics(evaluation)), external_validation=described)
+    metrics = tables.to_metrics(evaluation)
     by_name = tables_of(evaluation)
     with atomic_directory(out) as draft:
         for name, table in by_name.items():
@@ -280,8 +278,8 @@ def write(
         excluded.to_csv(draft / "excluded.csv", index=False, lineterminator="\n")
         options = pa.csv.WriteOptions(quoting_style="needed")
         pa.csv.write_csv(predicted, draft / "predictions.csv", options)
-        metrics.write(draft / METRICS)
-        page = render(metrics, by_name, evaluation.config, messages(described))
+        write_json(draft / METRICS, {**metrics.to_json(), KEY: described})
+        page = render(metrics, described, by_name, evaluation.config, messages(described))
         (draft / "report.html").write_text(page, encoding="utf-8", newline="\n")
 
 

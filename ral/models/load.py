@@ -20,7 +20,9 @@ from ral.models.pretrained import refuse_not_finite
 REQUIRED_KEYS = ("model", "findings", "size", "pixel_mean", "pixel_deviation", "phantom")
 
 
-def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Network, dict[str, Any]]:
+def load_model(
+    folder: Path, weights: str = "model.safetensors", prefix: str = ""
+) -> tuple[Network, dict[str, Any]]:
     """Build the network described by `folder`/model.json and load its weights.
 
     Pretrained weights are not needed: the file holds every tensor. torch's random state is not changed.
@@ -28,6 +30,7 @@ def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Networ
     Args:
         folder: output folder of the step train.
         weights: name of the weights file in it.
+        prefix: what the names of its tensors lack at the start.
 
     Returns:
         The network on the CPU, float32, in eval mode, with gradients disabled; and the content of model.json,
@@ -38,7 +41,7 @@ def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Networ
         UserError: a file is missing or corrupt, or the weights belong to another network or are not finite; or the
             network is the user's own class and its code is not in the project as it was trained.
     """
-    metadata = _read_metadata(folder / "model.json")
+    metadata = read_metadata(folder / "model.json")
     try:
         # Gradient checkpointing is only useful in training.
         config = ModelConfig.model_validate(metadata["model"]).model_copy(
@@ -49,11 +52,16 @@ def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Networ
     require_same_code(metadata, folder)
     with torch.random.fork_rng(devices=[]):
         network = build_model(config, len(metadata["findings"]))
-    _load_weights(network, folder / weights)
+    _load_weights(network, folder / weights, prefix)
     return network.float().eval().requires_grad_(False), metadata
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The content of a model.json.
+
+    Raises:
+        UserError: the file is missing or corrupt, or lacks a key.
+    """
     if not path.is_file():
         raise UserError(
             f"{path} does not exist. Train first (dvc repro train), or pass the output folder of the step train."
@@ -90,9 +98,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_weights(network: Network, path: Path) -> None:
+def _load_weights(network: Network, path: Path, prefix: str) -> None:
     """Load all tensors of `network` from a safetensors file, whose names and shapes must match exactly."""
-    tensors = read_weights(path)
+    tensors = {prefix + name: tensor for name, tensor in read_weights(path).items()}
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     mismatched = [name for name in {**expected, **actual} if expected.get(name) != actual.get(name)]

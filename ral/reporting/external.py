@@ -9,15 +9,8 @@ from markupsafe import Markup
 
 from ral import wording
 from ral.config.evaluate import EvaluateConfig
-from ral.evaluation.results import ExternalMetrics
-from ral.evaluation.table_rows import (
-    AuditRow,
-    CharacteristicsRow,
-    FindingRow,
-    GapRow,
-    OperatingRow,
-    read_rows,
-)
+from ral.evaluation.results import Metrics
+from ral.evaluation.table_rows import AuditRow, CharacteristicsRow, FindingRow, OperatingRow, read_rows
 from ral.labels import marked
 from ral.reporting import audit, calibration, data_tables, overview, plots, scripts, tables
 from ral.reporting.report import environment, finding_plots, rows_of
@@ -28,7 +21,8 @@ TEMPLATE = "external.html"
 
 
 def render(
-    metrics: ExternalMetrics,
+    metrics: Metrics,
+    described: Mapping[str, Any],
     results: Mapping[str, pd.DataFrame],
     config: EvaluateConfig,
     notes: Sequence[str],
@@ -36,17 +30,18 @@ def render(
     """Render the page as HTML.
 
     Args:
-        metrics: content of metrics.json, with `external_validation`.
+        metrics: content of metrics.json but `external_validation`.
+        described: `external_validation` of metrics.json.
         results: table by file name, see `ral.external.run.tables_of`.
         config: how the model was evaluated.
         notes: what a person must know about this evaluation, a sentence each.
     """
-    described, phantom = metrics.external_validation, metrics.phantom
+    phantom = metrics.phantom
+    title = f"External validation on {described['data']['name']}"
     rows = rows_of(results["findings.csv"])
     audited = audit.audit(read_rows(results["audit.csv"], AuditRow))
     rule = config.threshold.rule
     rules = calibration.rules(config.threshold)
-    title = f"External validation on {described['data']['name']}"
     return environment().get_template(TEMPLATE).render(
         macros="macros.html",
         stylesheet="report.css",
@@ -57,7 +52,7 @@ def render(
         metrics=metrics,
         described=described,
         config=config,
-        facts=facts(metrics),
+        facts=facts(metrics, described),
         headline=headline(metrics, rows),
         notes=notes,
         confidence=metrics.percent,
@@ -82,15 +77,14 @@ def render(
                 f"Metrics at the released thresholds ({rules[rule]})",
             ),
             "decision_curves": calibration.net_benefits(results["decision_curves.csv"], rows),
-            "characteristics": characteristics(results["characteristics.csv"]),
+            "characteristics": characteristics(read_rows(results["characteristics.csv"], CharacteristicsRow)),
             "excluded": excluded(described["data"]["excluded"]),
         },
     )  # fmt: skip
 
 
-def facts(metrics: ExternalMetrics) -> dict[str, str]:
+def facts(metrics: Metrics, described: Mapping[str, Any]) -> dict[str, str]:
     """Model, its training data, the data and their size, by name."""
-    described = metrics.external_validation
     model, data, findings = described["model"], described["data"], described["findings"]
     split = f", split {data['split']}" if data["split"] else ""
     trained = f"phantom images in the layout of {model['source']}" if model["phantom"] else model["source"]
@@ -106,7 +100,7 @@ def facts(metrics: ExternalMetrics) -> dict[str, str]:
     }
 
 
-def headline(metrics: ExternalMetrics, rows: Sequence[FindingRow]) -> list[overview.Headline]:
+def headline(metrics: Metrics, rows: Sequence[FindingRow]) -> list[overview.Headline]:
     """The means over all findings, as in the report of a run."""
     cards = overview.headline(metrics, rows, [])
     return [replace(card, note="released thresholds") if card.name == "Macro F1" else card for card in cards]
@@ -114,7 +108,7 @@ def headline(metrics: ExternalMetrics, rows: Sequence[FindingRow]) -> list[overv
 
 def gaps(table: pd.DataFrame, rows: Sequence[FindingRow]) -> Table:
     """Mean probability against the share of positives, and the calibration error, of every finding."""
-    by_finding = {gap.finding: gap for gap in read_rows(table, GapRow)}
+    by_finding = {gap["finding"]: gap for gap in table.to_dict("records")}
     content = []
     for row in rows:
         gap = by_finding.get(row.finding)
@@ -122,11 +116,11 @@ def gaps(table: pd.DataFrame, rows: Sequence[FindingRow]) -> Table:
             continue
         content.append(
             [
-                gap.finding,
-                f"{gap.images:,}",
-                number(gap.mean_probability),
-                number(gap.observed),
-                difference(gap.difference, gap.low, gap.high),
+                row.finding,
+                f"{int(gap['images']):,}",
+                number(gap["mean_probability"]),
+                number(gap["observed"]),
+                difference(gap["difference"], gap["low"], gap["high"]),
                 row.metrics["ece"].text(),
                 number(row.value("ece_debiased")),
             ]
@@ -139,16 +133,16 @@ def gaps(table: pd.DataFrame, rows: Sequence[FindingRow]) -> Table:
     )
 
 
-def characteristics(table: pd.DataFrame) -> Table:
+def characteristics(rows: Sequence[CharacteristicsRow]) -> Table:
     """Sex, age, view and findings of the images."""
     content = []
-    for row in read_rows(table, CharacteristicsRow):
+    for row in rows:
         name = data_tables.ATTRIBUTES.get(row.attribute, "All")
-        share = f"{row.images:,} of {row.of:,}"
+        images = f"{row.images:,} of {row.of:,}"
         if row.attribute == "age_years" and wording.known(row.median):
-            share += f"; median {row.median:g} ({row.q1:g}–{row.q3:g})"
-        percent = wording.percent(row.share) if wording.known(row.share) else ""
-        content.append([name, row.group, share, percent, f"{row.patients:,}"])
+            images += f"; median {row.median:g} ({row.q1:g}–{row.q3:g})"
+        share = wording.percent(row.share) if wording.known(row.share) else ""
+        content.append([name, row.group, images, share, f"{row.patients:,}"])
     return Table("The images", ("What", "Group", "Images", "Share", "Patients"), "llrrr", content)
 
 
@@ -170,11 +164,10 @@ def _captioned(table: Table, caption: str) -> Table:
 
 def _plots(results: Mapping[str, pd.DataFrame], rows: list[FindingRow], phantom: bool) -> dict[str, Any]:
     """SVG elements by name, marked as safe because plots escapes text from data."""
+    bins = results["reliability.csv"]
     return {
         "ap": Markup(plots.forest("ap", "ap", rows, None, phantom)),
         "auroc": Markup(plots.forest("auroc", "auroc", rows, 0.5, phantom)),
         "curves": finding_plots("curve", results["curves.csv"], rows, plots.curve_pair, phantom),
-        "reliability": finding_plots(
-            "reliability", results["reliability.csv"], rows, calibration.reliability, phantom
-        ),
+        "reliability": finding_plots("reliability", bins, rows, calibration.reliability, phantom),
     }
