@@ -24,8 +24,8 @@ from ral.data.sources.text import read_header
 from ral.errors import UserError
 from ral.external.labelled import NO_IMAGE, VIEW, LabelledImages, as_test
 from ral.inference.images import InputImage
-from ral.inference.released import Preparation
 from ral.labels import NO_FINDING
+from ral.models.info import Preparation
 from ral.progress import Progress
 from ral.suggest import nearest
 

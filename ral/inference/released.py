@@ -8,9 +8,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
 from ral.config.base import load
@@ -22,37 +22,14 @@ from ral.inference.bundle import BUNDLE, CALIBRATION, OLD_BUNDLE, verify
 from ral.inference.calibrated import Calibration, read_calibration
 from ral.inference.export_folder import CARD, INDEX, Kind, model_files, verify_export
 from ral.inference.exported import ExportedNetwork, open_export
-from ral.models.load import load_model, read_metadata
+from ral.models.info import Preparation, Profile, read_model_info
+from ral.models.load import load_model
 from ral.wording import RESEARCH_NOTE
 
 CHAMPION = "champion"
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 PHANTOM_MODEL = "PHANTOM MODEL: trained on synthetic images, no clinical meaning"
-
-
-class Preparation(BaseModel):
-    """How the training images were prepared (parameters of the section preprocess)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: int = Field(ge=16, le=2048)
-    """Height and width of a prepared image in pixels."""
-    fit: Literal["stretch", "pad", "crop"]
-    range: Literal["own", "percentile"]
-
-
-class Profile(BaseModel):
-    """What the training images look like (`ral.data.prepare.training_profile`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    views: dict[str, int]
-    """Training images by view."""
-    image_mean: tuple[float, float]
-    """Mean gray level of an image: 1 % of the training images are outside."""
-    image_deviation: tuple[float, float]
-    """Standard deviation of the gray levels of an image: 1 % of the training images are outside."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +167,7 @@ def _model_files(folder: Path) -> ModelFiles:
     params = project / "params.yaml"
     # Only a model.json of an earlier version needs params.yaml, whose other sections do not matter here.
     preparation: dict[str, Any] | None = None
-    if params.is_file() and "preparation" not in read_metadata(folder / "model.json"):
+    if params.is_file() and read_model_info(folder).preparation is None:
         preparation = _pixels(load(params, Params).preprocess.model_dump())
     weights, card = [folder / "model.safetensors"], reports / "model_card.md"
     return ModelFiles(project.name, folder, weights, reports / CALIBRATION, card, preparation, None)
