@@ -45,8 +45,7 @@ def render(
     return environment().get_template(TEMPLATE).render(
         macros="macros.html",
         stylesheet="report.css",
-        title=title,
-        browser_title=marked(title, phantom, " – "),
+        title=title, browser_title=marked(title, phantom, " – "),
         phantom=phantom,
         wording=wording,
         metrics=metrics,
