@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, set_params
-from trainings import BATCH_NORM, prepare_phantom, train
 
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
@@ -16,13 +15,12 @@ from tasks import evaluate
 
 
 @pytest.fixture(scope="session")
-def project(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(phantom_prepared: Path, phantom_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder after prepare, train and evaluate; report and card are stubs. Copy it to change it."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("data/validated", "data/prepared", "models"):
-        (folder / name).mkdir(parents=True)
-    prepare_phantom(small_phantom, folder / "data/prepared")
-    train(folder / "data/prepared", folder / "models", model=BATCH_NORM, ema_decay=None)
+    (folder / "data/validated").mkdir(parents=True)
+    shutil.copytree(phantom_prepared, folder / "data/prepared")
+    shutil.copytree(phantom_trained, folder / "models")
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL)
     params = load(folder / "params.yaml", EvaluateParams)

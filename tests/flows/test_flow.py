@@ -88,6 +88,8 @@ def test_usage_statistics_are_off_by_default() -> None:
 
 def test_no_path_of_a_machine_in_the_project() -> None:
     home = str(Path.home())
+    if home == "/":
+        pytest.skip("the home folder of this user is /")
     for path in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split():
         if (ROOT / path).suffix in (".py", ".md", ".yaml", ".toml", ".lock"):
-            assert f"{home}/" not in (ROOT / path).read_text() or home == "/", path
+            assert f"{home}/" not in (ROOT / path).read_text(), path

@@ -158,7 +158,7 @@ def test_a_stage_waits_for_somebody_elses_dvc(
     plan(toy, seconds=10)
     other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q"], cwd=toy, env=environment)
     wait_until(lambda: (toy / "tries").exists())
-    flow = start(toy, server, environment, RAL_FLOWS_RETRIES="6", RAL_FLOWS_RETRY_SECONDS="1")
+    flow = start(toy, server, environment, RAL_FLOWS_RETRIES="8", RAL_FLOWS_RETRY_SECONDS="1")
     printed = flow.communicate()[0]
     assert other.wait() == 0
     assert flow.returncode == 0, printed

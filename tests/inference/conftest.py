@@ -5,8 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, set_params
-from trainings import BATCH_NORM, prepare_phantom, train
+from conftest import ROOT, SMALL, Once, set_params
 
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
@@ -17,14 +16,16 @@ from tasks import evaluate
 
 
 @pytest.fixture(scope="session")
-def project(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(phantom_prepared: Path, phantom_trained: Path, once: Once) -> Path:
     """A project folder after prepare, train and evaluate; report and card are stubs. Copy it."""
-    folder = tmp_path_factory.mktemp("project")
+    return once("project", lambda folder: evaluated(folder, phantom_prepared, phantom_trained))
+
+
+def evaluated(folder: Path, prepared: Path, trained: Path) -> None:
+    """Write a project folder from its prepared data and its training."""
     (folder / "data/validated").mkdir(parents=True)
-    (folder / "data/prepared").mkdir()
-    (folder / "models").mkdir()
-    prepare_phantom(small_phantom, folder / "data/prepared")
-    train(folder / "data/prepared", folder / "models", model=BATCH_NORM, ema_decay=None)
+    shutil.copytree(prepared, folder / "data/prepared")
+    shutil.copytree(trained, folder / "models")
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL)
     params = load(folder / "params.yaml", EvaluateParams)
@@ -37,7 +38,6 @@ def project(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     write_json(
         folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
     )
-    return folder
 
 
 @pytest.fixture

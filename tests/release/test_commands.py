@@ -16,7 +16,6 @@ import torch
 from conftest import ROOT, SMALL, set_params
 from safetensors.torch import load_file, save_file
 from simulated_release import PASSED
-from trainings import BATCH_NORM, prepare_phantom, train
 
 from ral.data.dataset import open_dataset
 from ral.data.splits.holdout import sealed
@@ -40,13 +39,13 @@ Ral = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(phantom_prepared: Path, phantom_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace after a whole run; report and card are stubs. Copy it."""
     folder = tmp_path_factory.mktemp("trained")
-    for name in ("data", "models", "reports", "baseline", "data/validated", "data/prepared"):
-        (folder / name).mkdir(exist_ok=True)
-    prepare_phantom(small_phantom, folder / "data/prepared")
-    train(folder / "data/prepared", folder / "models", model=BATCH_NORM, ema_decay=None)
+    for name in ("data", "reports", "baseline", "data/validated"):
+        (folder / name).mkdir()
+    shutil.copytree(phantom_prepared, folder / "data/prepared")
+    shutil.copytree(phantom_trained, folder / "models")
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL | {"evaluate": SMALL["evaluate"] | {"sealed": 0.3}})
     for name in ("reports/report.html", "reports/model_card.md", "reports/findings.csv", "dvc.lock"):
