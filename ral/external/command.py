@@ -129,6 +129,7 @@ def _run(options: argparse.Namespace) -> int:
 def summary(described: dict[str, Any], metrics: "Metrics") -> str:
     """The lines that the command prints at its end."""
     from ral import wording
+    from ral.evaluation.specs import LABELS, MEANS
 
     data, model = described["data"], described["model"]
     by = (
@@ -142,7 +143,7 @@ def summary(described: dict[str, Any], metrics: "Metrics") -> str:
         f"{wording.pluralize(data['images'], 'image', 'images')} of {by}, "
         f"{wording.pluralize(metrics.macro.findings, 'estimable finding', 'estimable findings')}",
     ]
-    lines += [f"macro {name.upper()} {metrics.macro[name].text()}" for name in ("ap", "auroc", "f1")]
+    lines += [f"macro {LABELS[name]} {metrics.macro[name].text()}" for name in MEANS]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ral.config.base import load
 from ral.config.gate import GateParams
 from ral.errors import UserError
-from ral.evaluation.results import Metrics
+from ral.evaluation.results import Mean
 from ral.evaluation.specs import LABELS, RANKED_BY
 from ral.files import atomic_write, private_folder, read_json, write_json
 from ral.release.bundle import BUNDLE, build_bundle, require_file, verify
@@ -45,17 +45,22 @@ def _macro(bundle: Path) -> tuple[str, str, bool]:
     if not bundle.is_dir():
         return "bundle pruned", "", False
     try:
-        macro = Metrics.read(bundle / "metrics.json").macro
+        macro = _macro_means(bundle)
         return macro["ap"].text(), macro["auroc"].text(), bool(read_json(bundle / BUNDLE)["phantom"])
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "bundle damaged", "", False
+
+
+def _macro_means(bundle: Path) -> Mean:
+    """The means over the findings; only these, so that bundles of earlier versions can be shown."""
+    return Mean.model_validate(read_json(bundle / "metrics.json")["macro"])
 
 
 def do_show(options: Namespace) -> None:
     """Verify a release's bundle and print a summary of it."""
     release = Registry(options.state).release(options.version)
     content = verify(release.bundle)
-    macro = Metrics.read(release.bundle / "metrics.json").macro
+    macro = _macro_means(release.bundle)
     print(_notice(content))
     print(f"{release.version}  {release.stage}  commit {release.commit}")
     print(f"findings: {', '.join(content['findings'])}")

@@ -11,6 +11,7 @@ from ral import wording
 from ral.config.evaluate import EvaluateConfig
 from ral.evaluation.results import Metrics
 from ral.evaluation.table_rows import AuditRow, CharacteristicsRow, FindingRow, OperatingRow, read_rows
+from ral.labels import marked
 from ral.reporting import audit, calibration, data_tables, overview, plots, scripts, tables
 from ral.reporting.report import environment, finding_plots, rows_of
 from ral.reporting.tables import Table
@@ -36,6 +37,7 @@ def render(
         notes: what a person must know about this evaluation, a sentence each.
     """
     phantom = metrics.phantom
+    title = f"External validation on {described['data']['name']}"
     rows = rows_of(results["findings.csv"])
     audited = audit.audit(read_rows(results["audit.csv"], AuditRow))
     rule = config.threshold.rule
@@ -43,7 +45,7 @@ def render(
     return environment().get_template(TEMPLATE).render(
         macros="macros.html",
         stylesheet="report.css",
-        title=f"External validation on {described['data']['name']}",
+        title=title, browser_title=marked(title, phantom, " – "),
         phantom=phantom,
         wording=wording,
         metrics=metrics,

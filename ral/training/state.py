@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ral.errors import UserError
+from ral.labels import marked
 from ral.processes import on_termination_signal
 
 # Of the floats of history.csv.
@@ -69,7 +70,7 @@ class EpochRecord:
             text += f"; EMA AP {ap}, AUROC {auroc}"
         if self.skipped_steps:
             text += f"; {self.skipped_steps} steps skipped: non-finite loss or gradient"
-        return f"PHANTOM DATA, {text}" if phantom else text
+        return marked(text, phantom, ", ")
 
 
 def _metric(value: float | None) -> str:

@@ -192,9 +192,9 @@ def test_saved_maps_give_the_same_scores_and_calls(tables: Tables) -> None:
     # The threshold is the score of a validation image, which must stay called though digits were cut off.
     val_calls = calibration_io.apply(content, tables[1])[1]
     for finding in evaluation.findings:
-        if finding.map:
-            own = finding.map.apply(tables[1][finding.name].to_numpy(dtype=float))
-            np.testing.assert_array_equal(val_calls[finding.name], own >= finding.thresholds["max_f1"])
+        assert finding.map is not None
+        own = finding.map.apply(tables[1][finding.name].to_numpy(dtype=float))
+        np.testing.assert_array_equal(val_calls[finding.name], own >= finding.thresholds["max_f1"])
     other = calibration_io.apply(content, logits, "sensitivity")[1]
     assert (other["Mass"] != calls["Mass"]).any()
     moved = tables[1].assign(Mass=tables[1]["Mass"] + 1)

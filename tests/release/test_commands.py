@@ -52,9 +52,10 @@ def trained(phantom_prepared: Path, phantom_trained: Path, tmp_path_factory: pyt
         (folder / name).write_text(name)
     figures = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
     macro = {
-        name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in figures.items()
+        name: dict(zip(("value", "low", "high", "findings"), (*values, 3), strict=True))
+        for name, values in figures.items()
     }
-    write_json(folder / "reports/metrics.json", {"macro": macro})
+    write_json(folder / "reports/metrics.json", {"macro": macro | {"findings": 3}})
     write_json(folder / "reports/calibration.json", {})
     write_json(folder / "data/manifest.json", {"files": {}})
     PASSED.write(folder / "data/validated/validation.json")

@@ -16,9 +16,9 @@ from report_inputs import FINDINGS, Page, make, write
 
 from ral.config.evaluate import ThresholdConfig
 from ral.errors import UserError
-from ral.evaluation.table_rows import AuditRow, CharacteristicsRow, OperatingRow, read_rows
+from ral.evaluation.table_rows import AuditRow, CharacteristicsRow, OperatingRow, ReadingRow, read_rows
 from ral.explain.contents import Gallery, Geometry
-from ral.reporting import audit, calibration, data_tables, gallery, network
+from ral.reporting import audit, calibration, data_tables, gallery, network, tables
 from ral.reporting.report import Inputs, render, rows_of
 from ral.reporting.tables import Table
 from tasks import report
@@ -238,6 +238,15 @@ def test_geometry_without_classifier_shows_class_means_and_without_features_noth
     nothing = Geometry(notice="", data="images", not_available=HOSTILE)
     body = Page(render(replace(inputs, geometry=nothing))).text("body")[0]
     assert f"Not available: {HOSTILE}." in body
+
+
+def test_a_finding_that_was_not_read_twice_has_no_numbers() -> None:
+    inputs = make(phantom=False)
+    unread = pd.DataFrame([{"finding": "Effusion", "images": 0, "note": "no test image was read twice"}])
+    readings = unread.reindex(columns=inputs.second_reading.columns)
+    (row,) = texts(tables.second_reading(read_rows(readings, ReadingRow)))
+    assert row[:5] == ["Effusion", "0", "0", "0", "0"]
+    assert row[5:] == [*["not estimable"] * 7, "no test image was read twice"]
 
 
 def test_no_second_reading_no_section() -> None:
