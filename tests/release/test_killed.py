@@ -12,7 +12,7 @@ from conftest import ROOT, set_params
 
 from ral.files import write_json
 from ral.release.registry import Registry
-from ral.training.__main__ import write_weights
+from ral.training.outputs import write_weights
 
 
 @pytest.fixture
