@@ -47,8 +47,11 @@ def test_who_has_a_split_keeps_it_and_counts() -> None:
 
 def test_patients_without_findings_balance_the_images() -> None:
     assert split([[0]] * 3, [2, 1, 1], (0.5, 0.5)) == [0, 1, 1]
-    # With a finding, ties in it go to the split that needs most images: the first needs 4 of 8, then 1.
-    assert split([[1], [1], [0], [0]], [3, 1, 2, 2], (0.5, 0.5))[:2] == [0, 1]
+
+
+def test_ties_in_a_finding_go_to_the_split_that_needs_most_images() -> None:
+    # The patient of the rare finding brings five images into the first split, so the next goes into the second.
+    assert split([[1, 0], [0, 1], [0, 1]], [5, 1, 1], (0.5, 0.5)) == [0, 1, 0]
 
 
 def test_nobody_is_left_over_and_inputs_stay() -> None:
