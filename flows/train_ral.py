@@ -26,7 +26,7 @@ from flows.flow_run import flow_run
 from flows.notifications import notify_on_failure
 from flows.settings import FlowsEnvironment
 from flows.stage_tasks import stages
-from ral.files import read_json
+from ral.evaluation.results import Metrics
 from ral.reporting.summary import summary
 
 
@@ -67,4 +67,4 @@ def run_all(folder: Path, environment: FlowsEnvironment) -> None:
 if __name__ == "__main__":
     with run_from_cli():
         train_ral()
-    print(summary(read_json(Path("reports/metrics.json")), Path("reports/report.html")))
+    print(summary(Metrics.read(Path("reports/metrics.json")), Path("reports/report.html")))

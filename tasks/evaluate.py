@@ -32,7 +32,6 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     from ral.evaluation import (
         audit,
         baseline_comparison,
-        calibration_io,
         characteristics,
         rows,
         score,
@@ -63,12 +62,10 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     for name, table in csv_tables.items():
         with atomic_write(out / name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
-    write_json(out / "calibration.json", calibration_io.to_json(evaluation))
+    tables.to_calibration(evaluation).write(out / "calibration.json")
     write_json(out / "summary.json", tables.to_summary(evaluation))
-    write_json(
-        out / "metrics.json",
-        tables.to_metrics(evaluation, holdout.sealed_patients(all_studies, params.evaluate.sealed)),
-    )
+    sealed = holdout.sealed_patients(all_studies, params.evaluate.sealed)
+    tables.to_metrics(evaluation, sealed).write(out / "metrics.json")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,14 @@ def run(
     """
     import pandas as pd
 
+    from ral.data.dataset_info import DatasetInfo, read_class_counts
+    from ral.data.validation.result import ValidationResult
     from ral.errors import UserError
+    from ral.evaluation.calibration_io import SavedCalibration
+    from ral.evaluation.results import Metrics
+    from ral.explain.contents import Gallery, Geometry
     from ral.files import atomic_write, read_json
+    from ral.labels import marked
     from ral.reporting.card import card
     from ral.reporting.report import Inputs, installed_versions, render
     from ral.reporting.summary import summary
@@ -49,15 +55,15 @@ def run(
 
     inputs = Inputs(
         params=params,
-        validation=read_json(validated / "validation.json"),
-        dataset=read_json(prepared / "dataset.json"),
-        class_counts=read_json(prepared / "class_counts.json"),
+        validation=ValidationResult.read(validated / "validation.json"),
+        dataset=DatasetInfo.read(prepared / "dataset.json"),
+        class_counts=read_class_counts(prepared / "class_counts.json"),
         model=read_json(models / "model.json"),
         history=table(models / "history.csv"),
-        metrics=read_json(reports / "metrics.json"),
+        metrics=Metrics.read(reports / "metrics.json"),
         findings=table(reports / "findings.csv"),
         curves=table(reports / "curves.csv"),
-        calibration=read_json(reports / "calibration.json"),
+        calibration=SavedCalibration.read(reports / "calibration.json"),
         reliability=table(reports / "reliability.csv"),
         operating=table(reports / "operating.csv"),
         decision_curves=table(reports / "decision_curves.csv"),
@@ -65,9 +71,9 @@ def run(
         audit=table(reports / "audit.csv"),
         second_reading=table(reports / "second_reading.csv"),
         comparison=table(reports / "comparison.csv"),
-        gallery=read_json(reports / "gallery" / "gallery.json"),
+        gallery=Gallery.read(reports / "gallery" / "gallery.json"),
         pictures={path.name: path.read_bytes() for path in sorted((reports / "gallery").glob("*.jpg"))},
-        geometry=read_json(reports / "geometry.json"),
+        geometry=Geometry.read(reports / "geometry.json"),
         confusion=table(reports / "confusion.csv"),
         versions=installed_versions(),
     )
@@ -84,7 +90,7 @@ def run(
     if EXPERIMENT in os.environ and os.environ.get(LOG_FORMAT) != "json":
         print(summary(inputs.metrics, out_file), flush=True)
     else:
-        logger.info(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
+        logger.info(marked(f"report: {out_file}", inputs.phantom))
 
 
 def run_and_note(

@@ -13,7 +13,9 @@ from ral.models.info import ModelInfo, read_model_info
 from ral.models.pretrained import refuse_not_finite
 
 
-def load_network(folder: Path, weights: str = "model.safetensors") -> tuple[Network, ModelInfo]:
+def load_network(
+    folder: Path, weights: str = "model.safetensors", prefix: str = ""
+) -> tuple[Network, ModelInfo]:
     """Build the network described by `folder`/model.json and load its weights.
 
     Pretrained weights are not needed: the file holds every tensor. torch's random state is not changed.
@@ -21,6 +23,7 @@ def load_network(folder: Path, weights: str = "model.safetensors") -> tuple[Netw
     Args:
         folder: output folder of the step train.
         weights: name of the weights file in it.
+        prefix: what the names of its tensors lack at the start.
 
     Returns:
         The network on the CPU, float32, in eval mode, with gradients disabled; and the content of model.json.
@@ -35,13 +38,15 @@ def load_network(folder: Path, weights: str = "model.safetensors") -> tuple[Netw
     config = info.model.model_copy(update={"pretrained": "none", "gradient_checkpointing": False})
     with torch.random.fork_rng(devices=[]):
         network = build_model(config, len(info.findings))
-    _load_weights(network, folder / weights)
+    _load_weights(network, folder / weights, prefix)
     return network.float().eval().requires_grad_(False), info
 
 
-def load_model(folder: Path, weights: str = "model.safetensors") -> tuple[Network, dict[str, Any]]:
+def load_model(
+    folder: Path, weights: str = "model.safetensors", prefix: str = ""
+) -> tuple[Network, dict[str, Any]]:
     """As `load_network`, with the content of model.json as plain values."""
-    network, info = load_network(folder, weights)
+    network, info = load_network(folder, weights, prefix)
     return network, info.to_dict()
 
 
@@ -67,9 +72,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_weights(network: Network, path: Path) -> None:
+def _load_weights(network: Network, path: Path, prefix: str) -> None:
     """Load all tensors of `network` from a safetensors file, whose names and shapes must match exactly."""
-    tensors = read_weights(path)
+    tensors = {prefix + name: tensor for name, tensor in read_weights(path).items()}
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     mismatched = [name for name in {**expected, **actual} if expected.get(name) != actual.get(name)]

@@ -9,7 +9,7 @@ from ral.config.data import PreprocessConfig
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.inference.bundle import BUNDLE, CALIBRATION, MODEL, verify
+from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS, MODEL, verify
 
 __all__ = ["BUNDLE", "build_bundle", "preparation", "require_file", "verify"]
 
@@ -19,6 +19,7 @@ FILES = {
     "model_card.md": "reports/model_card.md",
     "metrics.json": "reports/metrics.json",
     CALIBRATION: "reports/calibration.json",
+    FINDINGS: "reports/findings.csv",
     MODEL: "models/model.safetensors",
     "model/model.json": "models/model.json",
     "split.parquet": "data/prepared/split.parquet",

@@ -11,9 +11,9 @@ from ral.config.gate import GateConfig
 from ral.config.params import Params
 from ral.data.dataset import Dataset, open_dataset
 from ral.data.splits.holdout import gate_set, sealed
+from ral.data.validation.result import ValidationResult
 from ral.errors import UserError
 from ral.evaluation.rows import read_studies
-from ral.files import read_json
 from ral.release.bundle import preparation, require_file
 from ral.release.gate import GateInputs
 from ral.release.ledger import Ledger
@@ -57,7 +57,7 @@ def collect_inputs(
         test=tables[1],
         champion=references[0],
         anchor=references[1],
-        data=read_json(require_file(workspace / "data/validated/validation.json")),
+        data=ValidationResult.read(require_file(workspace / "data/validated/validation.json")),
         preparation=current_preparation,
         decision_index=index,
     )

@@ -9,11 +9,13 @@ from typing import Any
 from ral.config.base import load
 from ral.config.gate import GateParams
 from ral.errors import UserError
+from ral.evaluation.results import Metrics
+from ral.evaluation.specs import LABELS, RANKED_BY
 from ral.files import atomic_write, private_folder, read_json, write_json
 from ral.release.bundle import BUNDLE, build_bundle, require_file, verify
 from ral.release.ledger import Ledger
 from ral.release.registry import ARCHIVED, Registry, Release
-from ral.wording import PHANTOM_SHORT, RESEARCH, estimate
+from ral.wording import notice
 
 GATE = "gate"
 
@@ -33,7 +35,7 @@ def do_list(options: Namespace) -> None:
         phantom |= is_phantom
         date = f"{dates[release.version]:%Y-%m-%d %H:%M}"
         lines.append(form.format(release.version, release.stage, date, ap, auroc, release.commit[:12]))
-    print(PHANTOM_SHORT if phantom else RESEARCH)
+    print(notice(phantom))
     print(form.format("version", "stage", "registered (UTC)", "macro AP", "macro AUROC", "commit"))
     print("\n".join(lines))
 
@@ -43,9 +45,9 @@ def _macro(bundle: Path) -> tuple[str, str, bool]:
     if not bundle.is_dir():
         return "bundle pruned", "", False
     try:
-        macro = read_json(bundle / "metrics.json")["macro"]
-        return estimate(macro["ap"]), estimate(macro["auroc"]), bool(read_json(bundle / BUNDLE)["phantom"])
-    except (OSError, ValueError, KeyError, TypeError):
+        macro = Metrics.read(bundle / "metrics.json").macro
+        return macro["ap"].text(), macro["auroc"].text(), bool(read_json(bundle / BUNDLE)["phantom"])
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return "bundle damaged", "", False
 
 
@@ -53,12 +55,12 @@ def do_show(options: Namespace) -> None:
     """Verify a release's bundle and print a summary of it."""
     release = Registry(options.state).release(options.version)
     content = verify(release.bundle)
-    macro = read_json(release.bundle / "metrics.json")["macro"]
+    macro = Metrics.read(release.bundle / "metrics.json").macro
     print(_notice(content))
     print(f"{release.version}  {release.stage}  commit {release.commit}")
     print(f"findings: {', '.join(content['findings'])}")
-    for name in ("ap", "auroc"):
-        print(f"macro {name.upper()}: {estimate(macro[name])}")
+    for name in RANKED_BY:
+        print(f"macro {LABELS[name]}: {macro[name].text()}")
     print(read_json(release.bundle / "decision.json")["sentence"])
     print(f"bundle: {release.bundle}")
 
@@ -188,10 +190,10 @@ def do_open_sealed(options: Namespace) -> None:
         ),
     )
     path = registry.folder / f"{release.version}.sealed-{opened_before + 1}.json"
-    write_json(path, metrics | {"version": release.version, "opened_before": opened_before})
-    print(PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH)
-    for name in ("ap", "auroc"):
-        print(f"sealed macro {name.upper()}: {estimate(metrics['macro'][name])}")
+    write_json(path, metrics.to_json() | {"version": release.version, "opened_before": opened_before})
+    print(notice(metrics.phantom))
+    for name in RANKED_BY:
+        print(f"sealed macro {LABELS[name]}: {metrics.macro[name].text()}")
     count = opened_before + 1
     print(
         f"The sealed set was opened ({count} {'times' if opened_before else 'time'} so far); each use "
@@ -230,4 +232,4 @@ def _require_same_champion(registry: Registry, version: str, decision: dict[str,
 
 
 def _notice(content: dict[str, Any], phantom: bool = False) -> str:
-    return PHANTOM_SHORT if content["phantom"] or phantom else RESEARCH
+    return notice(content["phantom"] or phantom)
