@@ -40,7 +40,7 @@ def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:
     """Pixels of arbitrary rows, uint8 [rows, size, size]; `pin` puts them in pinned memory for asynchronous copies."""
     if not pin:
         return torch.from_numpy(dataset.gather(rows))
-    size = dataset.metadata["size"]
+    size = dataset.info.size
     images = torch.empty((len(rows), size, size), dtype=torch.uint8, pin_memory=True)
     dataset.gather(rows, images.numpy())
     return images

@@ -35,7 +35,7 @@ def build_trainer(
     """
     params, findings = spec.params, len(dataset.findings)
     network = build_network(params, findings)
-    check_network(network, params.model, findings, dataset.metadata["size"])
+    check_network(network, params.model, findings, dataset.info.size)
     if params.train.compile and not compile_works(context.device):
         params = params.model_copy(update={"train": params.train.model_copy(update={"compile": False})})
     scorer = Scorer(network, dataset, params.train.compile, context.rank, context.world_size, context.device)

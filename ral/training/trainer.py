@@ -73,6 +73,7 @@ class Trainer:
         self.checkpoints, self.validator, self.metric_logger, self.stop = (
             checkpoints, validator, metric_logger, stop
         )  # fmt: skip
+        self._statistics = dataset.metadata  # made once: it is a new mapping at every access
         self.state = TrainState()
         self.phases = plan.phases(params.train)
         self.unsaved_snapshot: Snapshot | None = None
@@ -168,7 +169,7 @@ class Trainer:
         context, parts = self.context, self.parts
         torch.manual_seed(batch.seed)  # dropout and stochastic depth
         try:
-            images = transform(normalised(batch.images, self.dataset.metadata), batch.maps)
+            images = transform(normalised(batch.images, self._statistics), batch.maps)
             logits = parts.engine.forward(channels_last(images))
             loss = parts.loss.contribution(logits, batch)
             # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
@@ -276,7 +277,7 @@ class Trainer:
                 best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
             improved = improved or scores.macro_ap > best_ap
         state.end_epoch(record, improved)
-        self._log(record.log_line(self.params.train.epochs, self.dataset.metadata["phantom"]))
+        self._log(record.log_line(self.params.train.epochs, self.dataset.info.phantom))
         return record
 
     def save_checkpoint(self) -> None:
