@@ -1,7 +1,6 @@
 """Prepared data with random pixels and labels, for benchmarks that need no real images."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ def write_dataset(folder: Path, images: int, size: int, shard_images: int = 4096
     )
     studies.to_parquet(folder / "studies.parquet", index=False)
     (folder / "shards").mkdir()
-    shards: list[dict[str, Any]] = []
+    shards: list[dict[str, str | int]] = []
     for start in range(0, images, shard_images):
         part = ids[start : start + shard_images]
         path = folder / "shards" / f"{len(shards):05}.arrow"

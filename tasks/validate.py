@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
 from ral.errors import UserError, plain
@@ -71,14 +71,14 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
         }
         passed = not any(check["severity"] == "error" and not check["passed"] for check in checks)
         validation = summary | {"passed": passed, "checks": checks, "files": tables | archives}
-        write_json(folder / "validation.json", validation)
+        write_json(folder / artifacts.VALIDATION.name, validation)
         if not passed:
             raise UserError(explain(pages, source.named()))
         validation = validation | {"checks": redact_samples(checks, salt)} if salt else validation
         for line in warnings(validation):
             logger.warning("%s", plain(line))
-        images.to_parquet(draft / "images.parquet", index=False, compression=None)
-        write_json(draft / "validation.json", validation)
+        images.to_parquet(draft / artifacts.IMAGES.name, index=False, compression=None)
+        write_json(draft / artifacts.VALIDATION.name, validation)
     kind = "PHANTOM DATA: " if validation["phantom"] else ""
     logger.info(
         f"{kind}{summary['rows']:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
@@ -127,14 +127,11 @@ def warnings(validation: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "validate", __doc__, run, ValidateParams,
         {
-            "out": ("data/validated", "folder to write"),
-            "baseline": ("baseline", "folder with the accepted profile, if any"),
+            "out": (artifacts.VALIDATED, "folder to write"),
+            "baseline": (artifacts.BASELINE, "folder with the accepted profile, if any"),
         },
-    )
-    step.main(
-        "validate",
-        lambda: run(load(options.params, ValidateParams), load_environment(), options.out, options.baseline),
-    )
+        load_environment,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ral import artifacts
 from ral.errors import UserError
 
 Kind = Literal["timm", "onnx", "torch"]
@@ -43,21 +44,21 @@ def find_source(folder: Path) -> Source:
 
     folder = folder.absolute()
     if (folder / BUNDLE).is_file():
-        params = verify(folder)["params"]["preprocess"]
+        params = verify(folder).params["preprocess"]
         preprocess = PreprocessConfig.model_validate(params)
         model = folder / "model"
-        calibration, card = folder / "calibration.json", folder / "model_card.md"
+        calibration, card = folder / artifacts.CALIBRATION.name, folder / artifacts.MODEL_CARD.name
         remedy = "The release was made by an earlier version: export from the outputs of its run, or release again."
     else:
         project = folder if (folder / "models").is_dir() else folder.parent
-        if not (project / "params.yaml").is_file() or not (project / "models/model.json").is_file():
+        if not (project / "params.yaml").is_file() or not (project / artifacts.MODEL).is_file():
             raise UserError(
                 f"--model: {folder} is no release bundle ({BUNDLE}), no project folder after a complete run, and no "
                 "models folder of one. For the champion: --model STATE/champion, where STATE is state_dir of ral.toml."
             )
         preprocess = load(project / "params.yaml", Params).preprocess
-        model = project / "models"
-        calibration, card = project / "reports/calibration.json", project / "reports/model_card.md"
+        model = project / artifacts.MODELS
+        calibration, card = project / artifacts.CALIBRATION, project / artifacts.MODEL_CARD
         remedy = "Run the whole pipeline first (dvc repro)."
     for path in (calibration, card):
         if not path.is_file():

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
+from ral import artifacts
 from ral.config.base import load, read_yaml
 from ral.config.environment import load_environment
 from ral.config.params import Params
@@ -121,8 +122,8 @@ def open_model(folder: Path) -> ReleasedModel:
     """
     if (folder / BUNDLE).is_file() or (folder / OLD_BUNDLE).is_file():
         return _open_release(folder)
-    if not (folder / "model.json").is_file() and (folder / "models/model.json").is_file():
-        folder = folder / "models"
+    if not (folder / artifacts.MODEL.name).is_file() and (folder / artifacts.MODEL).is_file():
+        folder = folder / artifacts.MODELS
     project = folder.resolve().parent
     network, metadata = load_model(folder)
     preparation = metadata.get("preparation")
@@ -134,12 +135,12 @@ def open_model(folder: Path) -> ReleasedModel:
                 "keep models/ in its project."
             )
         preparation = load(path, Params).preprocess.model_dump(include=set(Preparation.model_fields))
-    return _checked(project.name, folder, network, metadata, project / "reports" / CALIBRATION, preparation)
+    return _checked(project.name, folder, network, metadata, project / artifacts.CALIBRATION, preparation)
 
 
 def _open_release(folder: Path) -> ReleasedModel:
     content = verify(folder)
-    if CALIBRATION not in content["files"]:
+    if CALIBRATION not in content.files:
         raise UserError(
             f"{folder} was released without its calibration, by an earlier version. Register the model again, or use "
             "the folder models/ of the project that trained it."

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ral import artifacts
 from ral.files import read_json
 from ral.wording import PHANTOM_SHORT, RESEARCH, estimate, sealed
 
@@ -48,8 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("metrics", type=Path, nargs="?", default=Path("reports/metrics.json"))
-    parser.add_argument("report", type=Path, nargs="?", default=Path("reports/report.html"))
+    parser.add_argument("metrics", type=Path, nargs="?", default=Path(artifacts.METRICS))
+    parser.add_argument("report", type=Path, nargs="?", default=Path(artifacts.REPORT))
     options = parser.parse_args()
     try:
         metrics = read_json(options.metrics)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,15 +16,16 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, set_params
 from safetensors.torch import load_file, save_file
+from simulated_release import write_bundle
 from trainings import BATCH_NORM, prepare_phantom, train
 
 from ral.data.dataset import open_dataset
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
 from ral.evaluation.rows import read_studies
-from ral.files import read_json, write_json
+from ral.files import read_json, sha256, write_json
 from ral.release.__main__ import main
-from ral.release.bundle import BUNDLE
+from ral.release.bundle import BUNDLE, verify
 from ral.release.ledger import Ledger
 from ral.release.paired import CHALLENGER
 from ral.release.registry import Registry, Release
@@ -102,10 +104,10 @@ def disturb(project: Path, spread: float) -> None:
     (folder / "model").mkdir(parents=True)
     for name in ("model.safetensors", "model.json"):
         shutil.copy(project / "models" / name, folder / "model")
-    write_json(folder / BUNDLE, {"files": {}, "params": {"train": {"threads": 1}}})
-    dataset = open_dataset(project / "data/prepared")
+    write_bundle(folder, [], params={"train": {"threads": 1}})
+    dataset, bundle = open_dataset(project / "data/prepared"), verify(folder)
     for split in ("val", "test"):
-        table = score(Release(CHALLENGER, "", "", folder), dataset, dataset.rows(split))
+        table = score(Release(CHALLENGER, "", "", folder), bundle, dataset, dataset.rows(split))
         table.to_parquet(project / f"models/logits/{split}.parquet", index=False)
     shutil.rmtree(folder)
 
@@ -276,6 +278,43 @@ def test_opening_the_sealed_set_is_written_down(
     with pytest.raises(UserError, match=r"No test image .* is sealed"):
         ral("open-sealed", *arguments, "--reason", "nothing")
     assert ral("ledger").count("open-sealed") == 2
+
+
+def test_a_command_verifies_a_bundle_once(
+    ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    set_params(project, {"gate": {"margin": 0.1, "anchor": "v0.1.0"}})
+    read: Counter[str] = Counter()
+
+    def counted(path: Path) -> str:
+        read[str(path)] += 1
+        return sha256(path)
+
+    monkeypatch.setattr("ral.inference.bundle.sha256", counted)
+    bundle = tmp_path / "state/releases/v0.1.0"
+    files = {str(bundle / name) for name in read_json(bundle / BUNDLE)["files"]}
+    prepared, out = project / "data/prepared", tmp_path / "out"
+    for command in (
+        ("show", "v0.1.0"),
+        ("promote", "v0.1.0", "--reason", "again"),
+        ("predict", prepared, "--out", out),
+        ("rescore", "--workspace", project),
+        ("judge", "--workspace", project, "--run-id", "night-2", "--out", out),
+        (
+            "open-sealed",
+            "v0.1.0",
+            "--prepared",
+            prepared,
+            "--params",
+            project / "params.yaml",
+            "--reason",
+            "x",
+        ),
+    ):
+        read.clear()
+        ral(*command)
+        assert read == dict.fromkeys(files, 1), command[0]
 
 
 @pytest.mark.parametrize(
