@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from ral.config.gate import GateConfig
 from ral.evaluation.common import common_findings
@@ -81,3 +81,8 @@ class GateDecision(Record):
     replicates: int
     gate: GateConfig
     """The limits."""
+
+    @field_serializer("gate")
+    def _with_defaults(self, gate: GateConfig) -> dict[str, object]:
+        """All limits, whether params.yaml lists them or not."""
+        return gate.model_dump(mode="json")

@@ -107,7 +107,7 @@ def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) 
         rules=rules,
         confidence=config.confidence,
         replicates=config.replicates,
-        gate=gate.model_copy(update=gate.model_dump()),  # defaults are recorded, too
+        gate=gate,
     )
 
 
