@@ -32,7 +32,7 @@ from flows.cli import run_from_cli
 from flows.flow_run import FlowRun, flow_run
 from flows.notifications import notify_on_failure, send_notification
 from flows.overrides import Changes
-from flows.settings import FlowsEnvironment
+from flows.settings import FlowsEnvironment, Stage
 from flows.stage_tasks import run_module_task, stages
 from flows.workspace import (
     RunInputs,
@@ -53,6 +53,12 @@ from ral.release.bundle import verify
 from ral.release.decision import GateDecision, Rule
 from ral.release.ledger import Decision
 from ral.release.registry import Registry
+
+# The stages of a night, from one to another: a look at the data, which may be unchanged; a new model; and, after the
+# champion was scored on the same images, its evaluation. A test checks that no stage is left out.
+LOOK: tuple[Stage, Stage] = ("locate", "manifest")
+TRAIN: tuple[Stage, Stage] = ("validate", "train")
+EVALUATE: tuple[Stage, Stage] = ("explain", "report")
 
 
 class Approval(RunInput):
@@ -92,7 +98,7 @@ def retrain(run: FlowRun, revision: str, changes: Changes | None) -> State:
     gate = load(folder / "params.yaml", Params).gate
     pull(workspace)
     stage = stages(folder, environment)
-    stage("locate", "manifest")
+    stage(*LOOK)
     run_inputs = RunInputs(
         revision=workspace.revision, changes=changes or {}, manifest=sha256(folder / artifacts.MANIFEST)
     )
@@ -100,9 +106,9 @@ def retrain(run: FlowRun, revision: str, changes: Changes | None) -> State:
         text = "No changes since the last run (data, code and parameters are identical); nothing to do."
         return Completed(name="NoChanges", message=text)
     install_baseline(folder, registry)
-    stage("validate", "train")
+    stage(*TRAIN)
     run_module_task("rescore", folder, "-m", "ral.release", "rescore")
-    stage("explain", "report")
+    stage(*EVALUATE)
     decision_file = folder / "runs" / run.id / "decision.json"
     run_module_task(
         "gate", folder, "-m", "ral.release", "judge", "--run-id", run.id, "--out", str(decision_file)

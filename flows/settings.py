@@ -18,6 +18,11 @@ Stage = Literal[
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
+def stage_range(first: Stage, last: Stage) -> tuple[Stage, ...]:
+    """The stages from `first` to `last`, both included."""
+    return STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+
+
 class FlowsConfig(Section):
     """How the Prefect flows run the stages, and where notifications go."""
 

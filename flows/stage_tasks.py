@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from prefect import task
 
 from flows.artifacts import publish_metrics, publish_report, publish_validation
-from flows.settings import STAGES, FlowsEnvironment, Stage
+from flows.settings import STAGES, FlowsEnvironment, Stage, stage_range
 from flows.stage_runner import StageError, run_command, run_stage
 from ral import artifacts
 from ral.runs import RUN_ID
@@ -38,7 +38,7 @@ def stages(folder: Path, environment: FlowsEnvironment) -> StageRunner:
     }
 
     def run(first: Stage, last: Stage | None = None) -> None:
-        for name in STAGES[STAGES.index(first) : STAGES.index(last or first) + 1]:
+        for name in stage_range(first, last or first):
             run_one(name)
 
     def run_one(name: Stage) -> None:

@@ -10,11 +10,17 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from stages import ROOT, stages
 
-from flows.settings import STAGES
+from flows import nightly
+from flows.settings import STAGES, stage_range
 
 
 def test_the_stages_of_the_flows_are_those_of_the_graph() -> None:
     assert list(STAGES) == list(stages())
+
+
+def test_a_night_runs_every_stage_in_its_order() -> None:
+    parts = (nightly.LOOK, nightly.TRAIN, nightly.EVALUATE)
+    assert [name for part in parts for name in stage_range(*part)] == list(STAGES)
 
 
 def test_deployments_are_declared_as_the_readme_says() -> None:
