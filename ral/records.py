@@ -6,7 +6,7 @@ from typing import Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ral.errors import Kind
+from ral.errors import Kind, UserError
 from ral.files import read_json, write_json
 
 # What JSON can hold.
@@ -23,10 +23,15 @@ class Record(BaseModel):
         """Read a file that `write` wrote.
 
         Raises:
-            ValueError: the file is damaged, or another version wrote it; `problem` says it.
-            OSError: the file cannot be read.
+            UserError: the file is damaged, or another version wrote it.
+            FileNotFoundError: there is no such file.
         """
-        return cls.model_validate(read_json(path))
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise UserError(f"{path}: {problem(error)}. Make the file again.") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}). Make the file again.") from None
 
     def write(self, path: Path) -> None:
         """Write the file atomically, as deterministic JSON."""

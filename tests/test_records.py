@@ -7,8 +7,9 @@ import pytest
 from simulated_release import gate_decision
 
 from ral import runs
+from ral.errors import UserError
 from ral.files import read_json
-from ral.records import Failure, StepFailure, problem
+from ral.records import Failure, StepFailure
 from ral.release.decision import GateDecision, Rule
 
 
@@ -31,17 +32,17 @@ def test_fields_that_were_not_given_are_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "Expecting property name"),
-        ('{"kind": "bug", "retry": false}', "message: Field required"),
-        ('{"kind": "odd", "retry": false, "message": ""}', "kind: Input should be 'input'"),
-        ('{"kind": "bug", "retry": false, "message": "", "more": 1}', "more: Extra inputs"),
+        ("{", "a.json is not valid JSON (Expecting property name"),
+        ('{"kind": "bug", "retry": false}', "a.json: message: Field required. Make the file again."),
+        ('{"kind": "odd", "retry": false, "message": ""}', "a.json: kind: Input should be 'input'"),
+        ('{"kind": "bug", "retry": false, "message": "", "more": 1}', "a.json: more: Extra inputs"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match=r".") as error:
+    with pytest.raises(UserError) as error:
         Failure.read(tmp_path / "a.json")
-    assert problem(error.value).startswith(told)
+    assert str(error.value).startswith(f"{tmp_path}/{told}")
 
 
 def test_a_run_is_recorded_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ral.errors import UserError
-from ral.files import sha256
+from ral.files import read_json, sha256
 from ral.records import Record, problem
 
 BUNDLE, MODEL, CALIBRATION = "bundle.json", "model/model.safetensors", "calibration.json"
@@ -57,7 +57,7 @@ def verify(folder: Path) -> Bundle:
     if not (folder / BUNDLE).is_file():
         raise UserError(f"{folder} has no bundle: it was pruned or removed. {remedy}")
     try:
-        content = Bundle.read(folder / BUNDLE)
+        content = Bundle.model_validate(read_json(folder / BUNDLE))
     except ValueError as error:
         raise UserError(f"{folder / BUNDLE} is damaged ({problem(error)}). {remedy}") from None
     for name, digest in content.files.items():

@@ -207,7 +207,7 @@ def _select_release(registry: Registry, version: str | None) -> Release:
 
 def _read_decision(path: Path, run_id: str) -> GateDecision:
     try:
-        decision = GateDecision.read(require_file(path))
+        decision = GateDecision.model_validate(read_json(require_file(path)))
     except ValueError as error:
         raise UserError(
             f"{path} is not a gate decision ({problem(error)}). Run python -m ral.release judge again."
