@@ -50,11 +50,13 @@ from benchmarks.simulated import BINS, FINDINGS, SHARES, Population, Sample, all
 from ral.config.evaluate import Rule
 from ral.evaluation import decision_curve, resampled_metrics
 from ral.evaluation.audit import group_metrics
-from ral.evaluation.bootstrap import BootstrapDistribution, Interval, Resamples, draw
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw
 from ral.evaluation.exact import clopper_pearson
 from ral.evaluation.reliability import curve
-from ral.evaluation.score import METRICS, OFFICIAL, Estimate, means, micro
+from ral.evaluation.results import Estimate, Interval
+from ral.evaluation.score import means, micro
 from ral.evaluation.second_reading import agreements
+from ral.evaluation.specs import FINDING_METRICS, OFFICIAL
 
 LEAST, MOST = 0.93, 0.98
 # With fewer intervals a cell is not judged: 2,000 samples of 100 patients hold a handful of Hernias.
@@ -126,7 +128,7 @@ def _findings(images: Sample, resamples: Resamples, truth: Population, counts: C
     for label, names in groups.items():
         if len(names) < 2:
             continue  # the mean of one finding is that finding
-        for metric, estimate in means([values[name] for name in names], resamples, METRICS).items():
+        for metric, estimate in means([values[name] for name in names], resamples, FINDING_METRICS).items():
             # Only findings that have a value.
             used = [name for name in names if np.isfinite(values[name][metric].values[0])]
             _count(counts, f"{metric} {label}", estimate, _mean(truth.first, used, metric))

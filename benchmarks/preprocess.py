@@ -146,6 +146,7 @@ def with_dask(root: Path, out: Path) -> int:
     from ral.config.dask import DaskTarget
     from ral.config.data import DataConfig
     from ral.data.prepare import read_table, write_studies
+    from ral.data.privacy import NO_PSEUDONYMS
     from ral.data.sources.base import open_source
     from ral.data.splits.methods import split_by_hash
     from ral.data.tables.spill import SpillBuffer
@@ -155,8 +156,8 @@ def with_dask(root: Path, out: Path) -> int:
     with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as buffer:
         included, _ = read_table(source, images, source.config.views, buffer, pool)
         included["split"] = split_by_hash(included["patient_id"], SPLIT)
-        counts = write_studies(out, buffer, included, images, NIH_FINDINGS)
-    return int(counts["train"]["positives"]["Hernia"])
+        counts = write_studies(out, buffer, included, images, NIH_FINDINGS, NO_PSEUDONYMS)
+    return counts["train"].positives["Hernia"]
 
 
 def with_pandas(root: Path, out: Path) -> int:

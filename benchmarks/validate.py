@@ -55,9 +55,9 @@ def check(root: Path, work: Path) -> int:
         for chunk in source.iter_chunks():
             rows.add(chunk)
         summary, checks = check_rows(source, rows, images, DaskTarget(), lambda _: None, work / "docs")
-    assert all(item["passed"] or item["severity"] == "warning" for item in checks)
-    assert not summary["images_without_row"]
-    return int(summary["rows"])
+    assert not any(check.stops for check in checks)
+    assert not summary.images_without_row
+    return summary.rows
 
 
 def one(whole: bool, table: Path) -> dict[str, float]:

@@ -57,9 +57,10 @@ from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
 from ral.evaluation.compare import check_names, read_table
 from ral.evaluation.compare import compare as paired
+from ral.evaluation.specs import LABELS
 from ral.files import atomic_write
 from ral.runs import RUN_ID
-from ral.wording import signed, signed_interval
+from ral.wording import difference, notice_sentence
 
 SEED = "train.seed"
 
@@ -204,15 +205,14 @@ def _get(workspace: Workspace, name: str, file: PurePosixPath, folder: Path) -> 
 
 def summary(table: pd.DataFrame, split: str) -> str:
     """The differences of macro AP and AUROC for people, a line per experiment and the mean over seeds."""
-    phantom = (table["data"] == "phantom").any()
-    lines = ["PHANTOM DATA, no clinical meaning." if phantom else "Research software, not a medical device."]
+    lines = [notice_sentence("phantom" in set(table["data"]))]
     macro = table[(table["level"] == "macro") & (table["note"] == "")]
     for (metric, baseline), part in macro.groupby(["metric", "baseline"], sort=False):
-        lines.append(f"{str(metric).upper()}, macro, {split} images, against {baseline}:")
+        lines.append(f"{LABELS[str(metric)]}, macro, {split} images, against {baseline}:")
         for row in part.to_dict("records"):
             lines.append(
                 f"  {row['model']}: {row['baseline_value']:.3f} -> {row['value']:.3f}, "
-                f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})"
+                f"{difference(row['difference'], row['low'], row['high'])}"
             )
     lines += _over_seeds(macro)
     return "\n".join(lines)

@@ -26,7 +26,7 @@ from flows.notifications import notify_on_failure
 from flows.overrides import Changes
 from flows.stage_tasks import stages
 from ral import artifacts
-from ral.files import read_json
+from ral.evaluation.results import Metrics
 from ral.reporting.summary import summary
 
 
@@ -53,4 +53,4 @@ def train_ral(revision: str | None = None, changes: Changes | None = None) -> No
 if __name__ == "__main__":
     with run_from_cli():
         train_ral()
-    print(summary(read_json(Path(artifacts.METRICS)), Path(artifacts.REPORT)))
+    print(summary(Metrics.read(Path(artifacts.METRICS)), Path(artifacts.REPORT)))

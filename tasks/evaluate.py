@@ -63,12 +63,10 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     for path, table in csv_tables.items():
         with atomic_write(out / path.name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
-    write_json(out / artifacts.CALIBRATION.name, calibration_io.to_json(evaluation))
+    calibration_io.saved(evaluation).write(out / artifacts.CALIBRATION.name)
     write_json(out / artifacts.SUMMARY.name, tables.to_summary(evaluation))
-    write_json(
-        out / artifacts.METRICS.name,
-        tables.to_metrics(evaluation, holdout.sealed_patients(all_studies, params.evaluate.sealed)),
-    )
+    sealed = holdout.sealed_patients(all_studies, params.evaluate.sealed)
+    tables.to_metrics(evaluation, sealed).write(out / artifacts.METRICS.name)
 
 
 if __name__ == "__main__":

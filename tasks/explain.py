@@ -32,7 +32,7 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     from ral.explain.gallery import write_gallery
     from ral.explain.geometry import geometry
     from ral.explain.select import select
-    from ral.files import atomic_directory, write_json
+    from ral.files import atomic_directory
     from ral.models.load import load_model
 
     config = params.explain
@@ -56,9 +56,7 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
         (draft / artifacts.GALLERY.name).mkdir()
         selections = select(rows, scores, config.per_kind)
         write_gallery(draft / artifacts.GALLERY.name, network, metadata, dataset, selections, config)
-        write_json(
-            draft / artifacts.GEOMETRY.name, geometry(network, metadata, dataset, config.geometry_images)
-        )
+        geometry(network, metadata, dataset, config.geometry_images).write(draft / artifacts.GEOMETRY.name)
         table = confusion(rows, scores, config.confused).assign(data=data)
         table.to_csv(draft / artifacts.CONFUSION.name, index=False, lineterminator="\n")
 

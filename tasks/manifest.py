@@ -23,13 +23,12 @@ def run(params: ManifestParams, environment: Environment, out: Path) -> None:
     """
     from ral.data.images.file_hashes import FileHashCache
     from ral.data.manifest import manifest_bytes, read_manifest
-    from ral.files import write_json
     from ral.progress import Progress
 
     root = Path(environment.located(params.data).root)
     with Progress("reading raw data", manifest_bytes(root), "B") as progress:
         manifest = read_manifest(root, progress.add, FileHashCache(environment.state_dir))
-    write_json(out, manifest)
+    manifest.write(out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ral import artifacts
 from ral.config.data import PreprocessParams
 from ral.config.environment import Environment, load_environment
 from ral.errors import plain
+from ral.labels import marked
 from tasks import step
 
 logger = logging.getLogger("tasks.preprocess")
@@ -29,40 +30,38 @@ def run(
     """
     import pandas as pd
 
+    from ral.data.dataset_info import DatasetInfo, read_class_counts
     from ral.data.prepare import prepare
     from ral.data.splits.methods import low_support_warnings
-    from ral.files import atomic_directory, read_json
+    from ral.data.validation.result import ValidationResult
+    from ral.files import atomic_directory
     from ral.progress import Progress
 
     params = params.model_copy(update={"data": environment.located(params.data)})
-    validation = read_json(validated / artifacts.VALIDATION.name)
+    validation = ValidationResult.read(validated / artifacts.VALIDATION.name)
     columns = ["image_id", "path", "member", "offset", "hash"]
     images = pd.read_parquet(validated / artifacts.IMAGES.name, columns=columns)
     with (
         atomic_directory(out) as draft,
-        Progress(
-            "packing images", validation["rows"] - validation["rows_without_image"], "images"
-        ) as progress,
+        Progress("packing images", validation.rows - validation.rows_without_image, "images") as progress,
     ):
         prepare(params, images, draft, environment.dask, progress.add, environment.state_dir, baseline)
-    metadata = read_json(out / artifacts.DATASET.name)
-    for line in low_support_warnings(read_json(out / artifacts.CLASS_COUNTS.name)):
+    info = DatasetInfo.read(out / artifacts.DATASET.name)
+    for line in low_support_warnings(read_class_counts(out / artifacts.CLASS_COUNTS.name)):
         logger.warning("%s", plain(line))
-    same = metadata["same_image"]
-    if same["images"]:
+    same = info.same_image
+    if same.images:
         logger.warning(
-            f"{same['images']:,} images are listed under more than one patient with identical pixels "
-            f"({same['patients']:,} patients); the patients of {same['apart']:,} are in more than one split (see "
-            f"split.same_image). The first: {plain(', '.join(same['examples'][0]))}."
+            f"{same.images:,} images are listed under more than one patient with identical pixels "
+            f"({same.patients:,} patients); the patients of {same.apart:,} are in more than one split (see "
+            f"split.same_image). The first: {plain(', '.join(same.examples[0]))}."
         )
-    for note in metadata["notes"].values():
-        shown = plain(", ".join(note["examples"])) + (", …" if note["images"] > len(note["examples"]) else "")
-        logger.warning(f"{note['images']:,} image{'s' * (note['images'] > 1)} ({shown}): {note['text']}")
-    excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in metadata["left_out"].items())
-    kind = "PHANTOM DATA: " if metadata["phantom"] else ""
-    logger.info(
-        f"{kind}{metadata['images']:,} images of {metadata['patients']:,} patients prepared{excluded}"
-    )
+    for note in info.notes.values():
+        shown = plain(", ".join(note.examples)) + (", …" if note.images > len(note.examples) else "")
+        logger.warning(f"{note.images:,} image{'s' * (note.images > 1)} ({shown}): {note.text}")
+    excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in info.left_out.items())
+    done = f"{info.images:,} images of {info.patients:,} patients prepared{excluded}"
+    logger.info(marked(done, info.phantom))
 
 
 if __name__ == "__main__":

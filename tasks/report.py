@@ -34,6 +34,11 @@ def read_inputs(
     """Read the outputs of the other steps that the report and the model card show."""
     import pandas as pd
 
+    from ral.data.dataset_info import DatasetInfo, read_class_counts
+    from ral.data.validation.result import ValidationResult
+    from ral.evaluation.calibration_io import SavedCalibration
+    from ral.evaluation.results import Metrics
+    from ral.explain.contents import Gallery, Geometry
     from ral.files import read_json
     from ral.reporting.report import Inputs, installed_versions
 
@@ -49,15 +54,15 @@ def read_inputs(
     gallery = reports / artifacts.GALLERY.name
     return Inputs(
         params=params,
-        validation=read_json(validated / artifacts.VALIDATION.name),
-        dataset=read_json(prepared / artifacts.DATASET.name),
-        class_counts=read_json(prepared / artifacts.CLASS_COUNTS.name),
+        validation=ValidationResult.read(validated / artifacts.VALIDATION.name),
+        dataset=DatasetInfo.read(prepared / artifacts.DATASET.name),
+        class_counts=read_class_counts(prepared / artifacts.CLASS_COUNTS.name),
         model=read_json(models / artifacts.MODEL.name),
         history=table(artifacts.HISTORY, models),
-        metrics=read_json(reports / artifacts.METRICS.name),
+        metrics=Metrics.read(reports / artifacts.METRICS.name),
         findings=table(artifacts.FINDINGS),
         curves=table(artifacts.CURVES),
-        calibration=read_json(reports / artifacts.CALIBRATION.name),
+        calibration=SavedCalibration.read(reports / artifacts.CALIBRATION.name),
         reliability=table(artifacts.RELIABILITY),
         operating=table(artifacts.OPERATING),
         decision_curves=table(artifacts.DECISION_CURVES),
@@ -65,9 +70,9 @@ def read_inputs(
         audit=table(artifacts.AUDIT),
         second_reading=table(artifacts.SECOND_READING),
         comparison=table(artifacts.COMPARISON),
-        gallery=read_json(gallery / "gallery.json"),
+        gallery=Gallery.read(gallery / "gallery.json"),
         pictures={path.name: path.read_bytes() for path in sorted(gallery.glob("*.jpg"))},
-        geometry=read_json(reports / artifacts.GEOMETRY.name),
+        geometry=Geometry.read(reports / artifacts.GEOMETRY.name),
         confusion=table(artifacts.CONFUSION),
         versions=installed_versions(),
     )
@@ -83,6 +88,7 @@ def run(
     """
     from ral.errors import UserError
     from ral.files import atomic_write
+    from ral.labels import marked
     from ral.reporting.card import card
     from ral.reporting.report import render
     from ral.reporting.summary import summary
@@ -101,7 +107,7 @@ def run(
     if EXPERIMENT in os.environ and os.environ.get(LOG_FORMAT) != "json":
         print(summary(inputs.metrics, out_file), flush=True)
     else:
-        logger.info(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
+        logger.info(marked(f"report: {out_file}", inputs.phantom))
 
 
 def run_and_note(params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path) -> None:

@@ -5,7 +5,6 @@
 These settings never change results; those that do are in params.yaml.
 """
 
-import difflib
 import os
 import re
 import tomllib
@@ -20,6 +19,7 @@ from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig
 from ral.errors import UserError
 from ral.files import private_folder, refuse_shared
+from ral.suggest import did_you_mean
 
 # Content of ral.toml before it is validated.
 Toml: TypeAlias = dict[str, Any]
@@ -320,8 +320,7 @@ def _refuse_unknown(name: str, known: list[str], model: type[Environment]) -> No
         start = f"{PREFIX}{section.upper()}_"
         if name.startswith(start) and isinstance(field.annotation, type):
             allowed = [other for other in known if other.startswith(start)]
-            near = difflib.get_close_matches(name, allowed, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"The environment variable {name} is unknown.{hint} Allowed: {', '.join(allowed)}."
+                f"The environment variable {name} is unknown.{did_you_mean(name, allowed)} "
+                f"Allowed: {', '.join(allowed)}."
             )

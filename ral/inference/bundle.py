@@ -7,7 +7,9 @@ from ral.errors import UserError
 from ral.files import read_json, sha256
 from ral.records import Record, problem
 
-BUNDLE, MODEL, CALIBRATION = "bundle.json", "model/model.safetensors", "calibration.json"
+BUNDLE, MODEL, CALIBRATION, FINDINGS = (
+    "bundle.json", "model/model.safetensors", "calibration.json", "findings.csv",
+)  # fmt: skip
 # Name of bundle.json in earlier versions.
 OLD_BUNDLE = "manifest.json"
 

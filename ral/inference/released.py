@@ -22,7 +22,7 @@ from ral.files import sha256
 from ral.inference.bundle import BUNDLE, CALIBRATION, OLD_BUNDLE, verify
 from ral.inference.calibrated import Calibration, read_calibration
 from ral.models.load import load_model
-from ral.wording import RESEARCH
+from ral.wording import RESEARCH_NOTE
 
 CHAMPION = "champion"
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
@@ -82,7 +82,7 @@ class ReleasedModel:
     @property
     def notice(self) -> str:
         """What must be shown with every result."""
-        return f"{PHANTOM_MODEL}; {RESEARCH.lower()}" if self.phantom else RESEARCH.lower()
+        return f"{PHANTOM_MODEL}; {RESEARCH_NOTE}" if self.phantom else RESEARCH_NOTE
 
 
 def find_model(text: str | Path, state_dir: Path | None = None) -> Path:

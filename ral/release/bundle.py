@@ -8,7 +8,7 @@ from ral.config.base import load, read_yaml
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.inference.bundle import BUNDLE, CALIBRATION, MODEL, Bundle, PixelParams, verify
+from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS, MODEL, Bundle, PixelParams, verify
 from ral.records import Record
 
 __all__ = ["BUNDLE", "Bundle", "PixelParams", "build_bundle", "pixel_params", "require_file", "verify"]
@@ -19,6 +19,7 @@ FILES = {
     artifacts.MODEL_CARD.name: artifacts.MODEL_CARD,
     artifacts.METRICS.name: artifacts.METRICS,
     CALIBRATION: artifacts.CALIBRATION,
+    FINDINGS: artifacts.FINDINGS,
     MODEL: artifacts.WEIGHTS,
     "model/model.json": artifacts.MODEL,
     artifacts.SPLIT.name: artifacts.SPLIT,

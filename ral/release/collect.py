@@ -13,10 +13,10 @@ from ral.config.gate import GateConfig
 from ral.config.params import Params
 from ral.data.dataset import Dataset, open_dataset
 from ral.data.splits.holdout import gate_set, sealed
+from ral.data.validation.result import ValidationResult
 from ral.errors import UserError
 from ral.evaluation.common import common_findings
 from ral.evaluation.rows import read_studies
-from ral.files import read_json
 from ral.release.bundle import pixel_params, require_file
 from ral.release.gate import GateInputs
 from ral.release.ledger import Decision, Ledger
@@ -59,7 +59,7 @@ def collect_inputs(
         test=tables[1],
         champion=references[champion.version] if champion else None,
         anchor=references[anchor.version] if anchor else None,
-        data=read_json(require_file(workspace / artifacts.VALIDATION)),
+        data=ValidationResult.read(require_file(workspace / artifacts.VALIDATION)),
         preparation=current_preparation,
         decision_index=index,
         run_id=run_id,

@@ -9,13 +9,15 @@ from ral import artifacts
 from ral.config.base import load
 from ral.config.gate import GateParams
 from ral.errors import UserError
+from ral.evaluation.results import Metrics
+from ral.evaluation.specs import LABELS, RANKED_BY
 from ral.files import atomic_write, private_folder, read_json, write_json
 from ral.records import problem
 from ral.release.bundle import BUNDLE, Bundle, build_bundle, require_file, verify
 from ral.release.decision import GateDecision
 from ral.release.ledger import Decision, Ledger, Opening
 from ral.release.registry import ARCHIVED, Registry, Release
-from ral.wording import PHANTOM_SHORT, RESEARCH, estimate
+from ral.wording import notice
 
 GATE = "gate"
 
@@ -35,7 +37,7 @@ def do_list(options: Namespace) -> None:
         phantom |= is_phantom
         date = f"{dates[release.version]:%Y-%m-%d %H:%M}"
         lines.append(form.format(release.version, release.stage, date, ap, auroc, release.commit[:12]))
-    print(PHANTOM_SHORT if phantom else RESEARCH)
+    print(notice(phantom))
     print(form.format("version", "stage", "registered (UTC)", "macro AP", "macro AUROC", "commit"))
     print("\n".join(lines))
 
@@ -45,9 +47,9 @@ def _macro(bundle: Path) -> tuple[str, str, bool]:
     if not bundle.is_dir():
         return "bundle pruned", "", False
     try:
-        macro = read_json(bundle / artifacts.METRICS.name)["macro"]
-        return estimate(macro["ap"]), estimate(macro["auroc"]), bool(read_json(bundle / BUNDLE)["phantom"])
-    except (OSError, ValueError, KeyError, TypeError):
+        macro = Metrics.read(bundle / artifacts.METRICS.name).macro
+        return macro["ap"].text(), macro["auroc"].text(), bool(read_json(bundle / BUNDLE)["phantom"])
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return "bundle damaged", "", False
 
 
@@ -55,12 +57,12 @@ def do_show(options: Namespace) -> None:
     """Verify a release's bundle and print a summary of it."""
     release = Registry(options.state).release(options.version)
     bundle = verify(release.bundle)
-    macro = read_json(release.bundle / artifacts.METRICS.name)["macro"]
+    macro = Metrics.read(release.bundle / artifacts.METRICS.name).macro
     print(_notice(bundle))
     print(f"{release.version}  {release.stage}  commit {release.commit}")
     print(f"findings: {', '.join(bundle.findings)}")
-    for name in ("ap", "auroc"):
-        print(f"macro {name.upper()}: {estimate(macro[name])}")
+    for name in RANKED_BY:
+        print(f"macro {LABELS[name]}: {macro[name].text()}")
     print(read_json(release.bundle / "decision.json")["sentence"])
     print(f"bundle: {release.bundle}")
 
@@ -185,10 +187,10 @@ def do_open_sealed(options: Namespace) -> None:
         release, bundle, options.prepared, options.params, lambda: registry.ledger.append(opening)
     )
     path = registry.folder / f"{release.version}.sealed-{opened_before + 1}.json"
-    write_json(path, metrics | {"version": release.version, "opened_before": opened_before})
-    print(PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH)
-    for name in ("ap", "auroc"):
-        print(f"sealed macro {name.upper()}: {estimate(metrics['macro'][name])}")
+    write_json(path, metrics.to_json() | {"version": release.version, "opened_before": opened_before})
+    print(notice(metrics.phantom))
+    for name in RANKED_BY:
+        print(f"sealed macro {LABELS[name]}: {metrics.macro[name].text()}")
     count = opened_before + 1
     print(
         f"The sealed set was opened ({count} {'times' if opened_before else 'time'} so far); each use "
@@ -229,4 +231,4 @@ def _require_same_champion(registry: Registry, version: str, decision: GateDecis
 
 
 def _notice(bundle: Bundle, phantom: bool = False) -> str:
-    return PHANTOM_SHORT if bundle.phantom or phantom else RESEARCH
+    return notice(bundle.phantom or phantom)

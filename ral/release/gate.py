@@ -5,24 +5,22 @@ can be verified manually. docs/release.md has the rules as a table.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
 
+from ral import wording
 from ral.config.evaluate import EvaluateConfig
 from ral.config.gate import GateConfig
 from ral.data.splits.holdout import gate_set, sealed_patients, unsealed
-from ral.evaluation.score import Estimate, data_of, evaluate
+from ral.data.validation.result import ValidationResult
+from ral.evaluation.results import Estimate
+from ral.evaluation.score import data_of, evaluate
 from ral.inference.bundle import PixelParams
 from ral.release.decision import ComparedFindings, GateDecision, GateSet, Outcome, Rule, RuleResult
 from ral.release.paired import NO_FINDING, Difference, Pair, ReferenceModel, differences, pair
-from ral.wording import PHANTOM_SHORT, RESEARCH, signed, signed_interval
-
-# Value that the drift checks of the step validate have in the field `column`.
-DRIFT = "accepted profile"
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class GateInputs:
     """None for the first model."""
     anchor: ReferenceModel | None
     """The fixed release of the non-inferiority margin; None if the parameters set no margin."""
-    data: dict[str, Any]
-    """validation.json of the step validate."""
+    data: ValidationResult
+    """Result of the step validate."""
     preparation: PixelParams
     """Preprocessing parameters of this run."""
     decision_index: int
@@ -91,7 +89,7 @@ def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) 
         run_id=inputs.run_id,
         decision=decision,
         sentence=_summary(decision, rules, inputs.champion),
-        notice=PHANTOM_SHORT if data_of(inputs.studies) == "phantom" else RESEARCH,
+        notice=wording.notice(data_of(inputs.studies) == "phantom"),
         champion=inputs.champion.version if inputs.champion else None,
         anchor=inputs.anchor.version if inputs.anchor else None,
         set=GateSet(
@@ -165,20 +163,20 @@ def _rule(
     )
 
 
-def _data(data: dict[str, Any]) -> Rule:
-    if data["passed"]:
+def _data(data: ValidationResult) -> Rule:
+    if data.passed:
         return _rule("data", "passes", "The data passed validation.")
     return _rule(
         "data", "rejects", "The data did not pass validation. A model trained on it cannot be released."
     )
 
 
-def _drift(data: dict[str, Any], gate: GateConfig) -> Rule:
+def _drift(data: ValidationResult, gate: GateConfig) -> Rule:
     """Drift from the accepted profile; other validation warnings only appear in the report."""
-    failed = [check for check in data["checks"] if check["column"] == DRIFT and not check["passed"]]
+    failed = [check for check in data.checks if check.kind == "drift" and not check.passed]
     if not failed:
         return _rule("drift", "passes", "No drift from the accepted profile was detected.")
-    reasons = "; ".join(f"failed: {check['check']} ({check['remedy'].split('. ')[0]})" for check in failed)
+    reasons = "; ".join(f"failed: {check.check} ({check.observed})" for check in failed)
     if not gate.hold_on_drift:
         return _rule("drift", "listed", f"The data drifted: {reasons}. gate.hold_on_drift is false.")
     return _rule(
@@ -308,4 +306,4 @@ def _unscored(findings: tuple[str, ...]) -> Rule:
 
 
 def _signed(difference: Difference) -> str:
-    return f"{signed(difference.value)} ({signed_interval(difference.low, difference.high)})"
+    return wording.difference(difference.value, difference.low, difference.high)

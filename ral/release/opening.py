@@ -13,6 +13,7 @@ from ral.data.dataset import open_dataset
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
 from ral.evaluation.common import common_findings, restrict
+from ral.evaluation.results import Metrics
 from ral.evaluation.rows import read_studies
 from ral.evaluation.score import evaluate
 from ral.evaluation.tables import to_metrics
@@ -23,7 +24,7 @@ from ral.release.rescore import score, seen
 
 def score_sealed(
     release: Release, bundle: Bundle, prepared: Path, params: Path, opened: Callable[[], Any]
-) -> dict[str, Any]:
+) -> Metrics:
     """Metrics of a release on the sealed test images, calibrated on its validation images.
 
     Images of patients in the training or validation split of the release are excluded.
@@ -34,9 +35,6 @@ def score_sealed(
         prepared: output folder of the step preprocess.
         params: params.yaml, for the section evaluate.
         opened: called after all checks, before the first sealed image is scored.
-
-    Returns:
-        The content of metrics.json.
 
     Raises:
         UserError: no image is sealed, or release and images do not match.

@@ -9,9 +9,10 @@ from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 
 from ral.config.base import load
 from ral.config.evaluate import AuditConfig, EvaluateParams
-from ral.evaluation.audit import COLUMNS, GROUP_METRICS, TESTED_METRICS, audit, groups
+from ral.evaluation.audit import COLUMNS, audit, groups
 from ral.evaluation.bootstrap import holm
 from ral.evaluation.score import Evaluation, evaluate
+from ral.evaluation.specs import GROUP_METRICS, TESTED_METRICS
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(

@@ -179,10 +179,10 @@ def test_log_loss_of_a_certain_mistake_is_finite() -> None:
 def test_saved_maps_give_the_same_scores_and_calls(tables: Tables) -> None:
     config = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 100})
     evaluation = evaluate(*tables, config)
-    content = json.loads(json.dumps(calibration_io.to_json(evaluation)))
+    content = json.loads(json.dumps(calibration_io.saved(evaluation).to_json()))
     assert content["format"] == 1
     assert len(content["version"]) == 12
-    assert content == calibration_io.to_json(evaluate(*tables, config))
+    assert content == calibration_io.saved(evaluate(*tables, config)).to_json()
     logits = tables[2].set_index("image_id").loc[evaluation.rows["image_id"]].reset_index()
     scores, calls = calibration_io.apply(content, logits)
     for name, scored in evaluation.scored.items():
@@ -197,15 +197,13 @@ def test_saved_maps_give_the_same_scores_and_calls(tables: Tables) -> None:
     other = calibration_io.apply(content, logits, "sensitivity")[1]
     assert (other["Mass"] != calls["Mass"]).any()
     moved = tables[1].assign(Mass=tables[1]["Mass"] + 1)
-    assert (
-        calibration_io.to_json(evaluate(tables[0], moved, tables[2], config))["version"] != content["version"]
-    )
+    assert calibration_io.saved(evaluate(tables[0], moved, tables[2], config)).version != content["version"]
 
 
 def test_a_finding_without_a_map_stays_without_scores(tables: Tables) -> None:
     tables[0].loc[tables[0]["split"] == "val", "Hernia"] = 0.0
     config = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 100})
-    content = calibration_io.to_json(evaluate(*tables, config))
+    content = calibration_io.saved(evaluate(*tables, config)).to_json()
     assert content["findings"]["Hernia"] is None
     scores, calls = calibration_io.apply(content, tables[2])
     assert scores["Hernia"].isna().all()
@@ -213,13 +211,21 @@ def test_a_finding_without_a_map_stays_without_scores(tables: Tables) -> None:
 
 
 def test_logits_that_do_not_fit_the_saved_file_are_refused(tables: Tables) -> None:
-    content = {"format": 1, "rule": "max_f1", "findings": {"Mass": None}}
+    content = {
+        "format": 1,
+        "rule": "max_f1",
+        "findings": {"Mass": None},
+        "data": "images",
+        "version": "0" * 12,
+    }
     with pytest.raises(UserError, match="no column Mass"):
         calibration_io.apply(content, tables[2].drop(columns="Mass"))
     with pytest.raises(UserError, match=r"Mass is NaN or infinite for 600 image"):
         calibration_io.apply(content, tables[2].assign(Mass=np.nan))
     with pytest.raises(UserError, match="format 2"):
         calibration_io.apply(content | {"format": 2}, tables[2])
+    with pytest.raises(UserError, match="damaged: rule: Input should be"):
+        calibration_io.apply(content | {"rule": "f2"}, tables[2])
 
 
 def test_a_map_of_a_kind_is_what_it_says() -> None:

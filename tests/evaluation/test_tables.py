@@ -17,7 +17,8 @@ from ral.config.evaluate import RULES, EvaluateParams
 from ral.evaluation import calibration_io
 from ral.evaluation import tables as written
 from ral.evaluation.audit import audit
-from ral.evaluation.score import NOTHING, Evaluation, evaluate
+from ral.evaluation.results import NOTHING
+from ral.evaluation.score import Evaluation, evaluate
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 200})
@@ -32,7 +33,7 @@ def evaluation(tables: Tables) -> Evaluation:
 
 
 def test_metrics_are_plain_json_with_six_decimals(evaluation: Evaluation) -> None:
-    content = written.to_metrics(evaluation)
+    content = written.to_metrics(evaluation).to_json()
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert set(content) == {
         "data", "test", "macro", "micro", "tiers", "cxr_lt", "not_estimable", "confidence", "interval", "replicates",
@@ -45,7 +46,7 @@ def test_metrics_are_plain_json_with_six_decimals(evaluation: Evaluation) -> Non
 
 
 def test_the_summary_holds_the_few_metrics_of_metrics_json(evaluation: Evaluation) -> None:
-    content, metrics = written.to_summary(evaluation), written.to_metrics(evaluation)
+    content, metrics = written.to_summary(evaluation), written.to_metrics(evaluation).to_json()
     macro = {name: metrics["macro"][name]["value"] for name in ("ap", "auroc", "ece")}
     tiers = {f"ap_{name}": mean["ap"]["value"] for name, mean in metrics["tiers"].items()}
     assert content == {"test": {"data": metrics["data"], **macro, **tiers}}
@@ -130,7 +131,7 @@ def test_written_thresholds_give_the_written_counts(
         assert (called & (scored.labels == 1)).sum() == point["tp"]
         assert (called & (scored.labels == 0)).sum() == point["fp"]
     # Nor does the file of the maps lose or gain an image.
-    content = json.loads(json.dumps(calibration_io.to_json(evaluation)))
+    content = json.loads(json.dumps(calibration_io.saved(evaluation).to_json()))
     for rule in RULES:
         calls = calibration_io.apply(
             content,

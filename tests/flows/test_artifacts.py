@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def test_a_runs_artifacts_stay_its_own(
     tmp_path: Path, server: Server, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     inputs = make(phantom=True)
-    inputs.validation["checks"][0]["column"] = inputs.validation["checks"][1]["column"] = "x"
+    checks = [check.model_copy(update={"column": "x"}) for check in inputs.validation.checks]
+    inputs = replace(inputs, validation=inputs.validation.model_copy(update={"checks": checks}))
     write(inputs, tmp_path)
     page = tmp_path / "reports/report.html"
     page.write_text("page one")

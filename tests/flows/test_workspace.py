@@ -74,8 +74,8 @@ def test_uncommitted_changes_of_the_caller_do_not_enter(source: Path, state: Pat
     ("changes", "says"),
     [
         ({"train.epochs": "five"}, "train.epochs"),
-        ({"train.epoch": 5}, "train.epoch is not a parameter. Did you mean train.epochs"),
-        ({"trian.epochs": 5}, "trian.epochs is not a parameter. Did you mean train.epochs"),
+        ({"train.epoch": 5}, "train.epoch is not a parameter. Did you mean `train.epochs"),
+        ({"trian.epochs": 5}, "trian.epochs is not a parameter. Did you mean `train.epochs"),
         ({"train.epochs.more": 5}, "not a parameter"),
         ({"train.classifier.epochs": 5}, "set train.classifier whole"),
         ({"train.sampler": 5}, "train.sampler is a section: set its keys, such as train.sampler.name"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, set_params
 from safetensors.torch import load_file, save_file
-from simulated_release import write_bundle
+from simulated_release import PASSED, write_bundle
 from trainings import BATCH_NORM, prepare_phantom, train
 
 from ral.data.dataset import open_dataset
@@ -50,7 +50,7 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     train(folder / "data/prepared", folder / "models", model=BATCH_NORM, ema_decay=None)
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL | {"evaluate": SMALL["evaluate"] | {"sealed": 0.3}})
-    for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
+    for name in ("reports/report.html", "reports/model_card.md", "reports/findings.csv", "dvc.lock"):
         (folder / name).write_text(name)
     figures = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
     macro = {
@@ -59,9 +59,7 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     write_json(folder / "reports/metrics.json", {"macro": macro})
     write_json(folder / "reports/calibration.json", {})
     write_json(folder / "data/manifest.json", {"files": {}})
-    write_json(
-        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
-    )
+    PASSED.write(folder / "data/validated/validation.json")
     return folder
 
 

@@ -19,10 +19,16 @@ from simulated_release import (
     rule,
 )  # fmt: skip
 
+from ral.data.validation.result import Check
 from ral.release.gate import evaluate_gate, widened
 from ral.release.paired import Difference, differences, pair
 
 CONFIG, GATE = evaluate_config(), gate_config()
+
+DRIFTED = Check(
+    kind="drift", check="no column or label drifted", column="accepted profile", severity="warning", passed=False,
+    unexpected=2, samples=[], observed="view 0.31, sex 0.2", remedy="Accept it. Or not.",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -160,23 +166,26 @@ def test_bad_calibration_holds(studies: pd.DataFrame, cap: float, expected: str)
     ("data", "hold", "expected"),
     [
         ({"passed": False}, True, "REJECT"),
-        ({"column": "accepted profile"}, True, "HOLD"),
-        ({"column": "accepted profile"}, False, "PROMOTE"),
-        ({"column": "Patient Age"}, True, "PROMOTE"),
+        ({"checks": [DRIFTED]}, True, "HOLD"),
+        ({"checks": [DRIFTED]}, False, "PROMOTE"),
+        ({"checks": [DRIFTED.model_copy(update={"passed": True})]}, True, "PROMOTE"),
+        ({"checks": [DRIFTED.model_copy(update={"kind": "table"})]}, True, "PROMOTE"),
     ],
-    ids=["refused", "drifted", "drift allowed", "another warning"],
+    ids=["refused", "drifted", "drift allowed", "no drift", "another warning"],
 )
 def test_data_that_drifted_or_did_not_pass(
     studies: pd.DataFrame, data: dict[str, Any], hold: bool, expected: str
 ) -> None:
-    check = {"check": "no column or label drifted", "passed": False, "remedy": "view 0.31. Accept it."}
-    inputs = PASSED | data if "passed" in data else PASSED | {"checks": [check | data]}
+    validation = PASSED.model_copy(update=data)
     inputs = gate_inputs(
-        studies, model(studies, "test", 2.2), reference_model(model(studies, "test")), data=inputs
+        studies, model(studies, "test", 2.2), reference_model(model(studies, "test")), data=validation
     )
     decision = evaluate_gate(inputs, CONFIG, gate_config(hold_on_drift=hold))
     assert decision.decision == expected
-    assert ("view 0.31" in rule(decision, "drift").sentence) == (data.get("column") == "accepted profile")
+    drifted = any(check.kind == "drift" and not check.passed for check in validation.checks)
+    sentence = rule(decision, "drift").sentence
+    assert ("failed: no column or label drifted (view 0.31, sex 0.2)" in sentence) == drifted
+    assert "Accept" not in sentence
 
 
 def test_seeds_widen_the_interval_by_two_trainings(studies: pd.DataFrame) -> None:

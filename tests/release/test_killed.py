@@ -24,7 +24,9 @@ def base(
     project = tmp_path / "project"
     for name in ("reports", "models", "data/prepared", "data/validated"):
         (project / name).mkdir(parents=True)
-    for name in ("reports/report.html", "reports/model_card.md", "data/prepared/split.parquet", "dvc.lock"):
+    for name in (
+        "reports/report.html", "reports/model_card.md", "reports/findings.csv", "data/prepared/split.parquet", "dvc.lock",
+    ):  # fmt: skip
         (project / name).write_text(name)
     write_json(project / "reports/metrics.json", {})
     write_json(project / "reports/calibration.json", {})

@@ -103,7 +103,7 @@ def test_every_image_is_packed_once_in_order(root: Path, tmp_path: Path) -> None
     done, images = packed(root, tmp_path / "out")
     shards = read_shards(tmp_path / "out")
     assert list(shards) == images["image_id"].tolist()
-    assert [shard["images"] for shard in done.shards] == [128] * 5 + [60]
+    assert [shard.images for shard in done.shards] == [128] * 5 + [60]
     for name, content in contents(root).items():
         assert (shards[name] == decode(content, SIZE, name)).all()
     sums = [[int(image.sum()), int((image.astype(int) ** 2).sum())] for image in shards.values()]
