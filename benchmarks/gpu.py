@@ -51,7 +51,7 @@ class Entry(TypedDict, total=False):
 
     result: Required[str]
     seconds: float
-    figures: dict[str, Any]
+    figures: dict[str, object]
     """Row -> what it measured."""
     reason: str
 
