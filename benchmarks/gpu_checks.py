@@ -52,12 +52,11 @@ from benchmarks.gpu_rows import (
 from benchmarks.synthetic import FINDINGS, write_dataset
 from ral.config.environment import TrainingTarget
 from ral.config.train import TrainParams
-from ral.files import write_json
 from ral.launch.base import free_port, grace_seconds
 from ral.losses import LOSSES, RAL, ClassCounts, build_loss
 from ral.models import build_model
 from ral.processes import die_with_parent
-from ral.training.engine import full_state_dict
+from ral.training.spec import TrainSpec
 
 # Limit of the gradient's error by dtype of the logits, relative to the largest gradient.
 GRADIENT_ERROR_LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -134,7 +133,7 @@ def autocast(setting: Setting) -> Iterator[Row]:
         def record(_module: Any, _inputs: Any, output: Any, types: Counter[str] = types) -> None:
             types[str(output.dtype).removeprefix("torch.")] += 1
 
-        for module in trainer.engine.module.modules():
+        for module in trainer.parts.engine.module.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_hook(record)
         bench.ours(trainer, bench.synthetic(trainer))()
@@ -178,7 +177,7 @@ def reproduce(setting: Setting) -> Iterator[Row]:
                 params = bench.parameters(backbone, {}, batch, **changes)
                 trainer = bench.build(params, data, context)
                 trainer.train_epoch()
-                weights = full_state_dict(trainer.engine)
+                weights = trainer.parts.engine.full_state_dict()
                 runs.append((trainer.state.losses, weights))
             (losses, first), (again, second) = runs
             same = losses == again and all(torch.equal(first[name], second[name]) for name in first)
@@ -247,12 +246,12 @@ def training_command(folder: Path, params: TrainParams, images: int, size: int) 
     table = pd.read_parquet(prepared / "studies.parquet")
     table.loc[table.index % 20 == 0, "split"] = "test"
     table.to_parquet(prepared / "studies.parquet", index=False)
-    spec = {
-        "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
-        "state_dir": str(folder / "state"), "failure": str(folder / "failure.json"),
-        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False, "min_positives": 1,
-    }  # fmt: skip
-    write_json(folder / "training.json", spec)
+    spec = TrainSpec(
+        params=params, prepared=prepared, out=out, run=out, state_dir=folder / "state",
+        failure=folder / "failure.json", checkpoint_minutes=10.0, keep=2, tensorboard=False, dvclive=False,
+        min_positives=1,
+    )  # fmt: skip
+    spec.write(folder / "training.json")
     return [sys.executable, "-m", "ral.training", str(folder / "training.json")], out
 
 

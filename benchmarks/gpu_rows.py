@@ -12,8 +12,7 @@ import torch
 from benchmarks.gpu import Row
 from benchmarks.synthetic import write_dataset
 from ral.data.dataset import Dataset
-from ral.training.engine import init_process
-from ral.training.loop import DistributedContext
+from ral.training.distributed import DistributedContext, init_process
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -103,7 +102,7 @@ def join() -> DistributedContext:
     """The process group of this process alone, created once."""
     global _context
     if _context is None:
-        _context = DistributedContext(*init_process())
+        _context = init_process()
     return _context
 
 

@@ -34,9 +34,7 @@ from ral.data.dataset import Dataset
 from ral.inference.score import images_per_pass, score_images
 from ral.losses import RAL
 from ral.models import Network, build_model
-from ral.training.ema import ModelEma
-from ral.training.engine import local_state_dict
-from ral.training.loop import PhaseTrainer
+from ral.training.trainer import Trainer
 
 # Least ratio of the eager form's time on the GPU to ours, by shape.
 LEAST = dict(zip(loss_bench.SHAPES, (10, 15, 15, 20), strict=True))
@@ -89,7 +87,6 @@ def step(setting: Setting) -> Iterator[Row]:
         data[size] = write_dataset(folder, 12 * batch, size)
         params = bench.parameters(backbone, {}, batch, precision="bfloat16", ema_decay=0.999)
         trainer = bench.build(params, data[size], context)
-        trainer.ema = ModelEma(local_state_dict(trainer.engine), 0.999)
         preloaded = bench.synthetic(trainer)
         one_step = bench.ours(trainer, preloaded)
         for _ in range(6):
@@ -104,7 +101,9 @@ def step(setting: Setting) -> Iterator[Row]:
         yield noted(f"{label}: GPU busy ms of a step", figures["GPU busy ms"])
         bench.epoch_rate(trainer)
         epoch = profiled(functools.partial(bench.epoch_rate, trainer, wait=False), 1)
-        yield from _waits(f"{label}, epoch", {name: n / trainer.steps for name, n in epoch.items()})
+        yield from _waits(
+            f"{label}, epoch", {name: n / trainer.parts.batches.steps for name, n in epoch.items()}
+        )
         del trainer, one_step
         free_memory()
         plain = bench.bare(params, data[size], preloaded)
@@ -196,7 +195,7 @@ def speed(setting: Setting) -> Iterator[Row]:
         yield at_least("compiled / the authors' recipe", rate / slow, 3.3, setting.rated)
 
 
-def _real_input(setting: Setting, trainer: PhaseTrainer) -> Generator[Row, None, float]:
+def _real_input(setting: Setting, trainer: Trainer) -> Generator[Row, None, float]:
     """Whole epochs of a compiled network against the same steps on a preloaded batch; returns images per second."""
     preloaded = bench.synthetic(trainer)
     compiled = bench.ours(trainer, preloaded)
@@ -207,7 +206,7 @@ def _real_input(setting: Setting, trainer: PhaseTrainer) -> Generator[Row, None,
     bench.epoch_rate(trainer)
     ratios, rates = [], []
     for _ in range(3):
-        rates.append(len(preloaded.images) / milliseconds(compiled, trainer.steps) * 1e3)
+        rates.append(len(preloaded.images) / milliseconds(compiled, trainer.parts.batches.steps) * 1e3)
         ratios.append(bench.epoch_rate(trainer) / rates[-1])
     rate = statistics.median(rates)
     yield at_least("compiled: images/s", rate, 1200, setting.rated)

@@ -32,7 +32,6 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     from ral.evaluation import (
         audit,
         baseline_comparison,
-        calibration_io,
         characteristics,
         rows,
         score,
@@ -63,7 +62,7 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     for path, table in csv_tables.items():
         with atomic_write(out / path.name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
-    calibration_io.saved(evaluation).write(out / artifacts.CALIBRATION.name)
+    tables.to_calibration(evaluation).write(out / artifacts.CALIBRATION.name)
     write_json(out / artifacts.SUMMARY.name, tables.to_summary(evaluation))
     sealed = holdout.sealed_patients(all_studies, params.evaluate.sealed)
     tables.to_metrics(evaluation, sealed).write(out / artifacts.METRICS.name)

@@ -8,16 +8,25 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from base_install import base_requirements, install, new_environment, own_environment
 from conftest import ROOT
+from PIL import Image
+from untrained import write_project
 
-from ral.extras import EXTRAS
+from ral.config.data import PhantomConfig
+from ral.extras import EXTRAS, missing
+from ral.inference.predict import SOME_BAD, main
 from ral.losses import build_loss
+from ral.phantom.population import draw_population
+from ral.phantom.signs import draw_image
 
 pytestmark = pytest.mark.long
 
@@ -119,6 +128,69 @@ def test_what_needs_an_extra_or_a_project_folder_says_so(run_base) -> None:
     assert "pip install 'ral[pipeline]'" in shown
     for name in ("run", "compare"):
         assert "clone the repository" in run_base("ral", name, code=1).stderr
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three phantom images and a file that is cut off."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, image in enumerate(
+        draw_population(PhantomConfig(images=200, size=96, floor=0.01, seed=7))[:3]
+    ):
+        Image.fromarray(draw_image(image, 96, 7)).save(folder / f"{number}.png")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:500])
+    return folder
+
+
+def test_prediction_is_that_of_the_repository(run_base, images: Path, tmp_path: Path) -> None:
+    project, here = write_project(tmp_path / "project"), tmp_path / "here.csv"
+    assert main([str(images), "--model", str(project), "-o", str(here)]) == SOME_BAD
+    done = run_base("ral", "predict", str(images), "--model", "project", "-o", "wheel.csv", code=SOME_BAD)
+    assert "1 of them have no result" in done.stderr
+    assert (tmp_path / "wheel.csv").read_bytes() == here.read_bytes()
+    table = pd.read_csv(here)
+    assert table["image"].tolist() == ["0.png", "1.png", "2.png", "cut.png"]
+    assert table["error"].notna().tolist() == [False, False, False, True]
+    assert table["Effusion_probability"].nunique() == 3
+
+
+@pytest.mark.parametrize("kind", ["timm", "torch"])
+def test_an_export_predicts_as_its_model(kind: str, run_base, images: Path, tmp_path: Path) -> None:
+    write_project(tmp_path / "project")
+    run_base("ral", "export", kind, "--model", "project", "-o", "exported")
+    tables = []
+    for model in ("project", "exported"):
+        run_base("ral", "predict", str(images), "--model", model, "-o", f"{model}.csv", code=SOME_BAD)
+        tables.append(pd.read_csv(tmp_path / f"{model}.csv").drop(columns="model"))
+    assert tables[0].equals(tables[1])
+
+
+def test_onnx_needs_its_extra(run_base, tmp_path: Path) -> None:
+    write_project(tmp_path / "project")
+    shown = run_base("ral", "export", "onnx", "--model", "project", "-o", "exported", code=1).stderr
+    assert "pip install 'ral[onnx]'" in shown
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.skipif(bool(missing("onnx")), reason="needs the extra onnx")
+def test_an_onnx_export_predicts_as_its_model(wheel: Path, images: Path, tmp_path: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    python = new_environment(tmp_path / "venv", [*base_requirements(), *extras["onnx"]])
+    install(python, wheel)
+    write_project(tmp_path / "project")
+    ral = [python.parent / "ral"]
+    for arguments, code in (
+        (["export", "onnx", "--model", "project", "-o", "exported"], 0),
+        (["predict", images, "--model", "project", "-o", "project.parquet"], SOME_BAD),
+        (["predict", images, "--model", "exported", "-o", "exported.parquet"], SOME_BAD),
+    ):
+        done = subprocess.run(
+            [*ral, *arguments], cwd=tmp_path, env=own_environment(), capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+    one, two = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("project", "exported"))
+    numbers = [name for name in one if name.endswith(("_probability", "_logit"))]
+    np.testing.assert_allclose(one[numbers].astype(float), two[numbers].astype(float), rtol=0, atol=1e-4)
 
 
 # Tests that need no extra: parameters, losses, models, evaluation, decoding.

@@ -140,6 +140,8 @@ class TrainingTarget(Section):
     """Number of checkpoints to keep; more than one, since the latest may be damaged."""
     tensorboard: bool = False
     """Also log losses for TensorBoard, in runs/<id>/tensorboard; needs the extra `tensorboard`."""
+    dvclive: bool = False
+    """Also log losses with DVCLive, in runs/<id>/dvclive; needs the extra `dvclive`. Nothing is sent."""
     hostfile: File | None = None
     """DeepSpeed hostfile: one line `NAME slots=N` per machine, with N training processes."""
     ssh: bool = True

@@ -1,9 +1,7 @@
 """calibration.json: the calibration map and thresholds of every finding, and their application to other logits."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +12,6 @@ from ral.errors import UserError
 from ral.evaluation.calibration import Kind, Map
 from ral.labels import Data
 from ral.records import Record, problem
-
-if TYPE_CHECKING:
-    from ral.evaluation.score import Evaluation
 
 FORMAT = 1
 
@@ -47,30 +42,6 @@ class SavedCalibration(Record):
     data: Data
     version: str
     """Digest of maps and thresholds, so that predictions can be traced to them."""
-
-
-def saved(evaluation: "Evaluation") -> SavedCalibration:
-    """The maps and thresholds of an evaluation, exactly as used."""
-    findings = {
-        finding.name: finding.map
-        and SavedFinding(
-            kind=finding.map.kind,
-            numbers=finding.map.numbers,
-            knots=finding.map.knots,
-            thresholds=dict(finding.thresholds),
-        )
-        for finding in evaluation.findings
-    }
-    rule = evaluation.config.threshold.rule
-    content = {
-        "format": FORMAT,
-        "rule": rule,
-        "findings": {name: finding and finding.to_json() for name, finding in findings.items()},
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return SavedCalibration(
-        format=FORMAT, rule=rule, findings=findings, data=evaluation.data, version=digest[:12]
-    )
 
 
 def apply(

@@ -1,5 +1,7 @@
-"""Outputs of the step evaluate: metrics.json, summary.json and tables, rounded so that machines agree."""
+"""Outputs of the step evaluate: JSON files and tables, rounded so that machines agree."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from ral.config.evaluate import RULES
 from ral.evaluation import decision_curve, resampled_metrics
+from ral.evaluation.calibration_io import FORMAT, SavedCalibration, SavedFinding
 from ral.evaluation.metrics import cuts
 from ral.evaluation.reliability import curve
 from ral.evaluation.resampled_metrics import CELLS
@@ -46,6 +49,30 @@ def to_metrics(evaluation: Evaluation, sealed: int = 0) -> Metrics:
         confidence=evaluation.config.confidence,
         interval=evaluation.config.interval,
         replicates=evaluation.config.replicates,
+    )
+
+
+def to_calibration(evaluation: Evaluation) -> SavedCalibration:
+    """calibration.json: the maps and thresholds exactly as used."""
+    findings = {
+        finding.name: finding.map
+        and SavedFinding(
+            kind=finding.map.kind,
+            numbers=finding.map.numbers,
+            knots=finding.map.knots,
+            thresholds=dict(finding.thresholds),
+        )
+        for finding in evaluation.findings
+    }
+    rule = evaluation.config.threshold.rule
+    content = {
+        "format": FORMAT,
+        "rule": rule,
+        "findings": {name: finding and finding.to_json() for name, finding in findings.items()},
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return SavedCalibration(
+        format=FORMAT, rule=rule, findings=findings, data=evaluation.data, version=digest[:12]
     )
 
 

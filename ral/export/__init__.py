@@ -1,7 +1,7 @@
 """Export a trained model to a folder that other tools open. Research software, not a medical device.
 
     ral export timm --model models -o chest-timm
-    ral export onnx --model state/champion -o chest-onnx
+    ral export onnx --model champion -o chest-onnx
     ral export torch --model models -o chest-torch
 
 Calibration, thresholds, labels, preprocessing and model card go along. See docs/export.md.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ral.errors import REMEDIES, UserError, explain_os_error
-from ral.export.source import KINDS
+from ral.inference.export_folder import KINDS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,10 +25,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--model",
-        type=Path,
         required=True,
-        metavar="FOLDER",
-        help="release bundle (STATE/champion), project folder after a complete run, or its models folder",
+        metavar="MODEL",
+        help="folder of a release or of a project after a complete run, `champion`, or a version such as v0.2.0",
     )
     command.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FOLDER", help="new or empty folder to write"

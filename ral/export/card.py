@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from ral.errors import UserError
-from ral.export.source import Kind
+from ral.inference.export_folder import Kind
 from ral.wording import escape
 
 # Viewers that do not know front matter render it: no Markdown or HTML in it.
@@ -23,9 +23,13 @@ images = (pixels.astype(numpy.float32) - MEAN) / DEVIATION  # pixels: uint8 [bat
 logits, = session.run(["logits"], {"images": images})""",
     "torch": """\
 from pathlib import Path
-from ral.export.torch_program import read                  # torch.export.load would unpickle what a file asks for
-logits = read(Path("FOLDER"))((pixels.float() - MEAN) / DEVIATION)  # pixels: uint8 [batch, 1, SIZE, SIZE]""",
+from ral.inference.pt2 import read  # torch.export.load would unpickle what a file asks for
+logits = read(Path("FOLDER/model.pt2"))((pixels.float() - MEAN) / DEVIATION)  # pixels: uint8 [batch, 1, SIZE, SIZE]""",
 }
+
+_PREDICT = """\
+import ral
+results = ral.load_model("FOLDER").predict(["chest.png", "scan.dcm"])"""
 
 _CALIBRATE = """\
 import json, numpy, pandas
@@ -58,10 +62,12 @@ def export_card(text: str, kind: Kind, values: dict[str, str]) -> str:
         data.model_name = _SPECIAL.sub(" ", data.model_name)
     parts = [
         "## How to use this folder",
-        "The outputs are raw logits:",
+        "The package `ral` prepares images as in the training, and gives calibrated probabilities and decisions:",
+        _code(_PREDICT, values),
+        "Without it, the outputs are raw logits:" if kind != "torch" else "The outputs are raw logits:",
         _code(_OPEN[kind], values),
-        "Calibrated probabilities and decisions at the released thresholds, with the findings and preprocessing in "
-        "export.json:",
+        "Calibrated probabilities and decisions at the released thresholds of such logits, with the findings and "
+        "preprocessing in export.json:",
         _code(_CALIBRATE, values),
         f"Images must be prepared as in the training: {escape(values['PREPARATION'])}.",
     ]

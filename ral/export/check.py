@@ -1,16 +1,12 @@
 """Compares an exported model with the network that it was made from, on phantom images drawn from a fixed seed."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ral.config.data import PhantomConfig
 from ral.errors import UserError
-
-# Logits [batch, findings] of standardised images float32 [batch, 1, size, size].
-Logits = Callable[[Tensor], Tensor]
+from ral.inference.exported import Logits
 
 SEED, IMAGES = 20, 8
 TOLERANCE = 1e-4

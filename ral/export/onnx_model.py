@@ -1,22 +1,19 @@
-"""The ONNX format, by torch's exporter; run by onnxruntime."""
+"""Writes the ONNX format by torch's exporter. `ral.inference.exported` opens it with onnxruntime."""
 
 import json
 import logging
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ral.errors import UserError
-from ral.export.check import Logits
 from ral.export.torch_program import trace
+from ral.inference.export_folder import MODEL_FILES
+from ral.inference.exported import require_onnx
 
-MODEL = "model.onnx"
-
-# A file of one piece cannot be larger than 2 GiB; the weights of a larger model go into model.onnx.data.
+# A file of one piece cannot be larger than 2 GiB; the weights of a larger model go beside it into model.onnx.data.
 _ONE_PIECE = 2**31 - 2**26
 
 
@@ -31,7 +28,7 @@ def write(network: nn.Module, metadata: dict[str, Any], folder: Path) -> None:
     Raises:
         UserError: the extra `onnx` is not installed.
     """
-    _require("onnx", "onnxscript", "onnxruntime")
+    require_onnx("onnx", "onnxscript", "onnxruntime")
     verbosity = logging.getLogger("onnxscript").level
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     try:
@@ -63,35 +60,4 @@ def write(network: nn.Module, metadata: dict[str, Any], folder: Path) -> None:
     model.metadata_props.clear()
     model.metadata_props.update({key: json.dumps(metadata[key]) for key in keys})
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
-    program.save(folder / MODEL, external_data=size > _ONE_PIECE)
-
-
-def read(folder: Path) -> Logits:
-    """Open model.onnx with onnxruntime, on the CPU.
-
-    Raises:
-        UserError: the file is missing or damaged, or onnxruntime is not installed.
-    """
-    _require("onnxruntime")
-    import onnxruntime
-
-    path = folder / MODEL
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: export the model again.")
-    try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - its exceptions have no common class of their own
-        raise UserError(
-            f"{path}: onnxruntime cannot open it ({str(error)[:300]}). Export the model again."
-        ) from None
-
-    def logits(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-    return logits
-
-
-def _require(*packages: str) -> None:
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'ral[onnx]'.")
+    program.save(folder / MODEL_FILES["onnx"], external_data=size > _ONE_PIECE)

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from ral.errors import UserError
-from ral.export.check import Logits
 from ral.files import follow_umask, read_json, write_json
+from ral.inference.exported import Logits
 from ral.models import Network, import_timm
+from ral.user_code import is_class_path
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -19,18 +20,23 @@ _CROP_MODES = {"stretch": "squash", "crop": "center", "pad": "border"}
 _ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
-def write(network: Network, metadata: dict[str, Any], preprocess: dict[str, Any], folder: Path) -> None:
+def write(network: Network, metadata: dict[str, Any], fit: str, folder: Path) -> None:
     """Write config.json and model.safetensors.
 
     Args:
         network: the trained network.
         metadata: the content of model.json.
-        preprocess: parameters of the section preprocess (`ral.export.source.PIXELS`).
+        fit: parameter preprocess.fit.
         folder: an existing folder.
 
     Raises:
-        UserError: the network has a head that timm does not have.
+        UserError: timm does not have the head or the network.
     """
+    backbone = metadata["model"]["backbone"]
+    if is_class_path(backbone):
+        raise UserError(
+            f"model.backbone is {backbone}, your own network, which timm does not have. Use ral export onnx, or torch."
+        )
     if network.head is not None:
         raise UserError(
             f"model.head is {metadata['model']['head']}, which timm does not have; it opens linear heads only. "
@@ -50,7 +56,7 @@ def write(network: Network, metadata: dict[str, Any], preprocess: dict[str, Any]
             "std": (metadata["pixel_deviation"] / 255,) * channels,
             "interpolation": "hamming",  # the nearest to area averaging (docs/export.md)
             "crop_pct": 1.0,
-            "crop_mode": _CROP_MODES[preprocess["fit"]],
+            "crop_mode": _CROP_MODES[fit],
         },
     )
     follow_umask(folder / WEIGHTS)

@@ -9,14 +9,13 @@ import torch
 from ral.errors import UserError
 from ral.export import check
 from ral.export.card import export_card
-from ral.export.load import FORMAT, INDEX, reader
-from ral.export.source import Kind, Source, find_source
 from ral.files import atomic_directory, sha256, write_json
+from ral.inference import pt2
+from ral.inference.export_folder import CARD, FORMAT, INDEX, MODEL_FILES, Kind
+from ral.inference.exported import Logits, read_onnx
+from ral.inference.released import ReleasedModel, find_model, open_model
 from ral.inference.score import normalised
 from ral.models import Network
-from ral.models.load import load_model
-
-CARD = "README.md"
 
 _FIT = {
     "stretch": "stretched to a square",
@@ -25,12 +24,12 @@ _FIT = {
 }
 
 
-def export(kind: Kind, model: Path, out: Path) -> float:
+def export(kind: Kind, model: str | Path, out: Path) -> float:
     """Export a trained model, and compare the written model with the network on phantom images.
 
     Args:
         kind: timm, onnx or torch.
-        model: see `find_source`.
+        model: see `find_model`.
         out: new or empty folder; it is complete or not written at all.
 
     Returns:
@@ -42,59 +41,68 @@ def export(kind: Kind, model: Path, out: Path) -> float:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"-o: {out} exists and is not an empty folder. Choose another one, or remove it.")
-    source = find_source(model)
-    network, metadata = load_model(source.model)
-    if source.preprocess["size"] != metadata["size"]:
+    source = open_model(find_model(model))
+    network = source.network
+    if source.files.exported is not None or not isinstance(network, Network):
         raise UserError(
-            f"{source.model} was trained on images of {metadata['size']} pixels, but preprocess.size is "
-            f"{source.preprocess['size']}. Restore the parameters of its training, or train again."
+            f"--model: {model} is an export. Export the model that it was made from: its release or project folder."
         )
-    images = normalised(check.phantom_images(metadata["size"]), metadata)
+    if not source.files.card.is_file():
+        raise UserError(
+            f"{source.files.card} does not exist, but an export needs it. Run the whole pipeline first (dvc repro)."
+        )
+    images = normalised(check.phantom_images(source.preparation.size), source.metadata)
     with atomic_directory(out) as draft:
-        _write_model(kind, network, metadata, source, draft)
-        difference = check.largest_difference(network, reader(kind)(draft), images)
-        shutil.copyfile(source.model / "model.json", draft / "model.json")
-        shutil.copyfile(source.calibration, draft / "calibration.json")
+        _write_model(kind, network, source, draft)
+        difference = check.largest_difference(network, _read_model(kind, draft), images)
+        shutil.copyfile(source.files.folder / "model.json", draft / "model.json")
+        shutil.copyfile(source.files.calibration, draft / "calibration.json")
         card = export_card(
-            source.card.read_text(encoding="utf-8"), kind, _placeholders(metadata, source, network)
+            source.files.card.read_text(encoding="utf-8"), kind, _placeholders(source, network)
         )
         (draft / CARD).write_text(card, encoding="utf-8")
-        write_json(draft / INDEX, _index(kind, metadata, source, difference, draft))
+        write_json(draft / INDEX, _index(kind, source, difference, draft))
     return difference
 
 
-def _write_model(
-    kind: Kind, network: Network, metadata: dict[str, Any], source: Source, folder: Path
-) -> None:
+def _read_model(kind: Kind, folder: Path) -> Logits:
+    """Open the written model as its users do: timm's with timm alone."""
     if kind == "timm":
         from ral.export import timm_folder
 
-        timm_folder.write(network, metadata, source.preprocess, folder)
+        return timm_folder.read(folder)
+    return (read_onnx if kind == "onnx" else pt2.read)(folder / MODEL_FILES[kind])
+
+
+def _write_model(kind: Kind, network: Network, source: ReleasedModel, folder: Path) -> None:
+    if kind == "timm":
+        from ral.export import timm_folder
+
+        timm_folder.write(network, source.metadata, source.preparation.fit, folder)
     elif kind == "onnx":
         from ral.export import onnx_model
 
-        onnx_model.write(network, metadata, folder)
+        onnx_model.write(network, source.metadata, folder)
     else:
         from ral.export import torch_program
 
-        torch_program.write(network, metadata, folder)
+        torch_program.write(network, source.metadata, folder)
 
 
-def _placeholders(metadata: dict[str, Any], source: Source, network: Network) -> dict[str, str]:
-    size = metadata["size"]
+def _placeholders(source: ReleasedModel, network: Network) -> dict[str, str]:
+    metadata, size = source.metadata, source.preparation.size
     return {
         "SIZE": str(size),
         "MEAN": str(metadata["pixel_mean"]),
         "DEVIATION": str(metadata["pixel_deviation"]),
         "MODE": "L" if network.channels == 1 else "RGB",
-        "PREPARATION": f"8-bit gray, {_FIT[source.preprocess['fit']]}, resized to {size} × {size} by area averaging",
+        "PREPARATION": f"8-bit gray, {_FIT[source.preparation.fit]}, resized to {size} × {size} by area averaging",
     }
 
 
-def _index(
-    kind: Kind, metadata: dict[str, Any], source: Source, difference: float, folder: Path
-) -> dict[str, Any]:
+def _index(kind: Kind, source: ReleasedModel, difference: float, folder: Path) -> dict[str, Any]:
     """The content of export.json."""
+    metadata = source.metadata
     files = sorted(path.name for path in folder.iterdir())
     return {
         "format": FORMAT,
@@ -108,7 +116,7 @@ def _index(
             "values": "(gray value 0 to 255 - pixel_mean) / pixel_deviation",
         },
         "output": {"name": "logits", "shape": ["batch", len(metadata["findings"])], "values": "raw logits"},
-        "preprocessing": source.preprocess
+        "preprocessing": source.preparation.model_dump()
         | {"pixel_mean": metadata["pixel_mean"], "pixel_deviation": metadata["pixel_deviation"]},
         "check": {
             "phantom_images": check.IMAGES,

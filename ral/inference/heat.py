@@ -10,6 +10,11 @@ from ral.inference.scoring import Predictor, exact_math, one_thread
 from ral.models import Network
 from ral.models.inputs import normalised
 
+NO_HEAT = (
+    "An export to ONNX or torch.export has no heat maps: they need the model that it was made from, or its export to "
+    "timm."
+)
+
 
 def heat_map(predictor: Predictor, pixels: np.ndarray, finding: int) -> NDArray[np.float32]:
     """Heat map of the first model: what the network used, not where disease is.
@@ -23,12 +28,12 @@ def heat_map(predictor: Predictor, pixels: np.ndarray, finding: int) -> NDArray[
         float32 [size, size] from 0 to 1; 0 everywhere if nothing raises the logit.
 
     Raises:
-        UserError: the network has no heat maps of at least 7 × 7 positions.
+        UserError: the network has no heat maps of at least 7 × 7 positions, or is an export to ONNX or torch.export.
     """
     released = predictor.models[0]
     network = released.network
     if not isinstance(network, Network):
-        raise UserError("This model was exported: heat maps need its release or its folder models/.")
+        raise UserError(NO_HEAT)
     images = normalised(torch.from_numpy(pixels[None].copy()).to(predictor.device), released.metadata)
     with one_thread(), exact_math(predictor.device):
         choice = choose_method(network, "auto", images)

@@ -26,10 +26,12 @@ ImageInput = str | Path | NDArray[np.uint8] | NDArray[np.uint16] | Image.Image
 
 
 def load_model(model: str | Path, device: str | None = None) -> "Model":
-    """Load a released model. Nothing is unpickled or downloaded; the files of a release are checked against hashes.
+    """Load a released model. Nothing is unpickled or downloaded; the files of a release or an export are checked
+    against hashes.
 
     Args:
-        model: folder of a release, or of a project after `make run` (or its models/); `champion`; or a version.
+        model: folder of a release, of an export, or of a project after `make run` (or its models/); `champion`; or a
+            version.
         device: name of torch's device; None for a GPU if there is one, else the CPU.
 
     Raises:
@@ -124,7 +126,7 @@ class Model:
 
         Raises:
             UserError: no such finding; not an image that can be used; the network has no heat maps of at least 7 × 7
-                positions.
+                positions, or is an export to ONNX or torch.export.
         """
         if finding not in self.findings:
             raise UserError(f"There is no finding {finding}. Findings: {', '.join(self.findings)}.")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ral.errors import UserError
 from ral.files import atomic_write
-from ral.inference.heat import heat_map
+from ral.inference.heat import NO_HEAT, heat_map
 from ral.inference.images import InputImage
 from ral.inference.scoring import Labels, Predicted, Predictor, prepare_image
 
@@ -23,21 +23,30 @@ PICTURE = 128
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <style>
 body {{ font: 15px/1.4 sans-serif; margin: 1.5rem; color: #1c2733; background: #fff }}
+h1, p {{ position: sticky; left: 1.5rem; box-sizing: border-box; max-width: min(60rem, 100vw - 3rem) }}
+h1 {{ font-size: 1.5rem }}
+p {{ overflow-wrap: anywhere }}
 .notice {{ border-left: 4px solid #b3261e; padding: .4rem .8rem; font-weight: bold }}
 table {{ border-collapse: collapse }}
 th, td {{ padding: .3rem .5rem; border-bottom: 1px solid #d5dce4; text-align: left; vertical-align: middle }}
 td.number {{ text-align: right; font-variant-numeric: tabular-nums }}
 td.positive {{ font-weight: bold; background: #fdebc8 }}
 th {{ position: sticky; top: 0; background: #eef2f7 }}
+.name {{ position: sticky; left: 0; overflow-wrap: anywhere }}
+td.name {{ background: #fff }}
+.name, .remarks {{ min-width: 12rem }}
+th.name {{ z-index: 1 }}
 th button {{ all: unset; cursor: pointer; font-weight: bold }}
 th button:focus-visible {{ outline: 2px solid #35618f }}
 th[aria-sort=ascending] button::after {{ content: " ▲" }}
 th[aria-sort=descending] button::after {{ content: " ▼" }}
 img {{ width: {picture}px; height: {picture}px; display: block }}
+@media (max-width: 600px) {{ img {{ width: 72px; height: 72px }} .name, .remarks {{ min-width: 7rem }} }}
 </style></head><body>
 <h1>{title}</h1>
 <p class="notice">{notice}.</p>
@@ -102,17 +111,29 @@ def _head(predictor: Predictor, labels: Labels) -> str:
     phantom = any(model.phantom for model in predictor.models)
     title = ("PHANTOM: " if phantom else "") + "Predictions for chest X-ray images"
     of_first = " of the first model" if len(predictor.models) > 1 else ""
-    text = (
-        f"Model {escape(labels.model)}. Probabilities are calibrated; marked ones reach the released threshold. "
+    heat = (
         f"The heat map{of_first} belongs to the most probable finding: it shows what the network used, not where "
-        f"disease is. At most {MAX_IMAGES:,} images are shown. Select a heading to sort."
+        "disease is."
+        if _has_heat(predictor)
+        else NO_HEAT
+    )
+    text = (
+        f"Model {escape(labels.model)}. Probabilities are calibrated; marked ones reach the released threshold. {heat} "
+        f"At most {MAX_IMAGES:,} images are shown. Select a heading to sort."
     )
     notice = escape(labels.notice[0].upper() + labels.notice[1:])
     head = _HEAD.format(title=title, notice=notice, text=text, picture=PICTURE)
-    sortable = ["Image", "Highest finding", "Probability", *labels.findings, "Remarks"]
-    cells = ['<th scope="col">Picture</th><th scope="col">Heat map</th>']
-    cells += [f'<th scope="col"><button>{escape(name)}</button></th>' for name in sortable]
+    sortable = ["Image", "Highest finding", "Probability", "Positive findings", "Remarks", *labels.findings]
+    classes = {"Image": ' class="name"', "Remarks": ' class="remarks"'}
+    cells = [f'<th scope="col">{name}</th>' for name in ("Picture", "Heat map")[: 1 + _has_heat(predictor)]]
+    cells += [
+        f'<th scope="col"{classes.get(name, "")}><button>{escape(name)}</button></th>' for name in sortable
+    ]
     return f"{head}{''.join(cells)}</tr></thead><tbody>\n"
+
+
+def _has_heat(predictor: Predictor) -> bool:
+    return not predictor.models[0].cpu_only
 
 
 def _rows(predictor: Predictor, labels: Labels, part: Predicted, chunk: list[InputImage]) -> Iterator[str]:
@@ -128,13 +149,16 @@ def _rows(predictor: Predictor, labels: Labels, part: Predicted, chunk: list[Inp
             if not np.isnan(scores).all():
                 best = int(np.nanargmax(scores))
                 highest, probability = labels.findings[best], f"{scores[best]:.3f}"
-                heat = _heat(predictor, pixels, best)
-        cells = "".join(
-            _cell(score, score >= limit) for score, limit in zip(scores, labels.thresholds, strict=True)
-        )
+                if _has_heat(predictor):
+                    heat = _heat(predictor, pixels, best)
+        pictures = f"<td>{picture}</td>" + (f"<td>{heat}</td>" if _has_heat(predictor) else "")
+        decisions = scores >= labels.thresholds
+        positive = [finding for finding, reached in zip(labels.findings, decisions, strict=True) if reached]
+        number = "" if part.errors[index] else len(positive)
         yield (
-            f"<tr><td>{picture}</td><td>{heat}</td><td>{escape(name)}</td><td>{escape(highest)}</td>"
-            f'<td class="number">{probability}</td>{cells}<td>{escape(remarks)}</td></tr>\n'
+            f'<tr>{pictures}<td class="name">{escape(name)}</td><td>{escape(highest)}</td>'
+            f'<td class="number">{probability}</td><td data-sort="{number}">{escape(", ".join(positive))}</td>'
+            f"<td>{escape(remarks)}</td>{''.join(map(_cell, scores, decisions))}</tr>\n"
         )
 
 

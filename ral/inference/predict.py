@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="MODEL",
-        help="folder of a model, `champion`, or a version such as v0.2.0; several: their mean",
+        help="folder of a model or an export, `champion`, or a version such as v0.2.0; several: their mean",
     )
     command.add_argument(
         "-o", "--out", type=Path, required=True, help="file to write: .csv, .parquet or .jsonl"
@@ -92,6 +92,11 @@ def _run(options: argparse.Namespace) -> int:
     missing = [text for text in options.images if text != "-" and not Path(text).exists()]
     if missing:
         raise UserError(f"{missing[0]} does not exist. Name an image, a folder or an archive.")
+    for text in options.images:
+        if Path(text).name.upper() == "DICOMDIR":
+            raise UserError(
+                f"{text} is an index without images. Name its folder: ral predict {Path(text).parent}"
+            )
     if options.report and "-" in options.images:
         raise UserError("--report reads the images a second time, so it needs files, not standard input.")
     predictor = open_predictor(options.model, options.device, options.tta == "flip", options.workers)
@@ -147,13 +152,19 @@ def open_predictor(
     from ral.inference.scoring import Predictor
 
     opened = [open_model(find_model(model)) for model in models]
+    exported = [model.name for model in opened if model.cpu_only]
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() and not exported else "cpu"))
     except RuntimeError as error:
         raise UserError(f"--device {device}: {error}") from None
     if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
         raise UserError(
             f"--device {device} cannot be used here. Choose cpu, or cuda on a machine with a GPU."
+        )
+    if exported and chosen.type != "cpu":
+        raise UserError(
+            f"--device {device}: {exported[0]} is an export to ONNX or torch.export, which run on the CPU here. Choose "
+            "cpu, or the model that it was made from."
         )
     return Predictor(opened, chosen, flip, workers)
 

@@ -22,8 +22,6 @@ class MicroBatch(NamedTuple):
 
     step: int
     """Optimizer step within the epoch, from 0."""
-    last: bool
-    """Whether the optimizer steps after this micro-batch."""
     images: Tensor
     """uint8 [images, size, size]."""
     targets: Tensor

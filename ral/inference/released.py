@@ -1,26 +1,29 @@
 """Opens a released model for prediction: weights, calibration, thresholds, preparation of images, training profile.
 
-A model is the folder of a release (bundle.json), a project folder after `make run` (models/ and reports/), or its
-folder models/. Nothing is unpickled or downloaded.
+A model is the folder of a release (bundle.json), a project folder after `make run` (models/ and reports/), its folder
+models/, or a folder that `ral export` wrote (export.json). Nothing is unpickled or downloaded.
 """
 
 import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
 from ral import artifacts
-from ral.config.base import load, read_yaml
+from ral.config.base import load
 from ral.config.environment import load_environment
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import sha256
 from ral.inference.bundle import BUNDLE, CALIBRATION, OLD_BUNDLE, verify
 from ral.inference.calibrated import Calibration, read_calibration
+from ral.inference.export_folder import CARD, INDEX, Kind, model_files, verify_export
+from ral.inference.exported import ExportedNetwork, open_export
+from ral.models.info import Preparation, Profile, read_model_info
 from ral.models.load import load_model
 from ral.wording import RESEARCH_NOTE
 
@@ -30,28 +33,23 @@ _VERSION = re.compile(r"v\d+\.\d+\.\d+")
 PHANTOM_MODEL = "PHANTOM MODEL: trained on synthetic images, no clinical meaning"
 
 
-class Preparation(BaseModel):
-    """How the training images were prepared (parameters of the section preprocess)."""
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model keeps what belongs to it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: int = Field(ge=16, le=2048)
-    """Height and width of a prepared image in pixels."""
-    fit: Literal["stretch", "pad", "crop"]
-    range: Literal["own", "percentile"]
-
-
-class Profile(BaseModel):
-    """What the training images look like (`ral.data.prepare.training_profile`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    views: dict[str, int]
-    """Training images by view."""
-    image_mean: tuple[float, float]
-    """Mean gray level of an image: 1 % of the training images are outside."""
-    image_deviation: tuple[float, float]
-    """Standard deviation of the gray levels of an image: 1 % of the training images are outside."""
+    name: str
+    """Version of the release or name of the folder."""
+    folder: Path
+    """With model.json and the weights."""
+    weights: list[Path]
+    calibration: Path
+    """calibration.json: calibration maps and thresholds."""
+    card: Path
+    """The model card; it may be missing."""
+    preparation: dict[str, Any] | None
+    """How the training images were prepared, for a model.json of an earlier version, which does not say it."""
+    exported: Kind | None
+    """The format of an export; None for any other model."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,17 @@ class ReleasedModel:
     preparation: Preparation
     profile: Profile | None
     """None if the model was trained before profiles were recorded."""
+    files: ModelFiles
 
     @property
     def findings(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return tuple(self.metadata["findings"])
+
+    @property
+    def cpu_only(self) -> bool:
+        """Whether the network runs on the CPU only."""
+        return isinstance(self.network, ExportedNetwork)
 
     @property
     def phantom(self) -> bool:
@@ -100,7 +104,7 @@ def find_model(text: str | Path, state_dir: Path | None = None) -> Path:
         return path
     if str(text) != CHAMPION and not _VERSION.fullmatch(str(text)):
         raise UserError(
-            f"There is no model {text}. Name a folder (of a release, or models/ of a project after `make run`), "
+            f"There is no model {text}. Name a folder (of a release, of an export, or of a project after `make run`), "
             "`champion`, or a version of the registry (python -m ral.release list)."
         )
     state = state_dir or load_environment().state_dir
@@ -115,67 +119,73 @@ def find_model(text: str | Path, state_dir: Path | None = None) -> Path:
 
 
 def open_model(folder: Path) -> ReleasedModel:
-    """Open the model in a folder; the files of a release are checked against their hashes first.
+    """Open the model in a folder; the files of a release or an export are checked against their hashes first.
 
     Raises:
         UserError: a file is missing, has changed or is of another model.
     """
+    files = _model_files(folder)
+    network: nn.Module
+    if files.exported is None:
+        network, metadata = load_model(files.folder)
+    else:
+        network, metadata = open_export(files.exported, files.folder)
+    description = files.folder / "model.json"
+    preparation = metadata.get("preparation") or files.preparation
+    if preparation is None:
+        raise UserError(
+            f"{description} does not say how images are prepared, and there is no "
+            f"{files.folder.resolve().parent / 'params.yaml'}. Train again, or keep models/ in its project."
+        )
+    try:
+        prepared = Preparation.model_validate({"fit": "stretch", "range": "own"} | preparation)
+        profile = metadata.get("profile")
+        profile = None if profile is None else Profile.model_validate(profile)
+    except ValidationError as error:
+        raise UserError(f"{description}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+    if prepared.size != metadata["size"]:
+        raise UserError(
+            f"{folder}: images of {prepared.size} pixels in its parameters, of {metadata['size']} in model.json. Both "
+            "must come from the same training."
+        )
+    maps = read_calibration(files.calibration, metadata["findings"])
+    hashes = [*(sha256(path) for path in (*files.weights, description)), maps.version]
+    digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    return ReleasedModel(f"{files.name}@{digest[:12]}", network, metadata, maps, prepared, profile, files)
+
+
+def _model_files(folder: Path) -> ModelFiles:
     if (folder / BUNDLE).is_file() or (folder / OLD_BUNDLE).is_file():
-        return _open_release(folder)
+        return _release(folder)
+    if (folder / INDEX).is_file():
+        index = verify_export(folder)
+        name, kind, calibration = folder.resolve().name, index["kind"], folder / CALIBRATION
+        weights, pixels = model_files(kind, folder), _pixels(index["preprocessing"])
+        return ModelFiles(name, folder, weights, calibration, folder / CARD, pixels, kind)
     if not (folder / artifacts.MODEL.name).is_file() and (folder / artifacts.MODEL).is_file():
         folder = folder / artifacts.MODELS
     project = folder.resolve().parent
-    network, metadata = load_model(folder)
-    preparation = metadata.get("preparation")
-    if preparation is None:  # trained by an earlier version
-        path = project / "params.yaml"
-        if not path.is_file():
-            raise UserError(
-                f"{folder}/model.json does not say how images are prepared, and there is no {path}. Train again, or "
-                "keep models/ in its project."
-            )
-        preparation = load(path, Params).preprocess.model_dump(include=set(Preparation.model_fields))
-    return _checked(project.name, folder, network, metadata, project / artifacts.CALIBRATION, preparation)
+    params = project / "params.yaml"
+    # Only a model.json of an earlier version needs params.yaml, whose other sections do not matter here.
+    preparation: dict[str, Any] | None = None
+    if params.is_file() and read_model_info(folder).preparation is None:
+        preparation = _pixels(load(params, Params).preprocess.model_dump())
+    weights, card = [folder / artifacts.WEIGHTS.name], project / artifacts.MODEL_CARD
+    return ModelFiles(project.name, folder, weights, project / artifacts.CALIBRATION, card, preparation, None)
 
 
-def _open_release(folder: Path) -> ReleasedModel:
+def _release(folder: Path) -> ModelFiles:
     content = verify(folder)
     if CALIBRATION not in content.files:
         raise UserError(
             f"{folder} was released without its calibration, by an earlier version. Register the model again, or use "
             "the folder models/ of the project that trained it."
         )
-    network, metadata = load_model(folder / "model")
-    preparation = metadata.get("preparation")
-    if preparation is None:
-        section = read_yaml(folder / "params.yaml")["preprocess"]
-        preparation = {name: section[name] for name in Preparation.model_fields if name in section}
-    return _checked(folder.name, folder / "model", network, metadata, folder / CALIBRATION, preparation)
+    model = folder / "model"
+    weights, preparation = [model / "model.safetensors"], _pixels(content.params["preprocess"])
+    card = folder / "model_card.md"
+    return ModelFiles(folder.resolve().name, model, weights, folder / CALIBRATION, card, preparation, None)
 
 
-def _checked(
-    name: str,
-    folder: Path,
-    network: nn.Module,
-    metadata: dict[str, Any],
-    calibration: Path,
-    preparation: dict[str, Any],
-) -> ReleasedModel:
-    try:
-        prepared = Preparation.model_validate({"fit": "stretch", "range": "own"} | preparation)
-        profile = metadata.get("profile")
-        profile = None if profile is None else Profile.model_validate(profile)
-    except ValidationError as error:
-        raise UserError(
-            f"{folder}/model.json: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
-        ) from None
-    if prepared.size != metadata["size"]:
-        raise UserError(
-            f"{folder}: images of {prepared.size} pixels in its parameters, of {metadata['size']} in model.json. Both "
-            "must come from the same training."
-        )
-    maps = read_calibration(calibration, metadata["findings"])
-    digest = hashlib.sha256(
-        f"{sha256(folder / 'model.safetensors')} {sha256(folder / 'model.json')} {maps.version}".encode()
-    ).hexdigest()
-    return ReleasedModel(f"{name}@{digest[:12]}", network, metadata, maps, prepared, profile)
+def _pixels(section: dict[str, Any]) -> dict[str, Any]:
+    return {name: section[name] for name in Preparation.model_fields if name in section}

@@ -27,19 +27,22 @@ from ral.data.images.decode import decode_with_note, dicom_start
 from ral.errors import UserError
 from ral.inference.calibrated import combine
 from ral.inference.images import InputImage
-from ral.inference.released import Preparation, Profile, ReleasedModel
+from ral.inference.released import ReleasedModel
 from ral.inference.score import images_per_pass, score_pixels
+from ral.models.info import Preparation, Profile
 
 # Images per forward pass; on a CPU more are not faster, and a single image takes as long as a full pass.
 CPU_PASS, GPU_PASS = 16, 64
-# Bytes of image files in a pass, beyond which it starts with fewer images.
-PASS_BYTES = 64 << 20
+# A thread takes several passes of small images at once: they take milliseconds, and handing them over costs as much.
+TASK_IMAGES, TASK_PIXELS = 64, 64 * 64**2
+# Bytes of image files that a thread takes at once, beyond which it starts with fewer images.
+TASK_BYTES = 64 << 20
 MAX_WORKERS = 16
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Results of the images of one pass or of several, in the order of the stream."""
+    """Results of some images, in the order of the stream."""
 
     names: list[str]
     errors: list[str]
@@ -108,6 +111,7 @@ class Predictor:
         largest = max(model.preparation.size for model in models)
         default_pass = GPU_PASS if device.type == "cuda" else CPU_PASS
         self.pass_images = min(default_pass, images_per_pass(largest))
+        self._task_images = max(self.pass_images, min(TASK_IMAGES, TASK_PIXELS // largest**2))
         self._counts = [self.pass_images] * len(models)  # that fit into memory
         for model in models:
             model.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -129,7 +133,7 @@ class Predictor:
         return next((model.notice for model in self.models if model.phantom), self.models[0].notice)
 
     def stream(self, images: Iterable[InputImage]) -> Iterator[Predicted]:
-        """Yield the results of a stream of images, pass by pass, in order; memory holds a few passes.
+        """Yield the results of a stream of images, some at a time, in order; memory holds few images.
 
         Raises:
             UserError: an image needs a decoder that is not installed; memory does not suffice; a prepared image has
@@ -175,7 +179,7 @@ class Predictor:
         for image in images:
             chunk.append(image)
             size += len(image.content)
-            if len(chunk) == self.pass_images or size >= PASS_BYTES:
+            if len(chunk) == self._task_images or size >= TASK_BYTES:
                 yield chunk
                 chunk, size = [], 0
         if chunk:

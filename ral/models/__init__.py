@@ -60,8 +60,11 @@ class Network(nn.Module):
     def _logits(self, images: Tensor) -> Tensor:
         if self.channels > 1:
             images = images.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
-        features = self.backbone(images)
-        return features if self.head is None else self.head(positions(self.backbone, features))
+        features: Tensor = self.backbone(images)
+        if self.head is None:
+            return features
+        logits: Tensor = self.head(positions(self.backbone, features))
+        return logits
 
 
 def build_model(config: ModelConfig, findings: int) -> Network:

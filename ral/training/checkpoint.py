@@ -13,10 +13,11 @@ import platform
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -58,6 +59,17 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
+class Snapshot(NamedTuple):
+    """The content of a checkpoint."""
+
+    step: int
+    """Completed optimizer steps; part of the checkpoint's name."""
+    tensors: dict[str, Tensor]
+    """Contiguous, on the CPU."""
+    state: dict[str, Any]
+    """Everything else, JSON serialisable: `TrainState.to_dict`."""
+
+
 class Checkpoints:
     """The checkpoints of one training run.
 
@@ -65,11 +77,17 @@ class Checkpoints:
         folder: where they are stored; created with mode 0700 if missing. Other users must not have write
             access.
         keep: number of checkpoints to keep.
+        minutes: time between two checkpoints.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, minutes: float = 10.0) -> None:
+        self.folder, self.keep, self.minutes = folder, keep, minutes
+        self._last_save = time.monotonic()
         private_folder(folder)
+
+    def due(self) -> bool:
+        """Whether the time for the next checkpoint has come."""
+        return time.monotonic() - self._last_save >= self.minutes * 60
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -95,10 +113,7 @@ class Checkpoints:
         """Write a checkpoint atomically (temporary folder, fsync, rename), then remove all but the newest
         `keep`.
 
-        Args:
-            step: completed optimizer steps; part of the checkpoint's name.
-            tensors: contiguous, on the CPU.
-            state: everything else, JSON serialisable.
+        Arguments are the parts of a `Snapshot`.
 
         Raises:
             OSError: the disk is full or failing; older checkpoints are unchanged.
@@ -122,6 +137,7 @@ class Checkpoints:
         flush(self.folder)
         for old in self._paths()[: -self.keep]:
             shutil.rmtree(old)
+        self._last_save = time.monotonic()
 
     def newest_step(self) -> int | None:
         """Optimizer steps of the newest checkpoint; None if there is none."""

@@ -26,6 +26,7 @@ from ral.evaluation.calibration import (
     shared_slopes,
 )
 from ral.evaluation.score import evaluate
+from ral.evaluation.tables import to_calibration
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = CalibrationConfig(own=20, isotonic=100, bins=15)
@@ -179,10 +180,10 @@ def test_log_loss_of_a_certain_mistake_is_finite() -> None:
 def test_saved_maps_give_the_same_scores_and_calls(tables: Tables) -> None:
     config = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 100})
     evaluation = evaluate(*tables, config)
-    content = json.loads(json.dumps(calibration_io.saved(evaluation).to_json()))
+    content = json.loads(json.dumps(to_calibration(evaluation).to_json()))
     assert content["format"] == 1
     assert len(content["version"]) == 12
-    assert content == calibration_io.saved(evaluate(*tables, config)).to_json()
+    assert content == to_calibration(evaluate(*tables, config)).to_json()
     logits = tables[2].set_index("image_id").loc[evaluation.rows["image_id"]].reset_index()
     scores, calls = calibration_io.apply(content, logits)
     for name, scored in evaluation.scored.items():
@@ -197,13 +198,13 @@ def test_saved_maps_give_the_same_scores_and_calls(tables: Tables) -> None:
     other = calibration_io.apply(content, logits, "sensitivity")[1]
     assert (other["Mass"] != calls["Mass"]).any()
     moved = tables[1].assign(Mass=tables[1]["Mass"] + 1)
-    assert calibration_io.saved(evaluate(tables[0], moved, tables[2], config)).version != content["version"]
+    assert to_calibration(evaluate(tables[0], moved, tables[2], config)).version != content["version"]
 
 
 def test_a_finding_without_a_map_stays_without_scores(tables: Tables) -> None:
     tables[0].loc[tables[0]["split"] == "val", "Hernia"] = 0.0
     config = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 100})
-    content = calibration_io.saved(evaluate(*tables, config)).to_json()
+    content = to_calibration(evaluate(*tables, config)).to_json()
     assert content["findings"]["Hernia"] is None
     scores, calls = calibration_io.apply(content, tables[2])
     assert scores["Hernia"].isna().all()

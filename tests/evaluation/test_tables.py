@@ -131,7 +131,7 @@ def test_written_thresholds_give_the_written_counts(
         assert (called & (scored.labels == 1)).sum() == point["tp"]
         assert (called & (scored.labels == 0)).sum() == point["fp"]
     # Nor does the file of the maps lose or gain an image.
-    content = json.loads(json.dumps(calibration_io.saved(evaluation).to_json()))
+    content = json.loads(json.dumps(written.to_calibration(evaluation).to_json()))
     for rule in RULES:
         calls = calibration_io.apply(
             content,

@@ -16,7 +16,7 @@ from ral.data.dataset_info import Shard
 from ral.data.images.shards import write_shard
 from ral.files import write_json
 from ral.models import build_model
-from ral.training.__main__ import write_weights
+from ral.training.outputs import write_weights
 
 FINDINGS = ["Effusion", "Mass", "Hernia"]  # no test image has a Hernia
 SIZE = 64

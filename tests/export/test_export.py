@@ -20,9 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from ral.config.data import PhantomConfig
+from ral.errors import UserError
 from ral.export import check, main
-from ral.export.load import load_export
-from ral.files import sha256, write_json
+from ral.files import read_json, sha256, write_json
+from ral.inference.export_folder import MODEL_FILES
+from ral.inference.released import open_model
 from ral.inference.score import normalised
 from ral.models import import_timm
 from ral.models.load import load_model
@@ -80,15 +82,17 @@ def test_same_logits_for_any_number_of_images(
     kind: str, model: dict, project: Project, tmp_path: Path, pixels: Tensor
 ) -> None:
     folder = project(**model)
-    opened = load_export(export(kind, folder, tmp_path / "out"))
-    reference = expected(folder, pixels)
+    opened = open_model(export(kind, folder, tmp_path / "out"))
+    reference, network = expected(folder, pixels), load_model(folder / "models")[0]
     assert reference.std(dim=0).min() > 1e-2  # the images differ for the network
     images = normalised(pixels, opened.metadata)
     for number in (1, 2, 7):
-        logits = opened.logits(images[:number])
+        logits = opened.network(images[:number])
         assert logits.shape == (number, len(FINDINGS))
         assert (logits - reference[:number]).abs().max() <= check.TOLERANCE
-    assert opened.index["check"]["largest_difference"] <= check.TOLERANCE
+        assert kind == "onnx" or torch.equal(logits, network(images[:number]))
+    index = read_json(tmp_path / "out/export.json")
+    assert index["check"]["largest_difference"] <= check.TOLERANCE
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
@@ -162,16 +166,22 @@ def test_card_names_the_library_of_timm_only_and_its_code_runs(
     assert "not a medical device" in card.text
 
     blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-    assert len(blocks) == 2
-    place: dict[str, Any] = {"ids": ["a"], "image": Image.fromarray(pixels[0].numpy())}
+    assert len(blocks) == 3
+    picture = Image.fromarray(pixels[0].numpy())
+    picture.save(tmp_path / "chest.png")
+    place: dict[str, Any] = {"ids": ["a"], "image": picture}
     place["pixels"] = pixels[:1, None] if kind == "torch" else pixels[:1, None].numpy()
     for block in blocks:
-        exec(block.replace("FOLDER", str(out)), place)  # noqa: S102 - the code of the card
+        block = block.replace("FOLDER", str(out)).replace(
+            '"chest.png", "scan.dcm"', f'"{tmp_path}/chest.png"'
+        )
+        exec(block, place)  # noqa: S102 - the code of the card
     logits = expected(folder, pixels[:1])
     assert np.abs(np.asarray(place["logits"]) - logits.numpy()).max() <= check.TOLERANCE
     probability = place["probabilities"]["Effusion"][0]
     assert probability == pytest.approx(float(torch.sigmoid(logits[0, 0])), abs=1e-4)
     assert place["decisions"]["Effusion"][0] == (probability >= 0.5)
+    assert place["results"].loc[0, "Effusion_probability"] == pytest.approx(probability, abs=1e-4)
     assert pd.isna(place["probabilities"]["Hernia"][0])
 
 
@@ -182,7 +192,7 @@ def test_from_a_release_whose_hashes_are_checked(project: Project, tmp_path: Pat
     for name in ("model.json", "model.safetensors"):
         (folder / "models" / name).rename(bundle / "model" / name)
     (folder / "reports/model_card.md").rename(bundle / "model_card.md")
-    preprocess = {"size": SIZE, "shard_images": 10, "fit": "crop"}
+    preprocess = {"size": SIZE, "shard_images": 10, "fit": "crop", "range": "own"}
 
     def write_bundle() -> None:
         paths = [path for path in bundle.rglob("*") if path.is_file() and path.name != "bundle.json"]
@@ -191,7 +201,7 @@ def test_from_a_release_whose_hashes_are_checked(project: Project, tmp_path: Pat
 
     write_bundle()
     assert main(["timm", "--model", str(bundle), "-o", str(tmp_path / "out")]) == 1
-    assert "calibration.json does not exist" in capsys.readouterr().err
+    assert "released without its calibration" in capsys.readouterr().err
     (folder / "reports/calibration.json").rename(bundle / "calibration.json")
     write_bundle()
     out = export("timm", bundle, tmp_path / "out")
@@ -212,6 +222,38 @@ def test_timm_has_no_other_heads(model: dict, project: Project, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
+# Run in a project with the user's own network.
+OWN_NETWORK = """
+import sys
+from pathlib import Path
+from own_classes import NETWORK, write_classes
+from untrained import write_project
+write_classes(Path())
+from ral.export import main
+from ral.files import read_json, write_json
+from ral.user_code import files_in_use
+path = write_project(Path("project"), backbone=NETWORK) / "models/model.json"
+metadata = read_json(path)
+metadata["network_code"] = files_in_use({"model": metadata["model"], "loss": {"name": ""}})["network"]
+write_json(path, metadata)
+sys.exit([main([kind, "--model", "project", "-o", kind]) for kind in ("timm", "torch")] != [1, 0])
+"""
+
+
+def test_an_export_of_the_users_own_network_needs_no_code(tmp_path: Path, pixels: Tensor) -> None:
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_NETWORK],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "your own network, which timm does not have. Use ral export onnx, or torch" in done.stderr
+    with pytest.raises(UserError, match="its code must be in this project"):
+        open_model(tmp_path / "project")
+    opened = open_model(tmp_path / "torch")
+    assert opened.network(normalised(pixels, opened.metadata)).shape == (7, len(FINDINGS))
+
+
 def test_errors_say_what_to_do_and_nothing_is_written(project: Project, tmp_path: Path, capsys: Any) -> None:
     folder, out = project(), tmp_path / "out"
 
@@ -221,10 +263,11 @@ def test_errors_say_what_to_do_and_nothing_is_written(project: Project, tmp_path
         return capsys.readouterr().err
 
     assert "exists and is not an empty folder" in error(folder, folder)
-    assert "no release bundle" in error(tmp_path)
+    assert re.search(r"There is no model .*v9\.0\.0", error(tmp_path / "v9.0.0"))
+    assert "model.json does not exist" in error(tmp_path)
     params = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(params.replace(f"  size: {SIZE}", "  size: 128"))
-    assert "preprocess.size is 128" in error(folder)
+    assert "images of 128 pixels in its parameters, of 64 in model.json" in error(folder)
     (folder / "params.yaml").write_text(params)
     (folder / "reports/model_card.md").write_text("---\na: [\n---\n")
     assert "front matter" in error(folder)
@@ -232,16 +275,50 @@ def test_errors_say_what_to_do_and_nothing_is_written(project: Project, tmp_path
     assert "model_card.md does not exist" in error(folder)
     (folder / "reports/calibration.json").unlink()
     assert re.search(r"calibration\.json does not exist.*dvc repro", error(folder))
+    (folder / "params.yaml").unlink()
+    assert "does not say how images are prepared" in error(folder)
 
 
-def test_changed_export_is_refused(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_changed_export_is_refused(kind: str, project: Project, tmp_path: Path) -> None:
+    out = export(kind, project(), tmp_path / "out")
+    for path in out.iterdir():
+        if path.name == "export.json":
+            continue
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"{path.name} is missing or has changed"):
+            open_model(out)
+        path.write_bytes(content)
+    index = read_json(out / "export.json")
+    model = MODEL_FILES[kind]  # type: ignore[index]
+    for change, message in (
+        ({"kind": "pickle"}, "of another version"),
+        ({"files": {k: v for k, v in index["files"].items() if k != model}}, f"does not list {model}"),
+        ({"files": None}, "is damaged"),
+    ):
+        write_json(out / "export.json", index | change)
+        with pytest.raises(UserError, match=message):
+            open_model(out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_file_that_is_none_is_refused(kind: str, project: Project, tmp_path: Path) -> None:
+    """Its hash is right, as in an export that was written from a damaged file."""
+    out = export(kind, project(), tmp_path / "out")
+    path = out / MODEL_FILES[kind]  # type: ignore[index]
+    path.write_bytes(path.read_bytes()[:1000])
+    index = read_json(out / "export.json")
+    index["files"][path.name] = sha256(path)
+    write_json(out / "export.json", index)
+    with pytest.raises(UserError, match=rf"{path.name} is (damaged|not a valid safetensors file)"):
+        open_model(out)
+
+
+def test_an_export_is_not_exported_again(project: Project, tmp_path: Path, capsys: Any) -> None:
     out = export("timm", project(), tmp_path / "out")
-    with (out / "calibration.json").open("a") as stream:
-        stream.write(" ")
-    with pytest.raises(Exception, match=r"calibration\.json is missing or has changed"):
-        load_export(out)
-    with pytest.raises(Exception, match=r"has no export\.json"):
-        load_export(tmp_path)
+    assert main(["torch", "--model", str(out), "-o", str(tmp_path / "again")]) == 1
+    assert "Export the model that it was made from" in capsys.readouterr().err
 
 
 def test_export_that_differs_is_refused(project: Project) -> None:
@@ -266,18 +343,18 @@ def test_weights_beside_a_large_onnx_model(
     folder = project()
     out = export("onnx", folder, tmp_path / "out")
     assert (out / "model.onnx.data").stat().st_size > (out / "model.onnx").stat().st_size
-    opened = load_export(out)
-    logits = opened.logits(normalised(pixels, opened.metadata))
+    opened = open_model(out)
+    logits = opened.network(normalised(pixels, opened.metadata))
     assert (logits - expected(folder, pixels)).abs().max() <= check.TOLERANCE
     (out / "model.onnx.data").unlink()
-    with pytest.raises(Exception, match=r"model\.onnx\.data is missing"):
-        load_export(out)
+    with pytest.raises(UserError, match=r"model\.onnx\.data is missing"):
+        open_model(out)
 
 
 def test_without_the_extra(
     project: Project, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ral.export.onnx_model.find_spec", lambda name: None)
+    monkeypatch.setattr("ral.inference.exported.find_spec", lambda name: None)
     assert main(["onnx", "--model", str(project()), "-o", str(tmp_path / "out")]) == 1
     assert "pip install 'ral[onnx]'" in capsys.readouterr().err
 

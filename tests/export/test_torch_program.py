@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from ral.errors import UserError
-from ral.export.torch_program import MODEL, read, refuse_unsafe, write
+from ral.export.torch_program import write
+from ral.inference.export_folder import MODEL_FILES
+from ral.inference.pt2 import checked_copy, read
 from ral.models.load import load_model
 
 GRAPH, SAMPLE = "models/model.json", "data/sample_inputs/model.pt"
@@ -21,7 +23,7 @@ GRAPH, SAMPLE = "models/model.json", "data/sample_inputs/model.pt"
 def program(project: Callable[..., Path], tmp_path: Path) -> Path:
     network, metadata = load_model(project() / "models")
     write(network, metadata, tmp_path)
-    return tmp_path / MODEL
+    return tmp_path / MODEL_FILES["torch"]
 
 
 def rewrite(path: Path, name: str, change: Callable[[bytes], bytes]) -> None:
@@ -45,8 +47,8 @@ def change_graph(path: Path, change: Callable[[dict[str, Any]], object]) -> None
 
 
 def test_what_write_makes_is_opened_and_has_no_pickle(program: Path) -> None:
-    refuse_unsafe(program)
-    assert read(program.parent)(torch.zeros(3, 1, 64, 64)).shape == (3, 3)
+    checked_copy(program)
+    assert read(program)(torch.zeros(3, 1, 64, 64)).shape == (3, 3)
     with zipfile.ZipFile(program) as archive:
         sizes = {name.partition("/")[2]: archive.getinfo(name).file_size for name in archive.namelist()}
     assert sizes[SAMPLE] == 0
@@ -68,7 +70,7 @@ class Evil:
 def test_pickled_part_is_not_loaded(program: Path, tmp_path: Path) -> None:
     rewrite(program, SAMPLE, lambda _: pickle.dumps(Evil(tmp_path / "run")))
     with pytest.raises(UserError, match="sample_inputs"):
-        read(program.parent)
+        read(program)
     assert not (tmp_path / "run").exists()
 
 
@@ -78,14 +80,14 @@ def test_pickled_part_is_not_loaded(program: Path, tmp_path: Path) -> None:
 def test_parts_of_other_kinds(program: Path, name: str) -> None:
     rewrite(program, name, lambda _: b"x")
     with pytest.raises(UserError, match=name.rpartition("/")[2]):
-        read(program.parent)
+        read(program)
 
 
 def test_tensors_that_are_marked_as_pickled(program: Path) -> None:
     name = "data/weights/model_weights_config.json"
     rewrite(program, name, lambda content: content.replace(b'"use_pickle": false', b'"use_pickle": true', 1))
     with pytest.raises(UserError, match="pickled tensors"):
-        read(program.parent)
+        read(program)
 
 
 def _rename_input(graph: dict[str, Any]) -> None:
@@ -98,6 +100,10 @@ def _rename_input(graph: dict[str, Any]) -> None:
     ("change", "reason"),
     [
         (lambda graph: graph["graph_module"]["graph"]["nodes"][0].update(target="torch.hub.load"), "torch.hub.load"),
+        (
+            lambda graph: graph["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.aten.from_file.default"),
+            "from_file",
+        ),
         (lambda graph: graph.update(guards_code=["print('run')"]), "guards"),
         (_rename_input, "images=print"),
         (
@@ -121,14 +127,24 @@ def _rename_input(graph: dict[str, Any]) -> None:
 def test_code_in_the_graph(program: Path, change: Callable[[dict], object], reason: str) -> None:
     change_graph(program, change)
     with pytest.raises(UserError) as caught:
-        read(program.parent)
+        read(program)
     assert reason in str(caught.value)
+
+
+def test_torch_reads_what_was_checked(program: Path) -> None:
+    """An archive with another one in front: zipfile reads the last, and another program might read the first."""
+    good = program.read_bytes()
+    rewrite(program, SAMPLE, lambda _: b"pickle")
+    program.write_bytes(program.read_bytes() + good)
+    with zipfile.ZipFile(checked_copy(program)) as copy:
+        assert copy.read(f"model/{SAMPLE}") == b""
+    assert read(program)(torch.zeros(3, 1, 64, 64)).shape == (3, 3)
 
 
 def test_missing_and_damaged_files(program: Path) -> None:
     program.write_bytes(program.read_bytes()[:1000])
     with pytest.raises(UserError, match="damaged"):
-        read(program.parent)
+        read(program)
     program.unlink()
     with pytest.raises(UserError, match="does not exist"):
-        read(program.parent)
+        read(program)

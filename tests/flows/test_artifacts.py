@@ -79,7 +79,7 @@ def test_a_runs_artifacts_stay_its_own(
     assert "difference +0.031 (+0.011 to +0.052)" in report
     assert "PHANTOM DATA" in report
     assert "://" not in "".join(item["data"] + (item["description"] or "") for item in latest)
-    ap, auroc = (inputs.metrics["macro"][metric]["value"] for metric in ("ap", "auroc"))
+    ap, auroc = (inputs.metrics.macro[metric].value for metric in ("ap", "auroc"))
     assert shown[f"report-{one[:8]}"]["description"].startswith(
         f"AP {ap:.3f}, AUROC {auroc:.3f} (macro). PHANTOM"
     )
@@ -92,11 +92,11 @@ def test_a_runs_artifacts_stay_its_own(
 def test_the_headline_is_a_table_and_a_command() -> None:
     inputs = make(phantom=False)
     text = headline(inputs.metrics, "", Path("/a b/report.html"))
-    macro = inputs.metrics["macro"]
+    macro = inputs.metrics.macro
     assert text.startswith(
         "**Research software, not a medical device.**\n\n| findings | number | AP | AUROC | F1 |"
     )
-    assert f"| all findings (macro) | 2 | {macro['ap']['value']:.3f} (" in text
+    assert f"| all findings (macro) | 2 | {macro['ap'].value:.3f} (" in text
     assert "| tail | 0 | not estimable | not estimable | not estimable |" in text
     assert "2,345 test images of 678 patients; 95% intervals." in text
     assert "xdg-open '/a b/report.html'\n" in text

@@ -19,7 +19,6 @@ from tars import write_tar
 
 from ral.inference.model import Model
 from ral.inference.predict import SOME_BAD, main
-from ral.inference.results import FLUSH_ROWS
 
 COMMAND = [sys.executable, "-m", "ral.inference.predict"]
 Wait = Callable[[Callable[[], object]], None]
@@ -179,7 +178,9 @@ def test_a_folder_as_a_pacs_exports_it(project: Path, tmp_path: Path) -> None:
 def test_a_kill_and_resume_write_each_image_once(
     ending: str, project: Path, folder: Path, expected: Path, tmp_path: Path, wait_until: Wait
 ) -> None:
-    """The process waits for more paths when it is killed, so it is killed in the middle however fast it is."""
+    """The process waits for more paths when it is killed, so it is killed in the middle however fast it is; it has
+    written the first FLUSH_ROWS images by then.
+    """
     out = tmp_path / f"out.{ending}"
     partial = out.with_name(out.name + ".partial")
     names = sorted(path.name for path in folder.iterdir())
@@ -187,7 +188,7 @@ def test_a_kill_and_resume_write_each_image_once(
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=folder, env=environment)
     assert process.stdin is not None
-    process.stdin.write("\n".join(names[: FLUSH_ROWS + 64]).encode() + b"\n")
+    process.stdin.write("\n".join(names).encode() + b"\n")
     process.stdin.flush()
     wait_until(lambda: partial.exists() and partial.stat().st_size > 10_000)
     process.send_signal(signal.SIGKILL)
@@ -273,6 +274,14 @@ def test_wrong_use_is_explained(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_dicomdir_is_no_image(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "DICOMDIR").write_bytes(b"index")
+    command = [str(tmp_path / "DICOMDIR"), "--model", str(project), "-o", str(tmp_path / "out.csv")]
+    assert main(command) == 1
+    assert f"Name its folder: ral predict {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_report_is_one_page_with_everything(
     project: Path, folder: Path, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,9 +300,11 @@ def test_report_is_one_page_with_everything(
     assert page.count("data:image/jpeg") in (18, 36)  # with heat maps, if the network has them
     table = read(tmp_path / "out.csv").set_index("image")
     name = sorted(folder.iterdir())[0].name
-    row = next(line for line in page.splitlines() if f"<td>{name}</td>" in line)
+    row = next(line for line in page.splitlines() if f'<td class="name">{name}</td>' in line)
     decided = table.loc[name, [f"{finding}_decision" for finding in model.findings]].fillna(False)
     assert row.count("number positive") == decided.astype(bool).sum()
+    positive = [finding for finding in model.findings if decided[f"{finding}_decision"]]
+    assert f'<td data-sort="{len(positive)}">{", ".join(positive)}</td>' in row
     with_stdin = ["-", *arguments[1:], str(tmp_path / "page.html")]
     assert main(with_stdin) == 1
     assert "second time" in capsys.readouterr().err

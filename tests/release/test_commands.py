@@ -53,10 +53,16 @@ def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for name in ("reports/report.html", "reports/model_card.md", "reports/findings.csv", "dvc.lock"):
         (folder / name).write_text(name)
     figures = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
-    macro = {
-        name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in figures.items()
+    means = {
+        name: dict(zip(("value", "low", "high", "findings"), (*values, 3), strict=True))
+        for name, values in figures.items()
     }
-    write_json(folder / "reports/metrics.json", {"macro": macro})
+    metrics = {
+        "data": "phantom", "test": {"rows": 9, "patients": 9}, "macro": means | {"findings": 3},
+        "micro": means | {"findings": 3}, "tiers": {}, "cxr_lt": {}, "not_estimable": {}, "confidence": 0.95,
+        "interval": "bca", "replicates": 100,
+    }  # fmt: skip
+    write_json(folder / "reports/metrics.json", metrics)
     write_json(folder / "reports/calibration.json", {})
     write_json(folder / "data/manifest.json", {"files": {}})
     PASSED.write(folder / "data/validated/validation.json")

@@ -13,7 +13,7 @@ from simulated_release import gate_decision
 
 from ral.files import write_json
 from ral.release.registry import Registry
-from ral.training.__main__ import write_weights
+from ral.training.outputs import write_weights
 
 
 @pytest.fixture

@@ -150,11 +150,11 @@ def test_errors_are_for_people(
 
 
 def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
-    """A rank whose `Trainer` is changed by `body` before it starts."""
+    """A rank whose `BatchLoss` is changed by `body` before it starts."""
     script = tmp_path / "rank.py"
     script.write_text(
-        "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.loop import PhaseTrainer\n"
-        f"share = PhaseTrainer._loss_contribution\n{body}\nrank.run()\n"
+        "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.batch_loss import BatchLoss\n"
+        f"share = BatchLoss.contribution\n{body}\nrank.run()\n"
     )
     return (sys.executable, str(script))
 
@@ -185,9 +185,9 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
     body = (
         "def changed(self, logits, batch):\n"
         "    value = share(self, logits, batch)\n"
-        "    hit = batch.step == 2 and self.state.epoch == 0 and self.context.rank == self.context.world_size - 1\n"
+        "    hit = batch.step == 2 and self.epoch == 0 and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1\n"
         f"    return {value}\n"
-        "PhaseTrainer._loss_contribution = changed\n"
+        "BatchLoss.contribution = changed\n"
     )
     out = train(
         prepared,
@@ -206,7 +206,7 @@ def test_memory_that_runs_out_names_the_micro_batch(prepared: Path, tmp_path: Pa
     body = (
         "def changed(self, logits, batch):\n"
         "    return torch.empty(1 << 60)\n"
-        "PhaseTrainer._loss_contribution = changed\n"
+        "BatchLoss.contribution = changed\n"
     )
     with pytest.raises(
         UserError, match=r"Out of memory on cpu with 3\d images .* train.micro_batch to 1\d"
@@ -220,9 +220,9 @@ def test_a_bug_keeps_its_trace_and_the_others_are_quiet(
 ) -> None:
     body = (
         "def changed(self, logits, batch):\n"
-        "    if self.context.rank == 1 and batch.step == 3: raise KeyError('a bug')\n"
+        "    if torch.distributed.get_rank() == 1 and batch.step == 3: raise KeyError('a bug')\n"
         "    return share(self, logits, batch)\n"
-        "PhaseTrainer._loss_contribution = changed\n"
+        "BatchLoss.contribution = changed\n"
     )
     with pytest.raises(UserError, match="process 1 of 4"):
         train(prepared, tmp_path / "out", 4, command=broken(tmp_path, body))

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, NamedTuple, Protocol, Self
 
 from ral.data.images.file_names import is_image, is_utf8, shown
@@ -137,7 +137,7 @@ def _kind(archive: Path) -> str:
 
 def _check_member(archive: Path, name: str, regular: bool) -> None:
     """Reject a member that points outside the archive, or is neither a file nor a folder."""
-    if name.startswith("/") or name[1:3] == ":/" or ".." in PurePosixPath(name).parts:
+    if name.startswith("/") or name[1:3] == ":/" or ".." in name.split("/"):
         raise UserError(
             f"{shown(archive)}: member `{shown(name)}` points outside the archive. {DOWNLOAD_AGAIN}"
         )

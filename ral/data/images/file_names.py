@@ -26,6 +26,8 @@ def is_of_images(name: str) -> bool:
 
 def is_hidden(path: str) -> bool:
     """Whether any part of a path begins with a dot or is `__MACOSX`, which macOS adds to archives."""
+    if not path.startswith(".") and "/." not in path and "__MACOSX" not in path:
+        return False  # the usual name; archives have millions
     return any(
         (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/")
     )
