@@ -213,10 +213,8 @@ def main(options: argparse.Namespace) -> None:
             ratios.append((epoch_rate(trainer), len(preloaded.images) / seconds))
         real, preloaded_rate = (statistics.median(part) for part in zip(*ratios, strict=True))
         result["real_over_synthetic"] = round(statistics.median(a / b for a, b in ratios), 4)
-        print(
-            f"{'preloaded input':28}{preloaded_rate:10.1f} images/s\n{'input from shards':28}{real:10.1f} "
-            f"images/s{result['real_over_synthetic']:10.3f}"
-        )
+        print(f"{'preloaded input':28}{preloaded_rate:10.1f} images/s")
+        print(f"{'input from shards':28}{real:10.1f} images/s{result['real_over_synthetic']:10.3f}")
         if gpu:
             torch.backends.cudnn.enabled = False
             official = paired(

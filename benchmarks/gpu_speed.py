@@ -5,7 +5,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch.autograd import DeviceType
 
 from benchmarks import engine as bench
 from benchmarks import losses as loss_bench
+from benchmarks.gpu import Row
 from benchmarks.gpu_rows import (
     DEVICE,
     GPU,
@@ -76,7 +76,7 @@ def profiled(step: Callable[[], object], steps: int = 4) -> dict[str, float]:
     }
 
 
-def step(setting: Setting) -> Iterator[dict[str, Any]]:
+def step(setting: Setting) -> Iterator[Row]:
     """Waits for the GPU and launches per optimizer step, with the moving average of the weights."""
     shapes = [setting.shape(("resnet50", 224, 256)), setting.shape(("resnet10t", 64, 128))]
     context, data = join(), {}
@@ -115,14 +115,14 @@ def step(setting: Setting) -> Iterator[dict[str, Any]]:
         free_memory()
 
 
-def _waits(label: str, figures: dict[str, float]) -> Iterator[dict[str, Any]]:
+def _waits(label: str, figures: dict[str, float]) -> Iterator[Row]:
     """The rows of what a step waits for."""
     yield equal(f"{label}: waits for the device", figures["device waits"], 0)
     yield equal(f"{label}: waits for a stream", figures["stream waits"], 0)
     yield equal(f"{label}: waits for an event", figures["event waits"], 1)
 
 
-def losses(setting: Setting) -> Iterator[dict[str, Any]]:
+def losses(setting: Setting) -> Iterator[Row]:
     """RAL forward and backward against its eager transcription and against torch.compile."""
     seconds = 0.5 if setting.small else 2
     for shape in loss_bench.SHAPES[: 2 if setting.small else None]:
@@ -141,7 +141,7 @@ def losses(setting: Setting) -> Iterator[dict[str, Any]]:
         free_memory()
 
 
-def _compiled_losses(label: str, shape: tuple[int, int], seconds: float) -> Iterator[dict[str, Any]]:
+def _compiled_losses(label: str, shape: tuple[int, int], seconds: float) -> Iterator[Row]:
     """Rows of the compiled forms: what torch.compile makes of the eager formula, and of our loss without its kernel."""
     torch.compiler.reset()
     peers = {"eager": torch.compile(loss_bench.eager), "RAL": torch.compile(RAL())}
@@ -160,7 +160,7 @@ def _compiled_losses(label: str, shape: tuple[int, int], seconds: float) -> Iter
     yield noted(f"{label}: memory of compiled RAL", loss_bench.memory(DEVICE, shape, peers["RAL"]))
 
 
-def speed(setting: Setting) -> Iterator[dict[str, Any]]:
+def speed(setting: Setting) -> Iterator[Row]:
     """Training steps against a bare torch loop, then compiled, then whole epochs with input from shards."""
     backbone, size, batch = setting.shape(("convnext_base", 224, 128))
     context, data = prepare(setting, size, 16 * batch)
@@ -195,7 +195,7 @@ def speed(setting: Setting) -> Iterator[dict[str, Any]]:
         yield at_least("compiled / the authors' recipe", rate / slow, 3.3, setting.rated)
 
 
-def _real_input(setting: Setting, trainer: Trainer) -> Generator[dict[str, Any], None, float]:
+def _real_input(setting: Setting, trainer: Trainer) -> Generator[Row, None, float]:
     """Whole epochs of a compiled network against the same steps on a preloaded batch; returns images per second."""
     preloaded = bench.synthetic(trainer)
     compiled = bench.ours(trainer, preloaded)
@@ -216,7 +216,7 @@ def _real_input(setting: Setting, trainer: Trainer) -> Generator[dict[str, Any],
     return rate
 
 
-def compile(setting: Setting) -> Iterator[dict[str, Any]]:
+def compile(setting: Setting) -> Iterator[Row]:
     """Batches of an epoch have n or n - 1 images: two static graphs without breaks, as fast as each other."""
     from torch._dynamo.utils import counters
 
@@ -256,7 +256,7 @@ def compile(setting: Setting) -> Iterator[dict[str, Any]]:
         yield noted("rate of the second size / first", rates[1] / rates[0], UNRATED)
 
 
-def score(setting: Setting) -> Iterator[dict[str, Any]]:
+def score(setting: Setting) -> Iterator[Row]:
     """Scoring of images, as after an epoch."""
     backbone, size, images = setting.shape(("convnext_base", 512, 1024), ("test_resnet", 64, 256))
     context, data = prepare(setting, size, images)
@@ -273,7 +273,7 @@ def score(setting: Setting) -> Iterator[dict[str, Any]]:
         yield from _score_in_little_memory(network, data)
 
 
-def _score_in_little_memory(network: Network, data: Dataset) -> Iterator[dict[str, Any]]:
+def _score_in_little_memory(network: Network, data: Dataset) -> Iterator[Row]:
     """With a third of the memory that it took, scoring goes on with fewer images at a time, to the same logits."""
     rows, device = np.arange(images_per_pass(data.metadata["size"])), torch.device("cuda")
     whole = score_images(network, data, data.metadata, rows, device)

@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -222,7 +222,7 @@ def with_polars(root: Path, out: Path) -> int:
 KINDS = {"dask": with_dask, "pandas": with_pandas, "polars": with_polars}
 
 
-def one(kind: str, table: Path, out: Path) -> dict[str, Any]:
+def one(kind: str, table: Path, out: Path) -> dict[str, float]:
     """Run one implementation in this process."""
     small = out.with_name("small")
     write_table(small, 500)
@@ -235,7 +235,7 @@ def one(kind: str, table: Path, out: Path) -> dict[str, Any]:
     return {"seconds": seconds, "cpu": cpu, "peak": peak, "answer": result}
 
 
-def measure(kind: str, table: Path, out: Path, times: int) -> dict[str, Any]:
+def measure(kind: str, table: Path, out: Path, times: int) -> dict[str, float]:
     """The fastest of several runs, each in a separate process."""
     command = [sys.executable, "-m", "benchmarks.preprocess", "--one", kind, str(table), str(out)]
     runs = [
@@ -252,7 +252,7 @@ def main(options: argparse.Namespace) -> None:
         print(json.dumps(one(kind, Path(table), Path(out))))
         return
     sizes = [NIH_ROWS, 150_000, 450_000] if options.quick else [NIH_ROWS, 1_000_000, 11_000_000]
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[tuple[str, int], dict[str, float]] = {}
     print(f"{'rows':>12}" + "".join(f"{kind:>22}" for kind in KINDS))
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for rows in sizes:

@@ -9,17 +9,23 @@ import platform
 import re
 import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from prefect import runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from ral import artifacts
 from ral.data.validation.result import ValidationResult
 from ral.evaluation.results import Metrics
 from ral.evaluation.specs import LABELS, MEANS, RANKED_BY
+from ral.release.decision import GateDecision
 from ral.runs import RUN_ID
 from ral.wording import difference, escape, known, notice_sentence, number, sealed, with_interval
+
+# A cell of a table.
+Cell: TypeAlias = str | int | float | bool | None
 
 # What would be HTML, a link, a picture or a format; names such as Pleural_Thickening stay as they are.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~!#<>&]|://|www\.", re.IGNORECASE)
@@ -31,10 +37,10 @@ def run_key(name: str) -> str:
     return f"{name}-{run[:8]}" if run else name
 
 
-def shown(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def shown(table: Sequence[Mapping[str, Cell]]) -> list[dict[str, Cell]]:
     """A table whose text stays text: Prefect's page reads every cell as Markdown, which may load pictures."""
 
-    def cell(value: Any) -> Any:
+    def cell(value: Cell) -> Cell:
         return escape(value) if isinstance(value, str) and _MARKDOWN.search(value) else value
 
     return [{name: cell(value) for name, value in row.items()} for row in table]
@@ -58,9 +64,9 @@ def publish_validation(path: Path) -> None:
 
 def publish_metrics(folder: Path) -> None:
     """Show the metrics, macro and per tier and finding, as tables."""
-    metrics = Metrics.read(folder / "metrics.json")
+    metrics = Metrics.read(folder / artifacts.METRICS.name)
     groups = {"macro": metrics.macro, **metrics.tiers}
-    table = [
+    table: list[dict[str, Cell]] = [
         {
             "group": name,
             "findings": group.findings,
@@ -74,7 +80,7 @@ def publish_metrics(folder: Path) -> None:
         table=shown(table),
         description=f"{kind} Test images, {metrics.confidence:.0%} intervals",
     )
-    with (folder / "findings.csv").open(encoding="utf-8", newline="") as stream:
+    with (folder / artifacts.FINDINGS.name).open(encoding="utf-8", newline="") as stream:
         findings = [_finding(row) for row in csv.DictReader(stream)]
     create_table_artifact(key=run_key("findings"), table=shown(findings), description=kind)
 
@@ -85,26 +91,26 @@ def publish_report(folder: Path) -> None:
     Args:
         folder: the workspace. The report is copied into the run's folder, because the next run replaces the original.
     """
-    reports, copy = folder / "reports", report_copy(folder)
+    reports, copy = folder / artifacts.REPORTS, report_copy(folder)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    for name in ("report.html", "run.css"):
+    for name in (artifacts.REPORT.name, artifacts.RUN_INFO.name):
         if (reports / name).is_file():
             shutil.copyfile(reports / name, copy.with_name(name))
-    metrics = Metrics.read(reports / "metrics.json")
-    text = headline(metrics, _previous(reports / "comparison.csv"), copy)
+    metrics = Metrics.read(folder / artifacts.METRICS)
+    text = headline(metrics, _previous(folder / artifacts.COMPARISON), copy)
     create_markdown_artifact(key=run_key("report"), markdown=text, description=_short(metrics))
 
 
 def publish_bundle(bundle: Path) -> None:
     """Show the headline of a registered model and the command that opens the report in its bundle."""
-    metrics = Metrics.read(bundle / "metrics.json")
-    text = headline(metrics, "", bundle / "report.html")
+    metrics = Metrics.read(bundle / artifacts.METRICS.name)
+    text = headline(metrics, "", bundle / artifacts.REPORT.name)
     create_markdown_artifact(key=run_key("release"), markdown=text, description=_short(metrics))
 
 
 def report_copy(folder: Path) -> Path:
     """Where the report of the current run stays when the next run replaces reports/report.html."""
-    return folder / "runs" / os.environ[RUN_ID] / "report.html"
+    return folder / "runs" / os.environ[RUN_ID] / artifacts.REPORT.name
 
 
 def headline(metrics: Metrics, previous: str, report: Path) -> str:
@@ -152,7 +158,7 @@ def _short(metrics: Metrics) -> str:
     return f"{means} (macro). {notice_sentence(metrics.phantom)}"
 
 
-def _finding(row: dict[str, str]) -> dict[str, Any]:
+def _finding(row: dict[str, str]) -> dict[str, Cell]:
     """A row of findings.csv, narrow enough for the page to show it whole."""
 
     def metric(name: str) -> str:
@@ -185,14 +191,14 @@ def _previous(comparison: Path) -> str:
     )
 
 
-def decision_text(decision: dict[str, Any]) -> str:
+def decision_text(decision: GateDecision) -> str:
     """The gate's decision and its reasons as Markdown."""
-    lines = [f"**{escape(decision['sentence'])}**", ""]
-    for rule in decision["rules"]:
-        lines.append(f"- {escape(rule['rule'])} {rule['result']}: {escape(rule['sentence'])}")
-    return "\n".join([*lines, "", escape(decision["notice"])])
+    lines = [f"**{escape(decision.sentence)}**", ""]
+    for rule in decision.rules:
+        lines.append(f"- {escape(rule.rule)} {rule.result}: {escape(rule.sentence)}")
+    return "\n".join([*lines, "", escape(decision.notice)])
 
 
-def publish_decision(decision: dict[str, Any]) -> None:
+def publish_decision(decision: GateDecision) -> None:
     """Show the gate's decision."""
     create_markdown_artifact(key=run_key("decision"), markdown=decision_text(decision))

@@ -6,7 +6,7 @@ from typing import Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ral.errors import UserError
+from ral.errors import Kind, UserError
 from ral.files import read_json, write_json
 
 # What JSON can hold.
@@ -42,8 +42,26 @@ class Record(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-def problem(error: ValidationError) -> str:
-    """The first problem with the content of a file: the key and what is wrong with it."""
+class Failure(Record):
+    """Why a rank failed, as the first one to fail writes it."""
+
+    kind: Kind
+    retry: bool
+    """Whether rerunning the same command may succeed."""
+    message: str
+    """For people."""
+
+
+class StepFailure(Failure):
+    """Content of runs/<id>/failure.json: why a step failed."""
+
+    step: str
+
+
+def problem(error: ValueError) -> str:
+    """The first problem with the content of a file: the key and what is wrong with it, or that it is no JSON."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg']}" if where else first["msg"]

@@ -9,7 +9,7 @@ manifest has changed.
 
 from pathlib import Path
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.data import ManifestParams
 from ral.config.environment import Environment, load_environment
 from tasks import step
@@ -32,5 +32,5 @@ def run(params: ManifestParams, environment: Environment, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    options = step.parse(__doc__, {"out": ("data/manifest.json", "file to write")})
-    step.main("manifest", lambda: run(load(options.params, ManifestParams), load_environment(), options.out))
+    paths = {"out": (artifacts.MANIFEST, "file to write")}
+    step.command("manifest", __doc__, run, ManifestParams, paths, load_environment)

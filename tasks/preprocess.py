@@ -10,7 +10,7 @@ ral.toml configures where Dask's workers run (docs/images.md); the output does n
 import logging
 from pathlib import Path
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.data import PreprocessParams
 from ral.config.environment import Environment, load_environment
 from ral.errors import plain
@@ -38,16 +38,16 @@ def run(
     from ral.progress import Progress
 
     params = params.model_copy(update={"data": environment.located(params.data)})
-    validation = ValidationResult.read(validated / "validation.json")
+    validation = ValidationResult.read(validated / artifacts.VALIDATION.name)
     columns = ["image_id", "path", "member", "offset", "hash"]
-    images = pd.read_parquet(validated / "images.parquet", columns=columns)
+    images = pd.read_parquet(validated / artifacts.IMAGES.name, columns=columns)
     with (
         atomic_directory(out) as draft,
         Progress("packing images", validation.rows - validation.rows_without_image, "images") as progress,
     ):
         prepare(params, images, draft, environment.dask, progress.add, environment.state_dir, baseline)
-    info = DatasetInfo.read(out / "dataset.json")
-    for line in low_support_warnings(read_class_counts(out / "class_counts.json")):
+    info = DatasetInfo.read(out / artifacts.DATASET.name)
+    for line in low_support_warnings(read_class_counts(out / artifacts.CLASS_COUNTS.name)):
         logger.warning("%s", plain(line))
     same = info.same_image
     if same.images:
@@ -65,21 +65,12 @@ def run(
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "preprocess", __doc__, run, PreprocessParams,
         {
-            "validated": ("data/validated", "output of the step validate"),
-            "out": ("data/prepared", "folder to write"),
-            "baseline": ("baseline", "folder with the accepted split, if any"),
+            "validated": (artifacts.VALIDATED, "output of the step validate"),
+            "out": (artifacts.PREPARED, "folder to write"),
+            "baseline": (artifacts.BASELINE, "folder with the accepted split, if any"),
         },
-    )
-    step.main(
-        "preprocess",
-        lambda: run(
-            load(options.params, PreprocessParams),
-            load_environment(),
-            options.validated,
-            options.out,
-            options.baseline,
-        ),
-    )
+        load_environment,
+    )  # fmt: skip

@@ -12,6 +12,7 @@ interruption, the same command resumes from the newest checkpoint in state_dir.
 import os
 from pathlib import Path
 
+from ral import artifacts
 from ral.config.base import load
 from ral.config.environment import Environment, load_environment
 from ral.config.train import TrainStageParams
@@ -31,7 +32,7 @@ def run(params: TrainStageParams, environment: Environment, prepared: Path, out:
     from ral.launch.local import choose_processes
     from ral.training.spec import TrainSpec
 
-    read_json(prepared / "dataset.json")  # fail early if preprocess has not run
+    read_json(prepared / artifacts.DATASET.name)  # fail early if preprocess has not run
     folder = runs.folder().resolve()
     with atomic_directory(out) as draft:
         spec = folder / "train.json"
@@ -75,8 +76,8 @@ if __name__ == "__main__":
     options = step.parse(
         __doc__,
         {
-            "prepared": ("data/prepared", "what the step preprocess wrote"),
-            "out": ("models", "folder to write"),
+            "prepared": (artifacts.PREPARED, "what the step preprocess wrote"),
+            "out": (artifacts.MODELS, "folder to write"),
         },
         {"dry-run": "show what would be launched, and start nothing"},
     )

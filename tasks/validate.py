@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
 from ral.data.validation import messages
@@ -76,15 +76,15 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             checks=checks,
             files=hash_tables(source, archives) | archives,
         )
-        result.write(folder / "validation.json")
+        result.write(folder / artifacts.VALIDATION.name)
         if not result.passed:
             raise UserError(explain(pages, source.named()))
         if salt:
             result = result.model_copy(update={"checks": redact_samples(checks, salt)})
         for line in warnings(result):
             logger.warning("%s", plain(line))
-        images.to_parquet(draft / "images.parquet", index=False, compression=None)
-        result.write(draft / "validation.json")
+        images.to_parquet(draft / artifacts.IMAGES.name, index=False, compression=None)
+        result.write(draft / artifacts.VALIDATION.name)
     done = f"{result.rows:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
     logger.info(marked(done, result.phantom))
 
@@ -120,14 +120,11 @@ def warnings(result: "ValidationResult") -> list[str]:
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "validate", __doc__, run, ValidateParams,
         {
-            "out": ("data/validated", "folder to write"),
-            "baseline": ("baseline", "folder with the accepted profile, if any"),
+            "out": (artifacts.VALIDATED, "folder to write"),
+            "baseline": (artifacts.BASELINE, "folder with the accepted profile, if any"),
         },
-    )
-    step.main(
-        "validate",
-        lambda: run(load(options.params, ValidateParams), load_environment(), options.out, options.baseline),
-    )
+        load_environment,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, overload
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, overload
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -20,6 +20,9 @@ from ral.config.data import DataConfig
 from ral.errors import UserError
 from ral.files import private_folder, refuse_shared
 from ral.suggest import did_you_mean
+
+# Content of ral.toml before it is validated.
+Toml: TypeAlias = dict[str, Any]
 
 PREFIX = "RAL_"
 
@@ -279,21 +282,21 @@ def variable_name(key: str) -> str:
     return PREFIX + key.replace(".", "_").upper()
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> Toml:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
-def _validate(content: dict[str, Any], source: Path, model: type[Environment]) -> Environment:
+def _validate(content: Toml, source: Path, model: type[Environment]) -> Environment:
     try:
         return model.model_validate(content)
     except ValidationError as error:
         raise UserError(explain(error, model, source)) from None
 
 
-def _set(content: dict[str, Any], key: str, value: Any) -> None:
+def _set(content: Toml, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for section in sections:
         content = content.setdefault(section, {})

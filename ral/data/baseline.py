@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from ral import artifacts
 from ral.data.validation.result import Profile, ValidationResult
 from ral.errors import UserError
 from ral.files import atomic_write, read_json
@@ -101,7 +102,7 @@ def accept_profile(validated: Path, folder: Path) -> Path:
     Raises:
         UserError: validate has not run, or the data did not pass.
     """
-    path = validated / "validation.json"
+    path = validated / artifacts.VALIDATION.name
     if not path.is_file():
         raise UserError(f"{path} does not exist. Run validate first: dvc repro validate.")
     validation = ValidationResult.read(path)
@@ -126,7 +127,7 @@ def accept_logits(models: Path, folder: Path) -> Path:
     Raises:
         UserError: train has not run.
     """
-    return _accept(models / "logits/test.parquet", folder / LOGITS, "train")
+    return _accept(models / artifacts.LOGITS.name / artifacts.logits("test").name, folder / LOGITS, "train")
 
 
 def _accept(path: Path, destination: Path, stage: str) -> Path:
@@ -142,10 +143,12 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("profile", "split", "logits"), help="what to accept")
-    parser.add_argument("--validated", type=Path, default=Path("data/validated"), help="(data/validated)")
-    parser.add_argument("--prepared", type=Path, default=Path("data/prepared"), help="(data/prepared)")
-    parser.add_argument("--models", type=Path, default=Path("models"), help="(models)")
-    parser.add_argument("--baseline", type=Path, default=Path("baseline"), help="folder to write (baseline)")
+    parser.add_argument("--validated", type=Path, default=Path(artifacts.VALIDATED), help="(data/validated)")
+    parser.add_argument("--prepared", type=Path, default=Path(artifacts.PREPARED), help="(data/prepared)")
+    parser.add_argument("--models", type=Path, default=Path(artifacts.MODELS), help="(models)")
+    parser.add_argument(
+        "--baseline", type=Path, default=Path(artifacts.BASELINE), help="folder to write (baseline)"
+    )
     options = parser.parse_args()
     try:
         if options.what == "profile":

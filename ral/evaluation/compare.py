@@ -11,14 +11,14 @@ are for the final report. Tiers, replicates, interval and seed are those of the 
 import argparse
 from pathlib import Path
 
+from ral import artifacts
+
 if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="+", type=Path, help="logits; the first is the baseline")
-    parser.add_argument(
-        "--studies", type=Path, default=Path("data/prepared/studies.parquet"), help="labels and split"
-    )
+    parser.add_argument("--studies", type=Path, default=Path(artifacts.STUDIES), help="labels and split")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--out", type=Path, help="also write the table to this CSV file")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ral import artifacts
 from ral.config.base import load, read_yaml
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.data.baseline import SPLIT, read_split
@@ -44,8 +45,8 @@ def read_record(folder: Path, findings: tuple[str, ...]) -> ModelRecord:
     if (folder / BUNDLE).is_file():
         reports = project = prepared = folder
     else:
-        project = folder if (folder / "models/model.json").is_file() else folder.resolve().parent
-        reports, prepared = project / "reports", project / "data/prepared"
+        project = folder if (folder / artifacts.MODEL).is_file() else folder.resolve().parent
+        reports, prepared = project / artifacts.REPORTS, project / artifacts.PREPARED
     for path in (reports / FINDINGS, project / "params.yaml"):
         if not path.is_file():
             raise UserError(

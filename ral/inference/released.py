@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from ral import artifacts
 from ral.config.base import load
 from ral.config.environment import load_environment
 from ral.config.params import Params
@@ -161,27 +162,27 @@ def _model_files(folder: Path) -> ModelFiles:
         name, kind, calibration = folder.resolve().name, index["kind"], folder / CALIBRATION
         weights, pixels = model_files(kind, folder), _pixels(index["preprocessing"])
         return ModelFiles(name, folder, weights, calibration, folder / CARD, pixels, kind)
-    if not (folder / "model.json").is_file() and (folder / "models/model.json").is_file():
-        folder = folder / "models"
-    project, reports = folder.resolve().parent, folder.resolve().parent / "reports"
+    if not (folder / artifacts.MODEL.name).is_file() and (folder / artifacts.MODEL).is_file():
+        folder = folder / artifacts.MODELS
+    project = folder.resolve().parent
     params = project / "params.yaml"
     # Only a model.json of an earlier version needs params.yaml, whose other sections do not matter here.
     preparation: dict[str, Any] | None = None
     if params.is_file() and read_model_info(folder).preparation is None:
         preparation = _pixels(load(params, Params).preprocess.model_dump())
-    weights, card = [folder / "model.safetensors"], reports / "model_card.md"
-    return ModelFiles(project.name, folder, weights, reports / CALIBRATION, card, preparation, None)
+    weights, card = [folder / artifacts.WEIGHTS.name], project / artifacts.MODEL_CARD
+    return ModelFiles(project.name, folder, weights, project / artifacts.CALIBRATION, card, preparation, None)
 
 
 def _release(folder: Path) -> ModelFiles:
     content = verify(folder)
-    if CALIBRATION not in content["files"]:
+    if CALIBRATION not in content.files:
         raise UserError(
             f"{folder} was released without its calibration, by an earlier version. Register the model again, or use "
             "the folder models/ of the project that trained it."
         )
     model = folder / "model"
-    weights, preparation = [model / "model.safetensors"], _pixels(content["params"]["preprocess"])
+    weights, preparation = [model / "model.safetensors"], _pixels(content.params["preprocess"])
     card = folder / "model_card.md"
     return ModelFiles(folder.resolve().name, model, weights, folder / CALIBRATION, card, preparation, None)
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ral import artifacts
 from ral.errors import UserError
 from ral.evaluation.results import Metrics
 from ral.evaluation.specs import LABELS, RANKED_BY
@@ -49,8 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("metrics", type=Path, nargs="?", default=Path("reports/metrics.json"))
-    parser.add_argument("report", type=Path, nargs="?", default=Path("reports/report.html"))
+    parser.add_argument("metrics", type=Path, nargs="?", default=Path(artifacts.METRICS))
+    parser.add_argument("report", type=Path, nargs="?", default=Path(artifacts.REPORT))
     options = parser.parse_args()
     try:
         metrics = Metrics.read(options.metrics)

@@ -6,7 +6,6 @@ folder is removed when training succeeds.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ral.errors import UserError
-from ral.files import private_folder, read_json, sha256, write_json
+from ral.files import flush, private_folder, read_json, sha256, try_lock, write_json
 from ral.models.pretrained import refuse_not_finite
 from ral.user_code import files_in_use
 
@@ -99,14 +98,12 @@ class Checkpoints:
             UserError: another process holds the lock.
         """
         with (self.folder / "lock").open("a+", encoding="utf-8") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(stream):
                 stream.seek(0)
                 raise UserError(
                     f"The same training is running already ({stream.read() or 'unknown process'}). Wait for "
                     "it, or stop it."
-                ) from None
+                )
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {platform.node()}")
             stream.flush()
@@ -129,7 +126,7 @@ class Checkpoints:
             write_json(draft / STATE, state)
             write_json(draft / CHECKSUMS, {name: sha256(draft / name) for name in (TENSORS, STATE)})
             for path in (*draft.iterdir(), draft):
-                _fsync(path)
+                flush(path)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)  # full disk: keep the existing checkpoints
             error.filename = error.filename or str(self.folder)
@@ -137,7 +134,7 @@ class Checkpoints:
         target = self._path(step)
         shutil.rmtree(target, ignore_errors=True)  # a corrupt one that was skipped
         draft.rename(target)
-        _fsync(self.folder)
+        flush(self.folder)
         for old in self._paths()[: -self.keep]:
             shutil.rmtree(old)
         self._last_save = time.monotonic()
@@ -230,12 +227,3 @@ def _problem(path: Path) -> str | None:
     except UserError as error:
         return str(error).partition(". ")[0]
     return None
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file or folder to disk, so that a power failure cannot leave an incomplete checkpoint."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

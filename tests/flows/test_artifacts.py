@@ -10,8 +10,10 @@ import pytest
 from evaluated import HOSTILE
 from report_inputs import make, write
 from servers import Server
+from simulated_release import gate_decision
 
 from flows.artifacts import decision_text, headline, open_command, shown
+from ral.release.decision import Rule
 
 NAMES = ["validation", "metrics", "findings", "report"]
 PUBLISH = """
@@ -103,12 +105,10 @@ def test_the_headline_is_a_table_and_a_command() -> None:
 
 
 def test_a_decision_is_text_in_markdown() -> None:
-    rule = {
-        "rule": f"tail {HOSTILE}",
-        "result": "holds",
-        "sentence": "![x](http://h/x) <img src=x>\n# Not a title",
-    }
-    text = decision_text({"sentence": f"HOLD: {HOSTILE}", "rules": [rule], "notice": "Research"})
+    sentence = "![x](http://h/x) <img src=x>\n# Not a title"
+    rule = Rule(rule=f"tail {HOSTILE}", result="holds", sentence=sentence)
+    changes = {"sentence": f"HOLD: {HOSTILE}", "rules": [rule]}
+    text = decision_text(gate_decision().model_copy(update=changes))
     assert "<" not in text
     assert "://" not in text
     assert [line[:2] for line in text.splitlines()] == ["**", "", "- ", "", "Re"]

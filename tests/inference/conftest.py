@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, Once, set_params
+from simulated_release import gate_decision
 
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
@@ -45,7 +46,7 @@ def release(project: Path, tmp_path: Path) -> Path:
     """A release of the model, in the registry of tmp_path/state; it is the champion."""
     folder = tmp_path / "state/releases/v0.1.0"
     folder.mkdir(parents=True)
-    build_bundle(project, {"decision": "PROMOTE"}, "0" * 40, folder)
+    build_bundle(project, gate_decision(), "0" * 40, folder)
     (tmp_path / "state/champion").symlink_to("releases/v0.1.0")
     (tmp_path / "state").chmod(0o700)
     return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, set_params
+from simulated_release import gate_decision
 
 from ral.files import write_json
 from ral.release.registry import Registry
@@ -39,8 +40,7 @@ def base(
         release(text)
     registry.promote("v0.1.0", "test", "the first")
     (tmp_path / "commit").write_text(commit("last"))
-    decision = {"run_id": "last", "decision": "PROMOTE", "champion": "v0.1.0", "set": 0, "sentence": "better"}
-    write_json(tmp_path / "decision.json", decision)
+    gate_decision("last", champion="v0.1.0").write(tmp_path / "decision.json")
     return tmp_path
 
 

@@ -20,12 +20,14 @@ from ral.reporting import overview
 from ral.reporting.report import render, rows_of
 from ral.reporting.run_info import write_run_info
 from ral.reporting.tables import Table
+from ral.runs import Machine, RunRecord, StepRecord
 
 ROOT = Path(__file__).parents[2]
-RECORD = {
-    "id": "20270102T030405-6", "commit": "0123456789abcdef" * 2, "uncommitted_changes": False,
-    "steps": {"report": {"started": "2027-01-02T03:04:05.678+00:00"}},
-}  # fmt: skip
+RECORD = RunRecord(
+    id="20270102T030405-6", commit="0123456789abcdef" * 2, uncommitted_changes=False,
+    machine=Machine(host="host", system="Linux", python="3.11", cores=2),
+    steps={"report": StepRecord(started="2027-01-02T03:04:05.678+00:00", status="running")},
+)  # fmt: skip
 
 
 def texts(table: Table) -> list[list[str]]:
@@ -100,14 +102,15 @@ def test_the_page_is_the_same_whatever_run_made_it(tmp_path: Path) -> None:
     before = page.read_bytes()
     write_run_info(page, RECORD)
     assert page.read_bytes() == before
-    assert RECORD["id"].encode() not in before
+    assert RECORD.id.encode() not in before
     digest = re.search(r'data-report="([0-9a-f]{16})"', before.decode())
     assert digest
     expected = (
         '--run-id: "20270102T030405-6"; --run-commit: "0123456789ab"; --run-date: "2027-01-02 03:04 UTC";'
     )
     assert (tmp_path / "run.css").read_text() == f':root[data-report="{digest[1]}"] {{ {expected} }}\n'
-    hostile = RECORD | {"id": '"} body { display: none } x{"', "commit": None, "uncommitted_changes": True}
+    changes = {"id": '"} body { display: none } x{"', "commit": None, "uncommitted_changes": True}
+    hostile = RECORD.model_copy(update=changes)
     write_run_info(page, hostile)
     written = (tmp_path / "run.css").read_text()
     assert written.count("{") == written.count("}") == 1
