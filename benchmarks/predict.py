@@ -115,7 +115,7 @@ def bare(archive: Path, model: Path) -> float:
     def score(start: int) -> None:
         pixels = np.stack([decode(content, SIZE, "") for content in contents[start : start + CPU_PASS]])
         with torch.no_grad():
-            network(channels_last(normalised(torch.from_numpy(pixels), opened.metadata))).numpy()
+            network(channels_last(normalised(torch.from_numpy(pixels), opened.info))).numpy()
 
     started = time.perf_counter()
     with ThreadPoolExecutor(WORKERS) as pool:

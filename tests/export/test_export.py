@@ -27,7 +27,7 @@ from ral.inference.export_folder import MODEL_FILES
 from ral.inference.released import open_model
 from ral.inference.score import normalised
 from ral.models import import_timm
-from ral.models.load import load_model
+from ral.models.load import load_network
 from ral.phantom.population import draw_population
 from ral.phantom.signs import draw_image
 
@@ -60,8 +60,8 @@ def pixels() -> Tensor:
 
 def expected(project: Path, pixels: Tensor) -> Tensor:
     """Logits of the network that was exported."""
-    network, metadata = load_model(project / "models")
-    return network(normalised(pixels, metadata))
+    network, info = load_network(project / "models")
+    return network(normalised(pixels, info))
 
 
 def export(kind: str, model: Path, out: Path) -> Path:
@@ -83,9 +83,9 @@ def test_same_logits_for_any_number_of_images(
 ) -> None:
     folder = project(**model)
     opened = open_model(export(kind, folder, tmp_path / "out"))
-    reference, network = expected(folder, pixels), load_model(folder / "models")[0]
+    reference, network = expected(folder, pixels), load_network(folder / "models")[0]
     assert reference.std(dim=0).min() > 1e-2  # the images differ for the network
-    images = normalised(pixels, opened.metadata)
+    images = normalised(pixels, opened.info)
     for number in (1, 2, 7):
         logits = opened.network(images[:number])
         assert logits.shape == (number, len(FINDINGS))
@@ -252,7 +252,7 @@ def test_an_export_of_the_users_own_network_needs_no_code(tmp_path: Path, pixels
     with pytest.raises(UserError, match="its code must be in this project"):
         open_model(tmp_path / "project")
     opened = open_model(tmp_path / "torch")
-    assert opened.network(normalised(pixels, opened.metadata)).shape == (7, len(FINDINGS))
+    assert opened.network(normalised(pixels, opened.info)).shape == (7, len(FINDINGS))
 
 
 def test_errors_say_what_to_do_and_nothing_is_written(project: Project, tmp_path: Path, capsys: Any) -> None:
@@ -323,8 +323,8 @@ def test_an_export_is_not_exported_again(project: Project, tmp_path: Path, capsy
 
 
 def test_export_that_differs_is_refused(project: Project) -> None:
-    network, metadata = load_model(project() / "models")
-    images = normalised(check.phantom_images(SIZE), metadata)
+    network, info = load_network(project() / "models")
+    images = normalised(check.phantom_images(SIZE), info)
     assert check.largest_difference(network, lambda part: network(part) + 5e-5, images) > 4e-5
     for wrong in (
         lambda part: network(part) + 2e-4,
@@ -345,7 +345,7 @@ def test_weights_beside_a_large_onnx_model(
     out = export("onnx", folder, tmp_path / "out")
     assert (out / "model.onnx.data").stat().st_size > (out / "model.onnx").stat().st_size
     opened = open_model(out)
-    logits = opened.network(normalised(pixels, opened.metadata))
+    logits = opened.network(normalised(pixels, opened.info))
     assert (logits - expected(folder, pixels)).abs().max() <= check.TOLERANCE
     (out / "model.onnx.data").unlink()
     with pytest.raises(UserError, match=r"model\.onnx\.data is missing"):

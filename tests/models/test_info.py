@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from ral.config.model import ModelConfig
 from ral.errors import UserError
-from ral.models.info import ModelInfo, Preparation, read_model_info
+from ral.models.info import ModelInfo, read_model_info
+from ral.preparation import Preparation
 
 INFO = ModelInfo(
     model=ModelConfig(backbone="test_resnet"),
