@@ -83,7 +83,13 @@ def write_model(folder: Path) -> None:
         },
     )
     entry = {"kind": "platt", "numbers": [1.0, 1.0, 0.0], "knots": [], "thresholds": {"max_f1": 0.5}}
-    calibration = {"format": 1, "rule": "max_f1", "version": "0", "findings": dict.fromkeys(names, entry)}
+    calibration = {
+        "format": 1,
+        "data": "phantom",
+        "rule": "max_f1",
+        "version": "0",
+        "findings": dict.fromkeys(names, entry),
+    }
     write_json(folder / "reports/calibration.json", calibration)
 
 

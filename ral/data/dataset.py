@@ -26,7 +26,7 @@ class Dataset:
     @property
     def findings(self) -> tuple[str, ...]:
         """The findings to learn, in the order of the model's outputs."""
-        return tuple(self.info.findings)
+        return self.info.findings
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of the images in `split`, int64, ascending."""

@@ -62,7 +62,7 @@ class DatasetInfo(Record):
     inverted: int
     """Images inverted because the table marks them as MONOCHROME1."""
     notes: Mapping[str, Note]
-    findings: Sequence[str]
+    findings: tuple[str, ...]
     """The findings to learn, in the order of the model's outputs."""
     size: int
     """Height and width of an image in pixels."""

@@ -56,7 +56,7 @@ def write(network: nn.Module, info: ModelInfo, folder: Path) -> None:
         for value in [*graph.inputs, *graph.initializers.values()]:
             value.metadata_props.clear()
         graph.metadata_props.clear()
-    content, keys = info.to_dict(), ("findings", "size", "pixel_mean", "pixel_deviation", "phantom")
+    content, keys = info.to_json(), ("findings", "size", "pixel_mean", "pixel_deviation", "phantom")
     model.metadata_props.clear()
     model.metadata_props.update({key: json.dumps(content[key]) for key in keys})
     size = sum(tensor.nbytes for tensor in network.state_dict().values())

@@ -54,9 +54,9 @@ class ModelInfo(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write model.json."""
-        write_json(path, self.to_dict())
+        write_json(path, self.to_json())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The content of model.json as plain values."""
         return self.model_dump(mode="json")
 
