@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from PIL import Image
+from simulated_release import write_bundle
 from torch import Tensor
 
 from ral.config.data import PhantomConfig
@@ -193,18 +194,17 @@ def test_from_a_release_whose_hashes_are_checked(project: Project, tmp_path: Pat
     for name in ("model.json", "model.safetensors"):
         (folder / "models" / name).rename(bundle / "model" / name)
     (folder / "reports/model_card.md").rename(bundle / "model_card.md")
-    preprocess = {"size": SIZE, "shard_images": 10, "fit": "crop", "range": "own"}
+    params = {"preprocess": {"size": SIZE, "shard_images": 10, "fit": "crop", "range": "own"}}
 
-    def write_bundle() -> None:
+    def describe() -> None:
         paths = [path for path in bundle.rglob("*") if path.is_file() and path.name != "bundle.json"]
-        files = {path.relative_to(bundle).as_posix(): sha256(path) for path in paths}
-        write_json(bundle / "bundle.json", {"files": files, "params": {"preprocess": preprocess}})
+        write_bundle(bundle, [path.relative_to(bundle).as_posix() for path in paths], params=params)
 
-    write_bundle()
+    describe()
     assert main(["timm", "--model", str(bundle), "-o", str(tmp_path / "out")]) == 1
     assert "released without its calibration" in capsys.readouterr().err
     (folder / "reports/calibration.json").rename(bundle / "calibration.json")
-    write_bundle()
+    describe()
     out = export("timm", bundle, tmp_path / "out")
     assert json.loads((out / "export.json").read_text())["preprocessing"]["fit"] == "crop"
     (bundle / "calibration.json").write_text("{}")
@@ -228,6 +228,7 @@ OWN_NETWORK = """
 import sys
 from pathlib import Path
 from own_classes import NETWORK, write_classes
+from simulated_release import write_bundle
 from untrained import write_project
 write_classes(Path())
 from ral.export import main
