@@ -1,12 +1,13 @@
 """Training and packing on two hosts with real SLURM and ssh: namespaces of this machine with a link between them."""
 
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from conftest import ROOT
 from trainings import history, outputs, params, prepare_phantom, steps, train, write_params
@@ -35,7 +36,7 @@ class Training:
     def run(self) -> Path:
         return self.folder / "runs" / f"run-{self.folder.name}"
 
-    def start(self) -> psutil.Popen:
+    def start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tasks.train", "--prepared", str(self.prepared), "--out", "out"]
         return self.cluster.node1.start(
             *command, log=self.folder / "log.txt", cwd=self.folder, **self.settings
@@ -62,7 +63,13 @@ class Training:
         assert launcher.wait() != 0, self.log()
         wait_until(lambda: not self.remaining())
         assert 3 <= self.steps_done() < STEPS
-        return json.loads((self.run / "failure.json").read_text())
+        failure = self.run / "failure.json"
+        return json.loads(failure.read_text()) if failure.exists() else {}
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the launcher."""
+        (launcher,) = self.cluster.node1.processes("tasks.train")
+        launcher.send_signal(number)
 
     def remaining(self) -> list[str]:
         """Processes of this training on both hosts: watchers, ranks, launchers."""
@@ -100,8 +107,8 @@ def two_processes(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return train(prepared, tmp_path_factory.mktemp("two") / "out", 2, epochs=EPOCHS)
 
 
-def the_same(training: Training, out: Path, alone: Path, two_processes: Path) -> None:
-    """The losses are those of one process, and the outputs to the byte those of two on one machine."""
+def compare(training: Training, out: Path, alone: Path, two_processes: Path) -> None:
+    """All losses, also of a resumed training, are those of one process, and the outputs to the byte those of two on one machine."""
     assert len(steps(training.run)) == STEPS
     np.testing.assert_allclose(steps(training.run), steps(alone), rtol=1e-4)
     np.testing.assert_allclose(history(out)["train_loss"], history(alone)["train_loss"], rtol=1e-4)
@@ -113,7 +120,103 @@ def test_slurm_trains_as_one_process(
 ) -> None:
     training = Training(cluster, tmp_path / "run", prepared, SLURM)
     out = training.finish()
-    the_same(training, out, alone, two_processes)
+    compare(training, out, alone, two_processes)
     jobs = cluster.node1.run("scontrol", "--oneliner", "show", "job")
     assert "NumNodes=2" in jobs
     assert "JobState=COMPLETED" in jobs
+
+
+def resume(training: Training, alone: Path, two_processes: Path) -> None:
+    """The same command resumes and ends as an uninterrupted training does."""
+    before = training.steps_done()
+    out = training.finish()
+    assert f"Resuming from checkpoint at step {before}:" in training.log()
+    compare(training, out, alone, two_processes)
+
+
+def test_slurm_without_the_link_ends_both_hosts_and_resumes(
+    cluster: Cluster, prepared: Path, tmp_path: Path, wait_until: Callable, alone: Path, two_processes: Path
+) -> None:
+    training = Training(cluster, tmp_path / "run", prepared, SLURM)
+    failure = training.interrupted(wait_until, lambda: cluster.node2.set_link("down"))
+    assert (failure["kind"], failure["retry"]) == ("queue", True)
+    assert "NODE_FAIL" in failure["message"]
+    cluster.node2.set_link("up")
+    resume(training, alone, two_processes)
+
+
+@pytest.mark.parametrize("how", ["scancel", "terminate", "kill"])
+def test_a_cancelled_slurm_job_leaves_nothing_and_resumes(
+    cluster: Cluster, prepared: Path, tmp_path: Path, wait_until: Callable, alone: Path, two_processes: Path, how: str
+) -> None:
+    training = Training(cluster, tmp_path / "run", prepared, SLURM)
+    interrupt = {
+        "scancel": lambda: cluster.node1.run("scancel", "1"),
+        "terminate": lambda: training.send(signal.SIGTERM),
+        "kill": lambda: training.send(signal.SIGKILL),
+    }
+    failure = training.interrupted(wait_until, interrupt[how])
+    assert how == "kill" or (failure["kind"], failure["retry"]) == ("interrupted", True)
+    wait_until(lambda: not cluster.node1.run("squeue", "--noheader"))
+    assert "JobState=CANCELLED" in cluster.node1.run("scontrol", "--oneliner", "show", "job", "1")
+    assert not cluster.remaining("slurmstepd")
+    resume(training, alone, two_processes)
+
+
+def hostfile(folder: Path) -> dict[str, str]:
+    path = folder / "hosts"
+    path.write_text("node1 slots=1\nnode2 slots=1\n")
+    return {"RAL_TRAINING_LAUNCHER": "hostfile", "RAL_TRAINING_HOSTFILE": str(path)}
+
+
+def test_ssh_trains_as_one_process(
+    cluster: Cluster, prepared: Path, tmp_path: Path, alone: Path, two_processes: Path
+) -> None:
+    training = Training(cluster, tmp_path / "run", prepared, hostfile(tmp_path))
+    compare(training, training.finish(), alone, two_processes)
+
+
+@pytest.mark.parametrize("how", ["link", "terminate", "kill"])
+def test_ssh_interrupted_ends_both_hosts_and_resumes(
+    cluster: Cluster, prepared: Path, tmp_path: Path, wait_until: Callable, alone: Path, two_processes: Path, how: str
+) -> None:
+    training = Training(cluster, tmp_path / "run", prepared, hostfile(tmp_path))
+    # DeepSpeed passes this file's variables to all hosts.
+    (training.folder / ".deepspeed_env").write_text("DEEPSPEED_TIMEOUT=1\n")
+    interrupt = {
+        "link": lambda: cluster.node2.set_link("down"),
+        "terminate": lambda: training.send(signal.SIGTERM),
+        "kill": lambda: training.send(signal.SIGKILL),
+    }
+    failure = training.interrupted(wait_until, interrupt[how])
+    kind = {"link": "lost_process", "terminate": "interrupted"}
+    assert how == "kill" or (failure["kind"], failure["retry"]) == (kind[how], True)
+    cluster.node2.set_link("up")
+    resume(training, alone, two_processes)
+
+
+PACK = """
+import sys
+from pathlib import Path
+from ral.config.environment import load_environment
+from trainings import prepare_phantom
+prepare_phantom(Path(sys.argv[1]), Path(sys.argv[2]), load_environment().dask)
+"""
+
+
+def test_images_are_packed_by_slurm_jobs(
+    cluster: Cluster, small_phantom: Path, prepared: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    settings = {
+        "RAL_DASK_TARGET": "slurm", "RAL_DASK_WORKERS": "2", "RAL_DASK_MEMORY": "2GiB", "RAL_DASK_INTERFACE": "eth0",
+        "RAL_STATE_DIR": str(tmp_path / "state"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }  # fmt: skip
+    cluster.node1.run(sys.executable, "-c", PACK, str(small_phantom), str(packed), **settings)
+    names = [path.relative_to(prepared) for path in prepared.rglob("*") if path.is_file()]
+    assert names
+    assert [(packed / name).read_bytes() for name in names] == [(prepared / name).read_bytes() for name in names]
+    jobs = cluster.node1.run("scontrol", "--oneliner", "show", "job")
+    assert jobs.count("JobName=dask-worker") == 2
+    assert not cluster.remaining("dask")
