@@ -41,6 +41,7 @@ lint: .venv/installed-dev
 	ruff check
 	ruff format --check
 	mypy
+	python tests/limits.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11, say.") if sys.version_info < (3, 11) else None'

@@ -41,7 +41,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -50,11 +50,13 @@ from benchmarks.simulated import BINS, FINDINGS, SHARES, Population, Sample, all
 from ral.config.evaluate import Rule
 from ral.evaluation import decision_curve, resampled_metrics
 from ral.evaluation.audit import group_metrics
-from ral.evaluation.bootstrap import BootstrapDistribution, Interval, Resamples, draw
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw
 from ral.evaluation.exact import clopper_pearson
 from ral.evaluation.reliability import curve
-from ral.evaluation.score import METRICS, OFFICIAL, Estimate, means, micro
+from ral.evaluation.results import Estimate, Interval
+from ral.evaluation.score import means, micro
 from ral.evaluation.second_reading import agreements
+from ral.evaluation.specs import FINDING_METRICS, OFFICIAL
 
 LEAST, MOST = 0.93, 0.98
 # With fewer intervals a cell is not judged: 2,000 samples of 100 patients hold a handful of Hernias.
@@ -126,7 +128,7 @@ def _findings(images: Sample, resamples: Resamples, truth: Population, counts: C
     for label, names in groups.items():
         if len(names) < 2:
             continue  # the mean of one finding is that finding
-        for metric, estimate in means([values[name] for name in names], resamples, METRICS).items():
+        for metric, estimate in means([values[name] for name in names], resamples, FINDING_METRICS).items():
             # Only findings that have a value.
             used = [name for name in names if np.isfinite(values[name][metric].values[0])]
             _count(counts, f"{metric} {label}", estimate, _mean(truth.first, used, metric))
@@ -227,16 +229,29 @@ def _groups(images: Sample, resamples: Resamples, truth: Population, counts: Cou
             _count(counts, f"{metric} gap macro", gap, 0.0)
 
 
-def summary(samples: list[Counts]) -> dict[str, dict[str, Any]]:
+class Coverage(TypedDict):
+    """The intervals of one metric for one size of the test set."""
+
+    intervals: int
+    withheld: int
+    """Samples without an interval."""
+    coverage: float | None
+    """Share of the intervals that hold the true value; None without an interval."""
+    low: NotRequired[float]
+    high: NotRequired[float]
+    fails: bool
+
+
+def summary(samples: list[Counts]) -> dict[str, Coverage]:
     """Coverage of each cell with its 99 % interval, and whether it fails.
 
     The metrics of a sample are dependent, so the variance is that of a ratio estimate over samples.
     """
-    cells: dict[str, dict[str, Any]] = {}
+    cells: dict[str, Coverage] = {}
     for cell in dict.fromkeys(name for counts in samples for name in counts):
         table = np.array([counts.get(cell, (0, 0, 0)) for counts in samples], dtype=np.float64)
         held, shown, withheld = table.sum(axis=0)
-        entry: dict[str, Any] = {
+        entry: Coverage = {
             "intervals": int(shown),
             "withheld": int(withheld),
             "coverage": None,
@@ -266,7 +281,7 @@ def main(options: argparse.Namespace) -> None:
     if options.quick:
         samples, sizes, replicates, truth = 60, sizes[:1], 400, QUICK_TRUTH
     done = _read(options.state, truth, replicates)
-    cells: dict[str, dict[str, Any]] = {}
+    cells: dict[str, Coverage] = {}
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for size in sizes:
             missing = [seed for seed in range(samples) if (size, seed) not in done]
@@ -306,7 +321,7 @@ def _read(state: Path | None, truth: int, replicates: int) -> dict[tuple[int, in
     return done
 
 
-def _print(cells: Mapping[str, Mapping[str, Any]], sizes: Iterable[int]) -> None:
+def _print(cells: Mapping[str, Coverage], sizes: Iterable[int]) -> None:
     names = dict.fromkeys(cell.rsplit(",", 1)[0] for cell in cells)
     print("| figure | " + " | ".join(f"{size} patients" for size in sizes) + " |")
     print("| --- |" + " --- |" * len(list(sizes)))
@@ -315,7 +330,7 @@ def _print(cells: Mapping[str, Mapping[str, Any]], sizes: Iterable[int]) -> None
         print(f"| {name} | " + " | ".join(_cell(entry) for entry in entries) + " |")
 
 
-def _cell(entry: Mapping[str, Any] | None) -> str:
+def _cell(entry: Coverage | None) -> str:
     if entry is None or 0 < entry["intervals"] < LEAST_INTERVALS:
         return "–"
     if entry["coverage"] is None:

@@ -21,7 +21,9 @@ if __name__ == "__main__":  # before the imports that take seconds: --help needs
     parser.add_argument("--quick", action="store_true", help="under a minute")
     options = parser.parse_args()
 
+import functools
 import json
+import math
 import os
 import platform
 import statistics
@@ -39,16 +41,18 @@ from ral.config.model import ModelConfig
 from ral.config.train import TrainConfig, TrainParams
 from ral.data.dataset import Dataset
 from ral.inference.prefetch import MicroBatch
-from ral.inference.score import normalised
 from ral.launch.base import free_port
 from ral.losses import RAL
 from ral.models import build_model
-from ral.models.groups import parameter_groups
+from ral.models.inputs import normalised
 from ral.training.augment import transform
 from ral.training.backend import set_cuda_math
-from ral.training.engine import init_process, start_engine
-from ral.training.loop import DistributedContext, Phase, PhaseTrainer
+from ral.training.build import build_trainer
+from ral.training.checkpoint import Checkpoints
+from ral.training.distributed import DistributedContext, init_process
+from ral.training.spec import TrainSpec
 from ral.training.state import PreemptionFlag, TrainState
+from ral.training.trainer import Trainer
 
 AUGMENT = {"flip": 0.5, "rotate": 8.0, "shift": 0.06, "zoom": 0.1}
 
@@ -69,50 +73,33 @@ def parameters(backbone: str, options: dict[str, Any], batch: int, **changes: An
     )
 
 
-def build(params: TrainParams, dataset: Dataset, context: DistributedContext) -> PhaseTrainer:
-    """The trainer of our loop."""
+def build(params: TrainParams, dataset: Dataset, context: DistributedContext) -> Trainer:
+    """The trainer of our loop, at the start of its first phase; it saves no checkpoint."""
     set_cuda_math(params.train)
-    torch.manual_seed(0)
-    model = build_model(params.model, len(dataset.findings))
-    model.use_bfloat16 = params.train.precision == "bfloat16"
-    if params.train.compile:
-        model.compile(dynamic=False)
-    groups = parameter_groups(model, params.train.weight_decay, params.train.learning_rate, 1.0)
-    engine = start_engine(model, groups, params.train, context.world_size)
-    phase = Phase("network", 1, params.train.learning_rate, params.train.sampler)
-    return PhaseTrainer(
-        engine,
-        [],
-        dataset,
-        params,
-        phase,
-        context,
-        TrainState(),
-        PreemptionFlag(),
-        lambda: False,
-        lambda: None,
-    )
+    folder = dataset.folder
+    spec = TrainSpec(
+        params=params, prepared=folder, out=folder, run=folder, state_dir=folder, failure=folder / "failure.json",
+        checkpoint_minutes=math.inf, keep=1, tensorboard=False, dvclive=False, min_positives=1,
+    )  # fmt: skip
+    checkpoints = Checkpoints(folder / "checkpoints", spec.keep, spec.checkpoint_minutes)
+    trainer = build_trainer(spec, dataset, context, checkpoints, PreemptionFlag())
+    trainer.start_phase({})
+    return trainer
 
 
-def synthetic(trainer: PhaseTrainer) -> MicroBatch:
+def synthetic(trainer: Trainer) -> MicroBatch:
     """The first batch of the epoch, on the device."""
-    batch = next(trainer._micro_batches(0, 0))
+    batch = next(trainer.parts.batches.micro_batches(0, 0))
     device = trainer.context.device
     moved = {name: getattr(batch, name).to(device) for name in ("images", "targets", "maps")}
     return batch._replace(**moved)
 
 
-def ours(trainer: PhaseTrainer, batch: MicroBatch) -> Callable[[], None]:
+def ours(trainer: Trainer, batch: MicroBatch) -> Callable[[], None]:
     """One optimizer step of our loop."""
-    trainer.engine.train()
-    trainer.buffer_backup.save()
-
-    def step() -> None:
-        loss = trainer._backward(batch)
-        trainer.engine.step()
-        trainer._after_step(0, loss)
-
-    return step
+    trainer.parts.engine.train_mode()
+    trainer.parts.buffer_backup.save()
+    return functools.partial(trainer.train_step, 0, [batch])
 
 
 def bare(
@@ -163,7 +150,7 @@ def paired(
     return {name: seconds[1:] for name, seconds in times.items()}
 
 
-def epoch_rate(trainer: PhaseTrainer, wait: bool = True) -> float:
+def epoch_rate(trainer: Trainer, wait: bool = True) -> float:
     """Images per second of an epoch with real input; without `wait`, of its launches."""
     device = trainer.context.device if wait else torch.device("cpu")
     trainer.state = TrainState()
@@ -171,7 +158,7 @@ def epoch_rate(trainer: PhaseTrainer, wait: bool = True) -> float:
     start = time.perf_counter()
     trainer.train_epoch()
     _wait(device)
-    return float(trainer.batch_offsets[-1]) / (time.perf_counter() - start)
+    return trainer.parts.batches.images(0) / (time.perf_counter() - start)
 
 
 def _wait(device: torch.device) -> None:
@@ -184,7 +171,7 @@ def main(options: argparse.Namespace) -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(free_port())
     torch.set_num_threads(2)
-    context = DistributedContext(*init_process())
+    context = init_process()
     gpu = context.device.type == "cuda"
     size, images, batch = (224, 16384, 256) if gpu else (64, 2048, 128)
     backbone, settings = (
@@ -221,15 +208,13 @@ def main(options: argparse.Namespace) -> None:
         epoch_rate(trainer)
         for _ in range(2 if options.quick else 7):
             seconds = statistics.median(
-                paired({"preloaded": step}, 1, trainer.steps, context.device)["preloaded"]
+                paired({"preloaded": step}, 1, trainer.parts.batches.steps, context.device)["preloaded"]
             )
             ratios.append((epoch_rate(trainer), len(preloaded.images) / seconds))
         real, preloaded_rate = (statistics.median(part) for part in zip(*ratios, strict=True))
         result["real_over_synthetic"] = round(statistics.median(a / b for a, b in ratios), 4)
-        print(
-            f"{'preloaded input':28}{preloaded_rate:10.1f} images/s\n{'input from shards':28}{real:10.1f} "
-            f"images/s{result['real_over_synthetic']:10.3f}"
-        )
+        print(f"{'preloaded input':28}{preloaded_rate:10.1f} images/s")
+        print(f"{'input from shards':28}{real:10.1f} images/s{result['real_over_synthetic']:10.3f}")
         if gpu:
             torch.backends.cudnn.enabled = False
             official = paired(

@@ -23,10 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from ral.processes import kill_group, on_termination_signal
 
@@ -34,8 +34,26 @@ ROOT = Path(__file__).parent.parent
 
 OK, FAILED, NOT_APPLICABLE = "ok", "failed", "not applicable"
 
-# A row of the table: keys what, expected, measured, result, reason.
-Row = dict[str, Any]
+
+class Row(TypedDict):
+    """A row of the table."""
+
+    what: str
+    expected: str
+    measured: Any
+    """A number, text or a list."""
+    result: str
+    reason: str
+
+
+class Entry(TypedDict, total=False):
+    """The outcome of a check in the JSON."""
+
+    result: Required[str]
+    seconds: float
+    figures: dict[str, object]
+    """Row -> what it measured."""
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR":
 
 def run_child(
     name: str,
-    options: dict[str, Any],
+    options: Mapping[str, str | bool | None],
     environment: dict[str, str],
     limit: float,
     on_row: Callable[[Row], None] = lambda _: None,
@@ -171,9 +189,7 @@ def judge(rows: list[Row]) -> str:
     return next((result for result in (FAILED, OK) if result in results), NOT_APPLICABLE)
 
 
-def run_check(
-    name: str, args: argparse.Namespace, cpu: bool, on_row: Callable[[Row], None]
-) -> dict[str, Any]:
+def run_check(name: str, args: argparse.Namespace, cpu: bool, on_row: Callable[[Row], None]) -> Entry:
     """Run a check; returns its entry in the JSON."""
     check = CHECKS[name]
     reason = ""
@@ -182,7 +198,7 @@ def run_check(
     if args.quick and not args.checks and not check.quick and not reason:
         reason = f"skipped by --quick; to run it: python -m benchmarks.gpu --quick {name}"
     if reason:
-        row = {
+        row: Row = {
             "what": check.about,
             "expected": "",
             "measured": "",
@@ -196,8 +212,10 @@ def run_check(
     rows, seconds = run_child(name, options, environment, args.limit or check.limit, on_row)
     reasons = [f"{row['what']}: {row['reason']}" for row in rows if row["result"] == FAILED and row["reason"]]
     figures = {row["what"]: row["measured"] for row in rows if row["result"] != NOT_APPLICABLE}
-    entry = {"result": judge(rows), "seconds": seconds, "figures": figures}
-    return entry | ({"reason": "; ".join(reasons)} if reasons else {})
+    entry: Entry = {"result": judge(rows), "seconds": seconds, "figures": figures}
+    if reasons:
+        entry["reason"] = "; ".join(reasons)
+    return entry
 
 
 def format_row(name: str, row: Row) -> str:
@@ -249,7 +267,7 @@ def main() -> int:
 
     show(f"torch {info['torch']}, Python {info['python']}, {info['device']}")
     show(f"{'check':10}{'':44}{'expected':>26}{'measured':>16}  result")
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, Entry] = {}
     for name in dict.fromkeys(args.checks or CHECKS):
         entries[name] = run_check(name, args, cpu, lambda row, name=name: show(format_row(name, row)))  # type: ignore[misc]
     failed = [name for name, entry in entries.items() if entry["result"] == FAILED]

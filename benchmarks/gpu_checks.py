@@ -36,6 +36,7 @@ from torch import nn
 
 from benchmarks import engine as bench
 from benchmarks import gpu_speed
+from benchmarks.gpu import Row
 from benchmarks.gpu_rows import (
     DEVICE,
     GPU,
@@ -51,18 +52,17 @@ from benchmarks.gpu_rows import (
 from benchmarks.synthetic import FINDINGS, write_dataset
 from ral.config.environment import TrainingTarget
 from ral.config.train import TrainParams
-from ral.files import write_json
 from ral.launch.base import free_port, grace_seconds
 from ral.losses import LOSSES, RAL, ClassCounts, build_loss
 from ral.models import build_model
 from ral.processes import die_with_parent
-from ral.training.engine import full_state_dict
+from ral.training.spec import TrainSpec
 
 # Limit of the gradient's error by dtype of the logits, relative to the largest gradient.
 GRADIENT_ERROR_LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
-def device(_: Setting) -> Iterator[dict[str, Any]]:
+def device(_: Setting) -> Iterator[Row]:
     """The device and software versions."""
     yield noted("kind", DEVICE)
     yield noted("device", torch.cuda.get_device_name() if GPU else f"CPU ({platform.machine()})")
@@ -70,7 +70,7 @@ def device(_: Setting) -> Iterator[dict[str, Any]]:
     yield noted("python", platform.python_version())
 
 
-def gradient_errors() -> Iterator[dict[str, Any]]:
+def gradient_errors() -> Iterator[Row]:
     """Rows of the largest error of a gradient against float64 on the CPU, over all losses, by type of the logits."""
     torch.manual_seed(0)
     counts = ClassCounts(torch.randint(1, 900, (14,)).double(), torch.full((14,), 1000.0).double())
@@ -93,7 +93,7 @@ def gradient_errors() -> Iterator[dict[str, Any]]:
         yield at_most(f"{str(dtype)[6:]} error of a gradient", error, limit, f"largest: {name}")
 
 
-def kernel(setting: Setting) -> Iterator[dict[str, Any]]:
+def kernel(setting: Setting) -> Iterator[Row]:
     """Gradients of all losses against float64, in every type of logits; more logits than 32 bits can count."""
     yield from gradient_errors()
     if not GPU:
@@ -116,12 +116,12 @@ def kernel(setting: Setting) -> Iterator[dict[str, Any]]:
     yield equal("2.3 billion equal logits, one gradient", same, True)
 
 
-def fallback(_: Setting) -> Iterator[dict[str, Any]]:
+def fallback(_: Setting) -> Iterator[Row]:
     """The losses if Triton cannot compile (arranged by `main`): they fall back to torch's operations."""
     yield from gradient_errors()
 
 
-def autocast(setting: Setting) -> Iterator[dict[str, Any]]:
+def autocast(setting: Setting) -> Iterator[Row]:
     """Types in which convolutions and linear layers compute in a training step of precision bfloat16."""
     backbone, size, batch = setting.shape(("resnet18", 64, 32), ("test_resnet", 32, 16))
     context, data = prepare(setting, size, 4 * batch)
@@ -133,14 +133,14 @@ def autocast(setting: Setting) -> Iterator[dict[str, Any]]:
         def record(_module: Any, _inputs: Any, output: Any, types: Counter[str] = types) -> None:
             types[str(output.dtype).removeprefix("torch.")] += 1
 
-        for module in trainer.engine.module.modules():
+        for module in trainer.parts.engine.module.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_hook(record)
         bench.ours(trainer, bench.synthetic(trainer))()
         yield equal(f"ZeRO {stage}: type of the layers", " and ".join(sorted(types)), "bfloat16")
 
 
-def zero(setting: Setting) -> Iterator[dict[str, Any]]:
+def zero(setting: Setting) -> Iterator[Row]:
     """Losses of an epoch in every ZeRO stage, with and without micro-batches, against stage 0 without."""
     backbone, size, batch = setting.shape(("convnext_atto", 64, 64), ("test_convnext", 32, 16))
     context, data = prepare(setting, size, (10 if GPU else 5) * batch)
@@ -159,7 +159,7 @@ def zero(setting: Setting) -> Iterator[dict[str, Any]]:
             yield at_most(f"ZeRO {stage}, {label}: relative difference", difference, 1e-4)
 
 
-def reproduce(setting: Setting) -> Iterator[dict[str, Any]]:
+def reproduce(setting: Setting) -> Iterator[Row]:
     """Losses and weights of an epoch, trained twice in one process with cuda_math deterministic."""
     shapes = (("resnet18", 64, 64), ("convnext_atto", 64, 64))
     for number, shape in enumerate(shapes):
@@ -177,7 +177,7 @@ def reproduce(setting: Setting) -> Iterator[dict[str, Any]]:
                 params = bench.parameters(backbone, {}, batch, **changes)
                 trainer = bench.build(params, data, context)
                 trainer.train_epoch()
-                weights = full_state_dict(trainer.engine)
+                weights = trainer.parts.engine.full_state_dict()
                 runs.append((trainer.state.losses, weights))
             (losses, first), (again, second) = runs
             same = losses == again and all(torch.equal(first[name], second[name]) for name in first)
@@ -185,7 +185,7 @@ def reproduce(setting: Setting) -> Iterator[dict[str, Any]]:
             yield equal(f"{backbone}, {params.train.precision}{label}: same bits", same, True)
 
 
-def resume(setting: Setting) -> Iterator[dict[str, Any]]:
+def resume(setting: Setting) -> Iterator[Row]:
     """A complete training in a separate process: SIGTERM in its second epoch, then the same command until it
     finishes.
     """
@@ -216,7 +216,7 @@ def resume(setting: Setting) -> Iterator[dict[str, Any]]:
     yield equal("it wrote a model", (out / "model.safetensors").exists(), True)
 
 
-def training(setting: Setting) -> Iterator[dict[str, Any]]:
+def training(setting: Setting) -> Iterator[Row]:
     """A complete training with every part: bfloat16, compiled, EMA, second phase, scoring of validation and test."""
     backbone, size, batch = setting.shape(("resnet18", 64, 256), ("test_resnet", 32, 16))
     params = bench.parameters(
@@ -246,12 +246,12 @@ def training_command(folder: Path, params: TrainParams, images: int, size: int) 
     table = pd.read_parquet(prepared / "studies.parquet")
     table.loc[table.index % 20 == 0, "split"] = "test"
     table.to_parquet(prepared / "studies.parquet", index=False)
-    spec = {
-        "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
-        "state_dir": str(folder / "state"), "failure": str(folder / "failure.json"),
-        "checkpoint_minutes": 10.0, "keep": 2, "tensorboard": False, "min_positives": 1,
-    }  # fmt: skip
-    write_json(folder / "training.json", spec)
+    spec = TrainSpec(
+        params=params, prepared=prepared, out=out, run=out, state_dir=folder / "state",
+        failure=folder / "failure.json", checkpoint_minutes=10.0, keep=2, tensorboard=False, dvclive=False,
+        min_positives=1,
+    )  # fmt: skip
+    spec.write(folder / "training.json")
     return [sys.executable, "-m", "ral.training", str(folder / "training.json")], out
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu import Row
 from benchmarks.synthetic import write_dataset
 from ral.data.dataset import Dataset
-from ral.training.engine import init_process
-from ral.training.loop import DistributedContext
+from ral.training.distributed import DistributedContext, init_process
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -45,34 +45,34 @@ class Setting:
         return self.backbone or backbone, size, batch
 
 
-def row(what: str, expected: str, measured: Any, result: str, reason: str = "") -> dict[str, Any]:
+def row(what: str, expected: str, measured: Any, result: str, reason: str = "") -> Row:
     """A row of the table."""
     return {"what": what, "expected": expected, "measured": measured, "result": result, "reason": reason}
 
 
-def at_most(what: str, measured: float, limit: float, reason: str = "") -> dict[str, Any]:
+def at_most(what: str, measured: float, limit: float, reason: str = "") -> Row:
     """A row that passes if the measured value is at most `limit`; NaN fails."""
     return row(what, f"<= {limit:g}", measured, "ok" if measured <= limit else "failed", reason)
 
 
-def at_least(what: str, measured: float, limit: float, judged: bool = True) -> dict[str, Any]:
+def at_least(what: str, measured: float, limit: float, judged: bool = True) -> Row:
     """A row that passes if the measured value is at least `limit`; only noted if not `judged`."""
     if not judged:
         return noted(what, measured, UNRATED)
     return row(what, f">= {limit:g}", measured, "ok" if measured >= limit else "failed")
 
 
-def equal(what: str, measured: Any, expected: Any, reason: str = "") -> dict[str, Any]:
+def equal(what: str, measured: Any, expected: Any, reason: str = "") -> Row:
     """A row that passes if the measured value equals the expected one."""
     return row(what, str(expected), measured, "ok" if measured == expected else "failed", reason)
 
 
-def noted(what: str, measured: Any, reason: str = "") -> dict[str, Any]:
+def noted(what: str, measured: Any, reason: str = "") -> Row:
     """A row that cannot fail."""
     return row(what, "-", measured, "noted", reason)
 
 
-def not_applicable(what: str, reason: str) -> dict[str, Any]:
+def not_applicable(what: str, reason: str) -> Row:
     """A row that does not apply here."""
     return row(what, "-", "-", "not applicable", reason)
 
@@ -102,7 +102,7 @@ def join() -> DistributedContext:
     """The process group of this process alone, created once."""
     global _context
     if _context is None:
-        _context = DistributedContext(*init_process())
+        _context = init_process()
     return _context
 
 

@@ -5,7 +5,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch.autograd import DeviceType
 
 from benchmarks import engine as bench
 from benchmarks import losses as loss_bench
+from benchmarks.gpu import Row
 from benchmarks.gpu_rows import (
     DEVICE,
     GPU,
@@ -34,9 +34,7 @@ from ral.data.dataset import Dataset
 from ral.inference.score import images_per_pass, score_images
 from ral.losses import RAL
 from ral.models import Network, build_model
-from ral.training.ema import ModelEma
-from ral.training.engine import local_state_dict
-from ral.training.loop import PhaseTrainer
+from ral.training.trainer import Trainer
 
 # Least ratio of the eager form's time on the GPU to ours, by shape.
 LEAST = dict(zip(loss_bench.SHAPES, (10, 15, 15, 20), strict=True))
@@ -78,7 +76,7 @@ def profiled(step: Callable[[], object], steps: int = 4) -> dict[str, float]:
     }
 
 
-def step(setting: Setting) -> Iterator[dict[str, Any]]:
+def step(setting: Setting) -> Iterator[Row]:
     """Waits for the GPU and launches per optimizer step, with the moving average of the weights."""
     shapes = [setting.shape(("resnet50", 224, 256)), setting.shape(("resnet10t", 64, 128))]
     context, data = join(), {}
@@ -89,7 +87,6 @@ def step(setting: Setting) -> Iterator[dict[str, Any]]:
         data[size] = write_dataset(folder, 12 * batch, size)
         params = bench.parameters(backbone, {}, batch, precision="bfloat16", ema_decay=0.999)
         trainer = bench.build(params, data[size], context)
-        trainer.ema = ModelEma(local_state_dict(trainer.engine), 0.999)
         preloaded = bench.synthetic(trainer)
         one_step = bench.ours(trainer, preloaded)
         for _ in range(6):
@@ -104,7 +101,9 @@ def step(setting: Setting) -> Iterator[dict[str, Any]]:
         yield noted(f"{label}: GPU busy ms of a step", figures["GPU busy ms"])
         bench.epoch_rate(trainer)
         epoch = profiled(functools.partial(bench.epoch_rate, trainer, wait=False), 1)
-        yield from _waits(f"{label}, epoch", {name: n / trainer.steps for name, n in epoch.items()})
+        yield from _waits(
+            f"{label}, epoch", {name: n / trainer.parts.batches.steps for name, n in epoch.items()}
+        )
         del trainer, one_step
         free_memory()
         plain = bench.bare(params, data[size], preloaded)
@@ -116,14 +115,14 @@ def step(setting: Setting) -> Iterator[dict[str, Any]]:
         free_memory()
 
 
-def _waits(label: str, figures: dict[str, float]) -> Iterator[dict[str, Any]]:
+def _waits(label: str, figures: dict[str, float]) -> Iterator[Row]:
     """The rows of what a step waits for."""
     yield equal(f"{label}: waits for the device", figures["device waits"], 0)
     yield equal(f"{label}: waits for a stream", figures["stream waits"], 0)
     yield equal(f"{label}: waits for an event", figures["event waits"], 1)
 
 
-def losses(setting: Setting) -> Iterator[dict[str, Any]]:
+def losses(setting: Setting) -> Iterator[Row]:
     """RAL forward and backward against its eager transcription and against torch.compile."""
     seconds = 0.5 if setting.small else 2
     for shape in loss_bench.SHAPES[: 2 if setting.small else None]:
@@ -142,7 +141,7 @@ def losses(setting: Setting) -> Iterator[dict[str, Any]]:
         free_memory()
 
 
-def _compiled_losses(label: str, shape: tuple[int, int], seconds: float) -> Iterator[dict[str, Any]]:
+def _compiled_losses(label: str, shape: tuple[int, int], seconds: float) -> Iterator[Row]:
     """Rows of the compiled forms: what torch.compile makes of the eager formula, and of our loss without its kernel."""
     torch.compiler.reset()
     peers = {"eager": torch.compile(loss_bench.eager), "RAL": torch.compile(RAL())}
@@ -161,7 +160,7 @@ def _compiled_losses(label: str, shape: tuple[int, int], seconds: float) -> Iter
     yield noted(f"{label}: memory of compiled RAL", loss_bench.memory(DEVICE, shape, peers["RAL"]))
 
 
-def speed(setting: Setting) -> Iterator[dict[str, Any]]:
+def speed(setting: Setting) -> Iterator[Row]:
     """Training steps against a bare torch loop, then compiled, then whole epochs with input from shards."""
     backbone, size, batch = setting.shape(("convnext_base", 224, 128))
     context, data = prepare(setting, size, 16 * batch)
@@ -196,7 +195,7 @@ def speed(setting: Setting) -> Iterator[dict[str, Any]]:
         yield at_least("compiled / the authors' recipe", rate / slow, 3.3, setting.rated)
 
 
-def _real_input(setting: Setting, trainer: PhaseTrainer) -> Generator[dict[str, Any], None, float]:
+def _real_input(setting: Setting, trainer: Trainer) -> Generator[Row, None, float]:
     """Whole epochs of a compiled network against the same steps on a preloaded batch; returns images per second."""
     preloaded = bench.synthetic(trainer)
     compiled = bench.ours(trainer, preloaded)
@@ -207,7 +206,7 @@ def _real_input(setting: Setting, trainer: PhaseTrainer) -> Generator[dict[str, 
     bench.epoch_rate(trainer)
     ratios, rates = [], []
     for _ in range(3):
-        rates.append(len(preloaded.images) / milliseconds(compiled, trainer.steps) * 1e3)
+        rates.append(len(preloaded.images) / milliseconds(compiled, trainer.parts.batches.steps) * 1e3)
         ratios.append(bench.epoch_rate(trainer) / rates[-1])
     rate = statistics.median(rates)
     yield at_least("compiled: images/s", rate, 1200, setting.rated)
@@ -217,7 +216,7 @@ def _real_input(setting: Setting, trainer: PhaseTrainer) -> Generator[dict[str, 
     return rate
 
 
-def compile(setting: Setting) -> Iterator[dict[str, Any]]:
+def compile(setting: Setting) -> Iterator[Row]:
     """Batches of an epoch have n or n - 1 images: two static graphs without breaks, as fast as each other."""
     from torch._dynamo.utils import counters
 
@@ -257,7 +256,7 @@ def compile(setting: Setting) -> Iterator[dict[str, Any]]:
         yield noted("rate of the second size / first", rates[1] / rates[0], UNRATED)
 
 
-def score(setting: Setting) -> Iterator[dict[str, Any]]:
+def score(setting: Setting) -> Iterator[Row]:
     """Scoring of images, as after an epoch."""
     backbone, size, images = setting.shape(("convnext_base", 512, 1024), ("test_resnet", 64, 256))
     context, data = prepare(setting, size, images)
@@ -274,7 +273,7 @@ def score(setting: Setting) -> Iterator[dict[str, Any]]:
         yield from _score_in_little_memory(network, data)
 
 
-def _score_in_little_memory(network: Network, data: Dataset) -> Iterator[dict[str, Any]]:
+def _score_in_little_memory(network: Network, data: Dataset) -> Iterator[Row]:
     """With a third of the memory that it took, scoring goes on with fewer images at a time, to the same logits."""
     rows, device = np.arange(images_per_pass(data.metadata["size"])), torch.device("cuda")
     whole = score_images(network, data, data.metadata, rows, device)

@@ -26,7 +26,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -154,7 +153,7 @@ def measure(archive: Path, model: Path, out: Path | None) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def compare(folder: Path, model: Path, images: int, side: int, repeats: int) -> dict[str, Any]:
+def compare(folder: Path, model: Path, images: int, side: int, repeats: int) -> dict[str, float]:
     """Shares, rate and peak memory of predict for images of one size."""
     archive, part = folder / f"{side}.tar", folder / f"{side}_part.tar"
     write_images(archive, images, side)

@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -146,6 +146,7 @@ def with_dask(root: Path, out: Path) -> int:
     from ral.config.dask import DaskTarget
     from ral.config.data import DataConfig
     from ral.data.prepare import read_table, write_studies
+    from ral.data.privacy import NO_PSEUDONYMS
     from ral.data.sources.base import open_source
     from ral.data.splits.methods import split_by_hash
     from ral.data.tables.spill import SpillBuffer
@@ -155,8 +156,8 @@ def with_dask(root: Path, out: Path) -> int:
     with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as buffer:
         included, _ = read_table(source, images, source.config.views, buffer, pool)
         included["split"] = split_by_hash(included["patient_id"], SPLIT)
-        counts = write_studies(out, buffer, included, images, NIH_FINDINGS)
-    return int(counts["train"]["positives"]["Hernia"])
+        counts = write_studies(out, buffer, included, images, NIH_FINDINGS, NO_PSEUDONYMS)
+    return counts["train"].positives["Hernia"]
 
 
 def with_pandas(root: Path, out: Path) -> int:
@@ -221,7 +222,7 @@ def with_polars(root: Path, out: Path) -> int:
 KINDS = {"dask": with_dask, "pandas": with_pandas, "polars": with_polars}
 
 
-def one(kind: str, table: Path, out: Path) -> dict[str, Any]:
+def one(kind: str, table: Path, out: Path) -> dict[str, float]:
     """Run one implementation in this process."""
     small = out.with_name("small")
     write_table(small, 500)
@@ -234,7 +235,7 @@ def one(kind: str, table: Path, out: Path) -> dict[str, Any]:
     return {"seconds": seconds, "cpu": cpu, "peak": peak, "answer": result}
 
 
-def measure(kind: str, table: Path, out: Path, times: int) -> dict[str, Any]:
+def measure(kind: str, table: Path, out: Path, times: int) -> dict[str, float]:
     """The fastest of several runs, each in a separate process."""
     command = [sys.executable, "-m", "benchmarks.preprocess", "--one", kind, str(table), str(out)]
     runs = [
@@ -251,7 +252,7 @@ def main(options: argparse.Namespace) -> None:
         print(json.dumps(one(kind, Path(table), Path(out))))
         return
     sizes = [NIH_ROWS, 150_000, 450_000] if options.quick else [NIH_ROWS, 1_000_000, 11_000_000]
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[tuple[str, int], dict[str, float]] = {}
     print(f"{'rows':>12}" + "".join(f"{kind:>22}" for kind in KINDS))
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for rows in sizes:

@@ -13,8 +13,9 @@ from ral.evaluation.audit import group_metrics
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples
 from ral.evaluation.metrics import cuts, f1
 from ral.evaluation.resampled_metrics import Scored
-from ral.evaluation.score import MICRO, micro
+from ral.evaluation.score import micro
 from ral.evaluation.second_reading import agreements
+from ral.evaluation.specs import MICRO_METRICS, THRESHOLD_METRICS
 
 Array = NDArray[Any]
 
@@ -156,7 +157,7 @@ def all_figures(scored: Scored, resamples: Resamples) -> dict[str, BootstrapDist
     at_threshold = resampled_metrics.metrics_at_threshold(scored, resamples)["max_f1"]
     return (
         resampled_metrics.ranking(scored, resamples)
-        | {name: at_threshold[name] for name in resampled_metrics.THRESHOLD_METRICS}
+        | {name: at_threshold[name] for name in THRESHOLD_METRICS}
         | {"f1_at_half": resampled_metrics.f1_at(scored, resamples, 0.5)}
         | resampled_metrics.calibration(scored, resamples, BINS)
     )
@@ -197,7 +198,7 @@ def population(count: int) -> Population:
         order = np.argsort(first.scores)
         scores[name], positives[name] = first.scores[order], np.append(0, np.cumsum(first.labels[order]))
     pooled = micro([scored[name, 0] for name in FINDINGS], once, "max_f1")
-    pooled_values = {key: float(pooled[key].value or 0) for key in MICRO}
+    pooled_values = {key: float(pooled[key].value or 0) for key in MICRO_METRICS}
     return Population(
         thresholds, values[0], values[1], pooled_values, agreement, calibration, scores, positives
     )

@@ -1,14 +1,13 @@
 """Prepared data with random pixels and labels, for benchmarks that need no real images."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ral.data.dataset import Dataset, open_dataset
+from ral.data.dataset_info import DatasetInfo, LabelCounts, SameImageCounts, Shard, write_class_counts
 from ral.data.images.shards import write_shard
-from ral.files import write_json
 
 FINDINGS = tuple(f"Finding {number}" for number in range(14))
 # Share of positives: the mean over NIH ChestX-ray14's findings.
@@ -26,16 +25,36 @@ def write_dataset(folder: Path, images: int, size: int, shard_images: int = 4096
     )
     studies.to_parquet(folder / "studies.parquet", index=False)
     (folder / "shards").mkdir()
-    shards: list[dict[str, Any]] = []
+    shards: list[Shard] = []
     for start in range(0, images, shard_images):
         part = ids[start : start + shard_images]
         path = folder / "shards" / f"{len(shards):05}.arrow"
         digest = write_shard(path, part, rng.integers(0, 256, (len(part), size, size), np.uint8))
-        shards.append({"name": path.name, "images": len(part), "sha256": digest})
+        shards.append(Shard(name=path.name, images=len(part), sha256=digest))
     positives = {name: int(labels[split == "train", index].sum()) for index, name in enumerate(FINDINGS)}
     number = int((split == "train").sum())
-    counts = {"positives": positives, "negatives": {name: number - n for name, n in positives.items()}}
-    write_json(folder / "class_counts.json", {"train": counts})
-    metadata = {"findings": list(FINDINGS), "size": size, "shards": shards, "phantom": True}
-    write_json(folder / "dataset.json", metadata | {"pixel_mean": 127.5, "pixel_deviation": 73.9})
+    counts = LabelCounts(
+        images=number,
+        positives=positives,
+        negatives={name: number - n for name, n in positives.items()},
+        unknown=dict.fromkeys(FINDINGS, 0),
+    )
+    write_class_counts(folder / "class_counts.json", {"train": counts})
+    DatasetInfo(
+        source="random",
+        phantom=True,
+        images=images,
+        patients=images,
+        rows=images,
+        left_out={},
+        same_image=SameImageCounts(images=0, patients=0, apart=0, examples=[], joined=False),
+        inverted=0,
+        notes={},
+        findings=FINDINGS,
+        size=size,
+        pixel_mean=127.5,
+        pixel_deviation=73.9,
+        split={},
+        shards=shards,
+    ).write(folder / "dataset.json")
     return open_dataset(folder)

@@ -9,25 +9,23 @@ import platform
 import re
 import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from prefect import runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from ral.files import read_json
+from ral import artifacts
+from ral.data.validation.result import ValidationResult
+from ral.evaluation.results import Metrics
+from ral.evaluation.specs import LABELS, MEANS, RANKED_BY
+from ral.release.decision import GateDecision
 from ral.runs import RUN_ID
-from ral.wording import (
-    PHANTOM_SHORT,
-    RESEARCH,
-    escape,
-    estimate,
-    number,
-    sealed,
-    signed,
-    signed_interval,
-    with_interval,
-)
+from ral.wording import difference, escape, known, notice_sentence, number, sealed, with_interval
+
+# A cell of a table.
+Cell: TypeAlias = str | int | float | bool | None
 
 # What would be HTML, a link, a picture or a format; names such as Pleural_Thickening stay as they are.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~!#<>&]|://|www\.", re.IGNORECASE)
@@ -39,10 +37,10 @@ def run_key(name: str) -> str:
     return f"{name}-{run[:8]}" if run else name
 
 
-def shown(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def shown(table: Sequence[Mapping[str, Cell]]) -> list[dict[str, Cell]]:
     """A table whose text stays text: Prefect's page reads every cell as Markdown, which may load pictures."""
 
-    def cell(value: Any) -> Any:
+    def cell(value: Cell) -> Cell:
         return escape(value) if isinstance(value, str) and _MARKDOWN.search(value) else value
 
     return [{name: cell(value) for name, value in row.items()} for row in table]
@@ -50,37 +48,39 @@ def shown(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def publish_validation(path: Path) -> None:
     """Show the validation's checks as a table."""
-    validation = read_json(path)
+    validation = ValidationResult.read(path)
     table = [
-        {key: check[key] for key in ("check", "column", "severity", "passed", "unexpected")}
-        for check in validation["checks"]
+        check.model_dump(include={"check", "column", "severity", "passed", "unexpected"})
+        for check in validation.checks
     ]
-    counts = f"{validation['rows']:,} rows, {validation['images']:,} images, "
-    counts += f"{validation['rows_without_image']:,} rows without image"
+    counts = f"{validation.rows:,} rows, {validation.images:,} images, "
+    counts += f"{validation.rows_without_image:,} rows without image"
     create_table_artifact(
-        key=run_key("validation"), table=shown(table), description=f"{_kind(validation['phantom'])} {counts}"
+        key=run_key("validation"),
+        table=shown(table),
+        description=f"{notice_sentence(validation.phantom)} {counts}",
     )
 
 
 def publish_metrics(folder: Path) -> None:
     """Show the metrics, macro and per tier and finding, as tables."""
-    metrics = read_json(folder / "metrics.json")
-    groups = {"macro": metrics["macro"], **metrics["tiers"]}
-    table = [
+    metrics = Metrics.read(folder / artifacts.METRICS.name)
+    groups = {"macro": metrics.macro, **metrics.tiers}
+    table: list[dict[str, Cell]] = [
         {
             "group": name,
-            "findings": group["findings"],
-            **{metric: estimate(group[metric]) for metric in ("ap", "auroc", "f1")},
+            "findings": group.findings,
+            **{metric: group[metric].text() for metric in MEANS},
         }
         for name, group in groups.items()
     ]
-    kind = _kind(metrics["data"] == "phantom")
+    kind = notice_sentence(metrics.phantom)
     create_table_artifact(
         key=run_key("metrics"),
         table=shown(table),
-        description=f"{kind} Test images, {metrics['confidence']:.0%} intervals",
+        description=f"{kind} Test images, {metrics.confidence:.0%} intervals",
     )
-    with (folder / "findings.csv").open(encoding="utf-8", newline="") as stream:
+    with (folder / artifacts.FINDINGS.name).open(encoding="utf-8", newline="") as stream:
         findings = [_finding(row) for row in csv.DictReader(stream)]
     create_table_artifact(key=run_key("findings"), table=shown(findings), description=kind)
 
@@ -91,29 +91,29 @@ def publish_report(folder: Path) -> None:
     Args:
         folder: the workspace. The report is copied into the run's folder, because the next run replaces the original.
     """
-    reports, copy = folder / "reports", report_copy(folder)
+    reports, copy = folder / artifacts.REPORTS, report_copy(folder)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    for name in ("report.html", "run.css"):
+    for name in (artifacts.REPORT.name, artifacts.RUN_INFO.name):
         if (reports / name).is_file():
             shutil.copyfile(reports / name, copy.with_name(name))
-    metrics = read_json(reports / "metrics.json")
-    text = headline(metrics, _previous(reports / "comparison.csv"), copy)
+    metrics = Metrics.read(folder / artifacts.METRICS)
+    text = headline(metrics, _previous(folder / artifacts.COMPARISON), copy)
     create_markdown_artifact(key=run_key("report"), markdown=text, description=_short(metrics))
 
 
 def publish_bundle(bundle: Path) -> None:
     """Show the headline of a registered model and the command that opens the report in its bundle."""
-    metrics = read_json(bundle / "metrics.json")
-    text = headline(metrics, "", bundle / "report.html")
+    metrics = Metrics.read(bundle / artifacts.METRICS.name)
+    text = headline(metrics, "", bundle / artifacts.REPORT.name)
     create_markdown_artifact(key=run_key("release"), markdown=text, description=_short(metrics))
 
 
 def report_copy(folder: Path) -> Path:
     """Where the report of the current run stays when the next run replaces reports/report.html."""
-    return folder / "runs" / os.environ[RUN_ID] / "report.html"
+    return folder / "runs" / os.environ[RUN_ID] / artifacts.REPORT.name
 
 
-def headline(metrics: dict[str, Any], previous: str, report: Path) -> str:
+def headline(metrics: Metrics, previous: str, report: Path) -> str:
     """The means over the findings and the command that opens the report, as Markdown.
 
     Args:
@@ -121,22 +121,21 @@ def headline(metrics: dict[str, Any], previous: str, report: Path) -> str:
         previous: sentence about the previous model; may be empty.
         report: path of the report.
     """
-    measured = ("ap", "auroc", "f1")
-    means = {"all findings (macro)": metrics["macro"], **metrics["tiers"]}
-    test = metrics["test"]
-    images = f"{test['rows']:,} test images of {test['patients']:,} patients; {metrics['confidence']:.0%} intervals."
+    means = {"all findings (macro)": metrics.macro, **metrics.tiers}
+    test = metrics.test
+    images = f"{test.rows:,} test images of {test.patients:,} patients; {metrics.confidence:.0%} intervals."
     return "\n".join(
         [
-            f"**{PHANTOM_SHORT if metrics['data'] == 'phantom' else RESEARCH + '.'}**",
+            f"**{notice_sentence(metrics.phantom)}**",
             "",
-            "| findings | number | AP | AUROC | F1 |",
+            f"| findings | number | {' | '.join(LABELS[metric] for metric in MEANS)} |",
             "| --- | ---: | --- | --- | --- |",
             *(
-                f"| {name} | {mean['findings']} | {' | '.join(estimate(mean[metric]) for metric in measured)} |"
+                f"| {name} | {mean.findings} | {' | '.join(mean[metric].text() for metric in MEANS)} |"
                 for name, mean in means.items()
             ),
             "",
-            f"{images} {sealed(test)}".rstrip(),
+            f"{images} {sealed(test.sealed_patients)}".rstrip(),
             *(["", previous] if previous else []),
             "",
             open_command(report),
@@ -153,13 +152,13 @@ def open_command(report: Path) -> str:
     )
 
 
-def _short(metrics: dict[str, Any]) -> str:
+def _short(metrics: Metrics) -> str:
     """The headline in a line, for the card of the artifact."""
-    ap, auroc = (number(metrics["macro"][metric]["value"]) for metric in ("ap", "auroc"))
-    return f"AP {ap}, AUROC {auroc} (macro). {_kind(metrics['data'] == 'phantom')}"
+    means = ", ".join(f"{LABELS[metric]} {number(metrics.macro[metric].value)}" for metric in RANKED_BY)
+    return f"{means} (macro). {notice_sentence(metrics.phantom)}"
 
 
-def _finding(row: dict[str, str]) -> dict[str, Any]:
+def _finding(row: dict[str, str]) -> dict[str, Cell]:
     """A row of findings.csv, narrow enough for the page to show it whole."""
 
     def metric(name: str) -> str:
@@ -181,29 +180,25 @@ def _previous(comparison: Path) -> str:
         rows = [row for row in csv.DictReader(stream) if (row["metric"], row["level"]) == ("ap", "macro")]
     if not rows:
         return ""
-    before, difference, low, high = (
+    before, gap, low, high = (
         float(rows[0][name] or "nan") for name in ("baseline_value", "difference", "low", "high")
     )
-    if difference != difference:
+    if not known(gap):
         return f"Previous model: not comparable. {escape(rows[0]['note'])}".rstrip()
     return (
-        f"Previous model on the same images: macro AP {number(before)}; difference {signed(difference)} "
-        f"({signed_interval(low, high)})."
+        f"Previous model on the same images: macro AP {number(before)}; difference "
+        f"{difference(gap, low, high)}."
     )
 
 
-def decision_text(decision: dict[str, Any]) -> str:
+def decision_text(decision: GateDecision) -> str:
     """The gate's decision and its reasons as Markdown."""
-    lines = [f"**{escape(decision['sentence'])}**", ""]
-    for rule in decision["rules"]:
-        lines.append(f"- {escape(rule['rule'])} {rule['result']}: {escape(rule['sentence'])}")
-    return "\n".join([*lines, "", escape(decision["notice"])])
+    lines = [f"**{escape(decision.sentence)}**", ""]
+    for rule in decision.rules:
+        lines.append(f"- {escape(rule.rule)} {rule.result}: {escape(rule.sentence)}")
+    return "\n".join([*lines, "", escape(decision.notice)])
 
 
-def publish_decision(decision: dict[str, Any]) -> None:
+def publish_decision(decision: GateDecision) -> None:
     """Show the gate's decision."""
     create_markdown_artifact(key=run_key("decision"), markdown=decision_text(decision))
-
-
-def _kind(phantom: bool) -> str:
-    return "PHANTOM DATA, no clinical meaning." if phantom else "Research software, not a medical device."

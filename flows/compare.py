@@ -15,7 +15,7 @@ Figures are of the validation images, for choosing; `--split test` is for the re
 """
 
 import argparse
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
     parser = argparse.ArgumentParser(
@@ -44,23 +44,24 @@ from prefect.artifacts import create_table_artifact
 
 from flows.artifacts import shown
 from flows.cli import run_from_cli
-from flows.experiments import STUDIES, fetch
+from flows.experiments import fetch
 from flows.flow_run import flow_run
 from flows.notifications import notify_on_failure
-from flows.overrides import flatten, parse_changes, parse_grid, to_settings
+from flows.overrides import Changes, flatten, parse_changes, parse_grid, to_settings
 from flows.stage_runner import StageError
 from flows.stage_tasks import run_module_task, stages
 from flows.workspace import Workspace, change_params, git
+from ral import artifacts
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
 from ral.errors import UserError
 from ral.evaluation.compare import check_names, read_table
 from ral.evaluation.compare import compare as paired
+from ral.evaluation.specs import LABELS
 from ral.files import atomic_write
 from ral.runs import RUN_ID
-from ral.wording import signed, signed_interval
+from ral.wording import difference, notice_sentence
 
-WORKSPACE = "compare"
 SEED = "train.seed"
 
 
@@ -73,7 +74,7 @@ SEED = "train.seed"
 def compare(
     grid: dict[str, list[Any]],
     revision: str = "HEAD",
-    changes: dict[str, Any] | None = None,
+    changes: Changes | None = None,
     split: Literal["val", "test"] = "val",
 ) -> str:
     """Run every combination of a grid, compare each with the first one of its seed, and return the table as text.
@@ -84,15 +85,14 @@ def compare(
         changes: parameters that all combinations share.
         split: images to compare on; choose by `val`.
     """
-    with flow_run(WORKSPACE) as run:
+    with flow_run("compare") as run:
         workspace = run.checkout(revision, changes)
         shutil.rmtree(
             workspace.folder / ".dvc/tmp/exps", ignore_errors=True
         )  # copies of experiments that were killed
         plan = experiments(workspace, grid, changes or {})
         stage = stages(workspace.folder, run.environment)
-        for name in ("locate", "phantom", "manifest", "validate", "preprocess"):  # once for all of them
-            stage(name)
+        stage("locate", "preprocess")  # once for all of them
         run_missing(workspace, plan, changes or {})
         table = comparison(workspace, plan, split)
     text = summary(table, split)
@@ -104,8 +104,8 @@ def compare(
 
 
 def experiments(
-    workspace: Workspace, grid: Mapping[str, Sequence[Any]], changes: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+    workspace: Workspace, grid: Mapping[str, Sequence[Any]], changes: Changes
+) -> dict[str, Changes]:
     """Name -> parameters of every combination, checked before anything is run.
 
     Raises:
@@ -130,9 +130,7 @@ def experiments(
     return plan
 
 
-def run_missing(
-    workspace: Workspace, plan: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]
-) -> None:
+def run_missing(workspace: Workspace, plan: Mapping[str, Changes], changes: Changes) -> None:
     """Run the experiments that have no result yet; one that fails does not keep the others from running.
 
     Raises:
@@ -165,7 +163,7 @@ def done(workspace: Workspace) -> set[str]:
 
 
 def comparison(
-    workspace: Workspace, plan: Mapping[str, Mapping[str, Any]], split: Literal["val", "test"]
+    workspace: Workspace, plan: Mapping[str, Changes], split: Literal["val", "test"]
 ) -> pd.DataFrame:
     """Each experiment against the first one of the same seed: the rows of `ral.evaluation.compare`, with the seed.
 
@@ -184,10 +182,10 @@ def comparison(
         for name in names:
             target = workspace.folder / "runs" / os.environ[RUN_ID] / name
             target.mkdir(parents=True, exist_ok=True)
-            logits[name] = pd.read_parquet(_get(workspace, name, f"models/logits/{split}.parquet", target))
+            logits[name] = pd.read_parquet(_get(workspace, name, artifacts.logits(split), target))
             check_names(name, logits[name])
             findings = [column for column in logits[name].columns if column != "image_id"]
-            studies[name] = read_table(_get(workspace, name, STUDIES, target), findings)
+            studies[name] = read_table(_get(workspace, name, artifacts.STUDIES, target), findings)
         first = studies[names[0]]
         other = [name for name in names if not studies[name].equals(first)]
         if other:
@@ -201,21 +199,20 @@ def comparison(
     return pd.concat(tables, ignore_index=True)
 
 
-def _get(workspace: Workspace, name: str, file: str, folder: Path) -> Path:
-    return fetch(name, file, folder / Path(file).name, workspace.folder)
+def _get(workspace: Workspace, name: str, file: PurePosixPath, folder: Path) -> Path:
+    return fetch(name, file, folder / file.name, workspace.folder)
 
 
 def summary(table: pd.DataFrame, split: str) -> str:
     """The differences of macro AP and AUROC for people, a line per experiment and the mean over seeds."""
-    phantom = (table["data"] == "phantom").any()
-    lines = ["PHANTOM DATA, no clinical meaning." if phantom else "Research software, not a medical device."]
+    lines = [notice_sentence("phantom" in set(table["data"]))]
     macro = table[(table["level"] == "macro") & (table["note"] == "")]
     for (metric, baseline), part in macro.groupby(["metric", "baseline"], sort=False):
-        lines.append(f"{str(metric).upper()}, macro, {split} images, against {baseline}:")
+        lines.append(f"{LABELS[str(metric)]}, macro, {split} images, against {baseline}:")
         for row in part.to_dict("records"):
             lines.append(
                 f"  {row['model']}: {row['baseline_value']:.3f} -> {row['value']:.3f}, "
-                f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})"
+                f"{difference(row['difference'], row['low'], row['high'])}"
             )
     lines += _over_seeds(macro)
     return "\n".join(lines)

@@ -12,20 +12,20 @@ out. All must have been prepared alike: a comparison needs the same images, labe
 import argparse
 import sys
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from ral import artifacts
 from ral.errors import UserError
 from ral.files import sha256
 
 if TYPE_CHECKING:
     from ral.evaluation.rows import Split
 
-STUDIES = "data/prepared/studies.parquet"
 WORKSPACE = "workspace"
 
 
-def fetch(name: str, file: str, target: Path, folder: Path = Path()) -> Path:
+def fetch(name: str, file: PurePosixPath, target: Path, folder: Path = Path()) -> Path:
     """Write a file as it was in an experiment of the project in `folder` to `target`.
 
     Raises:
@@ -37,7 +37,7 @@ def fetch(name: str, file: str, target: Path, folder: Path = Path()) -> Path:
     from dvc_data.index import DataIndexDirError
 
     try:
-        DVCFileSystem(str(folder), rev=None if name == WORKSPACE else name).get_file(file, str(target))
+        DVCFileSystem(str(folder), rev=None if name == WORKSPACE else name).get_file(str(file), str(target))
     except SCMError as error:
         raise UserError(
             f"{name}: no experiment, branch or commit of this name ({error}). See dvc exp show."
@@ -68,8 +68,8 @@ def compare_experiments(names: list[str], split: "Split", params: Path, out: Pat
     with tempfile.TemporaryDirectory() as folder:
         models, studies = {}, {}
         for index, name in enumerate(names):
-            studies[name] = fetch(name, STUDIES, Path(folder, f"studies{index}.parquet"))
-            logits = fetch(name, f"models/logits/{split}.parquet", Path(folder, f"logits{index}.parquet"))
+            studies[name] = fetch(name, artifacts.STUDIES, Path(folder, f"studies{index}.parquet"))
+            logits = fetch(name, artifacts.logits(split), Path(folder, f"logits{index}.parquet"))
             models[name] = pd.read_parquet(logits)
             check_names(name, models[name])
         digests = {name: sha256(path) for name, path in studies.items()}

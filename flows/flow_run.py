@@ -4,16 +4,16 @@ before it.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefect import runtime
 
 from flows.notifications import exit_when_worker_dies, mark_crashed
+from flows.overrides import Changes
 from flows.settings import FlowsEnvironment, load_flows_environment
-from flows.workspace import Workspace, lock_workspace, open_workspace
+from flows.workspace import Workspace, WorkspaceName, lock_workspace, open_workspace
 from ral.runs import RUN_ID, new_id
 
 
@@ -25,7 +25,7 @@ class FlowRun:
     """Its id; runs/<id> in the workspace is its folder."""
     environment: FlowsEnvironment
     """What ral.toml says."""
-    workspace: str | None
+    workspace: WorkspaceName | None
     """The workspace that it holds; None if it works in the folder that it was started in."""
 
     @property
@@ -33,7 +33,7 @@ class FlowRun:
         """The private folder of workspaces, registry and checkpoints."""
         return self.environment.state_dir.absolute()
 
-    def checkout(self, revision: str, changes: Mapping[str, Any] | None) -> Workspace:
+    def checkout(self, revision: str, changes: Changes | None) -> Workspace:
         """Check the project out into the workspace that this run holds.
 
         Args:
@@ -49,7 +49,7 @@ class FlowRun:
 
 
 @contextlib.contextmanager
-def flow_run(workspace: str | None, run_id: str | None = None) -> Iterator[FlowRun]:
+def flow_run(workspace: WorkspaceName | None, run_id: str | None = None) -> Iterator[FlowRun]:
     """Set up a run of a flow: its id in the environment of its stages, the lock on its workspace, the watch
     on its worker.
 

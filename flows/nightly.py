@@ -20,20 +20,22 @@ if __name__ == "__main__":  # before the imports that take seconds: --help needs
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from prefect import flow, runtime, task
+from prefect.client.schemas.objects import State
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed
 
 from flows.artifacts import decision_text, open_command, publish_bundle, publish_decision, report_copy
 from flows.cli import run_from_cli
 from flows.flow_run import FlowRun, flow_run
 from flows.notifications import notify_on_failure, send_notification
-from flows.settings import FlowsEnvironment
+from flows.overrides import Changes
+from flows.settings import FlowsEnvironment, Stage
 from flows.stage_tasks import run_module_task, stages
 from flows.workspace import (
+    RunInputs,
     Workspace,
     WorkspaceLockedError,
     commit_ledger,
@@ -41,14 +43,22 @@ from flows.workspace import (
     git,
     load_run_inputs,
 )
+from ral import artifacts
 from ral.config.base import load
 from ral.config.params import Params
+from ral.data.baseline import PROFILE, SPLIT
 from ral.errors import UserError
-from ral.files import read_json, sha256, write_json
+from ral.files import sha256
 from ral.release.bundle import verify
+from ral.release.decision import GateDecision, Rule
+from ral.release.ledger import Decision
 from ral.release.registry import Registry
 
-WORKSPACE = "nightly"
+# The stages of a night, from one to another: a look at the data, which may be unchanged; a new model; and, after the
+# champion was scored on the same images, its evaluation. A test checks that no stage is left out.
+LOOK: tuple[Stage, Stage] = ("locate", "manifest")
+TRAIN: tuple[Stage, Stage] = ("validate", "train")
+EVALUATE: tuple[Stage, Stage] = ("explain", "report")
 
 
 class Approval(RunInput):
@@ -66,7 +76,7 @@ class Approval(RunInput):
     on_crashed=[notify_on_failure],
     on_cancellation=[notify_on_failure],
 )
-def nightly(revision: str = "HEAD", changes: dict[str, Any] | None = None) -> State:
+def nightly(revision: str = "HEAD", changes: Changes | None = None) -> State:
     """Retrain, and promote the new model if the gate passes it.
 
     Args:
@@ -74,13 +84,13 @@ def nightly(revision: str = "HEAD", changes: dict[str, Any] | None = None) -> St
         changes: parameters by dotted name with their values, checked as params.yaml is.
     """
     try:
-        with flow_run(WORKSPACE, run_id()) as run:
+        with flow_run("nightly", run_id()) as run:
             return retrain(run, revision, changes)
     except WorkspaceLockedError as locked:
         return Cancelled(message=str(locked))
 
 
-def retrain(run: FlowRun, revision: str, changes: dict[str, Any] | None) -> State:
+def retrain(run: FlowRun, revision: str, changes: Changes | None) -> State:
     """Retrain in the workspace that the run holds, decide, and record."""
     environment = run.environment
     workspace = task(name="workspace")(run.checkout)(revision, changes)
@@ -88,34 +98,26 @@ def retrain(run: FlowRun, revision: str, changes: dict[str, Any] | None) -> Stat
     gate = load(folder / "params.yaml", Params).gate
     pull(workspace)
     stage = stages(folder, environment)
-    stage("locate")
-    stage("phantom")
-    stage("manifest")
-    run_inputs = {
-        "revision": workspace.revision,
-        "changes": changes or {},
-        "manifest": sha256(folder / "data/manifest.json"),
-    }
+    stage(*LOOK)
+    run_inputs = RunInputs(
+        revision=workspace.revision, changes=changes or {}, manifest=sha256(folder / artifacts.MANIFEST)
+    )
     if unchanged(registry, run_inputs):
         text = "No changes since the last run (data, code and parameters are identical); nothing to do."
         return Completed(name="NoChanges", message=text)
     install_baseline(folder, registry)
-    stage("validate")
-    stage("preprocess")
-    stage("train")
+    stage(*TRAIN)
     run_module_task("rescore", folder, "-m", "ral.release", "rescore")
-    stage("explain")
-    stage("evaluate")
-    stage("report")
+    stage(*EVALUATE)
     decision_file = folder / "runs" / run.id / "decision.json"
     run_module_task(
         "gate", folder, "-m", "ral.release", "judge", "--run-id", run.id, "--out", str(decision_file)
     )
-    decision = read_json(decision_file)
+    decision = GateDecision.read(decision_file)
     publish_decision(decision)
-    if gate.approval and decision["decision"] == "PROMOTE":
+    if gate.approval and decision.decision == "PROMOTE":
         decision = approved(decision, folder)
-        write_json(decision_file, decision)
+        decision.write(decision_file)
     commit = task(name="record")(commit_run)(workspace, run.id, run_inputs)
     run_module_task(
         "register", folder, "-m", "ral.release", "register", "--commit", commit, "--decision", str(decision_file),
@@ -126,9 +128,9 @@ def retrain(run: FlowRun, revision: str, changes: dict[str, Any] | None) -> Stat
     push(workspace, environment)
     tidy(folder, environment)
     champion = registry.champion()
-    text = f"{decision['decision']}: {release.version}; champion {champion.version if champion else 'none'}"
+    text = f"{decision.decision}: {release.version}; champion {champion.version if champion else 'none'}"
     send_notification(environment.flows.notify, f"Nightly run {run.id}: {text}")
-    return Completed(name=decision["decision"].capitalize(), message=text)
+    return Completed(name=decision.decision.capitalize(), message=text)
 
 
 def run_id() -> str:
@@ -142,10 +144,10 @@ def pull(workspace: Workspace) -> None:
         run_module_task("pull", workspace.folder, "-m", "dvc", "--wait-for-lock", "pull", "--recursive", ".")
 
 
-def unchanged(registry: Registry, run_inputs: dict[str, Any]) -> bool:
+def unchanged(registry: Registry, run_inputs: RunInputs) -> bool:
     """Whether the last decision was about the same data, code and parameters."""
-    decided = [entry for entry in registry.ledger.entries() if entry["what"] == "decision"]
-    return bool(decided) and load_run_inputs(registry.repository, decided[-1]["commit"]) == run_inputs
+    decisions = [entry.event for entry in registry.ledger.entries() if isinstance(entry.event, Decision)]
+    return bool(decisions) and load_run_inputs(registry.repository, decisions[-1].commit) == run_inputs
 
 
 def install_baseline(folder: Path, registry: Registry) -> None:
@@ -158,17 +160,17 @@ def install_baseline(folder: Path, registry: Registry) -> None:
     for release in (*releases[-1:], *([champion] if champion else [])):
         verify(release.bundle)
     if releases:
-        shutil.copyfile(releases[-1].bundle / "split.parquet", folder / "baseline/split.parquet")
+        shutil.copyfile(releases[-1].bundle / SPLIT, folder / artifacts.BASELINE / SPLIT)
     if champion:
-        shutil.copyfile(champion.bundle / "profile.json", folder / "baseline/profile.json")
+        shutil.copyfile(champion.bundle / PROFILE, folder / artifacts.BASELINE / PROFILE)
 
 
-def approved(decision: dict[str, Any], folder: Path) -> dict[str, Any]:
+def approved(decision: GateDecision, folder: Path) -> GateDecision:
     """Suspend the run until a person answers; return the decision with the answer. No worker is occupied meanwhile.
 
     The question names this model: if the data has changed when the run resumes, it asks again about the new model.
     """
-    model = sha256(folder / "models/model.safetensors")
+    model = sha256(folder / artifacts.WEIGHTS)
     answer = suspend_flow_run(
         wait_for_input=Approval.with_initial_data(
             description=f"{decision_text(decision)}\n\n{open_command(report_copy(folder))}\n\n"
@@ -178,9 +180,9 @@ def approved(decision: dict[str, Any], folder: Path) -> dict[str, Any]:
         key=f"approve-{model}",
     )
     sentence = f"{answer.name} {'approved' if answer.approve else 'did not approve'}."
-    rule = {"rule": "approval", "result": "passes" if answer.approve else "holds", "sentence": sentence}
+    rule = Rule(rule="approval", result="passes" if answer.approve else "holds", sentence=sentence)
     held = {} if answer.approve else {"decision": "HOLD", "sentence": f"HOLD: {sentence}"}
-    return decision | held | {"rules": [*decision["rules"], rule]}
+    return decision.model_copy(update={**held, "rules": [*decision.rules, rule]})
 
 
 def push(workspace: Workspace, environment: FlowsEnvironment) -> None:

@@ -10,24 +10,27 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from ral.config.keys import fixed_keys, owner, refusal, sections
 from ral.errors import UserError
 from ral.user_code import is_class_path
 
+# Changed parameters: value by dotted name, whatever the parameter takes.
+Changes: TypeAlias = dict[str, Any]
+
 # Keys that may name a class of the user's own.
 CLASS_KEYS = ("loss.custom.class_path", "model.backbone")
 
 
-def flatten(changes: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(changes: Changes) -> Changes:
     """Changes by fixed key: a section given as a mapping becomes its keys.
 
     Raises:
         UserError: a key is unknown, was renamed, or is a section with a value that is no mapping; or a value names
             a class to import.
     """
-    flat: dict[str, Any] = {}
+    flat: Changes = {}
     for key, value in changes.items():
         if key in sections() and isinstance(value, Mapping):
             flat |= flatten({f"{key}.{name}": item for name, item in value.items()})
@@ -49,7 +52,7 @@ def _refuse_code(key: str, value: Any) -> None:
         )
 
 
-def apply_changes(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def apply_changes(content: Changes, changes: Changes) -> None:
     """Set changed parameters in the content of params.yaml; values are not checked.
 
     A mapping replaces the old one. A key within a mapping or a section that may be null can be set if it is
@@ -71,7 +74,7 @@ def apply_changes(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
         target[name] = None if value == {} else value  # as in `to_settings`
 
 
-def to_settings(changes: Mapping[str, Any]) -> list[str]:
+def to_settings(changes: Changes) -> list[str]:
     """Changes as values of `dvc exp run -S`, in order.
 
     DVC merges a mapping into the old one and refuses new keys in it; after a null it takes the mapping as it
@@ -152,7 +155,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def parse_changes(words: Sequence[str]) -> dict[str, Any]:
+def parse_changes(words: Sequence[str]) -> Changes:
     """Words such as `train.epochs=5`, one value each.
 
     Raises:

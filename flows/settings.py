@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -12,6 +12,15 @@ from ral.config.environment import Environment, load_environment
 Stage = Literal[
     "locate", "phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"
 ]
+
+
+# All of them, in the order of the graph; a test compares them with dvc.yaml.
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+def stage_range(first: Stage, last: Stage) -> tuple[Stage, ...]:
+    """The stages from `first` to `last`, both included."""
+    return STAGES[STAGES.index(first) : STAGES.index(last) + 1]
 
 
 class FlowsConfig(Section):

@@ -25,10 +25,10 @@ from flows.workspace import python_env
 from ral import runs
 from ral.config.environment import TrainingTarget
 from ral.errors import plain
-from ral.files import read_json
 from ral.launch.base import grace_seconds
 from ral.log import LOG_FORMAT, Line, parse
 from ral.processes import die_with_parent, terminate_group
+from ral.records import StepFailure
 
 # Lines of a failed command repeated in the error, so that the run's page says what went wrong.
 LAST_LINES = 20
@@ -71,14 +71,14 @@ def run_stage(name: str, folder: Path = Path(), hours: float | None = None) -> N
     Raises:
         StageError: the stage failed, or took too long.
     """
-    failure = folder / "runs" / os.environ[runs.RUN_ID] / "failure.json"
+    failure = folder / "runs" / os.environ[runs.RUN_ID] / runs.FAILURE_FILE
     failure.unlink(missing_ok=True)
     try:
         run_command(["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name], folder, name, hours)
     except StageError as error:
         if error.retry is None:
             busy = BUSY in str(error)
-            error.retry = busy or (failure.is_file() and bool(read_json(failure)["retry"]))
+            error.retry = busy or (failure.is_file() and StepFailure.read(failure).retry)
         raise
 
 
@@ -170,7 +170,7 @@ def _all_written(pipe: IO[str]) -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def _end_timed_out(process: subprocess.Popen, timeout: float, timed_out: threading.Event) -> None:
+def _end_timed_out(process: subprocess.Popen[str], timeout: float, timed_out: threading.Event) -> None:
     timed_out.set()
     terminate_group(process, timeout)
 

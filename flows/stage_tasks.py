@@ -1,20 +1,31 @@
 """The stages of dvc.yaml as Prefect tasks, with retries and with artifacts on the page of the run."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol
 
 from prefect import task
 
 from flows.artifacts import publish_metrics, publish_report, publish_validation
-from flows.settings import FlowsEnvironment, Stage
+from flows.settings import STAGES, FlowsEnvironment, Stage, stage_range
 from flows.stage_runner import StageError, run_command, run_stage
+from ral import artifacts
 from ral.runs import RUN_ID
 
 
-def stages(folder: Path, environment: FlowsEnvironment) -> Callable[[Stage], None]:
-    """Return a function that runs a stage in the workspace `folder` as a task with the stage's name."""
+class StageRunner(Protocol):
+    """Runs stages in a workspace, each as a task with the stage's name."""
+
+    def __call__(self, first: Stage, last: Stage | None = None) -> None:
+        """Run the stages from `first` to `last` in the order of the graph; only `first` if `last` is None.
+
+        Raises:
+            StageError: a stage failed, or took too long.
+        """
+
+
+def stages(folder: Path, environment: FlowsEnvironment) -> StageRunner:
+    """Return a function that runs stages in the workspace `folder`."""
     target = environment.flows
     tasks = {
         name: task(
@@ -23,14 +34,18 @@ def stages(folder: Path, environment: FlowsEnvironment) -> Callable[[Stage], Non
             retry_delay_seconds=[target.retry_seconds * 2**n for n in range(target.retries)],
             retry_condition_fn=is_retryable,
         )(run_stage)
-        for name in get_args(Stage)
+        for name in STAGES
     }
 
-    def run(name: Stage) -> None:
+    def run(first: Stage, last: Stage | None = None) -> None:
+        for name in stage_range(first, last or first):
+            run_one(name)
+
+    def run_one(name: Stage) -> None:
         try:
             tasks[name](name, folder, target.timeout_hours.get(name))
         except StageError:
-            validation_file = folder / "runs" / os.environ[RUN_ID] / "validation.json"
+            validation_file = folder / "runs" / os.environ[RUN_ID] / artifacts.VALIDATION.name
             if name == "validate" and validation_file.exists():
                 publish_validation(validation_file)
             raise
@@ -57,8 +72,8 @@ def is_retryable(task: Any, task_run: Any, state: Any) -> bool:
 
 def _publish(name: Stage, folder: Path) -> None:
     if name == "validate":
-        publish_validation(folder / "data/validated/validation.json")
+        publish_validation(folder / artifacts.VALIDATION)
     elif name == "evaluate":
-        publish_metrics(folder / "reports")
+        publish_metrics(folder / artifacts.REPORTS)
     elif name == "report":
         publish_report(folder)

@@ -18,7 +18,6 @@ run that starts meanwhile is cancelled as it would be by another run, so start i
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
@@ -29,12 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.settings import load_flows_environment
-from flows.workspace import BRANCH, WorkspaceLockedError, git, python_env
+from flows.workspace import BRANCH, WORKSPACES, WorkspaceLockedError, git, python_env
 from ral.errors import UserError
-from ral.files import read_json
-
-# Workspaces of the flows.
-WORKSPACES = ("nightly", "train-ral", "compare")
+from ral.files import read_json, try_lock
 
 DAY = 86400.0
 
@@ -99,12 +95,8 @@ def _holders(state: Path) -> list[Path]:
 def _held(path: Path) -> Iterator[None]:
     """Hold a workspace as a run does, without a word in it: who was killed there is for the next run to clear up."""
     with path.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkspaceLockedError(
-                f"The workspace {path.stem} is in use: wait for the run to end."
-            ) from None
+        if not try_lock(stream):
+            raise WorkspaceLockedError(f"The workspace {path.stem} is in use: wait for the run to end.")
         stream.seek(0)
         if crashed_run_id := stream.readline().strip():
             raise WorkspaceLockedError(
@@ -141,11 +133,7 @@ def _running(training: Path) -> bool:
     if not (training / "lock").exists():
         return False
     with (training / "lock").open(encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_lock(stream)
 
 
 def _remove(path: Path) -> None:

@@ -17,16 +17,16 @@ if __name__ == "__main__":  # before the imports that take seconds: --help needs
     ).parse_args()
 
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 
 from flows.cli import run_from_cli
 from flows.flow_run import flow_run
 from flows.notifications import notify_on_failure
-from flows.settings import FlowsEnvironment
+from flows.overrides import Changes
 from flows.stage_tasks import stages
-from ral.files import read_json
+from ral import artifacts
+from ral.evaluation.results import Metrics
 from ral.reporting.summary import summary
 
 
@@ -36,7 +36,7 @@ from ral.reporting.summary import summary
     on_crashed=[notify_on_failure],
     on_cancellation=[notify_on_failure],
 )
-def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None) -> None:
+def train_ral(revision: str | None = None, changes: Changes | None = None) -> None:
     """Images in, report out: each task runs its DVC stage, and an unchanged stage costs nothing.
 
     Args:
@@ -47,24 +47,10 @@ def train_ral(revision: str | None = None, changes: dict[str, Any] | None = None
     in_place = revision is None and not changes
     with flow_run(None if in_place else "train-ral") as run:
         folder = Path() if in_place else run.checkout(revision or "HEAD", changes).folder
-        run_all(folder, run.environment)
-
-
-def run_all(folder: Path, environment: FlowsEnvironment) -> None:
-    """Run every stage in the workspace `folder`."""
-    run = stages(folder, environment)
-    run("locate")
-    run("phantom")
-    run("manifest")
-    run("validate")
-    run("preprocess")
-    run("train")
-    run("explain")
-    run("evaluate")
-    run("report")
+        stages(folder, run.environment)("locate", "report")
 
 
 if __name__ == "__main__":
     with run_from_cli():
         train_ral()
-    print(summary(read_json(Path("reports/metrics.json")), Path("reports/report.html")))
+    print(summary(Metrics.read(Path(artifacts.METRICS)), Path(artifacts.REPORT)))

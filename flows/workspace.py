@@ -10,33 +10,39 @@ come from the cache by links, so that an unchanged archive is neither hashed nor
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Literal, TextIO, get_args
 
 import psutil
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from flows.overrides import apply_changes
+from flows.overrides import Changes, apply_changes
 from ral import errors
 from ral.config.base import explain, read_yaml
 from ral.config.params import Params
 from ral.errors import UserError
-from ral.files import atomic_write, private_folder
-from ral.release.durable import clear_git_locks, locked
+from ral.files import atomic_write, flush, locked, private_folder, try_lock
+from ral.records import Record
+from ral.release.durable import clear_git_locks
 from ral.release.ledger import NAME, Ledger
 from ral.release.registry import LOCK
 from ral.runs import RUN_ID
 
+# Workspaces of the flows, one per flow; tidy keeps them.
+WorkspaceName = Literal["nightly", "train-ral", "compare"]
+WORKSPACES: tuple[WorkspaceName, ...] = get_args(WorkspaceName)
+
 BRANCH = "nightly"
+
+# File with the inputs of a run in its commit.
+RUN_INPUTS = "nightly.json"
 
 # Branch of the registry with the ledger as it was pushed.
 LEDGER_BRANCH = "ledger"
@@ -65,6 +71,17 @@ class Workspace:
         return self.state / "registry.git"
 
 
+class RunInputs(Record):
+    """What a nightly run is made from; a run with the inputs of the last one has nothing to do."""
+
+    revision: str
+    """Commit of the project."""
+    changes: Changes
+    """Changed parameters by dotted name."""
+    manifest: str
+    """SHA-256 of data/manifest.json."""
+
+
 @contextlib.contextmanager
 def lock_workspace(state: Path, name: str, run: str, flow_run: str) -> Iterator[str | None]:
     """Lock the workspace `name` during the block; yield the id of a flow run that was killed while it held
@@ -84,14 +101,11 @@ def lock_workspace(state: Path, name: str, run: str, flow_run: str) -> Iterator[
     path = state / "workspaces" / f"{name}.run"
     private_folder(path.parent)
     with path.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
+        stream.seek(0)
+        if not try_lock(stream):
             raise WorkspaceLockedError(
                 f"The workspace {name} is locked by run {stream.readline().strip() or 'in another process'}."
-            ) from None
-        stream.seek(0)
+            )
         crashed_run_id = stream.read().split()
         if crashed_run_id:
             end_processes(crashed_run_id[0])
@@ -107,7 +121,7 @@ def _write(stream: TextIO, text: str) -> None:
     stream.truncate()
     stream.write(text)
     stream.flush()
-    os.fsync(stream.fileno())
+    flush(Path(stream.name))
 
 
 def end_processes(run: str) -> None:
@@ -121,9 +135,7 @@ def end_processes(run: str) -> None:
     psutil.wait_procs(killed, timeout=10)
 
 
-def open_workspace(
-    state: Path, name: str, source: str, revision: str, changes: Mapping[str, Any]
-) -> Workspace:
+def open_workspace(state: Path, name: str, source: str, revision: str, changes: Changes) -> Workspace:
     """Check the project out at a revision, with changed parameters and the dvc.lock of the last recorded run.
 
     Args:
@@ -224,7 +236,7 @@ def _configure_dvc(folder: Path, cache: Path) -> None:
         draft.write_text("\n".join(lines), encoding="utf-8")
 
 
-def change_params(path: Path, changes: Mapping[str, Any]) -> None:
+def change_params(path: Path, changes: Changes) -> None:
     """Write changed parameters into params.yaml, once they have been checked with the others.
 
     Raises:
@@ -244,7 +256,7 @@ def change_params(path: Path, changes: Mapping[str, Any]) -> None:
         ) from None
 
 
-def commit_run(workspace: Workspace, run: str, run_inputs: Mapping[str, Any]) -> str:
+def commit_run(workspace: Workspace, run: str, run_inputs: RunInputs) -> str:
     """Commit the inputs of a run (code, parameters, baseline, dvc.lock) to the branch of the record.
 
     Committing the same run twice, such as after a crash, gives one commit.
@@ -252,15 +264,13 @@ def commit_run(workspace: Workspace, run: str, run_inputs: Mapping[str, Any]) ->
     Args:
         workspace: after the last stage.
         run: id of the run, for the message.
-        run_inputs: what `unchanged` compares; stored in nightly.json.
+        run_inputs: stored in nightly.json.
 
     Returns:
         The commit.
     """
     folder = workspace.folder
-    (folder / "nightly.json").write_text(
-        json.dumps(run_inputs, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    run_inputs.write(folder / RUN_INPUTS)
     git(folder, "add", "--all")
     tree = git(folder, "write-tree")
     parents = [workspace.revision]
@@ -307,10 +317,10 @@ def last_recorded_commit(workspace: Workspace) -> str | None:
         return None
 
 
-def load_run_inputs(repository: Path, commit: str) -> dict[str, Any] | None:
+def load_run_inputs(repository: Path, commit: str) -> RunInputs | None:
     """The inputs of a recorded run, or None if the commit has none."""
     try:
-        return dict(json.loads(git(repository, "show", f"{commit}:nightly.json")))
+        return RunInputs.model_validate_json(git(repository, "show", f"{commit}:{RUN_INPUTS}"))
     except subprocess.CalledProcessError:
         return None
 

@@ -16,6 +16,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "cluster": ("distributed",),
     "slurm": ("dask_jobqueue",),
     "tensorboard": ("tensorboard",),
+    "dvclive": ("dvclive",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "pipeline": ("dvc", "dvc_data", "fastapi", "gto", "hydra", "prefect", "rich", "torchvision"),
 }

@@ -1,4 +1,4 @@
-"""Atomic writes of files and directories, deterministic JSON, content hashes."""
+"""Atomic writes of files and directories, locks, fsync, deterministic JSON, content hashes."""
 
 import fcntl
 import hashlib
@@ -10,9 +10,52 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ral.errors import UserError
+
+
+def try_lock(stream: IO[Any]) -> bool:
+    """Lock an open file exclusively; False if another process holds the lock.
+
+    The kernel releases the lock when the file is closed or the process ends, even by `kill -9`. A process id in the
+    file would not do: containers reuse the same ids.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file during the block; other processes wait.
+
+    Args:
+        path: the lock file in a private folder, created if needed. It is never removed: removal would let two processes
+            hold the lock.
+    """
+    private_folder(path.parent)
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """fsync a folder and everything below it."""
+    for path in sorted(folder.rglob("*")):
+        flush(path)
+    flush(folder)
 
 
 @contextmanager
@@ -61,8 +104,8 @@ def remove_stale_drafts(folder: Path, name: str | None = None) -> None:
     for entry in filter(pattern.fullmatch, os.listdir(folder)):
         # Files being written are locked; ignore files of other users and files that no longer exist.
         with suppress(OSError), (folder / entry).open("r+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (folder / entry).unlink()
+            if try_lock(stream):
+                (folder / entry).unlink()
 
 
 @contextmanager
@@ -97,10 +140,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _directory_lock(path: Path) -> Iterator[None]:
-    """Lock a directory for writing; the kernel releases the lock when this process ends, even if it is
-    killed.
-
-    (A process id in the file's name would not work: containers reuse the same ids.)
+    """Lock a directory for writing.
 
     Raises:
         UserError: another process holds the lock.
@@ -108,13 +148,11 @@ def _directory_lock(path: Path) -> Iterator[None]:
     lock = path.parent / f".{path.name}.lock"
     while True:
         with lock.open("a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(stream):
                 raise UserError(
                     f"Another run is writing {path}. Wait for it to finish, or work in another copy of the project.",
                     retry=True,
-                ) from None
+                )
             try:
                 current = os.path.samestat(os.fstat(stream.fileno()), lock.stat())
             except FileNotFoundError:

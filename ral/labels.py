@@ -1,8 +1,9 @@
 """Label vocabularies, their spelling, and the head / medium / tail tier of a finding by its training prevalence."""
 
-import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
+
+from ral.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,6 +72,11 @@ ALIASES = {
     "Other disease": "Other Diseases",
     "pneumoperitoneo": "Pneumoperitoneum",
 }
+
+
+def marked(text: str, phantom: bool, separator: str = ": ") -> str:
+    """A text, marked in front if it is about phantom images."""
+    return f"{PHANTOM_DATA}{separator}{text}" if phantom else text
 
 
 def is_spreadsheet_safe(name: str) -> bool:
@@ -152,6 +158,12 @@ LABEL_SETS: dict[str, dict[str, dict[str, str]]] = {
     "chestmnist": {"nih": _NIH},
 }
 
+# In front of what is about phantom images.
+PHANTOM_DATA = "PHANTOM DATA"
+
+# What results are computed from: phantom if at least one image is a phantom; they then have no clinical meaning.
+Data = Literal["phantom", "images"]
+
 Tier = Literal["head", "medium", "tail"]
 TIERS: tuple[Tier, ...] = ("head", "medium", "tail")
 
@@ -167,23 +179,12 @@ def tier(positives: int, images: int, head: float, tail: float) -> Tier:
     return "tail" if prevalence <= tail else "medium"
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name most similar to `name`, ignoring case; None if none is similar."""
-    folded: dict[str, str] = {}
-    for candidate in allowed:
-        folded.setdefault(candidate.casefold().replace("_", " "), candidate)
-    matches = difflib.get_close_matches(name.casefold().replace("_", " "), folded, n=1)
-    return folded[matches[0]] if matches else None
-
-
 def unknown_finding(names: Iterable[str], allowed: Iterable[str]) -> str | None:
     """Error text for the first name that is not allowed, with the most similar one; None if all are allowed."""
     allowed = tuple(allowed)
     for name in names:
         if name not in allowed:
-            closest = nearest(name, allowed)
-            hint = f" Did you mean `{closest}`?" if closest else ""
-            return f"unknown finding `{name}`.{hint} Allowed: {', '.join(allowed)}"
+            return f"unknown finding `{name}`.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}"
     return None
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Exit code of a rank that ended because it lost another one, which is the root cause.
 LOST_PEER = 69
@@ -57,7 +57,7 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def terminate_group(process: subprocess.Popen, timeout: float = 5.0) -> None:
+def terminate_group(process: subprocess.Popen[Any], timeout: float = 5.0) -> None:
     """Terminate a process started with `start_new_session=True` and its process group: SIGTERM, then SIGKILL.
 
     Waits for its children too: on SIGTERM, DVC exits at once while the training that it started saves a
@@ -86,7 +86,7 @@ def _group_is_alive(group: int) -> bool:
     return False
 
 
-def kill_group(process: subprocess.Popen) -> None:
+def kill_group(process: subprocess.Popen[Any]) -> None:
     """Kill a process started with `start_new_session=True` and its process group, and wait for it."""
     with contextlib.suppress(ProcessLookupError):  # the whole group may have ended
         os.killpg(process.pid, signal.SIGKILL)

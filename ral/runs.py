@@ -12,10 +12,16 @@ from pathlib import Path
 import psutil
 
 from ral.errors import plain
-from ral.files import read_json, write_json
+from ral.records import Record
 
 # Set by whoever runs several steps as one run (make, the Prefect flow), so that they share a folder.
 RUN_ID = "RAL_RUN_ID"
+
+# The record of a run, in its folder.
+RUN_FILE = "run.json"
+
+# Why its last step failed, for programs; absent if it did not.
+FAILURE_FILE = "failure.json"
 
 
 def new_id() -> str:
@@ -37,38 +43,73 @@ def folder() -> Path:
     return path
 
 
+class StepRecord(Record):
+    """When a step ran and how it ended."""
+
+    started: str
+    """ISO 8601, UTC."""
+    status: str
+    """running, done, or `failed: ` and the message."""
+    finished: str | None = None
+    """Not there while it runs."""
+
+
+class Machine(Record):
+    """Where a run ran."""
+
+    host: str
+    system: str
+    python: str
+    cores: int | None
+
+
+class RunRecord(Record):
+    """Content of run.json."""
+
+    id: str
+    commit: str | None
+    """None outside a git repository."""
+    uncommitted_changes: bool
+    machine: Machine
+    steps: dict[str, StepRecord]
+    """By name, in the order in which they began."""
+
+
 @contextmanager
 def track_step(step: str) -> Iterator[None]:
     """Note in runs/<id>/run.json when a step began and ended, and how; the first step adds commit and machine."""
-    path = folder() / "run.json"
-    record = read_json(path) if path.exists() else _new_record()
-    entry = {"started": _now(), "status": "running"}
-    record["steps"][step] = entry
-    write_json(path, record)
+    path = folder() / RUN_FILE
+    record = RunRecord.read(path) if path.exists() else _new_record()
+    entry = StepRecord(started=_now(), status="running")
+    _with_step(record, step, entry).write(path)
+    status = "done"
     try:
         yield
-        entry["status"] = "done"
     except BaseException as error:
-        entry["status"] = plain(f"failed: {str(error) or type(error).__name__}")
+        status = plain(f"failed: {str(error) or type(error).__name__}")
         raise
     finally:
-        entry["finished"] = _now()
-        write_json(path, record)
+        entry = entry.model_copy(update={"status": status, "finished": _now()})
+        _with_step(record, step, entry).write(path)
 
 
-def _new_record() -> dict:
-    return {
-        "id": os.environ[RUN_ID],
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "machine": {
-            "host": platform.node(),
-            "system": platform.platform(),
-            "python": sys.version.split()[0],
-            "cores": os.cpu_count(),
-        },
-        "steps": {},
-    }
+def _with_step(record: RunRecord, name: str, step: StepRecord) -> RunRecord:
+    return record.model_copy(update={"steps": record.steps | {name: step}})
+
+
+def _new_record() -> RunRecord:
+    return RunRecord(
+        id=os.environ[RUN_ID],
+        commit=_git("rev-parse", "HEAD"),
+        uncommitted_changes=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        machine=Machine(
+            host=platform.node(),
+            system=platform.platform(),
+            python=sys.version.split()[0],
+            cores=os.cpu_count(),
+        ),
+        steps={},
+    )
 
 
 def _git(*arguments: str) -> str | None:

@@ -5,7 +5,6 @@ Code is only taken from the project folder, never from a model's files.
 """
 
 import ast
-import difflib
 import importlib
 import re
 import sys
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from ral.errors import UserError
 from ral.files import sha256
+from ral.suggest import did_you_mean
 
 # Value of loss.name that selects the user's own loss.
 CUSTOM = "custom"
@@ -141,8 +141,7 @@ def load_class(key: str, name: str, base: type[Base], project: Path = Path()) ->
     module = _import(key, module_name, files, project.resolve())
     found = getattr(module, class_name, None)
     if found is None:
-        near = difflib.get_close_matches(class_name, vars(module), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(class_name, vars(module))
         raise UserError(f"{key}: {module.__file__} has no class {class_name}.{hint}")
     if not isinstance(found, type) or not issubclass(found, base):
         raise UserError(

@@ -2,17 +2,32 @@
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
+from ral.labels import PHANTOM_DATA
+
+# Banner of a report or card, footer of its printed pages, and notice in the output of a command.
 PHANTOM = (
-    "PHANTOM DATA – synthetic images drawn by a program, not patients. Nothing here has clinical meaning."
+    f"{PHANTOM_DATA} – synthetic images drawn by a program, not patients. Nothing here has clinical meaning."
 )
-PHANTOM_SHORT = "PHANTOM DATA: synthetic images, not patients. These metrics have no clinical meaning."
+PHANTOM_FOOTER = f"{PHANTOM_DATA} – synthetic images, not patients. Nothing here has clinical meaning."
+PHANTOM_SHORT = f"{PHANTOM_DATA}: synthetic images, not patients. These metrics have no clinical meaning."
 RESEARCH = "Research software, not a medical device"
+# The same inside a sentence or a file.
+RESEARCH_NOTE = RESEARCH.lower()
 
 # Shown for a missing value, instead of a zero or an empty cell.
 NOT_ESTIMABLE = "not estimable"
+
+
+def notice(phantom: bool) -> str:
+    """The line above metrics: of phantom images, or of research software."""
+    return PHANTOM_SHORT if phantom else RESEARCH
+
+
+def notice_sentence(phantom: bool) -> str:
+    """The same within a text."""
+    return PHANTOM_SHORT if phantom else f"{RESEARCH}."
 
 
 # Characters that start HTML, a formula or a link in Markdown.
@@ -65,16 +80,16 @@ def signed_interval(low: float | None, high: float | None) -> str:
     return f"{signed(low)} to {signed(high)}" if known(low) and known(high) else "no interval"
 
 
+def difference(value: float | None, low: float | None, high: float | None) -> str:
+    """Format a difference with its interval: `+0.010 (-0.004 to +0.025)`."""
+    return f"{signed(value)} ({signed_interval(low, high)})" if known(value) else NOT_ESTIMABLE
+
+
 def p_value(value: float | None) -> str:
     """Format a p value, which is never shown as 0; `none` if nothing was tested."""
     if not known(value):
         return "none"
     return f"{value:.3f}" if value >= 0.001 else "<0.001"
-
-
-def estimate(content: dict[str, Any]) -> str:
-    """Format an entry of metrics.json with its interval."""
-    return with_interval(content["value"], content["low"], content["high"])
 
 
 def percent(share: float | None) -> str:
@@ -90,13 +105,8 @@ def pluralize(count: int, one: str, several: str) -> str:
     return f"{count:,} {one if count == 1 else several}"
 
 
-def sealed(test: Mapping[str, int]) -> str:
-    """A sentence about the sealed test patients, who are in no metric; empty if there are none.
-
-    Args:
-        test: the entry `test` of metrics.json.
-    """
-    count = test.get("sealed_patients", 0)
-    return (
-        f"{pluralize(count, 'further test patient is', 'further test patients are')} sealed." if count else ""
-    )
+def sealed(patients: int) -> str:
+    """A sentence about the sealed test patients, who are in no metric; empty if there are none."""
+    if not patients:
+        return ""
+    return f"{pluralize(patients, 'further test patient is', 'further test patients are')} sealed."

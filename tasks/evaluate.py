@@ -13,7 +13,7 @@ baseline/, if any). docs/evaluation.md defines the metrics.
 
 from pathlib import Path
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.evaluate import EvaluateParams
 from tasks import step
 
@@ -32,7 +32,6 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     from ral.evaluation import (
         audit,
         baseline_comparison,
-        calibration_io,
         characteristics,
         rows,
         score,
@@ -42,52 +41,40 @@ def run(params: EvaluateParams, prepared: Path, logits: Path, baseline: Path, ou
     from ral.files import atomic_write, write_json
 
     all_studies = rows.read_studies(prepared)
-    val, test = (pd.read_parquet(logits / f"{split}.parquet") for split in ("val", "test"))
+    val, test = (pd.read_parquet(logits / artifacts.logits(split).name) for split in ("val", "test"))
     studies, test = holdout.unsealed(all_studies, params.evaluate.sealed, test)
     # The last digits of some linear algebra depend on the number of threads.
     with threadpool_limits(1):
         evaluation = score.evaluate(studies, val, test, params.evaluate)
         csv_tables = {
-            "findings.csv": tables.to_table(evaluation),
-            "curves.csv": tables.curves(evaluation),
-            "operating.csv": tables.operating(evaluation),
-            "reliability.csv": tables.reliability(evaluation),
-            "decision_curves.csv": tables.decision_curves(evaluation),
-            "characteristics.csv": characteristics.characteristics(studies),
-            "audit.csv": audit.audit(evaluation),
-            "second_reading.csv": second_reading.table(evaluation),
-            "comparison.csv": baseline_comparison.comparison(
+            artifacts.FINDINGS: tables.to_table(evaluation),
+            artifacts.CURVES: tables.curves(evaluation),
+            artifacts.OPERATING: tables.operating(evaluation),
+            artifacts.RELIABILITY: tables.reliability(evaluation),
+            artifacts.DECISION_CURVES: tables.decision_curves(evaluation),
+            artifacts.CHARACTERISTICS: characteristics.characteristics(studies),
+            artifacts.AUDIT: audit.audit(evaluation),
+            artifacts.SECOND_READING: second_reading.table(evaluation),
+            artifacts.COMPARISON: baseline_comparison.comparison(
                 studies, test, read_logits(baseline), params.evaluate
             ),
         }
-    for name, table in csv_tables.items():
-        with atomic_write(out / name) as draft:
+    for path, table in csv_tables.items():
+        with atomic_write(out / path.name) as draft:
             table.assign(data=evaluation.data).to_csv(draft, index=False, lineterminator="\n")
-    write_json(out / "calibration.json", calibration_io.to_json(evaluation))
-    write_json(out / "summary.json", tables.to_summary(evaluation))
-    write_json(
-        out / "metrics.json",
-        tables.to_metrics(evaluation, holdout.sealed_patients(all_studies, params.evaluate.sealed)),
-    )
+    tables.to_calibration(evaluation).write(out / artifacts.CALIBRATION.name)
+    write_json(out / artifacts.SUMMARY.name, tables.to_summary(evaluation))
+    sealed = holdout.sealed_patients(all_studies, params.evaluate.sealed)
+    tables.to_metrics(evaluation, sealed).write(out / artifacts.METRICS.name)
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "evaluate", __doc__, run, EvaluateParams,
         {
-            "prepared": ("data/prepared", "output folder of the step preprocess"),
-            "logits": ("models/logits", "logits written by the step train"),
-            "baseline": ("baseline", "folder with test_logits.parquet of the accepted model, if any"),
-            "out": ("reports", "folder to write"),
+            "prepared": (artifacts.PREPARED, "output folder of the step preprocess"),
+            "logits": (artifacts.LOGITS, "logits written by the step train"),
+            "baseline": (artifacts.BASELINE, "folder with test_logits.parquet of the accepted model, if any"),
+            "out": (artifacts.REPORTS, "folder to write"),
         },
-    )
-    step.main(
-        "evaluate",
-        lambda: run(
-            load(options.params, EvaluateParams),
-            options.prepared,
-            options.logits,
-            options.baseline,
-            options.out,
-        ),
-    )
+    )  # fmt: skip

@@ -9,7 +9,7 @@ available.
 
 from pathlib import Path
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.explain import ExplainParams
 from tasks import step
 
@@ -32,7 +32,7 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     from ral.explain.gallery import write_gallery
     from ral.explain.geometry import geometry
     from ral.explain.select import select
-    from ral.files import atomic_directory, write_json
+    from ral.files import atomic_directory
     from ral.models.load import load_model
 
     config = params.explain
@@ -42,34 +42,31 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     for name in ("findings", "size", "phantom"):
         if metadata[name] != dataset.metadata[name]:
             raise UserError(
-                f"{models / 'model.json'} and {prepared / 'dataset.json'} differ in `{name}` ({metadata[name]} and "
-                f"{dataset.metadata[name]}): the network was trained on other images. Train again."
+                f"{models / artifacts.MODEL.name} and {prepared / artifacts.DATASET.name} differ in `{name}` "
+                f"({metadata[name]} and {dataset.metadata[name]}): the network was trained on other images. "
+                "Train again."
             )
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")
-    logits = pd.read_parquet(models / "logits" / "test.parquet")
+    logits = pd.read_parquet(models / artifacts.LOGITS.name / artifacts.logits("test").name)
     studies, logits = unsealed(read_studies(prepared), params.evaluate.sealed, logits)
     rows, scores = align(studies, logits, "test")
     data = "phantom" if metadata["phantom"] else "images"
     with atomic_directory(out) as draft:
         # The folder is replaced as a whole, so that no pictures of an earlier run remain.
-        (draft / "gallery").mkdir()
+        (draft / artifacts.GALLERY.name).mkdir()
         selections = select(rows, scores, config.per_kind)
-        write_gallery(draft / "gallery", network, metadata, dataset, selections, config)
-        write_json(draft / "geometry.json", geometry(network, metadata, dataset, config.geometry_images))
+        write_gallery(draft / artifacts.GALLERY.name, network, metadata, dataset, selections, config)
+        geometry(network, metadata, dataset, config.geometry_images).write(draft / artifacts.GEOMETRY.name)
         table = confusion(rows, scores, config.confused).assign(data=data)
-        table.to_csv(draft / "confusion.csv", index=False, lineterminator="\n")
+        table.to_csv(draft / artifacts.CONFUSION.name, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "explain", __doc__, run, ExplainParams,
         {
-            "prepared": ("data/prepared", "what the step preprocess wrote"),
-            "models": ("models", "what the step train wrote"),
-            "out": ("reports", "folder to write"),
+            "prepared": (artifacts.PREPARED, "what the step preprocess wrote"),
+            "models": (artifacts.MODELS, "what the step train wrote"),
+            "out": (artifacts.REPORTS, "folder to write"),
         },
-    )
-    step.main(
-        "explain",
-        lambda: run(load(options.params, ExplainParams), options.prepared, options.models, options.out),
-    )
+    )  # fmt: skip

@@ -11,7 +11,7 @@ again. DVC runs this step every time.
 import logging
 from pathlib import Path
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.environment import Environment, load_environment
 from ral.config.train import LocateParams
 from tasks import step
@@ -36,21 +36,12 @@ def run(params: LocateParams, environment: Environment, phantom: Path, out: Path
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "locate", __doc__, run, LocateParams,
         {
-            "phantom": ("data/phantom", "folder of the embedded data set"),
-            "out": ("data/location.json", "file to write"),
-            "code": ("data/user_code.json", "file to write"),
+            "phantom": (artifacts.PHANTOM, "folder of the embedded data set"),
+            "out": (artifacts.LOCATION, "file to write"),
+            "code": (artifacts.USER_CODE, "file to write"),
         },
-    )
-    step.main(
-        "locate",
-        lambda: run(
-            load(options.params, LocateParams),
-            load_environment(),
-            options.phantom,
-            options.out,
-            options.code,
-        ),
-    )
+        load_environment,
+    )  # fmt: skip

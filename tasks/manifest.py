@@ -9,7 +9,7 @@ manifest has changed.
 
 from pathlib import Path
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.data import ManifestParams
 from ral.config.environment import Environment, load_environment
 from tasks import step
@@ -23,15 +23,14 @@ def run(params: ManifestParams, environment: Environment, out: Path) -> None:
     """
     from ral.data.images.file_hashes import FileHashCache
     from ral.data.manifest import manifest_bytes, read_manifest
-    from ral.files import write_json
     from ral.progress import Progress
 
     root = Path(environment.located(params.data).root)
     with Progress("reading raw data", manifest_bytes(root), "B") as progress:
         manifest = read_manifest(root, progress.add, FileHashCache(environment.state_dir))
-    write_json(out, manifest)
+    manifest.write(out)
 
 
 if __name__ == "__main__":
-    options = step.parse(__doc__, {"out": ("data/manifest.json", "file to write")})
-    step.main("manifest", lambda: run(load(options.params, ManifestParams), load_environment(), options.out))
+    paths = {"out": (artifacts.MANIFEST, "file to write")}
+    step.command("manifest", __doc__, run, ManifestParams, paths, load_environment)

@@ -8,7 +8,7 @@ If other data is used (location.json, written by the step locate), nothing is dr
 import logging
 from pathlib import Path
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.data import PhantomParams
 from tasks import step
 
@@ -36,11 +36,10 @@ def run(params: PhantomParams, location: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "phantom", __doc__, run, PhantomParams,
         {
-            "location": ("data/location.json", "whether this data set is used"),
-            "out": ("data/phantom", "folder to write"),
+            "location": (artifacts.LOCATION, "whether this data set is used"),
+            "out": (artifacts.PHANTOM, "folder to write"),
         },
-    )
-    step.main("phantom", lambda: run(load(options.params, PhantomParams), options.location, options.out))
+    )  # fmt: skip

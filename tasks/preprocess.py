@@ -10,10 +10,11 @@ ral.toml configures where Dask's workers run (docs/images.md); the output does n
 import logging
 from pathlib import Path
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.data import PreprocessParams
 from ral.config.environment import Environment, load_environment
 from ral.errors import plain
+from ral.labels import marked
 from tasks import step
 
 logger = logging.getLogger("tasks.preprocess")
@@ -29,58 +30,47 @@ def run(
     """
     import pandas as pd
 
+    from ral.data.dataset_info import DatasetInfo, read_class_counts
     from ral.data.prepare import prepare
     from ral.data.splits.methods import low_support_warnings
-    from ral.files import atomic_directory, read_json
+    from ral.data.validation.result import ValidationResult
+    from ral.files import atomic_directory
     from ral.progress import Progress
 
     params = params.model_copy(update={"data": environment.located(params.data)})
-    validation = read_json(validated / "validation.json")
+    validation = ValidationResult.read(validated / artifacts.VALIDATION.name)
     columns = ["image_id", "path", "member", "offset", "hash"]
-    images = pd.read_parquet(validated / "images.parquet", columns=columns)
+    images = pd.read_parquet(validated / artifacts.IMAGES.name, columns=columns)
     with (
         atomic_directory(out) as draft,
-        Progress(
-            "packing images", validation["rows"] - validation["rows_without_image"], "images"
-        ) as progress,
+        Progress("packing images", validation.rows - validation.rows_without_image, "images") as progress,
     ):
         prepare(params, images, draft, environment.dask, progress.add, environment.state_dir, baseline)
-    metadata = read_json(out / "dataset.json")
-    for line in low_support_warnings(read_json(out / "class_counts.json")):
+    info = DatasetInfo.read(out / artifacts.DATASET.name)
+    for line in low_support_warnings(read_class_counts(out / artifacts.CLASS_COUNTS.name)):
         logger.warning("%s", plain(line))
-    same = metadata["same_image"]
-    if same["images"]:
+    same = info.same_image
+    if same.images:
         logger.warning(
-            f"{same['images']:,} images are listed under more than one patient with identical pixels "
-            f"({same['patients']:,} patients); the patients of {same['apart']:,} are in more than one split (see "
-            f"split.same_image). The first: {plain(', '.join(same['examples'][0]))}."
+            f"{same.images:,} images are listed under more than one patient with identical pixels "
+            f"({same.patients:,} patients); the patients of {same.apart:,} are in more than one split (see "
+            f"split.same_image). The first: {plain(', '.join(same.examples[0]))}."
         )
-    for note in metadata["notes"].values():
-        shown = plain(", ".join(note["examples"])) + (", …" if note["images"] > len(note["examples"]) else "")
-        logger.warning(f"{note['images']:,} image{'s' * (note['images'] > 1)} ({shown}): {note['text']}")
-    excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in metadata["left_out"].items())
-    kind = "PHANTOM DATA: " if metadata["phantom"] else ""
-    logger.info(
-        f"{kind}{metadata['images']:,} images of {metadata['patients']:,} patients prepared{excluded}"
-    )
+    for note in info.notes.values():
+        shown = plain(", ".join(note.examples)) + (", …" if note.images > len(note.examples) else "")
+        logger.warning(f"{note.images:,} image{'s' * (note.images > 1)} ({shown}): {note.text}")
+    excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in info.left_out.items())
+    done = f"{info.images:,} images of {info.patients:,} patients prepared{excluded}"
+    logger.info(marked(done, info.phantom))
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "preprocess", __doc__, run, PreprocessParams,
         {
-            "validated": ("data/validated", "output of the step validate"),
-            "out": ("data/prepared", "folder to write"),
-            "baseline": ("baseline", "folder with the accepted split, if any"),
+            "validated": (artifacts.VALIDATED, "output of the step validate"),
+            "out": (artifacts.PREPARED, "folder to write"),
+            "baseline": (artifacts.BASELINE, "folder with the accepted split, if any"),
         },
-    )
-    step.main(
-        "preprocess",
-        lambda: run(
-            load(options.params, PreprocessParams),
-            load_environment(),
-            options.validated,
-            options.out,
-            options.baseline,
-        ),
-    )
+        load_environment,
+    )  # fmt: skip

@@ -8,12 +8,16 @@ from which the page takes the id, commit and date of the run: no output of the s
 
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.params import ReportParams
 from ral.log import LOG_FORMAT
 from tasks import step
+
+if TYPE_CHECKING:
+    from ral.reporting.report import Inputs
 
 logger = logging.getLogger("tasks.report")
 
@@ -24,6 +28,56 @@ MAX_BYTES = 15_000_000
 EXPERIMENT = "DVC_EXP_BASELINE_REV"
 
 
+def read_inputs(
+    params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path
+) -> "Inputs":
+    """Read the outputs of the other steps that the report and the model card show."""
+    import pandas as pd
+
+    from ral.data.dataset_info import DatasetInfo, read_class_counts
+    from ral.data.validation.result import ValidationResult
+    from ral.evaluation.calibration_io import SavedCalibration
+    from ral.evaluation.results import Metrics
+    from ral.explain.contents import Gallery, Geometry
+    from ral.files import read_json
+    from ral.reporting.report import Inputs, installed_versions
+
+    def table(path: PurePath, folder: Path = reports) -> pd.DataFrame:
+        # Only empty cells are missing values; a finding may be named NA.
+        names = (
+            "finding", "taken_for", "attribute", "group", "metric", "flagged", "note", "not_estimable", "name", "level"
+        )  # fmt: skip
+        return pd.read_csv(
+            folder / path.name, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""]
+        )
+
+    gallery = reports / artifacts.GALLERY.name
+    return Inputs(
+        params=params,
+        validation=ValidationResult.read(validated / artifacts.VALIDATION.name),
+        dataset=DatasetInfo.read(prepared / artifacts.DATASET.name),
+        class_counts=read_class_counts(prepared / artifacts.CLASS_COUNTS.name),
+        model=read_json(models / artifacts.MODEL.name),
+        history=table(artifacts.HISTORY, models),
+        metrics=Metrics.read(reports / artifacts.METRICS.name),
+        findings=table(artifacts.FINDINGS),
+        curves=table(artifacts.CURVES),
+        calibration=SavedCalibration.read(reports / artifacts.CALIBRATION.name),
+        reliability=table(artifacts.RELIABILITY),
+        operating=table(artifacts.OPERATING),
+        decision_curves=table(artifacts.DECISION_CURVES),
+        characteristics=table(artifacts.CHARACTERISTICS),
+        audit=table(artifacts.AUDIT),
+        second_reading=table(artifacts.SECOND_READING),
+        comparison=table(artifacts.COMPARISON),
+        gallery=Gallery.read(gallery / "gallery.json"),
+        pictures={path.name: path.read_bytes() for path in sorted(gallery.glob("*.jpg"))},
+        geometry=Geometry.read(reports / artifacts.GEOMETRY.name),
+        confusion=table(artifacts.CONFUSION),
+        versions=installed_versions(),
+    )
+
+
 def run(
     params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path, out_file: Path
 ) -> None:
@@ -32,45 +86,14 @@ def run(
     Raises:
         UserError: the report is larger than 15 MB.
     """
-    import pandas as pd
-
     from ral.errors import UserError
-    from ral.files import atomic_write, read_json
+    from ral.files import atomic_write
+    from ral.labels import marked
     from ral.reporting.card import card
-    from ral.reporting.report import Inputs, installed_versions, render
+    from ral.reporting.report import render
     from ral.reporting.summary import summary
 
-    def table(path: Path) -> pd.DataFrame:
-        # Only empty cells are missing values; a finding may be named NA.
-        names = (
-            "finding", "taken_for", "attribute", "group", "metric", "flagged", "note", "not_estimable", "name", "level"
-        )  # fmt: skip
-        return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
-
-    inputs = Inputs(
-        params=params,
-        validation=read_json(validated / "validation.json"),
-        dataset=read_json(prepared / "dataset.json"),
-        class_counts=read_json(prepared / "class_counts.json"),
-        model=read_json(models / "model.json"),
-        history=table(models / "history.csv"),
-        metrics=read_json(reports / "metrics.json"),
-        findings=table(reports / "findings.csv"),
-        curves=table(reports / "curves.csv"),
-        calibration=read_json(reports / "calibration.json"),
-        reliability=table(reports / "reliability.csv"),
-        operating=table(reports / "operating.csv"),
-        decision_curves=table(reports / "decision_curves.csv"),
-        characteristics=table(reports / "characteristics.csv"),
-        audit=table(reports / "audit.csv"),
-        second_reading=table(reports / "second_reading.csv"),
-        comparison=table(reports / "comparison.csv"),
-        gallery=read_json(reports / "gallery" / "gallery.json"),
-        pictures={path.name: path.read_bytes() for path in sorted((reports / "gallery").glob("*.jpg"))},
-        geometry=read_json(reports / "geometry.json"),
-        confusion=table(reports / "confusion.csv"),
-        versions=installed_versions(),
-    )
+    inputs = read_inputs(params, validated, prepared, models, reports)
     page = render(inputs).encode()
     if len(page) >= MAX_BYTES:
         raise UserError(
@@ -79,44 +102,31 @@ def run(
         )
     with atomic_write(out_file) as draft:
         draft.write_bytes(page)
-    with atomic_write(out_file.with_name("model_card.md")) as draft:
+    with atomic_write(out_file.with_name(artifacts.MODEL_CARD.name)) as draft:
         draft.write_text(card(inputs), encoding="utf-8", newline="\n")
     if EXPERIMENT in os.environ and os.environ.get(LOG_FORMAT) != "json":
         print(summary(inputs.metrics, out_file), flush=True)
     else:
-        logger.info(f"{'PHANTOM DATA: ' if inputs.phantom else ''}report: {out_file}")
+        logger.info(marked(f"report: {out_file}", inputs.phantom))
 
 
-def run_and_note(
-    params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path, out_file: Path
-) -> None:
-    """Render the report, and note beside it which run made it."""
-    from ral.files import read_json
+def run_and_note(params: ReportParams, validated: Path, prepared: Path, models: Path, reports: Path) -> None:
+    """Render the report into `reports`, and note beside it which run made it."""
     from ral.reporting.run_info import write_run_info
-    from ral.runs import folder
+    from ral.runs import RUN_FILE, RunRecord, folder
 
+    out_file = reports / artifacts.REPORT.name
     run(params, validated, prepared, models, reports, out_file)
-    write_run_info(out_file, read_json(folder() / "run.json"))
+    write_run_info(out_file, RunRecord.read(folder() / RUN_FILE))
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "report", __doc__, run_and_note, ReportParams,
         {
-            "validated": ("data/validated", "output folder of the step validate"),
-            "prepared": ("data/prepared", "output folder of the step preprocess"),
-            "models": ("models", "output folder of the step train"),
-            "reports": ("reports", "output folder of the step evaluate; the report is written there too"),
+            "validated": (artifacts.VALIDATED, "output folder of the step validate"),
+            "prepared": (artifacts.PREPARED, "output folder of the step preprocess"),
+            "models": (artifacts.MODELS, "output folder of the step train"),
+            "reports": (artifacts.REPORTS, "output folder of the step evaluate; the report is written there too"),
         },
-    )
-    step.main(
-        "report",
-        lambda: run_and_note(
-            load(options.params, ReportParams),
-            options.validated,
-            options.prepared,
-            options.models,
-            options.reports,
-            options.reports / "report.html",
-        ),
-    )
+    )  # fmt: skip

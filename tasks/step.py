@@ -9,24 +9,58 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Concatenate
 
 from ral import runs
+from ral.config.base import Parameters, load
 from ral.errors import DISK_ERRORS, REMEDIES, Kind, UserError, explain_os_error, plain
-from ral.files import write_json
 from ral.log import configure
 from ral.processes import die_with_parent, ignore_termination_signals, on_termination_signal
+from ral.records import StepFailure
+
+# Option name -> (default path, what it is); the defaults are those of dvc.yaml.
+Paths = Mapping[str, tuple[PurePath | str, str]]
+
+
+def command(
+    name: str,
+    description: str | None,
+    run: Callable[Concatenate[Parameters, ...], None],
+    model: type[Parameters],
+    paths: Paths,
+    environment: Callable[[], object] | None = None,
+) -> None:
+    """Read a step's command line, and run and record the step.
+
+    Args:
+        name: of the step.
+        description: what the step does; the module's docstring.
+        run: does the work; called with the parameters, then the paths by name, and `environment` if that is given.
+        model: the sections of the parameters that the step reads.
+        paths: what `run` reads and writes.
+        environment: reads the settings of this machine (an import of it here would make every step depend on them).
+    """
+    options = parse(description, paths)
+
+    def start() -> None:
+        given = {path: getattr(options, path) for path in paths}
+        if environment is not None:
+            given["environment"] = environment()
+        run(load(options.params, model), **given)
+
+    main(name, start)
 
 
 def parse(
-    description: str, paths: dict[str, tuple[str, str]], flags: dict[str, str] | None = None
+    description: str | None, paths: Paths, flags: Mapping[str, str] | None = None
 ) -> argparse.Namespace:
     """Read a step's command line.
 
     Args:
         description: what the step does; the module's docstring.
-        paths: option name -> (default path, what it is); the defaults are those of dvc.yaml.
+        paths: what the step reads and writes.
         flags: option name -> what it does; off unless given.
     """
     parser = argparse.ArgumentParser(
@@ -84,7 +118,7 @@ def _how_to_resume(end: KeyboardInterrupt | SystemExit) -> str:
 @contextlib.contextmanager
 def _recorded(name: str) -> Iterator[None]:
     """Record the step in the run's manifest, and what failed in failure.json."""
-    path = runs.folder() / "failure.json"
+    path = runs.folder() / runs.FAILURE_FILE
     path.unlink(missing_ok=True)
     try:
         with runs.track_step(name):
@@ -92,7 +126,7 @@ def _recorded(name: str) -> Iterator[None]:
     except BaseException as error:
         kind, retry, message = _classify(error)
         with contextlib.suppress(OSError):  # the disk may be full; the error itself is what must be told
-            write_json(path, {"step": name, "kind": kind, "retry": retry, "message": message})
+            StepFailure(step=name, kind=kind, retry=retry, message=message).write(path)
         raise
 
 

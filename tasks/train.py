@@ -12,6 +12,7 @@ interruption, the same command resumes from the newest checkpoint in state_dir.
 import os
 from pathlib import Path
 
+from ral import artifacts
 from ral.config.base import load
 from ral.config.environment import Environment, load_environment
 from ral.config.train import TrainStageParams
@@ -25,30 +26,29 @@ def run(params: TrainStageParams, environment: Environment, prepared: Path, out:
         UserError: a parameter does not fit the data or the machine, or a rank failed.
     """
     from ral import runs
-    from ral.files import atomic_directory, read_json, write_json
+    from ral.files import atomic_directory, read_json
     from ral.launch import launch
     from ral.launch.base import read_failure
     from ral.launch.local import choose_processes
+    from ral.training.spec import TrainSpec
 
-    read_json(prepared / "dataset.json")  # fail early if preprocess has not run
+    read_json(prepared / artifacts.DATASET.name)  # fail early if preprocess has not run
     folder = runs.folder().resolve()
     with atomic_directory(out) as draft:
         spec = folder / "train.json"
-        write_json(
-            spec,
-            {
-                "params": params.training().model_dump(),
-                "prepared": str(prepared.resolve()),
-                "out": str(draft.resolve()),
-                "failure": str(folder / "rank_failure.json"),
-                "state_dir": str(environment.state_dir),
-                "run": str(folder),
-                "checkpoint_minutes": environment.training.checkpoint_minutes,
-                "keep": environment.training.keep,
-                "tensorboard": environment.training.tensorboard,
-                "min_positives": params.evaluate.min_positives,
-            },
-        )
+        TrainSpec(
+            params=params.training(),
+            prepared=prepared.resolve(),
+            out=draft.resolve(),
+            run=folder,
+            state_dir=environment.state_dir,
+            failure=folder / "rank_failure.json",
+            checkpoint_minutes=environment.training.checkpoint_minutes,
+            keep=environment.training.keep,
+            tensorboard=environment.training.tensorboard,
+            dvclive=environment.training.dvclive,
+            min_positives=params.evaluate.min_positives,
+        ).write(spec)
         try:
             launch(spec, choose_processes(environment.training, params.train), folder)
         except (KeyboardInterrupt, SystemExit) as end:
@@ -76,8 +76,8 @@ if __name__ == "__main__":
     options = step.parse(
         __doc__,
         {
-            "prepared": ("data/prepared", "what the step preprocess wrote"),
-            "out": ("models", "folder to write"),
+            "prepared": (artifacts.PREPARED, "what the step preprocess wrote"),
+            "out": (artifacts.MODELS, "folder to write"),
         },
         {"dry-run": "show what would be launched, and start nothing"},
     )

@@ -8,19 +8,24 @@ Expectations go to runs/<id>/data_docs, even if the data is rejected. A large ta
 """
 
 import logging
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ral.config.base import load
+from ral import artifacts
 from ral.config.data import ValidateParams
 from ral.config.environment import Environment, load_environment
+from ral.data.validation import messages
 from ral.errors import UserError, plain
+from ral.labels import marked
 from tasks import step
 
-logger = logging.getLogger("tasks.validate")
+if TYPE_CHECKING:
+    from ral.data.file_hash import FileHash
+    from ral.data.sources.base import Source
+    from ral.data.validation.result import Check, ValidationResult
 
-# Maximum characters of a cell that a message quotes.
-MAX_QUOTED = 300
+logger = logging.getLogger("tasks.validate")
 
 
 def run(params: ValidateParams, environment: Environment, out: Path, baseline: Path) -> None:
@@ -37,8 +42,9 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
     from ral.data.privacy import read_salt, redact_samples
     from ral.data.sources.base import open_source
     from ral.data.tables.partitions import Partitions
+    from ral.data.validation.result import ValidationResult
     from ral.data.validation.run import DRIFT_PAGE, TABLE_PAGE, check_drift, check_rows
-    from ral.files import atomic_directory, sha256, write_json
+    from ral.files import atomic_directory
     from ral.progress import Progress
 
     data = environment.located(params.data)
@@ -62,79 +68,63 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
                 summary, checks = check_rows(source, rows, images, environment.dask, progress.add, docs)
         pages = {docs / f"{TABLE_PAGE}.html": checks}
         if accepted:
-            pages[docs / f"{DRIFT_PAGE}.html"] = check_drift(accepted, summary["profile"], source, docs)
+            pages[docs / f"{DRIFT_PAGE}.html"] = check_drift(accepted, summary.profile, source, docs)
         checks = [check for part in pages.values() for check in part]
-        tables = {
-            name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in source.tables()
-            if (name := path.relative_to(source.root).as_posix()) not in archives
-        }
-        passed = not any(check["severity"] == "error" and not check["passed"] for check in checks)
-        validation = summary | {"passed": passed, "checks": checks, "files": tables | archives}
-        write_json(folder / "validation.json", validation)
-        if not passed:
+        result = ValidationResult(
+            **dict(summary),
+            passed=not any(check.stops for check in checks),
+            checks=checks,
+            files=hash_tables(source, archives) | archives,
+        )
+        result.write(folder / artifacts.VALIDATION.name)
+        if not result.passed:
             raise UserError(explain(pages, source.named()))
-        validation = validation | {"checks": redact_samples(checks, salt)} if salt else validation
-        for line in warnings(validation):
+        if salt:
+            result = result.model_copy(update={"checks": redact_samples(checks, salt)})
+        for line in warnings(result):
             logger.warning("%s", plain(line))
-        images.to_parquet(draft / "images.parquet", index=False, compression=None)
-        write_json(draft / "validation.json", validation)
-    kind = "PHANTOM DATA: " if validation["phantom"] else ""
-    logger.info(
-        f"{kind}{summary['rows']:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
-    )
+        images.to_parquet(draft / artifacts.IMAGES.name, index=False, compression=None)
+        result.write(draft / artifacts.VALIDATION.name)
+    done = f"{result.rows:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
+    logger.info(marked(done, result.phantom))
 
 
-def explain(pages: dict[Path, list[dict[str, Any]]], table: str) -> str:
+def hash_tables(source: "Source", hashed: "Container[str]") -> "dict[str, FileHash]":
+    """Sizes and hashes of the files of a source's table, but not of `hashed`, by path relative to the data folder."""
+    from ral.data.file_hash import FileHash
+    from ral.files import sha256
+
+    return {
+        name: FileHash(bytes=path.stat().st_size, sha256=sha256(path))
+        for path in source.tables()
+        if (name := path.relative_to(source.root).as_posix()) not in hashed
+    }
+
+
+def explain(pages: "Mapping[Path, Sequence[Check]]", table: str) -> str:
     """Error message for failed checks: name, count, sample rows, remedy, and the page with details."""
     lines, details = [f"{table} did not pass validation."], []
     for page, checks in pages.items():
-        for check in checks:
-            if check["severity"] == "error" and not check["passed"]:
-                lines.append(f"- {_failure(check)}.")
-                lines += [f"    {_row(sample)}" for sample in check["samples"]]
-                lines.append(f"  {check['remedy']}")
-                details.append(f"Details: {page}")
-    return "\n".join([*lines, *dict.fromkeys(details)])
+        failed = messages.failures(checks)
+        lines += failed
+        details += [f"Details: {page}"] if failed else []
+    return "\n".join([*lines, *details])
 
 
-def _failure(check: dict[str, Any]) -> str:
-    rows = check["unexpected"]
-    return f'{rows:,} row{"s" * (rows != 1)} failed "{check["check"]}"'
-
-
-def _row(sample: dict[str, Any]) -> str:
-    return f"row {sample['row']}, {_cell(sample['image_id'])}: {_cell(sample['value'])}"
-
-
-def _cell(value: str | None) -> str:
-    """Format a cell: quoted if it has invisible characters, truncated if it is long."""
-    cut = value if value is None or len(value) <= MAX_QUOTED else value[:MAX_QUOTED] + "…"
-    return cut if cut and cut == cut.strip() and cut.isprintable() else repr(cut)
-
-
-def warnings(validation: dict[str, Any]) -> list[str]:
+def warnings(result: "ValidationResult") -> list[str]:
     """Warnings about data that passed, one line each."""
-    lines = []
-    for check in validation["checks"]:
-        if check["severity"] == "warning" and not check["passed"]:
-            shown = [_row(sample) for sample in check["samples"][:1]]
-            first = f" The first: {shown[0]}." if shown and check["samples"][0]["value"] else ""
-            lines.append(f"{_failure(check)}.{first} {check['remedy']}")
-    if validation["images_without_row"]:
-        lines.append(f"{validation['images_without_row']} images have no row in the table and are not used.")
+    lines = messages.warnings(result.checks)
+    if result.images_without_row:
+        lines.append(f"{result.images_without_row} images have no row in the table and are not used.")
     return lines
 
 
 if __name__ == "__main__":
-    options = step.parse(
-        __doc__,
+    step.command(
+        "validate", __doc__, run, ValidateParams,
         {
-            "out": ("data/validated", "folder to write"),
-            "baseline": ("baseline", "folder with the accepted profile, if any"),
+            "out": (artifacts.VALIDATED, "folder to write"),
+            "baseline": (artifacts.BASELINE, "folder with the accepted profile, if any"),
         },
-    )
-    step.main(
-        "validate",
-        lambda: run(load(options.params, ValidateParams), load_environment(), options.out, options.baseline),
-    )
+        load_environment,
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Shared by all tests: small phantom data, copies of the project to run in, real images where there are any."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -11,15 +12,29 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
 from ral.launch.gpus import count_gpus
 
 ROOT = Path(__file__).parent.parent
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
 # Tests send these; under nohup, or behind `&`, processes would be started that ignore them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Property tests: the examples follow from the test, not from a random seed, and no test fails because the machine is busy.
+settings.register_profile(
+    "ral",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ral")
 
 # NIH ChestX-ray14 as NIH ships it, or a part of it; never inside the project.
 REAL_IMAGES = Path(os.environ.get("RAL_REAL_IMAGES", ROOT.parent / "shared/data/nih-chestxray14-64px"))
@@ -151,14 +166,74 @@ def workspace(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Make a folder once per test run, by whichever worker of pytest-xdist asks first; do not change it, copy it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # the workers' folders are inside
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / f"once-{name}", base / f"once-{name}.done"
+        with (base / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a try that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def small_phantom(once: Once) -> Path:
     """A phantom data folder of 400 images; do not change it, copy it."""
     from ral.config.data import PhantomConfig
     from ral.phantom.archive import write_phantom
 
-    folder = tmp_path_factory.mktemp("phantom")
-    write_phantom(folder, PhantomConfig(images=400, size=48, floor=0.009, seed=1))
-    return folder
+    config = PhantomConfig(images=400, size=48, floor=0.009, seed=1)
+    return once("phantom", lambda folder: write_phantom(folder, config))
+
+
+@pytest.fixture(scope="session")
+def phantom_prepared(small_phantom: Path, once: Once) -> Path:
+    """`small_phantom`, prepared at 32 pixels in shards of 100; do not change it, copy it."""
+    from trainings import prepare_phantom
+
+    return once("prepared", lambda folder: prepare_phantom(small_phantom, folder))
+
+
+@pytest.fixture(scope="session")
+def phantom_trained(phantom_prepared: Path, once: Once) -> Path:
+    """Outputs of a training of two epochs on `phantom_prepared`, with batch norm and without EMA; do not change it, copy it."""
+    from trainings import BATCH_NORM, train
+
+    return once("trained", lambda folder: train(phantom_prepared, folder, model=BATCH_NORM, ema_decay=None))
+
+
+@pytest.fixture(scope="session")
+def chain_done(once: Once, run: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+    """A copy of the project with small parameters in which the chain has run and is committed; do not change it, copy it."""
+
+    def make(folder: Path) -> None:
+        copy_project(folder)
+        set_params(folder, SMALL)
+        run("dvc", "repro", cwd=folder)
+        run("git", "add", "-A", cwd=folder)
+        run(
+            "git",
+            "-c",
+            "user.name=test",
+            "-c",
+            "user.email=test@example.org",
+            "commit",
+            "-qm",
+            "run",
+            cwd=folder,
+        )
+
+    return once("chain", make)
 
 
 @pytest.fixture

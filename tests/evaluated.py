@@ -7,9 +7,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ral.evaluation.calibration_io import SavedCalibration
+from ral.explain.contents import Gallery, Geometry
+
 HOSTILE = "<script>alert('x')</script> $a_1$ \"&"
 CALIBRATION_METRICS = ("brier", "log_loss", "ece", "ece_debiased")
-NOTHING = {"value": None, "low": None, "high": None}
+NOTHING = {"value": None, "low": None, "high": None, "findings": 0}
 
 
 def jpeg(gray: int) -> bytes:
@@ -41,7 +44,7 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
     """
     known = names[:-1]
     return {
-        "calibration": {"data": data, "findings": {name: saved_map() for name in known} | {names[-1]: None}},
+        "calibration": saved_calibration({name: saved_map() for name in known} | {names[-1]: None}, data),
         "reliability": pd.DataFrame(
             [
                 {"finding": name, "scores": scores, "images": 50, "positives": 5 * index, "mean_score": 0.11 * index,
@@ -61,9 +64,9 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
         "audit": audit(known),
         "second_reading": pd.DataFrame([_reading(names[0], ""), _reading(names[1], f"too few: {HOSTILE}")]),
         "comparison": comparison(names),
-        "gallery": gallery(data, names),
+        "gallery": Gallery.model_validate(gallery(data, names)),
         "pictures": PICTURES,
-        "geometry": geometry(data, names),
+        "geometry": Geometry.model_validate(geometry(data, names)),
         "confusion": pd.DataFrame(
             [
                 {"finding": a, "taken_for": b, "images": 40, "times": 10, "share": 0.25 + 0.01 * index, "share_without": 0.1}
@@ -71,6 +74,13 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
             ]
         ),
     }  # fmt: skip
+
+
+def saved_calibration(findings: dict[str, Any], data: str = "images") -> SavedCalibration:
+    """A calibration.json."""
+    return SavedCalibration.model_validate(
+        {"format": 1, "rule": "max_f1", "findings": findings, "data": data, "version": "0123456789ab"}
+    )
 
 
 def saved_map() -> dict[str, Any]:
@@ -114,7 +124,7 @@ def comparison(names: list[str]) -> pd.DataFrame:
             )
             if not missing:
                 numbers = {
-                    "value": 0.5125,
+                    "value": 0.5124,
                     "baseline_value": 0.4813,
                     "difference": 0.0312,
                     "low": 0.0107,
@@ -206,7 +216,7 @@ def gallery(data: str, names: list[str]) -> dict[str, Any]:
     empty: dict[str, Any] = {"hits": [], "false_positives": [], "misses": []}
     counts = {"positives": 200, "negatives": 1000, "unknown": 0, "note": None}
     return {
-        "data": data, "images": True, "per_kind": 1, "method": "grad_cam", "layer": "layer2", "reason": f"coarse {HOSTILE}",
+        "notice": "", "data": data, "images": True, "per_kind": 1, "method": "grad_cam", "layer": "layer2", "reason": f"coarse {HOSTILE}",
         "positions": [8, 8],
         "findings": [
             {"finding": names[0], **counts, **first},
@@ -221,9 +231,10 @@ def geometry(data: str, names: list[str]) -> dict[str, Any]:
     matrix[-1] = [None] * len(names)  # type: ignore[list-item]
     part = {"cosines": matrix, "mean_cosine": {"common": 0.31, "rare": None, "common_to_rare": 0.29}}
     return {
-        "data": data, "images": 100, "width": 8, "class_means": part, "classifier": part,
+        "notice": "", "data": data, "images": 100, "width": 8, "class_means": part, "classifier": part,
         "findings": [
-            {"finding": name, "train_prevalence": 0.1, "images": 10, "variability": None, "weight_norm": 1.5}
+            {"finding": name, "train_prevalence": 0.1, "train_positives": 10, "images": 10, "within": None, "between": None,
+             "variability": None, "weight_norm": 1.5}
             for name in names
         ],
     }  # fmt: skip

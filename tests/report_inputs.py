@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from evaluated import HOSTILE, NOTHING, calibration_columns, tables
+from prepared_data import dataset_info
 
 from ral.config.params import ReportParams
+from ral.data.dataset_info import LabelCounts, Shard
+from ral.data.validation.result import ValidationResult
+from ral.evaluation.results import Metrics
+from ral.records import Record
 from ral.reporting.report import Inputs
 from ral.training.state import HISTORY
 
@@ -48,7 +53,7 @@ PARAMS: dict[str, Any] = {
 
 
 def estimate(value: float) -> dict[str, float]:
-    return {"value": value, "low": round(value - 0.0511, 6), "high": round(value + 0.0622, 6)}
+    return {"value": value, "low": round(value - 0.0511, 6), "high": round(value + 0.0622, 6), "findings": 1}
 
 
 def metrics(data: str) -> dict[str, Any]:
@@ -110,11 +115,17 @@ def make(phantom: bool) -> Inputs:
         if value is not None
         for curve in ("roc", "pr")
     ]
-    check = {"check": "image is present", "column": "image_bytes", "remedy": f"Add it. {HOSTILE}"}
+    check = {
+        "kind": "table",
+        "check": "image is present",
+        "column": "image_bytes",
+        "observed": "",
+        "remedy": f"Add it. {HOSTILE}",
+    }
     samples = [{"row": 8, "image_id": HOSTILE, "value": None}, {"row": 9, "image_id": "b", "value": HOSTILE}]
     return Inputs(
         params=ReportParams.model_validate(PARAMS),
-        validation={
+        validation=ValidationResult.model_validate({
             "checks": [
                 {**check, "passed": False, "samples": samples, "severity": "warning", "unexpected": 4321},
                 {**check, "passed": True, "samples": [], "severity": "error", "unexpected": 0},
@@ -122,32 +133,31 @@ def make(phantom: bool) -> Inputs:
             "files": {HOSTILE: {"bytes": 123456, "sha256": "ab" * 32}},
             "images": 1500, "images_without_row": 7, "passed": True, "patients": 900, "phantom": phantom,
             "rows": 5824, "rows_without_image": 4321,
-        },
-        dataset={
-            "images": 1500,
-            "findings": list(FINDINGS),
-            "left_out": {"no image": 4321, HOSTILE: 3},
-            "same_image": {
+            "profile": {"rows": 5824, "patients": 900, "columns": {}, "labels": {}},
+        }),
+        dataset=dataset_info(
+            64, [Shard(name="00000.arrow", images=1500, sha256="cd" * 32)], list(FINDINGS),
+            images=1500,
+            left_out={"no image": 4321, HOSTILE: 3},
+            same_image={
                 "images": 2, "patients": 3, "apart": 1, "joined": False,
                 "examples": [["a.png (patient 1)", f"b.png (patient {HOSTILE})"], ["c.png (patient 2)", "d.png (patient 1)"]],
             },
-            "notes": {"saturated": {"images": 4, "examples": [HOSTILE], "text": f"Little contrast. {HOSTILE}"}},
-            "inverted": 1234,
-            "patients": 800,
-            "phantom": phantom,
-            "rows": 5824,
-            "shards": [{"images": 1500, "name": "00000.arrow", "sha256": "cd" * 32}],
-            "size": 64,
-            "split": {
+            notes={"saturated": {"images": 4, "examples": [HOSTILE], "text": f"Little contrast. {HOSTILE}"}},
+            inverted=1234,
+            patients=800,
+            phantom=phantom,
+            rows=5824,
+            split={
                 name: {"images": images, "patients": images // 2}
                 for name, images in (("train", 1000), ("val", 300), ("test", 200))
             },
-        },
+        ),
         class_counts={
-            name: {
-                "images": 1000,
+            name: LabelCounts(
+                images=1000,
                 **{kind: dict.fromkeys(FINDINGS, 3) for kind in ("positives", "negatives", "unknown")},
-            }
+            )
             for name in ("train", "val", "test")
         },
         model={
@@ -163,7 +173,7 @@ def make(phantom: bool) -> Inputs:
             ],
             columns=list(HISTORY),
         ),
-        metrics=metrics("phantom" if phantom else "images"),
+        metrics=Metrics.model_validate(metrics("phantom" if phantom else "images")),
         findings=findings(),
         curves=pd.concat(curves, ignore_index=True),
         **tables("phantom" if phantom else "images", list(FINDINGS)),
@@ -214,7 +224,9 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
     texts = {
         "validated/validation.json": inputs.validation,
         "prepared/dataset.json": inputs.dataset,
-        "prepared/class_counts.json": inputs.class_counts,
+        "prepared/class_counts.json": {
+            name: counts.to_json() for name, counts in inputs.class_counts.items()
+        },
         "models/model.json": inputs.model,
         "models/history.csv": inputs.history,
         "reports/metrics.json": inputs.metrics,
@@ -238,7 +250,8 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
         if isinstance(content, pd.DataFrame):
             content.to_csv(path, index=False)
         else:
-            path.write_text(json.dumps(content), encoding="utf-8")
+            plain = content.to_json() if isinstance(content, Record) else content
+            path.write_text(json.dumps(plain), encoding="utf-8")
     for name, picture in inputs.pictures.items():
         (folder / "reports/gallery" / name).write_bytes(picture)
     return folder / "validated", folder / "prepared", folder / "models", folder / "reports"

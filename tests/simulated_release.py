@@ -1,5 +1,6 @@
 """Simulated images and models of known skill, for which the right decision is known."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ import pandas as pd
 from ral.config.base import load
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.config.gate import GateConfig
+from ral.data.validation.result import Profile, ValidationResult
+from ral.files import sha256
+from ral.inference.bundle import BUNDLE, Bundle, PixelParams
+from ral.release.decision import ComparedFindings, GateDecision, GateSet, Outcome, Rule
 from ral.release.gate import GateInputs
+from ral.release.ledger import Decision
 from ral.release.paired import ReferenceModel
 
 ROOT = Path(__file__).parent.parent
@@ -18,8 +24,11 @@ ROOT = Path(__file__).parent.parent
 TRAIN = {"Effusion": 0.3, "Mass": 0.06, "Edema": 0.05, "Hernia": 0.004}
 TEST = {"Effusion": 0.3, "Mass": 0.15, "Edema": 0.15, "Hernia": 0.1}
 
-PREPARED = {"size": 64, "fit": "stretch"}
-PASSED: dict[str, Any] = {"passed": True, "checks": []}
+PREPARED = PixelParams(size=64, fit="stretch")
+PASSED = ValidationResult(
+    phantom=False, passed=True, rows=1, patients=1, images=1, rows_without_image=0, images_without_row=0,
+    profile=Profile(rows=1, patients=1, columns={}, labels={}), checks=[], files={},
+)  # fmt: skip
 
 
 def evaluate_config(**changes: Any) -> EvaluateConfig:
@@ -91,12 +100,40 @@ def gate_inputs(
     """GateInputs of a challenger with these test logits."""
     fields: dict[str, Any] = {
         "studies": studies, "val": model(studies, "val"), "test": test, "champion": champion, "anchor": None,
-        "data": PASSED, "preparation": PREPARED, "decision_index": 0,
+        "data": PASSED, "preparation": PREPARED, "decision_index": 0, "run_id": "one",
     }  # fmt: skip
     return GateInputs(**(fields | changes))
 
 
-def rule(decision: dict[str, Any], name: str) -> dict[str, Any]:
+def rule(decision: GateDecision, name: str) -> Rule:
     """The rule of that name."""
-    (entry,) = [entry for entry in decision["rules"] if entry["rule"] == name]
+    (entry,) = [entry for entry in decision.rules if entry.rule == name]
     return entry
+
+
+def gate_decision(
+    run_id: str = "one", decision: Outcome = "PROMOTE", champion: str | None = None
+) -> GateDecision:
+    """A decision without rules, for tests of what becomes of it."""
+    sets = GateSet(images=0, left_out_patients=0, number=1, patients=0, sealed_patients=0, sets=1, turn=0)
+    return GateDecision(
+        run_id=run_id, decision=decision, sentence="better", notice="Research", champion=champion, anchor=None, set=sets,
+        findings=ComparedFindings(), rules=[], confidence=0.95, replicates=300, gate=gate_config(),
+    )  # fmt: skip
+
+
+def write_bundle(folder: Path, files: Iterable[str], **changes: Any) -> None:
+    """Write bundle.json for the files that are in a folder."""
+    fields: dict[str, Any] = {
+        "commit": "0" * 40, "data_manifest": "0" * 64, "phantom": True, "findings": ["Mass"], "preparation": PREPARED,
+        "params": {}, "files": {name: sha256(folder / name) for name in files},
+    }  # fmt: skip
+    Bundle(**(fields | changes)).write(folder / BUNDLE)
+
+
+def decided(run_id: str, sentence: str = "better", decision: Outcome = "HOLD") -> Decision:
+    """The ledger's event of a decision."""
+    made = gate_decision(run_id, decision)
+    return Decision(
+        run_id=run_id, decision=decision, version="v0.1.0", commit="0" * 40, champion=None, set=made.set, sentence=sentence
+    )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 
 from ral.errors import UserError
 from ral.files import atomic_directory, atomic_write, private_file, private_folder, write_json
-from ral.training.__main__ import write_weights
+from ral.training.outputs import write_weights
 
 ROOT = Path(__file__).parent.parent
 

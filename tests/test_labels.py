@@ -1,8 +1,6 @@
 """Vocabularies: spelled as in torchxrayvision, complete, and a typing error names the nearest."""
 
-import pytest
-
-from ral.labels import LABEL_SETS, NIH_FINDINGS, NO_FINDING, canonical, nearest, tier, unknown_finding
+from ral.labels import LABEL_SETS, NIH_FINDINGS, NO_FINDING, canonical, tier, unknown_finding
 
 # The eighteen of torchxrayvision's default_pathologies.
 XRV = {*NIH_FINDINGS, "Lung Lesion", "Fracture", "Lung Opacity", "Enlarged Cardiomediastinum"}
@@ -37,19 +35,6 @@ def test_canonical() -> None:
     assert canonical("azygos lobe") == "Azygos Lobe"
     assert canonical("COPD") == "COPD"
     assert canonical("Round(ed) Atelectasis") == "Round(ed) Atelectasis"
-
-
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [
-        ("Efusion", "Effusion"),
-        ("EFFUSION", "Effusion"),
-        ("pleural thickening", "Pleural_Thickening"),
-        ("xyz", None),
-    ],
-)
-def test_nearest(name: str, near: str | None) -> None:
-    assert nearest(name, NIH_FINDINGS) == near
 
 
 def test_unknown_finding() -> None:

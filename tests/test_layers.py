@@ -19,7 +19,7 @@ LAYERS = (
     {"inference"},
     {"training"},
     {"reporting", "release"},
-    {"export"},
+    {"export", "external"},
     {"cli"},
     {"tasks"},
     {"flows"},

@@ -71,7 +71,7 @@ def test_a_class_is_imported(project: Path) -> None:
 
 WRONG = {
     "no file": ({}, "own.nets:Net", r"there is no file own/nets\.py in the project folder .*commit it"),
-    "no class": ({"own__nets": NET}, "own.nets:Nett", r"nets\.py has no class Nett\. Did you mean Net\?"),
+    "no class": ({"own__nets": NET}, "own.nets:Nett", r"nets\.py has no class Nett\. Did you mean `Net`\?"),
     "a function": ({"own__nets": "def Net(): pass\n"}, "own.nets:Net", r"is not a subclass of torch\.nn.*Module"),
     "another base": ({"own__nets": "class Net: pass\n"}, "own.nets:Net", "is not a subclass"),
     "not Python": ({"own__nets": "x = 1\nclass Net(:\n"}, "own.nets:Net", r"SyntaxError in line 2"),

@@ -200,7 +200,7 @@ WITHOUT_EXTRAS = (
 )  # fmt: skip
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_the_lower_bounds_are_enough(tmp_path: Path) -> None:
     """The other end of the ranges, constraints.txt, is what all other tests run with."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

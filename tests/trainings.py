@@ -16,8 +16,8 @@ from ral.config.model import ModelConfig
 from ral.config.train import TrainConfig, TrainParams
 from ral.data.images.locate import list_images
 from ral.data.prepare import prepare
-from ral.files import write_json
 from ral.launch import launch
+from ral.training.spec import TrainSpec
 
 # With layer norm images of a batch do not interact, so splitting the batch changes only rounding.
 SEPARABLE = ModelConfig(backbone="test_convnext")
@@ -66,14 +66,11 @@ def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 
     """
     out.mkdir(exist_ok=True)
     spec = out / "spec.json"
-    write_json(
-        spec,
-        {
-            "params": params.model_dump(), "prepared": str(prepared), "out": str(out), "run": str(out),
-            "state_dir": str(out.with_name(out.name + ".state")), "failure": str(out / "rank_failure.json"),
-            "checkpoint_minutes": minutes, "keep": keep, "tensorboard": False, "min_positives": 1,
-        },
-    )  # fmt: skip
+    TrainSpec(
+        params=params, prepared=prepared, out=out, run=out, state_dir=out.with_name(out.name + ".state"),
+        failure=out / "rank_failure.json", checkpoint_minutes=minutes, keep=keep, tensorboard=False, dvclive=False,
+        min_positives=1,
+    ).write(spec)  # fmt: skip
     return spec
 
 

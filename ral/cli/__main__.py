@@ -8,8 +8,9 @@ from ral import __version__
 from ral.cli.commands import BROKEN_PIPE, COMMANDS, EXIT_CODES, FAILED, INTERRUPTED
 from ral.errors import REMEDIES, UserError, explain_os_error
 from ral.extras import explain_missing, extra_of
+from ral.wording import RESEARCH
 
-ABOUT = "Long-tailed chest X-ray classifiers: use, release and train them. Research software, not a medical device."
+ABOUT = f"Long-tailed chest X-ray classifiers: use, release and train them. {RESEARCH}."
 
 
 def parser() -> argparse.ArgumentParser:

@@ -30,6 +30,9 @@ COMMANDS: Mapping[str, Command] = {
     "predict": Command(
         "ral.inference.predict:main", "Findings of images: PNG, JPEG, DICOM, folders, archives"
     ),
+    "evaluate": Command(
+        "ral.external.command:main", "External validation: a model on another labelled set, as released"
+    ),
     "export": Command(
         "ral.export:main", "Write a model for timm, ONNX Runtime or torch.export", ("timm", "onnx", "torch")
     ),

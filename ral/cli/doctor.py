@@ -16,7 +16,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Literal
 
-from ral import __version__
+from ral import __version__, artifacts
 from ral.config.base import load
 from ral.config.environment import load_environment
 from ral.config.params import Params
@@ -236,7 +236,7 @@ def check_folders(project: Path, in_project: bool) -> Iterator[Result]:
     root = project / environment.located(params.data).root
     if root.is_dir() and os.access(root, os.R_OK | os.X_OK):
         yield Result("OK", "data folder", str(root))
-    elif root.resolve() == (project / "data/phantom").resolve():
+    elif root.resolve() == (project / artifacts.PHANTOM).resolve():
         yield Result("OK", "data folder", f"{root}: the embedded data set, which the first run creates")
     else:
         problem = "is no folder" if not root.is_dir() else "cannot be read by this user"

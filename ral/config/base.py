@@ -1,6 +1,5 @@
 """Reading params.yaml: strict, frozen models, and errors that name the key and its allowed values."""
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -8,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ruamel.yaml import YAML, YAMLError
 
 from ral.errors import UserError
+from ral.suggest import did_you_mean
 
 # Top-level sections of params.yaml; a test checks them against `ral.config.params.Params`.
 SECTIONS = (
@@ -143,9 +143,7 @@ def explain(error: ValidationError, model: type[BaseModel], path: Path) -> str:
 
 
 def _unknown_key(name: str, allowed: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"unknown key `{name}`.{hint} Allowed: {', '.join(allowed)}."
+    return f"unknown key `{name}`.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}."
 
 
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, ...]:

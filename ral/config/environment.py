@@ -5,13 +5,12 @@
 These settings never change results; those that do are in params.yaml.
 """
 
-import difflib
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, overload
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, overload
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -20,6 +19,10 @@ from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig
 from ral.errors import UserError
 from ral.files import private_folder, refuse_shared
+from ral.suggest import did_you_mean
+
+# Content of ral.toml before it is validated.
+Toml: TypeAlias = dict[str, Any]
 
 PREFIX = "RAL_"
 
@@ -137,6 +140,8 @@ class TrainingTarget(Section):
     """Number of checkpoints to keep; more than one, since the latest may be damaged."""
     tensorboard: bool = False
     """Also log losses for TensorBoard, in runs/<id>/tensorboard; needs the extra `tensorboard`."""
+    dvclive: bool = False
+    """Also log losses with DVCLive, in runs/<id>/dvclive; needs the extra `dvclive`. Nothing is sent."""
     hostfile: File | None = None
     """DeepSpeed hostfile: one line `NAME slots=N` per machine, with N training processes."""
     ssh: bool = True
@@ -277,21 +282,21 @@ def variable_name(key: str) -> str:
     return PREFIX + key.replace(".", "_").upper()
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> Toml:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
-def _validate(content: dict[str, Any], source: Path, model: type[Environment]) -> Environment:
+def _validate(content: Toml, source: Path, model: type[Environment]) -> Environment:
     try:
         return model.model_validate(content)
     except ValidationError as error:
         raise UserError(explain(error, model, source)) from None
 
 
-def _set(content: dict[str, Any], key: str, value: Any) -> None:
+def _set(content: Toml, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for section in sections:
         content = content.setdefault(section, {})
@@ -317,8 +322,7 @@ def _refuse_unknown(name: str, known: list[str], model: type[Environment]) -> No
         start = f"{PREFIX}{section.upper()}_"
         if name.startswith(start) and isinstance(field.annotation, type):
             allowed = [other for other in known if other.startswith(start)]
-            near = difflib.get_close_matches(name, allowed, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"The environment variable {name} is unknown.{hint} Allowed: {', '.join(allowed)}."
+                f"The environment variable {name} is unknown.{did_you_mean(name, allowed)} "
+                f"Allowed: {', '.join(allowed)}."
             )

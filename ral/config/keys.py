@@ -5,7 +5,6 @@ A fixed key is one that `dvc exp run -S`, flows.compare and `changes` of the flo
 (train.classifier) and a mapping with keys of the user's choice (model.options) are one key each, set whole.
 """
 
-import difflib
 import io
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from ruamel.yaml import YAML
 
 from ral.config.base import RENAMED, Section
 from ral.config.params import Params, ReportParams
+from ral.suggest import did_you_mean
 
 # The committed JSON schema, relative to params.yaml; editors with a YAML language server read the first line.
 SCHEMA = "docs/params.schema.json"
@@ -86,8 +86,7 @@ def refusal(key: str) -> str:
     if whole and set_whole(fixed_keys()[whole]):
         return f"{key} cannot be set alone: set {whole} whole, as a mapping."
     # A misspelt section is no nearer to the key that is meant than the same name in another one.
-    near = difflib.get_close_matches(key, fixed_keys(), n=1, cutoff=0.75)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(key, fixed_keys(), similar=0.75)
     return f"{key} is not a parameter.{hint} docs/parameters.md lists all."
 
 

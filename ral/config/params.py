@@ -8,7 +8,8 @@ from ral.config.evaluate import EvaluateConfig
 from ral.config.explain import ExplainConfig
 from ral.config.gate import GateConfig
 from ral.config.losses import LossConfig
-from ral.config.train import ModelConfig, TrainConfig
+from ral.config.model import ModelConfig
+from ral.config.train import TrainConfig
 
 
 class ReportConfig(Section):

@@ -12,21 +12,23 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from ral import artifacts
+from ral.data.validation.result import Profile, ValidationResult
 from ral.errors import UserError
-from ral.files import atomic_write, read_json, write_json
+from ral.files import atomic_write, read_json
+from ral.records import problem
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PROFILE, SPLIT, LOGITS = "profile.json", "split.parquet", "test_logits.parquet"
 
-# Keys of profile.json, see `ral.data.validation.drift.profile`.
-PROFILE_KEYS = ("rows", "columns", "labels")
 
-
-def read_profile(folder: Path) -> dict[str, Any] | None:
+def read_profile(folder: Path) -> Profile | None:
     """The accepted profile, or None.
 
     Raises:
@@ -37,16 +39,21 @@ def read_profile(folder: Path) -> dict[str, Any] | None:
         return None
     remedy = "Delete it, run `dvc repro validate`, then accept a new profile: `python -m ral.data.baseline profile`."
     try:
-        profile = dict(read_json(path))
+        content = dict(read_json(path))
     except (ValueError, TypeError):
         raise UserError(f"{path} is not a profile. {remedy}") from None
-    missing = [name for name in PROFILE_KEYS if name not in profile]
+    missing = [
+        name for name, field in Profile.model_fields.items() if field.is_required() and name not in content
+    ]
     if missing:
         raise UserError(
             f"{path} is not a profile of this version: it has no {', '.join(missing)}, but "
-            f"{', '.join(map(str, profile)) or 'nothing'}. {remedy}"
+            f"{', '.join(map(str, content)) or 'nothing'}. {remedy}"
         )
-    return profile
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path} is not a profile of this version ({problem(error)}). {remedy}") from None
 
 
 def read_split(folder: Path) -> "pd.Series | None":
@@ -95,13 +102,13 @@ def accept_profile(validated: Path, folder: Path) -> Path:
     Raises:
         UserError: validate has not run, or the data did not pass.
     """
-    path = validated / "validation.json"
+    path = validated / artifacts.VALIDATION.name
     if not path.is_file():
         raise UserError(f"{path} does not exist. Run validate first: dvc repro validate.")
-    validation = read_json(path)
-    if not validation["passed"]:
+    validation = ValidationResult.read(path)
+    if not validation.passed:
         raise UserError(f"{path}: the data did not pass validation, so its profile cannot be accepted.")
-    write_json(folder / PROFILE, validation["profile"])
+    validation.profile.write(folder / PROFILE)
     return folder / PROFILE
 
 
@@ -120,7 +127,7 @@ def accept_logits(models: Path, folder: Path) -> Path:
     Raises:
         UserError: train has not run.
     """
-    return _accept(models / "logits/test.parquet", folder / LOGITS, "train")
+    return _accept(models / artifacts.LOGITS.name / artifacts.logits("test").name, folder / LOGITS, "train")
 
 
 def _accept(path: Path, destination: Path, stage: str) -> Path:
@@ -136,10 +143,12 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("profile", "split", "logits"), help="what to accept")
-    parser.add_argument("--validated", type=Path, default=Path("data/validated"), help="(data/validated)")
-    parser.add_argument("--prepared", type=Path, default=Path("data/prepared"), help="(data/prepared)")
-    parser.add_argument("--models", type=Path, default=Path("models"), help="(models)")
-    parser.add_argument("--baseline", type=Path, default=Path("baseline"), help="folder to write (baseline)")
+    parser.add_argument("--validated", type=Path, default=Path(artifacts.VALIDATED), help="(data/validated)")
+    parser.add_argument("--prepared", type=Path, default=Path(artifacts.PREPARED), help="(data/prepared)")
+    parser.add_argument("--models", type=Path, default=Path(artifacts.MODELS), help="(models)")
+    parser.add_argument(
+        "--baseline", type=Path, default=Path(artifacts.BASELINE), help="folder to write (baseline)"
+    )
     options = parser.parse_args()
     try:
         if options.what == "profile":

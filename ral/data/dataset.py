@@ -1,15 +1,17 @@
 """Reads the prepared data for training and evaluation: a table, and batches of pixels from memory-mapped shards."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ral.data.dataset_info import ClassCounts, DatasetInfo, read_class_counts
 from ral.data.images.shards import open_shard
 from ral.errors import UserError
-from ral.files import read_json, sha256
+from ral.files import sha256
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class Dataset:
     """Images in shard order: row i of `studies` is row i of the pixels (checked by `open_dataset`)."""
 
     studies: pd.DataFrame
-    metadata: dict[str, Any]
-    class_counts: dict[str, Any]
+    info: DatasetInfo
+    class_counts: ClassCounts
     shards: tuple[np.ndarray, ...]
     starts: np.ndarray
     folder: Path
@@ -26,7 +28,12 @@ class Dataset:
     @property
     def findings(self) -> tuple[str, ...]:
         """The findings to learn, in the order of the model's outputs."""
-        return tuple(self.metadata["findings"])
+        return tuple(self.info.findings)
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """`info` as a mapping, with the keys that model.json has too."""
+        return dict(self.info.to_json())
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of the images in `split`, int64, ascending."""
@@ -50,7 +57,7 @@ class Dataset:
             IndexError: a row number is out of range.
             ValueError: `out` has the wrong shape or type.
         """
-        size = self.metadata["size"]
+        size = self.info.size
         shape = len(rows), size, size
         if out is None:
             out = np.empty(shape, np.uint8)
@@ -86,9 +93,9 @@ class Dataset:
         if rows is not None:
             wanted = np.unique(np.searchsorted(self.starts, rows, side="right") - 1).tolist()
         for index in wanted:
-            shard = self.metadata["shards"][index]
-            path = self.folder / "shards" / shard["name"]
-            if sha256(path) != shard["sha256"]:
+            shard = self.info.shards[index]
+            path = self.folder / "shards" / shard.name
+            if sha256(path) != shard.sha256:
                 raise UserError(
                     f"{path} has changed since preprocess wrote it (SHA-256 mismatch). Run `dvc checkout`, or "
                     "preprocess again.",
@@ -102,9 +109,9 @@ def open_dataset(folder: Path) -> Dataset:
     Raises:
         UserError: table and shards do not match (mixed from two runs).
     """
-    metadata = read_json(folder / "dataset.json")
+    info = DatasetInfo.read(folder / "dataset.json")
     studies = pd.read_parquet(folder / "studies.parquet")
-    opened = [open_shard(folder / "shards" / shard["name"], metadata["size"]) for shard in metadata["shards"]]
+    opened = [open_shard(folder / "shards" / shard.name, info.size) for shard in info.shards]
     in_shards = [image_id for ids, _ in opened for image_id in ids]
     if in_shards != studies["image_id"].tolist():
         raise UserError(
@@ -113,8 +120,8 @@ def open_dataset(folder: Path) -> Dataset:
     lengths = [len(ids) for ids, _ in opened]
     return Dataset(
         studies=studies,
-        metadata=metadata,
-        class_counts=read_json(folder / "class_counts.json"),
+        info=info,
+        class_counts=read_class_counts(folder / "class_counts.json"),
         shards=tuple(pixels for _, pixels in opened),
         starts=np.cumsum([0, *lengths[:-1]]),
         folder=folder,

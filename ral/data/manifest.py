@@ -4,22 +4,41 @@ manifest.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ral.data.file_hash import FileHash
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.file_names import check_names, check_root, is_archive, is_image, shown
 from ral.data.images.locate import list_archive, list_files
 from ral.errors import UserError
+from ral.records import Record
+
+
+class FolderHash(Record):
+    """The single images of a folder."""
+
+    images: int
+    bytes: int
+    sha256: str
+    """Hash of the lines "hash name" of the images, sorted by name."""
+
+
+class Manifest(Record):
+    """Content of manifest.json: what a data folder contains, without times and absolute paths."""
+
+    files: Mapping[str, FileHash]
+    """Tables, lists and archives, by path relative to the data folder."""
+    folders: Mapping[str, FolderHash]
+    """The single images, by folder."""
 
 
 def read_manifest(
     root: Path, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
-) -> dict[str, Any]:
+) -> Manifest:
     """Hash the files of a data folder.
 
     Args:
@@ -27,18 +46,14 @@ def read_manifest(
         progress: called with the number of bytes read or found in the cache.
         hash_cache: hashes of files read earlier; None reads everything.
 
-    Returns:
-        `files`: path relative to `root` -> bytes and sha256, for tables, lists and archives. `folders`: the
-        number, bytes and sha256 of all single images in a folder; the hash covers the lines "hash name",
-        sorted by name. There are no times and no absolute paths.
-
     Raises:
         UserError: the folder is missing or empty, a name is not UTF-8, an archive is damaged, or an image exceeds the
             size limit.
         OSError: a file or folder cannot be read.
     """
     hash_cache = hash_cache or FileHashCache(None)
-    files, loose = {}, []
+    files: dict[str, FileHash] = {}
+    loose: list[str] = []
     for folder, names in walk(root):
         for name in names:
             path = (folder / name).relative_to(root).as_posix()
@@ -53,7 +68,7 @@ def read_manifest(
     folders = {str(name): _folder(rows) for name, rows in images.groupby(np.array(folder_names, object))}
     if not files and not folders:
         raise UserError(f"{shown(root)} contains no files. Put the data there, or correct data.root.")
-    return {"files": files, "folders": folders}
+    return Manifest(files=files, folders=folders)
 
 
 def manifest_bytes(root: Path) -> int:
@@ -86,18 +101,18 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), names
 
 
-def _file(path: Path, progress: Callable[[int], None], hash_cache: FileHashCache) -> dict[str, Any]:
+def _file(path: Path, progress: Callable[[int], None], hash_cache: FileHashCache) -> FileHash:
     size = path.stat().st_size
     digest = hash_cache.sha256(path)
     progress(size)
-    return {"bytes": size, "sha256": digest}
+    return FileHash(bytes=size, sha256=digest)
 
 
-def _folder(images: pd.DataFrame) -> dict[str, Any]:
+def _folder(images: pd.DataFrame) -> FolderHash:
     names = [path.rpartition("/")[2] for path in images["path"]]
     lines = "".join(f"{digest} {name}\n" for digest, name in zip(images["hash"], names, strict=True))
-    return {
-        "images": len(images),
-        "bytes": int(images["bytes"].sum()),
-        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
-    }
+    return FolderHash(
+        images=len(images),
+        bytes=int(images["bytes"].sum()),
+        sha256=hashlib.sha256(lines.encode()).hexdigest(),
+    )

@@ -1,8 +1,8 @@
 """Turns the label table into studies.parquet with its split, and the images into pixel shards, with Dask."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,25 @@ from ral.compute.dask_pool import Pool, Report, open_pool
 from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessParams
 from ral.data.baseline import read_split
+from ral.data.dataset_info import (
+    ClassCounts,
+    DatasetInfo,
+    ImageProfile,
+    Note,
+    Preparation,
+    SameImageCounts,
+    SplitSize,
+    write_class_counts,
+)
 from ral.data.images.decode import NOTES, dicom_start
-from ral.data.images.pack import image_name, pack, pixel_statistics
+from ral.data.images.pack import PackResult, image_name, pack, pixel_statistics
 from ral.data.images.shards import same_pixels
-from ral.data.privacy import pseudonymize, pseudonyms, read_salt
+from ral.data.privacy import Pseudonymizer
 from ral.data.sources.base import Source, open_source
 from ral.data.splits.assign import Splitter
 from ral.data.splits.methods import SPLITS
 from ral.data.tables.spill import ImageIdIndex, SpillBuffer, StudiesWriter
 from ral.errors import UserError
-from ral.files import write_json
 from ral.labels import PHANTOM_PREFIX
 
 # Columns of studies.parquet; the findings follow.
@@ -54,11 +63,10 @@ def prepare(
     Raises:
         UserError: an image is bad (see preprocess.on_bad_image), an archive is damaged, or the split is unusable.
     """
-    root = Path(params.data.root)
-    source = open_source(params.data)
+    root, source = Path(params.data.root), open_source(params.data)
     findings = source.findings()
-    salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
-    accepted = read_split(baseline)
+    pseudonymizer = Pseudonymizer.of(params.data)
+    splitter = Splitter(source, images, findings, params.split, pseudonymizer, read_split(baseline))
     with open_pool(target) as pool, SpillBuffer(out / ".rows") as buffer:
         included, excluded = read_table(source, images, params.data.views, buffer, pool)
         if included.empty:
@@ -66,98 +74,150 @@ def prepare(
                 f"No usable image in {root}. All {len(excluded)} rows were excluded: "
                 f"{count_reasons(excluded['reason'])}. Check data.root and data.views."
             )
-        splitter = Splitter(source, images, findings, params.split, salt, accepted)
         # Fail before images are decoded, which may take hours.
         included["split"] = splitter.split(included, splitter.same_images(included))
-        all_included = len(included) == len(images)  # then no copy is needed
-        packing = images if all_included else images.iloc[included["stored"]].reset_index(drop=True)
-        if salt:  # the shards contain image ids too
-            packing = packing.assign(image_id=pseudonyms(packing["image_id"], salt))
-        if "monochrome1" in included:
-            packing = packing.assign(
-                invert=find_inverted(included, packing, root, params.preprocess.monochrome1)
-            )
+        packing = images_to_pack(included, images, params, pseudonymizer)
         packed = pack(root, packing, params.preprocess, out, pool, progress, state_dir)
-
         rows = len(included) + len(excluded)
         bad = included.loc[~packed.good, ["stored", "patient_id"]]
+        bad = bad.assign(image_id=_ids(bad, images))[["image_id", "patient_id"]]
         included = included[packed.good].reset_index(drop=True)
-        shards = [out / "shards" / shard["name"] for shard in packed.shards]
+        shards = [out / "shards" / shard.name for shard in packed.shards]
         same = splitter.same_images(included, same_pixels(shards, params.preprocess.size, packed.sums))
         # Split again: as if bad images had never been there, and with images that are equal pixel by pixel.
         if len(bad) or same.images:
             included["split"] = splitter.split(included, same)
-        bad.insert(0, "image_id", _ids(bad, images))
-        bad = bad.drop(columns="stored")
-        phantom = bool(_ids(included, images).str.startswith(PHANTOM_PREFIX).any())
-        counts = write_studies(out / "studies.parquet", buffer, included, images, findings, salt)
-    patients = included[["patient_id", "split"]].drop_duplicates()
-    if salt:
-        patients, excluded, bad = (pseudonymize(table, salt) for table in (patients, excluded, bad))
-    patients = patients.sort_values("patient_id")
-    # Tables are not compressed: the output of a compressor depends on its build.
-    patients.to_parquet(out / "split.parquet", index=False, compression=None)
-    reasons = excluded["reason"]
-    if len(bad):
-        reasons = pd.concat([reasons, pd.Series(packed.reason)])
-        excluded = pd.concat([excluded, bad.assign(reason=packed.explained)])
-    excluded.to_parquet(out / "quarantine.parquet", index=False, compression=None)
-    write_json(out / "class_counts.json", counts)
-    train_sums = packed.sums[(included["split"] == "train").to_numpy()]
-    mean, deviation = pixel_statistics(train_sums, params.preprocess.size)
-    write_json(
-        out / "dataset.json",
-        {
-            "source": params.data.source,
-            "phantom": phantom,
-            "images": len(included),
-            "patients": len(patients),
-            "rows": rows,
-            "left_out": reasons.value_counts().sort_index().to_dict(),
-            "same_image": {
-                "images": same.images,
-                "apart": same.apart(patients.set_index("patient_id")["split"], salt),
-                "patients": same.patients,
-                "examples": same.examples(salt),
-                "joined": params.split.same_image == "join",
-            },
-            "inverted": int(packing["invert"].iloc[packed.good.nonzero()[0]].sum())
-            if "invert" in packing
-            else 0,
-            "notes": count_notes(packed.notes, packing["image_id"]),
-            "findings": list(findings),
-            "size": params.preprocess.size,
-            "pixel_mean": mean,
-            "pixel_deviation": deviation,
-            "preparation": params.preprocess.model_dump(include={"size", "fit", "range"}),
-            "profile": training_profile(out / "studies.parquet", train_sums, params.preprocess.size),
-            "split": {
-                name: {
-                    "images": counts[name]["images"],
-                    "patients": int((patients["split"] == name).sum()),
-                }
+        counts = write_studies(out / "studies.parquet", buffer, included, images, findings, pseudonymizer)
+    write_split(out / "split.parquet", included, pseudonymizer)
+    reasons = write_quarantine(out / "quarantine.parquet", excluded, bad, packed, pseudonymizer)
+    write_class_counts(out / "class_counts.json", counts)
+    phantom = bool(_ids(included, images).str.startswith(PHANTOM_PREFIX).any())
+    prepared = _Prepared(included, packing, packed, rows, reasons, splitter.describe(same, included))
+    prepared.info(params, findings, phantom, counts, out / "studies.parquet").write(out / "dataset.json")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What dataset.json describes.
+
+    Attributes:
+        included: rows with good images, with their split.
+        packing: images that were to be packed, and whether they were inverted.
+        packed: result of packing them.
+        rows: number of rows of the label table.
+        reasons: reason of each excluded row and image.
+        same_image: images of several patients.
+    """
+
+    included: pd.DataFrame
+    packing: pd.DataFrame
+    packed: PackResult
+    rows: int
+    reasons: "pd.Series[str]"
+    same_image: SameImageCounts
+
+    def info(
+        self,
+        params: PreprocessParams,
+        findings: Sequence[str],
+        phantom: bool,
+        counts: ClassCounts,
+        studies: Path,
+    ) -> DatasetInfo:
+        """Content of dataset.json."""
+        size = params.preprocess.size
+        train_sums = self.packed.sums[(self.included["split"] == "train").to_numpy()]
+        mean, deviation = pixel_statistics(train_sums, size)
+        patients = self.included.groupby("split")["patient_id"].nunique()
+        inverted = self.packing["invert"].to_numpy()[self.packed.good] if "invert" in self.packing else []
+        return DatasetInfo(
+            source=params.data.source,
+            phantom=phantom,
+            images=len(self.included),
+            patients=self.included["patient_id"].nunique(),
+            rows=self.rows,
+            left_out=self.reasons.value_counts().sort_index().to_dict(),
+            same_image=self.same_image,
+            inverted=int(np.sum(inverted)),
+            notes=count_notes(self.packed.notes, self.packing["image_id"]),
+            findings=findings,
+            size=size,
+            pixel_mean=mean,
+            pixel_deviation=deviation,
+            preparation=Preparation.model_validate(
+                params.preprocess.model_dump(include=set(Preparation.model_fields))
+            ),
+            profile=training_profile(studies, train_sums, size),
+            split={
+                name: SplitSize(images=counts[name].images, patients=int(patients.get(name, 0)))
                 for name in SPLITS
             },
-            "shards": packed.shards,
-        },
-    )
+            shards=self.packed.shards,
+        )
+
+
+def images_to_pack(
+    included: pd.DataFrame, images: pd.DataFrame, params: PreprocessParams, pseudonymizer: Pseudonymizer
+) -> pd.DataFrame:
+    """Locations of the included images, under the ids that the shards contain, and which to invert.
+
+    Raises:
+        UserError: see `find_inverted`.
+    """
+    all_included = len(included) == len(images)  # then no copy is needed
+    packing = images if all_included else images.iloc[included["stored"]].reset_index(drop=True)
+    packing = packing.assign(image_id=pseudonymizer.ids(packing["image_id"]))
+    if "monochrome1" not in included:
+        return packing
+    root, choice = Path(params.data.root), params.preprocess.monochrome1
+    return packing.assign(invert=find_inverted(included, packing, root, choice))
+
+
+def write_split(path: Path, included: pd.DataFrame, pseudonymizer: Pseudonymizer) -> None:
+    """Write the split of each patient."""
+    patients = pseudonymizer.table(included[["patient_id", "split"]].drop_duplicates())
+    # Tables are not compressed: the output of a compressor depends on its build.
+    patients.sort_values("patient_id").to_parquet(path, index=False, compression=None)
+
+
+def write_quarantine(
+    path: Path,
+    excluded: pd.DataFrame,
+    bad: pd.DataFrame,
+    packed: PackResult,
+    pseudonymizer: Pseudonymizer,
+) -> "pd.Series[str]":
+    """Write excluded rows and bad images with the reason.
+
+    Args:
+        path: file to write.
+        excluded: image_id, patient_id and reason of the excluded rows.
+        bad: image_id and patient_id of the bad images.
+        packed: their faults.
+        pseudonymizer: makes the ids.
+
+    Returns:
+        The reasons without the specifics of an image.
+    """
+    reasons, table = excluded["reason"], pseudonymizer.table(excluded)
+    if len(bad):
+        reasons = pd.concat([reasons, pd.Series(packed.reason)])
+        table = pd.concat([table, pseudonymizer.table(bad).assign(reason=packed.explained)])
+    table.to_parquet(path, index=False, compression=None)
+    return reasons
 
 
 # Quantiles of a profile: 1 % of the training images are outside.
 PROFILE_QUANTILES = (0.005, 0.995)
 
 
-def training_profile(studies: Path, sums: np.ndarray, size: int) -> dict[str, Any]:
+def training_profile(studies: Path, sums: np.ndarray, size: int) -> ImageProfile:
     """What the training images look like, against which images are compared that the model is used on.
 
     Args:
         studies: studies.parquet.
         sums: int64 [training images, 2], sum of the pixels and of their squares.
         size: height and width of an image.
-
-    Returns:
-        views: training images by view; image_mean and image_deviation: the quantiles `PROFILE_QUANTILES` of the mean
-        and the standard deviation of the pixels of an image, in gray levels.
     """
     table = pd.read_parquet(studies, columns=["view", "split"])
     views = table.loc[table["split"] == "train", "view"].astype(str).value_counts().sort_index()
@@ -167,11 +227,11 @@ def training_profile(studies: Path, sums: np.ndarray, size: int) -> dict[str, An
     def ends(values: np.ndarray) -> list[float]:
         return [round(float(value), 3) for value in np.quantile(values, PROFILE_QUANTILES)]
 
-    return {
-        "views": {view: int(count) for view, count in views.items()},
-        "image_mean": ends(mean),
-        "image_deviation": ends(deviation),
-    }
+    return ImageProfile(
+        views={str(view): int(count) for view, count in views.items()},
+        image_mean=ends(mean),
+        image_deviation=ends(deviation),
+    )
 
 
 def find_inverted(included: pd.DataFrame, packing: pd.DataFrame, root: Path, choice: str) -> np.ndarray:
@@ -211,16 +271,16 @@ def _is_dicom(root: Path, path: str, member: str) -> bool:
         return dicom_start(stream.read(DICOM_HEAD_BYTES)) is not None
 
 
-def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, Any]:
+def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, Note]:
     """Number of images and first examples for each note (`ral.data.images.decode.NOTES`)."""
-    counts: dict[str, Any] = {}
+    noted: dict[str, list[int]] = {}
     for index, note in enumerate(notes):
         for name in filter(None, note.split(",")):
-            count = counts.setdefault(name, {"images": 0, "examples": [], "text": NOTES[name]})
-            count["images"] += 1
-            if len(count["examples"]) < NOTE_EXAMPLES:
-                count["examples"].append(image_ids.iloc[index])
-    return dict(sorted(counts.items()))
+            noted.setdefault(name, []).append(index)
+    return {
+        name: Note(text=NOTES[name], images=len(rows), examples=image_ids.iloc[rows[:NOTE_EXAMPLES]].tolist())
+        for name, rows in sorted(noted.items())
+    }
 
 
 def read_table(
@@ -269,8 +329,8 @@ def write_studies(
     included: pd.DataFrame,
     images: pd.DataFrame,
     findings: Sequence[str],
-    salt: bytes | None = None,
-) -> dict[str, Any]:
+    pseudonymizer: Pseudonymizer,
+) -> ClassCounts:
     """Write studies.parquet chunk by chunk: the buffered rows with their split and the locations of their images.
 
     Args:
@@ -279,7 +339,7 @@ def write_studies(
         included: which of them to write, by `stored`, and their split.
         images: rows of `ral.data.images.locate.list_images`.
         findings: columns of labels.
-        salt: for pseudonyms; None writes ids as they are.
+        pseudonymizer: makes the ids.
 
     Returns:
         Number of images, and of positives, negatives and unknown labels per finding, for each split.
@@ -297,7 +357,7 @@ def write_studies(
                 member=locations["member"].array,
                 split=selected["split"].array,
             )[[*COLUMNS, *findings]]
-            writer.add(pseudonymize(studies, salt) if salt else studies)
+            writer.add(pseudonymizer.table(studies))
     return writer.class_counts
 
 

@@ -1,11 +1,15 @@
 """Pseudonymizes ids by keyed hashes: without the salt, prepared data cannot be linked to hospital records."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import pandas as pd
 
+from ral.config.data import DataConfig
+from ral.data.validation.result import Check, Sample
 from ral.errors import UserError
 from ral.labels import PHANTOM_PREFIX
 
@@ -57,11 +61,44 @@ def pseudonymize(table: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     return table
 
 
-def redact_samples(checks: list[dict[str, Any]], salt: bytes) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Pseudonymizer:
+    """Replaces ids by pseudonyms; without a salt it leaves them as they are.
+
+    Attributes:
+        salt: content of the salt file (`read_salt`), or None.
+    """
+
+    salt: bytes | None
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Self:
+        """With the salt of `data.pseudonymise`.
+
+        Raises:
+            UserError: the salt file is missing or too short.
+        """
+        return cls(read_salt(Path(config.pseudonymise)) if config.pseudonymise else None)
+
+    def ids(self, ids: pd.Series) -> pd.Series:
+        """Pseudonyms of ids (`pseudonyms`)."""
+        return pseudonyms(ids, self.salt) if self.salt else ids
+
+    def table(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table with pseudonyms and without file names (`pseudonymize`)."""
+        return pseudonymize(table, self.salt) if self.salt else table
+
+
+NO_PSEUDONYMS = Pseudonymizer(None)
+
+
+def redact_samples(checks: Sequence[Check], salt: bytes) -> list[Check]:
     """Replace the image ids of sample rows by pseudonyms and remove their values; row numbers stay."""
 
-    def redact(sample: dict[str, Any]) -> dict[str, Any]:
-        image_id = pseudonyms(pd.Series([sample["image_id"]], dtype="str"), salt).iloc[0]
-        return sample | {"image_id": image_id, "value": None}
+    def redact(sample: Sample) -> Sample:
+        image_id = pseudonyms(pd.Series([sample.image_id], dtype="str"), salt).iloc[0]
+        return sample.model_copy(update={"image_id": image_id, "value": None})
 
-    return [check | {"samples": [redact(sample) for sample in check["samples"]]} for check in checks]
+    return [
+        check.model_copy(update={"samples": [redact(sample) for sample in check.samples]}) for check in checks
+    ]

@@ -6,7 +6,8 @@ threshold and calibration are tested. AP is shown but not tested: it rises with 
 even for a fair model. The false negative rate is 1 − sensitivity and is not tested separately.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -15,101 +16,120 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtri, owens_t
 
-from ral.config.evaluate import AuditConfig, Rule
+from ral.config.evaluate import AuditConfig, EvaluateConfig, Rule
 from ral.evaluation import resampled_metrics
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support, holm
 from ral.evaluation.metrics import divide
 from ral.evaluation.resampled_metrics import Scored
 from ral.evaluation.score import Evaluation
+from ral.evaluation.specs import GROUP_METRICS, TESTED_METRICS
+from ral.evaluation.table_rows import TIMES, AuditRow, to_frame
 from ral.evaluation.tables import rounded
 
 Array = NDArray[Any]
 
 UNKNOWN = "unknown"
-# calibration: mean calibrated score − share of positives; 0 is best.
-GROUP_METRICS = ("auroc", "ap", "sensitivity", "false_negative_rate", "calibration")
-TESTED_METRICS = ("auroc", "sensitivity", "calibration")
 
 TEXT = ("attribute", "group", "finding", "metric", "flagged", "note")
-COLUMNS = (
-    "attribute", "group", "finding", "images", "patients", "positives", "metric", "value", "low", "high",
-    "others", "difference", "difference_low", "difference_high", "p", "p_holm", "flagged", "note",
-)  # fmt: skip
+COLUMNS = tuple(column.name for column in fields(AuditRow))
 
 
 @dataclass(frozen=True)
 class Group:
     """Images that have the same value of one or two attributes."""
 
-    attribute: str
-    """sex, age, view or source; a pair is written `sex × age`."""
-    name: str
+    attributes: tuple[str, ...]
+    """One or two of sex, age, view and source."""
+    values: tuple[str, ...]
+    """The group's value of each attribute."""
     rows: Array
     """Mask of the group's images, bool [rows]."""
 
+    @property
+    def attribute(self) -> str:
+        """The attributes as text, as in the tables."""
+        return TIMES.join(self.attributes)
+
+    @property
+    def name(self) -> str:
+        """The values as text, as in the tables."""
+        return ", ".join(self.values)
+
 
 def audit(evaluation: Evaluation) -> pd.DataFrame:
-    """audit.csv: a row per group, finding (and macro) and metric of `GROUP_METRICS`, with the value for all
+    """audit.csv: a row per group, finding (and macro) and metric of `specs.GROUP_METRICS`, with the value for all
     other images.
 
     A row without a metric has the reason in `note`: too few patients, or an attribute that the data does not have.
     `difference` is group − others, computed on the same resamples. The macro of a group is the mean over the findings
     for which the metric is defined in the group and among the others.
     """
-    config, resamples = evaluation.config.audit, evaluation.resamples
-    rows: list[dict[str, Any]] = [
-        {"attribute": name, "group": "", "finding": "", "flagged": "", "note": "not in the data"}
+    config = evaluation.config.audit
+    rows = [
+        AuditRow(attribute=name, note="not in the data")
         for name in config.by
         if COLUMN[name] not in evaluation.rows.columns
     ]
     for group in groups(evaluation.rows, config):
-        inside, outside = resamples.rows(group.rows), resamples.rows(~group.rows)
-        group_columns = {
-            "attribute": group.attribute,
-            "group": group.name,
-            "images": int(group.rows.sum()),
-            "patients": inside.patients,
-        }
-        pairs: dict[str, list[tuple[BootstrapDistribution, BootstrapDistribution]]] = {
-            name: [] for name in GROUP_METRICS
-        }
-        for name in evaluation.estimable:
-            scored = evaluation.scored[name]
-            scored_group, scored_others = scored.rows(group.rows), scored.rows(~group.rows)
-            row = group_columns | {"finding": name, "positives": int((scored_group.labels == 1).sum())}
-            note = _too_few(scored_group, inside, config.min_positives)
-            if note:
-                rows.append(row | {"metric": "", "flagged": "", "note": note})
-                continue
-            rule = evaluation.config.threshold.rule
-            in_group = group_metrics(scored_group, inside, rule)
-            reason = _too_few(scored_others, outside, config.min_positives)
-            in_others = {} if reason else group_metrics(scored_others, outside, rule)
-            for metric, value in in_group.items():
-                other = in_others.get(metric)
-                rows.append(
-                    row | _row(metric, value, other, resamples)
-                    | {"note": f"nothing to compare with: {reason}" if reason else ""}
-                )  # fmt: skip
-                if other is not None:
-                    pairs[metric].append((value, other))
-        for metric, metric_pairs in pairs.items():
-            if len(metric_pairs) < 2:
-                continue
-            group_mean, others_mean = (
-                resamples.mean([pair[side] for pair in metric_pairs]) for side in (0, 1)
-            )
-            row = group_columns | {"finding": "macro", "positives": None}
-            rows.append(
-                row | _row(metric, group_mean, others_mean, resamples)
-                | {"note": f"mean of {len(metric_pairs)} findings"}
-            )  # fmt: skip
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+        rows += _group_rows(group, evaluation)
+    return _corrected(to_frame(rows, COLUMNS), 1 - evaluation.config.confidence)
+
+
+def _group_rows(group: Group, evaluation: Evaluation) -> list[AuditRow]:
+    """The rows of a group: every estimable finding, then the means over the findings."""
+    resamples, config = evaluation.resamples, evaluation.config
+    inside, outside = resamples.rows(group.rows), resamples.rows(~group.rows)
+    base = AuditRow(group.attribute, group.name, images=int(group.rows.sum()), patients=inside.patients)
+    rows = []
+    pairs: dict[str, list[tuple[BootstrapDistribution, BootstrapDistribution]]] = {
+        name: [] for name in GROUP_METRICS
+    }
+    for name in evaluation.estimable:
+        scored = evaluation.scored[name].rows(group.rows)
+        row = replace(base, finding=name, positives=int((scored.labels == 1).sum()))
+        in_group, note = _measured(scored, inside, config)
+        if note:
+            rows.append(replace(row, note=note))
+            continue
+        in_others, reason = _measured(evaluation.scored[name].rows(~group.rows), outside, config)
+        row = replace(row, note=f"nothing to compare with: {reason}" if reason else "")
+        for metric, value in in_group.items():
+            other = in_others.get(metric)
+            rows.append(_filled(row, metric, value, other, resamples))
+            if other is not None:
+                pairs[metric].append((value, other))
+    return rows + _macro_rows(base, pairs, resamples)
+
+
+def _measured(
+    scored: Scored, resamples: Resamples, config: EvaluateConfig
+) -> tuple[dict[str, BootstrapDistribution], str]:
+    """The metrics of a finding on a group, or on all other images; or none, and why."""
+    reason = _too_few(scored, resamples, config.audit.min_positives)
+    return ({} if reason else group_metrics(scored, resamples, config.threshold.rule)), reason
+
+
+def _macro_rows(
+    base: AuditRow,
+    pairs: Mapping[str, Sequence[tuple[BootstrapDistribution, BootstrapDistribution]]],
+    resamples: Resamples,
+) -> list[AuditRow]:
+    """The means over the findings that have a metric in the group and among the others; at least two."""
+    rows = []
+    for metric, metric_pairs in pairs.items():
+        if len(metric_pairs) < 2:
+            continue
+        row = replace(base, finding="macro", note=f"mean of {len(metric_pairs)} findings")
+        group_mean, others_mean = (resamples.mean(side) for side in zip(*metric_pairs, strict=True))
+        rows.append(_filled(row, metric, group_mean, others_mean, resamples))
+    return rows
+
+
+def _corrected(table: pd.DataFrame, limit: float) -> pd.DataFrame:
+    """The table with corrected p values and flags of the tested gaps, rounded."""
     tested = table["p"].notna()
     table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy(dtype=np.float64))
-    limit = 1 - evaluation.config.confidence
     table.loc[tested, "flagged"] = np.where(table.loc[tested, "p_holm"] <= limit, "yes", "no")
-    table["metric"] = table["metric"].fillna("")
     counts = dict.fromkeys(("images", "patients", "positives"), "Int64")
     return rounded(table.astype(counts), text=TEXT)
 
@@ -133,14 +153,15 @@ def groups(images: pd.DataFrame, config: AuditConfig) -> list[Group]:
             else _values(images[attribute])
         )
         names = sorted(set(values), key=lambda name: (name == UNKNOWN, _first_year(name), name))
-        single += [Group(attribute, name, values == name) for name in names]
-    paired = [a for a in config.by if sum(g.attribute == a and g.name != UNKNOWN for g in single) > 1]
+        single += [Group((attribute,), (name,), values == name) for name in names]
+    known = [group for group in single if UNKNOWN not in group.values]
+    paired = [name for name in config.by if sum(group.attributes == (name,) for group in known) > 1]
     pairs = [
-        Group(f"{one} × {two}", f"{a.name}, {b.name}", a.rows & b.rows)
+        Group((one, two), a.values + b.values, a.rows & b.rows)
         for one, two in combinations(paired, 2)
-        for a in single
-        for b in single
-        if (a.attribute, b.attribute) == (one, two) and UNKNOWN not in (a.name, b.name)
+        for a in known
+        for b in known
+        if (a.attributes, b.attributes) == ((one,), (two,))
     ]
     return [group for group in single + pairs if group.rows.any()]
 
@@ -176,7 +197,7 @@ def _too_few(scored: Scored, resamples: Resamples, minimum: int) -> str:
 
 
 def group_metrics(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str, BootstrapDistribution]:
-    """The metrics `GROUP_METRICS` in every resample; without a calibration map only AUROC and AP."""
+    """The metrics `specs.GROUP_METRICS` in every resample; without a calibration map only AUROC and AP."""
     metrics = resampled_metrics.ranking(scored, resamples, ("auroc", "ap"))
     if scored.scores is None or not scored.thresholds:
         return metrics
@@ -194,36 +215,31 @@ def group_metrics(scored: Scored, resamples: Resamples, rule: Rule) -> dict[str,
     }
 
 
-def _row(
-    metric: str, value: BootstrapDistribution, other: BootstrapDistribution | None, resamples: Resamples
-) -> dict[str, Any]:
-    """One metric of a group, and its difference to all other images."""
+def _filled(
+    row: AuditRow,
+    metric: str,
+    value: BootstrapDistribution,
+    other: BootstrapDistribution | None,
+    resamples: Resamples,
+) -> AuditRow:
+    """A row with a metric of the group, and its difference to all other images."""
     interval = resamples.interval(value)
-    row: dict[str, Any] = {
-        "metric": metric,
-        "value": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "flagged": "",
-    }
+    row = replace(row, metric=metric, value=interval.value, low=interval.low, high=interval.high)
     if other is None:
         return row
     paired = resamples.difference(value, other)
     gap = resamples.interval(paired)
-    row |= {
-        "others": resamples.interval(other).value,
-        "difference": gap.value,
-        "difference_low": gap.low,
-        "difference_high": gap.high,
-    }
-    if metric in TESTED_METRICS:
-        minimum = (
-            sum(MINIMUM_VARIANCE[metric](side) for side in (value, other))
-            if metric in MINIMUM_VARIANCE
-            else 0.0
-        )
-        row["p"] = resamples.p_value(paired, minimum)
-    return row
+    row = replace(
+        row,
+        others=resamples.interval(other).value,
+        difference=gap.value,
+        difference_low=gap.low,
+        difference_high=gap.high,
+    )
+    if metric not in TESTED_METRICS:
+        return row
+    minimum = MINIMUM_VARIANCE.get(metric)
+    return replace(row, p=resamples.p_value(paired, minimum(value) + minimum(other) if minimum else 0.0))
 
 
 def _share_variance(share: BootstrapDistribution) -> float:

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 
 from ral.config.evaluate import EvaluateConfig
+from ral.evaluation.common import common_findings, restrict
 from ral.evaluation.compare import COLUMNS, compare
-from ral.evaluation.rows import ATTRIBUTES, KEYS, findings_of
+from ral.evaluation.rows import findings_of
 
 PREVIOUS, NEW = "previous", "this model"
 
@@ -35,9 +36,9 @@ def comparison(
     columns = [*COLUMNS, "images", "patients"]
     if previous is None:
         return pd.DataFrame(columns=columns)
-    findings = [name for name in findings_of(studies) if name in previous.columns]
+    findings = common_findings(findings_of(studies), previous.columns)
     test = studies["split"] == "test"
-    common = test & studies["image_id"].isin(previous["image_id"])
+    common = (test & studies["image_id"].isin(previous["image_id"])).to_numpy()
     if not findings or not common.any():
         missing = "finding" if not findings else "test image"
         row = {"metric": "ap", "level": "macro", "name": "macro", "model": NEW, "baseline": PREVIOUS}
@@ -45,14 +46,7 @@ def comparison(
         return pd.DataFrame(
             [row | {"findings": 0, "note": note, "images": 0, "patients": 0}], columns=columns
         )
-    columns_to_score = [*KEYS, *(name for name in ATTRIBUTES if name in studies.columns), *findings]
-    rows = studies.loc[~test | common, columns_to_score]
-    models = {
-        name: model_logits.loc[
-            model_logits["image_id"].isin(studies.loc[common, "image_id"]), ["image_id", *findings]
-        ]
-        for name, model_logits in ((PREVIOUS, previous), (NEW, logits))
-    }
+    rows, models = restrict(studies, {PREVIOUS: previous, NEW: logits}, common, findings)
     table = compare(rows, models, "test", config)
     patients = studies.loc[common, "patient_id"].nunique()
     return table.assign(images=int(np.count_nonzero(common)), patients=patients)[columns]

@@ -17,6 +17,7 @@ from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
 from ral.errors import UserError
 from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard
 from ral.evaluation.metrics import BLOCK
+from ral.evaluation.results import NO_INTERVAL, Interval
 
 Array = NDArray[Any]
 Method = Literal["percentile", "bca"]
@@ -74,16 +75,6 @@ class BootstrapDistribution:
     """Uncertainty below and above the value that the replicates do not show; see `Resamples.unseen`."""
     inflation: float = 0.0
     """Upward bias of the value by chance; the lower end of the interval is lowered by it."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A metric and its confidence interval."""
-
-    value: float | None
-    """None if the metric is not estimable; low and high are then None too."""
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -150,7 +141,7 @@ class Resamples:
         value = float(sampled.values[0])
         drawn = self.drawn(sampled)
         if not np.isfinite(value):
-            return Interval(None, None, None)
+            return NO_INTERVAL
         if sampled.scale in ("share", "f1"):
             return Interval(value, *self._exact(sampled))
         support = sampled.support

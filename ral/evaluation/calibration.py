@@ -50,7 +50,7 @@ class Map:
             rising, falling = _features(logits)
             a, b, c = self.numbers
             scores = expit(a * rising + b * falling + c)
-        return np.clip(scores, MIN_SCORE, 1 - MIN_SCORE)
+        return np.asarray(np.clip(scores, MIN_SCORE, 1 - MIN_SCORE))
 
     def rounded(self) -> "Map":
         """The map rounded to nine significant digits, as it is used and saved: machines differ beyond that.
@@ -59,12 +59,6 @@ class Map:
         """
         knots = tuple((x, _round_digits(y)) for x, y in self.knots)
         return Map(self.kind, tuple(_round_digits(number) for number in self.numbers), knots)
-
-
-def saved_map(saved: dict[str, Any]) -> Map:
-    """The map of a finding in calibration.json."""
-    kind = KINDS[KINDS.index(saved["kind"])]
-    return Map(kind, tuple(saved["numbers"]), tuple((x, y) for x, y in saved["knots"]))
 
 
 def calibrate(

@@ -1,48 +1,56 @@
 """calibration.json: the calibration map and thresholds of every finding, and their application to other logits."""
 
-import hashlib
-import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from ral.config.evaluate import Rule
 from ral.errors import UserError
-from ral.evaluation.calibration import saved_map
-from ral.evaluation.score import Evaluation
+from ral.evaluation.calibration import Kind, Map
+from ral.labels import Data
+from ral.records import Record, problem
 
 FORMAT = 1
 
 
-def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of calibration.json: maps and thresholds exactly as used; a finding without a map is null.
+class SavedFinding(Record):
+    """The calibration map and the thresholds of a finding."""
 
-    `version` is a digest of maps and thresholds, so that predictions can be traced to them.
-    """
-    findings: dict[str, Any] = {}
-    for finding in evaluation.findings:
-        if finding.map is None:
-            findings[finding.name] = None
-            continue
-        findings[finding.name] = {
-            "kind": finding.map.kind,
-            "numbers": list(finding.map.numbers),
-            "knots": [list(knot) for knot in finding.map.knots],
-            "thresholds": dict(finding.thresholds),
-        }
-    content = {"format": FORMAT, "rule": evaluation.config.threshold.rule, "findings": findings}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return content | {"data": evaluation.data, "version": digest[:12]}
+    kind: Kind
+    numbers: tuple[float, ...]
+    knots: tuple[tuple[float, float], ...]
+    thresholds: dict[Rule, float]
+    """Of the calibrated scores."""
+
+    @property
+    def map(self) -> Map:
+        """The calibration map."""
+        return Map(self.kind, self.numbers, self.knots)
+
+
+class SavedCalibration(Record):
+    """Content of calibration.json."""
+
+    format: int
+    rule: Rule
+    """The threshold rule of the evaluation."""
+    findings: dict[str, SavedFinding | None]
+    """A finding without a map is null."""
+    data: Data
+    version: str
+    """Digest of maps and thresholds, so that predictions can be traced to them."""
 
 
 def apply(
-    content: dict[str, Any], logits: pd.DataFrame, rule: Rule | None = None
+    content: Mapping[str, Any], logits: pd.DataFrame, rule: Rule | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Apply a calibration.json to raw logits: calibrated scores and binary predictions (True, False).
 
     Args:
-        content: the content of calibration.json (`to_json`).
+        content: the content of calibration.json.
         logits: image_id and one column per finding of the file.
         rule: threshold rule; None for the rule of the evaluation.
 
@@ -50,26 +58,39 @@ def apply(
         Two tables of the shape of `logits`; a finding without a map is NaN in the first and missing in the second.
 
     Raises:
-        UserError: unsupported format; a missing column; a logit that is not finite.
+        UserError: unsupported format; damaged content; a missing column; a logit that is not finite.
     """
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"calibration.json has the format {content.get('format')}, not {FORMAT}. Run evaluate again."
-        )
-    missing = [name for name in ("image_id", *content["findings"]) if name not in logits.columns]
+    calibration = parse(content)
+    missing = [name for name in ("image_id", *calibration.findings) if name not in logits.columns]
     if missing:
         raise UserError(f"logits: no column {', '.join(missing)}, required by calibration.json.")
     scores, calls = logits[["image_id"]].copy(), logits[["image_id"]].copy()
-    for name, saved in content["findings"].items():
+    for name, finding in calibration.findings.items():
         raw = logits[name].to_numpy(dtype=np.float64)
         if not np.isfinite(raw).all():
             raise UserError(
                 f"logits: {name} is NaN or infinite for {int((~np.isfinite(raw)).sum())} image(s)."
             )
-        if saved is None:
+        if finding is None:
             scores[name], calls[name] = np.nan, pd.array([None] * len(logits), dtype="boolean")
             continue
-        scores[name] = saved_map(saved).apply(raw)
-        threshold = saved["thresholds"][rule or content["rule"]]
-        calls[name] = pd.array(scores[name] >= threshold, dtype="boolean")
+        scores[name] = finding.map.apply(raw)
+        threshold = finding.thresholds[rule or calibration.rule]
+        calls[name] = (scores[name] >= threshold).astype("boolean")
     return scores, calls
+
+
+def parse(content: Mapping[str, Any]) -> SavedCalibration:
+    """The content of calibration.json, checked.
+
+    Raises:
+        UserError: unsupported format; damaged content.
+    """
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"calibration.json has the format {content.get('format')}, not {FORMAT}. Run evaluate again."
+        )
+    try:
+        return SavedCalibration.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"calibration.json is damaged: {problem(error)}. Run evaluate again.") from None

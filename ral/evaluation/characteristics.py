@@ -1,16 +1,17 @@
 """Sex, age, view, source and findings of the images of each split, without sealed test images."""
 
-from typing import Any
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
 
 from ral.evaluation.rows import findings_of, floats
+from ral.evaluation.table_rows import CharacteristicsRow, to_frame
 from ral.evaluation.tables import rounded
 
 UNKNOWN = "unknown"
 SPLITS = ("train", "val", "test")
-COLUMNS = ("attribute", "group", "split", "images", "of", "share", "patients", "median", "q1", "q3")
+COLUMNS = tuple(column.name for column in fields(CharacteristicsRow))
 
 
 def characteristics(studies: pd.DataFrame) -> pd.DataFrame:
@@ -24,44 +25,50 @@ def characteristics(studies: pd.DataFrame) -> pd.DataFrame:
     Args:
         studies: of `rows.read_studies`.
     """
-    rows: list[dict[str, Any]] = []
     by_split = {split: studies[studies["split"] == split] for split in SPLITS}
-
-    def add(
-        attribute: str, group: str, split: str, inside: "pd.Series[bool]", known: int, **more: float
-    ) -> None:
-        images = int(inside.sum())
-        rows.append(
-            {
-                "attribute": attribute,
-                "group": group,
-                "split": split,
-                "images": images,
-                "of": known,
-                "share": images / known if known else None,
-                "patients": by_split[split].loc[inside, "patient_id"].nunique(),
-                **more,
-            }
-        )
-
-    for split, part in by_split.items():
-        add("all", "all", split, part["split"] == split, len(part))
+    rows = [
+        _row("all", "all", split, part, part["split"] == split, len(part)) for split, part in by_split.items()
+    ]
     for attribute in ("sex", "age_years", "view", "source"):
         if attribute not in studies.columns:
             continue
         if attribute == "age_years":
-            for split, part in by_split.items():
-                ages = part[attribute].astype(np.float64)
-                quartiles = ages.quantile([0.25, 0.5, 0.75]).to_list()
-                statistics = dict(zip(("q1", "median", "q3"), quartiles, strict=True))
-                add(attribute, "known", split, ages.notna(), len(part), **statistics)
+            rows += [_ages(split, part) for split, part in by_split.items()]
             continue
         values = studies[attribute].astype("str").where(studies[attribute].notna(), UNKNOWN)
-        for group in sorted(values.unique(), key=lambda name: (name == UNKNOWN, name)):
-            for split, part in by_split.items():
-                add(attribute, group, split, values[part.index] == group, len(part))
+        rows += [
+            _row(attribute, group, split, part, values[part.index] == group, len(part))
+            for group in sorted(values.unique(), key=lambda name: (name == UNKNOWN, name))
+            for split, part in by_split.items()
+        ]
     for finding in findings_of(studies):
         for split, part in by_split.items():
             labels = pd.Series(floats(part[finding]), index=part.index)
-            add("finding", finding, split, labels == 1, int(labels.notna().sum()))
-    return rounded(pd.DataFrame(rows, columns=list(COLUMNS)), text=("attribute", "group", "split"))
+            rows.append(_row("finding", finding, split, part, labels == 1, int(labels.notna().sum())))
+    return rounded(to_frame(rows, COLUMNS), text=("attribute", "group", "split"))
+
+
+def _row(
+    attribute: str, group: str, split: str, images: pd.DataFrame, inside: "pd.Series[bool]", known: int
+) -> CharacteristicsRow:
+    """A group's row.
+
+    Args:
+        attribute: see `characteristics`.
+        group: value of the attribute.
+        split: the split.
+        images: studies of the split.
+        inside: mask of the group, in the order of `images`.
+        known: number of images that could be in the group.
+    """
+    count = int(inside.sum())
+    share = count / known if known else None
+    patients = images.loc[inside, "patient_id"].nunique()
+    return CharacteristicsRow(attribute, group, split, count, known, share, patients)
+
+
+def _ages(split: str, images: pd.DataFrame) -> CharacteristicsRow:
+    ages = images["age_years"].astype(np.float64)
+    q1, median, q3 = ages.quantile([0.25, 0.5, 0.75]).to_list()
+    row = _row("age_years", "known", split, images, ages.notna(), len(images))
+    return replace(row, median=median, q1=q1, q3=q3)

@@ -11,22 +11,23 @@ are for the final report. Tiers, replicates, interval and seed are those of the 
 import argparse
 from pathlib import Path
 
+from ral import artifacts
+
 if __name__ == "__main__":  # before the imports that take seconds: --help needs none of them
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="+", type=Path, help="logits; the first is the baseline")
-    parser.add_argument(
-        "--studies", type=Path, default=Path("data/prepared/studies.parquet"), help="labels and split"
-    )
+    parser.add_argument("--studies", type=Path, default=Path(artifacts.STUDIES), help="labels and split")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
     options = parser.parse_args()
 
+import itertools
 import sys
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -40,17 +41,16 @@ from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw, hol
 from ral.evaluation.resampled_metrics import Scored, ranking, too_few
 from ral.evaluation.rows import ATTRIBUTES, KEYS, Split, align, findings_of, floats
 from ral.evaluation.score import data_of, tier_of
+from ral.evaluation.specs import LABELS, RANKED_BY
+from ral.evaluation.table_rows import ComparisonRow, read_rows, to_frame
 from ral.evaluation.tables import rounded
 from ral.files import atomic_write
-from ral.labels import TIERS, is_spreadsheet_safe
-from ral.wording import PHANTOM_SHORT, RESEARCH, p_value, signed, signed_interval
+from ral.labels import TIERS, Tier, is_spreadsheet_safe
+from ral.wording import notice, p_value
 
-METRICS = ("ap", "auroc")
 TEXT = ("metric", "level", "name", "model", "baseline", "note", "data")
-COLUMNS = (
-    "metric", "level", "name", "model", "baseline", "findings", "value", "baseline_value",
-    "difference", "low", "high", "p", "p_holm", "note", "data",
-)  # fmt: skip
+# Columns of `ComparisonRow` that are filled here; images and patients are for whoever knows which images are scored.
+COLUMNS = tuple(column.name for column in fields(ComparisonRow) if column.name not in ("images", "patients"))
 
 
 def compare(
@@ -82,66 +82,89 @@ def compare(
     resamples = draw(
         rows["patient_id"].to_numpy(dtype=str), config.replicates, config.seed, config.confidence, config.interval
     )  # fmt: skip
+    scored = {
+        model: {name: Scored(floats(rows[name]), scores[name].to_numpy(), None, {}) for name in names}
+        for model, (_, scores) in aligned.items()
+    }
+    reasons = {
+        name: too_few(finding, resamples.patient, config.min_positives, split)
+        for name, finding in next(iter(scored.values())).items()
+    }
+    values = {
+        model: {
+            name: ranking(finding, resamples, RANKED_BY)
+            for name, finding in findings.items()
+            if not reasons[name]
+        }
+        for model, findings in scored.items()
+    }
     train = studies[studies["split"] == "train"]
     tiers = {name: tier_of(name, train[name], config)[0] for name in names}
-    values: dict[str, dict[str, dict[str, BootstrapDistribution]]] = {model: {} for model in models}
-    reasons = {}
-    for model, (_, scores) in aligned.items():
-        for name in names:
-            scored = Scored(floats(rows[name]), scores[name].to_numpy(), None, {})
-            reasons[name] = too_few(scored, resamples.patient, config.min_positives, split)
-            if not reasons[name]:
-                values[model][name] = ranking(scored, resamples, METRICS)
-    baseline, *others = models
-    table_rows: list[dict[str, Any]] = []
-    for metric in METRICS:
-        for model in others:
-            sides = (values[model], values[baseline])
-            for level, name, members in [
-                ("macro", "macro", names),
-                *(("tier", tier, [n for n in names if tiers[n] == tier]) for tier in TIERS),
-                *(("finding", name, [name]) for name in names),
-            ]:
-                estimable = [n for n in members if not reasons[n]]
-                row: dict[str, Any] = {
-                    "metric": metric,
-                    "level": level,
-                    "name": name,
-                    "model": model,
-                    "baseline": baseline,
-                }
-                row |= {"findings": len(estimable), "note": ""}
-                if estimable:
-                    value, baseline_value = (
-                        _mean([side[n][metric] for n in estimable], resamples) for side in sides
-                    )
-                    table_rows.append(row | _difference(value, baseline_value, resamples))
-                else:
-                    reason = reasons[name] if level == "finding" else "no estimable finding"
-                    table_rows.append(row | {"note": f"not estimable: {reason}"})
-    table = pd.DataFrame(table_rows, columns=list(COLUMNS))
+    table = to_frame(_rows(values, reasons, tiers, resamples))[list(COLUMNS)]
     for _, family in table.groupby(["metric", "level"]):
         table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(dtype=np.float64))
     return rounded(table.assign(data=data_of(studies)), text=TEXT)
+
+
+def _rows(
+    values: Mapping[str, Mapping[str, Mapping[str, BootstrapDistribution]]],
+    reasons: Mapping[str, str | None],
+    tiers: Mapping[str, Tier],
+    resamples: Resamples,
+) -> list[ComparisonRow]:
+    """The rows of every model but the first.
+
+    Args:
+        values: model -> estimable finding -> metric -> its distribution; the first model is the baseline.
+        reasons: finding -> why it is not estimable; None if it is.
+        tiers: finding -> tier.
+        resamples: of the images of the distributions.
+    """
+    baseline, *others = values
+    rows = []
+    for metric, model in itertools.product(RANKED_BY, others):
+        for level, name, members in _means_to_take(tiers):
+            estimable = [member for member in members if not reasons[member]]
+            row = ComparisonRow(metric, level, name, model, baseline, len(estimable))
+            if not estimable:
+                reason = reasons[name] if level == "finding" else "no estimable finding"
+                rows.append(replace(row, note=f"not estimable: {reason}"))
+                continue
+            value, baseline_value = (
+                _mean([values[side][member][metric] for member in estimable], resamples)
+                for side in (model, baseline)
+            )
+            rows.append(_with_difference(row, value, baseline_value, resamples))
+    return rows
+
+
+def _means_to_take(tiers: Mapping[str, Tier]) -> list[tuple[str, str, list[str]]]:
+    """Level, name and members of each mean: all findings, each tier, each finding by itself."""
+    by_tier = [("tier", tier, [name for name, own in tiers.items() if own == tier]) for tier in TIERS]
+    return [("macro", "macro", list(tiers)), *by_tier, *(("finding", name, [name]) for name in tiers)]
 
 
 def _mean(parts: list[BootstrapDistribution], resamples: Resamples) -> BootstrapDistribution:
     return parts[0] if len(parts) == 1 else resamples.mean(parts)
 
 
-def _difference(
-    value: BootstrapDistribution, baseline_value: BootstrapDistribution, resamples: Resamples
-) -> dict[str, Any]:
+def _with_difference(
+    row: ComparisonRow,
+    value: BootstrapDistribution,
+    baseline_value: BootstrapDistribution,
+    resamples: Resamples,
+) -> ComparisonRow:
     paired = resamples.difference(value, baseline_value)
     gap = resamples.interval(paired)
-    return {
-        "value": float(value.values[0]),
-        "baseline_value": float(baseline_value.values[0]),
-        "difference": gap.value,
-        "low": gap.low,
-        "high": gap.high,
-        "p": resamples.p_value(paired),
-    }
+    return replace(
+        row,
+        value=float(value.values[0]),
+        baseline_value=float(baseline_value.values[0]),
+        difference=gap.value,
+        low=gap.low,
+        high=gap.high,
+        p=resamples.p_value(paired),
+    )
 
 
 def read_logits(path: Path, split: Split) -> pd.DataFrame:
@@ -199,21 +222,18 @@ def read_table(path: Path, findings: list[str]) -> pd.DataFrame:
 def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split: str) -> str:
     """The comparison as text for a terminal."""
     lines = [
-        PHANTOM_SHORT if (table["data"] == "phantom").any() else RESEARCH,
+        notice("phantom" in set(table["data"])),
         f"{rows:,} {split} images of {patients:,} patients; {100 * confidence:g} % intervals; p after "
         "Holm's correction",
     ]
     for (metric, model), part in table.groupby(["metric", "model"], sort=False):
-        lines += ["", f"{str(metric).upper()}: {model} − {part['baseline'].iloc[0]}"]
+        lines += ["", f"{LABELS[str(metric)]}: {model} − {part['baseline'].iloc[0]}"]
         width = part["name"].str.len().max()
-        for row in part.to_dict("records"):
-            if row["note"]:
-                lines.append(f"  {row['name']:<{width}}  {row['note']}")
-                continue
-            lines.append(
-                f"  {row['name']:<{width}}  {row['baseline_value']:.3f} → {row['value']:.3f}  "
-                f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})  p {p_value(row['p_holm'])}"
+        for row in read_rows(part, ComparisonRow):
+            content = row.note or (
+                f"{row.baseline_value:.3f} → {row.value:.3f}  {row.difference_text}  p {p_value(row.p_holm)}"
             )
+            lines.append(f"  {row.name:<{width}}  {content}")
     return "\n".join(lines)
 
 

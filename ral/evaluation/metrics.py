@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from ral.evaluation.specs import RANKING_METRICS
+
 Array = NDArray[Any]
 
 # Numbers per block of resamples; a block fits in the CPU cache.
@@ -24,8 +26,6 @@ BLOCK = 50_000
 
 # The specificity at which sensitivity is reported, and vice versa.
 LEVEL = 0.9
-
-RANKING_METRICS = ("auroc", "ap", "sensitivity_at_90_specificity", "specificity_at_90_sensitivity")
 
 
 @dataclass(frozen=True)

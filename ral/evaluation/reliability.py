@@ -16,8 +16,6 @@ from ral.evaluation.metrics import divide
 
 Array = NDArray[Any]
 
-CALIBRATION_METRICS = ("brier", "log_loss", "ece", "ece_debiased")
-
 
 def bin_index(scores: Array, bins: int) -> Array:
     """Index of the bin of each score, int64 [rows], 0 for the lowest; bins have equal counts except for ties."""
@@ -42,7 +40,7 @@ def binned(scores: Array, labels: Array, resamples: Resamples, bins: int) -> tup
 
 
 def errors(scores: Array, labels: Array, resamples: Resamples, bins: int) -> dict[str, BootstrapDistribution]:
-    """The metrics `CALIBRATION_METRICS` in every resample.
+    """The metrics `specs.CALIBRATION_METRICS` in every resample.
 
     ece is the mean over the images of |mean score − share of positives| of their bin. It is biased upwards by
     chance, and resampling adds to the bias of the sample: the replicates are shifted so that their mean is
@@ -93,7 +91,7 @@ def _debiased(ece: Array, gap: Array, positives: Array, images: Array, share: Ar
         spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + gap * erf(ratio / np.sqrt(2)),
         gap,
     )
-    return np.maximum(2 * ece - (share * inflated).sum(axis=1), 0)
+    return np.asarray(np.maximum(2 * ece - (share * inflated).sum(axis=1), 0))
 
 
 def _recentred(values: Array, drawn: slice) -> Array:

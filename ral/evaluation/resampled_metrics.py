@@ -11,13 +11,12 @@ from scipy.special import ndtri
 from ral.config.evaluate import RULES, Rule
 from ral.evaluation.bootstrap import NO_SUPPORT, BootstrapDistribution, Resamples, Scale, Support
 from ral.evaluation.exact import middle_tail
-from ral.evaluation.metrics import LEVEL, RANKING_METRICS, divide, f1, rank, ranked
+from ral.evaluation.metrics import LEVEL, divide, f1, rank, ranked
 from ral.evaluation.reliability import errors
+from ral.evaluation.specs import RANKING_METRICS
 from ral.labels import patient_counts
 
 Array = NDArray[Any]
-
-THRESHOLD_METRICS = ("sensitivity", "specificity", "ppv", "npv", "f1")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _at_sensitivity(
 def metrics_at_threshold(
     scored: Scored, resamples: Resamples
 ) -> dict[Rule, dict[str, BootstrapDistribution]]:
-    """The metrics `THRESHOLD_METRICS` at the threshold of each rule, and tp, fp, fn, tn; empty without thresholds.
+    """The metrics `specs.THRESHOLD_METRICS` and tp, fp, fn, tn at the threshold of each rule; empty without thresholds.
 
     A metric is NaN if its denominator is 0, F1 without positives. The sample size of a metric is that of its
     denominator, for PPV the images that are predicted positive.
@@ -132,7 +131,7 @@ def f1_at(scored: Scored, resamples: Resamples, threshold: float) -> BootstrapDi
 
 
 def _at(several: Sequence[tuple[Scored, float]], resamples: Resamples) -> dict[str, BootstrapDistribution]:
-    """The metrics `THRESHOLD_METRICS` and the counts for findings with one threshold each."""
+    """The metrics `specs.THRESHOLD_METRICS` and the counts for findings with one threshold each."""
     sums = np.zeros((4, resamples.weights.shape[1]))
     # Images of each patient in the denominator of each metric, summed over the findings.
     denominators = {name: np.zeros(resamples.patients) for name in DENOMINATORS}
@@ -178,7 +177,7 @@ DENOMINATORS = {
 def calibration(
     scored: Scored, resamples: Resamples, bins: int, raw: bool = False
 ) -> dict[str, BootstrapDistribution]:
-    """The metrics `reliability.CALIBRATION_METRICS` of the calibrated scores; empty if there are none.
+    """The metrics `specs.CALIBRATION_METRICS` of the calibrated scores; empty if there are none.
 
     With `raw`, of the sigmoid of the raw logits (not a probability), to show the effect of the calibration.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,42 +12,39 @@ from threadpoolctl import threadpool_limits
 from ral.config.evaluate import EvaluateConfig, Rule
 from ral.errors import UserError
 from ral.evaluation import resampled_metrics, thresholds
-from ral.evaluation.bootstrap import BootstrapDistribution, Interval, Resamples, draw
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw
 from ral.evaluation.calibration import Map, calibrate
-from ral.evaluation.metrics import RANKING_METRICS
-from ral.evaluation.reliability import CALIBRATION_METRICS
-from ral.evaluation.resampled_metrics import THRESHOLD_METRICS, Scored
-from ral.evaluation.rows import align, findings_of, floats
-from ral.labels import PHANTOM_PREFIX, TIERS, Tier, tier
+from ral.evaluation.resampled_metrics import Scored
+from ral.evaluation.results import NOTHING, Estimate
+from ral.evaluation.rows import align, floats
+from ral.evaluation.specs import (
+    CALIBRATION_METRICS,
+    FINDING_METRICS,
+    MICRO_METRICS,
+    OFFICIAL,
+    RANKING_METRICS,
+    THRESHOLD_METRICS,
+)
+from ral.labels import PHANTOM_PREFIX, TIERS, Data, Tier, tier
 
 Array = NDArray[Any]
 
-# Every metric of a finding: of the raw logits, at the threshold (F1 at that of max_f1), of the calibrated scores.
-METRICS = (
-    *RANKING_METRICS,
-    "f1",
-    *(name for name in THRESHOLD_METRICS if name != "f1"),
-    *CALIBRATION_METRICS,
-)
-
-# Metrics of all pairs of image and finding, pooled.
-MICRO = (*RANKING_METRICS, "f1", "sensitivity", "specificity")
-
 
 @dataclass(frozen=True)
-class Estimate:
-    """A metric of one finding, or its mean over several findings, with the bootstrap interval."""
+class FittedFinding:
+    """What training and validation determine for one finding."""
 
-    value: float | None
-    """None if there is no estimable finding."""
-    low: float | None
-    """Also None if fewer than five patients contribute, and for the debiased calibration error."""
-    high: float | None
-    findings: int
-    """Number of averaged findings: 1 for a single finding, 0 if it is not estimable."""
-
-
-NOTHING = Estimate(None, None, None, 0)
+    name: str
+    tier: Tier
+    train_prevalence: float
+    """Share of positives among the training images with a known label."""
+    train_positives: int
+    threshold: float | None
+    """The lowest validation logit that is predicted positive at the max_f1 threshold; None without a threshold."""
+    map: Map | None
+    """Calibration map; None without a positive or without a negative in validation."""
+    thresholds: Mapping[Rule, float]
+    """Thresholds of the calibrated scores, by rule; empty without a map."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Finding:
     thresholds: Mapping[Rule, float]
     """Thresholds of the calibrated scores, by rule; empty without a map."""
     scores: dict[str, Estimate]
-    """The metrics of `METRICS`."""
+    """The metrics of `FINDING_METRICS`."""
     uncalibrated: dict[str, Estimate]
     """The metrics of `CALIBRATION_METRICS` for the sigmoid of the raw logits, which is not a probability."""
     not_estimable: str | None
@@ -80,8 +77,7 @@ class Finding:
 class Evaluation:
     """The results for one set of test logits."""
 
-    data: Literal["phantom", "images"]
-    """phantom if at least one image is a phantom: the metrics then have no clinical meaning."""
+    data: Data
     test_rows: int
     test_patients: int
     findings: tuple[Finding, ...]
@@ -119,48 +115,62 @@ def evaluate(
     Raises:
         UserError: see `rows.align`; fewer than 2 test patients; a finding without a known training label.
     """
-    names = findings_of(studies)
     val, val_scores = align(studies, val_logits, "val")
     test, test_scores = align(studies, test_logits, "test")
     # The last digits of some linear algebra depend on the number of threads.
     with threadpool_limits(1):
+        fitted = _fit(studies[studies["split"] == "train"], val, val_scores, config)
+    return measure(test, test_scores, fitted, config, data_of(studies))
+
+
+def measure(
+    test: pd.DataFrame,
+    test_scores: pd.DataFrame,
+    fitted: Sequence[FittedFinding],
+    config: EvaluateConfig,
+    data: Data,
+) -> Evaluation:
+    """Evaluate logits with calibration maps and thresholds that are already fitted.
+
+    Args:
+        test: the test images, see `rows.align`.
+        test_scores: their logits, in the same order, a column per finding.
+        fitted: the findings.
+        config: as for `evaluate`; nothing is fitted.
+        data: phantom if at least one image is a phantom.
+
+    Raises:
+        UserError: fewer than 2 test patients.
+    """
+    with threadpool_limits(1):
         resamples = draw(
             test["patient_id"].to_numpy(dtype=str), config.replicates, config.seed, config.confidence, config.interval
         )  # fmt: skip
-        val_labels = np.stack([floats(val[name]) for name in names], axis=1)
-        maps = calibrate(
-            val_scores.to_numpy(), val_labels, val["patient_id"].to_numpy(dtype=str), config.calibration, config.seed
-        )  # fmt: skip
-        train = studies[studies["split"] == "train"]
         findings, sampled, scored = [], [], {}
-        for index, (name, calibration_map) in enumerate(zip(names, maps, strict=True)):
-            logits, labels = test_scores[name].to_numpy(), floats(test[name])
-            val_logits_of_finding = val_scores[name].to_numpy()
-            by_rule: dict[Rule, float] = {}
-            test_calibrated: Array | None = None
-            raw_threshold: float | None = None
-            if calibration_map is not None:
-                val_calibrated = calibration_map.apply(val_logits_of_finding)
-                by_rule = thresholds.choose(val_calibrated, val_labels[:, index], config.threshold)
-                test_calibrated = calibration_map.apply(logits)
-                raw_threshold = _raw_threshold(calibration_map, val_logits_of_finding, by_rule)
-            scored[name] = Scored(labels, logits, test_calibrated, by_rule)
-            fields, values = _finding(name, train[name], scored[name], resamples, config)
-            findings.append(
-                Finding(**fields, map=calibration_map, thresholds=by_rule, threshold=raw_threshold)
-            )
+        for known in fitted:
+            logits, labels = test_scores[known.name].to_numpy(), floats(test[known.name])
+            calibrated = None if known.map is None else known.map.apply(logits)
+            scored[known.name] = Scored(labels, logits, calibrated, known.thresholds)
+            finding, values = _finding(known, scored[known.name], resamples, config)
+            findings.append(finding)
             sampled.append(values)
-        estimable = [name for name, values in zip(names, sampled, strict=True) if values]
+        estimable = [known.name for known, values in zip(fitted, sampled, strict=True) if values]
         return Evaluation(
-            data=data_of(studies),
+            data=data,
             test_rows=len(test),
             test_patients=resamples.patients,
             findings=tuple(findings),
-            macro=means(sampled, resamples, METRICS),
+            macro=means(sampled, resamples, FINDING_METRICS),
             micro=micro([scored[name] for name in estimable], resamples, config.threshold.rule),
             tiers={
                 name: means(
-                    [v for v, f in zip(sampled, findings, strict=True) if f.tier == name], resamples, METRICS
+                    [
+                        values
+                        for values, finding in zip(sampled, findings, strict=True)
+                        if finding.tier == name
+                    ],
+                    resamples,
+                    FINDING_METRICS,
                 )
                 for name in TIERS
             },
@@ -175,11 +185,31 @@ def evaluate(
         )
 
 
-# Name in the challenges -> our metric: means over the classes, F1 at a score of 0.5.
-OFFICIAL = {"mAP": "ap", "mAUROC": "auroc", "mF1": "f1_at_half", "mECE": "ece"}
+def _fit(
+    train: pd.DataFrame, val: pd.DataFrame, val_scores: pd.DataFrame, config: EvaluateConfig
+) -> list[FittedFinding]:
+    """Fit calibration maps and choose thresholds on the validation images."""
+    names = [str(name) for name in val_scores.columns]
+    labels = np.stack([floats(val[name]) for name in names], axis=1)
+    maps = calibrate(
+        val_scores.to_numpy(), labels, val["patient_id"].to_numpy(dtype=str), config.calibration, config.seed
+    )
+    fitted = []
+    for index, (name, calibration_map) in enumerate(zip(names, maps, strict=True)):
+        finding_tier, positives, known = tier_of(name, train[name], config)
+        logits = val_scores[name].to_numpy()
+        by_rule: dict[Rule, float] = {}
+        raw_threshold: float | None = None
+        if calibration_map is not None:
+            by_rule = thresholds.choose(calibration_map.apply(logits), labels[:, index], config.threshold)
+            raw_threshold = _raw_threshold(calibration_map, logits, by_rule)
+        fitted.append(
+            FittedFinding(name, finding_tier, positives / known, positives, raw_threshold, calibration_map, by_rule)
+        )  # fmt: skip
+    return fitted
 
 
-def data_of(studies: pd.DataFrame) -> Literal["phantom", "images"]:
+def data_of(studies: pd.DataFrame) -> Data:
     """phantom if at least one image is a phantom, else images."""
     return "phantom" if studies["image_id"].astype(str).str.startswith(PHANTOM_PREFIX).any() else "images"
 
@@ -202,21 +232,16 @@ def tier_of(name: str, train_labels: "pd.Series[float]", config: EvaluateConfig)
 
 def estimate(sampled: BootstrapDistribution, resamples: Resamples, findings: int = 1) -> Estimate:
     """A metric with its interval; `findings` is the number of averaged findings."""
-    interval: Interval = resamples.interval(sampled)
+    interval = resamples.interval(sampled)
     if interval.value is None:
         return NOTHING
     return Estimate(interval.value, interval.low, interval.high, findings)
 
 
 def _finding(
-    name: str,
-    train_labels: "pd.Series[float]",
-    scored: Scored,
-    resamples: Resamples,
-    config: EvaluateConfig,
-) -> tuple[dict[str, Any], dict[str, BootstrapDistribution]]:
-    """The fields of `Finding` except map and thresholds, and the metrics in every resample (none if not estimable)."""
-    finding_tier, positives, known = tier_of(name, train_labels, config)
+    fitted: FittedFinding, scored: Scored, resamples: Resamples, config: EvaluateConfig
+) -> tuple[Finding, dict[str, BootstrapDistribution]]:
+    """The results of a finding, and the metrics in every resample (none if not estimable)."""
     reason = resampled_metrics.too_few(scored, resamples.patient, config.min_positives)
     values: dict[str, BootstrapDistribution] = {}
     raw: dict[str, BootstrapDistribution] = {}
@@ -232,18 +257,21 @@ def _finding(
     if scored.scores is None:
         missing = "no F1: no positive validation image, or no negative one, for calibration and thresholds"
         reason = f"{reason}; {missing}" if reason else missing
-    fields = {
-        "name": name,
-        "tier": finding_tier,
-        "train_prevalence": positives / known,
-        "train_positives": positives,
-        "test_positives": int((scored.labels == 1).sum()),
-        "test_rows": int(scored.known().sum()),
-        "scores": means([values], resamples, METRICS),
-        "uncalibrated": means([raw], resamples, CALIBRATION_METRICS),
-        "not_estimable": reason,
-    }
-    return fields, values
+    finding = Finding(
+        name=fitted.name,
+        tier=fitted.tier,
+        train_prevalence=fitted.train_prevalence,
+        train_positives=fitted.train_positives,
+        test_positives=int((scored.labels == 1).sum()),
+        test_rows=int(scored.known().sum()),
+        threshold=fitted.threshold,
+        map=fitted.map,
+        thresholds=fitted.thresholds,
+        scores=means([values], resamples, FINDING_METRICS),
+        uncalibrated=means([raw], resamples, CALIBRATION_METRICS),
+        not_estimable=reason,
+    )
+    return finding, values
 
 
 def means(
@@ -270,7 +298,7 @@ def micro(scored: Sequence[Scored], resamples: Resamples, rule: Rule) -> dict[st
         rule: the threshold rule for sensitivity and specificity; F1 uses max_f1.
     """
     if not scored:
-        return dict.fromkeys(MICRO, NOTHING)
+        return dict.fromkeys(MICRO_METRICS, NOTHING)
     pooled_resamples = Resamples(
         np.tile(resamples.patient, len(scored)),
         resamples.weights,
@@ -290,7 +318,7 @@ def micro(scored: Sequence[Scored], resamples: Resamples, rule: Rule) -> dict[st
     }
     with_thresholds = [finding for finding in scored if finding.thresholds]
     at_threshold = resampled_metrics.pooled_metrics_at_threshold(with_thresholds, resamples)
-    for name in MICRO[len(RANKING_METRICS) :]:
+    for name in MICRO_METRICS[len(RANKING_METRICS) :]:
         key: Rule = "max_f1" if name == "f1" else rule
         result[name] = (
             estimate(at_threshold[key][name], resamples, len(with_thresholds)) if with_thresholds else NOTHING

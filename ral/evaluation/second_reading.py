@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +16,9 @@ from ral.evaluation.metrics import Array, divide
 from ral.evaluation.resampled_metrics import Scored, ranking, too_few
 from ral.evaluation.rows import floats
 from ral.evaluation.score import Evaluation
+from ral.evaluation.specs import AGREEMENT_METRICS, READ_AGAINST
+from ral.evaluation.table_rows import ReadingRow, to_frame, with_ends
 from ral.evaluation.tables import rounded
-
-AGREEMENT = ("kappa", "positive_agreement", "negative_agreement")
-AGAINST = ("auroc", "ap")
 
 # Valid cell values, as text.
 VALUES = {"1": 1.0, "1.0": 1.0, "True": 1.0, "0": 0.0, "0.0": 0.0, "False": 0.0, "": np.nan}
@@ -28,8 +26,8 @@ VALUES = {"1": 1.0, "1.0": 1.0, "True": 1.0, "0": 0.0, "0.0": 0.0, "False": 0.0,
 TEXT = ("finding", "note")
 COLUMNS = (
     "finding", "images", "patients", "first_positives", "second_positives", "both_positive",
-    *(f"{name}{end}" for name in AGREEMENT for end in ("", "_low", "_high")),
-    *(f"{name}_{reading}{end}" for name in AGAINST for reading in ("first", "second") for end in ("", "_low", "_high")),
+    *with_ends(AGREEMENT_METRICS),
+    *with_ends(f"{name}_{reading}" for name in READ_AGAINST for reading in ("first", "second")),
     "note",
 )  # fmt: skip
 
@@ -92,40 +90,49 @@ def agreement(evaluation: Evaluation, reading: pd.DataFrame) -> pd.DataFrame:
             "evaluate.second_reading: it contains no test image. Check the column with the image ids."
         )
     second_labels = reading.set_index("image_id").reindex(images)
-    rows = []
-    for name in reading.columns.drop("image_id"):
-        first, second = evaluation.scored[name].labels, floats(second_labels[name])
-        both = ~np.isnan(first) & ~np.isnan(second)
-        row: dict[str, Any] = {"finding": name, "images": int(both.sum())}
-        if not both.any():
-            rows.append(row | {"note": "no test image was read twice"})
-            continue
-        inside = evaluation.resamples.rows(both)
-        one, two = first[both], second[both]
-        row |= {
-            "patients": inside.patients,
-            "first_positives": int(one.sum()),
-            "second_positives": int(two.sum()),
-            "both_positive": int((one * two).sum()),
-        }
-        for metric, value in agreements(one, two, inside).items():
-            row |= _entry(metric, value, inside)
-        notes = []
-        for label, labels in (("first", one), ("second", two)):
-            scored = Scored(labels, evaluation.scored[name].logits[both], None, {})
-            reason = too_few(scored, inside.patient, evaluation.config.min_positives)
-            if reason:
-                notes.append(f"{label} reading: {reason}")
-                continue
-            for metric, value in ranking(scored, inside, AGAINST).items():
-                row |= _entry(f"{metric}_{label}", value, inside)
-        rows.append(row | {"note": "; ".join(notes)})
+    rows = [_row(name, evaluation, floats(second_labels[name])) for name in reading.columns.drop("image_id")]
     counts = dict.fromkeys(COLUMNS[1:6], "Int64")
-    return rounded(pd.DataFrame(rows, columns=list(COLUMNS)).astype(counts), text=TEXT)
+    return rounded(to_frame(rows, COLUMNS).astype(counts), text=TEXT)
+
+
+def _row(name: str, evaluation: Evaluation, second: Array) -> ReadingRow:
+    """The row of a finding.
+
+    Args:
+        name: the finding.
+        evaluation: of the first reading.
+        second: labels of the second reading, 1, 0 or NaN, of the test images.
+    """
+    first, logits = evaluation.scored[name].labels, evaluation.scored[name].logits
+    both = ~np.isnan(first) & ~np.isnan(second)
+    if not both.any():
+        return ReadingRow(name, 0, note="no test image was read twice")
+    inside = evaluation.resamples.rows(both)
+    one, two = first[both], second[both]
+    metrics = {metric: inside.interval(value) for metric, value in agreements(one, two, inside).items()}
+    notes = []
+    for label, labels in (("first", one), ("second", two)):
+        scored = Scored(labels, logits[both], None, {})
+        reason = too_few(scored, inside.patient, evaluation.config.min_positives)
+        if reason:
+            notes.append(f"{label} reading: {reason}")
+            continue
+        for metric, value in ranking(scored, inside, READ_AGAINST).items():
+            metrics[f"{metric}_{label}"] = inside.interval(value)
+    return ReadingRow(
+        name,
+        int(both.sum()),
+        patients=inside.patients,
+        first_positives=int(one.sum()),
+        second_positives=int(two.sum()),
+        both_positive=int((one * two).sum()),
+        metrics=metrics,
+        note="; ".join(notes),
+    )
 
 
 def agreements(one: Array, two: Array, resamples: Resamples) -> dict[str, BootstrapDistribution]:
-    """The metrics `AGREEMENT` in every resample.
+    """The metrics `specs.AGREEMENT_METRICS` in every resample.
 
     The sample size of positive agreement and of kappa is that of the images that either reading calls positive. If the
     readings agree on none or all of these, replicates do not vary; the uncertainty of kappa is then computed from the
@@ -171,8 +178,3 @@ def _agreeing(counts: Array, share: float) -> Array:
     first_share = first / disagreed if disagreed else 0.5
     disagreeing = (1 - share) * either
     return np.array([share * either, disagreeing * first_share, disagreeing * (1 - first_share), no])
-
-
-def _entry(name: str, sampled: BootstrapDistribution, resamples: Resamples) -> dict[str, Any]:
-    interval = resamples.interval(sampled)
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}

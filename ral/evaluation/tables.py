@@ -1,6 +1,9 @@
-"""Outputs of the step evaluate: metrics.json, summary.json and tables, rounded so that machines agree."""
+"""Outputs of the step evaluate: JSON files and tables, rounded so that machines agree."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +12,14 @@ from numpy.typing import NDArray
 
 from ral.config.evaluate import RULES
 from ral.evaluation import decision_curve, resampled_metrics
+from ral.evaluation.calibration_io import FORMAT, SavedCalibration, SavedFinding
 from ral.evaluation.metrics import cuts
 from ral.evaluation.reliability import curve
-from ral.evaluation.resampled_metrics import THRESHOLD_METRICS
-from ral.evaluation.score import Estimate, Evaluation, estimate
+from ral.evaluation.resampled_metrics import CELLS
+from ral.evaluation.results import Estimate, Mean, Metrics, ScoredImages
+from ral.evaluation.score import Evaluation, Finding
+from ral.evaluation.specs import SUMMARY, THRESHOLD_METRICS
+from ral.evaluation.table_rows import FindingRow, OperatingRow, to_frame, with_ends
 
 Array = NDArray[Any]
 
@@ -20,38 +27,61 @@ Array = NDArray[Any]
 DECIMALS = 6
 
 
-def to_metrics(evaluation: Evaluation, sealed: int = 0) -> dict[str, Any]:
-    """The content of metrics.json: text, numbers with six decimals, and null.
+def to_metrics(evaluation: Evaluation, sealed: int = 0) -> Metrics:
+    """metrics.json, with numbers of six decimals.
 
     `findings` of a mean is the number of findings with an AUROC and an AP, `findings` of a metric the number
-    of findings that have it. `not_estimable` also lists findings that only lack the threshold metrics. `test`
-    has `sealed_patients` only if there are any.
+    of findings that have it. `not_estimable` also lists findings that only lack the threshold metrics.
 
     Args:
         evaluation: of the images that are not sealed.
         sealed: number of sealed test patients.
     """
-    sealed_count = {"sealed_patients": sealed} if sealed else {}
-    return {
-        "data": evaluation.data,
-        "test": {"rows": evaluation.test_rows, "patients": evaluation.test_patients, **sealed_count},
-        "macro": _mean(evaluation.macro),
-        "micro": _mean(evaluation.micro),
-        "tiers": {name: _mean(scores) for name, scores in evaluation.tiers.items()},
-        "cxr_lt": {name: _estimate(score) for name, score in evaluation.cxr_lt.items()},
-        "not_estimable": {f.name: f.not_estimable for f in evaluation.findings if f.not_estimable},
-        "confidence": evaluation.config.confidence,
-        "interval": evaluation.config.interval,
-        "replicates": evaluation.config.replicates,
+    test = ScoredImages(rows=evaluation.test_rows, patients=evaluation.test_patients)
+    return Metrics(
+        data=evaluation.data,
+        test=test.model_copy(update={"sealed_patients": sealed}) if sealed else test,
+        macro=_mean(evaluation.macro),
+        micro=_mean(evaluation.micro),
+        tiers={name: _mean(scores) for name, scores in evaluation.tiers.items()},
+        cxr_lt={name: _estimate(score) for name, score in evaluation.cxr_lt.items()},
+        not_estimable={f.name: f.not_estimable for f in evaluation.findings if f.not_estimable},
+        confidence=evaluation.config.confidence,
+        interval=evaluation.config.interval,
+        replicates=evaluation.config.replicates,
+    )
+
+
+def to_calibration(evaluation: Evaluation) -> SavedCalibration:
+    """calibration.json: the maps and thresholds exactly as used."""
+    findings = {
+        finding.name: finding.map
+        and SavedFinding(
+            kind=finding.map.kind,
+            numbers=finding.map.numbers,
+            knots=finding.map.knots,
+            thresholds=dict(finding.thresholds),
+        )
+        for finding in evaluation.findings
     }
+    rule = evaluation.config.threshold.rule
+    content = {
+        "format": FORMAT,
+        "rule": rule,
+        "findings": {name: finding and finding.to_json() for name, finding in findings.items()},
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return SavedCalibration(
+        format=FORMAT, rule=rule, findings=findings, data=evaluation.data, version=digest[:12]
+    )
 
 
-def to_summary(evaluation: Evaluation) -> dict[str, Any]:
+def to_summary(evaluation: Evaluation) -> dict[str, dict[str, float | str | None]]:
     """The content of summary.json, the few metrics that `dvc metrics show` prints for people; null if not estimable.
 
     Macro AP, AUROC and calibration error (ece), and macro AP per tier.
     """
-    metrics = {name: _rounded(evaluation.macro[name].value) for name in ("ap", "auroc", "ece")}
+    metrics = {name: _rounded(evaluation.macro[name].value) for name in SUMMARY}
     tiers = {f"ap_{name}": _rounded(scores["ap"].value) for name, scores in evaluation.tiers.items()}
     return {"test": {"data": evaluation.data, **metrics, **tiers}}
 
@@ -63,23 +93,25 @@ def to_table(evaluation: Evaluation) -> pd.DataFrame:
     Columns that end in _uncalibrated are computed from the sigmoid of the raw logits, to show the effect of
     calibration.
     """
-    rows = []
-    for finding in sorted(evaluation.findings, key=lambda f: (-f.train_prevalence, f.name)):
-        row: dict[str, Any] = {
-            "finding": finding.name,
-            "tier": finding.tier,
-            "train_prevalence": finding.train_prevalence,
-            "train_positives": finding.train_positives,
-            "test_positives": finding.test_positives,
-            "test_rows": finding.test_rows,
-            "threshold": finding.threshold,
-        }
-        for metric, score in finding.scores.items():
-            row |= {metric: score.value, f"{metric}_low": score.low, f"{metric}_high": score.high}
-        row |= {f"{name}_uncalibrated": score.value for name, score in finding.uncalibrated.items()}
-        row["calibration"] = finding.map.kind if finding.map else ""
-        rows.append(row | {"not_estimable": finding.not_estimable or ""})
-    return rounded(pd.DataFrame(rows), text=("finding", "tier", "calibration", "not_estimable"))
+    findings = sorted(evaluation.findings, key=lambda f: (-f.train_prevalence, f.name))
+    rows = [_finding_row(finding) for finding in findings]
+    return rounded(to_frame(rows), text=("finding", "tier", "calibration", "not_estimable"))
+
+
+def _finding_row(finding: Finding) -> FindingRow:
+    return FindingRow(
+        finding=finding.name,
+        tier=finding.tier,
+        train_prevalence=finding.train_prevalence,
+        train_positives=finding.train_positives,
+        test_positives=finding.test_positives,
+        test_rows=finding.test_rows,
+        threshold=finding.threshold,
+        metrics=finding.scores,
+        uncalibrated={name: score.value for name, score in finding.uncalibrated.items()},
+        calibration=finding.map.kind if finding.map else "",
+        not_estimable=finding.not_estimable or "",
+    )
 
 
 def operating(evaluation: Evaluation) -> pd.DataFrame:
@@ -94,24 +126,23 @@ def operating(evaluation: Evaluation) -> pd.DataFrame:
         if finding.name not in evaluation.estimable or not at_threshold:
             continue
         for rule in RULES:
-            row: dict[str, Any] = {
-                "finding": finding.name,
-                "rule": rule,
-                "chosen": rule == evaluation.config.threshold.rule,
-                "threshold": finding.thresholds[rule],
-            }
-            row |= {name: int(at_threshold[rule][name].values[0]) for name in ("tp", "fp", "fn", "tn")}
-            for name in THRESHOLD_METRICS:
-                result = estimate(at_threshold[rule][name], evaluation.resamples)
-                row |= {name: result.value, f"{name}_low": result.low, f"{name}_high": result.high}
-            rows.append(row)
-    return rounded(pd.DataFrame(rows, columns=OPERATING), text=("finding", "rule", "chosen"))
+            sampled = at_threshold[rule]
+            rows.append(
+                OperatingRow(
+                    finding=finding.name,
+                    rule=rule,
+                    chosen=rule == evaluation.config.threshold.rule,
+                    threshold=finding.thresholds[rule],
+                    **{name: int(sampled[name].values[0]) for name in CELLS},
+                    metrics={
+                        name: evaluation.resamples.interval(sampled[name]) for name in THRESHOLD_METRICS
+                    },
+                )
+            )
+    return rounded(to_frame(rows, OPERATING), text=("finding", "rule", "chosen"))
 
 
-OPERATING = [
-    "finding", "rule", "chosen", "threshold", "tp", "fp", "fn", "tn",
-    *(f"{name}{end}" for name in THRESHOLD_METRICS for end in ("", "_low", "_high")),
-]  # fmt: skip
+OPERATING = ("finding", "rule", "chosen", "threshold", *CELLS, *with_ends(THRESHOLD_METRICS))
 
 
 def reliability(evaluation: Evaluation) -> pd.DataFrame:
@@ -200,16 +231,13 @@ def rounded(table: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _mean(scores: Mapping[str, Estimate]) -> dict[str, Any]:
-    """A mean in the format of metrics.json."""
-    return {metric: _estimate(score) for metric, score in scores.items()} | {
-        "findings": scores["auroc"].findings
-    }
+def _mean(scores: Mapping[str, Estimate]) -> Mean:
+    means = {metric: _estimate(score) for metric, score in scores.items()}
+    return Mean(findings=scores["auroc"].findings, **means)
 
 
-def _estimate(score: Estimate) -> dict[str, Any]:
-    numbers = {"value": score.value, "low": score.low, "high": score.high}
-    return {name: _rounded(number) for name, number in numbers.items()} | {"findings": score.findings}
+def _estimate(score: Estimate) -> Estimate:
+    return replace(score, value=_rounded(score.value), low=_rounded(score.low), high=_rounded(score.high))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -38,8 +38,10 @@ def feature_map(network: Network, images: Tensor) -> Tensor:
 
 def logits_of(network: Network, features: Tensor) -> Tensor:
     """Raw logits [images, findings] from the output of `feature_map`."""
-    output = network.backbone.forward_head(features)
-    return output if network.head is None else network.head(positions(network.backbone, output))
+    output: Tensor = network.backbone.forward_head(features)
+    if network.head is not None:
+        output = network.head(positions(network.backbone, output))
+    return output
 
 
 def pooled(network: Network, features: Tensor) -> Tensor:
@@ -47,7 +49,8 @@ def pooled(network: Network, features: Tensor) -> Tensor:
     positions.
     """
     if network.head is None:
-        return network.backbone.forward_head(features, pre_logits=True)
+        vectors: Tensor = network.backbone.forward_head(features, pre_logits=True)
+        return vectors
     return positions(network.backbone, network.backbone.forward_head(features)).mean(dim=1)
 
 

@@ -10,13 +10,12 @@ from PIL import Image
 
 from ral.config.explain import ExplainConfig
 from ral.data.dataset import Dataset
+from ral.explain.contents import KINDS, Gallery, GalleryFinding, GalleryImage, HeatMaps
 from ral.explain.saliency import Choice, choose_method, enlarge, grad_cam, rollout
-from ral.explain.select import KINDS, SelectedImage, Selection
-from ral.files import write_json
+from ral.explain.select import Selection
 from ral.models import Network
 from ral.models.inputs import normalised
-
-NOTICE = "research software, not a medical device"
+from ral.wording import RESEARCH_NOTE
 
 # matplotlib colormap: perceptually uniform, and without gray, so distinct from the image.
 COLOURS = "plasma"
@@ -51,16 +50,17 @@ def write_gallery(
     Raises:
         UserError: the network does not support the method.
     """
-    content: dict[str, Any] = {
-        "notice": NOTICE,
-        "data": "phantom" if metadata["phantom"] or dataset.metadata["phantom"] else "images",
-        "images": config.show_images,
-        "per_kind": config.per_kind,
-        "findings": [_finding_entry(selection) for selection in selections],
-    }
-    if config.show_images:
-        content |= _add_pictures(content["findings"], folder, network, metadata, dataset, config)
-    write_json(folder / "gallery.json", content)
+    pictures = _Pictures(folder, network, metadata, dataset, config) if config.show_images else None
+    findings = tuple(_finding(output, selection, pictures) for output, selection in enumerate(selections))
+    maps = pictures.heat_maps() if pictures else HeatMaps()
+    Gallery(
+        notice=RESEARCH_NOTE,
+        data="phantom" if metadata["phantom"] or dataset.metadata["phantom"] else "images",
+        images=config.show_images,
+        per_kind=config.per_kind,
+        findings=findings,
+        **maps.model_dump(exclude_unset=True),
+    ).write(folder / "gallery.json")
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -80,72 +80,105 @@ def save(path: Path, picture: NDArray[np.uint8], longest: int) -> None:
     thumbnail.save(path, "JPEG", **JPEG)
 
 
-def _finding_entry(selection: Selection) -> dict[str, Any]:
-    """The entry of a finding in gallery.json, without pictures."""
-
-    def entry(image: SelectedImage) -> dict[str, Any]:
-        return {"image_id": image.image_id, "logit": round(image.logit, 6), "rank": image.rank}
-
-    return {
-        "finding": selection.finding,
-        "positives": selection.positives,
-        "negatives": selection.negatives,
-        "unknown": selection.unknown,
-        "note": selection.note,
-        **{kind: [entry(image) for image in getattr(selection, kind)] for kind in KINDS},
+def _finding(output: int, selection: Selection, pictures: "_Pictures | None") -> GalleryFinding:
+    """The entry of a finding, with pictures if there may be any."""
+    kinds = [kind for kind in KINDS for _ in selection.images(kind)]
+    images = [
+        GalleryImage(image_id=image.image_id, logit=round(image.logit, 6), rank=image.rank)
+        for kind in KINDS
+        for image in selection.images(kind)
+    ]
+    if pictures:
+        images = pictures.add(output, images)
+    by_kind = {
+        kind: tuple(image for image, own in zip(images, kinds, strict=True) if own == kind) for kind in KINDS
     }
+    return GalleryFinding(
+        finding=selection.finding,
+        positives=selection.positives,
+        negatives=selection.negatives,
+        unknown=selection.unknown,
+        note=selection.note,
+        **by_kind,
+    )
 
 
-def _add_pictures(
-    findings: list[dict[str, Any]],
-    folder: Path,
-    network: Network,
-    metadata: dict[str, Any],
-    dataset: Dataset,
-    config: ExplainConfig,
-) -> dict[str, Any]:
-    """Write the pictures, and add their file names and labels to the entries. Returns keys shared by all heat maps."""
-    rows = {name: row for row, name in enumerate(dataset.studies["image_id"])}
-    labels = dataset.targets()
-    device = next(network.parameters()).device
-    size = metadata["size"]
-    choice = choose_method(network, config.method, torch.zeros(1, 1, size, size, device=device))
-    names: dict[int, str] = {}
-    maps, positions = 0, None  # number of heat maps written, and their rows and columns
-    for output, finding in enumerate(findings):
-        entries = [entry for kind in KINDS for entry in finding[kind]]
-        for start in range(0, len(entries), BATCH):
-            batch = entries[start : start + BATCH]
-            batch_rows = np.array([rows[entry["image_id"]] for entry in batch])
-            pixels = dataset.gather(batch_rows)
-            for row, image, entry in zip(batch_rows, pixels, batch, strict=True):
-                if row not in names:
-                    names[row] = f"image_{len(names) + 1:03d}.jpg"
-                    save(folder / names[row], image, config.thumbnail)
-                entry["image"] = names[row]
-                image_labels = dict(zip(dataset.findings, labels[row], strict=True))
-                entry["labels"] = [name for name, label in image_labels.items() if label == 1]
-                entry["unknown"] = [name for name, label in image_labels.items() if np.isnan(label)]
-            if choice.method is None:
-                continue
-            images = normalised(torch.from_numpy(pixels).to(device), metadata)
-            coarse = heat_maps(network, images, output, choice)
-            positions = list(coarse.shape[1:])
-            heat = enlarge(coarse, size).cpu().numpy()
-            for image, heat_map, entry in zip(pixels, heat, batch, strict=True):
-                maps += 1
-                entry["map"] = f"map_{maps:03d}.jpg"
-                entry["empty_map"] = not heat_map.any()
-                save(folder / entry["map"], overlay(image, heat_map), config.thumbnail)
-    return {
-        "method": choice.method,
-        "layer": choice.layer,
-        "reason": choice.reason,
-        "positions": positions,
-        "colours": COLOURS,
-        "image_size": size,
-        "picture_size": min(size, config.thumbnail),
-    }
+class _Pictures:
+    """Writes the pictures of the gallery, each image once."""
+
+    def __init__(
+        self,
+        folder: Path,
+        network: Network,
+        metadata: dict[str, Any],
+        dataset: Dataset,
+        config: ExplainConfig,
+    ) -> None:
+        self.folder, self.network, self.metadata = folder, network, metadata
+        self.dataset, self.longest = dataset, config.thumbnail
+        self.labels = dataset.targets()
+        self.rows = {name: row for row, name in enumerate(dataset.studies["image_id"])}
+        self.device = next(network.parameters()).device
+        size = metadata["size"]
+        self.choice = choose_method(network, config.method, torch.zeros(1, 1, size, size, device=self.device))
+        self.names: dict[int, str] = {}
+        """Row of the data set -> file name of its picture."""
+        self.maps = 0
+        """Number of heat maps written."""
+        self.positions: tuple[int, int] | None = None
+        """Rows and columns of the heat maps."""
+
+    def add(self, output: int, images: list[GalleryImage]) -> list[GalleryImage]:
+        """Write the pictures of a finding's images; return the images with their file names and labels."""
+        shown = []
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            rows = np.array([self.rows[image.image_id] for image in batch])
+            pixels = self.dataset.gather(rows)
+            added = [self._image(*one) for one in zip(batch, rows, pixels, strict=True)]
+            shown += added if self.choice.method is None else self._with_maps(output, added, pixels)
+        return shown
+
+    def _image(self, image: GalleryImage, row: int, pixels: NDArray[np.uint8]) -> GalleryImage:
+        if row not in self.names:
+            self.names[row] = f"image_{len(self.names) + 1:03d}.jpg"
+            save(self.folder / self.names[row], pixels, self.longest)
+        labels = dict(zip(self.dataset.findings, self.labels[row], strict=True))
+        return image.model_copy(
+            update={
+                "image": self.names[row],
+                "labels": tuple(name for name, label in labels.items() if label == 1),
+                "unknown": tuple(name for name, label in labels.items() if np.isnan(label)),
+            }
+        )
+
+    def _with_maps(
+        self, output: int, images: list[GalleryImage], pixels: NDArray[np.uint8]
+    ) -> list[GalleryImage]:
+        inputs = normalised(torch.from_numpy(pixels).to(self.device), self.metadata)
+        coarse = heat_maps(self.network, inputs, output, self.choice)
+        self.positions = (coarse.shape[1], coarse.shape[2])
+        heat = enlarge(coarse, self.metadata["size"]).cpu().numpy()
+        shown = []
+        for image, picture, heat_map in zip(images, pixels, heat, strict=True):
+            self.maps += 1
+            name = f"map_{self.maps:03d}.jpg"
+            save(self.folder / name, overlay(picture, heat_map), self.longest)
+            shown.append(image.model_copy(update={"map": name, "empty_map": not heat_map.any()}))
+        return shown
+
+    def heat_maps(self) -> HeatMaps:
+        """How the heat maps that were written were made."""
+        size = self.metadata["size"]
+        return HeatMaps(
+            method=self.choice.method,
+            layer=self.choice.layer,
+            reason=self.choice.reason,
+            positions=self.positions,
+            colours=COLOURS,
+            image_size=size,
+            picture_size=min(size, self.longest),
+        )
 
 
 def heat_maps(network: Network, images: torch.Tensor, finding: int, choice: Choice) -> torch.Tensor:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ral.data.dataset import Dataset
+from ral.explain.contents import FindingGeometry, Geometry, MeanCosines, Vectors
 from ral.explain.features import NoMapError, feature_map, pooled
-from ral.explain.gallery import NOTICE
+from ral.labels import Data
 from ral.models import Network, classifier
 from ral.models.heads import CSRA
 from ral.models.inputs import normalised
+from ral.wording import RESEARCH_NOTE
 
 Array = NDArray[Any]
 
@@ -28,7 +30,7 @@ BATCH = 128
 DECIMALS = 6
 
 
-def geometry(network: Network, metadata: dict[str, Any], dataset: Dataset, most: int) -> dict[str, Any]:
+def geometry(network: Network, metadata: dict[str, Any], dataset: Dataset, most: int) -> Geometry:
     """The content of geometry.json.
 
     Args:
@@ -42,14 +44,11 @@ def geometry(network: Network, metadata: dict[str, Any], dataset: Dataset, most:
     overall, positive = sample(labels[train], most)
     used = np.unique(np.concatenate([overall, *positive]))
     feature_index = {row: index for index, row in enumerate(used)}
-    header = {
-        "notice": NOTICE,
-        "data": "phantom" if metadata["phantom"] or dataset.metadata["phantom"] else "images",
-    }
+    data: Data = "phantom" if metadata["phantom"] or dataset.metadata["phantom"] else "images"
     try:
         features = _features(network, metadata, dataset, train[used])
     except NoMapError as error:
-        return header | {"not_available": str(error)}
+        return Geometry(notice=RESEARCH_NOTE, data=data, not_available=str(error))
     groups = [features[[feature_index[row] for row in rows]] for rows in positive]
     means = class_means(groups, features[[feature_index[row] for row in overall]].mean(axis=0))
     weights, unavailable_reason = class_vectors(network, len(dataset.findings))
@@ -59,28 +58,27 @@ def geometry(network: Network, metadata: dict[str, Any], dataset: Dataset, most:
     counts = np.nansum(labels[train], axis=0)
     prevalence = counts / np.maximum(known, 1)
     order = np.argsort(-prevalence, kind="stable")
-    findings = []
-    for index in order:
-        finding: dict[str, Any] = {
-            "finding": dataset.findings[index],
-            "train_prevalence": float(round(prevalence[index], DECIMALS)),
-            "train_positives": int(counts[index]),
-            "images": len(groups[index]),
-            **spread(groups[index], means[index]),
-        }
-        if weights is not None:
-            finding["weight_norm"] = _round(np.linalg.norm(weights[index]))
-            finding["alignment"] = _round(cosines(np.stack([weights[index], means[index]]))[0, 1])
-        findings.append(finding)
-    return header | {
-        "images": len(used),
-        "width": features.shape[1],
-        "findings": findings,
-        "class_means": similarity(means[order]),
-        "classifier": {"not_available": unavailable_reason}
+    return Geometry(
+        notice=RESEARCH_NOTE,
+        data=data,
+        images=len(used),
+        width=features.shape[1],
+        findings=tuple(
+            FindingGeometry(
+                finding=dataset.findings[index],
+                train_prevalence=float(round(prevalence[index], DECIMALS)),
+                train_positives=int(counts[index]),
+                images=len(groups[index]),
+                **spread(groups[index], means[index]),
+                **({} if weights is None else direction(weights[index], means[index])),
+            )
+            for index in order
+        ),
+        class_means=similarity(means[order]),
+        classifier=Vectors(not_available=unavailable_reason)
         if weights is None
         else similarity(weights[order]),
-    }
+    )
 
 
 def sample(labels: Array, most: int) -> tuple[Array, list[Array]]:
@@ -124,6 +122,14 @@ def spread(group: Array, mean: Array) -> dict[str, float | None]:
     return {"within": _round(within), "between": _round(between), "variability": _round(ratio)}
 
 
+def direction(weights: Array, mean: Array) -> dict[str, float | None]:
+    """Length of a finding's classifier vector [width], and its cosine with the mean of the features [width]."""
+    return {
+        "weight_norm": _round(np.linalg.norm(weights)),
+        "alignment": _round(cosines(np.stack([weights, mean]))[0, 1]),
+    }
+
+
 def class_vectors(network: Network, findings: int) -> tuple[Array | None, str | None]:
     """The classifier's weight vector of each finding [findings, width]; or None and the reason.
 
@@ -147,7 +153,7 @@ def cosines(vectors: Array) -> Array:
     return unit @ unit.T
 
 
-def similarity(vectors: Array) -> dict[str, Any]:
+def similarity(vectors: Array) -> Vectors:
     """Cosines of vectors ordered by prevalence: the matrix, and its means within and between its two halves.
 
     `common` is the more frequent half of the findings (with the middle one), `rare` the other.
@@ -164,7 +170,8 @@ def similarity(vectors: Array) -> dict[str, Any]:
         name: _round(part[~np.isnan(part)].mean()) if (~np.isnan(part)).any() else None
         for name, part in parts.items()
     }
-    return {"cosines": [[_round(value) for value in row] for row in matrix], "mean_cosine": means}
+    rounded = tuple(tuple(_round(value) for value in row) for row in matrix)
+    return Vectors(cosines=rounded, mean_cosine=MeanCosines(**means))
 
 
 def _features(network: Network, metadata: dict[str, Any], dataset: Dataset, rows: Array) -> Array:

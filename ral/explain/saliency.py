@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ral.explain.contents import Method
 from ral.explain.features import NoMapError, earlier_layer, feature_map, grid, logits_of, watched
 from ral.models import Network, positions
-
-Method = Literal["grad_cam", "rollout"]
 
 # Rows and columns that a heat map must have: a coarser one, enlarged, suggests a precision that it does not have.
 SMALLEST = 7
@@ -50,7 +49,8 @@ def grad_cam(network: Network, images: Tensor, finding: int, layer: str | None =
     (gradient,) = torch.autograd.grad(logits[:, finding].sum(), features)
     values = positions(network.backbone, features.detach())
     weights = positions(network.backbone, gradient).mean(dim=1, keepdim=True)
-    return functional.relu((weights * values).sum(dim=2)).unflatten(1, grid(network, features))
+    heat: Tensor = functional.relu((weights * values).sum(dim=2))
+    return heat.reshape(len(heat), *grid(network, features))
 
 
 def _features_and_logits(network: Network, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,8 @@ def rollout(network: Network, images: Tensor) -> Tensor:
         output_rows = contributions[:, prefix:]
     else:
         output_rows = contributions[:, : 2 if hasattr(network.backbone, "head_dist") else 1]
-    return output_rows.mean(dim=1)[:, prefix:].unflatten(1, grid(network, features))
+    shares = output_rows.mean(dim=1)[:, prefix:]
+    return shares.reshape(len(shares), *grid(network, features))
 
 
 def roll_out(attentions: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-KINDS = ("hits", "false_positives", "misses")
+from ral.explain.contents import KINDS, Kind
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Selection:
     """Positive images, by ascending logit; with few positives, some are among the hits too."""
     note: str | None
     """Why a list is empty; None if all lists have images."""
+
+    def images(self, kind: Kind) -> tuple[SelectedImage, ...]:
+        """The images of a kind."""
+        return dict(zip(KINDS, (self.hits, self.false_positives, self.misses), strict=True))[kind]
 
 
 def select(studies: pd.DataFrame, logits: pd.DataFrame, per_kind: int) -> list[Selection]:

@@ -5,17 +5,42 @@ from typing import Any
 
 from ral.errors import UserError
 from ral.files import read_json, sha256
+from ral.records import Record, problem
 
-BUNDLE, MODEL, CALIBRATION = "bundle.json", "model/model.safetensors", "calibration.json"
+BUNDLE, MODEL, CALIBRATION, FINDINGS = (
+    "bundle.json", "model/model.safetensors", "calibration.json", "findings.csv",
+)  # fmt: skip
 # Name of bundle.json in earlier versions.
 OLD_BUNDLE = "manifest.json"
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Check a bundle against bundle.json before it is used.
+class PixelParams(Record):
+    """Parameters of the section preprocess in which two models must agree to be scored on the same images."""
 
-    Returns:
-        The content of bundle.json.
+    size: int
+    fit: str
+
+
+class Bundle(Record):
+    """Content of bundle.json."""
+
+    commit: str
+    """Commit of the run that trained the model, 40 hexadecimal digits."""
+    data_manifest: str
+    """SHA-256 of data/manifest.json of that run."""
+    phantom: bool
+    """Whether the model was trained on phantom images."""
+    findings: list[str]
+    """Names of the outputs, in order."""
+    preparation: PixelParams
+    params: dict[str, Any]
+    """Content of params.yaml of that run."""
+    files: dict[str, str]
+    """Name in the bundle -> SHA-256."""
+
+
+def verify(folder: Path) -> Bundle:
+    """Check a bundle against bundle.json before it is used.
 
     Raises:
         UserError: there is no bundle, it is of an earlier version, or a file is missing or has changed.
@@ -34,11 +59,10 @@ def verify(folder: Path) -> dict[str, Any]:
     if not (folder / BUNDLE).is_file():
         raise UserError(f"{folder} has no bundle: it was pruned or removed. {remedy}")
     try:
-        content = dict(read_json(folder / BUNDLE))
-        files = dict(content["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / BUNDLE} is damaged ({error}). {remedy}") from None
-    for name, digest in files.items():
+        content = Bundle.model_validate(read_json(folder / BUNDLE))
+    except ValueError as error:
+        raise UserError(f"{folder / BUNDLE} is damaged ({problem(error)}). {remedy}") from None
+    for name, digest in content.files.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing. {remedy}")
         if sha256(folder / name) != digest:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from scipy.special import expit, logit
 
 from ral.errors import UserError
-from ral.evaluation.calibration import MIN_SCORE, Map, saved_map
-from ral.evaluation.calibration_io import FORMAT
+from ral.evaluation.calibration import MIN_SCORE, Map
+from ral.evaluation.calibration_io import FORMAT, SavedCalibration
 from ral.files import read_json
+from ral.records import problem
 
 Array = NDArray[Any]
 
@@ -74,17 +76,20 @@ def read_calibration(path: Path, findings: Sequence[str]) -> Calibration:
         content = read_json(path)
         if content["format"] != FORMAT:
             raise UserError(f"{path} has the format {content['format']}, not {FORMAT}. Run evaluate again.")
-        saved = content["findings"]
-        if sorted(saved) != sorted(findings):
+        saved = SavedCalibration.model_validate(content)
+        if sorted(saved.findings) != sorted(findings):
             raise UserError(
-                f"{path} is of a model with the findings {', '.join(sorted(saved))}, but this one has "
+                f"{path} is of a model with the findings {', '.join(sorted(saved.findings))}, but this one has "
                 f"{', '.join(sorted(findings))}. Run evaluate again."
             )
-        entries = [saved[name] for name in findings]
-        maps = tuple(None if entry is None else saved_map(entry) for entry in entries)
-        rule = content["rule"]
-        thresholds = [np.nan if entry is None else float(entry["thresholds"][rule]) for entry in entries]
-        return Calibration(maps, np.array(thresholds), rule, str(content["version"]))
+        entries = [saved.findings[name] for name in findings]
+        maps = tuple(None if entry is None else entry.map for entry in entries)
+        thresholds = [np.nan if entry is None else entry.thresholds[saved.rule] for entry in entries]
+        return Calibration(maps, np.array(thresholds), saved.rule, saved.version)
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is damaged ({problem(error)}). Run evaluate again, or restore it (dvc checkout)."
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}). Run evaluate again, or restore it (dvc checkout)."

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ral.errors import UserError
 from ral.inference import pt2
 from ral.inference.export_folder import MODEL_FILES, Kind, damaged
-from ral.models.load import load_model, read_metadata
+from ral.models.info import read_model_info
+from ral.models.load import load_model
 
 # Logits [batch, findings] of standardised images float32 [batch, 1, size, size].
 Logits = Callable[[Tensor], Tensor]
@@ -47,7 +48,7 @@ def open_export(kind: Kind, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     if kind == "timm":
         # timm's folder is the backbone with its own classifier: the whole network.
         return load_model(folder, MODEL_FILES[kind], prefix="backbone.")
-    metadata = read_metadata(folder / "model.json")
+    metadata = read_model_info(folder).to_dict()
     path = folder / MODEL_FILES[kind]
     return ExportedNetwork(read_onnx(path) if kind == "onnx" else pt2.read(path)), metadata
 

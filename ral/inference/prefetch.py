@@ -22,8 +22,6 @@ class MicroBatch(NamedTuple):
 
     step: int
     """Optimizer step within the epoch, from 0."""
-    last: bool
-    """Whether the optimizer steps after this micro-batch."""
     images: Tensor
     """uint8 [images, size, size]."""
     targets: Tensor
@@ -42,7 +40,7 @@ def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:
     """Pixels of arbitrary rows, uint8 [rows, size, size]; `pin` puts them in pinned memory for asynchronous copies."""
     if not pin:
         return torch.from_numpy(dataset.gather(rows))
-    size = dataset.metadata["size"]
+    size = dataset.info.size
     images = torch.empty((len(rows), size, size), dtype=torch.uint8, pin_memory=True)
     dataset.gather(rows, images.numpy())
     return images

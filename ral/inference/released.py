@@ -8,11 +8,12 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
+from ral import artifacts
 from ral.config.base import load
 from ral.config.environment import load_environment
 from ral.config.params import Params
@@ -22,37 +23,14 @@ from ral.inference.bundle import BUNDLE, CALIBRATION, OLD_BUNDLE, verify
 from ral.inference.calibrated import Calibration, read_calibration
 from ral.inference.export_folder import CARD, INDEX, Kind, model_files, verify_export
 from ral.inference.exported import ExportedNetwork, open_export
-from ral.models.load import load_model, read_metadata
-from ral.wording import RESEARCH
+from ral.models.info import Preparation, Profile, read_model_info
+from ral.models.load import load_model
+from ral.wording import RESEARCH_NOTE
 
 CHAMPION = "champion"
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 PHANTOM_MODEL = "PHANTOM MODEL: trained on synthetic images, no clinical meaning"
-
-
-class Preparation(BaseModel):
-    """How the training images were prepared (parameters of the section preprocess)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: int = Field(ge=16, le=2048)
-    """Height and width of a prepared image in pixels."""
-    fit: Literal["stretch", "pad", "crop"]
-    range: Literal["own", "percentile"]
-
-
-class Profile(BaseModel):
-    """What the training images look like (`ral.data.prepare.training_profile`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    views: dict[str, int]
-    """Training images by view."""
-    image_mean: tuple[float, float]
-    """Mean gray level of an image: 1 % of the training images are outside."""
-    image_deviation: tuple[float, float]
-    """Standard deviation of the gray levels of an image: 1 % of the training images are outside."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +86,7 @@ class ReleasedModel:
     @property
     def notice(self) -> str:
         """What must be shown with every result."""
-        return f"{PHANTOM_MODEL}; {RESEARCH.lower()}" if self.phantom else RESEARCH.lower()
+        return f"{PHANTOM_MODEL}; {RESEARCH_NOTE}" if self.phantom else RESEARCH_NOTE
 
 
 def find_model(text: str | Path, state_dir: Path | None = None) -> Path:
@@ -184,27 +162,27 @@ def _model_files(folder: Path) -> ModelFiles:
         name, kind, calibration = folder.resolve().name, index["kind"], folder / CALIBRATION
         weights, pixels = model_files(kind, folder), _pixels(index["preprocessing"])
         return ModelFiles(name, folder, weights, calibration, folder / CARD, pixels, kind)
-    if not (folder / "model.json").is_file() and (folder / "models/model.json").is_file():
-        folder = folder / "models"
-    project, reports = folder.resolve().parent, folder.resolve().parent / "reports"
+    if not (folder / artifacts.MODEL.name).is_file() and (folder / artifacts.MODEL).is_file():
+        folder = folder / artifacts.MODELS
+    project = folder.resolve().parent
     params = project / "params.yaml"
     # Only a model.json of an earlier version needs params.yaml, whose other sections do not matter here.
     preparation: dict[str, Any] | None = None
-    if params.is_file() and "preparation" not in read_metadata(folder / "model.json"):
+    if params.is_file() and read_model_info(folder).preparation is None:
         preparation = _pixels(load(params, Params).preprocess.model_dump())
-    weights, card = [folder / "model.safetensors"], reports / "model_card.md"
-    return ModelFiles(project.name, folder, weights, reports / CALIBRATION, card, preparation, None)
+    weights, card = [folder / artifacts.WEIGHTS.name], project / artifacts.MODEL_CARD
+    return ModelFiles(project.name, folder, weights, project / artifacts.CALIBRATION, card, preparation, None)
 
 
 def _release(folder: Path) -> ModelFiles:
     content = verify(folder)
-    if CALIBRATION not in content["files"]:
+    if CALIBRATION not in content.files:
         raise UserError(
             f"{folder} was released without its calibration, by an earlier version. Register the model again, or use "
             "the folder models/ of the project that trained it."
         )
     model = folder / "model"
-    weights, preparation = [model / "model.safetensors"], _pixels(content["params"]["preprocess"])
+    weights, preparation = [model / "model.safetensors"], _pixels(content.params["preprocess"])
     card = folder / "model_card.md"
     return ModelFiles(folder.resolve().name, model, weights, folder / CALIBRATION, card, preparation, None)
 

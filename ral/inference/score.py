@@ -14,6 +14,7 @@ from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import Prefetcher, gather
 from ral.labels import patient_counts
+from ral.models import Network
 from ral.models.inputs import channels_last, normalised
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Scorer:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         dataset: Dataset,
         compile: bool,
         rank: int,

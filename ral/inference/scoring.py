@@ -27,8 +27,9 @@ from ral.data.images.decode import decode_with_note, dicom_start
 from ral.errors import UserError
 from ral.inference.calibrated import combine
 from ral.inference.images import InputImage
-from ral.inference.released import Preparation, Profile, ReleasedModel
+from ral.inference.released import ReleasedModel
 from ral.inference.score import images_per_pass, score_pixels
+from ral.models.info import Preparation, Profile
 
 # Images per forward pass; on a CPU more are not faster, and a single image takes as long as a full pass.
 CPU_PASS, GPU_PASS = 16, 64

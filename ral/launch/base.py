@@ -16,6 +16,7 @@ from ral.config.environment import TrainingTarget
 from ral.errors import Kind, UserError
 from ral.files import read_json
 from ral.launch.gpus import has_gpu
+from ral.records import Failure
 
 # Command of a rank; the path of the specification follows.
 RANK = (sys.executable, "-m", "ral.training")
@@ -99,9 +100,9 @@ def read_failure(failure: Path) -> UserError | None:
     except OSError:
         return None
     try:
-        content = json.loads(text)
-        return UserError(content["message"], content["kind"], content["retry"])
-    except (ValueError, TypeError, KeyError):  # truncated, as on a full disk
+        content = Failure.model_validate_json(text)
+        return UserError(content.message, content.kind, content.retry)
+    except ValueError:  # truncated, as on a full disk
         return UserError(text, "bug") if text else None
 
 
@@ -115,7 +116,7 @@ def write_failure(failure: Path, message: str, kind: Kind, retry: bool, replace:
         retry: whether rerunning the same command may succeed.
         replace: whether to replace an existing report.
     """
-    content = json.dumps({"kind": kind, "retry": retry, "message": message}, ensure_ascii=False)
+    content = json.dumps(Failure(kind=kind, retry=retry, message=message).to_json(), ensure_ascii=False)
     draft = failure.with_name(f".{failure.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         draft.write_text(content + "\n", encoding="utf-8")
@@ -132,7 +133,7 @@ def free_port() -> int:
     """A TCP port that is currently unused; concurrent runs must not share one."""
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def shell_line(arguments: Sequence[str]) -> str:

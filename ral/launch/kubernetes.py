@@ -16,12 +16,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from ral.errors import UserError
 from ral.files import read_json
 from ral.launch.base import AFTER_FAILURE, Job, read_failure, write_failure
 from ral.processes import die_with_parent, kill_group, run_on_parent_exit
+from ral.records import Json
 
 MANIFEST = "job.yaml"
 
@@ -58,7 +58,7 @@ def run(job: Job) -> None:
         raise UserError("kubectl not found: install it and check that `kubectl get pods` works.")
     _require_inside(Path(read_json(job.spec)["state_dir"]), job.target.kubernetes.mount, "state_dir")
     delete = _kubectl(job, "delete", _kind(job), _name(job), "--ignore-not-found")
-    followers: dict[str, subprocess.Popen] = {}
+    followers: dict[str, subprocess.Popen[bytes]] = {}
     with run_on_parent_exit([*delete, "--wait=false"]):
         try:
             _call(delete)  # from an earlier attempt with the same run id
@@ -83,7 +83,7 @@ def run(job: Job) -> None:
                 kill_group(follower)
 
 
-def _wait(job: Job, followers: dict[str, subprocess.Popen]) -> str:
+def _wait(job: Job, followers: dict[str, subprocess.Popen[bytes]]) -> str:
     """Wait until the job or one of its ranks has ended, and return "Complete" or "Failed" with the reason."""
     while True:
         if (status := _status(job)) is not None:
@@ -107,7 +107,7 @@ def _status(job: Job) -> str | None:
     return None
 
 
-def _wait_for_end(job: Job, followers: dict[str, subprocess.Popen]) -> None:
+def _wait_for_end(job: Job, followers: dict[str, subprocess.Popen[bytes]]) -> None:
     """Wait until a job whose pods have started has ended, or its ranks have had their time."""
     deadline = time.monotonic() + job.grace + 5
     with contextlib.suppress(UserError):  # whatever kubectl says, the job is deleted next
@@ -116,7 +116,7 @@ def _wait_for_end(job: Job, followers: dict[str, subprocess.Popen]) -> None:
             time.sleep(1)
 
 
-def _follow(job: Job, followers: dict[str, subprocess.Popen]) -> None:
+def _follow(job: Job, followers: dict[str, subprocess.Popen[bytes]]) -> None:
     """Stream the logs of each pod that has started."""
     selector = f"{POD_LABEL[_kind(job)]}={_name(job)}"
     pods = json.loads(_call(_kubectl(job, "get", "pods", "--selector", selector, "--output", "json")))[
@@ -131,9 +131,9 @@ def _follow(job: Job, followers: dict[str, subprocess.Popen]) -> None:
             )  # fmt: skip
 
 
-def _train_job(job: Job) -> dict[str, Any]:
+def _train_job(job: Job) -> dict[str, Json]:
     kubernetes = job.target.kubernetes
-    trainer: dict[str, Any] = {
+    trainer: dict[str, Json] = {
         "image": kubernetes.image,
         "numNodes": kubernetes.nodes,
         "command": _command(job),
@@ -142,9 +142,9 @@ def _train_job(job: Job) -> dict[str, Any]:
     if resources := _resources(job):
         trainer["resourcesPerNode"] = resources
     volumes, mounts = _volumes(job)
-    pod = {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]}
-    node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
-    patch = {
+    pod: Json = {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]}
+    node: Json = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    patch: Json = {
         "manager": "ral.dev/launch",
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},
     }
@@ -156,10 +156,10 @@ def _train_job(job: Job) -> dict[str, Any]:
     }
 
 
-def _pytorch_job(job: Job) -> dict[str, Any]:
+def _pytorch_job(job: Job) -> dict[str, Json]:
     kubernetes = job.target.kubernetes
     volumes, mounts = _volumes(job)
-    container: dict[str, Any] = {
+    container: dict[str, Json] = {
         "name": "pytorch",  # the operator requires this name
         "image": kubernetes.image,
         "command": _command(job),
@@ -168,7 +168,7 @@ def _pytorch_job(job: Job) -> dict[str, Any]:
     }
     if resources := _resources(job):
         container["resources"] = resources
-    pod = {
+    pod: Json = {
         "containers": [container],
         "volumes": volumes,
         "terminationGracePeriodSeconds": math.ceil(job.grace) + 10,
@@ -212,14 +212,17 @@ def _resources(job: Job) -> dict[str, dict[str, str | int]]:
     return {kind: values for kind, values in (("requests", requests), ("limits", limits)) if values}
 
 
-def _volumes(job: Job) -> tuple[list[dict], list[dict]]:
+def _volumes(job: Job) -> tuple[list[Json], list[Json]]:
     """The volume claim, and shared memory for the ranks of a pod (the default is 64 MB)."""
     kubernetes = job.target.kubernetes
-    volumes = [
+    volumes: list[Json] = [
         {"name": "project", "persistentVolumeClaim": {"claimName": kubernetes.claim}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
-    mounts = [{"name": "project", "mountPath": kubernetes.mount}, {"name": "shm", "mountPath": "/dev/shm"}]
+    mounts: list[Json] = [
+        {"name": "project", "mountPath": kubernetes.mount},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
     return volumes, mounts
 
 

@@ -97,7 +97,7 @@ def run_ranks(
         reported := read_failure(failure)
     ) is not None:  # the scheduler restarted a pod or task, or started it late
         raise reported
-    children: list[subprocess.Popen] = []
+    children: list[subprocess.Popen[bytes]] = []
     timeout = AFTER_FAILURE
     try:
         for rank in ranks:
@@ -125,7 +125,7 @@ def run_ranks(
     raise read_failure(failure) or UserError(f"Training failed, and {failure} cannot be read.", "bug")
 
 
-def _all_succeeded(children: Sequence[subprocess.Popen], failure: Path) -> bool:
+def _all_succeeded(children: Sequence[subprocess.Popen[bytes]], failure: Path) -> bool:
     """Wait until all ranks exited with 0 (True), or until one failed or the failure file appeared (False)."""
     last_check = time.monotonic()
     while True:
@@ -142,7 +142,7 @@ def _all_succeeded(children: Sequence[subprocess.Popen], failure: Path) -> bool:
 
 
 def _report_cause(
-    children: Sequence[subprocess.Popen], ranks: Sequence[Mapping[str, str]], failure: Path
+    children: Sequence[subprocess.Popen[bytes]], ranks: Sequence[Mapping[str, str]], failure: Path
 ) -> None:
     """Report the failure of a rank that died without reporting it.
 
@@ -176,7 +176,7 @@ def _report_cause(
         )
 
 
-def _terminate(children: Sequence[subprocess.Popen], timeout: float) -> None:
+def _terminate(children: Sequence[subprocess.Popen[bytes]], timeout: float) -> None:
     """Send SIGTERM to running ranks, and SIGKILL after `timeout` seconds or a second Ctrl-C."""
     try:
         for child in children:

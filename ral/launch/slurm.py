@@ -39,13 +39,45 @@ def plan(job: Job) -> dict[str, str]:
         UserError: an option contains a line break, or is not an option; times or numbers do not fit together.
     """
     slurm = job.target.slurm
-    # Many clusters give a task one core: too few to feed a GPU.
-    cpus = slurm.cpus_per_task or (CPUS_PER_GPU_TASK if slurm.has_gpus else None)
     if 0 < slurm.gpus_per_node < slurm.tasks_per_node:
         raise UserError(
             f"training.slurm: {slurm.tasks_per_node} tasks_per_node, but {slurm.gpus_per_node} gpus_per_node. Each "
             "process needs its own GPU."
         )
+    # Many clusters give a task one core: too few to feed a GPU.
+    cpus = slurm.cpus_per_task or (CPUS_PER_GPU_TASK if slurm.has_gpus else None)
+    watcher = [
+        sys.executable,
+        "-m",
+        "ral.launch.ranks",
+        "slurm",
+        str(job.grace),
+        str(job.spec),
+        *job.command,
+    ]
+    srun = ["srun", "--kill-on-bad-exit=1"]
+    if cpus:  # srun does not inherit it from sbatch
+        srun.append(f"--cpus-per-task={cpus}")
+    script = [
+        "#!/bin/bash",
+        *(f"#SBATCH {line}" for line in _options(job, cpus)),
+        "set -euo pipefail",
+        'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
+        "export MASTER_ADDR=${hosts%%$'\\n'*}",
+        "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
+        f"exec {shell_line([*srun, *watcher])}",
+        "",
+    ]
+    return {SCRIPT: "\n".join(script)}
+
+
+def _options(job: Job, cpus: int | None) -> list[str]:
+    """Options of sbatch, a line each, quoted for the script.
+
+    Raises:
+        UserError: an option contains a line break, or is not an option.
+    """
+    slurm = job.target.slurm
     options = {
         "job-name": _name(job),
         "nodes": slurm.nodes,
@@ -71,29 +103,7 @@ def plan(job: Job) -> dict[str, str]:
             raise UserError(
                 f"training.slurm: {line!r} contains a line break or another unprintable character."
             )
-    watcher = [
-        sys.executable,
-        "-m",
-        "ral.launch.ranks",
-        "slurm",
-        str(job.grace),
-        str(job.spec),
-        *job.command,
-    ]
-    srun = ["srun", "--kill-on-bad-exit=1"]
-    if cpus:  # srun does not inherit it from sbatch
-        srun.append(f"--cpus-per-task={cpus}")
-    script = [
-        "#!/bin/bash",
-        *(f"#SBATCH {line}" for line in lines),
-        "set -euo pipefail",
-        'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
-        "export MASTER_ADDR=${hosts%%$'\\n'*}",
-        "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
-        f"exec {shell_line([*srun, *watcher])}",
-        "",
-    ]
-    return {SCRIPT: "\n".join(script)}
+    return lines
 
 
 def run(job: Job) -> None:
@@ -141,7 +151,7 @@ def _signal_seconds(job: Job) -> int:
     return seconds or math.ceil(job.grace) + SIGNAL_MARGIN
 
 
-def _cancel(cancel: list[str], process: subprocess.Popen, timeout: float) -> None:
+def _cancel(cancel: list[str], process: subprocess.Popen[bytes], timeout: float) -> None:
     """Cancel the job: a pending one at once, a running one after its processes ended or `timeout` seconds passed.
 
     A plain scancel would kill running processes after the cluster's KillWait, which is 30 seconds by default.

@@ -1,6 +1,5 @@
 """Training losses and their registry."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from ral.losses.custom import build_custom
 from ral.losses.hill import SPLC, Hill
 from ral.losses.ral import RAL
 from ral.losses.ranking import ZLPR, TwoWay
+from ral.suggest import did_you_mean
 from ral.user_code import CUSTOM
 
 LOSSES: dict[str, type[Loss]] = {
@@ -54,9 +54,7 @@ def build_loss(
         own = options or {}
         return build_custom(own.get("class_path"), own.get("options") or {}, class_counts, reduction)
     if name not in LOSSES:
-        matches = difflib.get_close_matches(name, LOSSES, n=1)
-        hint = f" Did you mean `{matches[0]}`?" if matches else ""
-        raise ValueError(f"unknown loss `{name}`.{hint} Losses: {', '.join(LOSSES)}.")
+        raise ValueError(f"unknown loss `{name}`.{did_you_mean(name, LOSSES)} Losses: {', '.join(LOSSES)}.")
     return LOSSES[name](class_counts, reduction, **(options or {}))
 
 

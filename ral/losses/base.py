@@ -1,6 +1,7 @@
 """Base of all losses: constructor, precision, masking of unknown labels, reduction."""
 
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -12,6 +13,18 @@ Reduction = Literal["mean", "sum", "none"]
 Options = TypeVar("Options", bound=Section)
 
 
+class Labels(Protocol):
+    """Labels of a split by finding; `ral.data.dataset_info.LabelCounts` has them."""
+
+    @property
+    def positives(self) -> Mapping[str, int]:
+        """Positive images by finding."""
+
+    @property
+    def negatives(self) -> Mapping[str, int]:
+        """Negative images by finding."""
+
+
 class ClassCounts(NamedTuple):
     """Positive and negative training images of each finding, float tensors [findings], in the order of the outputs."""
 
@@ -19,9 +32,9 @@ class ClassCounts(NamedTuple):
     negatives: Tensor
 
     @classmethod
-    def of(cls, counts: dict[str, Any], findings: tuple[str, ...]) -> "ClassCounts":
+    def of(cls, counts: "Labels", findings: tuple[str, ...]) -> "ClassCounts":
         """From the train part of class_counts.json."""
-        rows = ([counts[kind][name] for name in findings] for kind in ("positives", "negatives"))
+        rows = ([kind[name] for name in findings] for kind in (counts.positives, counts.negatives))
         return cls(*(torch.tensor(row, dtype=torch.float64) for row in rows))
 
     @property

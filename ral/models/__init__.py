@@ -1,7 +1,6 @@
 """The network: a timm backbone and a head with one output per finding."""
 
 import copy
-import difflib
 import os
 import sys
 from types import ModuleType
@@ -15,6 +14,7 @@ from ral.errors import UserError
 from ral.models.custom import build_custom
 from ral.models.heads import CSRA, MLDecoder
 from ral.models.pretrained import check_loaded, find_weights, read_weights
+from ral.suggest import nearest
 from ral.user_code import is_class_path
 
 # Keeps the operators declared below alive for the lifetime of the process.
@@ -60,8 +60,11 @@ class Network(nn.Module):
     def _logits(self, images: Tensor) -> Tensor:
         if self.channels > 1:
             images = images.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
-        features = self.backbone(images)
-        return features if self.head is None else self.head(positions(self.backbone, features))
+        features: Tensor = self.backbone(images)
+        if self.head is None:
+            return features
+        logits: Tensor = self.head(positions(self.backbone, features))
+        return logits
 
 
 def build_model(config: ModelConfig, findings: int) -> Network:
@@ -192,7 +195,7 @@ def require_backbone(name: str, timm: Any) -> None:
     if timm.is_model(name):
         return
     base, models = name.split(".")[0], timm.list_models()
-    near = difflib.get_close_matches(base, models, n=5) or timm.list_models(f"*{base}*")[:5]
+    near = nearest(base, models, count=5) or timm.list_models(f"*{base}*")[:5]
     similar = f"Similar: {', '.join(near)}. " if near else ""
     raise UserError(
         f"model.backbone: timm {timm.__version__} has no model `{name}`. "

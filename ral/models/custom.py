@@ -1,5 +1,6 @@
 """The user's own network: a class in a file of the project, built as timm builds its models, and checked once."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ral.config.model import ModelConfig
 from ral.errors import UserError
 from ral.models.pretrained import read_weights
-from ral.user_code import failure, files_in_use, is_class_path, load_class
+from ral.user_code import failure, is_class_path, load_class, source_files
 
 KEY = "model.backbone"
 
@@ -112,22 +113,21 @@ def check_network(network: nn.Module, config: ModelConfig, findings: int, size: 
         )
 
 
-def require_same_code(metadata: dict[str, Any], folder: Path) -> None:
+def require_same_code(backbone: str, trained: Mapping[str, str], folder: Path) -> None:
     """Check that the project still has the code of a model's network.
 
     Code is never taken from a model's folder or a release's bundle.
 
     Args:
-        metadata: content of model.json.
+        backbone: model.backbone of the training.
+        trained: the files of the network then, by path -> SHA-256.
         folder: of the model, for the message.
 
     Raises:
         UserError: the network is the user's own class, whose files are not those of the training.
     """
-    backbone = metadata["model"]["backbone"]
     if not is_class_path(backbone):
         return
-    trained = metadata.get("network_code", {})
     names = ", ".join(trained) or backbone
     advice = (
         f"The network of {folder} is your own class {backbone}. A model has weights only; its code must be in this "
@@ -136,7 +136,7 @@ def require_same_code(metadata: dict[str, Any], folder: Path) -> None:
         "are: write a new network into a new file."
     )
     try:
-        present = files_in_use({"model": metadata["model"], "loss": {"name": ""}})["network"]
+        present = source_files(KEY, backbone)
     except UserError as error:
         raise UserError(f"{error} {advice}") from None
     changed = [name for name in sorted({**trained, **present}) if trained.get(name) != present.get(name)]

@@ -1,6 +1,6 @@
 """Parameter groups for AdamW: weight decay and layer-wise learning rate decay."""
 
-from typing import Any
+from typing import TypedDict
 
 from torch import nn
 
@@ -8,9 +8,19 @@ from ral.errors import UserError
 from ral.models import Network, classifier, import_timm
 
 
+class ParameterGroup(TypedDict):
+    """A parameter group of a torch optimizer."""
+
+    params: list[nn.Parameter]
+    weight_decay: float
+    lr_scale: float
+    """Factor of the learning rate (layer-wise decay). A schedule must set `lr` to its rate × `lr_scale`."""
+    lr: float
+
+
 def parameter_groups(
     model: Network, weight_decay: float, learning_rate: float, layer_decay: float
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Group the trainable parameters by depth and weight decay.
 
     Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to those that the
@@ -22,8 +32,7 @@ def parameter_groups(
         UserError: layer_decay is not 1, and the user's own network does not say what its layers are.
 
     Returns:
-        Groups with `params`, `weight_decay`, `lr_scale` and `lr` = learning_rate × lr_scale. A schedule must
-        set `lr` to its rate × `lr_scale`.
+        Groups whose `lr` is learning_rate × lr_scale.
     """
     if layer_decay != 1 and not hasattr(model.backbone, "group_matcher"):
         raise UserError(
@@ -33,7 +42,7 @@ def parameter_groups(
     depths = _depths(model)
     exempt = {f"backbone.{name}" for name in _exempt(model.backbone)}
     last = max(depths.values())
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -1,28 +1,21 @@
 """Load a trained network from the output of the step train. Nothing is unpickled or downloaded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from ral.config.base import explain
-from ral.config.model import ModelConfig
 from ral.errors import UserError
-from ral.files import read_json
 from ral.models import Network, build_model
 from ral.models.custom import require_same_code
+from ral.models.info import ModelInfo, read_model_info
 from ral.models.pretrained import refuse_not_finite
 
-# Required keys of model.json.
-REQUIRED_KEYS = ("model", "findings", "size", "pixel_mean", "pixel_deviation", "phantom")
 
-
-def load_model(
+def load_network(
     folder: Path, weights: str = "model.safetensors", prefix: str = ""
-) -> tuple[Network, dict[str, Any]]:
+) -> tuple[Network, ModelInfo]:
     """Build the network described by `folder`/model.json and load its weights.
 
     Pretrained weights are not needed: the file holds every tensor. torch's random state is not changed.
@@ -33,47 +26,28 @@ def load_model(
         prefix: what the names of its tensors lack at the start.
 
     Returns:
-        The network on the CPU, float32, in eval mode, with gradients disabled; and the content of model.json,
-        where `findings` names the outputs in order, `size` is the image size, and `pixel_mean` and
-        `pixel_deviation` standardise the images (`ral.inference.score.normalised`).
+        The network on the CPU, float32, in eval mode, with gradients disabled; and the content of model.json.
 
     Raises:
         UserError: a file is missing or corrupt, or the weights belong to another network or are not finite; or the
             network is the user's own class and its code is not in the project as it was trained.
     """
-    metadata = read_metadata(folder / "model.json")
-    try:
-        # Gradient checkpointing is only useful in training.
-        config = ModelConfig.model_validate(metadata["model"]).model_copy(
-            update={"pretrained": "none", "gradient_checkpointing": False}
-        )
-    except ValidationError as error:
-        raise UserError(explain(error, ModelConfig, folder / "model.json")) from None
-    require_same_code(metadata, folder)
+    info = read_model_info(folder)
+    require_same_code(info.model.backbone, info.network_code, folder)
+    # Gradient checkpointing is only useful in training.
+    config = info.model.model_copy(update={"pretrained": "none", "gradient_checkpointing": False})
     with torch.random.fork_rng(devices=[]):
-        network = build_model(config, len(metadata["findings"]))
+        network = build_model(config, len(info.findings))
     _load_weights(network, folder / weights, prefix)
-    return network.float().eval().requires_grad_(False), metadata
+    return network.float().eval().requires_grad_(False), info
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The content of a model.json.
-
-    Raises:
-        UserError: the file is missing or corrupt, or lacks a key.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist. Train first (dvc repro train), or pass the output folder of the step train."
-        )
-    try:
-        metadata = read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is corrupt ({error}). Restore it (dvc checkout), or train again.") from None
-    missing = [name for name in REQUIRED_KEYS if not isinstance(metadata, dict) or name not in metadata]
-    if missing:
-        raise UserError(f"{path} is not a valid model.json: missing {', '.join(missing)}.")
-    return metadata
+def load_model(
+    folder: Path, weights: str = "model.safetensors", prefix: str = ""
+) -> tuple[Network, dict[str, Any]]:
+    """As `load_network`, with the content of model.json as plain values."""
+    network, info = load_network(folder, weights, prefix)
+    return network, info.to_dict()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

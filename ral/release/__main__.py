@@ -12,6 +12,7 @@ import argparse
 import getpass
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ral.errors import REMEDIES, UserError, explain_os_error
@@ -33,23 +34,25 @@ def parser() -> argparse.ArgumentParser:
         )
         return subparser
 
-    def add_person(subparser: argparse.ArgumentParser) -> None:
-        subparser.add_argument("--reason", required=True, help="reason, recorded in the ledger")
-        subparser.add_argument("--by", default=None, help="your name, recorded in the ledger (login name)")
+    _add_release_commands(command)
+    _add_run_commands(command)
+    subparser = command(
+        "prune", "Remove old bundles; keeps the gate.keep newest, the last two champions and the anchor"
+    )
+    _add_params(subparser, "gate")
+    return main_parser
 
-    def add_workspace(subparser: argparse.ArgumentParser) -> None:
-        subparser.add_argument(
-            "--workspace", type=Path, default=Path(), help="project folder after a complete run (.)"
-        )
 
+def _add_release_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """The commands that read, change or use releases."""
     command("list", "Print the releases, oldest first")
     command("show", "Show the content of a release's bundle").add_argument("version")
     subparser = command("promote", "Make a release the champion")
     subparser.add_argument("version")
-    add_person(subparser)
+    _add_person(subparser)
     subparser = command("rollback", "Make an earlier champion the champion again")
     subparser.add_argument("--to", metavar="VERSION", help="release to restore (the previous champion)")
-    add_person(subparser)
+    _add_person(subparser)
     command("ledger", "Print the ledger and verify its hash chain")
     subparser = command(
         "open-sealed", "Score a release on the sealed test images; each use is recorded in the ledger"
@@ -58,29 +61,28 @@ def parser() -> argparse.ArgumentParser:
     subparser.add_argument(
         "--prepared", type=Path, required=True, help="output folder of the step preprocess"
     )
-    subparser.add_argument(
-        "--params",
-        type=Path,
-        default=Path("params.yaml"),
-        help="file with the section evaluate (params.yaml)",
-    )
-    add_person(subparser)
+    _add_params(subparser, "evaluate")
+    _add_person(subparser)
     subparser = command("predict", "Write a release's raw logits of prepared images (not probabilities)")
     subparser.add_argument("prepared", type=Path, help="output folder of the step preprocess")
     subparser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
     subparser.add_argument("--version", help="release to use (the champion)")
+
+
+def _add_run_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """The commands that work on the project folder after a run."""
     subparser = command(
         "rescore", "Write the champion's logits to baseline/test_logits.parquet for the step evaluate"
     )
-    add_workspace(subparser)
+    _add_workspace(subparser)
     subparser = command("judge", "Run the release gate on the model of a run")
-    add_workspace(subparser)
+    _add_workspace(subparser)
     subparser.add_argument("--run-id", required=True, help="id of the run; there is one decision per run")
     subparser.add_argument("--out", type=Path, required=True, help="JSON file to write the decision to")
     subparser = command(
         "register", "Register the model of a run as a release, and record the decision in the ledger"
     )
-    add_workspace(subparser)
+    _add_workspace(subparser)
     subparser.add_argument(
         "--commit", required=True, help="commit of the run, already pushed into the registry's repository"
     )
@@ -90,13 +92,22 @@ def parser() -> argparse.ArgumentParser:
         "--promote", action="store_true", help="promote the model if the decision is PROMOTE"
     )
     subparser.add_argument("--approved-by", metavar="NAME", help="promote the model, approved by this person")
-    subparser = command(
-        "prune", "Remove old bundles; keeps the gate.keep newest, the last two champions and the anchor"
-    )
+
+
+def _add_person(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument("--reason", required=True, help="reason, recorded in the ledger")
+    subparser.add_argument("--by", default=None, help="your name, recorded in the ledger (login name)")
+
+
+def _add_params(subparser: argparse.ArgumentParser, section: str) -> None:
+    text = f"file with the section {section} (params.yaml)"
+    subparser.add_argument("--params", type=Path, default=Path("params.yaml"), help=text)
+
+
+def _add_workspace(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="file with the section gate (params.yaml)"
+        "--workspace", type=Path, default=Path(), help="project folder after a complete run (.)"
     )
-    return main_parser
 
 
 def person() -> str:

@@ -1,39 +1,34 @@
 """A release's bundle: everything needed to review, use and restore a model, with the SHA-256 of every file."""
 
 import shutil
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
+from ral import artifacts
 from ral.config.base import load, read_yaml
-from ral.config.data import PreprocessConfig
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.inference.bundle import BUNDLE, CALIBRATION, MODEL, verify
+from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS, MODEL, Bundle, PixelParams, verify
+from ral.records import Record
 
-__all__ = ["BUNDLE", "build_bundle", "preparation", "require_file", "verify"]
+__all__ = ["BUNDLE", "Bundle", "PixelParams", "build_bundle", "pixel_params", "require_file", "verify"]
 
 # Name in the bundle -> path that the stages of dvc.yaml write.
 FILES = {
-    "report.html": "reports/report.html",
-    "model_card.md": "reports/model_card.md",
-    "metrics.json": "reports/metrics.json",
-    CALIBRATION: "reports/calibration.json",
-    MODEL: "models/model.safetensors",
-    "model/model.json": "models/model.json",
-    "split.parquet": "data/prepared/split.parquet",
-    "params.yaml": "params.yaml",
-    "dvc.lock": "dvc.lock",
+    artifacts.REPORT.name: artifacts.REPORT,
+    artifacts.MODEL_CARD.name: artifacts.MODEL_CARD,
+    artifacts.METRICS.name: artifacts.METRICS,
+    CALIBRATION: artifacts.CALIBRATION,
+    FINDINGS: artifacts.FINDINGS,
+    MODEL: artifacts.WEIGHTS,
+    "model/model.json": artifacts.MODEL,
+    artifacts.SPLIT.name: artifacts.SPLIT,
+    "params.yaml": PurePosixPath("params.yaml"),
+    "dvc.lock": PurePosixPath("dvc.lock"),
 }
 
-# Which run made the report: beside it if the report was made here and not taken from DVC's cache.
-RUN_INFO = "reports/run.css"
 
-# Parameters of the section preprocess that change the pixels of an image.
-PIXELS = ("size", "fit")
-
-
-def build_bundle(workspace: Path, decision: dict[str, Any], commit: str, folder: Path) -> None:
+def build_bundle(workspace: Path, decision: Record, commit: str, folder: Path) -> None:
     """Write a bundle from the outputs of a complete run.
 
     Args:
@@ -52,34 +47,33 @@ def build_bundle(workspace: Path, decision: dict[str, Any], commit: str, folder:
         path = require_file(workspace / source)
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
-    run_info = workspace / RUN_INFO
-    if run_info.is_file():
+    run_info = workspace / artifacts.RUN_INFO
+    if run_info.is_file():  # if the report was made here and not taken from DVC's cache
         shutil.copyfile(run_info, folder / run_info.name)
-    write_json(folder / "decision.json", decision)
-    data = read_json(require_file(workspace / "data/validated/validation.json"))
+    decision.write(folder / "decision.json")
+    data = read_json(require_file(workspace / artifacts.VALIDATION))
     write_json(folder / "profile.json", data["profile"])
     model = read_json(folder / "model/model.json")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    content = {
-        "commit": commit,
-        "data_manifest": sha256(require_file(workspace / "data/manifest.json")),
-        "phantom": bool(model["phantom"]),
-        "findings": model["findings"],
-        "preparation": preparation(workspace / "params.yaml"),
-        "params": read_yaml(workspace / "params.yaml"),
-        "files": {name: sha256(folder / name) for name in names},
-    }
-    write_json(folder / BUNDLE, content)
+    Bundle(
+        commit=commit,
+        data_manifest=sha256(require_file(workspace / artifacts.MANIFEST)),
+        phantom=model["phantom"],
+        findings=model["findings"],
+        preparation=pixel_params(workspace / "params.yaml"),
+        params=read_yaml(workspace / "params.yaml"),
+        files={name: sha256(folder / name) for name in names},
+    ).write(folder / BUNDLE)
 
 
-def preparation(params: Path) -> dict[str, Any]:
-    """The preprocessing parameters in `PIXELS`: two models must agree in them to be scored on the same images.
+def pixel_params(params: Path) -> PixelParams:
+    """The preprocessing parameters of a run in which a released model must agree to be compared with it.
 
     Raises:
         UserError: see `ral.config.base.load`.
     """
-    config: PreprocessConfig = load(params, Params).preprocess
-    return {name: getattr(config, name) for name in PIXELS}
+    config = load(params, Params).preprocess
+    return PixelParams(size=config.size, fit=config.fit)
 
 
 def require_file(path: Path) -> Path:

@@ -4,24 +4,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from ral import artifacts
 from ral.config.base import load
 from ral.config.evaluate import EvaluateConfig
 from ral.config.gate import GateConfig
 from ral.config.params import Params
 from ral.data.dataset import Dataset, open_dataset
 from ral.data.splits.holdout import gate_set, sealed
+from ral.data.validation.result import ValidationResult
 from ral.errors import UserError
+from ral.evaluation.common import common_findings
 from ral.evaluation.rows import read_studies
-from ral.files import read_json
-from ral.release.bundle import preparation, require_file
+from ral.release.bundle import pixel_params, require_file
 from ral.release.gate import GateInputs
-from ral.release.ledger import Ledger
+from ral.release.ledger import Decision, Ledger
 from ral.release.registry import Registry
 from ral.release.rescore import reference_model
-
-PREPARED, LOGITS = "data/prepared", "models/logits"
-DECISION = "decision"
 
 
 def collect_inputs(
@@ -38,35 +38,38 @@ def collect_inputs(
         UserError: a file of the run is missing, or a bundle is missing or damaged.
     """
     params = load(workspace / "params.yaml", Params)
-    tables = [_table(workspace / LOGITS / f"{split}.parquet") for split in ("val", "test")]
-    dataset = _dataset(workspace / PREPARED)
+    tables = [_table(workspace / artifacts.logits(split)) for split in ("val", "test")]
+    dataset = _dataset(workspace / artifacts.PREPARED)
     index = decision_index(registry.ledger, run_id)
     images = _test_images(dataset, params.evaluate)
     in_set = gate_set(dataset.studies["patient_id"], params.gate.sets, index)[images]
-    current_preparation = preparation(workspace / "params.yaml")
+    current_preparation = pixel_params(workspace / "params.yaml")
     champion = registry.champion()
-    # The anchor is only needed for the non-inferiority margin.
-    anchor = registry.anchor(params.gate.anchor) if champion and params.gate.margin is not None else None
-    references = [
-        None if release is None else reference_model(release, dataset, images[in_set], current_preparation)
-        for release in (champion, anchor)
-    ]
+    anchor = None  # only needed for the non-inferiority margin
+    if champion and params.gate.margin is not None and params.gate.anchor is not None:
+        anchor = registry.release(params.gate.anchor)
+    releases = {release.version: release for release in (champion, anchor) if release is not None}
+    references = {
+        version: reference_model(release, dataset, images[in_set], current_preparation)
+        for version, release in releases.items()
+    }
     inputs = GateInputs(
-        studies=read_studies(workspace / PREPARED),
+        studies=read_studies(workspace / artifacts.PREPARED),
         val=tables[0],
         test=tables[1],
-        champion=references[0],
-        anchor=references[1],
-        data=read_json(require_file(workspace / "data/validated/validation.json")),
+        champion=references[champion.version] if champion else None,
+        anchor=references[anchor.version] if anchor else None,
+        data=ValidationResult.read(require_file(workspace / artifacts.VALIDATION)),
         preparation=current_preparation,
         decision_index=index,
+        run_id=run_id,
     )
     return inputs, params.evaluate, params.gate
 
 
 def decision_index(ledger: Ledger, run_id: str) -> int:
     """Number of decisions recorded before that of a run."""
-    runs = [entry["run_id"] for entry in ledger.entries() if entry["what"] == DECISION]
+    runs = [entry.event.run_id for entry in ledger.entries() if isinstance(entry.event, Decision)]
     return runs.index(run_id) if run_id in runs else len(runs)
 
 
@@ -83,14 +86,14 @@ def champion_logits(workspace: Path, registry: Registry) -> tuple[pd.DataFrame |
     if champion is None:
         return None, "There is no champion yet: nothing to compare with."
     params = load(workspace / "params.yaml", Params)
-    dataset = _dataset(workspace / PREPARED)
-    current_preparation = preparation(workspace / "params.yaml")
+    dataset = _dataset(workspace / artifacts.PREPARED)
+    current_preparation = pixel_params(workspace / "params.yaml")
     reference = reference_model(
         champion, dataset, _test_images(dataset, params.evaluate), current_preparation
     )
     if reference.preparation != current_preparation:
         return None, f"{champion.version} was trained on images preprocessed differently: not comparable."
-    common = [name for name in dataset.findings if name in reference.logits.columns]
+    common = common_findings(dataset.findings, reference.logits.columns)
     if not common or reference.logits.empty:
         missing = "unseen test images" if common else "findings"
         return None, f"{champion.version} and this run's data have no {missing} in common: not comparable."
@@ -100,14 +103,14 @@ def champion_logits(workspace: Path, registry: Registry) -> tuple[pd.DataFrame |
     )
 
 
-def _test_images(dataset: Dataset, config: EvaluateConfig) -> np.ndarray:
+def _test_images(dataset: Dataset, config: EvaluateConfig) -> NDArray[np.intp]:
     """Row numbers of the test images that are not sealed."""
-    rows = dataset.rows("test")
+    rows: NDArray[np.intp] = dataset.rows("test")
     return rows[~sealed(dataset.studies, config.sealed)[rows]]
 
 
 def _dataset(folder: Path) -> Dataset:
-    require_file(folder / "dataset.json")
+    require_file(folder / artifacts.DATASET.name)
     return open_dataset(folder)
 
 

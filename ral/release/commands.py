@@ -4,16 +4,20 @@ import json
 import shutil
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
+from ral import artifacts
 from ral.config.base import load
 from ral.config.gate import GateParams
 from ral.errors import UserError
+from ral.evaluation.results import Mean
+from ral.evaluation.specs import LABELS, RANKED_BY
 from ral.files import atomic_write, private_folder, read_json, write_json
-from ral.release.bundle import BUNDLE, build_bundle, require_file, verify
-from ral.release.ledger import Ledger
+from ral.records import problem
+from ral.release.bundle import BUNDLE, Bundle, build_bundle, require_file, verify
+from ral.release.decision import GateDecision
+from ral.release.ledger import Decision, Ledger, Opening
 from ral.release.registry import ARCHIVED, Registry, Release
-from ral.wording import PHANTOM_SHORT, RESEARCH, estimate
+from ral.wording import notice
 
 GATE = "gate"
 
@@ -33,7 +37,7 @@ def do_list(options: Namespace) -> None:
         phantom |= is_phantom
         date = f"{dates[release.version]:%Y-%m-%d %H:%M}"
         lines.append(form.format(release.version, release.stage, date, ap, auroc, release.commit[:12]))
-    print(PHANTOM_SHORT if phantom else RESEARCH)
+    print(notice(phantom))
     print(form.format("version", "stage", "registered (UTC)", "macro AP", "macro AUROC", "commit"))
     print("\n".join(lines))
 
@@ -43,22 +47,27 @@ def _macro(bundle: Path) -> tuple[str, str, bool]:
     if not bundle.is_dir():
         return "bundle pruned", "", False
     try:
-        macro = read_json(bundle / "metrics.json")["macro"]
-        return estimate(macro["ap"]), estimate(macro["auroc"]), bool(read_json(bundle / BUNDLE)["phantom"])
-    except (OSError, ValueError, KeyError, TypeError):
+        macro = _macro_means(bundle)
+        return macro["ap"].text(), macro["auroc"].text(), bool(read_json(bundle / BUNDLE)["phantom"])
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return "bundle damaged", "", False
+
+
+def _macro_means(bundle: Path) -> Mean:
+    """The means over the findings; only these, so that bundles of earlier versions can be shown."""
+    return Mean.model_validate(read_json(bundle / artifacts.METRICS.name)["macro"])
 
 
 def do_show(options: Namespace) -> None:
     """Verify a release's bundle and print a summary of it."""
     release = Registry(options.state).release(options.version)
-    content = verify(release.bundle)
-    macro = read_json(release.bundle / "metrics.json")["macro"]
-    print(_notice(content))
+    bundle = verify(release.bundle)
+    macro = _macro_means(release.bundle)
+    print(_notice(bundle))
     print(f"{release.version}  {release.stage}  commit {release.commit}")
-    print(f"findings: {', '.join(content['findings'])}")
-    for name in ("ap", "auroc"):
-        print(f"macro {name.upper()}: {estimate(macro[name])}")
+    print(f"findings: {', '.join(bundle.findings)}")
+    for name in RANKED_BY:
+        print(f"macro {LABELS[name]}: {macro[name].text()}")
     print(read_json(release.bundle / "decision.json")["sentence"])
     print(f"bundle: {release.bundle}")
 
@@ -81,9 +90,8 @@ def do_ledger(options: Namespace) -> None:
     Registry(options.state).champion()
     entries = Ledger(options.state).entries()
     for entry in entries:
-        fields = {k: v for k, v in entry.items() if k not in ("number", "time", "what", "before")}
-        text = json.dumps(fields, ensure_ascii=False)
-        print(f"{entry['number']:>4}  {entry['time']}  {entry['what']:<11} {text}")
+        text = json.dumps(entry.event.to_json(), ensure_ascii=False)
+        print(f"{entry.number:>4}  {entry.time}  {entry.event.what:<11} {text}")
     print(f"{len(entries)} entries; hash chain verified.")
 
 
@@ -95,12 +103,12 @@ def do_predict(options: Namespace) -> None:
     from ral.release.rescore import score
 
     release = _select_release(Registry(options.state), options.version)
-    require_file(options.prepared / "dataset.json")
-    dataset = open_dataset(options.prepared)
-    table = score(release, dataset, np.arange(len(dataset.studies)))
+    require_file(options.prepared / artifacts.DATASET.name)
+    dataset, bundle = open_dataset(options.prepared), verify(release.bundle)
+    table = score(release, bundle, dataset, np.arange(len(dataset.studies)))
     with atomic_write(options.out) as draft:
         table.to_parquet(draft, index=False)
-    print(_notice(verify(release.bundle), dataset.metadata["phantom"]))
+    print(_notice(bundle, dataset.metadata["phantom"]))
     print(f"{len(table):,} images scored by {release.version}: {options.out} (raw logits, not probabilities)")
 
 
@@ -110,7 +118,7 @@ def do_rescore(options: Namespace) -> None:
     from ral.release.collect import champion_logits
 
     table, message = champion_logits(options.workspace, Registry(options.state))
-    path = options.workspace / "baseline" / LOGITS
+    path = options.workspace / artifacts.BASELINE / LOGITS
     if table is None:
         path.unlink(missing_ok=True)
     else:
@@ -125,12 +133,12 @@ def do_judge(options: Namespace) -> None:
     from ral.release.collect import collect_inputs
 
     inputs, config, limits = collect_inputs(options.workspace, Registry(options.state), options.run_id)
-    decision = gate.evaluate_gate(inputs, config, limits) | {"run_id": options.run_id}
-    write_json(options.out, decision)
-    print(decision["notice"])
-    for rule in decision["rules"]:
-        print(f"  {rule['result']:<8} {rule['sentence']}")
-    print(decision["sentence"])
+    decision = gate.evaluate_gate(inputs, config, limits)
+    decision.write(options.out)
+    print(decision.notice)
+    for rule in decision.rules:
+        print(f"  {rule.result:<8} {rule.sentence}")
+    print(decision.sentence)
 
 
 def do_register(options: Namespace) -> None:
@@ -146,17 +154,19 @@ def do_register(options: Namespace) -> None:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     registry.ledger.append(
-        "decision", once="run_id", run_id=options.run_id, decision=decision["decision"], version=version,
-        commit=options.commit, champion=decision["champion"], set=decision["set"], sentence=decision["sentence"],
+        Decision(
+            run_id=decision.run_id, decision=decision.decision, version=version, commit=options.commit,
+            champion=decision.champion, set=decision.set, sentence=decision.sentence,
+        )
     )  # fmt: skip
-    print(f"{version}: {decision['sentence']}")
-    by = options.approved_by or (GATE if options.promote and decision["decision"] == "PROMOTE" else None)
+    print(f"{version}: {decision.sentence}")
+    by = options.approved_by or (GATE if options.promote and decision.decision == "PROMOTE" else None)
     if by is None:
         print(f"{version} is registered, not promoted.")
         return
     _require_same_champion(registry, version, decision)
     if registry.release(version).stage != ARCHIVED:
-        registry.promote(version, by, decision["sentence"])
+        registry.promote(version, by, decision.sentence)
     print(f"{version} is {registry.release(version).stage}.")
 
 
@@ -173,25 +183,19 @@ def do_open_sealed(options: Namespace) -> None:
 
     registry = Registry(options.state)
     release = registry.release(options.version)
-    verify(release.bundle)
-    opened_before = sum(entry["what"] == "open-sealed" for entry in registry.ledger.entries())
+    bundle = verify(release.bundle)
+    opened_before = sum(isinstance(entry.event, Opening) for entry in registry.ledger.entries())
+    opening = Opening(
+        version=release.version, by=options.by, reason=options.reason, opened_before=opened_before
+    )
     metrics = score_sealed(
-        release,
-        options.prepared,
-        options.params,
-        lambda: registry.ledger.append(
-            "open-sealed",
-            version=release.version,
-            by=options.by,
-            reason=options.reason,
-            opened_before=opened_before,
-        ),
+        release, bundle, options.prepared, options.params, lambda: registry.ledger.append(opening)
     )
     path = registry.folder / f"{release.version}.sealed-{opened_before + 1}.json"
-    write_json(path, metrics | {"version": release.version, "opened_before": opened_before})
-    print(PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH)
-    for name in ("ap", "auroc"):
-        print(f"sealed macro {name.upper()}: {estimate(metrics['macro'][name])}")
+    write_json(path, metrics.to_json() | {"version": release.version, "opened_before": opened_before})
+    print(notice(metrics.phantom))
+    for name in RANKED_BY:
+        print(f"sealed macro {LABELS[name]}: {metrics.macro[name].text()}")
     count = opened_before + 1
     print(
         f"The sealed set was opened ({count} {'times' if opened_before else 'time'} so far); each use "
@@ -208,26 +212,28 @@ def _select_release(registry: Registry, version: str | None) -> Release:
     return release
 
 
-def _read_decision(path: Path, run_id: str) -> dict[str, Any]:
+def _read_decision(path: Path, run_id: str) -> GateDecision:
     try:
-        decision = dict(read_json(require_file(path)))
-        if decision["run_id"] == run_id and decision["decision"] in ("PROMOTE", "HOLD", "REJECT"):
-            return decision
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a gate decision. Run python -m ral.release judge again.") from None
-    raise UserError(f"{path} is not the decision of run {run_id}. Run python -m ral.release judge again.")
+        decision = GateDecision.model_validate(read_json(require_file(path)))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a gate decision ({problem(error)}). Run python -m ral.release judge again."
+        ) from None
+    if decision.run_id != run_id:
+        raise UserError(f"{path} is not the decision of run {run_id}. Run python -m ral.release judge again.")
+    return decision
 
 
-def _require_same_champion(registry: Registry, version: str, decision: dict[str, Any]) -> None:
+def _require_same_champion(registry: Registry, version: str, decision: GateDecision) -> None:
     """Refuse to promote if the champion has changed since the decision."""
     champion = registry.champion()
     current = champion.version if champion else None
-    if current not in (version, decision["champion"]):
+    if current not in (version, decision.champion):
         raise UserError(
-            f"{version} was compared with {decision['champion'] or 'no champion'}, but the champion is now {current}. "
+            f"{version} was compared with {decision.champion or 'no champion'}, but the champion is now {current}. "
             "Run judge again."
         )
 
 
-def _notice(content: dict[str, Any], phantom: bool = False) -> str:
-    return PHANTOM_SHORT if content["phantom"] or phantom else RESEARCH
+def _notice(bundle: Bundle, phantom: bool = False) -> str:
+    return notice(bundle.phantom or phantom)

@@ -1,41 +1,9 @@
-"""Crash-safe writing in state_dir: file locks, fsync and atomic symlinks."""
+"""Crash-safe changes in state_dir: atomic symlinks, and git repositories whose writer was killed."""
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from ral.files import private_folder
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; other processes wait. The kernel releases it when the process ends.
-
-    Args:
-        path: the lock file, created if needed. It is never removed: removal would let two processes hold the lock.
-    """
-    private_folder(path.parent)
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def flush_tree(folder: Path) -> None:
-    """fsync a folder and everything below it."""
-    for path in sorted(folder.rglob("*")):
-        flush(path)
-    flush(folder)
+from ral.files import flush
 
 
 def atomic_symlink(link: Path, target: str) -> None:

@@ -5,24 +5,22 @@ can be verified manually. docs/release.md has the rules as a table.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
 
+from ral import wording
 from ral.config.evaluate import EvaluateConfig
 from ral.config.gate import GateConfig
 from ral.data.splits.holdout import gate_set, sealed_patients, unsealed
-from ral.evaluation.score import Estimate, data_of, evaluate
-from ral.release.paired import NO_FINDING, Difference, ReferenceModel, differences, pair
-from ral.wording import PHANTOM_SHORT, RESEARCH, signed, signed_interval
-
-RuleResult = Literal["passes", "holds", "rejects", "listed"]
-
-# Value that the drift checks of the step validate have in the field `column`.
-DRIFT = "accepted profile"
+from ral.data.validation.result import ValidationResult
+from ral.evaluation.results import Estimate
+from ral.evaluation.score import data_of, evaluate
+from ral.inference.bundle import PixelParams
+from ral.release.decision import ComparedFindings, GateDecision, GateSet, Outcome, Rule, RuleResult
+from ral.release.paired import NO_FINDING, Difference, Pair, ReferenceModel, differences, pair
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,17 @@ class GateInputs:
     """None for the first model."""
     anchor: ReferenceModel | None
     """The fixed release of the non-inferiority margin; None if the parameters set no margin."""
-    data: dict[str, Any]
-    """validation.json of the step validate."""
-    preparation: dict[str, Any]
-    """Preprocessing parameters of this run (`bundle.preparation`)."""
+    data: ValidationResult
+    """Result of the step validate."""
+    preparation: PixelParams
+    """Preprocessing parameters of this run."""
     decision_index: int
     """Number of earlier decisions; selects the gate set, which rotates."""
+    run_id: str
+    """Id of the run; there is one decision per run."""
 
 
-def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) -> dict[str, Any]:
+def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) -> GateDecision:
     """Decide on a challenger.
 
     The decision is REJECT if any rule rejects, else HOLD if any rule holds, else PROMOTE. A rule with the
@@ -58,25 +58,13 @@ def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) 
         config: tiers, minimum positives, bootstrap, audit groups, sealed share.
         gate: the limits.
 
-    Returns:
-        The decision as JSON-compatible values: decision, sentence, notice, champion, anchor, set (the scored
-        images), findings, rules (each with rule, result, estimate, low, high, floor, sentence) and the
-        parameters.
-
     Raises:
         UserError: studies and logits do not match, see `rows.align`.
     """
-    studies, test = unsealed(inputs.studies, config.sealed, inputs.test)
-    in_gate_set = (
-        gate_set(studies["patient_id"], gate.sets, inputs.decision_index)
-        | (studies["split"] != "test").to_numpy()
-    )
-    studies = studies[in_gate_set]
+    studies, test = _gate_set(inputs, config, gate)
     test_studies = studies[studies["split"] == "test"]
-    test = test[test["image_id"].isin(test_studies["image_id"])]
     rules = [_data(inputs.data), _drift(inputs.data, gate)]
-    findings: dict[str, list[str]] = {}
-    excluded_patients = 0
+    findings, excluded_patients = ComparedFindings(), 0
     if test_studies["patient_id"].nunique() < 2:
         sentence = (
             f"The gate set has {len(test_studies)} images: too few for a decision. Wait for more data, or lower "
@@ -94,58 +82,69 @@ def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) 
                 findings, excluded_patients = paired.findings, paired.excluded_patients
                 rules.append(_rule("comparable", "passes" if paired.comparable else "holds", paired.sentence))
                 if paired.comparable:
-                    ap_differences = differences(paired, config, subgroups=True)
                     non_inferiority = _non_inferiority(inputs, studies, test, config, gate)
-                    rules.append(_gain(ap_differences["macro"], non_inferiority, config, gate))
-                    rules.append(_tail(ap_differences["tail"], gate))
-                    rules += [
-                        _subgroup(name, difference, gate)
-                        for name, difference in ap_differences.items()
-                        if name not in NOT_SUBGROUPS
-                    ]
-                    rules += [non_inferiority] if non_inferiority else []
-                    rules += (
-                        [_unscored(ap_differences["findings"])] if ap_differences["findings"].note else []
-                    )
+                    rules += _comparison(paired, non_inferiority, config, gate)
     decision = _decision(rules)
-    return {
-        "decision": decision,
-        "sentence": _summary(decision, rules, inputs.champion),
-        "notice": PHANTOM_SHORT if data_of(inputs.studies) == "phantom" else RESEARCH,
-        "champion": inputs.champion.version if inputs.champion else None,
-        "anchor": inputs.anchor.version if inputs.anchor else None,
-        "set": {
-            "turn": inputs.decision_index,
-            "number": inputs.decision_index % gate.sets + 1,
-            "sets": gate.sets,
-            "images": len(test_studies),
-            "patients": int(test_studies["patient_id"].nunique()),
-            "left_out_patients": excluded_patients,
-            "sealed_patients": sealed_patients(inputs.studies, config.sealed),
-        },
-        "findings": findings,
-        "rules": rules,
-        "confidence": config.confidence,
-        "replicates": config.replicates,
-        "gate": gate.model_dump(mode="json"),
-    }
+    return GateDecision(
+        run_id=inputs.run_id,
+        decision=decision,
+        sentence=_summary(decision, rules, inputs.champion),
+        notice=wording.notice(data_of(inputs.studies) == "phantom"),
+        champion=inputs.champion.version if inputs.champion else None,
+        anchor=inputs.anchor.version if inputs.anchor else None,
+        set=GateSet(
+            images=len(test_studies),
+            left_out_patients=excluded_patients,
+            number=inputs.decision_index % gate.sets + 1,
+            patients=test_studies["patient_id"].nunique(),
+            sealed_patients=sealed_patients(inputs.studies, config.sealed),
+            sets=gate.sets,
+            turn=inputs.decision_index,
+        ),
+        findings=findings,
+        rules=rules,
+        confidence=config.confidence,
+        replicates=config.replicates,
+        gate=gate,
+    )
 
 
-# Entries of `differences` that are not subgroups.
-NOT_SUBGROUPS = ("macro", "tail", "findings")
+def _gate_set(
+    inputs: GateInputs, config: EvaluateConfig, gate: GateConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The studies without the test images that are sealed or of another gate set, and the logits of its test images."""
+    studies, test = unsealed(inputs.studies, config.sealed, inputs.test)
+    is_test = (studies["split"] == "test").to_numpy()
+    in_set = gate_set(studies["patient_id"], gate.sets, inputs.decision_index)
+    ids = studies.loc[is_test & in_set, "image_id"]
+    return studies[in_set | ~is_test], test[test["image_id"].isin(ids)]
 
 
-def _decision(rules: list[dict[str, Any]]) -> str:
-    results = {rule["result"] for rule in rules}
+def _comparison(
+    paired: Pair, non_inferiority: Rule | None, config: EvaluateConfig, gate: GateConfig
+) -> list[Rule]:
+    """The rules about the differences to the champion."""
+    found = differences(paired, config, subgroups=True)
+    return [
+        _gain(found.macro, non_inferiority, config, gate),
+        _tail(found.tail, gate),
+        *(_subgroup(name, difference, gate) for name, difference in found.subgroups.items()),
+        *([non_inferiority] if non_inferiority else []),
+        *([_unscored(found.not_estimable)] if found.not_estimable else []),
+    ]
+
+
+def _decision(rules: list[Rule]) -> Outcome:
+    results = {rule.result for rule in rules}
     return "REJECT" if "rejects" in results else "HOLD" if "holds" in results else "PROMOTE"
 
 
-def _summary(decision: str, rules: list[dict[str, Any]], champion: ReferenceModel | None) -> str:
+def _summary(decision: Outcome, rules: list[Rule], champion: ReferenceModel | None) -> str:
     """The decision and its reasons in one line."""
     decisive = {"REJECT": "rejects", "HOLD": "holds"}.get(decision)
-    reasons = [rule["sentence"] for rule in rules if rule["result"] == decisive]
+    reasons = [rule.sentence for rule in rules if rule.result == decisive]
     if decision == "PROMOTE":
-        reasons = [rule["sentence"] for rule in rules if rule["rule"] in ("gain", "first model")]
+        reasons = [rule.sentence for rule in rules if rule.rule in ("gain", "first model")]
     comparison = f"against {champion.version}" if champion else "first model"
     return f"{decision} ({comparison}): {' '.join(reasons)}"
 
@@ -156,29 +155,28 @@ def _rule(
     sentence: str,
     interval: Difference | Estimate | None = None,
     floor: float | None = None,
-) -> dict[str, Any]:
+) -> Rule:
     ends = (interval.value, interval.low, interval.high) if interval else (None, None, None)
     estimate, low, high = (None if end is None or np.isnan(end) else round(end, 6) for end in ends)
-    return {
-        "rule": name, "result": result, "estimate": estimate, "low": low, "high": high, "floor": floor,
-        "sentence": sentence,
-    }  # fmt: skip
+    return Rule(
+        rule=name, result=result, sentence=sentence, estimate=estimate, low=low, high=high, floor=floor
+    )
 
 
-def _data(data: dict[str, Any]) -> dict[str, Any]:
-    if data["passed"]:
+def _data(data: ValidationResult) -> Rule:
+    if data.passed:
         return _rule("data", "passes", "The data passed validation.")
     return _rule(
         "data", "rejects", "The data did not pass validation. A model trained on it cannot be released."
     )
 
 
-def _drift(data: dict[str, Any], gate: GateConfig) -> dict[str, Any]:
+def _drift(data: ValidationResult, gate: GateConfig) -> Rule:
     """Drift from the accepted profile; other validation warnings only appear in the report."""
-    failed = [check for check in data["checks"] if check["column"] == DRIFT and not check["passed"]]
+    failed = [check for check in data.checks if check.kind == "drift" and not check.passed]
     if not failed:
         return _rule("drift", "passes", "No drift from the accepted profile was detected.")
-    reasons = "; ".join(f"failed: {check['check']} ({check['remedy'].split('. ')[0]})" for check in failed)
+    reasons = "; ".join(f"failed: {check.check} ({check.observed})" for check in failed)
     if not gate.hold_on_drift:
         return _rule("drift", "listed", f"The data drifted: {reasons}. gate.hold_on_drift is false.")
     return _rule(
@@ -188,7 +186,7 @@ def _drift(data: dict[str, Any], gate: GateConfig) -> dict[str, Any]:
     )
 
 
-def _calibration(error: Estimate, gate: GateConfig) -> dict[str, Any]:
+def _calibration(error: Estimate, gate: GateConfig) -> Rule:
     cap = gate.calibration_cap
     if error.value is None:
         return _rule("calibration", "holds", "The calibration error is not estimable.", floor=cap)
@@ -197,7 +195,7 @@ def _calibration(error: Estimate, gate: GateConfig) -> dict[str, Any]:
     return _rule("calibration", result, sentence, error, cap)
 
 
-def _first(auroc: Estimate, gate: GateConfig) -> dict[str, Any]:
+def _first(auroc: Estimate, gate: GateConfig) -> Rule:
     floor = gate.first_auroc
     if auroc.value is None or auroc.low is None or auroc.high is None:
         sentence = "The macro AUROC is not estimable: too few test images with findings."
@@ -224,8 +222,8 @@ def widened(difference: Difference, confidence: float, deviation: float) -> Diff
 
 
 def _gain(
-    difference: Difference, non_inferiority: dict[str, Any] | None, config: EvaluateConfig, gate: GateConfig
-) -> dict[str, Any]:
+    difference: Difference, non_inferiority: Rule | None, config: EvaluateConfig, gate: GateConfig
+) -> Rule:
     """Macro AP against the champion's; with a margin, a model that is not inferior to the anchor passes too."""
     if difference.note:
         return _rule("gain", "holds", f"The difference in macro AP is {difference.note}.", floor=0.0)
@@ -237,15 +235,16 @@ def _gain(
         return _rule("gain", "rejects", f"{text}: it is worse.", difference, 0.0)
     if (
         non_inferiority
-        and non_inferiority["low"] is not None
-        and non_inferiority["low"] >= non_inferiority["floor"]
+        and non_inferiority.low is not None
+        and non_inferiority.floor is not None
+        and non_inferiority.low >= non_inferiority.floor
     ):
         sentence = f"{text}: neither better nor worse, and not inferior to the anchor."
         return _rule("gain", "passes", sentence, difference, 0.0)
     return _rule("gain", "holds", f"{text}: not significantly better.", difference, 0.0)
 
 
-def _tail(difference: Difference, gate: GateConfig) -> dict[str, Any]:
+def _tail(difference: Difference, gate: GateConfig) -> Rule:
     floor = -gate.tail_floor
     if difference.note == NO_FINDING:
         return _rule("tail", "passes", "No common finding is in the tail tier.", floor=floor)
@@ -263,7 +262,7 @@ def _tail(difference: Difference, gate: GateConfig) -> dict[str, Any]:
     return _rule("tail", result, sentence, difference, floor)
 
 
-def _subgroup(name: str, difference: Difference, gate: GateConfig) -> dict[str, Any]:
+def _subgroup(name: str, difference: Difference, gate: GateConfig) -> Rule:
     floor, rule = -gate.subgroup_floor, f"subgroup: {name}"
     if difference.note:
         return _rule(
@@ -280,7 +279,7 @@ def _subgroup(name: str, difference: Difference, gate: GateConfig) -> dict[str, 
 
 def _non_inferiority(
     inputs: GateInputs, studies: pd.DataFrame, test: pd.DataFrame, config: EvaluateConfig, gate: GateConfig
-) -> dict[str, Any] | None:
+) -> Rule | None:
     """Macro AP against the fixed anchor; informative only, because the rule `gain` decides on it."""
     if gate.margin is None or inputs.anchor is None:
         return None
@@ -288,7 +287,7 @@ def _non_inferiority(
     paired = pair(studies, test, inputs.anchor, inputs.preparation)
     if not paired.comparable:
         return _rule(name, "listed", f"Anchor: {paired.sentence}", floor=floor)
-    difference = differences(paired, config)["macro"]
+    difference = differences(paired, config).macro
     if difference.note:
         sentence = f"The difference in macro AP to the anchor is {difference.note}."
         return _rule(name, "listed", sentence, floor=floor)
@@ -301,11 +300,10 @@ def _non_inferiority(
     return _rule(name, "listed", sentence, difference, floor)
 
 
-def _unscored(difference: Difference) -> dict[str, Any]:
-    return _rule(
-        "findings", "listed", f"Excluded from all means because of too few images: {difference.note}."
-    )
+def _unscored(findings: tuple[str, ...]) -> Rule:
+    sentence = f"Excluded from all means because of too few images: {', '.join(findings)}."
+    return _rule("findings", "listed", sentence)
 
 
 def _signed(difference: Difference) -> str:
-    return f"{signed(difference.value)} ({signed_interval(difference.low, difference.high)})"
+    return wording.difference(difference.value, difference.low, difference.high)

@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from ral.config.evaluate import EvaluateConfig
 from ral.evaluation.audit import groups
+from ral.evaluation.common import restrict
 from ral.evaluation.compare import compare
-from ral.evaluation.rows import ATTRIBUTES, KEYS, findings_of
+from ral.evaluation.rows import findings_of
 from ral.evaluation.score import tier_of
+from ral.inference.bundle import PixelParams
+from ral.release.decision import ComparedFindings
 
 CHALLENGER = "challenger"
 
@@ -29,8 +31,8 @@ class ReferenceModel:
     """Raw logits: image_id and a column per finding of this model. Images outside the test split are ignored."""
     seen: frozenset[str]
     """Patients in its training or validation split."""
-    preparation: dict[str, Any]
-    """Preprocessing parameters of the images it was trained on (`bundle.preparation`)."""
+    preparation: PixelParams
+    """Preprocessing parameters of the images it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class Pair:
     """Training and validation images and the test images to score, with the common findings."""
     models: Mapping[str, pd.DataFrame]
     """The reference model's logits, then the challenger's."""
-    findings: dict[str, list[str]]
-    """scored, only_challenger, only_champion."""
+    findings: ComparedFindings
     excluded_patients: int
     """Number of patients excluded because the reference model was trained or validated on them."""
     comparable: bool
@@ -61,8 +62,21 @@ class Difference:
     """Why there are no numbers; empty if there are."""
 
 
+@dataclass(frozen=True)
+class Differences:
+    """Differences in AP between a challenger and a reference model."""
+
+    macro: Difference
+    tail: Difference
+    """Of the tail tier."""
+    not_estimable: tuple[str, ...]
+    """Findings that are in no mean."""
+    subgroups: Mapping[str, Difference] = field(default_factory=dict)
+    """Macro AP by group of test images."""
+
+
 def pair(
-    studies: pd.DataFrame, test: pd.DataFrame, reference: ReferenceModel, preparation: dict[str, Any]
+    studies: pd.DataFrame, test: pd.DataFrame, reference: ReferenceModel, preparation: PixelParams
 ) -> Pair:
     """Choose the images and findings that both models can be scored on.
 
@@ -72,59 +86,55 @@ def pair(
         reference: the earlier model.
         preparation: preprocessing parameters of this run.
     """
-    challenger_findings = findings_of(studies)
-    reference_findings = [str(name) for name in reference.logits.columns if name != "image_id"]
-    common = [name for name in challenger_findings if name in reference_findings]
-    findings = {
-        "scored": common,
-        "only_challenger": [name for name in challenger_findings if name not in reference_findings],
-        "only_champion": [name for name in reference_findings if name not in challenger_findings],
-    }
+    findings = ComparedFindings.of(
+        findings_of(studies), [str(name) for name in reference.logits.columns if name != "image_id"]
+    )
     in_test = (studies["split"] == "test").to_numpy()
     seen = studies["patient_id"].isin(reference.seen).to_numpy()
-    excluded_patients = int(studies.loc[in_test & seen, "patient_id"].nunique())
+    excluded_patients = studies.loc[in_test & seen, "patient_id"].nunique()
     is_scored = in_test & ~seen & studies["image_id"].isin(reference.logits["image_id"]).to_numpy()
-    attributes = [name for name in ATTRIBUTES if name in studies.columns]
-    rows = studies.loc[~in_test | is_scored, [*KEYS, *attributes, *common]]
-    ids = studies.loc[is_scored, "image_id"]
-    models = {
-        name: table.loc[table["image_id"].isin(ids), ["image_id", *common]]
-        for name, table in ((reference.version, reference.logits), (CHALLENGER, test))
-    }
+    models = {reference.version: reference.logits, CHALLENGER: test}
+    rows, logits = restrict(studies, models, is_scored, findings.scored)
     patients = studies.loc[is_scored, "patient_id"].nunique()
-    changed = [name for name in preparation if reference.preparation.get(name) != preparation[name]]
-    if changed:
-        name = changed[0]
-        reason = (
-            f"{reference.version} was trained on images preprocessed differently (preprocess.{name}: "
-            f"{reference.preparation.get(name)}, in this run {preparation[name]}), so it cannot be scored "
-            "on the images of "
-            f"this run. Train with the preprocessing of {reference.version}, or compare the models manually "
-            "and promote."
-        )
-    elif not common:
-        remedy = "Compare the models manually and promote."
-        reason = f"{reference.version} has no finding in common with this model. {remedy}"
-    elif patients < 2:
-        reason = (
-            f"Only {patients} test patients remain that {reference.version} was not trained or validated on: too few. "
-            "Add new patients to the test split, or keep the split (baseline/split.parquet)."
-        )
-    else:
-        reason = ""
+    reason = _not_comparable(reference, preparation, findings, patients)
     sentence = (
-        f"Both models are scored on {len(ids):,} images of {patients:,} patients and {len(common)} findings."
+        f"Both models are scored on {is_scored.sum():,} images of {patients:,} patients and "
+        f"{len(findings.scored)} findings."
     )
     if excluded_patients:
         why = f"{reference.version} was trained or validated on them"
         sentence += f" {excluded_patients} patients are excluded because {why}."
-    for names, status in (("only_challenger", "new"), ("only_champion", "no longer scored")):
-        if findings[names]:
-            sentence += f" Findings {status}: {', '.join(findings[names])}."
-    return Pair(rows, models, findings, excluded_patients, not reason, reason or sentence)
+    for names, status in ((findings.only_challenger, "new"), (findings.only_champion, "no longer scored")):
+        if names:
+            sentence += f" Findings {status}: {', '.join(names)}."
+    return Pair(rows, logits, findings, excluded_patients, not reason, reason or sentence)
 
 
-def differences(paired: Pair, config: EvaluateConfig, subgroups: bool = False) -> dict[str, Difference]:
+def _not_comparable(
+    reference: ReferenceModel, preparation: PixelParams, findings: ComparedFindings, patients: int
+) -> str:
+    """Why a challenger cannot be compared with a reference model, and what to do; empty if it can."""
+    ours, theirs = preparation.model_dump(), reference.preparation.model_dump()
+    changed = [name for name in ours if theirs[name] != ours[name]]
+    if changed:
+        name = changed[0]
+        return (
+            f"{reference.version} was trained on images preprocessed differently (preprocess.{name}: {theirs[name]}, "
+            f"in this run {ours[name]}), so it cannot be scored on the images of this run. Train with the "
+            f"preprocessing of {reference.version}, or compare the models manually and promote."
+        )
+    if not findings.scored:
+        remedy = "Compare the models manually and promote."
+        return f"{reference.version} has no finding in common with this model. {remedy}"
+    if patients < 2:
+        return (
+            f"Only {patients} test patients remain that {reference.version} was not trained or validated on: too few. "
+            "Add new patients to the test split, or keep the split (baseline/split.parquet)."
+        )
+    return ""
+
+
+def differences(paired: Pair, config: EvaluateConfig, subgroups: bool = False) -> Differences:
     """Differences in AP from the paired bootstrap of `ral.evaluation.compare`.
 
     Args:
@@ -132,23 +142,21 @@ def differences(paired: Pair, config: EvaluateConfig, subgroups: bool = False) -
         config: tiers, minimum positives, bootstrap, audit groups.
         subgroups: also compare macro AP within the groups of each attribute of `audit.by` (not of pairs of
             attributes). Their intervals are simultaneous (Bonferroni), because every group is checked.
-
-    Returns:
-        macro, tail, findings (its note names the findings that are not estimable), then one entry per group.
     """
     table = compare(paired.studies, paired.models, "test", config)
     table = table[table["metric"] == "ap"]
     train = paired.studies[paired.studies["split"] == "train"]
-    tiers = {tier_of(name, train[name], config)[0] for name in paired.findings["scored"]}
+    tiers = {tier_of(name, train[name], config)[0] for name in paired.findings.scored}
     rows = table[table["level"] == "finding"]
-    unscored = rows.loc[rows["note"] != "", "name"]
-    result = {
-        "macro": _difference(table, "macro"),
-        "tail": _difference(table, "tail") if "tail" in tiers else Difference(note=NO_FINDING),
-        "findings": Difference(note=", ".join(unscored)),
-    }
-    if not subgroups:
-        return result
+    return Differences(
+        macro=_difference(table, "macro"),
+        tail=_difference(table, "tail") if "tail" in tiers else Difference(note=NO_FINDING),
+        not_estimable=tuple(rows.loc[rows["note"] != "", "name"]),
+        subgroups=_subgroups(paired, config) if subgroups else {},
+    )
+
+
+def _subgroups(paired: Pair, config: EvaluateConfig) -> dict[str, Difference]:
     test = paired.studies[paired.studies["split"] == "test"]
     single = [group for group in groups(test, config.audit) if "×" not in group.attribute]
     strict = config.model_copy(
@@ -157,9 +165,7 @@ def differences(paired: Pair, config: EvaluateConfig, subgroups: bool = False) -
             "min_positives": config.audit.min_positives,
         }
     )
-    for group in single:
-        result[f"{group.attribute} {group.name}"] = _within(paired, test[group.rows], strict)
-    return result
+    return {f"{group.attribute} {group.name}": _within(paired, test[group.rows], strict) for group in single}
 
 
 def _within(paired: Pair, images: pd.DataFrame, config: EvaluateConfig) -> Difference:

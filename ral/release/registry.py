@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ral.errors import UserError
-from ral.files import private_folder
+from ral.files import flush, flush_tree, locked, private_folder
 from ral.release.bundle import verify
-from ral.release.durable import atomic_symlink, clear_git_locks, flush, flush_tree, locked
-from ral.release.ledger import Ledger
+from ral.release.durable import atomic_symlink, clear_git_locks
+from ral.release.ledger import Ledger, Promotion, Rollback
 
 ARTIFACT = "ral"
 BRANCH = "nightly"
@@ -130,14 +130,6 @@ class Registry:
             self._reconcile()
             return next((release for release in self.releases() if release.stage == CHAMPION), None)
 
-    def anchor(self, version: str | None) -> Release | None:
-        """The fixed release of the non-inferiority margin; None if the parameters name none.
-
-        Raises:
-            UserError: there is no such release, or its bundle is missing or damaged.
-        """
-        return None if version is None else self._verified_release(version)
-
     def register(self, commit: str, bundle_folder: Path) -> str:
         """Register a bundle as a release: move it into the registry, then tag the commit. Idempotent per commit.
 
@@ -162,8 +154,8 @@ class Registry:
                     "COMMIT:refs/heads/nightly"
                 )
             content = verify(bundle_folder)
-            if content["commit"] != commit:
-                raise UserError(f"{bundle_folder} is of commit {content['commit']}, not of {commit}.")
+            if content.commit != commit:
+                raise UserError(f"{bundle_folder} is of commit {content.commit}, not of {commit}.")
             last = max((_version_key(version)[1] for version in registered), default=0)
             version = f"v0.{last + 1}.0"
             path = self.folder / version
@@ -245,7 +237,8 @@ class Registry:
             return [release.version for release in pruned]
 
     def _set_champion(self, version: str, by: str, message: str) -> None:
-        release = self._verified_release(version)
+        release = self.release(version)
+        verify(release.bundle)
         with locked(self._lock):
             _, assignments = self._tags()
             if _champion(assignments) != release.version:
@@ -253,22 +246,16 @@ class Registry:
                 self._assign(CHAMPION, version, _single_line(re.sub("[<>]", "", by)), message)
             self._reconcile()
 
-    def _verified_release(self, version: str) -> Release:
-        release = self.release(version)
-        verify(release.bundle)
-        return release
-
     def _reconcile(self) -> None:
         """Update the archived tag, the ledger and the symlink to match the newest champion tag."""
         _, assignments = self._tags()
         champions = [item for item in assignments if item.stage == CHAMPION]
         for item in champions:
             what, _, reason = item.message.partition(": ")
-            if what not in ("promote", "rollback"):  # assigned with the gto command
-                what, reason = "promote", item.message
-            self.ledger.append(
-                what, once="tag", tag=item.tag, version=item.version, by=item.by, reason=reason
-            )
+            kind = {"promote": Promotion, "rollback": Rollback}.get(what)
+            if kind is None:  # assigned with the gto command
+                kind, reason = Promotion, item.message
+            self.ledger.append(kind(tag=item.tag, version=item.version, by=item.by, reason=reason))
         if not champions:
             return
         last = champions[-1]

@@ -1,6 +1,6 @@
 """Raw logits of a released model on the current images, with the scoring code of the training; CPU, float32."""
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,18 +11,19 @@ from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.score import score_images
 from ral.models.load import load_model
-from ral.release.bundle import verify
+from ral.release.bundle import Bundle, PixelParams, verify
 from ral.release.paired import ReferenceModel
 from ral.release.registry import Release
 
 
-def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
+def score(release: Release, bundle: Bundle, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
     """Logits of a release.
 
-    Its bundle is verified first. The number of threads is that of its training, because rounding depends on it.
+    The number of threads is that of its training, because rounding depends on it.
 
     Args:
-        release: a release with a bundle.
+        release: the release to score.
+        bundle: its bundle, verified.
         dataset: prepared images.
         rows: row numbers of the dataset to score.
 
@@ -30,9 +31,8 @@ def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
         image_id and a float32 column per finding of the release.
 
     Raises:
-        UserError: the bundle is missing or damaged, or the images have another size than those of the training.
+        UserError: the images have another size than those of the training.
     """
-    content = verify(release.bundle)
     network, metadata = load_model(release.bundle / "model")
     if metadata["size"] != dataset.metadata["size"]:
         raise UserError(
@@ -40,7 +40,7 @@ def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
             f"{dataset.metadata['size']}. Prepare the images with preprocess.size={metadata['size']}."
         )
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(content["params"]["train"].get("threads", 1))
+    torch.set_num_threads(bundle.params["train"].get("threads", 1))
     try:
         logits = score_images(network, dataset, metadata, rows, torch.device("cpu"))
     finally:
@@ -50,21 +50,20 @@ def score(release: Release, dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
     return table
 
 
-def seen(release: Release) -> frozenset[str]:
-    """Patients in the training or validation split of a release, from its bundle.
+def seen(folder: Path) -> frozenset[str]:
+    """Patients in the training or validation split of the release in the folder of a verified bundle.
 
     Raises:
-        UserError: the bundle is missing or damaged.
+        UserError: the bundle has no split.
     """
-    verify(release.bundle)
-    split = read_split(release.bundle)
+    split = read_split(folder)
     if split is None:
-        raise UserError(f"{release.bundle} has no {SPLIT}. Use another release (python -m ral.release list).")
+        raise UserError(f"{folder} has no {SPLIT}. Use another release (python -m ral.release list).")
     return frozenset(split.index[split != "test"])
 
 
 def reference_model(
-    release: Release, dataset: Dataset, rows: np.ndarray, preparation: dict[str, Any]
+    release: Release, dataset: Dataset, rows: np.ndarray, preparation: PixelParams
 ) -> ReferenceModel:
     """A release as the gate compares against it, with its logits of the images whose patients it has not seen.
 
@@ -77,12 +76,11 @@ def reference_model(
     Raises:
         UserError: the bundle is missing or damaged.
     """
-    content = verify(release.bundle)
-    seen_patients = seen(release)
-    if content["preparation"] == preparation:
-        logits = score(
-            release, dataset, rows[~dataset.studies["patient_id"].isin(seen_patients).to_numpy()[rows]]
-        )
+    bundle = verify(release.bundle)
+    seen_patients = seen(release.bundle)
+    if bundle.preparation == preparation:
+        unseen = rows[~dataset.studies["patient_id"].isin(seen_patients).to_numpy()[rows]]
+        logits = score(release, bundle, dataset, unseen)
     else:
-        logits = pd.DataFrame(columns=["image_id", *content["findings"]])
-    return ReferenceModel(release.version, logits, seen_patients, content["preparation"])
+        logits = pd.DataFrame(columns=["image_id", *bundle.findings])
+    return ReferenceModel(release.version, logits, seen_patients, bundle.preparation)

@@ -1,31 +1,14 @@
 """The audit section of the report: flagged gaps first, then the groups of every attribute."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import pandas as pd
+from ral.evaluation.specs import GROUP_METRICS, LABELS
+from ral.evaluation.table_rows import AuditRow
+from ral.reporting.tables import Cell, Table
+from ral.wording import difference, known, number, p_value, pluralize, with_interval
 
-from ral.reporting.tables import Cell, Table, records, text
-from ral.wording import (
-    NOT_ESTIMABLE,
-    known,
-    number,
-    p_value,
-    pluralize,
-    signed,
-    signed_interval,
-    with_interval,
-)
-
-# Metric in audit.csv -> name in the report.
-METRICS = {
-    "auroc": "AUROC",
-    "ap": "AP",
-    "sensitivity": "Sensitivity",
-    "false_negative_rate": "False negative rate",
-    "calibration": "Calibration gap",
-}
 TOO_FEW = "too few"
 MACRO = "macro"
 
@@ -41,24 +24,25 @@ class Audit:
     missing: tuple[str, ...]
     """Attributes that the data does not have."""
     groups: list[Table]
-    """Means over the findings, one table per attribute and pair of attributes."""
+    """Means over the findings, one table per attribute."""
+    pairs: list[Table]
+    """The same, one table per pair of attributes."""
     findings: list[Table]
-    """Every finding, one table per single attribute."""
+    """Every finding, one table per attribute."""
 
 
-def audit(table: pd.DataFrame) -> Audit:
-    """Convert audit.csv to tables."""
-    rows = records(table)
-    flagged = [row for row in rows if text(row["flagged"]) == "yes"]
-    present = [row for row in rows if text(row["group"])]
-    attributes = list(dict.fromkeys(text(row["attribute"]) for row in present))
-    parts = {name: [row for row in present if text(row["attribute"]) == name] for name in attributes}
+def audit(rows: Sequence[AuditRow]) -> Audit:
+    """Convert the rows of audit.csv to tables."""
+    flagged = [row for row in rows if row.flagged == "yes"]
+    parts = _split([row for row in rows if row.group], "attribute")
+    single = [part for part in parts if len(part[0].attributes) == 1]
     return Audit(
-        tested=sum(known(row["p"]) for row in rows),
+        tested=sum(known(row.p) for row in rows),
         flagged=_flagged(flagged) if flagged else None,
-        missing=tuple(text(row["attribute"]) for row in rows if not text(row["group"])),
-        groups=[_groups(name, part) for name, part in parts.items()],
-        findings=[_findings(name, part) for name, part in parts.items() if " × " not in name],
+        missing=tuple(row.attribute for row in rows if not row.group),
+        groups=[_groups(part) for part in single],
+        pairs=[_groups(part) for part in parts if len(part[0].attributes) > 1],
+        findings=[_findings(part) for part in single],
     )
 
 
@@ -80,7 +64,7 @@ def summary_sentence(content: Audit, confidence: float) -> str:
     )
 
 
-def _flagged(rows: list[dict[str, Any]]) -> Table:
+def _flagged(rows: Sequence[AuditRow]) -> Table:
     return Table(
         "Flagged gaps",
         (
@@ -90,100 +74,100 @@ def _flagged(rows: list[dict[str, Any]]) -> Table:
         "llllrrrrrr",
         [
             [
-                Cell(text(row["group"]), "failed error"),
-                text(row["attribute"]),
-                text(row["finding"]),
-                METRICS[row["metric"]],
+                Cell(row.group, "failed error"),
+                row.attribute,
+                row.finding,
+                LABELS[row.metric],
                 _value(row),
-                number(row["others"]),
-                f"{signed(row['difference'])} ({signed_interval(row['difference_low'], row['difference_high'])})",
-                p_value(row["p_holm"]),
-                _count(row["patients"]),
-                _count(row["positives"]),
+                number(row.others),
+                difference(row.difference, row.difference_low, row.difference_high),
+                p_value(row.p_holm),
+                _count(row.patients),
+                _count(row.positives),
             ]
-            for row in sorted(rows, key=lambda row: (row["p_holm"], row["p"]))
+            for row in sorted(rows, key=lambda row: (row.p_holm, row.p))
         ],
     )  # fmt: skip
 
 
-def _groups(attribute: str, rows: list[dict[str, Any]]) -> Table:
+def _groups(rows: Sequence[AuditRow]) -> Table:
     """Means over the findings of each group of an attribute."""
     content = []
-    for group, part in _split(rows, "group"):
-        by_metric = {row["metric"]: row for row in part if text(row["finding"]) == MACRO}
+    for part in _split(rows, "group"):
+        by_metric = {row.metric: row for row in part if row.finding == MACRO}
         compared = {
-            text(row["finding"])
+            row.finding
             for row in part
-            if text(row["metric"]) == "auroc" and text(row["finding"]) != MACRO and known(row["others"])
+            if row.metric == "auroc" and row.finding != MACRO and known(row.others)
         }
         content.append(
             [
-                group,
-                _count(part[0]["images"]),
-                _count(part[0]["patients"]),
+                part[0].group,
+                _count(part[0].images),
+                _count(part[0].patients),
                 f"{len(compared)}",
-                *(_metric(by_metric.get(metric)) for metric in METRICS),
+                *(_metric(by_metric.get(metric)) for metric in GROUP_METRICS),
             ]
         )
     return Table(
-        f"Groups by {attribute}: means over the comparable findings",
-        ("Group", "Images", "Patients", "Findings compared", *METRICS.values()),
-        "l" + "r" * (3 + len(METRICS)),
+        f"Groups by {rows[0].attribute}: means over the comparable findings",
+        ("Group", "Images", "Patients", "Findings compared", *(LABELS[metric] for metric in GROUP_METRICS)),
+        "l" + "r" * (3 + len(GROUP_METRICS)),
         content,
     )
 
 
-def _findings(attribute: str, rows: list[dict[str, Any]]) -> Table:
+def _findings(rows: Sequence[AuditRow]) -> Table:
     """Every finding in each group of an attribute."""
     content = []
-    for group, part in _split(rows, "group"):
-        for finding, metric_rows in _split(part, "finding"):
-            if finding == MACRO:
+    for group in _split(rows, "group"):
+        for part in _split(group, "finding"):
+            if part[0].finding == MACRO:
                 continue
-            by_metric = {text(row["metric"]): row for row in metric_rows}
-            note = text(by_metric[""]["note"]) if "" in by_metric else ""
+            by_metric = {row.metric: row for row in part}
+            note = by_metric[""].note if "" in by_metric else ""
             content.append(
                 [
-                    group,
-                    finding,
-                    _count(metric_rows[0]["positives"]),
+                    part[0].group,
+                    part[0].finding,
+                    _count(part[0].positives),
                     *(
                         Cell(TOO_FEW, "missing", note) if note else _metric(by_metric.get(metric))
-                        for metric in METRICS
+                        for metric in GROUP_METRICS
                     ),
                 ]
             )
     return Table(
-        f"Every finding by {attribute}",
-        ("Group", "Finding", "Positive images", *METRICS.values()),
-        "llr" + "r" * len(METRICS),
+        f"Every finding by {rows[0].attribute}",
+        ("Group", "Finding", "Positive images", *(LABELS[metric] for metric in GROUP_METRICS)),
+        "llr" + "r" * len(GROUP_METRICS),
         content,
     )
 
 
-def _split(rows: list[dict[str, Any]], column: str) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-    names = list(dict.fromkeys(text(row[column]) for row in rows))
-    return [(name, [row for row in rows if text(row[column]) == name]) for name in names]
+def _split(
+    rows: Sequence[AuditRow], column: Literal["attribute", "group", "finding"]
+) -> list[list[AuditRow]]:
+    """The rows by the values of a column, in the order of their first rows."""
+    parts: dict[str, list[AuditRow]] = {}
+    for row in rows:
+        parts.setdefault(getattr(row, column), []).append(row)
+    return list(parts.values())
 
 
-def _metric(row: dict[str, Any] | None) -> str | Cell:
+def _metric(row: AuditRow | None) -> str | Cell:
     if row is None:
         return Cell(TOO_FEW, "missing")
-    if text(row["flagged"]) == "yes":
+    if row.flagged == "yes":
         return Cell(f"{_value(row)} flagged", "failed error")
     return _value(row)
 
 
-def _value(row: dict[str, Any]) -> str:
-    if row["metric"] != "calibration":
-        return with_interval(row["value"], row["low"], row["high"])
-    # Signed: a positive gap means that the scores are too high.
-    return (
-        f"{signed(row['value'])} ({signed_interval(row['low'], row['high'])})"
-        if known(row["value"])
-        else NOT_ESTIMABLE
-    )
+def _value(row: AuditRow) -> str:
+    # Signed: a positive calibration gap means that the scores are too high.
+    shown = difference if row.metric == "calibration" else with_interval
+    return shown(row.value, row.low, row.high)
 
 
-def _count(value: float | None) -> str:
-    return f"{int(value):,}" if known(value) else ""
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"

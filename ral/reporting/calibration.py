@@ -2,50 +2,50 @@
 curves."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ral.config.evaluate import ThresholdConfig
-from ral.reporting.plots import INK, TIER_COLOURS, Row, plain, svg
-from ral.reporting.tables import Table, records, text
+from ral.evaluation.specs import CALIBRATION_METRICS, LABELS, THRESHOLD_METRICS
+from ral.evaluation.table_rows import FindingRow, OperatingRow
+from ral.reporting.plots import INK, TIER_COLOURS, plain, svg
+from ral.reporting.tables import Table
 from ral.wording import known, number, with_interval
 
 # Kind of scores in reliability.csv -> name in the report.
 SCORES = {"uncalibrated": "before", "calibrated": "after"}
 NO_MAP = "none"
-# Columns of operating.csv that have intervals.
-SHARES = ("sensitivity", "specificity", "ppv", "npv", "f1")
 # Every how many points of a decision curve the table has a row.
 STEP = 6
 
 
-def maps(rows: Sequence[Row]) -> Table:
+def maps(rows: Sequence[FindingRow]) -> Table:
     """The calibration map of every finding, and the calibration metrics before and after."""
     return Table(
         "Calibration of every finding on the test images",
         (
-            "Finding", "Map", "Brier score before", "Brier score after", "Log loss before", "Log loss after",
-            "ECE before", "ECE after", "Debiased ECE before", "Debiased ECE after",
+            "Finding",
+            "Map",
+            *(f"{LABELS[error]} {when}" for error in CALIBRATION_METRICS for when in ("before", "after")),
         ),
         "ll" + "r" * 8,
         [
             [
-                row["finding"],
-                text(row.get("calibration")) or NO_MAP,
+                row.finding,
+                row.calibration or NO_MAP,
                 *(
                     cell
-                    for error in ("brier", "log_loss", "ece", "ece_debiased")
-                    for cell in (number(row.get(f"{error}_uncalibrated")), _error(row, error))
+                    for error in CALIBRATION_METRICS
+                    for cell in (number(row.uncalibrated[error]), _error(row, error))
                 ),
             ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
-def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
+def reliability(name: str, row: FindingRow, bins: pd.DataFrame, phantom: bool) -> str:
     """Reliability curves of one finding, before and after calibration.
 
     Args:
@@ -64,11 +64,11 @@ def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
                 part[column].to_numpy(dtype=float) for column in ("mean_score", "observed", "low", "high")
             )
             axes.plot([0, top], [0, top], color=INK, alpha=0.5, linewidth=0.9, linestyle=(0, (4, 3)))
-            axes.vlines(x, low, high, color=TIER_COLOURS[row["tier"]], linewidth=1, alpha=0.6)
+            axes.vlines(x, low, high, color=TIER_COLOURS[row.tier], linewidth=1, alpha=0.6)
             axes.plot(
                 x,
                 y,
-                color=TIER_COLOURS[row["tier"]],
+                color=TIER_COLOURS[row.tier],
                 linewidth=1.3,
                 marker="o",
                 markersize=3.5,
@@ -80,24 +80,24 @@ def reliability(name: str, row: Row, bins: pd.DataFrame, phantom: bool) -> str:
         figure.axes[0].set_ylabel("share positive")
 
     alt = (
-        f"{plain(row['finding'])}: share of positive test images against the mean score of each bin, before "
+        f"{plain(row.finding)}: share of positive test images against the mean score of each bin, before "
         "calibration "
-        f"(ECE {number(row.get('ece_uncalibrated'))}) and after (ECE {number(row.get('ece'))}). Dashed: perfect "
+        f"(ECE {number(row.uncalibrated['ece'])}) and after (ECE {number(row.value('ece'))}). Dashed: perfect "
         "calibration. The numbers are in the table of bins below the plots."
     )
     return svg(name, alt, phantom, (4.4, 2.4), paint)
 
 
-def bins(reliability: pd.DataFrame, rows: Sequence[Row]) -> Table:
+def bins(reliability: pd.DataFrame, rows: Sequence[FindingRow]) -> Table:
     """The points of the reliability curves."""
     content = []
     for row in rows:
-        part = reliability[reliability["finding"] == row["finding"]]
+        part = reliability[reliability["finding"] == row.finding]
         for scores, title in SCORES.items():
             for point in part[part["scores"] == scores].to_dict("records"):
                 content.append(
                     [
-                        row["finding"],
+                        row.finding,
                         title,
                         f"{int(point['images']):,}",
                         f"{int(point['positives']):,}",
@@ -122,30 +122,30 @@ def rules(config: ThresholdConfig) -> dict[str, str]:
     }
 
 
-def operating(table: pd.DataFrame, rows: Sequence[Row], rule: str, caption: str) -> Table:
+def operating(points: Sequence[OperatingRow], rows: Sequence[FindingRow], rule: str, caption: str) -> Table:
     """Test metrics at the thresholds of a rule."""
-    by_finding = {point["finding"]: point for point in records(table[table["rule"] == rule])}
+    by_finding = {point.finding: point for point in points if point.rule == rule}
     return Table(
         caption,
         (
             "Finding", "Threshold (rounded)", "True positives", "False positives", "False negatives", "True negatives",
-            "Sensitivity", "Specificity", "PPV", "NPV", "F1",
+            *(LABELS[metric] for metric in THRESHOLD_METRICS),
         ),
         "l" + "r" * 10,
         [
             [
-                row["finding"],
-                _threshold(point["threshold"]),
-                *(f"{int(point[count]):,}" for count in ("tp", "fp", "fn", "tn")),
-                *(_metric(point, share) for share in SHARES),
+                row.finding,
+                _threshold(point.threshold),
+                *(f"{count:,}" for count in (point.tp, point.fp, point.fn, point.tn)),
+                *(point.metrics[metric].text() for metric in THRESHOLD_METRICS),
             ]
             for row in rows
-            if (point := by_finding.get(row["finding"]))
+            if (point := by_finding.get(row.finding))
         ],
     )  # fmt: skip
 
 
-def decision_curve(name: str, row: Row, points: pd.DataFrame, phantom: bool) -> str:
+def decision_curve(name: str, row: FindingRow, points: pd.DataFrame, phantom: bool) -> str:
     """Decision curve of one finding: net benefit of the score, of calling all images positive and of calling none.
 
     Args:
@@ -164,8 +164,8 @@ def decision_curve(name: str, row: Row, points: pd.DataFrame, phantom: bool) -> 
         axes = figure.subplots()
         axes.axhline(0, color=INK, linewidth=0.9, label="none")
         axes.plot(x, everything, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="all")
-        axes.fill_between(x, low, high, color=TIER_COLOURS[row["tier"]], alpha=0.2, linewidth=0)
-        axes.plot(x, y, color=TIER_COLOURS[row["tier"]], linewidth=1.6, label="score")
+        axes.fill_between(x, low, high, color=TIER_COLOURS[row.tier], alpha=0.2, linewidth=0)
+        axes.plot(x, y, color=TIER_COLOURS[row.tier], linewidth=1.6, label="score")
         # Calling all soon falls far below 0; the rest of that line is cut off.
         axes.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, x[-1]))
         axes.set_ylim(max(bottom, -top) - 0.15 * top, 1.05 * top)
@@ -174,7 +174,7 @@ def decision_curve(name: str, row: Row, points: pd.DataFrame, phantom: bool) -> 
         figure.legend(loc="outside upper center", ncols=3)
 
     alt = (
-        f"{plain(row['finding'])}: net benefit on the test images at threshold probabilities from {x[0]:g} "
+        f"{plain(row.finding)}: net benefit on the test images at threshold probabilities from {x[0]:g} "
         f"to {x[-1]:g}: "
         f"{y[0]:.4f} to {y[-1]:.4f} with the calibrated score, with its interval as a band; {everything[0]:.4f} to "
         f"{everything[-1]:.4f} if all images are called positive (dashed); 0 if none is. "
@@ -183,7 +183,7 @@ def decision_curve(name: str, row: Row, points: pd.DataFrame, phantom: bool) -> 
     return svg(name, alt, phantom, (4.4, 2.4), paint)
 
 
-def net_benefits(table: pd.DataFrame, rows: Sequence[Row]) -> Table:
+def net_benefits(table: pd.DataFrame, rows: Sequence[FindingRow]) -> Table:
     """Some points of each decision curve; decision_curves.csv has all of them."""
     return Table(
         "Points of the decision curves; decision_curves.csv has all of them",
@@ -191,14 +191,14 @@ def net_benefits(table: pd.DataFrame, rows: Sequence[Row]) -> Table:
         "lrrrr",
         [
             [
-                row["finding"],
+                row.finding,
                 f"{point['threshold']:g}",
                 f"{int(point['images']):,}",
                 with_interval(point["net_benefit"], point["low"], point["high"], decimals=4),
                 number(point["all"], 4),
             ]
             for row in rows
-            for point in table[table["finding"] == row["finding"]].to_dict("records")[::STEP]
+            for point in table[table["finding"] == row.finding].to_dict("records")[::STEP]
         ],
     )
 
@@ -208,10 +208,6 @@ def _threshold(value: float) -> str:
     return "1 (no image is positive)" if value >= 1 else f"{value:.4f}"
 
 
-def _error(row: Row, error: str) -> str:
+def _error(row: FindingRow, error: str) -> str:
     """A calibration metric; the debiased ECE has no interval."""
-    return number(row.get(error)) if error == "ece_debiased" else _metric(row, error)
-
-
-def _metric(row: dict[str, Any], metric: str) -> str:
-    return with_interval(row.get(metric), row.get(f"{metric}_low"), row.get(f"{metric}_high"))
+    return number(row.value(error)) if error == "ece_debiased" else row.metrics[error].text()

@@ -6,13 +6,14 @@ Markdown with the front matter that Hugging Face reads (https://huggingface.co/d
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from ruamel.yaml import YAML
 
+from ral.evaluation.results import Estimate, Metrics
+from ral.evaluation.specs import LABELS, MEANS
+from ral.evaluation.table_rows import AuditRow, CharacteristicsRow, FindingRow, OperatingRow, read_rows
 from ral.reporting import audit, calibration, data_tables, tables
-from ral.reporting.plots import Row
-from ral.reporting.report import Inputs
+from ral.reporting.report import Inputs, rows_of
 from ral.reporting.tables import Table
 from ral.wording import PHANTOM, RESEARCH, escape, interval, known, pluralize, sealed
 
@@ -33,8 +34,7 @@ table = model.predict(["image.png", "scan.dcm"])  # per finding: calibrated prob
 
 def card(inputs: Inputs) -> str:
     """Render the model card as Markdown; the same inputs give the same bytes."""
-    rows = tables.records(inputs.findings)
-    rows.sort(key=lambda row: (-row["train_prevalence"], row["finding"]))
+    rows = rows_of(inputs.findings)
     mark = "PHANTOM: " if inputs.phantom else ""
     parts = [
         f"---\n{_front(inputs)}---",
@@ -56,13 +56,13 @@ def _front(inputs: Inputs) -> str:
     results = [
         {
             "type": name.lower().replace(" ", "_"),
-            "name": f"{name} ({_percent(metrics)} interval {interval(metric['low'], metric['high'])})",
-            "value": metric["value"],
+            "name": f"{name} ({metrics.percent} interval {interval(metric.low, metric.high)})",
+            "value": metric.value,
         }
         for name, metric in _headline(metrics).items()
-        if known(metric["value"])
+        if known(metric.value)
     ]
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "license": "other",
         "license_name": "unknown",
         "pipeline_tag": "image-classification",
@@ -93,20 +93,13 @@ def _escaped(text: str) -> str:
     return '"' + "".join(c if _PLAIN.fullmatch(c) else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
-def _headline(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    means = {f"Macro {name.upper()}": metrics["macro"][name] for name in ("ap", "auroc", "f1")}
-    return means | {f"CXR-LT {name}": metric for name, metric in metrics["cxr_lt"].items()}
+def _headline(metrics: Metrics) -> dict[str, Estimate]:
+    means = {f"Macro {LABELS[name]}": metrics.macro[name] for name in MEANS}
+    return means | {f"CXR-LT {name}": metric for name, metric in metrics.cxr_lt.items()}
 
 
-def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
+def _sections(inputs: Inputs, rows: Sequence[FindingRow]) -> dict[str, list[str]]:
     """Title -> paragraphs."""
-    params, metrics, dataset = inputs.params, inputs.metrics, inputs.dataset
-    audited = audit.audit(inputs.audit)
-    config = params.evaluate
-    rules = calibration.rules(config.threshold)
-    missing = [f"{escape(name)}: {escape(reason)}." for name, reason in metrics["not_estimable"].items()]
-    flagged = [_table(audited.flagged)] if audited.flagged else []
-    absent = ", ".join(escape(name) for name in audited.missing)
     return {
         "Model overview": [
             "Scores frontal chest X-ray images for "
@@ -127,69 +120,88 @@ def _sections(inputs: Inputs, rows: Sequence[Row]) -> dict[str, list[str]]:
             "- Images of other sources, populations or devices than those below, without a separate evaluation.\n"
             "- Findings that are not listed, and any claim that an image is normal.",
         ],
-        "Data": [
-            f"{dataset['images']:,} images of {dataset['patients']:,} patients; source: "
-            f"{'phantom images (synthetic)' if inputs.phantom else escape(params.data.source)}; views: "
-            f"{', '.join(params.data.views) if params.data.views else 'all'}.",
-            *(
-                _table(part)
-                for part in (data_tables.notes(dataset), data_tables.same_images(dataset))
-                if part.rows
-            ),
-            _table(data_tables.split(dataset)),
-            _table(data_tables.characteristics(inputs.characteristics)),
-            _table(data_tables.labels(inputs.class_counts, rows)),
-        ],
-        "Training": [
-            f"Loss: {escape(inputs.model['loss'])}. {pluralize(len(inputs.history), 'epoch', 'epochs')}; "
-            "the weights are those of "
-            f"epoch {inputs.model['best_epoch']}, selected by macro AP on the validation images. Global batch size "
-            f"{params.train.batch_size}, learning rate {params.train.learning_rate:g}, weight decay "
-            f"{params.train.weight_decay:g}, precision {params.train.precision}, seed {params.train.seed}. The report "
-            "lists all parameters.",
-        ],
-        "Metrics": [
-            f"On {metrics['test']['rows']:,} test images of {metrics['test']['patients']:,} patients, with "
-            f"{_percent(metrics)} intervals from {metrics['replicates']:,} bootstrap resamples of the "
-            "patients. The chance level of AP is the "
-            f"prevalence of the finding, that of AUROC is 0.5. {sealed(metrics['test'])}".rstrip(),
-            _table(tables.tiers(metrics, rows)),
-            _table(tables.cxr_lt(metrics)),
-            _table(tables.findings(rows)),
-            "Not estimable: " + (" ".join(missing) if missing else "no finding."),
-        ],
-        "Calibration and thresholds": [
-            "One calibration map per finding, fitted on the validation images. Before: the sigmoid of the raw logit.",
-            _table(calibration.maps(rows)),
-            f"Thresholds were chosen on the validation images for {rules[config.threshold.rule]}.",
-            _table(
-                calibration.operating(
-                    inputs.operating, rows, config.threshold.rule, "Thresholds on the test images"
-                )
-            ),
-        ],
-        "Audit": [
-            audit.summary_sentence(audited, metrics["confidence"]),
-            *flagged,
-            *([f"Not in the data: {absent}."] if absent else []),
-            *(_table(part) for part in audited.groups if " × " not in part.caption),
-        ],
-        "Limits": [
-            "- The labels are those of the data set, including its errors; the metrics measure agreement with them.\n"
-            "- PPV, NPV and AP depend on the prevalence of the findings in the test images.\n"
-            "- Test and training images are from the same source: performance on other data is unknown.\n"
-            "- Small groups and rare findings have wide intervals; no flag in the audit does not mean no gap.\n"
-            "- The licence of the weights depends on the licences of the data and of the pretrained "
-            "weights, which this program does not know.",
-            "[docs/reporting_checklist.md](../docs/reporting_checklist.md) in the repository of the pipeline lists "
-            "which items of the reporting guidelines CLAIM and TRIPOD+AI this card and the report answer, and "
-            "which they do not.",
-        ],
+        "Data": _data(inputs, rows),
+        "Training": _training(inputs),
+        "Metrics": _metrics(inputs.metrics, rows),
+        "Calibration and thresholds": _calibration(inputs, rows),
+        "Audit": _audit(inputs),
+        "Limits": LIMITS,
     }
 
 
-def _percent(metrics: dict[str, Any]) -> str:
-    return f"{100 * metrics['confidence']:g} %"
+LIMITS = [
+    "- The labels are those of the data set, including its errors; the metrics measure agreement with them.\n"
+    "- PPV, NPV and AP depend on the prevalence of the findings in the test images.\n"
+    "- Test and training images are from the same source: performance on other data is unknown.\n"
+    "- Small groups and rare findings have wide intervals; no flag in the audit does not mean no gap.\n"
+    "- The licence of the weights depends on the licences of the data and of the pretrained "
+    "weights, which this program does not know.",
+    "[docs/reporting_checklist.md](../docs/reporting_checklist.md) in the repository of the pipeline lists "
+    "which items of the reporting guidelines CLAIM and TRIPOD+AI this card and the report answer, and "
+    "which they do not.",
+]
+
+
+def _data(inputs: Inputs, rows: Sequence[FindingRow]) -> list[str]:
+    dataset, params = inputs.dataset, inputs.params.data
+    notes = [data_tables.notes(dataset), data_tables.same_images(dataset)]
+    characteristics = read_rows(inputs.characteristics, CharacteristicsRow)
+    return [
+        f"{dataset.images:,} images of {dataset.patients:,} patients; source: "
+        f"{'phantom images (synthetic)' if inputs.phantom else escape(params.source)}; views: "
+        f"{', '.join(params.views) if params.views else 'all'}.",
+        *(_table(part) for part in notes if part.rows),
+        _table(data_tables.split(dataset)),
+        _table(data_tables.characteristics(characteristics)),
+        _table(data_tables.labels(inputs.class_counts, rows)),
+    ]
+
+
+def _training(inputs: Inputs) -> list[str]:
+    train = inputs.params.train
+    return [
+        f"Loss: {escape(inputs.model['loss'])}. {pluralize(len(inputs.history), 'epoch', 'epochs')}; "
+        "the weights are those of "
+        f"epoch {inputs.model['best_epoch']}, selected by macro AP on the validation images. Global batch size "
+        f"{train.batch_size}, learning rate {train.learning_rate:g}, weight decay {train.weight_decay:g}, "
+        f"precision {train.precision}, seed {train.seed}. The report lists all parameters.",
+    ]
+
+
+def _metrics(metrics: Metrics, rows: Sequence[FindingRow]) -> list[str]:
+    missing = [f"{escape(name)}: {escape(reason)}." for name, reason in metrics.not_estimable.items()]
+    return [
+        f"On {metrics.test.rows:,} test images of {metrics.test.patients:,} patients, with "
+        f"{metrics.percent} intervals from {metrics.replicates:,} bootstrap resamples of the "
+        "patients. The chance level of AP is the "
+        f"prevalence of the finding, that of AUROC is 0.5. {sealed(metrics.test.sealed_patients)}".rstrip(),
+        _table(tables.tiers(metrics, rows)),
+        _table(tables.cxr_lt(metrics)),
+        _table(tables.findings(rows)),
+        "Not estimable: " + (" ".join(missing) if missing else "no finding."),
+    ]
+
+
+def _calibration(inputs: Inputs, rows: Sequence[FindingRow]) -> list[str]:
+    threshold = inputs.params.evaluate.threshold
+    points = read_rows(inputs.operating, OperatingRow)
+    return [
+        "One calibration map per finding, fitted on the validation images. Before: the sigmoid of the raw logit.",
+        _table(calibration.maps(rows)),
+        f"Thresholds were chosen on the validation images for {calibration.rules(threshold)[threshold.rule]}.",
+        _table(calibration.operating(points, rows, threshold.rule, "Thresholds on the test images")),
+    ]
+
+
+def _audit(inputs: Inputs) -> list[str]:
+    audited = audit.audit(read_rows(inputs.audit, AuditRow))
+    absent = ", ".join(escape(name) for name in audited.missing)
+    return [
+        audit.summary_sentence(audited, inputs.metrics.confidence),
+        *([_table(audited.flagged)] if audited.flagged else []),
+        *([f"Not in the data: {absent}."] if absent else []),
+        *(_table(part) for part in audited.groups),
+    ]
 
 
 def _table(content: Table) -> str:

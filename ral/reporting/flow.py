@@ -3,11 +3,14 @@ each split.
 """
 
 import textwrap
-from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from ral.data.dataset_info import DatasetInfo
+from ral.data.validation.result import ValidationResult
 from ral.errors import UserError
+from ral.evaluation.results import ScoredImages
+from ral.labels import marked
 from ral.reporting.plots import plain
 from ral.reporting.tables import SPLITS
 from ral.wording import percent, pluralize
@@ -22,7 +25,7 @@ TITLE = "From the rows of the label table to the images of each split"
 
 
 def flow(
-    name: str, validation: dict[str, Any], dataset: dict[str, Any], test: dict[str, int], phantom: bool
+    name: str, validation: ValidationResult, dataset: DatasetInfo, test: ScoredImages, phantom: bool
 ) -> str:
     """Draw the flow figure as an SVG element for an HTML page.
 
@@ -30,34 +33,34 @@ def flow(
         name: prefix of the ids, unique within a page.
         validation: content of validation.json.
         dataset: content of dataset.json.
-        test: the entry `test` of metrics.json.
+        test: the test images of metrics.json.
         phantom: whether to draw the watermark.
 
     Raises:
         UserError: the counts of dataset.json do not add up, so an image would be counted twice or not at all.
     """
     excluded = _excluded(dataset)
-    mark = "PHANTOM DATA. " if phantom else ""
-    label, words = f"{mark}{TITLE}", f"{mark}{_words(validation, dataset, excluded, test)}"
+    label = marked(TITLE, phantom, ". ")
+    words = marked(_words(validation, dataset, excluded, test), phantom, ". ")
     root = Element("svg", {"role": "img", "aria-label": label, "aria-describedby": f"{name}-words"})
     SubElement(root, "title").text = label
     SubElement(root, "desc", {"id": f"{name}-words"}).text = words
     centre, side = MAIN / 2, WIDTH - SIDE
 
-    top = [f"{dataset['rows']:,} rows", f"{validation['patients']:,} patients"]
+    top = [f"{dataset.rows:,} rows", f"{validation.patients:,} patients"]
     y = _box(root, 0, 0, MAIN, "Label table", top)
     reasons = _reasons(dataset, excluded)
     bottom = _box(root, side, y + GAP / 2, SIDE, "Excluded", reasons)
     _arrow(root, [(centre, (y + GAP / 2 + bottom) / 2), (side, (y + GAP / 2 + bottom) / 2)])
     _arrow(root, [(centre, y), (centre, bottom + GAP / 2)])
-    used = [f"{dataset['images']:,} images", f"{dataset['patients']:,} patients"]
+    used = [f"{dataset.images:,} images", f"{dataset.patients:,} patients"]
     y = _box(root, 0, bottom + GAP / 2, MAIN, "Used", used)
     for index, (split, title) in enumerate(SPLITS.items()):
         x = index * (WIDTH - PART) / 2
-        part = dataset["split"][split]
-        lines = [f"{part['images']:,} images", f"{part['patients']:,} patients"]
-        if split == "test" and test.get("sealed_patients"):
-            lines.append(f"({test['sealed_patients']:,} sealed)")
+        part = dataset.split[split]
+        lines = [f"{part.images:,} images", f"{part.patients:,} patients"]
+        if split == "test" and test.sealed_patients:
+            lines.append(f"({test.sealed_patients:,} sealed)")
         _arrow(
             root, [(centre, y), (centre, y + GAP / 2), (x + PART / 2, y + GAP / 2), (x + PART / 2, y + GAP)]
         )
@@ -72,41 +75,41 @@ def flow(
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _excluded(dataset: dict[str, Any]) -> int:
+def _excluded(dataset: DatasetInfo) -> int:
     """Number of excluded rows; each has one reason."""
-    excluded = sum(dataset["left_out"].values())
-    in_splits = sum(dataset["split"][split]["images"] for split in SPLITS)
-    if excluded + dataset["images"] != dataset["rows"] or in_splits != dataset["images"]:
+    excluded = sum(dataset.left_out.values())
+    in_splits = sum(dataset.split[split].images for split in SPLITS)
+    if excluded + dataset.images != dataset.rows or in_splits != dataset.images:
         raise UserError(
-            f"dataset.json: {dataset['rows']:,} rows are not {excluded:,} excluded and "
-            f"{dataset['images']:,} used images, "
+            f"dataset.json: {dataset.rows:,} rows are not {excluded:,} excluded and "
+            f"{dataset.images:,} used images, "
             f"of which {in_splits:,} are in the splits. Run preprocess again."
         )
     return excluded
 
 
-def _reasons(dataset: dict[str, Any], excluded: int) -> list[str]:
+def _reasons(dataset: DatasetInfo, excluded: int) -> list[str]:
     """The lines of the box of exclusions."""
-    lines = [f"{pluralize(excluded, 'row', 'rows')} ({percent(excluded / dataset['rows'])})"]
-    for reason, count in sorted(dataset["left_out"].items()):
+    lines = [f"{pluralize(excluded, 'row', 'rows')} ({percent(excluded / dataset.rows)})"]
+    for reason, count in sorted(dataset.left_out.items()):
         lines += textwrap.wrap(f"{count:,}: {plain(reason, LONGEST)}", LETTERS)
     return lines
 
 
-def _words(validation: dict[str, Any], dataset: dict[str, Any], excluded: int, test: dict[str, int]) -> str:
+def _words(validation: ValidationResult, dataset: DatasetInfo, excluded: int, test: ScoredImages) -> str:
     """The figure in words."""
     reasons = ", ".join(
-        f"{count:,} {plain(reason, LONGEST)}" for reason, count in sorted(dataset["left_out"].items())
+        f"{count:,} {plain(reason, LONGEST)}" for reason, count in sorted(dataset.left_out.items())
     )
     parts = ", ".join(
-        f"{title} {dataset['split'][split]['images']:,} images of {dataset['split'][split]['patients']:,} patients"
+        f"{title} {dataset.split[split].images:,} images of {dataset.split[split].patients:,} patients"
         for split, title in SPLITS.items()
     )
-    sealed = test.get("sealed_patients", 0)
+    sealed = test.sealed_patients
     return (
-        f"{dataset['rows']:,} rows of {validation['patients']:,} patients in the label table; {excluded:,} "
+        f"{dataset.rows:,} rows of {validation.patients:,} patients in the label table; {excluded:,} "
         "rows excluded"
-        f"{f' ({reasons})' if reasons else ''}; {dataset['images']:,} images of {dataset['patients']:,} patients used: "
+        f"{f' ({reasons})' if reasons else ''}; {dataset.images:,} images of {dataset.patients:,} patients used: "
         f"{parts}{f' ({sealed:,} of them sealed)' if sealed else ''}."
     )
 

@@ -5,22 +5,23 @@ one below it; the others are left out. A finding without a threshold has neither
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 
 from ral.config.evaluate import Rule
-from ral.evaluation.calibration import saved_map
+from ral.evaluation.calibration_io import SavedCalibration, SavedFinding
+from ral.evaluation.table_rows import OperatingRow
+from ral.explain.contents import Gallery, GalleryFinding, GalleryImage, HeatMaps, Kind
+from ral.labels import marked
 from ral.reporting.plots import plain
-from ral.reporting.tables import Table, records
+from ral.reporting.tables import Table
 from ral.wording import pluralize
 
 # Kind in gallery.json -> name in the report, with and without a threshold.
-KINDS = {"hits": "Hits", "false_positives": "False alarms", "misses": "Misses"}
+KINDS: dict[Kind, str] = {"hits": "Hits", "false_positives": "False alarms", "misses": "Misses"}
 RANKED = {
     "hits": "Positive, highest scores",
     "false_positives": "Negative, highest scores",
@@ -33,8 +34,6 @@ NONE = {
     "false_positives": "No negative test image reaches the threshold.",
     "misses": "Every positive test image reaches the threshold.",
 }
-# Column of operating.csv with the number of images of a kind.
-COUNTS = {"hits": "tp", "false_positives": "fp", "misses": "fn"}
 # Limit for the base64 size of all pictures; leaves enough of the page's 15 MB for the rest.
 MAX_BYTES = 11_000_000
 
@@ -43,7 +42,7 @@ MAX_BYTES = 11_000_000
 class Candidate:
     """An image of gallery.json on its side of the threshold."""
 
-    content: dict[str, Any]
+    content: GalleryImage
     """Its entry in gallery.json."""
     score: float | None
     """Calibrated score; None if the finding has no calibration map."""
@@ -53,11 +52,11 @@ class Candidate:
 class Selected:
     """The images of one finding that the report shows."""
 
-    content: dict[str, Any]
+    content: GalleryFinding
     """Its entry in gallery.json."""
     threshold: float | None
     """Threshold of the calibrated scores; None if there is none."""
-    kinds: dict[str, list[Candidate]]
+    kinds: dict[Kind, list[Candidate]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class GalleryImage:
+class ShownImage:
     """An image of the gallery, with its captions and pictures."""
 
     image_id: str
@@ -80,11 +79,11 @@ class GalleryImage:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ShownKind:
     """The hits, false alarms or misses of a finding."""
 
     title: str
-    images: list[GalleryImage]
+    images: list[ShownImage]
     none: str
     """Sentence to show if there are no images; may be empty."""
 
@@ -97,11 +96,11 @@ class Part:
     counts: str
     """Number of images of each kind; empty without a threshold."""
     note: str
-    kinds: list[Kind]
+    kinds: list[ShownKind]
 
 
 @dataclass(frozen=True)
-class Gallery:
+class ShownGallery:
     """The content of gallery.json that the report shows."""
 
     parts: list[Part]
@@ -111,7 +110,7 @@ class Gallery:
     """Number of images without pictures, to limit the size of the page."""
 
 
-def select(content: dict[str, Any], calibration: dict[str, Any], rule: Rule) -> list[Selected]:
+def select(content: Gallery, calibration: SavedCalibration, rule: Rule) -> list[Selected]:
     """The images of gallery.json beyond the threshold of a rule; all of a finding that has no threshold.
 
     Args:
@@ -119,22 +118,19 @@ def select(content: dict[str, Any], calibration: dict[str, Any], rule: Rule) -> 
         calibration: calibration.json.
         rule: threshold rule.
     """
-    return [
-        _select(finding, calibration["findings"].get(finding["finding"]), rule)
-        for finding in content["findings"]
-    ]
+    return [_select(finding, calibration.findings.get(finding.finding), rule) for finding in content.findings]
 
 
-def _select(finding: dict[str, Any], saved: dict[str, Any] | None, rule: Rule) -> Selected:
-    threshold = saved["thresholds"].get(rule) if saved else None
+def _select(finding: GalleryFinding, saved: SavedFinding | None, rule: Rule) -> Selected:
+    threshold = saved.thresholds.get(rule) if saved else None
     candidates = {
-        kind: [Candidate(image, _calibrated(image["logit"], saved)) for image in finding[kind]]
+        kind: [Candidate(image, _calibrated(image.logit, saved)) for image in finding.images(kind)]
         for kind in KINDS
     }
     if threshold is None:
-        shown = {candidate.content["image_id"] for candidate in candidates["hits"]}
+        shown = {candidate.content.image_id for candidate in candidates["hits"]}
         candidates["misses"] = [
-            candidate for candidate in candidates["misses"] if candidate.content["image_id"] not in shown
+            candidate for candidate in candidates["misses"] if candidate.content.image_id not in shown
         ]
         return Selected(finding, None, candidates)
     kinds = {
@@ -148,18 +144,18 @@ def _select(finding: dict[str, Any], saved: dict[str, Any] | None, rule: Rule) -
     return Selected(finding, threshold, kinds)
 
 
-def _calibrated(logit: float, saved: dict[str, Any] | None) -> float | None:
-    return float(saved_map(saved).apply(np.array([logit]))[0]) if saved else None
+def _calibrated(logit: float, saved: SavedFinding | None) -> float | None:
+    return float(saved.map.apply(np.array([logit]))[0]) if saved else None
 
 
 def gallery(
-    content: dict[str, Any],
+    content: Gallery,
     selected: list[Selected],
-    operating: pd.DataFrame,
+    operating: Sequence[OperatingRow],
     pictures: Mapping[str, bytes],
     phantom: bool,
     max_bytes: int = MAX_BYTES,
-) -> Gallery:
+) -> ShownGallery:
     """The gallery with its pictures, which are embedded in the order of their rank until `max_bytes` are used.
 
     Args:
@@ -171,36 +167,42 @@ def gallery(
         max_bytes: limit for the size of all pictures in the page.
     """
     entries = [
-        (place, index, kind, candidate.content)
+        (rank, index, kind, candidate.content)
         for index, finding in enumerate(selected)
         for kind, several in finding.kinds.items()
-        for place, candidate in enumerate(several)
+        for rank, candidate in enumerate(several)
     ]
     embedded: dict[tuple[int, str, int], tuple[Picture, ...]] = {}
     used_bytes = 0
-    for place, index, kind, image in sorted(entries, key=lambda entry: entry[:2]):
+    for rank, index, kind, image in sorted(entries, key=lambda entry: entry[:2]):
         finding = selected[index]
-        one = f"{(RANKED_ONE if finding.threshold is None else ONE)[kind]} for {plain(finding.content['finding'])}"
-        size = sum(4 * len(pictures[image[name]]) // 3 + 4 for name in ("image", "map") if name in image)
+        one = (
+            f"{(RANKED_ONE if finding.threshold is None else ONE)[kind]} for {plain(finding.content.finding)}"
+        )
+        names = [name for name in (image.image, image.map) if name]
+        size = sum(4 * len(pictures[name]) // 3 + 4 for name in names)
         if used_bytes + size > max_bytes:
             break
         used_bytes += size
-        embedded[index, kind, place] = tuple(
-            Picture(_uri(pictures[image[name]]), _alt(title, one, image, phantom))
-            for name, title in (("image", "Image"), ("map", "Heat map on the image"))
-            if name in image
+        embedded[index, kind, rank] = tuple(
+            Picture(_uri(pictures[name]), _alt(title, one, image, phantom))
+            for name, title in ((image.image, "Image"), (image.map, HEAT_MAP))
+            if name
         )
-    counts = {row["finding"]: row for row in records(operating)}
+    counts = {row.finding: row for row in operating}
     parts = [
         Part(
-            finding.content["finding"],
-            _counts(counts.get(finding.content["finding"])),
+            finding.content.finding,
+            _counts(counts.get(finding.content.finding)),
             _note(finding),
             _kinds(finding, {key[1:]: shown for key, shown in embedded.items() if key[0] == index}),
         )
         for index, finding in enumerate(selected)
     ]
-    return Gallery(parts, _maps(content), len(entries) - len(embedded))
+    return ShownGallery(parts, _maps(content), len(entries) - len(embedded))
+
+
+HEAT_MAP = "Heat map on the image"
 
 
 def listed(selected: list[Selected]) -> Table:
@@ -211,11 +213,11 @@ def listed(selected: list[Selected]) -> Table:
         "lllrrrr",
         [
             [
-                finding.content["finding"],
+                finding.content.finding,
                 (RANKED if finding.threshold is None else KINDS)[kind],
-                candidate.content["image_id"],
+                candidate.content.image_id,
                 _rank(candidate.content, finding.content),
-                f"{candidate.content['logit']:.3f}",
+                f"{candidate.content.logit:.3f}",
                 "none" if candidate.score is None else _score(candidate.score),
                 "none" if finding.threshold is None else _score(finding.threshold),
             ]
@@ -226,19 +228,18 @@ def listed(selected: list[Selected]) -> Table:
     )
 
 
-def _counts(row: dict[str, Any] | None) -> str:
+def _counts(row: OperatingRow | None) -> str:
     if row is None:
         return ""
-    hits, alarms, misses = (int(row[COUNTS[kind]]) for kind in KINDS)
     return (
-        f"{pluralize(hits, 'hit', 'hits')}, {pluralize(alarms, 'false alarm', 'false alarms')}, "
-        f"{pluralize(misses, 'miss', 'misses')}"
+        f"{pluralize(row.tp, 'hit', 'hits')}, {pluralize(row.fp, 'false alarm', 'false alarms')}, "
+        f"{pluralize(row.fn, 'miss', 'misses')}"
     )
 
 
 def _note(finding: Selected) -> str:
-    if finding.content["note"]:
-        return str(finding.content["note"])
+    if finding.content.note:
+        return finding.content.note
     return (
         ""
         if finding.threshold is not None
@@ -246,30 +247,30 @@ def _note(finding: Selected) -> str:
     )
 
 
-def _kinds(finding: Selected, pictures: Mapping[tuple[str, int], tuple[Picture, ...]]) -> list[Kind]:
+def _kinds(finding: Selected, pictures: Mapping[tuple[str, int], tuple[Picture, ...]]) -> list[ShownKind]:
     titles = RANKED if finding.threshold is None else KINDS
     return [
-        Kind(
+        ShownKind(
             titles[kind],
             [
-                _image(candidate, finding, pictures.get((kind, place), ()))
-                for place, candidate in enumerate(several)
+                _image(candidate, finding, pictures.get((kind, rank), ()))
+                for rank, candidate in enumerate(several)
             ],
-            NONE[kind] if finding.threshold is not None and finding.content["positives"] else "",
+            NONE[kind] if finding.threshold is not None and finding.content.positives else "",
         )
         for kind, several in finding.kinds.items()
     ]
 
 
-def _image(candidate: Candidate, finding: Selected, pictures: tuple[Picture, ...]) -> GalleryImage:
+def _image(candidate: Candidate, finding: Selected, pictures: tuple[Picture, ...]) -> ShownImage:
     image = candidate.content
-    labels = ", ".join(image.get("labels", [])) or "none of the findings"
-    if image.get("unknown"):
-        labels += f"; unknown: {', '.join(image['unknown'])}"
-    score = f"raw score {image['logit']:.3f}"
+    labels = ", ".join(image.labels) or "none of the findings"
+    if image.unknown:
+        labels += f"; unknown: {', '.join(image.unknown)}"
+    score = f"raw score {image.logit:.3f}"
     if candidate.score is not None and finding.threshold is not None:
         score = f"calibrated score {_score(candidate.score)}, threshold {_score(finding.threshold)}"
-    return GalleryImage(image["image_id"], score, _rank(image, finding.content), labels, pictures)
+    return ShownImage(image.image_id, score, _rank(image, finding.content), labels, pictures)
 
 
 def _score(value: float) -> str:
@@ -279,14 +280,13 @@ def _score(value: float) -> str:
     )
 
 
-def _rank(image: dict[str, Any], finding: dict[str, Any]) -> str:
-    return f"{image['rank']:,} of {finding['positives'] + finding['negatives']:,}"
+def _rank(image: GalleryImage, finding: GalleryFinding) -> str:
+    return f"{image.rank:,} of {finding.positives + finding.negatives:,}"
 
 
-def _alt(title: str, one: str, image: dict[str, Any], phantom: bool) -> str:
-    empty = "; no region raises the score" if title != "Image" and image.get("empty_map") else ""
-    mark = "PHANTOM DATA. " if phantom else ""
-    return f"{mark}{title} {plain(image['image_id'])}, {one}{empty}"
+def _alt(title: str, one: str, image: GalleryImage, phantom: bool) -> str:
+    empty = "; no region raises the score" if title == HEAT_MAP and image.empty_map else ""
+    return marked(f"{title} {plain(image.image_id)}, {one}{empty}", phantom, ". ")
 
 
 def _uri(picture: bytes) -> Markup:
@@ -294,11 +294,10 @@ def _uri(picture: bytes) -> Markup:
     return Markup("data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii"))
 
 
-def _maps(content: dict[str, Any]) -> str:
+def _maps(content: HeatMaps) -> str:
     """What the heat maps show."""
-    method = content.get("method")
-    if method is None:
-        return f"There are no heat maps: {content.get('reason') or 'none were made'}"
+    if content.method is None:
+        return f"There are no heat maps: {content.reason or 'none were made'}"
     meaning = {
         "grad_cam": "Heat maps (Grad-CAM) show which regions raise the score of the finding",
         "rollout": (
@@ -306,11 +305,7 @@ def _maps(content: dict[str, Any]) -> str:
             "the same for every finding"
         ),
     }
-    rows, columns = content.get("positions") or (0, 0)
-    layer = (
-        f" of {plain(content['layer'])}, an earlier layer ({content['reason']})"
-        if content.get("layer")
-        else ""
-    )
+    rows, columns = content.positions or (0, 0)
+    layer = f" of {plain(content.layer)}, an earlier layer ({content.reason})" if content.layer else ""
     caution = "They suggest, but do not prove, what the prediction is based on"
-    return f"{meaning[method]}, on a grid of {rows} × {columns}{layer}. {caution}"
+    return f"{meaning[content.method]}, on a grid of {rows} × {columns}{layer}. {caution}"

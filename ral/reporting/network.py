@@ -1,19 +1,20 @@
 """The report's section on confused pairs of findings and the geometry of the classifier."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ral.explain.contents import FindingGeometry, Geometry, MeanCosines, Vectors
 from ral.reporting.plots import plain, svg
 from ral.reporting.tables import Table
 from ral.wording import number, percent
 
 # Number of pairs shown; confusion.csv has all.
 PAIRS = 15
+NO_MEANS = MeanCosines(common=None, rare=None, common_to_rare=None)
 
 
 def confused(pairs: pd.DataFrame, min_images: int) -> Table:
@@ -47,18 +48,21 @@ def confused(pairs: pd.DataFrame, min_images: int) -> Table:
     )  # fmt: skip
 
 
-def directions(content: dict[str, Any]) -> tuple[str, str]:
-    """Key and name of the vectors of geometry.json to show: the classifier directions, else the class means."""
-    if "cosines" in content["classifier"]:
-        return "classifier", "classifier directions"
-    return "class_means", "class means"
+CLASSIFIER, CLASS_MEANS = "classifier directions", "class means"
 
 
-def heat(name: str, content: dict[str, Any], phantom: bool) -> str:
+def directions(content: Geometry) -> tuple[str, Vectors]:
+    """Name and values of the vectors to show: the classifier directions, else the class means."""
+    if content.classifier.cosines is not None:
+        return CLASSIFIER, content.classifier
+    return CLASS_MEANS, content.class_means
+
+
+def heat(name: str, content: Geometry, phantom: bool) -> str:
     """Cosine similarities of the findings' directions as a heat map, the most frequent finding first."""
-    key, title = directions(content)
-    names = [finding["finding"] for finding in content["findings"]]
-    cosines = np.array(content[key]["cosines"], dtype=float)
+    title, vectors = directions(content)
+    names = [finding.finding for finding in content.findings]
+    cosines = np.array(vectors.cosines, dtype=float)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -72,50 +76,47 @@ def heat(name: str, content: dict[str, Any], phantom: bool) -> str:
         axes.set_aspect("equal")
         figure.colorbar(shade, ax=axes, shrink=0.6, ticks=(-1, 0, 1), label="cosine")
 
-    means = content[key]["mean_cosine"]
+    means = vectors.mean_cosine or NO_MEANS
     alt = (
         f"Cosine similarity of the {title} of {len(names)} findings, the most frequent first. Mean between the more "
-        f"frequent half: {number(means['common'])}, between the rarer half: {number(means['rare'])}, between the two "
-        f"halves: {number(means['common_to_rare'])}. The numbers are in the table of cosines."
+        f"frequent half: {number(means.common)}, between the rarer half: {number(means.rare)}, between the two "
+        f"halves: {number(means.common_to_rare)}. The numbers are in the table of cosines."
     )
     side = 2.2 + 0.2 * len(names)
     return svg(name, alt, phantom, (side + 0.6, side), paint)
 
 
-def cosines(content: dict[str, Any]) -> Table:
+def cosines(content: Geometry) -> Table:
     """The numbers of the heat map."""
-    key, title = directions(content)
-    names = [finding["finding"] for finding in content["findings"]]
+    title, vectors = directions(content)
+    names = [finding.finding for finding in content.findings]
     return Table(
         f"Cosines of the {title}",
         ("Finding", *names),
         "l" + "r" * len(names),
         [
             [name, *(number(value, 2) for value in row)]
-            for name, row in zip(names, content[key]["cosines"], strict=True)
+            for name, row in zip(names, vectors.cosines or (), strict=True)
         ],
     )
 
 
-def halves(content: dict[str, Any]) -> Table:
+def halves(content: Geometry) -> Table:
     """Mean cosines within and between the more frequent and the rarer half of the findings."""
-    kinds = {"classifier": "classifier directions", "class_means": "class means"}
+    kinds = {CLASSIFIER: content.classifier.mean_cosine, CLASS_MEANS: content.class_means.mean_cosine}
     return Table(
         "Mean cosines",
         ("Vectors", "Within the more frequent half", "Within the rarer half", "Between the halves"),
         "lrrr",
         [
-            [
-                title,
-                *(number(content[key]["mean_cosine"][part]) for part in ("common", "rare", "common_to_rare")),
-            ]
-            for key, title in kinds.items()
-            if "cosines" in content[key]
+            [title, number(means.common), number(means.rare), number(means.common_to_rare)]
+            for title, means in kinds.items()
+            if means is not None
         ],
     )
 
 
-def spread(findings: Sequence[dict[str, Any]]) -> Table:
+def spread(findings: Sequence[FindingGeometry]) -> Table:
     """Feature variability of every finding, and the alignment of its features with the classifier direction."""
     return Table(
         "Geometry of every finding",
@@ -126,12 +127,12 @@ def spread(findings: Sequence[dict[str, Any]]) -> Table:
         "lrrrrr",
         [
             [
-                finding["finding"],
-                percent(finding["train_prevalence"]),
-                f"{finding['images']:,}",
-                number(finding["variability"]),
-                number(finding.get("weight_norm")),
-                number(finding.get("alignment")),
+                finding.finding,
+                percent(finding.train_prevalence),
+                f"{finding.images:,}",
+                number(finding.variability),
+                number(finding.weight_norm),
+                number(finding.alignment),
             ]
             for finding in findings
         ],

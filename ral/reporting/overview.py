@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from ral.config.keys import differences
 from ral.config.params import ReportParams
-from ral.reporting.plots import Row, prevalence
-from ral.reporting.tables import Cell, Table, records
-from ral.wording import interval, known, number, pluralize, signed, signed_interval
+from ral.data.dataset_info import DatasetInfo
+from ral.evaluation.results import Metrics
+from ral.evaluation.specs import LABELS, MEANS
+from ral.evaluation.table_rows import ComparisonRow, FindingRow
+from ral.reporting.comparison import macro_row
+from ral.reporting.tables import Cell, Table
+from ral.wording import interval, known, number, pluralize
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Headline:
     """What it is the difference to; empty if the two were not compared in this metric."""
 
 
-def facts(source: str, phantom: bool, dataset: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+def facts(source: str, phantom: bool, dataset: DatasetInfo, model: Mapping[str, Any]) -> dict[str, str]:
     """Source, images, patients, network and loss, by name.
 
     Args:
@@ -43,22 +45,24 @@ def facts(source: str, phantom: bool, dataset: Mapping[str, Any], model: Mapping
     weights = "pretrained" if model["pretrained_sha256"] else "from random weights"
     return {
         "Source": f"phantom images in the layout of {source}" if phantom else source,
-        "Images": f"{dataset['images']:,}",
-        "Patients": f"{dataset['patients']:,}",
+        "Images": f"{dataset.images:,}",
+        "Patients": f"{dataset.patients:,}",
         "Network": f"{network['backbone']}{head}, {model['size']} × {model['size']} pixels, {weights}",
         "Loss": str(model["loss"]),
     }
 
 
-def headline(metrics: Mapping[str, Any], rows: Sequence[Row], comparison: pd.DataFrame) -> list[Headline]:
+def headline(
+    metrics: Metrics, rows: Sequence[FindingRow], comparison: Sequence[ComparisonRow]
+) -> list[Headline]:
     """The means over all findings, each with its chance level and the difference to the previous model.
 
     Args:
         metrics: content of metrics.json.
-        rows: rows of findings.csv.
-        comparison: comparison.csv; no rows without a previous model.
+        rows: of findings.csv.
+        comparison: rows of comparison.csv; none without a previous model.
     """
-    chance_levels = [prevalence(row) for row in rows if known(row["ap"])]
+    chance_levels = [row.test_prevalence for row in rows if known(row.value("ap"))]
     notes = {
         "ap": f"chance level {sum(chance_levels) / len(chance_levels):.3f}" if chance_levels else "",
         "auroc": "chance level 0.500",
@@ -66,16 +70,16 @@ def headline(metrics: Mapping[str, Any], rows: Sequence[Row], comparison: pd.Dat
     }
     return [
         Headline(
-            name=f"Macro {metric.upper()}",
-            value=number(metrics["macro"][metric]["value"]),
-            interval=interval(metrics["macro"][metric]["low"], metrics["macro"][metric]["high"]),
-            findings=pluralize(sum(known(row[metric]) for row in rows), "finding", "findings"),
-            note=note,
+            name=f"Macro {LABELS[metric]}",
+            value=number(metrics.macro[metric].value),
+            interval=interval(metrics.macro[metric].low, metrics.macro[metric].high),
+            findings=pluralize(sum(known(row.value(metric)) for row in rows), "finding", "findings"),
+            note=notes[metric],
             difference=difference,
             previous=previous,
         )
-        for metric, note in notes.items()
-        for difference, previous in [_previous(comparison, metric, metrics["test"]["rows"])]
+        for metric in MEANS
+        for difference, previous in [_previous(macro_row(comparison, metric), metrics.test.rows)]
     ]
 
 
@@ -92,16 +96,16 @@ def changed_parameters(params: ReportParams) -> Table:
     )
 
 
-def _previous(comparison: pd.DataFrame, metric: str, images: int) -> tuple[str, str]:
-    """The difference to the previous model, and what it is the difference to."""
-    chosen = comparison[(comparison["metric"] == metric) & (comparison["level"] == "macro")]
-    if not len(chosen):
+def _previous(row: ComparisonRow | None, images: int) -> tuple[str, str]:
+    """The difference to the previous model, and what it is the difference to.
+
+    Args:
+        row: of the mean over all findings; None without a comparison in this metric.
+        images: number of test images of this model.
+    """
+    if row is None:
         return "", ""
-    row = records(chosen)[0]
-    if not known(row["difference"]):
+    if not known(row.difference):
         return "", "previous model: not comparable"
-    shared = "" if row["images"] == images else f" on the {int(row['images']):,} images that both scored"
-    return (
-        f"{signed(row['difference'])} ({signed_interval(row['low'], row['high'])})",
-        f"to the previous model: {number(row['baseline_value'])}{shared}",
-    )
+    shared = "" if row.images == images else f" on the {row.images or 0:,} images that both scored"
+    return row.difference_text, f"to the previous model: {number(row.baseline_value)}{shared}"

@@ -8,16 +8,18 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from ral.labels import TIERS
+from ral.evaluation.specs import LABELS
+from ral.evaluation.table_rows import FindingRow
+from ral.labels import TIERS, marked
 from ral.wording import NOT_ESTIMABLE, known, percent
 
-Row = dict[str, Any]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 # Tiers also differ in shape, for readers with colour vision deficiency. The colours are also in report.css.
@@ -49,12 +51,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, phantom: bool) -> str:
+def forest(name: str, metric: str, rows: Sequence[FindingRow], chance: float | None, phantom: bool) -> str:
     """One metric of every finding with its interval, in the order of `rows` from the top.
 
     Args:
         name: prefix of the ids, unique within a page.
-        metric: column of `rows`; `_low` and `_high` columns must exist too.
+        metric: of `specs.FINDING_METRICS`.
         rows: rows of findings.csv.
         chance: chance level of the metric; None means the finding's own prevalence in test.
         phantom: whether to draw the watermark.
@@ -63,26 +65,26 @@ def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, ph
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for y, row in enumerate(rows):
-            value, low, high = (row[f"{metric}{end}"] for end in ("", "_low", "_high"))
-            if not known(value):
+            one = row.metrics[metric]
+            if not known(one.value):
                 axes.text(
                     0.99, y, NOT_ESTIMABLE, transform=axes.get_yaxis_transform(), va="center", ha="right"
                 )
                 continue
-            colour = TIER_COLOURS[row["tier"]]
-            if known(low) and known(high):
-                axes.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
-            axes.plot([value], [y], TIER_MARKERS[row["tier"]], color=colour, markersize=5.5, clip_on=False)
+            colour = TIER_COLOURS[row.tier]
+            if known(one.low) and known(one.high):
+                axes.plot([one.low, one.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot([one.value], [y], TIER_MARKERS[row.tier], color=colour, markersize=5.5, clip_on=False)
             if chance is None:
-                axes.plot([prevalence(row)], [y], "|", color=INK, markersize=10, markeredgewidth=1.3)
-        ends = [row[f"{metric}{end}"] for row in rows for end in ("", "_low", "_high")]
-        ends = [end for end in ends if known(end)]
+                axes.plot([row.test_prevalence], [y], "|", color=INK, markersize=10, markeredgewidth=1.3)
+        intervals = [row.metrics[metric] for row in rows]
+        ends = [end for one in intervals for end in (one.value, one.low, one.high) if known(end)]
         if chance is None:
             axes.set_xlim(0, min(1.0, 1.05 * max(ends, default=1.0)) or 1.0)
         else:
             axes.axvline(chance, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.set_xlim(max(0.0, min([*ends, chance]) - 0.05), 1)
-        axes.set_xlabel(metric.upper())
+        axes.set_xlabel(LABELS[metric])
         _finding_axis(axes, rows)
         line = (
             Line2D([], [], color=INK, marker="|", linestyle="none", markersize=9, label="chance")
@@ -93,28 +95,36 @@ def forest(name: str, metric: str, rows: Sequence[Row], chance: float | None, ph
 
     level = "the finding's prevalence in the test images" if chance is None else f"{chance}"
     alt = (
-        f"{metric.upper()} of {len(rows)} findings with intervals, the most frequent finding first. "
+        f"{LABELS[metric]} of {len(rows)} findings with intervals, the most frequent finding first. "
         f"Chance level: {level}. {_extremes(rows, metric)}The numbers are in the table of findings."
     )
     return svg(name, alt, phantom, (5.0, 1.1 + 0.235 * max(len(rows), 3)), paint)
 
 
-def curve_pair(
-    name: str,
-    row: Row,
-    roc: Curve,
-    pr: Curve,
-    phantom: bool,
-) -> str:
-    """ROC and precision–recall curves of one finding, with the chance level."""
-    colour = TIER_COLOURS[row["tier"]]
+def points(curves: pd.DataFrame, finding: str, curve: str) -> Curve:
+    """x and y of one curve of curves.csv; empty if the finding has none."""
+    part = curves[(curves["finding"] == finding) & (curves["curve"] == curve)]
+    return part["x"].to_numpy(dtype=float), part["y"].to_numpy(dtype=float)
+
+
+def curve_pair(name: str, row: FindingRow, curves: pd.DataFrame, phantom: bool) -> str:
+    """ROC and precision–recall curves of one finding, with the chance level.
+
+    Args:
+        name: prefix of the ids, unique within a page.
+        row: the finding's row of findings.csv.
+        curves: the finding's rows of curves.csv.
+        phantom: whether to draw the watermark.
+    """
+    colour = TIER_COLOURS[row.tier]
+    roc, pr = (points(curves, row.finding, kind) for kind in ("roc", "pr"))
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.12})
         left.plot([0, 1], [0, 1], color=INK, alpha=0.5, linewidth=0.9, linestyle=(0, (4, 3)))
         left.plot(*roc, color=colour, linewidth=1.6)
         left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
-        right.axhline(prevalence(row), color=INK, alpha=0.5, linewidth=0.9, linestyle=(0, (4, 3)))
+        right.axhline(row.test_prevalence, color=INK, alpha=0.5, linewidth=0.9, linestyle=(0, (4, 3)))
         right.plot(*pr, color=colour, linewidth=1.6)
         right.set(title="Precision–recall", xlabel="recall", ylabel="precision")
         for axes in (left, right):
@@ -122,7 +132,7 @@ def curve_pair(
             axes.grid(True)
 
     alt = (
-        f"{plain(row['finding'])}: ROC and precision–recall curves on the test images. Dashed: chance. "
+        f"{plain(row.finding)}: ROC and precision–recall curves on the test images. Dashed: chance. "
         "Points of the curves are in the table below the plots."
     )
     return svg(name, alt, phantom, (4.4, 2.3), paint)
@@ -187,9 +197,9 @@ def epochs(
     return svg(name, alt, phantom, (4.4, 2.6), paint)
 
 
-def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phantom: bool) -> str:
+def prevalences(name: str, rows: Sequence[FindingRow], head: float, tail: float, phantom: bool) -> str:
     """Training prevalence of each finding, on a logarithmic axis with the limits of the tiers."""
-    shares = [float(row["train_prevalence"]) for row in rows]
+    shares = [row.train_prevalence for row in rows]
     lowest = min([share for share in shares if share > 0] + [tail])
     # Space to the left of the rarest finding, so that its bar is visible.
     left = lowest / 2
@@ -198,7 +208,7 @@ def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phanto
         axes = figure.subplots()
         axes.set_xscale("log")
         for y, (row, share) in enumerate(zip(rows, shares, strict=True)):
-            colour = TIER_COLOURS[row["tier"]]
+            colour = TIER_COLOURS[row.tier]
             axes.barh(y, max(share - left, 0), left=left, height=0.66, color=colour)
             axes.text(max(share, left) * 1.06, y, percent(share), va="center", fontsize=8)
         for limit in (head, tail):
@@ -222,36 +232,31 @@ def prevalences(name: str, rows: Sequence[Row], head: float, tail: float, phanto
     return svg(name, alt, phantom, (5.0, 1.1 + 0.235 * max(len(rows), 3)), paint)
 
 
-def prevalence(row: Row) -> float:
-    """Share of positives among a finding's labelled test images, which is the AP of an uninformative score."""
-    return row["test_positives"] / row["test_rows"] if row["test_rows"] else math.nan
-
-
 def plain(text: str, longest: int = 200) -> str:
     """Text without characters that are invalid in XML, shortened to fit the plot."""
     text = "".join(character if character.isprintable() else "\ufffd" for character in str(text))
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def _finding_axis(axes: Axes, rows: Sequence[Row]) -> None:
+def _finding_axis(axes: Axes, rows: Sequence[FindingRow]) -> None:
     """Names of the findings down the left side."""
-    axes.set_yticks(range(len(rows)), [plain(row["finding"], 22) for row in rows])
+    axes.set_yticks(range(len(rows)), [plain(row.finding, 22) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(True, axis="x")
 
 
-def _tier_handles(rows: Sequence[Row]) -> list[Line2D]:
-    present = [tier for tier in TIERS if any(row["tier"] == tier for row in rows)]
+def _tier_handles(rows: Sequence[FindingRow]) -> list[Line2D]:
+    present = [tier for tier in TIERS if any(row.tier == tier for row in rows)]
     return [
         Line2D([], [], linestyle="none", marker=TIER_MARKERS[tier], color=TIER_COLOURS[tier], label=tier)
         for tier in present
     ]
 
 
-def _extremes(rows: Sequence[Row], metric: str) -> str:
+def _extremes(rows: Sequence[FindingRow], metric: str) -> str:
     """The highest and the lowest value, for the alternative text."""
-    values = [(row[metric], plain(row["finding"])) for row in rows if known(row[metric])]
+    values = [(value, plain(row.finding)) for row in rows if known(value := row.value(metric))]
     if not values:
         return "No finding is estimable. "
     (low, lowest), (high, highest) = min(values), max(values)
@@ -279,7 +284,7 @@ def svg(
             )  # fmt: skip
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inline(buffer.getvalue(), name, f"PHANTOM DATA. {alt}" if phantom else alt)
+    return _inline(buffer.getvalue(), name, marked(alt, phantom, ". "))
 
 
 def _inline(document: bytes, name: str, alt: str) -> str:

@@ -8,11 +8,13 @@ import hashlib
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from ral import artifacts
 from ral.files import atomic_write
+from ral.runs import RunRecord
 
-RUN_FILE = "run.css"
+# Name of the style sheet beside the report.
+RUN_FILE = artifacts.RUN_INFO.name
 
 _EMPTY = 'data-report=""'
 _DIGEST = re.compile(r'data-report="([0-9a-f]{16})"')
@@ -23,20 +25,20 @@ def with_digest(page: str) -> str:
     return page.replace(_EMPTY, f'data-report="{hashlib.sha256(page.encode()).hexdigest()[:16]}"', 1)
 
 
-def write_run_info(page: Path, record: dict[str, Any]) -> None:
+def write_run_info(page: Path, record: RunRecord) -> None:
     """Write run.css beside a report: id, commit and date of the run that made it.
 
     Args:
         page: the report.
-        record: content of runs/<id>/run.json, in which the step report has begun.
+        record: of the run, in which the step report has begun.
     """
     digest = _DIGEST.search(page.read_text(encoding="utf-8"))
     assert digest is not None
-    started = datetime.fromisoformat(record["steps"]["report"]["started"])
-    commit = record["commit"][:12] if record["commit"] else "no git repository"
+    started = datetime.fromisoformat(record.steps["report"].started)
+    commit = record.commit[:12] if record.commit else "no git repository"
     values = {
-        "id": record["id"],
-        "commit": f"{commit} and uncommitted changes" if record["uncommitted_changes"] else commit,
+        "id": record.id,
+        "commit": f"{commit} and uncommitted changes" if record.uncommitted_changes else commit,
         "date": f"{started:%Y-%m-%d %H:%M} UTC",
     }
     rules = " ".join(f'--run-{name}: "{_plain(value)}";' for name, value in values.items())

@@ -8,22 +8,24 @@ The report is not read, only its path is printed.
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from ral.files import read_json
-from ral.wording import PHANTOM_SHORT, RESEARCH, estimate, sealed
+from ral import artifacts
+from ral.errors import UserError
+from ral.evaluation.results import Metrics
+from ral.evaluation.specs import LABELS, RANKED_BY
+from ral.wording import notice, sealed
 
 
-def summary(metrics: dict[str, Any], report: Path) -> str:
+def summary(metrics: Metrics, report: Path) -> str:
     """The text to print: notice, means over all findings and per tier, path of the report.
 
     Args:
         metrics: content of metrics.json.
         report: path of the report, printed in the last line.
     """
-    means = {"macro": metrics["macro"], **metrics["tiers"]}
-    rows = [("", "findings", "AP", "AUROC")] + [
-        (name, str(mean["findings"]), estimate(mean["ap"]), estimate(mean["auroc"]))
+    means = {"macro": metrics.macro, **metrics.tiers}
+    rows = [("", "findings", *(LABELS[metric] for metric in RANKED_BY))] + [
+        (name, str(mean.findings), *(mean[metric].text() for metric in RANKED_BY))
         for name, mean in means.items()
     ]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -31,14 +33,14 @@ def summary(metrics: dict[str, Any], report: Path) -> str:
         f"{name:<{widths[0]}}  {count:>{widths[1]}}  {ap:<{widths[2]}}  {auroc}".rstrip()
         for name, count, ap, auroc in rows
     ]
-    test = metrics["test"]
+    test = metrics.test
     return "\n".join(
         [
-            PHANTOM_SHORT if metrics["data"] == "phantom" else RESEARCH,
+            notice(metrics.phantom),
             *table,
-            f"{test['rows']:,} test images of {test['patients']:,} patients; {100 * metrics['confidence']:g} % "
-            f"intervals from {metrics['replicates']:,} bootstrap resamples of the patients",
-            *filter(None, [sealed(test)]),
+            f"{test.rows:,} test images of {test.patients:,} patients; {metrics.percent} "
+            f"intervals from {metrics.replicates:,} bootstrap resamples of the patients",
+            *filter(None, [sealed(test.sealed_patients)]),
             f"report: {report}",
         ]
     )
@@ -48,13 +50,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("metrics", type=Path, nargs="?", default=Path("reports/metrics.json"))
-    parser.add_argument("report", type=Path, nargs="?", default=Path("reports/report.html"))
+    parser.add_argument("metrics", type=Path, nargs="?", default=Path(artifacts.METRICS))
+    parser.add_argument("report", type=Path, nargs="?", default=Path(artifacts.REPORT))
     options = parser.parse_args()
     try:
-        metrics = read_json(options.metrics)
+        metrics = Metrics.read(options.metrics)
     except FileNotFoundError:
         sys.exit(f"error: {options.metrics} does not exist. Run the pipeline first: make run")
+    except UserError as error:
+        sys.exit(f"error: {error}")
     print(summary(metrics, options.report))
 
 

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ral.reporting.plots import Curve, Row, prevalence
-from ral.wording import estimate, known, number, percent, pluralize, with_interval
+from ral.evaluation.results import Metrics
+from ral.evaluation.specs import AGREEMENT_METRICS, LABELS, MEANS, READ_AGAINST
+from ral.evaluation.table_rows import FindingRow, ReadingRow
+from ral.reporting.plots import points
+from ral.wording import known, number, percent, pluralize
 
 # Points of the curves that the table lists.
 FALSE_POSITIVE_RATES = (0.05, 0.1, 0.2, 0.5)
 RECALLS = (0.25, 0.5, 0.75)
+AT_SPECIFICITY = "sensitivity_at_90_specificity"
 
 OVERALL = {"macro": "all findings (macro)", "micro": "all pairs of image and finding (micro)"}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -41,27 +45,27 @@ class Table:
     """Whether a click on a column header sorts the table."""
 
 
-def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
+def tiers(metrics: Metrics, rows: Sequence[FindingRow]) -> Table:
     """Means over all findings and per tier, and the micro average."""
-    means = {"macro": metrics["macro"], "micro": metrics["micro"], **metrics["tiers"]}
+    means = {"macro": metrics.macro, "micro": metrics.micro, **metrics.tiers}
     content = []
     for name, mean in means.items():
-        members = [row for row in rows if name in ("macro", "micro", row["tier"])]
-        scored = [row for row in members if known(row["ap"])]
+        members = [row for row in rows if name in ("macro", "micro", row.tier)]
+        scored = [row for row in members if known(row.value("ap"))]
         # The micro average pools all pairs, so its chance level weights findings by their images.
         chance = (
-            sum(row["test_positives"] for row in scored) / max(sum(row["test_rows"] for row in scored), 1)
+            sum(row.test_positives for row in scored) / max(sum(row.test_rows for row in scored), 1)
             if name == "micro"
-            else sum(map(prevalence, scored)) / max(len(scored), 1)
+            else sum(row.test_prevalence for row in scored) / max(len(scored), 1)
         )
         title = OVERALL[name] if name in OVERALL else Cell(name, f"tier {name}")
         content.append(
             [
                 title,
-                f"{mean['findings']} of {len(members)}",
-                *(estimate(mean[metric]) for metric in ("ap", "auroc", "f1")),
+                f"{mean.findings} of {len(members)}",
+                *(mean[metric].text() for metric in MEANS),
                 number(chance if scored else None),
-                estimate(mean["sensitivity_at_90_specificity"]),
+                mean[AT_SPECIFICITY].text(),
             ]
         )
     return Table(
@@ -69,31 +73,29 @@ def tiers(metrics: dict[str, Any], rows: Sequence[Row]) -> Table:
         (
             "Findings",
             "Estimable",
-            "AP",
-            "AUROC",
-            "F1",
+            *(LABELS[metric] for metric in MEANS),
             "Chance level of AP",
-            "Sensitivity at 90 % specificity",
+            LABELS[AT_SPECIFICITY],
         ),
         "lrrrrrr",
         content,
     )
 
 
-def cxr_lt(metrics: dict[str, Any]) -> Table:
+def cxr_lt(metrics: Metrics) -> Table:
     """The metrics of the CXR-LT challenges, under their official names."""
     return Table(
         "Metrics of the CXR-LT challenges",
         ("Metric", "Value", "Mean over"),
         "lrr",
         [
-            [name, estimate(metric), pluralize(metric["findings"], "finding", "findings")]
-            for name, metric in metrics["cxr_lt"].items()
+            [name, metric.text(), pluralize(metric.findings, "finding", "findings")]
+            for name, metric in metrics.cxr_lt.items()
         ],
     )
 
 
-def findings(rows: Sequence[Row]) -> Table:
+def findings(rows: Sequence[FindingRow]) -> Table:
     """The metrics of every finding."""
     return Table(
         "Metrics of every finding on the test images, the most frequent in training first",
@@ -102,24 +104,24 @@ def findings(rows: Sequence[Row]) -> Table:
             "Tier",
             "Positive in training",
             "Test positives",
-            "AUROC",
-            "AP",
+            LABELS["auroc"],
+            LABELS["ap"],
             "Chance level of AP",
-            "Sensitivity at 90 % specificity",
-            "F1",
+            LABELS[AT_SPECIFICITY],
+            LABELS["f1"],
         ),
         "llrrrrrrr",
         [
             [
-                row["finding"],
-                Cell(row["tier"], f"tier {row['tier']}"),
-                f"{row['train_positives']:,} ({percent(row['train_prevalence'])})",
-                f"{row['test_positives']:,}",
-                _metric(row, "auroc"),
-                _metric(row, "ap"),
-                number(prevalence(row)),
-                _metric(row, "sensitivity_at_90_specificity"),
-                _metric(row, "f1"),
+                row.finding,
+                Cell(row.tier, f"tier {row.tier}"),
+                f"{row.train_positives:,} ({percent(row.train_prevalence)})",
+                f"{row.test_positives:,}",
+                row.metrics["auroc"].text(),
+                row.metrics["ap"].text(),
+                number(row.test_prevalence),
+                row.metrics[AT_SPECIFICITY].text(),
+                row.metrics["f1"].text(),
             ]
             for row in rows
         ],
@@ -127,15 +129,15 @@ def findings(rows: Sequence[Row]) -> Table:
     )
 
 
-def curve_points(curves: pd.DataFrame, rows: Sequence[Row]) -> Table:
+def curve_points(curves: pd.DataFrame, rows: Sequence[FindingRow]) -> Table:
     """Some points of each plotted curve; curves.csv has all of them."""
     content = []
     for row in rows:
-        roc, pr = points(curves, row["finding"], "roc"), points(curves, row["finding"], "pr")
+        roc, pr = points(curves, row.finding, "roc"), points(curves, row.finding, "pr")
         if not len(roc[0]):
             continue
         content.append(
-            [row["finding"]]
+            [row.finding]
             + [f"{np.interp(rate, *roc):.3f}" for rate in FALSE_POSITIVE_RATES]
             + [f"{pr[1][int(np.abs(pr[0] - recall).argmin())]:.3f}" for recall in RECALLS]
         )
@@ -149,12 +151,6 @@ def curve_points(curves: pd.DataFrame, rows: Sequence[Row]) -> Table:
         "l" + "r" * (len(FALSE_POSITIVE_RATES) + len(RECALLS)),
         content,
     )
-
-
-def points(curves: pd.DataFrame, finding: str, curve: str) -> Curve:
-    """x and y of one curve; empty if the finding has none."""
-    part = curves[(curves["finding"] == finding) & (curves["curve"] == curve)]
-    return part["x"].to_numpy(dtype=float), part["y"].to_numpy(dtype=float)
 
 
 def history(epochs: pd.DataFrame, best: int) -> Table:
@@ -218,14 +214,13 @@ def versions(packages: dict[str, str]) -> Table:
     return _pairs("Versions", packages, ("Package", "Version"))
 
 
-def second_reading(readings: pd.DataFrame) -> Table:
+def second_reading(readings: Sequence[ReadingRow]) -> Table:
     """Agreement of a second reading with the labels, and the metrics against each reading."""
-    metrics = {
-        "kappa": "Cohen's kappa", "positive_agreement": "Positive agreement",
-        "negative_agreement": "Negative agreement", "auroc_first": "AUROC, labels",
-        "auroc_second": "AUROC, second reading",
-        "ap_first": "AP, labels", "ap_second": "AP, second reading",
-    }  # fmt: skip
+    metrics = {name: LABELS[name] for name in AGREEMENT_METRICS} | {
+        f"{name}_{reading}": f"{LABELS[name]}, {title}"
+        for name in READ_AGAINST
+        for reading, title in (("first", "labels"), ("second", "second reading"))
+    }
     return Table(
         "Labels and second reading",
         ("Finding", "Images", "Positive in the labels", "Positive in the second reading", "In both",
@@ -233,28 +228,15 @@ def second_reading(readings: pd.DataFrame) -> Table:
         "lrrrr" + "r" * len(metrics) + "w",
         [
             [
-                row["finding"],
-                *(f"{int(row[name]):,}" for name in ("images", "first_positives", "second_positives", "both_positive")),
-                *(_metric(row, name) for name in metrics),
-                text(row["note"]),
+                row.finding,
+                f"{row.images:,}",
+                *(f"{count or 0:,}" for count in (row.first_positives, row.second_positives, row.both_positive)),
+                *(row.metrics[name].text() for name in metrics),
+                row.note,
             ]
-            for row in records(readings)
+            for row in readings
         ],
     )  # fmt: skip
-
-
-def records(table: pd.DataFrame) -> list[Row]:
-    """The rows of a table."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def text(value: Any) -> str:
-    """A text cell of a CSV file; an empty cell is read as NaN."""
-    return value if isinstance(value, str) else ""
-
-
-def _metric(row: Row, metric: str) -> str:
-    return with_interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
 
 
 def _pairs(

@@ -92,6 +92,11 @@ class _Sum(torch.autograd.Function):
         return total
 
 
+def _sum(local: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(local)  # type: ignore[no-untyped-call]
+    return total
+
+
 class _Synchronised(_BatchNorm):
     """In training, normalises by the mean and variance over all ranks; otherwise behaves like the base class."""
 
@@ -112,11 +117,11 @@ class _Synchronised(_BatchNorm):
         count = torch.full(
             (1,), x.numel() / x.shape[1], device=x.device
         )  # torch.tensor would wait for the GPU
-        sums = _Sum.apply(torch.cat([wide.sum(dims), count]))
+        sums = _sum(torch.cat([wide.sum(dims), count]))
         number = sums[-1].detach()
         mean = sums[:-1] / number
         centred = wide - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(dims)) / number
+        variance = _sum(centred.square().sum(dims)) / number
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -128,4 +133,5 @@ class _Synchronised(_BatchNorm):
         y = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(x.dtype)
+        normalised: Tensor = y.to(x.dtype)
+        return normalised

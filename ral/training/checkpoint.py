@@ -6,7 +6,6 @@ folder is removed when training succeeds.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,15 +13,16 @@ import platform
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ral.errors import UserError
-from ral.files import private_folder, read_json, sha256, write_json
+from ral.files import flush, private_folder, read_json, sha256, try_lock, write_json
 from ral.models.pretrained import refuse_not_finite
 from ral.user_code import files_in_use
 
@@ -59,6 +59,17 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
+class Snapshot(NamedTuple):
+    """The content of a checkpoint."""
+
+    step: int
+    """Completed optimizer steps; part of the checkpoint's name."""
+    tensors: dict[str, Tensor]
+    """Contiguous, on the CPU."""
+    state: dict[str, Any]
+    """Everything else, JSON serialisable: `TrainState.to_dict`."""
+
+
 class Checkpoints:
     """The checkpoints of one training run.
 
@@ -66,11 +77,17 @@ class Checkpoints:
         folder: where they are stored; created with mode 0700 if missing. Other users must not have write
             access.
         keep: number of checkpoints to keep.
+        minutes: time between two checkpoints.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, minutes: float = 10.0) -> None:
+        self.folder, self.keep, self.minutes = folder, keep, minutes
+        self._last_save = time.monotonic()
         private_folder(folder)
+
+    def due(self) -> bool:
+        """Whether the time for the next checkpoint has come."""
+        return time.monotonic() - self._last_save >= self.minutes * 60
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -81,14 +98,12 @@ class Checkpoints:
             UserError: another process holds the lock.
         """
         with (self.folder / "lock").open("a+", encoding="utf-8") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(stream):
                 stream.seek(0)
                 raise UserError(
                     f"The same training is running already ({stream.read() or 'unknown process'}). Wait for "
                     "it, or stop it."
-                ) from None
+                )
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {platform.node()}")
             stream.flush()
@@ -98,10 +113,7 @@ class Checkpoints:
         """Write a checkpoint atomically (temporary folder, fsync, rename), then remove all but the newest
         `keep`.
 
-        Args:
-            step: completed optimizer steps; part of the checkpoint's name.
-            tensors: contiguous, on the CPU.
-            state: everything else, JSON serialisable.
+        Arguments are the parts of a `Snapshot`.
 
         Raises:
             OSError: the disk is full or failing; older checkpoints are unchanged.
@@ -114,7 +126,7 @@ class Checkpoints:
             write_json(draft / STATE, state)
             write_json(draft / CHECKSUMS, {name: sha256(draft / name) for name in (TENSORS, STATE)})
             for path in (*draft.iterdir(), draft):
-                _fsync(path)
+                flush(path)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)  # full disk: keep the existing checkpoints
             error.filename = error.filename or str(self.folder)
@@ -122,9 +134,10 @@ class Checkpoints:
         target = self._path(step)
         shutil.rmtree(target, ignore_errors=True)  # a corrupt one that was skipped
         draft.rename(target)
-        _fsync(self.folder)
+        flush(self.folder)
         for old in self._paths()[: -self.keep]:
             shutil.rmtree(old)
+        self._last_save = time.monotonic()
 
     def newest_step(self) -> int | None:
         """Optimizer steps of the newest checkpoint; None if there is none."""
@@ -214,12 +227,3 @@ def _problem(path: Path) -> str | None:
     except UserError as error:
         return str(error).partition(". ")[0]
     return None
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file or folder to disk, so that a power failure cannot leave an incomplete checkpoint."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,8 +1,39 @@
-"""Batch boundaries, micro-batches and learning rate: pure functions, independent of world size where possible."""
+"""Phases, batch boundaries, micro-batches and learning rate: pure functions, independent of world size where
+possible.
+"""
 
 import math
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+from ral.config.sampler import SamplerConfig
+from ral.config.train import TrainConfig
+
+
+class Phase(NamedTuple):
+    """What is trained, and for how long."""
+
+    name: Literal["network", "classifier"]
+    """"classifier": everything else is frozen."""
+    epochs: int
+    learning_rate: float
+    """Peak learning rate."""
+    sampler: SamplerConfig
+
+    @property
+    def classifier_only(self) -> bool:
+        """Whether only the classifier is trained."""
+        return self.name == "classifier"
+
+
+def phases(config: TrainConfig) -> list[Phase]:
+    """The phases of a training: the network, then its classifier alone if the section train says so."""
+    network = Phase("network", config.epochs, config.learning_rate, config.sampler)
+    if config.classifier is None:
+        return [network]
+    second = config.classifier
+    return [network, Phase("classifier", second.epochs, second.learning_rate, second.sampler)]
 
 
 def batch_offsets(images: int, batch_size: int) -> np.ndarray:

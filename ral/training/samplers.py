@@ -37,9 +37,11 @@ def epoch_rows(
     if targets.shape[0] != len(rows):
         raise ValueError(f"{targets.shape[0]} rows of labels for {len(rows)} images")
     rng = np.random.default_rng([seed, epoch])
+    chosen: np.ndarray
     match config.name:
         case "uniform":
-            return rng.permutation(rows)
+            shuffled: np.ndarray = rng.permutation(rows)
+            return shuffled
         case "inverse_frequency":
             chosen = _inverse_frequency(targets, rng)
         case "class_aware":
@@ -49,7 +51,8 @@ def epoch_rows(
         case "temperature":
             tau = temperature(config.temperature, epoch, epochs)
             chosen = _temperature(targets, tau, rng)
-    return rows[rng.permutation(chosen)]
+    in_order: np.ndarray = rows[rng.permutation(chosen)]
+    return in_order
 
 
 def epoch_images(config: SamplerConfig, targets: np.ndarray) -> int:
@@ -126,7 +129,8 @@ def repeat_factors(options: RepeatFactorOptions, targets: np.ndarray) -> np.ndar
     shares = np.append(counts[:-1] / len(targets), 1.0)  # images without a finding are never repeated
     with np.errstate(divide="ignore"):  # a finding without positives is never an image's rarest
         factors = np.clip(np.sqrt(options.threshold / shares), 1.0, options.max_repeat)
-    return factors[_rarest(positive)]
+    repeats: np.ndarray = factors[_rarest(positive)]
+    return repeats
 
 
 def _temperature(targets: np.ndarray, tau: float, rng: np.random.Generator) -> np.ndarray:
@@ -169,7 +173,8 @@ def _rarest(positive: np.ndarray) -> np.ndarray:
     order = np.argsort(positive.sum(axis=0), kind="stable")
     # The last column, always true, catches images without a finding.
     ordered = np.column_stack([positive[:, order], np.ones(len(positive), bool)])
-    return np.append(order, findings)[ordered.argmax(axis=1)]
+    rarest: np.ndarray = np.append(order, findings)[ordered.argmax(axis=1)]
+    return rarest
 
 
 def _cycle(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,49 +1,52 @@
-"""A complete training run: phases, epochs, checkpoints, and selection of the best weights on validation."""
+"""A training, as one rank runs it: phases, epochs, steps, validation, checkpoints.
 
+Read it from top to bottom: `train` calls `train_epoch`, that `train_step`, that `forward_backward`.
+"""
+
+import collections
 import logging
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
-from ral.inference.score import Scorer, estimable_findings, validation_scores
-from ral.models import Network, build_model, classifier, reset_classifier
-from ral.models.custom import check_network
-from ral.models.groups import parameter_groups
+from ral.inference.prefetch import MicroBatch
+from ral.models.inputs import channels_last, normalised
 from ral.progress import Progress
-from ral.training import engine as deepspeed_engine
-from ral.training.backend import compile_works
-from ral.training.batch_norm import synchronise_batch_norm
-from ral.training.checkpoint import Checkpoints
-from ral.training.ema import ModelEma
-from ral.training.loop import DistributedContext, Phase, PhaseTrainer
+from ral.training import plan
+from ral.training.augment import transform
+from ral.training.checkpoint import Checkpoints, Snapshot
+from ral.training.distributed import DistributedContext
 from ral.training.metric_logger import MetricLogger
-from ral.training.state import HISTORY, PreemptionFlag, TrainState, select_prefix
+from ral.training.phase import PhaseParts, start_phase
+from ral.training.state import EpochRecord, PreemptionFlag, TrainState, WeightsKind
+from ral.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 
-# The arguments of `Checkpoints.save`: completed optimizer steps, tensors on the CPU, state.
-Snapshot = tuple[int, dict[str, Tensor], dict[str, Any]]
+# Exit code of a training that a signal stopped between two steps.
+STOPPED = 143
+
+# Steps between two status texts of the progress line.
+STATUS_STEPS = 20
 
 
-@dataclass
-class TrainResult:
-    """Result of a training run."""
+class StepStatus(NamedTuple):
+    """Status of an optimizer step, summed over all ranks."""
 
-    state: TrainState
-    """Final state, with the history and the best weights of each kind."""
-    best_kind: str
-    """The kind of weights with the better validation macro AP: last or ema."""
-    scorer: Scorer
-    network: Network
+    epoch: int
+    step: int
+    reduced: Tensor
+    """[loss, skipped, stop requested, checkpoint due], on the CPU once `ready` is done."""
+    ready: torch.cuda.Event | None
 
 
 class Trainer:
@@ -54,282 +57,301 @@ class Trainer:
         dataset: the prepared data.
         context: rank, world size and device.
         checkpoints: where to save checkpoints and resume from.
-        minutes: time between two checkpoints.
+        validator: measures weights on the validation images.
         metric_logger: writes the run's metrics; None on ranks other than 0.
         stop: set when training is to stop.
-        min_positives: evaluate.min_positives: patients with and without a finding that validation metrics need.
-
-    Raises:
-        UserError: no finding has both in validation.
     """
+
+    parts: PhaseParts
+    """What trains the current phase; set by `start_phase`."""
 
     def __init__(
         self, params: TrainParams, dataset: Dataset, context: DistributedContext, checkpoints: Checkpoints,
-        minutes: float, metric_logger: MetricLogger | None, stop: PreemptionFlag, min_positives: int,
+        validator: Validator, metric_logger: MetricLogger | None, stop: PreemptionFlag,
     ) -> None:  # fmt: skip
-        self.params, self.config, self.dataset, self.context = params, params.train, dataset, context
-        self.checkpoints, self.minutes, self.stop = checkpoints, minutes, stop
-        self.metric_logger = metric_logger
-        self.val_rows = dataset.rows("val")
-        self.val_targets = dataset.targets()[self.val_rows]
-        patients = dataset.studies["patient_id"].to_numpy()[self.val_rows]
-        self.val_findings = estimable_findings(self.val_targets, patients, min_positives)
-        """The findings that the validation metrics are averaged over; boolean [findings]."""
+        self.params, self.dataset, self.context = params, dataset, context
+        self.checkpoints, self.validator, self.metric_logger, self.stop = (
+            checkpoints, validator, metric_logger, stop
+        )  # fmt: skip
+        self._statistics = dataset.metadata  # made once: it is a new mapping at every access
         self.state = TrainState()
-        self.compile = False
-        """Whether the network is compiled: train.compile, where it works."""
-        self.phase_trainer: PhaseTrainer | None = None
-        self.last_save = time.monotonic()
+        self.phases = plan.phases(params.train)
         self.unsaved_snapshot: Snapshot | None = None
         """On rank 0, the state before validation started. If validation is interrupted, this is saved."""
+        self._statuses: collections.deque[StepStatus] = collections.deque()
+        self._progress: Progress | None = None
+        self._log: Callable[[str], None] = logger.info if context.rank == 0 else _silent
 
-    def fit(self) -> TrainResult:
+    def train(self) -> TrainState:
         """Train all phases, resuming from the newest checkpoint if there is one.
 
+        Returns:
+            The final state, with the history and the best weights of each kind.
+
         Raises:
-            UserError: see `PhaseTrainer.train_epoch` and `build_model`; or no epoch gave finite logits.
+            UserError: see `train_epoch` and `start_phase`; or no epoch gave finite logits.
             SystemExit: a stop was requested.
         """
-        tensors = self._load()
-        number, of = int(self.val_findings.sum()), len(self.val_findings)
-        if number < of and self.context.rank == 0:
-            logger.info(
-                "Validation metrics are means over %d of %d findings. The others have too few patients with or without "
-                "them in validation (evaluate.min_positives, split.val).",
-                number, of,
-            )  # fmt: skip
-        torch.manual_seed(self.config.seed)
-        network = build_model(self.params.model, len(self.dataset.findings))
-        size = self.dataset.metadata["size"]
-        check_network(network, self.params.model, len(self.dataset.findings), size)
-        network.use_bfloat16 = self.config.precision == "bfloat16"
-        context = self.context
-        self.compile = self.config.compile and compile_works(context.device)
-        scorer = Scorer(network, self.dataset, self.compile, context.rank, context.world_size, context.device)
-        phases = self._phases()
-        while self.state.phase < len(phases):
-            self._train_phase(phases[self.state.phase], network, scorer, tensors)
+        tensors = self.load_checkpoint()
+        while self.state.phase < len(self.phases):
+            self.start_phase(tensors)
+            with self._show_progress():
+                while not self._phase_is_over():
+                    self._train_and_validate()
+            self.parts.engine.close()
+            del self.parts  # frees its memory for the next phase
+            self.state.end_phase()
             tensors = {}
-            self.state.phase += 1
-            self.state.epoch = self.state.epochs_without_improvement = 0
-            self.state.adam_steps = self.state.ema_steps = 0
-        return TrainResult(self.state, self._best_kind(), scorer, network)
+        return self.state
 
-    def _phases(self) -> list[Phase]:
-        config = self.config
-        phases = [Phase("network", config.epochs, config.learning_rate, config.sampler)]
-        if config.classifier is not None:
-            second = config.classifier
-            phases.append(Phase("classifier", second.epochs, second.learning_rate, second.sampler))
-        return phases
+    def start_phase(self, tensors: dict[str, Tensor]) -> None:
+        """Make the network, engine and batches of the current phase, as the tensors of a checkpoint have them."""
+        phase = self.phases[self.state.phase]
+        self.parts = start_phase(phase, self.params, self.dataset, self.context, self.state, tensors)
 
-    def _train_phase(
-        self, phase: Phase, network: Network, scorer: Scorer, tensors: dict[str, Tensor]
-    ) -> None:
-        config, context, state = self.config, self.context, self.state
-        model, frozen = self._model(phase, network, select_prefix(tensors, "weights"))
-        if self.compile:
-            model.compile(dynamic=False)  # batches have n or n - 1 images: two static graphs
-        groups = parameter_groups(
-            model, config.weight_decay, phase.learning_rate, self.params.model.layer_decay
-        )
-        engine = deepspeed_engine.start_engine(model, groups, config, context.world_size)
-        deepspeed_engine.load_optimizer_state_dict(
-            engine,
-            {k: v for k, v in tensors.items() if k.split("/")[0] in deepspeed_engine.MOMENTS},
-            state.adam_steps,
-        )
-        phase_trainer = PhaseTrainer(
-            engine,
-            frozen,
-            self.dataset,
-            self.params,
-            phase,
-            context,
-            state,
-            self.stop,
-            self._checkpoint_due,
-            self.save,
-        )
-        self.phase_trainer = phase_trainer
-        if config.ema_decay is not None:
-            ema_weights = select_prefix(tensors, "ema")
-            ema = ModelEma(deepspeed_engine.local_state_dict(engine), config.ema_decay)
-            if ema_weights:
-                ema.load(deepspeed_engine.shard_state_dict(engine, ema_weights), state.ema_steps)
-            phase_trainer.ema = ema
-        offsets = phase_trainer.batch_offsets
-        images = int(offsets[-1])
-        total = (phase.epochs - state.epoch) * images - int(offsets[state.step])
-        with ExitStack() as stack:
-            log: Callable[[str], None] = noop
-            if context.rank == 0:
-                progress = stack.enter_context(Progress("training", total, "images"))
-                phase_trainer.on_step, log = progress.add, logger.info
-            while state.epoch < phase.epochs:
-                started, first = time.monotonic(), int(offsets[state.step])
-                self.stop.exit_immediately, self.unsaved_snapshot = False, None
-                phase_trainer.train_epoch()
-                seconds = time.monotonic() - started
-                self.unsaved_snapshot = self._snapshot()
-                self.stop.exit_immediately = True  # an interrupted validation leaves nothing to save
-                if self.stop.requested:
-                    raise SystemExit(143)
-                losses = list(state.losses)
-                self._end_epoch(phase, phase_trainer, scorer, log)
-                if self.metric_logger is not None:
-                    first_step = state.total_steps - phase_trainer.steps
-                    self.metric_logger.epoch(state.history[-1], images - first, seconds, losses, first_step)
-                if config.patience is not None and state.epochs_without_improvement >= config.patience:
-                    break
-        engine.destroy()
-        self.phase_trainer = None
+    def _phase_is_over(self) -> bool:
+        patience, state = self.params.train.patience, self.state
+        tired = patience is not None and state.epochs_without_improvement >= patience
+        return state.epoch >= self.parts.phase.epochs or tired
 
-    def _model(
-        self, phase: Phase, network: Network, weights: dict[str, Tensor]
-    ) -> tuple[Network, list[nn.Module]]:
-        """The network to train in a phase, and the modules that are frozen."""
-        torch.manual_seed(self.config.seed)
-        model = build_model(self.params.model, len(self.dataset.findings))
-        model.use_bfloat16 = self.config.precision == "bfloat16"
-        if self.context.world_size > 1:
-            synchronise_batch_norm(model)
-        frozen: list[nn.Module] = []
-        if phase.name == "classifier":
-            model.load_state_dict(self.state.best[self._best_kind()].weights)
-            reset_classifier(model, self.config.seed)
-            head = classifier(model)
-            head_parameters = {id(p) for p in head.parameters()}
-            for p in model.parameters():
-                p.requires_grad_(id(p) in head_parameters)
-            head_modules = set(head.modules())
-            frozen = [m for m in model.modules() if not any(part in head_modules for part in m.modules())]
-        if weights:
-            model.load_state_dict(weights)
-        return model, frozen
+    def _train_and_validate(self) -> None:
+        """One epoch, or the rest of it; then its validation."""
+        state, batches = self.state, self.parts.batches
+        self.stop.exit_immediately, self.unsaved_snapshot = False, None
+        images, started = batches.images(state.step), time.monotonic()
+        self.train_epoch()
+        seconds = time.monotonic() - started
+        self.unsaved_snapshot = self._snapshot()
+        self.stop.exit_immediately = True  # an interrupted validation leaves nothing to save
+        if self.stop.requested:
+            raise SystemExit(STOPPED)
+        losses, first_step = state.losses, state.total_steps - batches.steps
+        record = self.validate()
+        if self.metric_logger is not None:
+            self.metric_logger.epoch(record, images, seconds, losses, first_step)
 
-    def _end_epoch(
-        self, phase: Phase, phase_trainer: PhaseTrainer, scorer: Scorer, log: Callable[[str], None]
-    ) -> None:
-        """Validate the last weights and the EMA, and update the best weights of each kind."""
-        state, engine = self.state, phase_trainer.engine
-        row: dict[str, Any] = dict.fromkeys(HISTORY) | {
-            "epoch": len(state.history) + 1,
-            "phase": phase.name,
-            "learning_rate": phase_trainer.rate(phase_trainer.steps - 1),
-            "train_loss": float(np.mean(state.losses)) if state.losses else None,
-            "skipped_steps": state.skipped_steps,
-        }
-        improved = False
-        candidates = {"last": deepspeed_engine.full_state_dict(engine)}
-        if phase_trainer.ema is not None:
-            with deepspeed_engine.use_weights(engine, phase_trainer.ema.values):
-                candidates["ema"] = deepspeed_engine.full_state_dict(engine)
-        best_ap = max(best.ap for best in state.best.values())
-        for kind, weights in candidates.items():
-            logits = scorer.score(weights, self.val_rows)
-            prefix = "" if kind == "last" else "ema_"
-            if not np.isfinite(logits).all():
-                continue
-            measured = self.val_findings
-            scores = validation_scores(self.val_targets[:, measured], logits[:, measured])
-            row |= {prefix + name: value for name, value in scores.items()}
-            if scores["val_macro_ap"] > state.best[kind].ap:
-                best = state.best[kind]
-                best.ap, best.epoch = scores["val_macro_ap"], row["epoch"]
-                best.weights = weights
-            improved = improved or scores["val_macro_ap"] > best_ap
-        state.history.append(
-            {name: round(value, 8) if isinstance(value, float) else value for name, value in row.items()}
-        )
-        log(_epoch_line(state.history[-1], phase, self.config.epochs, self.dataset.metadata["phantom"]))
-        state.epochs_without_improvement = 0 if improved else state.epochs_without_improvement + 1
-        state.epoch, state.step, state.losses, state.skipped_steps = state.epoch + 1, 0, [], 0
-
-    def _best_kind(self) -> str:
-        """The kind of weights with the best validation macro AP; "last" if both are equal.
+    def train_epoch(self) -> None:
+        """Train the rest of the current epoch.
 
         Raises:
-            UserError: no epoch gave finite logits.
+            UserError: too many consecutive steps were skipped, or memory ran out.
+            SystemExit: a stop was requested; a checkpoint was written.
         """
-        best = self.state.best
-        if not any(checkpoint.weights for checkpoint in best.values()):
+        parts, epoch, first = self.parts, self.state.epoch, self.state.step
+        parts.engine.train_mode()
+        for module in parts.frozen:
+            module.eval()
+        parts.loss.set_epoch(epoch)
+        parts.engine.set_learning_rate(parts.batches.learning_rate(epoch, first))
+        parts.buffer_backup.save()
+        with parts.batches.prefetch(epoch, first) as micro_batches:
+            for step in range(first, parts.batches.steps):
+                self.train_step(step, islice(micro_batches, parts.batches.accumulation))
+        self._read_statuses(0)
+
+    def train_step(self, step: int, micro_batches: Iterable[MicroBatch]) -> None:
+        """One optimizer step, from this rank's micro-batches of it."""
+        loss = torch.zeros((), device=self.context.device)
+        for batch in micro_batches:
+            loss = loss + self.forward_backward(batch)
+            self.parts.engine.step()  # DeepSpeed updates the weights after the last micro-batch
+        self._end_step(step, loss)
+
+    def forward_backward(self, batch: MicroBatch) -> Tensor:
+        """Forward and backward pass of one micro-batch; returns its contribution to the global batch's loss.
+
+        The loss is divided by the global batch's number of known labels, so DeepSpeed's mean over micro-batches and
+        ranks is undone. World size and accumulation therefore affect only rounding.
+
+        Raises:
+            UserError: memory ran out.
+        """
+        context, parts = self.context, self.parts
+        torch.manual_seed(batch.seed)  # dropout and stochastic depth
+        try:
+            images = transform(normalised(batch.images, self._statistics), batch.maps)
+            logits = parts.engine.forward(channels_last(images))
+            loss = parts.loss.contribution(logits, batch)
+            # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
+            poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+            parts.engine.backward(loss * (context.world_size * parts.batches.accumulation) * poison)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
             raise UserError(
-                "No epoch gave finite validation logits. Lower train.learning_rate.", kind="not_finite"
+                f"Out of memory on {context.device} with {len(batch.images)} images per forward and backward pass. Set "
+                f"train.micro_batch to {max(1, len(batch.images) // 2)} or less (train.batch_size stays the same), or "
+                "model.gradient_checkpointing to true.",
+                kind="memory",
+            ) from error
+        return loss.detach()
+
+    def _end_step(self, step: int, loss: Tensor) -> None:
+        """All-reduce the status of this step, and act on the status of the previous one.
+
+        The status is read one step late, so that the GPU never waits for the host. All ranks read the same
+        status at the same step, and so act alike.
+        """
+        state, context, parts = self.state, self.context, self.parts
+        skipped = parts.engine.step_was_skipped()
+        parts.buffer_backup.after_step(skipped)
+        if parts.ema is not None:
+            parts.ema.update()
+        # torch.tensor would wait for the GPU; torch.full passes the number to a kernel.
+        flags = [self.stop.requested, context.rank == 0 and self.checkpoints.due()]
+        on_device = [torch.full((), float(flag), device=context.device) for flag in flags]
+        reduced = torch.stack([loss, skipped, *on_device])
+        if context.world_size > 1:
+            torch.distributed.all_reduce(reduced)
+        ready = None
+        if context.device.type == "cuda":
+            reduced = reduced.to("cpu", non_blocking=True)
+            ready = torch.cuda.current_stream().record_event()
+        self._statuses.append(StepStatus(state.epoch, step, reduced, ready))
+        state.step, state.total_steps = step + 1, state.total_steps + 1
+        rate = parts.batches.learning_rate(state.epoch, step + 1)
+        parts.engine.set_learning_rate(rate)
+        self._report_step(step, rate)
+        self._read_statuses(1)
+
+    def _read_statuses(self, pending: int) -> None:
+        """Process all but the last `pending` statuses; all of them if one requests a stop or a checkpoint."""
+        save = stop = False
+        while len(self._statuses) > (0 if save or stop else pending):
+            status = self._statuses.popleft()
+            if status.ready is not None:
+                status.ready.synchronize()
+            loss, skipped, stop_requested, checkpoint_due = status.reduced.tolist()
+            self._record_step(status, loss, skipped > 0)
+            stop, save = stop or stop_requested > 0, save or checkpoint_due > 0
+        if save or stop:
+            self.save_checkpoint()
+        if stop:
+            raise SystemExit(STOPPED)
+
+    def _record_step(self, status: StepStatus, loss: float, skipped: bool) -> None:
+        """Add a step to the state.
+
+        Raises:
+            UserError: too many consecutive steps were skipped.
+        """
+        state = self.state
+        if not skipped:
+            state.losses.append(loss)
+            state.adam_steps, state.consecutive_skipped_steps = state.adam_steps + 1, 0
+            return
+        state.skipped_steps += 1
+        state.consecutive_skipped_steps += 1
+        if state.consecutive_skipped_steps > self.params.train.max_consecutive_skips:
+            ids = self.parts.batches.image_ids(status.epoch, status.step)
+            raise UserError(
+                f"Non-finite loss or gradient in {state.consecutive_skipped_steps} steps in a row (epoch "
+                f"{status.epoch + 1}, step {status.step + 1}). Lower train.learning_rate or train.clip_norm, or set "
+                f"train.precision to float32. Images of the last of these batches: {', '.join(ids)}.",
+                kind="not_finite",
             )
-        return "ema" if best["ema"].ap > best["last"].ap else "last"
 
-    def _checkpoint_due(self) -> bool:
-        return time.monotonic() - self.last_save >= self.minutes * 60
+    def validate(self) -> EpochRecord:
+        """Measure the last weights and the EMA, update the best weights of each kind, and end the epoch."""
+        state, parts = self.state, self.parts
+        record = EpochRecord(
+            epoch=len(state.history) + 1,
+            phase=parts.phase.name,
+            learning_rate=parts.batches.learning_rate(state.epoch, parts.batches.steps - 1),
+            train_loss=float(np.mean(state.losses)) if state.losses else None,
+            skipped_steps=state.skipped_steps,
+        )
+        candidates: dict[WeightsKind, dict[str, Tensor]] = {"last": parts.engine.full_state_dict()}
+        if parts.ema is not None:
+            with parts.engine.use_weights(parts.ema.values):
+                candidates["ema"] = parts.engine.full_state_dict()
+        best_ap = max(best.ap for best in state.best.values())
+        improved = False
+        for kind, weights in candidates.items():
+            scores = self.validator.scores(weights)
+            if scores is None:
+                continue
+            record.set_scores(kind, scores.macro_ap, scores.macro_auroc)
+            best = state.best[kind]
+            if scores.macro_ap > best.ap:
+                best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
+            improved = improved or scores.macro_ap > best_ap
+        state.end_epoch(record, improved)
+        self._log(record.log_line(self.params.train.epochs, self.dataset.info.phantom))
+        return record
 
-    def save(self) -> None:
+    def save_checkpoint(self) -> None:
         """Write a checkpoint. All ranks must call it at the same step; rank 0 writes."""
         snapshot = self._snapshot()
         if snapshot is not None:
             self.checkpoints.save(*snapshot)
-        self.last_save = time.monotonic()
         torch.distributed.barrier()
 
     def save_unsaved(self) -> None:
         """Save the snapshot taken before validation, if any; needs no other rank."""
         self.stop.exit_immediately = False  # a second signal must not interrupt the write
-        if self.unsaved_snapshot is not None and self.checkpoints.newest_step() != self.unsaved_snapshot[0]:
+        if self.unsaved_snapshot is not None and self.checkpoints.newest_step() != self.unsaved_snapshot.step:
             self.checkpoints.save(*self.unsaved_snapshot)
 
     def _snapshot(self) -> Snapshot | None:
         """The content of a checkpoint, on rank 0. All ranks must call it at the same step."""
-        phase_trainer, state = self.phase_trainer, self.state
-        assert phase_trainer is not None
-        engine = phase_trainer.engine
+        engine, ema, state = self.parts.engine, self.parts.ema, self.state
         keep = self.context.rank == 0
-        tensors = {f"weights/{k}": v for k, v in deepspeed_engine.full_state_dict(engine, keep).items()}
-        tensors |= deepspeed_engine.optimizer_state_dict(engine, keep)
-        if phase_trainer.ema is not None:
-            state.ema_steps = phase_trainer.ema.steps
-            with deepspeed_engine.use_weights(engine, phase_trainer.ema.values):
-                ema_weights = deepspeed_engine.full_state_dict(engine, keep)
-            tensors |= {f"ema/{k}": v for k, v in ema_weights.items()}
+        tensors = {f"weights/{name}": tensor for name, tensor in engine.full_state_dict(keep).items()}
+        tensors |= engine.optimizer_state_dict(keep)
+        if ema is not None:
+            state.ema_steps = ema.steps
+            with engine.use_weights(ema.values):
+                tensors |= {f"ema/{name}": tensor for name, tensor in engine.full_state_dict(keep).items()}
         for kind, best in state.best.items():
-            tensors |= {f"best_{kind}/{k}": v for k, v in best.weights.items()}
+            tensors |= {f"best_{kind}/{name}": tensor for name, tensor in best.weights.items()}
         if not keep:
             return None
-        state.adam_steps = deepspeed_engine.optimizer_steps(engine)
+        state.adam_steps = engine.optimizer_steps()
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        return state.total_steps, contiguous, state.to_dict()
+        return Snapshot(state.total_steps, contiguous, state.to_dict())
 
-    def _load(self) -> dict[str, Tensor]:
+    def load_checkpoint(self) -> dict[str, Tensor]:
         """Restore the state from the newest checkpoint and return its tensors; empty without a checkpoint."""
-        log: Callable[[str], None] = logger.info if self.context.rank == 0 else noop
         # Rank 0 decides: the file system of another machine may not list the newest one yet.
-        step = self.checkpoints.newest_valid_step(log) if self.context.rank == 0 else None
+        step = self.checkpoints.newest_valid_step(self._log) if self.context.rank == 0 else None
         chosen = torch.full((1,), -1 if step is None else step, device=self.context.device)
         torch.distributed.broadcast(chosen, 0)
         if int(chosen) < 0:
             return {}
         tensors, state = self.checkpoints.load(int(chosen))
         self.state = TrainState.from_dict(state, tensors)
-        log(f"Resuming from checkpoint at step {self.state.total_steps}: {self.checkpoints.folder}")
+        self._log(f"Resuming from checkpoint at step {self.state.total_steps}: {self.checkpoints.folder}")
         return tensors
 
+    @contextmanager
+    def _show_progress(self) -> Iterator[None]:
+        """Show the progress of the current phase inside the block, on rank 0."""
+        if self.context.rank != 0:
+            yield
+            return
+        state, parts = self.state, self.parts
+        left = (parts.phase.epochs - state.epoch) * parts.batches.images(0) - parts.batches.images(
+            0, state.step
+        )
+        with Progress("training", left, "images") as self._progress:
+            yield
+        self._progress = None
 
-def noop(*_: object) -> None:
+    def _report_step(self, step: int, rate: float) -> None:
+        """Add a step's images to the progress and, every `STATUS_STEPS` steps, a status text."""
+        if self._progress is None:
+            return
+        state = self.state
+        text = ""
+        if state.step % STATUS_STEPS == 1 and state.losses:
+            text = f"epoch {len(state.history) + 1}, loss {state.losses[-1]:.4f}, lr {rate:.1e}"
+        self._progress.add(self.parts.batches.images(step, step + 1), text)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def _silent(*_: object) -> None:
     """Log nothing: used on ranks other than 0."""
-
-
-def _epoch_line(row: dict[str, Any], phase: Phase, epochs: int, phantom: bool) -> str:
-    """The log line of an epoch."""
-
-    def format_metric(name: str) -> str:
-        return "not finite" if row[name] is None else f"{row[name]:.4f}"
-
-    prefix = "PHANTOM DATA, " if phantom else ""
-    epoch = f"epoch {row['epoch']:3d}" + (f" of {epochs}" if phase.name == "network" else f" ({phase.name})")
-    loss = "loss not finite" if row["train_loss"] is None else f"loss {row['train_loss']:.5f}"
-    ap, auroc = format_metric("val_macro_ap"), format_metric("val_macro_auroc")
-    text = f"{prefix}{epoch}: {loss}, validation macro AP {ap}, AUROC {auroc}"
-    if row["ema_val_macro_ap"] is not None:
-        ap, auroc = format_metric("ema_val_macro_ap"), format_metric("ema_val_macro_auroc")
-        text += f"; EMA AP {ap}, AUROC {auroc}"
-    if row["skipped_steps"]:
-        text += f"; {row['skipped_steps']} steps skipped: non-finite loss or gradient"
-    return text

@@ -80,7 +80,7 @@ def test_a_wrong_file_is_explained(tmp_path: Path, text: str, words: list[str]) 
         (
             "RAL_TRAINING_PROCESES",
             "2",
-            ["unknown", "Did you mean RAL_TRAINING_PROCESSES?", "RAL_TRAINING_GRACE"],
+            ["unknown", "Did you mean `RAL_TRAINING_PROCESSES`?", "RAL_TRAINING_GRACE"],
         ),
         ("RAL_TRAINING_LAUNCHER", "sun", ["RAL_TRAINING_LAUNCHER: training.launcher", "'sun'"]),
     ],
@@ -151,5 +151,5 @@ def test_the_section_of_the_flows_is_read_by_the_flows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"flows: unknown key `retrys`.*`retries`"):
         load_flows_environment(tmp_path, variables)
     (tmp_path / "ral.toml").unlink()
-    with pytest.raises(UserError, match=r"RAL_FLOWS_KEPT is unknown\. Did you mean RAL_FLOWS_KEEP"):
+    with pytest.raises(UserError, match=r"RAL_FLOWS_KEPT is unknown\. Did you mean `RAL_FLOWS_KEEP"):
         load_flows_environment(tmp_path, {"RAL_FLOWS_KEPT": "3"})

@@ -242,8 +242,8 @@ def test_keys_that_params_yaml_lacks_can_be_set(copy: Path) -> None:
     ("key", "says"),
     [
         *((old, f"{old} is now called {new}; its values mean the same.") for old, new in RENAMED.items()),
-        ("model.haed", "model.haed is not a parameter. Did you mean model.head?"),
-        ("los.name", "los.name is not a parameter. Did you mean loss.name?"),
+        ("model.haed", "model.haed is not a parameter. Did you mean `model.head`?"),
+        ("los.name", "los.name is not a parameter. Did you mean `loss.name`?"),
         ("nonsense", "nonsense is not a parameter. docs/parameters.md"),
         ("loss", "loss is a section: set its keys, such as loss.name."),
         ("model.options.img_size", "set model.options whole"),

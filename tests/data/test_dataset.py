@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from prepared_data import dataset_info
 
 from ral.data.dataset import Dataset, open_dataset
+from ral.data.dataset_info import Shard
 from ral.data.images.shards import write_shard
 from ral.errors import UserError
 from ral.files import sha256, write_json
@@ -27,10 +29,10 @@ def dataset(tmp_path: Path, pixels: np.ndarray) -> Dataset:
     for number, images in enumerate(SHARDS):
         path = tmp_path / f"shards/{number:05}.arrow"
         write_shard(path, ids[start : start + images], pixels[start : start + images])
-        shards.append({"name": path.name, "images": images, "sha256": sha256(path)})
+        shards.append(Shard(name=path.name, images=images, sha256=sha256(path)))
         start += images
     pd.DataFrame({"image_id": ids}).to_parquet(tmp_path / "studies.parquet")
-    write_json(tmp_path / "dataset.json", {"size": SIZE, "shards": shards, "findings": []})
+    dataset_info(SIZE, shards, []).write(tmp_path / "dataset.json")
     write_json(tmp_path / "class_counts.json", {})
     return open_dataset(tmp_path)
 

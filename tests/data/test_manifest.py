@@ -1,6 +1,5 @@
 """The manifest tells content apart, and nothing else."""
 
-import json
 import os
 import shutil
 import tarfile
@@ -10,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from ral.data.file_hash import FileHash
 from ral.data.images import file_hashes
 from ral.data.images import locate as images
 from ral.data.images.file_hashes import FileHashCache
-from ral.data.manifest import manifest_bytes, read_manifest
+from ral.data.manifest import Manifest, manifest_bytes, read_manifest
 from ral.errors import UserError
 from ral.files import sha256
 
 
-def read(root: Path, known: FileHashCache | None = None) -> dict:
+def read(root: Path, known: FileHashCache | None = None) -> Manifest:
     counted: list[int] = []
     found = read_manifest(root, counted.append, known)
     assert sum(counted) == manifest_bytes(root)
@@ -27,11 +27,11 @@ def read(root: Path, known: FileHashCache | None = None) -> dict:
 
 def test_says_what_is_there(phantom_copy: Path) -> None:
     found = read(phantom_copy)
-    assert set(found["files"]) == {path.name for path in phantom_copy.iterdir()}
-    for name, facts in found["files"].items():
+    assert set(found.files) == {path.name for path in phantom_copy.iterdir()}
+    for name, facts in found.files.items():
         path = phantom_copy / name
-        assert facts == {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    assert found["folders"] == {}
+        assert facts == FileHash(bytes=path.stat().st_size, sha256=sha256(path))
+    assert found.folders == {}
 
 
 def test_two_places_with_the_same_files_agree(phantom_copy: Path, tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_two_places_with_the_same_files_agree(phantom_copy: Path, tmp_path: Path
         (link / path.name).symlink_to(path)
     first = read(phantom_copy)
     assert first == read(other) == read(link)
-    assert str(tmp_path) not in json.dumps(first)
-    assert first["folders"]["images"]["images"] == 400
+    assert str(tmp_path) not in first.model_dump_json()
+    assert first.folders["images"].images == 400
 
 
 @pytest.mark.parametrize("change", ["image", "name", "table"])
@@ -134,8 +134,8 @@ def test_zip_is_listed_once_for_its_images_and_its_hash(tmp_path: Path) -> None:
     hour = time.time() - 3600
     os.utime(root / "images.zip", (hour, hour))
     known = FileHashCache(tmp_path / "state")
-    facts = {"bytes": (root / "images.zip").stat().st_size, "sha256": sha256(root / "images.zip")}
-    assert read(root, known)["files"] == {"images.zip": facts}
+    facts = FileHash(bytes=(root / "images.zip").stat().st_size, sha256=sha256(root / "images.zip"))
+    assert read(root, known).files == {"images.zip": facts}
     listed = known.archive(root / "images.zip")
     assert listed is not None
     assert listed[0]["image_id"].tolist() == ["a.png"]
@@ -146,7 +146,7 @@ def test_only_archives_in_which_images_are_looked_for_are_opened(phantom_copy: P
     (phantom_copy / "old").mkdir()
     (phantom_copy / "old/images_001.zip").write_text("no zip")
     (phantom_copy / "notes.zip").write_text("no zip")
-    assert {"old/images_001.zip", "notes.zip"} <= set(read(phantom_copy)["files"])
+    assert {"old/images_001.zip", "notes.zip"} <= set(read(phantom_copy).files)
     (phantom_copy / "images_002.zip").write_text("no zip")
     with pytest.raises(UserError, match=r"images_002\.zip is truncated or damaged"):
         read_manifest(phantom_copy, lambda _: None)

@@ -85,7 +85,7 @@ def all_is_whole(clinic: Clinic, decisions: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_two_nights_by_hand_at_once_are_one_night(
     tmp_path: Path,
     environment: dict[str, str],

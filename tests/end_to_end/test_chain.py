@@ -25,15 +25,9 @@ def fresh(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+def done(chain_done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which the chain has run; tests leave its outputs as they are."""
-    folder = fresh(tmp_path_factory.mktemp("chain") / "project")
-    run("dvc", "repro", cwd=folder)
-    run("git", "add", "-A", cwd=folder)
-    run(
-        "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "run", cwd=folder
-    )
-    return folder
+    return Path(shutil.copytree(chain_done, tmp_path_factory.mktemp("chain") / "project", symlinks=True))
 
 
 def changed(folder: Path, run: Run) -> set[str]:
@@ -131,8 +125,15 @@ def test_part_of_a_real_archive(run: Run, real_images: Path, tmp_path: Path) -> 
     assert (facts["images"], facts["patients"], facts["phantom"]) == (14_995, 3_923, False)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+@pytest.mark.parametrize(
+    ("how", "shell"),
+    [
+        (signal.SIGKILL, "/bin/sh"),
+        (signal.SIGTERM, "/bin/bash"),
+        pytest.param(signal.SIGKILL, "/bin/bash", marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, "/bin/sh", marks=pytest.mark.long),
+    ],
+)
 def test_training_ends_with_dvc(
     done: Path, environment: dict[str, str], wait_until, tmp_path: Path, how: signal.Signals, shell: str
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, copy_project, set_params
+from conftest import ROOT
 from ruamel.yaml import YAML
 
 from ral.files import sha256
@@ -22,12 +22,6 @@ Ran = tuple[Path, dict[str, str], str]
 # Outputs of training that a lock file of another machine names, but no cache here holds.
 ELSEWHERE = "0123456789abcdef"
 PLOTS = ["models/history.csv", "reports/findings.csv", "roc", "precision_recall", "reliability"]
-
-
-def commit(folder: Path, run: Run) -> None:
-    run("git", "add", "-A", cwd=folder)
-    name = ("-c", "user.name=test", "-c", "user.email=test@example.org")
-    run("git", *name, "commit", "-qm", "run", cwd=folder)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -47,12 +41,10 @@ def from_readme(start: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Ran:
+def ran(chain_done: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Ran:
     """A project after a run and an experiment in place; the outputs of the run, and what the experiment printed."""
-    folder = copy_project(tmp_path_factory.mktemp("experiment") / "project")
-    set_params(folder, SMALL)
-    run("dvc", "repro", cwd=folder)
-    commit(folder, run)
+    folder = tmp_path_factory.mktemp("experiment") / "project"
+    shutil.copytree(chain_done, folder, symlinks=True)
     before = contents(folder)
     printed = run("dvc", "exp", "run", "--name", "plain", "-S", "loss.name=bce", cwd=folder).stdout
     return folder, before, printed

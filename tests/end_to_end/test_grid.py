@@ -16,7 +16,7 @@ GRID = ("loss.name=ral,bce", "train.seed=0,1")
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_grid_survives_a_crash_in_the_middle(
     tmp_path: Path,
     environment: dict[str, str],

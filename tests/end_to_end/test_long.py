@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import copy_project
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(7200)]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -4,6 +4,7 @@ Each night's end is asserted: the run's state, the champion, the ledger, the loc
 """
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -45,7 +46,7 @@ def decisions(clinic: Clinic) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
     # Monday: the first model meets the floors of a first model and is the champion.
     clinic.hospital.deliver(0.7)
@@ -132,7 +133,7 @@ def test_a_week(clinic: Clinic, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_cancelled_night_ends_and_the_next_goes_on(clinic: Clinic) -> None:
     clinic.hospital.deliver(0.7)
     champion = clinic.champion()
@@ -153,7 +154,7 @@ def test_a_cancelled_night_ends_and_the_next_goes_on(clinic: Clinic) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_two_nights_at_once_are_one_night(clinic: Clinic) -> None:
     clinic.hospital.deliver(0.7)
     before = len(decisions(clinic))
@@ -175,7 +176,7 @@ def in_training(clinic: Clinic, changes: dict) -> tuple[str, psutil.Process]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("power", [True, False])
 def test_a_crash_loses_nothing(clinic: Clinic, power: bool) -> None:
     """The worker is killed; without power its run is, too, and nobody can say goodbye."""
@@ -209,7 +210,7 @@ def test_a_crash_loses_nothing(clinic: Clinic, power: bool) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_killed_server_loses_nothing(clinic: Clinic) -> None:
     clinic.hospital.deliver(0.7)
     before = len(decisions(clinic))
@@ -225,7 +226,7 @@ def test_a_killed_server_loses_nothing(clinic: Clinic) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("answer", [True, False])
 def test_a_person_is_asked(clinic: Clinic, answer: bool) -> None:
     clinic.hospital.deliver(0.7)
@@ -259,7 +260,7 @@ def test_a_person_is_asked(clinic: Clinic, answer: bool) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_dask_scheduler_that_dies_is_waited_for(
     tmp_path: Path,
     environment: dict[str, str],
@@ -292,7 +293,7 @@ def test_a_dask_scheduler_that_dies_is_waited_for(
         scheduler.start()
         hands.start()
         assert made.wait_for(asked)["type"] == "COMPLETED"
-        assert "AwaitingRetry" in made.lines(asked) or "retr" in made.lines(asked).lower()
+        assert re.search(r"Retry \d+/\d+ will start", made.lines(asked))
         made.tidy()
     finally:
         hands.end()
@@ -301,7 +302,7 @@ def test_a_dask_scheduler_that_dies_is_waited_for(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_nights_on_postgresql(
     tmp_path: Path,
     environment: dict[str, str],

@@ -119,7 +119,7 @@ def reference(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     ("killed", "when"),
     [

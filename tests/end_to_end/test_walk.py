@@ -189,7 +189,7 @@ def restore(walk: Walk, page: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(5400)
+@pytest.mark.timeout(7200)
 def test_the_commands_of_readme_and_docs_do_what_they_say(
     tmp_path: Path, environment: dict[str, str], wait_until: Callable[..., None]
 ) -> None:

@@ -26,6 +26,7 @@ from ral.evaluation.calibration import (
     shared_slopes,
 )
 from ral.evaluation.score import evaluate
+from ral.evaluation.tables import to_calibration
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = CalibrationConfig(own=20, isotonic=100, bins=15)
@@ -179,10 +180,10 @@ def test_log_loss_of_a_certain_mistake_is_finite() -> None:
 def test_saved_maps_give_the_same_scores_and_calls(tables: Tables) -> None:
     config = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 100})
     evaluation = evaluate(*tables, config)
-    content = json.loads(json.dumps(calibration_io.to_json(evaluation)))
+    content = json.loads(json.dumps(to_calibration(evaluation).to_json()))
     assert content["format"] == 1
     assert len(content["version"]) == 12
-    assert content == calibration_io.to_json(evaluate(*tables, config))
+    assert content == to_calibration(evaluate(*tables, config)).to_json()
     logits = tables[2].set_index("image_id").loc[evaluation.rows["image_id"]].reset_index()
     scores, calls = calibration_io.apply(content, logits)
     for name, scored in evaluation.scored.items():
@@ -191,21 +192,19 @@ def test_saved_maps_give_the_same_scores_and_calls(tables: Tables) -> None:
     # The threshold is the score of a validation image, which must stay called though digits were cut off.
     val_calls = calibration_io.apply(content, tables[1])[1]
     for finding in evaluation.findings:
-        if finding.map:
-            own = finding.map.apply(tables[1][finding.name].to_numpy(dtype=float))
-            np.testing.assert_array_equal(val_calls[finding.name], own >= finding.thresholds["max_f1"])
+        assert finding.map is not None
+        own = finding.map.apply(tables[1][finding.name].to_numpy(dtype=float))
+        np.testing.assert_array_equal(val_calls[finding.name], own >= finding.thresholds["max_f1"])
     other = calibration_io.apply(content, logits, "sensitivity")[1]
     assert (other["Mass"] != calls["Mass"]).any()
     moved = tables[1].assign(Mass=tables[1]["Mass"] + 1)
-    assert (
-        calibration_io.to_json(evaluate(tables[0], moved, tables[2], config))["version"] != content["version"]
-    )
+    assert to_calibration(evaluate(tables[0], moved, tables[2], config)).version != content["version"]
 
 
 def test_a_finding_without_a_map_stays_without_scores(tables: Tables) -> None:
     tables[0].loc[tables[0]["split"] == "val", "Hernia"] = 0.0
     config = load(ROOT / "params.yaml", EvaluateParams).evaluate.model_copy(update={"replicates": 100})
-    content = calibration_io.to_json(evaluate(*tables, config))
+    content = to_calibration(evaluate(*tables, config)).to_json()
     assert content["findings"]["Hernia"] is None
     scores, calls = calibration_io.apply(content, tables[2])
     assert scores["Hernia"].isna().all()
@@ -213,13 +212,21 @@ def test_a_finding_without_a_map_stays_without_scores(tables: Tables) -> None:
 
 
 def test_logits_that_do_not_fit_the_saved_file_are_refused(tables: Tables) -> None:
-    content = {"format": 1, "rule": "max_f1", "findings": {"Mass": None}}
+    content = {
+        "format": 1,
+        "rule": "max_f1",
+        "findings": {"Mass": None},
+        "data": "images",
+        "version": "0" * 12,
+    }
     with pytest.raises(UserError, match="no column Mass"):
         calibration_io.apply(content, tables[2].drop(columns="Mass"))
     with pytest.raises(UserError, match=r"Mass is NaN or infinite for 600 image"):
         calibration_io.apply(content, tables[2].assign(Mass=np.nan))
     with pytest.raises(UserError, match="format 2"):
         calibration_io.apply(content | {"format": 2}, tables[2])
+    with pytest.raises(UserError, match="damaged: rule: Input should be"):
+        calibration_io.apply(content | {"rule": "f2"}, tables[2])
 
 
 def test_a_map_of_a_kind_is_what_it_says() -> None:

@@ -8,9 +8,11 @@ from scipy.stats import beta, binom, binomtest, t
 from sklearn.metrics import average_precision_score, f1_score
 
 from ral.config.evaluate import RULES
-from ral.evaluation.bootstrap import Interval, draw
+from ral.evaluation.bootstrap import draw
 from ral.evaluation.exact import clopper_pearson, effective_trials, f1_of, jaccard, middle_tail
-from ral.evaluation.resampled_metrics import THRESHOLD_METRICS, Scored, metrics_at_threshold, ranking
+from ral.evaluation.resampled_metrics import Scored, metrics_at_threshold, ranking
+from ral.evaluation.results import Interval
+from ral.evaluation.specs import THRESHOLD_METRICS
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 1), (1, 1), (0, 4), (3, 7), (7, 7), (120, 995)])

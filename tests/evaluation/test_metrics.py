@@ -5,7 +5,8 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from ral.evaluation import metrics
-from ral.evaluation.metrics import RANKING_METRICS, ap, auroc, cuts, f1, rank, ranked
+from ral.evaluation.metrics import ap, auroc, cuts, f1, rank, ranked
+from ral.evaluation.specs import RANKING_METRICS
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 

@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from prepared_data import dataset_info
 
 from ral.config.model import ModelConfig
 from ral.data.dataset import Dataset, open_dataset
+from ral.data.dataset_info import Shard
 from ral.data.images.shards import write_shard
 from ral.files import write_json
 from ral.models import build_model
-from ral.training.__main__ import write_weights
+from ral.training.outputs import write_weights
 
 FINDINGS = ["Effusion", "Mass", "Hernia"]  # no test image has a Hernia
 SIZE = 64
@@ -43,8 +45,8 @@ def write_prepared(folder: Path, images: int = 72, phantom: bool = False) -> Pat
     table.to_parquet(folder / "studies.parquet", index=False)
     pixels = rng.integers(0, 256, (images, SIZE, SIZE), dtype=np.uint8)
     write_shard(folder / "shards/0.arrow", ids, pixels)
-    metadata = {"findings": FINDINGS, "size": SIZE, "phantom": phantom, "shards": [{"name": "0.arrow"}]}
-    write_json(folder / "dataset.json", metadata)
+    shard = Shard(name="0.arrow", images=images, sha256="")
+    dataset_info(SIZE, [shard], FINDINGS, phantom=phantom).write(folder / "dataset.json")
     write_json(folder / "class_counts.json", {})
     return folder
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ral.data.dataset import open_dataset
+from ral.explain.contents import MeanCosines
 from ral.explain.features import feature_map, pooled
 from ral.explain.geometry import class_means, class_vectors, cosines, geometry, sample, similarity, spread
 from ral.models.load import load_model
@@ -27,11 +28,12 @@ def test_cosines_by_hand() -> None:
 
 def test_similarity_of_halves() -> None:
     result = similarity(np.array([[1.0, 0], [0, 1], [1, 0], [1, 0], [np.nan, 0]]))
-    assert result["mean_cosine"] == {"common": pytest.approx(1 / 3), "rare": None, "common_to_rare": None} | {
-        "common": round(1 / 3, 6), "common_to_rare": round(2 / 3, 6), "rare": None,
-    }  # fmt: skip
-    assert result["cosines"][4] == [None] * 5
-    assert result["cosines"][0] == [1, 0, 1, 1, None]
+    assert result.mean_cosine == MeanCosines(
+        common=round(1 / 3, 6), common_to_rare=round(2 / 3, 6), rare=None
+    )
+    assert result.cosines is not None
+    assert result.cosines[4] == (None,) * 5
+    assert result.cosines[0] == (1, 0, 1, 1, None)
 
 
 def test_spread_by_hand() -> None:
@@ -75,13 +77,13 @@ def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone
         bias = logits - features @ torch.from_numpy(vectors).T
         torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-5, rtol=0)
     result = geometry(network, metadata, open_dataset(prepared), 1000)
-    assert ("not_available" in result["classifier"]) == (head == "ml_decoder")
-    prevalences = [finding["train_prevalence"] for finding in result["findings"]]
+    assert (result.classifier.not_available is not None) == (head == "ml_decoder")
+    prevalences = [finding.train_prevalence for finding in result.findings]
     assert prevalences == sorted(prevalences, reverse=True)
-    assert np.shape(result["class_means"]["cosines"]) == (3, 3)
-    assert result["images"] == 48
+    assert np.shape(result.class_means.cosines) == (3, 3)
+    assert result.images == 48
 
 
 def test_backbone_without_one_map_says_so(prepared: Path, make_model: Callable[..., Path]) -> None:
     network, metadata = load_model(make_model("crossvit_9_240", options=CROSS_VIT))
-    assert "more than one" in geometry(network, metadata, open_dataset(prepared), 100)["not_available"]
+    assert "more than one" in str(geometry(network, metadata, open_dataset(prepared), 100).not_available)

@@ -3,14 +3,17 @@
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from evaluated import HOSTILE
 from report_inputs import make, write
 from servers import Server
+from simulated_release import gate_decision
 
 from flows.artifacts import decision_text, headline, open_command, shown
+from ral.release.decision import Rule
 
 NAMES = ["validation", "metrics", "findings", "report"]
 PUBLISH = """
@@ -54,7 +57,8 @@ def test_a_runs_artifacts_stay_its_own(
     tmp_path: Path, server: Server, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     inputs = make(phantom=True)
-    inputs.validation["checks"][0]["column"] = inputs.validation["checks"][1]["column"] = "x"
+    checks = [check.model_copy(update={"column": "x"}) for check in inputs.validation.checks]
+    inputs = replace(inputs, validation=inputs.validation.model_copy(update={"checks": checks}))
     write(inputs, tmp_path)
     page = tmp_path / "reports/report.html"
     page.write_text("page one")
@@ -75,7 +79,7 @@ def test_a_runs_artifacts_stay_its_own(
     assert "difference +0.031 (+0.011 to +0.052)" in report
     assert "PHANTOM DATA" in report
     assert "://" not in "".join(item["data"] + (item["description"] or "") for item in latest)
-    ap, auroc = (inputs.metrics["macro"][metric]["value"] for metric in ("ap", "auroc"))
+    ap, auroc = (inputs.metrics.macro[metric].value for metric in ("ap", "auroc"))
     assert shown[f"report-{one[:8]}"]["description"].startswith(
         f"AP {ap:.3f}, AUROC {auroc:.3f} (macro). PHANTOM"
     )
@@ -88,11 +92,11 @@ def test_a_runs_artifacts_stay_its_own(
 def test_the_headline_is_a_table_and_a_command() -> None:
     inputs = make(phantom=False)
     text = headline(inputs.metrics, "", Path("/a b/report.html"))
-    macro = inputs.metrics["macro"]
+    macro = inputs.metrics.macro
     assert text.startswith(
         "**Research software, not a medical device.**\n\n| findings | number | AP | AUROC | F1 |"
     )
-    assert f"| all findings (macro) | 2 | {macro['ap']['value']:.3f} (" in text
+    assert f"| all findings (macro) | 2 | {macro['ap'].value:.3f} (" in text
     assert "| tail | 0 | not estimable | not estimable | not estimable |" in text
     assert "2,345 test images of 678 patients; 95% intervals." in text
     assert "xdg-open '/a b/report.html'\n" in text
@@ -101,12 +105,10 @@ def test_the_headline_is_a_table_and_a_command() -> None:
 
 
 def test_a_decision_is_text_in_markdown() -> None:
-    rule = {
-        "rule": f"tail {HOSTILE}",
-        "result": "holds",
-        "sentence": "![x](http://h/x) <img src=x>\n# Not a title",
-    }
-    text = decision_text({"sentence": f"HOLD: {HOSTILE}", "rules": [rule], "notice": "Research"})
+    sentence = "![x](http://h/x) <img src=x>\n# Not a title"
+    rule = Rule(rule=f"tail {HOSTILE}", result="holds", sentence=sentence)
+    changes = {"sentence": f"HOLD: {HOSTILE}", "rules": [rule]}
+    text = decision_text(gate_decision().model_copy(update=changes))
     assert "<" not in text
     assert "://" not in text
     assert [line[:2] for line in text.splitlines()] == ["**", "", "- ", "", "Re"]

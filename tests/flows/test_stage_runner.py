@@ -31,7 +31,7 @@ for share in (10, 60):
 print(json.dumps({"level": "WARNING", "logger": "toy", "message": "the toy warns"}), flush=True)
 if len(tries.read_text()) <= plan["failures"]:
     run = Path("runs", os.environ["RAL_RUN_ID"]); run.mkdir(parents=True, exist_ok=True)
-    (run / "failure.json").write_text(json.dumps({"retry": plan["retry"]}))
+    (run / "failure.json").write_text(json.dumps({"step": "train", "kind": "input", "retry": plan["retry"], "message": "broke"}))
     sys.exit("error: the toy broke at https://me:hunter2@127.0.0.1:1/x.git")
 time.sleep(plan["seconds"])
 Path("out.txt").write_text("done")
@@ -158,7 +158,7 @@ def test_a_stage_waits_for_somebody_elses_dvc(
     plan(toy, seconds=10)
     other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q"], cwd=toy, env=environment)
     wait_until(lambda: (toy / "tries").exists())
-    flow = start(toy, server, environment, RAL_FLOWS_RETRIES="6", RAL_FLOWS_RETRY_SECONDS="1")
+    flow = start(toy, server, environment, RAL_FLOWS_RETRIES="8", RAL_FLOWS_RETRY_SECONDS="1")
     printed = flow.communicate()[0]
     assert other.wait() == 0
     assert flow.returncode == 0, printed
@@ -197,7 +197,7 @@ def heard(server: Server, run: Callable[..., subprocess.CompletedProcess[str]]) 
     receiver.shutdown()
 
 
-def test_a_failed_run_is_told_to_the_block_that_is_named(
+def test_a_text_is_sent_to_the_block_that_is_named(
     server: Server, heard: list[str], run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     tell = "from flows.notifications import send_notification; send_notification('custom-webhook/told', 'the night failed'); send_notification('slack-webhook/none', 'x')"

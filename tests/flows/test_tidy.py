@@ -2,7 +2,6 @@
 workspaces' outputs.
 """
 
-import ast
 import fcntl
 import json
 import os
@@ -14,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from flows.tidy import WORKSPACES, Rules, tidy, wanted
-from flows.workspace import BRANCH, WorkspaceLockedError, git
+from flows.tidy import Rules, tidy, wanted
+from flows.workspace import BRANCH, WORKSPACES, WorkspaceLockedError, git
 from ral.errors import UserError
 
 RULES = Rules(nightly_runs=2, days=30, runs=2)
@@ -184,25 +183,6 @@ def test_nothing_is_removed_beside_a_run(tmp_path: Path) -> None:
         tidy(tmp_path, RULES, dry=False)
     assert held.read_text() == "killed\nits-flow-run\n"  # the next night must find it
     assert gone.exists()
-
-
-def test_the_slots_are_those_of_the_flows() -> None:
-    held = set()
-    for path in (ROOT / "flows").glob("*.py"):
-        tree = ast.parse(path.read_text())
-        names = {
-            node.targets[0].id: node.value.value
-            for node in tree.body
-            if isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and isinstance(node.value, ast.Constant)
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "flow_run":
-                name = node.args[0].body if isinstance(node.args[0], ast.IfExp) else node.args[0]
-                name = node.args[0].orelse if isinstance(name, ast.Constant) and name.value is None else name
-                held.add(names[name.id] if isinstance(name, ast.Name) else name.value)
-    assert held == set(WORKSPACES)
 
 
 def test_the_command_line_says_what_would_go(tmp_path: Path, run) -> None:

@@ -10,7 +10,7 @@ from conftest import ROOT, copy_project
 
 from flows.nightly import push
 from flows.settings import FlowsConfig, FlowsEnvironment
-from flows.workspace import commit_run, git, open_workspace
+from flows.workspace import RunInputs, commit_run, git, open_workspace
 from ral.errors import UserError
 
 SECRET = "http://me:hunter2@127.0.0.1:1/x.git"  # nothing listens there
@@ -25,7 +25,7 @@ def test_a_token_in_an_address_is_never_told(source: Path, tmp_path: Path) -> No
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    commit_run(made, "one", {})
+    commit_run(made, "one", RunInputs(revision="0", changes={}, manifest="0"))
     errors = []
     with pytest.raises(UserError) as error:
         push(made, FlowsEnvironment(flows=FlowsConfig(push_git=SECRET)))

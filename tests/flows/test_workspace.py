@@ -3,6 +3,7 @@ was made from.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,12 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import copy_project
+from simulated_release import decided, write_bundle
 
 from flows.nightly import install_baseline, push
 from flows.settings import FlowsConfig, FlowsEnvironment
 from flows.workspace import (
     BRANCH,
     LEDGER_BRANCH,
+    RunInputs,
     WorkspaceLockedError,
     commit_run,
     git,
@@ -30,11 +33,12 @@ from flows.workspace import (
 from ral.config.base import load
 from ral.config.params import Params
 from ral.errors import UserError
-from ral.files import sha256, write_json
-from ral.release.durable import locked
+from ral.files import locked
 from ral.release.ledger import Ledger
 from ral.release.registry import LOCK, Registry, Release
 from ral.runs import RUN_ID
+
+INPUTS = RunInputs(revision="0", changes={}, manifest="0")
 
 
 @pytest.fixture
@@ -70,8 +74,8 @@ def test_uncommitted_changes_of_the_caller_do_not_enter(source: Path, state: Pat
     ("changes", "says"),
     [
         ({"train.epochs": "five"}, "train.epochs"),
-        ({"train.epoch": 5}, "train.epoch is not a parameter. Did you mean train.epochs"),
-        ({"trian.epochs": 5}, "trian.epochs is not a parameter. Did you mean train.epochs"),
+        ({"train.epoch": 5}, "train.epoch is not a parameter. Did you mean `train.epochs"),
+        ({"trian.epochs": 5}, "trian.epochs is not a parameter. Did you mean `train.epochs"),
         ({"train.epochs.more": 5}, "not a parameter"),
         ({"train.classifier.epochs": 5}, "set train.classifier whole"),
         ({"train.sampler": 5}, "train.sampler is a section: set its keys, such as train.sampler.name"),
@@ -94,8 +98,12 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(source: Path, state: Path) -> 
     assert (
         open_workspace(state, "nightly", str(source), "other", {}).folder / "README.md"
     ).read_text() == "other"
-    for revision in ("none", "--upload-pack=touch /tmp/x", "first; touch x"):
-        with pytest.raises(UserError, match=r"no branch, tag or commit|not a valid revision"):
+    for revision, told in (
+        ("none", "has no branch, tag or commit 'none'"),
+        ("--upload-pack=touch /tmp/x", "'--upload-pack=touch /tmp/x' is not a valid revision"),
+        ("first; touch x", "has no branch, tag or commit 'first; touch x'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
             open_workspace(state, "nightly", str(source), revision, {})
     with pytest.raises(UserError, match="cannot fetch the project"):
         open_workspace(state, "nightly", str(source / "nowhere"), "HEAD", {})
@@ -116,21 +124,21 @@ def test_a_night_is_recorded_once(source: Path, state: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {"train.epochs": 5})
     assert last_recorded_commit(made) is None
     (made.folder / "dvc.lock").write_text("schema: '2.0'\n")
-    facts = {"revision": made.revision, "changes": {"train.epochs": 5}, "manifest": "0"}
+    facts = RunInputs(revision=made.revision, changes={"train.epochs": 5}, manifest="0")
     commit = commit_run(made, "one", facts)
     assert commit_run(made, "one again", facts) == commit == git(made.registry, "rev-parse", BRANCH)
     assert load_run_inputs(made.registry, commit) == facts
     assert "epochs: 5" in git(made.registry, "show", f"{commit}:params.yaml")
     next_night = open_workspace(state, "nightly", str(source), "HEAD", {})
     assert (next_night.folder / "dvc.lock").read_text() == "schema: '2.0'\n"
-    second = commit_run(next_night, "two", facts | {"manifest": "1"})
+    second = commit_run(next_night, "two", facts.model_copy(update={"manifest": "1"}))
     assert git(made.registry, "rev-parse", f"{second}^1", f"{second}^2").split() == [commit, made.revision]
     assert git(source, "status", "--short") == ""
 
 
 def test_an_upstream_that_does_not_answer_is_said(source: Path, state: Path, tmp_path: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    commit = commit_run(made, "one", {})
+    commit = commit_run(made, "one", INPUTS)
     upstream = tmp_path / "upstream.git"
     target = FlowsEnvironment(flows=FlowsConfig(push_git=str(upstream)))
     with pytest.raises(UserError, match="rejected the record"):
@@ -143,13 +151,13 @@ def test_an_upstream_that_does_not_answer_is_said(source: Path, state: Path, tmp
 
 def test_the_ledger_goes_where_the_registry_is_pushed(source: Path, state: Path, tmp_path: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    commit_run(made, "one", {})
+    commit_run(made, "one", INPUTS)
     upstream = tmp_path / "upstream.git"
     git(tmp_path, "init", "-q", "--bare", str(upstream))
     target = FlowsEnvironment(flows=FlowsConfig(push_git=str(upstream)))
     ledger = Ledger(state)
     for number in range(2):
-        ledger.append("decision", run_id=str(number), sentence="naïve: 50 %")
+        ledger.append(decided(str(number), "naïve: 50 %"))
         push(made, target)
         assert git(upstream, "show", f"{LEDGER_BRANCH}:ledger.jsonl") + "\n" == ledger.path.read_text()
     push(made, target)  # nothing new is no further commit
@@ -171,13 +179,13 @@ LOCKS = (
 
 def test_locks_of_a_killed_git_are_cleared(source: Path, state: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    first = commit_run(made, "one", {})
+    first = commit_run(made, "one", INPUTS)
     for name in LOCKS:
         for repository in (made.registry, made.folder / ".git"):
             (repository / name).parent.mkdir(parents=True, exist_ok=True)
             (repository / name).touch()
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    second = commit_run(made, "two", {"manifest": "1"})
+    second = commit_run(made, "two", INPUTS.model_copy(update={"manifest": "1"}))
     assert git(made.registry, "rev-parse", f"{second}^1") == first
     (made.registry / "refs/tags/ral@v0.1.0.lock").touch()
     Registry(state)
@@ -204,13 +212,13 @@ def test_a_killed_init_is_done_again(source: Path, state: Path) -> None:
     for folder in (state / "registry.git", state / "workspaces/nightly/.git"):
         (folder / "refs").mkdir(parents=True)
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    assert commit_run(made, "one", {}) == git(made.registry, "rev-parse", BRANCH)
+    assert commit_run(made, "one", INPUTS) == git(made.registry, "rev-parse", BRANCH)
 
 
 @pytest.mark.parametrize("harm", ["objects", "reference"])
 def test_a_record_that_cannot_be_read_stops_the_night(source: Path, state: Path, harm: str) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
-    commit_run(made, "one", {})
+    commit_run(made, "one", INPUTS)
     shutil.rmtree(made.folder)
     if harm == "objects":
         shutil.rmtree(made.registry / "objects")
@@ -229,8 +237,7 @@ def test_a_damaged_packet_is_no_baseline(tmp_path: Path, name: str) -> None:
     bundle.mkdir()
     for each in ("split.parquet", "profile.json"):
         (bundle / each).write_text("registered")
-    files = {each: sha256(bundle / each) for each in ("split.parquet", "profile.json")}
-    write_json(bundle / "bundle.json", {"files": files})
+    write_bundle(bundle, ["split.parquet", "profile.json"])
     release = Release("v0.1.0", "0" * 40, "champion", bundle)
     registry = SimpleNamespace(releases=lambda: [release], champion=lambda: release)
     install_baseline(folder, registry)
@@ -248,7 +255,7 @@ def test_the_machine_is_no_part_of_the_record(
     (tmp_path / "ral.toml").write_text('data_root = "/data"\n')
     made = open_workspace(state, "nightly", str(source), "HEAD", {})
     assert (made.folder / "ral.toml").read_text() == 'data_root = "/data"\n'
-    commit = commit_run(made, "one", {})
+    commit = commit_run(made, "one", INPUTS)
     assert "ral.toml" not in git(made.registry, "ls-tree", "--name-only", commit).splitlines()
     (tmp_path / "ral.toml").unlink()
     assert not (open_workspace(state, "nightly", str(source), "HEAD", {}).folder / "ral.toml").exists()

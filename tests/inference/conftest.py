@@ -5,8 +5,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, set_params
-from trainings import BATCH_NORM, prepare_phantom, train
+from conftest import ROOT, SMALL, Once, set_params
+from simulated_release import gate_decision
 
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
@@ -17,14 +17,16 @@ from tasks import evaluate
 
 
 @pytest.fixture(scope="session")
-def project(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(phantom_prepared: Path, phantom_trained: Path, once: Once) -> Path:
     """A project folder after prepare, train and evaluate; report and card are stubs. Copy it."""
-    folder = tmp_path_factory.mktemp("project")
+    return once("project", lambda folder: evaluated(folder, phantom_prepared, phantom_trained))
+
+
+def evaluated(folder: Path, prepared: Path, trained: Path) -> None:
+    """Write a project folder from its prepared data and its training."""
     (folder / "data/validated").mkdir(parents=True)
-    (folder / "data/prepared").mkdir()
-    (folder / "models").mkdir()
-    prepare_phantom(small_phantom, folder / "data/prepared")
-    train(folder / "data/prepared", folder / "models", model=BATCH_NORM, ema_decay=None)
+    shutil.copytree(prepared, folder / "data/prepared")
+    shutil.copytree(trained, folder / "models")
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL)
     params = load(folder / "params.yaml", EvaluateParams)
@@ -37,7 +39,6 @@ def project(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     write_json(
         folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
     )
-    return folder
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def release(project: Path, tmp_path: Path) -> Path:
     """A release of the model, in the registry of tmp_path/state; it is the champion."""
     folder = tmp_path / "state/releases/v0.1.0"
     folder.mkdir(parents=True)
-    build_bundle(project, {"decision": "PROMOTE"}, "0" * 40, folder)
+    build_bundle(project, gate_decision(), "0" * 40, folder)
     (tmp_path / "state/champion").symlink_to("releases/v0.1.0")
     (tmp_path / "state").chmod(0o700)
     return folder

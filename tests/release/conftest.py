@@ -3,12 +3,10 @@
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from simulated_release import write_bundle
 
-from ral.files import sha256, write_json
-from ral.release.bundle import BUNDLE
 from ral.release.registry import Registry
 
 
@@ -44,12 +42,11 @@ def commit(tmp_path: Path, registry: Registry) -> Callable[[str], str]:
 def draft(registry: Registry) -> Callable[..., Path]:
     """A bundle of a commit, with one file."""
 
-    def make(commit: str, text: str = "a model", **fields: Any) -> Path:
+    def make(commit: str, text: str = "a model") -> Path:
         folder = registry.state_dir / f"draft-{commit[:8]}"
         folder.mkdir()
         (folder / "model").write_text(text)
-        files = {"model": sha256(folder / "model")}
-        write_json(folder / BUNDLE, {"commit": commit, "files": files} | fields)
+        write_bundle(folder, ["model"], commit=commit)
         return folder
 
     return make

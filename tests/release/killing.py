@@ -20,6 +20,7 @@ from ral.files import read_json
 from ral.models import load  # noqa: F401  the same
 from ral.release import commands
 from ral.release.bundle import verify
+from ral.release.ledger import Decision, Promotion
 from ral.release.registry import Registry
 
 EVENTS = {
@@ -79,8 +80,8 @@ def check_at_the_end(what: str, base: Path, state: Path) -> None:
     """Expected state after the same command has completed."""
     registry = Registry(state)
     releases, entries = registry.releases(), registry.ledger.entries()
-    decisions = [entry["run_id"] for entry in entries if entry["what"] == "decision"]
-    tags = [entry["tag"] for entry in entries if entry["what"] == "promote"]
+    decisions = [entry.event.run_id for entry in entries if isinstance(entry.event, Decision)]
+    tags = [entry.event.tag for entry in entries if isinstance(entry.event, Promotion)]
     assert len(tags) == len(set(tags)), tags
     remaining = [path.name for path in registry.folder.iterdir()]
     if what == "register":

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,15 +16,15 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, set_params
 from safetensors.torch import load_file, save_file
-from trainings import BATCH_NORM, prepare_phantom, train
+from simulated_release import PASSED, write_bundle
 
 from ral.data.dataset import open_dataset
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
 from ral.evaluation.rows import read_studies
-from ral.files import read_json, write_json
+from ral.files import read_json, sha256, write_json
 from ral.release.__main__ import main
-from ral.release.bundle import BUNDLE
+from ral.release.bundle import BUNDLE, verify
 from ral.release.ledger import Ledger
 from ral.release.paired import CHALLENGER
 from ral.release.registry import Registry, Release
@@ -39,27 +40,31 @@ Ral = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def trained(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(phantom_prepared: Path, phantom_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace after a whole run; report and card are stubs. Copy it."""
     folder = tmp_path_factory.mktemp("trained")
-    for name in ("data", "models", "reports", "baseline", "data/validated", "data/prepared"):
-        (folder / name).mkdir(exist_ok=True)
-    prepare_phantom(small_phantom, folder / "data/prepared")
-    train(folder / "data/prepared", folder / "models", model=BATCH_NORM, ema_decay=None)
+    for name in ("data", "reports", "baseline", "data/validated"):
+        (folder / name).mkdir()
+    shutil.copytree(phantom_prepared, folder / "data/prepared")
+    shutil.copytree(phantom_trained, folder / "models")
     shutil.copy(ROOT / "params.yaml", folder)
     set_params(folder, SMALL | {"evaluate": SMALL["evaluate"] | {"sealed": 0.3}})
-    for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
+    for name in ("reports/report.html", "reports/model_card.md", "reports/findings.csv", "dvc.lock"):
         (folder / name).write_text(name)
     figures = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
-    macro = {
-        name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in figures.items()
+    means = {
+        name: dict(zip(("value", "low", "high", "findings"), (*values, 3), strict=True))
+        for name, values in figures.items()
     }
-    write_json(folder / "reports/metrics.json", {"macro": macro})
+    metrics = {
+        "data": "phantom", "test": {"rows": 9, "patients": 9}, "macro": means | {"findings": 3},
+        "micro": means | {"findings": 3}, "tiers": {}, "cxr_lt": {}, "not_estimable": {}, "confidence": 0.95,
+        "interval": "bca", "replicates": 100,
+    }  # fmt: skip
+    write_json(folder / "reports/metrics.json", metrics)
     write_json(folder / "reports/calibration.json", {})
     write_json(folder / "data/manifest.json", {"files": {}})
-    write_json(
-        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
-    )
+    PASSED.write(folder / "data/validated/validation.json")
     return folder
 
 
@@ -102,10 +107,10 @@ def disturb(project: Path, spread: float) -> None:
     (folder / "model").mkdir(parents=True)
     for name in ("model.safetensors", "model.json"):
         shutil.copy(project / "models" / name, folder / "model")
-    write_json(folder / BUNDLE, {"files": {}, "params": {"train": {"threads": 1}}})
-    dataset = open_dataset(project / "data/prepared")
+    write_bundle(folder, [], params={"train": {"threads": 1}})
+    dataset, bundle = open_dataset(project / "data/prepared"), verify(folder)
     for split in ("val", "test"):
-        table = score(Release(CHALLENGER, "", "", folder), dataset, dataset.rows(split))
+        table = score(Release(CHALLENGER, "", "", folder), bundle, dataset, dataset.rows(split))
         table.to_parquet(project / f"models/logits/{split}.parquet", index=False)
     shutil.rmtree(folder)
 
@@ -276,6 +281,43 @@ def test_opening_the_sealed_set_is_written_down(
     with pytest.raises(UserError, match=r"No test image .* is sealed"):
         ral("open-sealed", *arguments, "--reason", "nothing")
     assert ral("ledger").count("open-sealed") == 2
+
+
+def test_a_command_verifies_a_bundle_once(
+    ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    set_params(project, {"gate": {"margin": 0.1, "anchor": "v0.1.0"}})
+    read: Counter[str] = Counter()
+
+    def counted(path: Path) -> str:
+        read[str(path)] += 1
+        return sha256(path)
+
+    monkeypatch.setattr("ral.inference.bundle.sha256", counted)
+    bundle = tmp_path / "state/releases/v0.1.0"
+    files = {str(bundle / name) for name in read_json(bundle / BUNDLE)["files"]}
+    prepared, out = project / "data/prepared", tmp_path / "out"
+    for command in (
+        ("show", "v0.1.0"),
+        ("promote", "v0.1.0", "--reason", "again"),
+        ("predict", prepared, "--out", out),
+        ("rescore", "--workspace", project),
+        ("judge", "--workspace", project, "--run-id", "night-2", "--out", out),
+        (
+            "open-sealed",
+            "v0.1.0",
+            "--prepared",
+            prepared,
+            "--params",
+            project / "params.yaml",
+            "--reason",
+            "x",
+        ),
+    ):
+        read.clear()
+        ral(*command)
+        assert read == dict.fromkeys(files, 1), command[0]
 
 
 @pytest.mark.parametrize(

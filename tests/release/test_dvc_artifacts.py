@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
+from simulated_release import write_bundle
 
-from ral.files import sha256, write_json
-from ral.release.bundle import BUNDLE
 from ral.release.registry import ARTIFACT, Registry
 
 STAGE = """\
@@ -60,7 +59,7 @@ def test_the_champion_is_fetched(tmp_path: Path, artifacts: dict) -> None:
         draft = registry.state_dir / text
         draft.mkdir()
         (draft / "model").write_text(text)
-        write_json(draft / BUNDLE, {"commit": commit, "files": {"model": sha256(draft / "model")}})
+        write_bundle(draft, ["model"], commit=commit)
         versions.append(registry.register(commit, draft))
         registry.promote(versions[-1], "t", "better")
         # As flows.push_dvc does it: from the configuration of this copy only.

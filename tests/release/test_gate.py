@@ -19,10 +19,16 @@ from simulated_release import (
     rule,
 )  # fmt: skip
 
+from ral.data.validation.result import Check
 from ral.release.gate import evaluate_gate, widened
 from ral.release.paired import Difference, differences, pair
 
 CONFIG, GATE = evaluate_config(), gate_config()
+
+DRIFTED = Check(
+    kind="drift", check="no column or label drifted", column="accepted profile", severity="warning", passed=False,
+    unexpected=2, samples=[], observed="view 0.31, sex 0.2", remedy="Accept it. Or not.",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +44,12 @@ def test_better_equal_and_worse_challengers(studies: pd.DataFrame, skill: float,
     decision = evaluate_gate(
         gate_inputs(studies, model(studies, "test", skill, own=6), champion), CONFIG, GATE
     )
-    assert decision["decision"] == expected
-    assert decision["champion"] == "v0.1.0"
+    assert decision.decision == expected
+    assert decision.champion == "v0.1.0"
     gain = rule(decision, "gain")
-    assert gain["result"] == {"PROMOTE": "passes", "HOLD": "holds", "REJECT": "rejects"}[expected]
-    assert gain["low"] < gain["estimate"] < gain["high"]
-    assert gain["sentence"] in decision["sentence"]
+    assert gain.result == {"PROMOTE": "passes", "HOLD": "holds", "REJECT": "rejects"}[expected]
+    assert gain.low < gain.estimate < gain.high
+    assert gain.sentence in decision.sentence
 
 
 def test_a_verdict_is_pure_and_json(studies: pd.DataFrame) -> None:
@@ -55,21 +61,22 @@ def test_a_verdict_is_pure_and_json(studies: pd.DataFrame) -> None:
         )
         for _ in range(2)
     )
-    assert json.dumps(one, allow_nan=False) == json.dumps(two, allow_nan=False)
-    assert one["notice"] == "Research software, not a medical device"
+    assert json.dumps(one.to_json(), allow_nan=False) == json.dumps(two.to_json(), allow_nan=False)
+    assert one.notice == "Research software, not a medical device"
     phantom = images(name="phantom")
     champion = reference_model(model(phantom, "test"))
     assert (
         "PHANTOM"
-        in evaluate_gate(gate_inputs(phantom, model(phantom, "test"), champion), CONFIG, GATE)["notice"]
+        in evaluate_gate(gate_inputs(phantom, model(phantom, "test"), champion), CONFIG, GATE).notice
     )
 
 
 def test_the_same_model_is_held(studies: pd.DataFrame) -> None:
     logits = model(studies, "test")
     decision = evaluate_gate(gate_inputs(studies, logits, reference_model(logits)), CONFIG, GATE)
-    assert decision["decision"] == "HOLD"
-    assert [rule(decision, "gain")[end] for end in ("estimate", "low", "high")] == [0, 0, 0]
+    assert decision.decision == "HOLD"
+    gain = rule(decision, "gain")
+    assert (gain.estimate, gain.low, gain.high) == (0, 0, 0)
 
 
 def test_false_promotions_under_the_null_are_as_rare_as_the_interval_says() -> None:
@@ -81,9 +88,7 @@ def test_false_promotions_under_the_null_are_as_rare_as_the_interval_says() -> N
         champion, challenger = (
             model(studies, "test", seed=1000 + trial, own=side + trial) for side in (5000, 9000)
         )
-        difference = differences(pair(studies, challenger, reference_model(champion), PREPARED), config)[
-            "macro"
-        ]
+        difference = differences(pair(studies, challenger, reference_model(champion), PREPARED), config).macro
         promoted += difference.low > 0
         rejected += difference.high < 0
     # Half of 1 − confidence is 0.1: 15 of 150, with a standard deviation of 3.7.
@@ -95,16 +100,16 @@ def test_a_tail_that_is_sacrificed_for_the_head_is_rejected(studies: pd.DataFram
     champion = reference_model(model(studies, "test", 1.5, own=5))
     challenger = model(studies, "test", 2.4, own=6, Hernia=0.5)
     decision = evaluate_gate(gate_inputs(studies, challenger, champion), CONFIG, gate_config(tail_floor=0.05))
-    assert rule(decision, "gain")["result"] == "passes"
-    assert rule(decision, "tail")["result"] == "rejects"
-    assert decision["decision"] == "REJECT"
-    assert "tail tier" in decision["sentence"]
+    assert rule(decision, "gain").result == "passes"
+    assert rule(decision, "tail").result == "rejects"
+    assert decision.decision == "REJECT"
+    assert "tail tier" in decision.sentence
     # The same loss is tolerated by a wider floor, and holds with a floor in between.
-    for floor, result in ((0.6, "passes"), (-rule(decision, "tail")["estimate"], "holds")):
+    for floor, result in ((0.6, "passes"), (-rule(decision, "tail").estimate, "holds")):
         again = evaluate_gate(
             gate_inputs(studies, challenger, champion), CONFIG, gate_config(tail_floor=floor)
         )
-        assert rule(again, "tail")["result"] == result
+        assert rule(again, "tail").result == result
 
 
 def test_without_a_tail_finding_there_is_nothing_to_protect(studies: pd.DataFrame) -> None:
@@ -112,9 +117,9 @@ def test_without_a_tail_finding_there_is_nothing_to_protect(studies: pd.DataFram
     logits = model(studies, "test", 2.0).drop(columns="Hernia")
     inputs = gate_inputs(some, logits, reference_model(model(studies, "test")), val=model(studies, "val").drop(columns="Hernia"))  # fmt: skip
     decision = evaluate_gate(inputs, CONFIG, GATE)
-    assert rule(decision, "tail")["result"] == "passes"
-    assert decision["findings"]["only_champion"] == ["Hernia"]
-    assert "no longer scored: Hernia" in rule(decision, "comparable")["sentence"]
+    assert rule(decision, "tail").result == "passes"
+    assert decision.findings.only_champion == ["Hernia"]
+    assert "no longer scored: Hernia" in rule(decision, "comparable").sentence
 
 
 def test_a_harmed_subgroup_rejects_and_the_unharmed_do_not(studies: pd.DataFrame) -> None:
@@ -126,11 +131,11 @@ def test_a_harmed_subgroup_rejects_and_the_unharmed_do_not(studies: pd.DataFrame
     decision = evaluate_gate(
         gate_inputs(studies, challenger, champion), config, gate_config(subgroup_floor=0.05)
     )
-    assert rule(decision, "gain")["result"] == "passes"
-    assert rule(decision, "subgroup: sex F")["result"] == "rejects"
-    assert rule(decision, "subgroup: sex M")["result"] == "passes"
-    assert decision["decision"] == "REJECT"
-    assert not any("×" in one["rule"] for one in decision["rules"])
+    assert rule(decision, "gain").result == "passes"
+    assert rule(decision, "subgroup: sex F").result == "rejects"
+    assert rule(decision, "subgroup: sex M").result == "passes"
+    assert decision.decision == "REJECT"
+    assert not any("×" in one.rule for one in decision.rules)
 
 
 def test_a_subgroup_with_too_few_images_is_listed_and_changes_nothing(studies: pd.DataFrame) -> None:
@@ -140,9 +145,9 @@ def test_a_subgroup_with_too_few_images_is_listed_and_changes_nothing(studies: p
         champion = reference_model(model(table, "test", 1.5))
         inputs = gate_inputs(table, model(table, "test", 2.2), champion)
         decision = evaluate_gate(inputs, evaluate_config(by=["sex"]), GATE)
-        assert rule(decision, "subgroup: sex F")["result"] == "listed"
-        assert rule(decision, "subgroup: sex F")["estimate"] is None
-        assert decision["decision"] == "PROMOTE"
+        assert rule(decision, "subgroup: sex F").result == "listed"
+        assert rule(decision, "subgroup: sex F").estimate is None
+        assert decision.decision == "PROMOTE"
 
 
 @pytest.mark.parametrize(("cap", "expected"), [(0.2, "PROMOTE"), (0.01, "HOLD")])
@@ -153,31 +158,34 @@ def test_bad_calibration_holds(studies: pd.DataFrame, cap: float, expected: str)
         studies, model(studies, "test", 2.2), reference_model(model(studies, "test")), val=val
     )
     decision = evaluate_gate(inputs, CONFIG, gate_config(calibration_cap=cap))
-    assert decision["decision"] == expected
-    assert 0.01 < rule(decision, "calibration")["estimate"] < 0.2
+    assert decision.decision == expected
+    assert 0.01 < rule(decision, "calibration").estimate < 0.2
 
 
 @pytest.mark.parametrize(
     ("data", "hold", "expected"),
     [
         ({"passed": False}, True, "REJECT"),
-        ({"column": "accepted profile"}, True, "HOLD"),
-        ({"column": "accepted profile"}, False, "PROMOTE"),
-        ({"column": "Patient Age"}, True, "PROMOTE"),
+        ({"checks": [DRIFTED]}, True, "HOLD"),
+        ({"checks": [DRIFTED]}, False, "PROMOTE"),
+        ({"checks": [DRIFTED.model_copy(update={"passed": True})]}, True, "PROMOTE"),
+        ({"checks": [DRIFTED.model_copy(update={"kind": "table"})]}, True, "PROMOTE"),
     ],
-    ids=["refused", "drifted", "drift allowed", "another warning"],
+    ids=["refused", "drifted", "drift allowed", "no drift", "another warning"],
 )
 def test_data_that_drifted_or_did_not_pass(
     studies: pd.DataFrame, data: dict[str, Any], hold: bool, expected: str
 ) -> None:
-    check = {"check": "no column or label drifted", "passed": False, "remedy": "view 0.31. Accept it."}
-    inputs = PASSED | data if "passed" in data else PASSED | {"checks": [check | data]}
+    validation = PASSED.model_copy(update=data)
     inputs = gate_inputs(
-        studies, model(studies, "test", 2.2), reference_model(model(studies, "test")), data=inputs
+        studies, model(studies, "test", 2.2), reference_model(model(studies, "test")), data=validation
     )
     decision = evaluate_gate(inputs, CONFIG, gate_config(hold_on_drift=hold))
-    assert decision["decision"] == expected
-    assert ("view 0.31" in rule(decision, "drift")["sentence"]) == (data.get("column") == "accepted profile")
+    assert decision.decision == expected
+    drifted = any(check.kind == "drift" and not check.passed for check in validation.checks)
+    sentence = rule(decision, "drift").sentence
+    assert ("failed: no column or label drifted (view 0.31, sex 0.2)" in sentence) == drifted
+    assert "Accept" not in sentence
 
 
 def test_seeds_widen_the_interval_by_two_trainings(studies: pd.DataFrame) -> None:
@@ -187,8 +195,8 @@ def test_seeds_widen_the_interval_by_two_trainings(studies: pd.DataFrame) -> Non
     assert wider.high == pytest.approx(0.1 + np.hypot(0.04, seeds))
     assert widened(wider, 0.95, 0.0) == wider
     inputs = gate_inputs(studies, model(studies, "test", 1.8), reference_model(model(studies, "test")))
-    assert evaluate_gate(inputs, CONFIG, GATE)["decision"] == "PROMOTE"
-    assert evaluate_gate(inputs, CONFIG, gate_config(seed_deviation=0.1))["decision"] == "HOLD"
+    assert evaluate_gate(inputs, CONFIG, GATE).decision == "PROMOTE"
+    assert evaluate_gate(inputs, CONFIG, gate_config(seed_deviation=0.1)).decision == "HOLD"
 
 
 def test_a_slow_decline_ends_at_the_anchor() -> None:
@@ -200,18 +208,18 @@ def test_a_slow_decline_ends_at_the_anchor() -> None:
     for night in range(1, 7):
         logits = model(studies, "test", 1.5 - 0.03 * night, own=night + 1)
         decision = evaluate_gate(gate_inputs(studies, logits, champion, anchor=anchor), config, gate)
-        decisions.append(decision["decision"])
-        to_champion.append(rule(decision, "gain")["low"])
-        if decision["decision"] == "PROMOTE":
-            assert "not inferior to the anchor" in decision["sentence"]
-            assert rule(decision, "non-inferiority")["low"] >= -0.05
+        decisions.append(decision.decision)
+        to_champion.append(rule(decision, "gain").low)
+        if decision.decision == "PROMOTE":
+            assert "not inferior to the anchor" in decision.sentence
+            assert rule(decision, "non-inferiority").low >= -0.05
             champion = reference_model(logits, f"v0.{night + 1}.0")
     assert decisions[0] == "PROMOTE"
     assert "PROMOTE" not in decisions[-2:]
     stopped = len(decisions) - decisions[::-1].index("PROMOTE")
     assert to_champion[stopped] >= -0.05
     # Without the margin none of them is promoted.
-    assert evaluate_gate(gate_inputs(studies, logits, anchor), config, GATE)["decision"] != "PROMOTE"
+    assert evaluate_gate(gate_inputs(studies, logits, anchor), config, GATE).decision != "PROMOTE"
 
 
 def test_a_model_shown_to_be_worse_is_not_saved_by_the_margin(studies: pd.DataFrame) -> None:
@@ -224,8 +232,8 @@ def test_a_model_shown_to_be_worse_is_not_saved_by_the_margin(studies: pd.DataFr
         CONFIG,
         gate_config(margin=0.2, anchor="v0.0.1"),
     )
-    assert rule(decision, "non-inferiority")["low"] > 0
-    assert decision["decision"] == "REJECT"
+    assert rule(decision, "non-inferiority").low > 0
+    assert decision.decision == "REJECT"
 
 
 def test_other_findings_are_scored_on_the_common_ones(studies: pd.DataFrame) -> None:
@@ -233,14 +241,14 @@ def test_other_findings_are_scored_on_the_common_ones(studies: pd.DataFrame) -> 
     decision = evaluate_gate(
         gate_inputs(studies, model(studies, "test", 2.2), reference_model(old)), CONFIG, GATE
     )
-    assert decision["findings"] == {
+    assert decision.findings.to_json() == {
         "scored": ["Effusion", "Mass", "Hernia"], "only_challenger": ["Edema"], "only_champion": ["Nodule"],
     }  # fmt: skip
-    assert decision["decision"] == "PROMOTE"
+    assert decision.decision == "PROMOTE"
     nothing = reference_model(model(studies, "test")[["image_id"]].assign(Nodule=0.0))
     decision = evaluate_gate(gate_inputs(studies, model(studies, "test", 2.2), nothing), CONFIG, GATE)
-    assert decision["decision"] == "HOLD"
-    assert "no finding in common" in decision["sentence"]
+    assert decision.decision == "HOLD"
+    assert "no finding in common" in decision.sentence
 
 
 def test_patients_the_champion_learned_from_are_left_out(studies: pd.DataFrame) -> None:
@@ -255,23 +263,23 @@ def test_patients_the_champion_learned_from_are_left_out(studies: pd.DataFrame) 
     decision = evaluate_gate(
         gate_inputs(studies, challenger, reference_model(old, seen=frozenset(known))), CONFIG, GATE
     )
-    assert blind["decision"] != "PROMOTE"
-    assert decision["decision"] == "PROMOTE"
-    assert decision["set"]["left_out_patients"] == len(known)
-    assert f"{len(known)} patients are excluded" in rule(decision, "comparable")["sentence"]
+    assert blind.decision != "PROMOTE"
+    assert decision.decision == "PROMOTE"
+    assert decision.set.left_out_patients == len(known)
+    assert f"{len(known)} patients are excluded" in rule(decision, "comparable").sentence
     everyone = reference_model(old, seen=frozenset(test["patient_id"]))
     decision = evaluate_gate(gate_inputs(studies, challenger, everyone), CONFIG, GATE)
-    assert decision["decision"] == "HOLD"
-    assert "too few" in decision["sentence"]
+    assert decision.decision == "HOLD"
+    assert "too few" in decision.sentence
 
 
 @pytest.mark.parametrize("changed", [{"size": 224}, {"fit": "pad"}])
 def test_other_pixels_are_held_with_what_to_do(studies: pd.DataFrame, changed: dict[str, Any]) -> None:
-    old = reference_model(model(studies, "test"), preparation=PREPARED | changed)
+    old = reference_model(model(studies, "test"), preparation=PREPARED.model_copy(update=changed))
     decision = evaluate_gate(gate_inputs(studies, model(studies, "test", 2.2), old), CONFIG, GATE)
-    assert decision["decision"] == "HOLD"
-    assert f"preprocess.{next(iter(changed))}" in decision["sentence"]
-    assert "promote" in decision["sentence"]
+    assert decision.decision == "HOLD"
+    assert f"preprocess.{next(iter(changed))}" in decision.sentence
+    assert "promote" in decision.sentence
 
 
 def test_what_is_not_estimable_holds_or_is_listed(studies: pd.DataFrame) -> None:
@@ -279,16 +287,16 @@ def test_what_is_not_estimable_holds_or_is_listed(studies: pd.DataFrame) -> None
     champion = reference_model(model(studies, "test"))
     without = studies.assign(Mass=studies["Mass"].where(~test, 0.0))
     decision = evaluate_gate(gate_inputs(without, model(studies, "test", 2.2), champion), CONFIG, GATE)
-    assert decision["decision"] == "PROMOTE"
-    assert "Mass" in rule(decision, "findings")["sentence"]
+    assert decision.decision == "PROMOTE"
+    assert "Mass" in rule(decision, "findings").sentence
     no_tail = studies.assign(Hernia=studies["Hernia"].where(~test, 0.0))
     decision = evaluate_gate(gate_inputs(no_tail, model(studies, "test", 2.2), champion), CONFIG, GATE)
-    assert decision["decision"] == "HOLD"
-    assert rule(decision, "tail")["estimate"] is None
+    assert decision.decision == "HOLD"
+    assert rule(decision, "tail").estimate is None
     nothing = studies.assign(**{name: studies[name].where(~test, 0.0) for name in TRAIN})
     decision = evaluate_gate(gate_inputs(nothing, model(studies, "test", 2.2), champion), CONFIG, GATE)
-    assert decision["decision"] == "HOLD"
-    assert rule(decision, "gain")["sentence"].endswith("not estimable: no estimable finding.")
+    assert decision.decision == "HOLD"
+    assert rule(decision, "gain").sentence.endswith("not estimable: no estimable finding.")
 
 
 @pytest.mark.parametrize(
@@ -298,9 +306,9 @@ def test_a_first_model_has_its_own_floor(studies: pd.DataFrame, floor: float, ex
     decision = evaluate_gate(
         gate_inputs(studies, model(studies, "test"), None), CONFIG, gate_config(first_auroc=floor)
     )
-    assert decision["decision"] == expected
-    assert decision["champion"] is None
-    assert "first model" in decision["sentence"]
+    assert decision.decision == expected
+    assert decision.champion is None
+    assert "first model" in decision.sentence
 
 
 def test_gate_sets_take_turns_and_sealed_patients_are_never_in_one(studies: pd.DataFrame) -> None:
@@ -308,15 +316,15 @@ def test_gate_sets_take_turns_and_sealed_patients_are_never_in_one(studies: pd.D
     logits = model(studies, "test", 2.2)
     champion = reference_model(model(studies, "test"))
     sets = [
-        evaluate_gate(gate_inputs(studies, logits, champion, decision_index=index), config, gate)["set"]
+        evaluate_gate(gate_inputs(studies, logits, champion, decision_index=index), config, gate).set
         for index in range(4)
     ]
-    assert [one["number"] for one in sets] == [1, 2, 1, 2]
-    assert sets[0]["images"] == sets[2]["images"]
+    assert [one.number for one in sets] == [1, 2, 1, 2]
+    assert sets[0].images == sets[2].images
     total = studies.loc[studies["split"] == "test", "patient_id"].nunique()
-    assert sets[0]["patients"] + sets[1]["patients"] + sets[0]["sealed_patients"] == total
-    assert 0.2 * total < sets[0]["sealed_patients"] < 0.4 * total
-    assert 0.35 < sets[0]["patients"] / (sets[0]["patients"] + sets[1]["patients"]) < 0.65
+    assert sets[0].patients + sets[1].patients + sets[0].sealed_patients == total
+    assert 0.2 * total < sets[0].sealed_patients < 0.4 * total
+    assert 0.35 < sets[0].patients / (sets[0].patients + sets[1].patients) < 0.65
 
 
 def test_a_gate_set_without_images_holds(studies: pd.DataFrame) -> None:
@@ -324,5 +332,5 @@ def test_a_gate_set_without_images_holds(studies: pd.DataFrame) -> None:
     one = studies[~test | (studies["patient_id"] == studies.loc[test, "patient_id"].iloc[0])]
     champion = reference_model(model(studies, "test"))
     decision = evaluate_gate(gate_inputs(one, model(one, "test"), champion), CONFIG, GATE)
-    assert decision["decision"] == "HOLD"
-    assert "too few" in decision["sentence"]
+    assert decision.decision == "HOLD"
+    assert "too few" in decision.sentence

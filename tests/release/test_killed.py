@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, set_params
+from simulated_release import gate_decision
 
 from ral.files import write_json
 from ral.release.registry import Registry
-from ral.training.__main__ import write_weights
+from ral.training.outputs import write_weights
 
 
 @pytest.fixture
@@ -23,7 +24,9 @@ def base(
     project = tmp_path / "project"
     for name in ("reports", "models", "data/prepared", "data/validated"):
         (project / name).mkdir(parents=True)
-    for name in ("reports/report.html", "reports/model_card.md", "data/prepared/split.parquet", "dvc.lock"):
+    for name in (
+        "reports/report.html", "reports/model_card.md", "reports/findings.csv", "data/prepared/split.parquet", "dvc.lock",
+    ):  # fmt: skip
         (project / name).write_text(name)
     write_json(project / "reports/metrics.json", {})
     write_json(project / "reports/calibration.json", {})
@@ -37,8 +40,7 @@ def base(
         release(text)
     registry.promote("v0.1.0", "test", "the first")
     (tmp_path / "commit").write_text(commit("last"))
-    decision = {"run_id": "last", "decision": "PROMOTE", "champion": "v0.1.0", "set": 0, "sentence": "better"}
-    write_json(tmp_path / "decision.json", decision)
+    gate_decision("last", champion="v0.1.0").write(tmp_path / "decision.json")
     return tmp_path
 
 

@@ -8,6 +8,7 @@ from evaluated import HOSTILE
 from report_inputs import make
 from ruamel.yaml import YAML
 
+from ral.evaluation.results import NOTHING, Mean
 from ral.reporting.card import card
 from ral.wording import escape
 
@@ -38,9 +39,9 @@ def test_front_matter(real: str) -> None:
     result = front["model-index"][0]["results"][0]
     assert result["dataset"] == {"type": "nih", "name": "Images of the source nih", "split": "test"}
     names = [metric["name"] for metric in result["metrics"]]
-    macro = make(phantom=False).metrics["macro"]["ap"]
-    assert names[0] == f"Macro AP (95 % interval {macro['low']:.3f}–{macro['high']:.3f})"
-    assert result["metrics"][0]["value"] == macro["value"]
+    macro = make(phantom=False).metrics.macro["ap"]
+    assert names[0] == f"Macro AP (95 % interval {macro.low:.3f}–{macro.high:.3f})"
+    assert result["metrics"][0]["value"] == macro.value
     assert [name.split(" (")[0] for name in names[3:]] == [
         f"CXR-LT m{x}" for x in ("AP", "AUROC", "F1", "ECE")
     ]
@@ -48,9 +49,10 @@ def test_front_matter(real: str) -> None:
 
 def test_without_a_value_there_is_no_result() -> None:
     inputs = make(phantom=False)
-    nothing = {"value": None, "low": None, "high": None, "findings": 0}
-    macro = dict.fromkeys(("ap", "auroc", "f1", "sensitivity_at_90_specificity"), nothing) | {"findings": 0}
-    text = card(replace(inputs, metrics=inputs.metrics | {"macro": macro, "cxr_lt": {"mAP": nothing}}))
+    names = ("ap", "auroc", "f1", "sensitivity_at_90_specificity")
+    macro = Mean.model_validate(dict.fromkeys(names, NOTHING) | {"findings": 0})
+    metrics = inputs.metrics.model_copy(update={"macro": macro, "cxr_lt": {"mAP": NOTHING}})
+    text = card(replace(inputs, metrics=metrics))
     assert "model-index" not in split(text)[0]
     assert "| mAP | not estimable |" in text
 

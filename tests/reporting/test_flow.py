@@ -4,27 +4,32 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from prepared_data import dataset_info
+from simulated_release import PASSED
 
+from ral.data.dataset_info import DatasetInfo, SplitSize
 from ral.errors import UserError
+from ral.evaluation.results import ScoredImages
 from ral.reporting.flow import FONT, WIDTH, flow
 
-VALIDATION = {"patients": 900}
+VALIDATION = PASSED.model_copy(update={"patients": 900})
 LEFT_OUT = {"no image": 97125, "view not in data.views": 1204, "image cannot be decoded " + "x" * 300: 3}
-DATASET = {
-    "rows": 112120,
-    "left_out": LEFT_OUT,
-    "images": 13788,
-    "patients": 800,
-    "split": {
-        "train": {"images": 10000, "patients": 600},
-        "val": {"images": 2000, "patients": 120},
-        "test": {"images": 1788, "patients": 80},
+DATASET = dataset_info(
+    64, [], [], rows=112120, left_out=LEFT_OUT, images=13788, patients=800,
+    split={
+        "train": SplitSize(images=10000, patients=600),
+        "val": SplitSize(images=2000, patients=120),
+        "test": SplitSize(images=1788, patients=80),
     },
-}
+)  # fmt: skip
 
 
-def lines(dataset: dict, test: dict | None = None) -> list[str]:
-    root = ElementTree.fromstring(flow("flow", VALIDATION, dataset, test or {}, phantom=False))
+TEST = ScoredImages(rows=1788, patients=80)
+SEALED = ScoredImages(rows=1788, patients=80, sealed_patients=20)
+
+
+def lines(dataset: DatasetInfo, test: ScoredImages = TEST) -> list[str]:
+    root = ElementTree.fromstring(flow("flow", VALIDATION, dataset, test, phantom=False))
     return [element.text or "" for element in root.iter("text")]
 
 
@@ -48,22 +53,22 @@ def test_exclusions_and_images_used_are_the_rows() -> None:
 
 def test_counts_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(UserError, match="112,121 rows are not 98,332 excluded and 13,788 used"):
-        lines(DATASET | {"rows": 112121})
-    split = DATASET["split"] | {"val": {"images": 1999, "patients": 120}}
+        lines(DATASET.model_copy(update={"rows": 112121}))
+    split = {**DATASET.split, "val": SplitSize(images=1999, patients=120)}
     with pytest.raises(UserError, match="of which 13,787 are in the splits"):
-        lines(DATASET | {"split": split})
+        lines(DATASET.model_copy(update={"split": split}))
 
 
 def test_nothing_excluded() -> None:
-    shown = lines(DATASET | {"rows": 13788, "left_out": {}})
+    shown = lines(DATASET.model_copy(update={"rows": 13788, "left_out": {}}))
     assert "0 rows (0.00 %)" in shown
-    assert "(20 sealed)" in lines(DATASET, {"sealed_patients": 20})
+    assert "(20 sealed)" in lines(DATASET, SEALED)
     assert not [line for line in shown if "sealed" in line]
 
 
 def test_text_stays_inside_its_box() -> None:
     """In a wide font (0.62 em a character), the longest line of each box ends before the box does."""
-    root = ElementTree.fromstring(flow("flow", VALIDATION, DATASET, {"sealed_patients": 20}, phantom=False))
+    root = ElementTree.fromstring(flow("flow", VALIDATION, DATASET, SEALED, phantom=False))
     boxes = [{key: float(value) for key, value in one.attrib.items() if key in ("x", "y", "width", "height")}
              for one in root.iter("rect")]  # fmt: skip
     assert len(boxes) == 6
@@ -79,7 +84,7 @@ def test_text_stays_inside_its_box() -> None:
 
 
 def test_words_say_the_same() -> None:
-    root = ElementTree.fromstring(flow("flow", VALIDATION, DATASET, {"sealed_patients": 20}, phantom=True))
+    root = ElementTree.fromstring(flow("flow", VALIDATION, DATASET, SEALED, phantom=True))
     words = root.find("desc")
     assert words is not None
     assert root.attrib["aria-describedby"] == words.attrib["id"] == "flow-words"

@@ -9,21 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_inputs import PARAMS, Page, make, write
 from ruamel.yaml import YAML
 
 from ral.config.params import ReportParams
+from ral.evaluation.table_rows import ComparisonRow, read_rows
 from ral.reporting import overview
-from ral.reporting.report import render
+from ral.reporting.report import render, rows_of
 from ral.reporting.run_info import write_run_info
-from ral.reporting.tables import Table, records
+from ral.reporting.tables import Table
+from ral.runs import Machine, RunRecord, StepRecord
 
 ROOT = Path(__file__).parents[2]
-RECORD = {
-    "id": "20270102T030405-6", "commit": "0123456789abcdef" * 2, "uncommitted_changes": False,
-    "steps": {"report": {"started": "2027-01-02T03:04:05.678+00:00"}},
-}  # fmt: skip
+RECORD = RunRecord(
+    id="20270102T030405-6", commit="0123456789abcdef" * 2, uncommitted_changes=False,
+    machine=Machine(host="host", system="Linux", python="3.11", cores=2),
+    steps={"report": StepRecord(started="2027-01-02T03:04:05.678+00:00", status="running")},
+)  # fmt: skip
 
 
 def texts(table: Table) -> list[list[str]]:
@@ -59,21 +63,25 @@ def test_what_was_trained_on_what() -> None:
 
 def test_differences_to_the_previous_model_stand_beside_the_metrics() -> None:
     inputs = make(phantom=False)
-    rows = records(inputs.findings)
-    cards = overview.headline(inputs.metrics, rows, inputs.comparison)
+    rows = rows_of(inputs.findings)
+
+    def headline(comparison: pd.DataFrame) -> list[overview.Headline]:
+        return overview.headline(inputs.metrics, rows, read_rows(comparison, ComparisonRow))
+
+    cards = headline(inputs.comparison)
     assert [card.name for card in cards] == ["Macro AP", "Macro AUROC", "Macro F1"]
     difference, previous = "+0.031 (+0.011 to +0.052)", "to the previous model: 0.481"
     assert [(card.difference, card.previous) for card in cards] == [(difference, previous)] * 2 + [("", "")]
-    fewer = overview.headline(inputs.metrics, rows, inputs.comparison.assign(images=100))[0]
+    fewer = headline(inputs.comparison.assign(images=100))[0]
     assert (fewer.difference, fewer.previous) == (
         difference,
         f"{previous} on the 100 images that both scored",
     )
-    unknown = overview.headline(inputs.metrics, rows, inputs.comparison.assign(difference=np.nan))[0]
+    unknown = headline(inputs.comparison.assign(difference=np.nan))[0]
     assert (unknown.difference, unknown.previous) == ("", "previous model: not comparable")
     assert f"{difference} {previous}" in Page(render(inputs)).text("body")[0]
     alone = replace(inputs, comparison=inputs.comparison[:0])
-    assert not any(card.previous for card in overview.headline(inputs.metrics, rows, alone.comparison))
+    assert not any(card.previous for card in headline(alone.comparison))
     assert "There is no previous model to compare with." in Page(render(alone)).text("p")
 
 
@@ -94,14 +102,15 @@ def test_the_page_is_the_same_whatever_run_made_it(tmp_path: Path) -> None:
     before = page.read_bytes()
     write_run_info(page, RECORD)
     assert page.read_bytes() == before
-    assert RECORD["id"].encode() not in before
+    assert RECORD.id.encode() not in before
     digest = re.search(r'data-report="([0-9a-f]{16})"', before.decode())
     assert digest
     expected = (
         '--run-id: "20270102T030405-6"; --run-commit: "0123456789ab"; --run-date: "2027-01-02 03:04 UTC";'
     )
     assert (tmp_path / "run.css").read_text() == f':root[data-report="{digest[1]}"] {{ {expected} }}\n'
-    hostile = RECORD | {"id": '"} body { display: none } x{"', "commit": None, "uncommitted_changes": True}
+    changes = {"id": '"} body { display: none } x{"', "commit": None, "uncommitted_changes": True}
+    hostile = RECORD.model_copy(update=changes)
     write_run_info(page, hostile)
     written = (tmp_path / "run.css").read_text()
     assert written.count("{") == written.count("}") == 1

@@ -6,24 +6,37 @@ from collections.abc import Callable
 from xml.etree import ElementTree
 
 import matplotlib
-import numpy as np
+import pandas as pd
 import pytest
-from evaluated import geometry, tables
+from evaluated import tables
+from prepared_data import dataset_info
+from simulated_release import PASSED
 
+from ral.data.dataset_info import SplitSize
+from ral.evaluation.results import NO_INTERVAL, Interval, ScoredImages
+from ral.evaluation.specs import CALIBRATION_METRICS, FINDING_METRICS
+from ral.evaluation.table_rows import FindingRow
 from ral.reporting import calibration, flow, network, plots
 
 HOSTILE = '<script>alert("1")</script> $x_1$ &'
 
 
-def row(name: str, tier: str, prevalence: float, value: float | None) -> plots.Row:
+def row(name: str, tier: str, prevalence: float, value: float | None) -> FindingRow:
     """A row of findings.csv; without a value it is not estimable."""
-    content = {"finding": name, "tier": tier, "train_prevalence": prevalence}
-    content |= {"test_positives": int(1000 * prevalence), "test_rows": 1000}
-    for metric in ("ap", "auroc", "f1"):
-        content[metric] = math.nan if value is None else value
-        content[f"{metric}_low"] = math.nan if value is None else value - 0.1
-        content[f"{metric}_high"] = math.nan if value is None else value + 0.1
-    return content
+    one = NO_INTERVAL if value is None else Interval(value, value - 0.1, value + 0.1)
+    return FindingRow(
+        finding=name,
+        tier=tier,
+        train_prevalence=prevalence,
+        train_positives=int(1000 * prevalence),
+        test_positives=int(1000 * prevalence),
+        test_rows=1000,
+        threshold=None,
+        metrics=dict.fromkeys(FINDING_METRICS, one),
+        uncalibrated=dict.fromkeys(CALIBRATION_METRICS),
+        calibration="",
+        not_estimable="",
+    )
 
 
 ROWS = [
@@ -32,29 +45,36 @@ ROWS = [
     row("Hernia", "tail", 0.002, None),
     row("Never", "tail", 0.0, None),
 ]
-CURVE = (np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.7, 1.0]))
+CURVES = pd.DataFrame(
+    [(HOSTILE, kind, x, y) for kind in ("roc", "pr") for x, y in ((0.0, 0.0), (0.2, 0.7), (1.0, 1.0))],
+    columns=["finding", "curve", "x", "y"],
+)
 
-BINS = tables("images", [HOSTILE, "Mass"])["reliability"]
-NET_BENEFIT = tables("images", [HOSTILE, "Mass"])["decision_curves"]
+EVALUATED = tables("images", [HOSTILE, "Mass"])
+BINS, NET_BENEFIT = EVALUATED["reliability"], EVALUATED["decision_curves"]
+GEOMETRY = EVALUATED["geometry"]
+SEALED = ScoredImages(rows=50, patients=2, sealed_patients=1)
 # Every row has one of several reasons, or is used.
-DATASET = {
-    "rows": 1234, "left_out": {"no image": 1000, HOSTILE: 4, "view not in data.views": 30}, "images": 200, "patients": 8,
-    "split": {
-        "train": {"images": 120, "patients": 5}, "val": {"images": 30, "patients": 1}, "test": {"images": 50, "patients": 2},
+DATASET = dataset_info(
+    64, [], [], rows=1234, left_out={"no image": 1000, HOSTILE: 4, "view not in data.views": 30}, images=200, patients=8,
+    split={
+        "train": SplitSize(images=120, patients=5), "val": SplitSize(images=30, patients=1),
+        "test": SplitSize(images=50, patients=2),
     },
-}  # fmt: skip
+)  # fmt: skip
+VALIDATION = PASSED.model_copy(update={"patients": 9})
 
 DRAW: dict[str, Callable[[bool], str]] = {
     "ap": lambda phantom: plots.forest("ap", "ap", ROWS, None, phantom),
     "auroc": lambda phantom: plots.forest("auroc", "auroc", ROWS, 0.5, phantom),
-    "curve": lambda phantom: plots.curve_pair("curve", ROWS[0], CURVE, CURVE, phantom),
+    "curve": lambda phantom: plots.curve_pair("curve", ROWS[0], CURVES, phantom),
     "epochs": lambda phantom: plots.epochs(
         "epochs", "Loss", [1, 2, 3], [0.3, math.nan, 0.1], [0.2, 0.2, 0.1], 3, phantom
     ),
     "reliability": lambda phantom: calibration.reliability("reliability", ROWS[0], BINS, phantom),
     "decision": lambda phantom: calibration.decision_curve("decision", ROWS[0], NET_BENEFIT, phantom),
-    "flow": lambda phantom: flow.flow("flow", {"patients": 9}, DATASET, {"sealed_patients": 1}, phantom),
-    "cosines": lambda phantom: network.heat("cosines", geometry("images", [HOSTILE, "Mass"]), phantom),
+    "flow": lambda phantom: flow.flow("flow", VALIDATION, DATASET, SEALED, phantom),
+    "cosines": lambda phantom: network.heat("cosines", GEOMETRY, phantom),
     "prevalences": lambda phantom: plots.prevalences("prevalences", ROWS, 0.1, 0.01, phantom),
 }
 every_plot = pytest.mark.parametrize("name", DRAW)
@@ -132,14 +152,18 @@ def test_decision_curves_without_an_interval_or_of_no_benefit_can_be_drawn() -> 
 
 def test_nothing_to_draw() -> None:
     nothing = [row("Hernia", "tail", 0.0, None)]
-    assert "not estimable" in plots.forest("ap", "ap", nothing, None, False)
-    assert "not estimable" in plots.forest("auroc", "auroc", nothing, 0.5, False)
-    assert "0.00 %" in plots.prevalences("p", nothing, 0.1, 0.01, False)
-    assert "svg" in plots.epochs("e", "Loss", [1], [math.nan], [], 0, False)
+    assert "not estimable" in texts(plots.forest("ap", "ap", nothing, None, False))
+    assert "not estimable" in texts(plots.forest("auroc", "auroc", nothing, 0.5, False))
+    assert "0.00 %" in texts(plots.prevalences("p", nothing, 0.1, 0.01, False))
+    assert "Loss" in texts(plots.epochs("e", "Loss", [1], [math.nan], [], 0, False))
 
 
 def test_a_perfect_or_a_hopeless_score_can_be_drawn() -> None:
     for value in (0.0, 1.0):
         extreme = [row("Mass", "medium", 0.05, value)]
-        assert plots.forest("ap", "ap", extreme, None, False)
-        assert plots.forest("auroc", "auroc", extreme, 0.5, False)
+        for svg in (
+            plots.forest("ap", "ap", extreme, None, False),
+            plots.forest("auroc", "auroc", extreme, 0.5, False),
+        ):
+            assert "Mass" in texts(svg)
+            assert "not estimable" not in texts(svg)

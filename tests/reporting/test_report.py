@@ -12,6 +12,10 @@ import pytest
 from evaluated import HOSTILE, NOTHING
 from report_inputs import LISTS, Page, make, metrics, write
 
+from ral.data.dataset_info import DatasetInfo
+from ral.data.validation.result import ValidationResult
+from ral.evaluation.results import Metrics
+from ral.records import Record
 from ral.reporting.card import card
 from ral.reporting.report import installed_versions, render
 from ral.reporting.scripts import SCRIPTS, policy
@@ -66,9 +70,15 @@ def test_phantom_is_not_said_of_real_images(real: str) -> None:
 )
 def test_one_step_that_saw_phantom_images_is_enough(source: str) -> None:
     inputs = make(phantom=False)
-    changed = {"phantom": True} if source in ("validation", "dataset", "model") else {"data": "phantom"}
+    content = getattr(inputs, source)
+    if isinstance(content, ValidationResult | DatasetInfo):
+        changed = content.model_copy(update={"phantom": True})
+    elif isinstance(content, Record):
+        changed = content.model_copy(update={"data": "phantom"})
+    else:
+        changed = content | {"phantom": True}
     assert not inputs.phantom
-    assert replace(inputs, **{source: getattr(inputs, source) | changed}).phantom
+    assert replace(inputs, **{source: changed}).phantom
 
 
 def test_data_stays_text(phantom: str) -> None:
@@ -128,11 +138,11 @@ def test_ids_are_unique_and_references_are_met(phantom: str) -> None:
 def test_all_numbers_of_the_metrics_are_there(real: str) -> None:
     content = metrics("images")
     cells = " ".join(Page(real).text("td"))
-    for mean in (content["macro"], *content["tiers"].values()):
+    means = (content["macro"], content["tiers"]["head"], content["tiers"]["medium"])
+    for mean in means:
         for metric in ("ap", "auroc", "f1", "sensitivity_at_90_specificity"):
             one = mean[metric]
-            if one["value"] is not None:
-                assert f"{one['value']:.3f} ({one['low']:.3f}–{one['high']:.3f})" in cells
+            assert f"{one['value']:.3f} ({one['low']:.3f}–{one['high']:.3f})" in cells
     body = Page(real).text("body")[0]
     assert "2,345 test images of 678 patients" in body
     assert "1,000 bootstrap resamples of the test patients" in body
@@ -173,9 +183,11 @@ def test_nothing_is_estimable() -> None:
     content = render(
         replace(
             inputs,
-            metrics=inputs.metrics
-            | {"macro": empty, "micro": empty, "tiers": dict.fromkeys(("head", "medium", "tail"), empty)}
-            | {"cxr_lt": {"mAP": NOTHING | {"findings": 0}}},
+            metrics=Metrics.model_validate(
+                metrics("images")
+                | {"macro": empty, "micro": empty, "tiers": dict.fromkeys(("head", "medium", "tail"), empty)}
+                | {"cxr_lt": {"mAP": NOTHING}}
+            ),
             findings=inputs.findings.assign(**dict.fromkeys(floats, np.nan)),
             curves=inputs.curves.iloc[:0],
             **{name: getattr(inputs, name).iloc[:0] for name in LISTS},

@@ -8,23 +8,27 @@ from typing import Any
 
 import pytest
 
+from ral.evaluation.results import Metrics
 from ral.reporting.summary import summary
 
 REPORT = Path("reports/report.html")
-NOTHING = {"value": None, "low": None, "high": None}
+NOTHING = {"value": None, "low": None, "high": None, "findings": 0}
 
 
-def metrics(data: str) -> dict[str, Any]:
+def content(data: str) -> dict[str, Any]:
     """A metrics.json without a single finding of the tier tail."""
 
     def mean(value: float, findings: int) -> dict[str, Any]:
-        one = {"value": value, "low": value - 0.032, "high": value + 0.039}
+        one = {"value": value, "low": value - 0.032, "high": value + 0.039, "findings": findings}
         return {"ap": one, "auroc": {**one, "value": value + 0.2}, "f1": one, "findings": findings}
 
     return {
         "data": data,
         "test": {"rows": 1200, "patients": 345},
         "macro": mean(0.412, 13),
+        "micro": mean(0.512, 13),
+        "cxr_lt": {},
+        "interval": "bca",
         "tiers": {
             "head": mean(0.5, 1),
             "medium": mean(0.4, 12),
@@ -34,6 +38,10 @@ def metrics(data: str) -> dict[str, Any]:
         "confidence": 0.95,
         "replicates": 1000,
     }
+
+
+def metrics(data: str) -> Metrics:
+    return Metrics.model_validate(content(data))
 
 
 def test_lines() -> None:
@@ -61,7 +69,7 @@ def test_phantom_images_are_named_first() -> None:
 def test_command(tmp_path: Path, exists: bool) -> None:
     file = tmp_path / "metrics.json"
     if exists:
-        file.write_text(json.dumps(metrics("images")), encoding="utf-8")
+        file.write_text(json.dumps(content("images")), encoding="utf-8")
     command = [sys.executable, "-m", "ral.reporting.summary", str(file), "somewhere/report.html"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if exists:

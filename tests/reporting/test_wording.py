@@ -40,6 +40,21 @@ def test_differences_have_a_sign_but_no_negative_zero() -> None:
     assert wording.signed_interval(None, 0.1) == "no interval"
 
 
+def test_a_difference_has_its_interval_and_a_missing_one_no_number() -> None:
+    assert wording.difference(0.01, -0.004, 0.025) == "+0.010 (-0.004 to +0.025)"
+    assert wording.difference(-0.2, None, np.nan) == "-0.200 (no interval)"
+    assert wording.difference(np.nan, np.nan, np.nan) == wording.difference(None, 0.1, 0.2) == "not estimable"
+
+
+def test_there_is_one_notice_of_each_kind() -> None:
+    """No other module spells out what `ral.wording` says, but for documentation."""
+    root = Path(wording.__file__).parents[1]
+    quoted = re.compile(r'^(?!.*"""|#).*["\'].*(?:PHANTOM DATA|[Rr]esearch software, not)', re.M)
+    files = [path for part in ("ral", "flows", "tasks") for path in (root / part).rglob("*.py")]
+    names = {path.relative_to(root).as_posix() for path in files if quoted.search(path.read_text())}
+    assert names == {"ral/labels.py", "ral/wording.py"}
+
+
 def test_no_p_is_zero() -> None:
     values = (0.05, 0.001, 0.0009, 1e-6, 0.0, 1.0, np.nan, None)
     shown = [wording.p_value(value) for value in values]

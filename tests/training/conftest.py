@@ -1,12 +1,19 @@
-"""Prepared images shared by the tests of training."""
+"""Prepared images and trainings that the tests of training share."""
 
 from pathlib import Path
 
 import pytest
-from trainings import prepare_phantom
+from conftest import Once
+from trainings import train
 
 
 @pytest.fixture(scope="session")
-def prepared(small_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(phantom_prepared: Path) -> Path:
     """400 phantom images at 32 pixels; do not change it."""
-    return prepare_phantom(small_phantom, tmp_path_factory.mktemp("prepared"))
+    return phantom_prepared
+
+
+@pytest.fixture(scope="session")
+def two_epochs(prepared: Path, once: Once) -> Path:
+    """Outputs of a training with the parameters of tests/trainings.py as they are; do not change it."""
+    return once("two-epochs", lambda folder: train(prepared, folder))

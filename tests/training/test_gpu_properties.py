@@ -93,8 +93,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import engine as bench
 from benchmarks.gpu_rows import join
 from benchmarks.synthetic import write_dataset
-from ral.training.ema import ModelEma
-from ral.training.engine import local_state_dict
 
 class Recorder(TorchDispatchMode):
     def __init__(self):
@@ -106,16 +104,16 @@ class Recorder(TorchDispatchMode):
 
 with tempfile.TemporaryDirectory() as folder:
     data = write_dataset(Path(folder), 64, 32)
-    trainer = bench.build(bench.parameters("test_resnet", {}, 16), data, join())
-    trainer.ema = ModelEma(local_state_dict(trainer.engine), 0.9)
+    trainer = bench.build(bench.parameters("test_resnet", {}, 16, ema_decay=0.9), data, join())
+    assert trainer.parts.ema is not None
     step = bench.ours(trainer, bench.synthetic(trainer))
     step()
-    assert not trainer.engine.tput_timer.config.enabled
-    loss = trainer._backward(bench.synthetic(trainer))
+    assert not trainer.parts.engine.deepspeed.tput_timer.config.enabled
+    loss = trainer.forward_backward(bench.synthetic(trainer))
     with Recorder() as recorder:
-        trainer.engine.step()
+        trainer.parts.engine.step()
         recorder.names.append("after")
-        trainer._after_step(0, loss)
+        trainer._end_step(0, loss)
     waits = {"_local_scalar_dense", "lift_fresh"} & set(recorder.names)
     assert not waits, waits
     after = recorder.names[recorder.names.index("after"):]
@@ -220,7 +218,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 from ral.training.checkpoint import Checkpoints
-from ral.training.loop import DistributedContext
+from ral.training.distributed import DistributedContext
 from ral.training.trainer import Trainer
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -230,8 +228,8 @@ state = {"best": {kind: {"ap": 0.5, "epoch": 1} for kind in ("last", "ema")}}
 for step in range(1, 3 + rank):
     checkpoints.save(step, {"weights/a": torch.full((2,), float(step))}, state | {"total_steps": step})
 torch.distributed.barrier()
-self = SimpleNamespace(context=DistributedContext(rank, 2, torch.device("cpu")), checkpoints=checkpoints)
-tensors = Trainer._load(self)
+self = SimpleNamespace(context=DistributedContext(rank, 2, torch.device("cpu")), checkpoints=checkpoints, _log=len)
+tensors = Trainer.load_checkpoint(self)
 print(self.state.total_steps, tensors["weights/a"].tolist())
 """
 

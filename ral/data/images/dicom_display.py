@@ -104,7 +104,7 @@ def _exp(values: np.ndarray) -> np.ndarray:
     total = np.ones_like(values)
     for term in range(16, 0, -1):
         total = 1 + total * rest / term
-    return np.ldexp(total, whole.astype(np.int32))
+    return np.asarray(np.ldexp(total, whole.astype(np.int32)))
 
 
 def _modality(image: "Dataset", values: np.ndarray, name: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -12,8 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ral.data.file_hash import FileHash
 from ral.files import private_file, private_folder
 from ral.files import sha256 as file_sha256
+from ral.records import Json
 
 # A file modified less than this many seconds before it was read may change again without a new modification time.
 STABLE_AFTER_SECONDS = 2.0
@@ -51,7 +53,7 @@ class FileHashCache:
     def __init__(self, state_dir: Path | None) -> None:
         self._folder = None if state_dir is None else private_folder(state_dir / "raw")
 
-    def archive(self, path: Path) -> tuple[pd.DataFrame, dict] | None:
+    def archive(self, path: Path) -> tuple[pd.DataFrame, FileHash] | None:
         """Cached images and hash of an archive; None if it is unknown or has changed."""
         table = self._read(path)
         if table is None:
@@ -60,9 +62,9 @@ class FileHashCache:
         # Without a listing, the file was only hashed and not read as an archive.
         if summary.pop("listing", None) != LISTING_VERSION or summary.pop("stamp") != list(FileStat.of(path)):
             return None
-        return table.replace_schema_metadata().to_pandas(), summary
+        return table.replace_schema_metadata().to_pandas(), FileHash.model_validate(summary)
 
-    def put_archive(self, path: Path, file_stat: FileStat, images: pd.DataFrame, summary: dict) -> None:
+    def put_archive(self, path: Path, file_stat: FileStat, images: pd.DataFrame, summary: FileHash) -> None:
         """Cache the images and hash of an archive.
 
         Args:
@@ -72,7 +74,7 @@ class FileHashCache:
             summary: its size and hash.
         """
         if file_stat.mtime_is_stable and file_stat == FileStat.of(path):
-            entry = summary | {"stamp": file_stat, "listing": LISTING_VERSION}
+            entry = summary.to_json() | {"stamp": list(file_stat), "listing": LISTING_VERSION}
             self._write(path, pa.Table.from_pandas(images, preserve_index=False), entry)
 
     def sha256(self, path: Path) -> str:
@@ -81,10 +83,10 @@ class FileHashCache:
         summary = {} if table is None else json.loads(table.schema.metadata[b"facts"])
         file_stat = FileStat.of(path)
         if summary.get("stamp") == list(file_stat) and "sha256" in summary:
-            return summary["sha256"]
+            return str(summary["sha256"])
         digest = file_sha256(path)
         if file_stat.mtime_is_stable and file_stat == FileStat.of(path):
-            self._write(path, pa.table({}), {"sha256": digest, "stamp": file_stat})
+            self._write(path, pa.table({}), {"sha256": digest, "stamp": list(file_stat)})
         return digest
 
     def images(self, root: Path) -> dict[tuple[str, FileStat], str]:
@@ -128,7 +130,7 @@ class FileHashCache:
         except (pa.ArrowException, OSError):
             return None  # only a cache: fall back to reading the raw files
 
-    def _write(self, path: Path, table: pa.Table, summary: dict) -> None:
+    def _write(self, path: Path, table: pa.Table, summary: Mapping[str, Json]) -> None:
         file = self._file(path)
         if file is not None:
             with private_file(file) as draft:

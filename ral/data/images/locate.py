@@ -4,10 +4,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import pandas as pd
 
+from ral.data.file_hash import FileHash
 from ral.data.images import npz
 from ral.data.images.archives import BLOCK, check_size, explain_damage, is_zip, members
 from ral.data.images.file_hashes import FileHashCache, FileStat
@@ -91,7 +92,7 @@ def _other_sources(entries: Sequence[Path]) -> str:
 
 def list_images(
     root: Path, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
-) -> tuple[pd.DataFrame, dict[str, dict]]:
+) -> tuple[pd.DataFrame, dict[str, FileHash]]:
     """List every image below `root` with the hash of its content.
 
     Args:
@@ -102,7 +103,7 @@ def list_images(
     Returns:
         Images in stored order, with columns image_id (the file name), path (archive or file, relative to
         `root`), member (the name inside the archive, or ""), offset (of the member in the unpacked tar or
-        in the zip, or -1), bytes, and hash (`content_hash`); and, per archive, `{"bytes", "sha256"}`.
+        in the zip, or -1), bytes, and hash (`content_hash`); and the hash of each archive.
 
     Raises:
         UserError: there are no images, an archive is damaged, a member is unsafe, or an image id occurs twice.
@@ -187,11 +188,11 @@ class _HashingStream:
 
 def list_archive(
     archive: Path, progress: Callable[[int], None], hash_cache: FileHashCache
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The images of one archive (without the column path), and its bytes and sha256; see `list_images`."""
+) -> tuple[pd.DataFrame, FileHash]:
+    """The images of one archive (without the column path), and its hash; see `list_images`."""
     cached = hash_cache.archive(archive)
     if cached is not None:
-        progress(cached[1]["bytes"])
+        progress(cached[1].bytes)
         return cached
     file_stat, rows, reported = FileStat.of(archive), [], 0
     with archive.open("rb") as stream, explain_damage(archive):
@@ -208,7 +209,7 @@ def list_archive(
             pass
     progress(hashed.bytes - reported)
     images = pd.DataFrame(rows, columns=["image_id", "member", "offset", "bytes", "hash"])
-    summary = {"bytes": hashed.bytes, "sha256": hashed.digest.hexdigest()}
+    summary = FileHash(bytes=hashed.bytes, sha256=hashed.digest.hexdigest())
     hash_cache.put_archive(archive, file_stat, images, summary)
     return images, summary
 
@@ -246,27 +247,6 @@ def total_bytes(root: Path) -> int:
     archives, folders = find_sources(root)
     size = sum(path.stat().st_size for path in archives)
     return size + sum(entry.stat().st_size for folder in folders for entry in _image_entries(folder))
-
-
-def add_content(
-    root: Path, images: pd.DataFrame, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
-) -> pd.DataFrame:
-    """Add the columns offset and hash to images that a source listed itself (image_id, path, member "" and bytes).
-
-    Args:
-        root: the data folder.
-        images: single files, in stored order.
-        progress: called with the number of bytes read or found in the cache.
-        hash_cache: hashes of files read earlier.
-
-    Returns:
-        The images with all columns of `list_images`.
-
-    Raises:
-        OSError: an image cannot be read.
-    """
-    files = list_files(root, images["path"].tolist(), progress, hash_cache or FileHashCache(None))
-    return files.assign(image_id=images["image_id"].to_numpy())[COLUMNS]
 
 
 def read_images(root: Path, images: pd.DataFrame) -> Iterator[bytes]:

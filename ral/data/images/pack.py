@@ -6,16 +6,15 @@ one shard.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ral.compute.dask_pool import Pool, Report
 from ral.config.data import PreprocessConfig
+from ral.data.dataset_info import Shard
 from ral.data.images.bad_image import BadImage
 from ral.data.images.cache import CacheLookup, DamagedChunkError, DecodedImageCache, chunk_images
 from ral.data.images.decode import decode_with_note
@@ -49,7 +48,7 @@ class PackResult:
         notes: for each image, keys of `ral.data.images.decode.NOTES`, usually "".
     """
 
-    shards: list[dict[str, Any]]
+    shards: list[Shard]
     good: np.ndarray
     sums: np.ndarray
     reason: list[str]
@@ -90,23 +89,11 @@ def pack(
         cache = DecodedImageCache(folder.parent / ".decoded", config.size)
     else:
         cache = DecodedImageCache.open(state_dir.absolute(), config.size, config.fit, config.range)
-    images = _with_keys(images)
-    hashes = images["key"]
+    packer = _Packer(root.absolute(), _with_keys(images), config, cache, pool)
     for attempt in range(MAX_ATTEMPTS):
-        report = progress if attempt == 0 else _no_progress  # count each image once
-        lookup = cache.find(hashes)
-        missing = np.flatnonzero(lookup.chunk < 0)
-        report(len(images) - len(missing))
-        if config.on_bad_image == "fail":
-            _raise_first_fault(root, images, lookup)
-        if len(missing):
-            tasks = _tasks(images.iloc[missing], pool.workers)
-            items = [(root.absolute(), task, cache.folder, config) for task in tasks]
-            pool.run(decode_task, items, [len(task) for task in tasks], report)
-            lookup = cache.find(hashes)
-        good = np.array([not reason for reason in lookup.reason], bool)
-        _check_bad_fraction(root, good, images, lookup, config)
-        shards = _write_shards(cache, lookup, images["image_id"], good, config, folder, pool)
+        lookup = packer.decode(progress if attempt == 0 else _no_progress)  # count each image once
+        good = packer.usable(lookup)
+        shards = packer.write_shards(lookup, good, folder)
         if shards is not None:
             break
     else:
@@ -120,13 +107,84 @@ def pack(
         cache.folder.rmdir()
     bad = np.flatnonzero(~good)
     return PackResult(
-        shards=[shard for shard, _ in shards],
+        shards=[written.shard for written in shards],
         good=good,
-        sums=np.concatenate([sums for _, sums in shards]),
+        sums=np.concatenate([written.sums for written in shards]),
         reason=[f"image {lookup.reason[index]}" for index in bad],
         explained=[f"image {lookup.reason[index]} ({lookup.detail[index]})" for index in bad],
         notes=lookup.note,
     )
+
+
+@dataclass(frozen=True)
+class _Packer:
+    """Images to pack, how, and where they are cached.
+
+    Attributes:
+        root: the data folder.
+        images: rows of the list of images, with their cache keys.
+        config: how images are prepared.
+        cache: cache of decoded images.
+        pool: executes the tasks.
+    """
+
+    root: Path
+    images: pd.DataFrame
+    config: PreprocessConfig
+    cache: DecodedImageCache
+    pool: Pool
+
+    def decode(self, report: Report) -> CacheLookup:
+        """Decode the images that are not cached; returns where all images are.
+
+        Raises:
+            UserError: an image is bad and `on_bad_image` is fail, or the raw data has changed.
+        """
+        lookup = self.cache.find(self.images["key"])
+        missing = np.flatnonzero(lookup.chunk < 0)
+        report(len(self.images) - len(missing))
+        if self.config.on_bad_image == "fail":
+            _raise_first_fault(self.root, self.images, lookup)
+        if not len(missing):
+            return lookup
+        tasks = _tasks(self.images.iloc[missing], self.pool.workers)
+        items = [(self.root, task, self.cache.folder, self.config) for task in tasks]
+        self.pool.run(decode_task, items, [len(task) for task in tasks], report)
+        return self.cache.find(self.images["key"])
+
+    def usable(self, lookup: CacheLookup) -> np.ndarray:
+        """Which images are not bad, bool [images].
+
+        Raises:
+            UserError: more images are bad than `max_bad_fraction` allows, or all are.
+        """
+        good = np.array([not reason for reason in lookup.reason], bool)
+        _check_bad_fraction(self.root, good, self.images, lookup, self.config)
+        return good
+
+    def write_shards(
+        self, lookup: CacheLookup, good: np.ndarray, folder: Path
+    ) -> "list[WrittenShard] | None":
+        """Write the shards of the good images; None if a chunk was damaged and must be decoded again."""
+        shard_images = max(1, min(self.config.shard_images, SHARD_BYTES // self.config.size**2))
+        rows = np.flatnonzero(good)
+        items = []
+        for number, start in enumerate(range(0, len(rows), shard_images)):
+            part = rows[start : start + shard_images]
+            used, chunk = np.unique(lookup.chunk[part], return_inverse=True)
+            parts = ShardParts(
+                path=folder / f"{number:05}.arrow",
+                image_ids=self.images["image_id"].iloc[part].tolist(),
+                chunk_names=[lookup.names[index] for index in used],
+                chunk=chunk,
+                row=lookup.row[part],
+            )
+            items.append((self.cache.folder, self.config.size, parts))
+        written: list[WrittenShard | None] = self.pool.run(
+            write_one_shard, items, [0] * len(items), _no_progress
+        )
+        complete = [shard for shard in written if shard is not None]
+        return complete if len(complete) == len(written) else None
 
 
 def _with_keys(images: pd.DataFrame) -> pd.DataFrame:
@@ -234,69 +292,58 @@ def decode_task(
         cache.write(chunk["key"].tolist(), stack[: len(chunk)], faults, notes)
 
 
-def _write_shards(
-    cache: DecodedImageCache,
-    lookup: CacheLookup,
-    image_ids: "pd.Series[str]",
-    good: np.ndarray,
-    config: PreprocessConfig,
-    folder: Path,
-    pool: Pool,
-) -> list[tuple[dict[str, Any], np.ndarray]] | None:
-    """Write all shards; None if a chunk was damaged and must be decoded again."""
-    shard_images = max(1, min(config.shard_images, SHARD_BYTES // config.size**2))
-    rows = np.flatnonzero(good)
-    items = []
-    for number, start in enumerate(range(0, len(rows), shard_images)):
-        part = rows[start : start + shard_images]
-        used, chunk = np.unique(lookup.chunk[part], return_inverse=True)
-        names = [lookup.names[index] for index in used]
-        path = folder / f"{number:05}.arrow"
-        items.append(
-            (cache.folder, config.size, path, image_ids.iloc[part].tolist(), names, chunk, lookup.row[part])
-        )
-    results = pool.run(write_one_shard, items, [0] * len(items), _no_progress)
-    return None if any(result is None for result in results) else results
+@dataclass(frozen=True)
+class ShardParts:
+    """Which rows of which chunks of the cache a shard is made of.
+
+    Attributes:
+        path: shard to write.
+        image_ids: images of the shard.
+        chunk_names: names of the chunks that have them.
+        chunk: index into `chunk_names` for each image.
+        row: row in that chunk for each image.
+    """
+
+    path: Path
+    image_ids: list[str]
+    chunk_names: list[str]
+    chunk: np.ndarray
+    row: np.ndarray
 
 
-def write_one_shard(
-    folder: Path,
-    size: int,
-    path: Path,
-    image_ids: list[str],
-    names: list[str],
-    chunk: np.ndarray,
-    row: np.ndarray,
-    report: Callable[[int], None],
-) -> tuple[dict[str, Any], np.ndarray] | None:
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard, and the sums of its images: int64 [images, 2], of the pixels and of their squares."""
+
+    shard: Shard
+    sums: np.ndarray
+
+
+def write_one_shard(folder: Path, size: int, parts: ShardParts, report: Report) -> WrittenShard | None:
     """Assemble one shard from chunks of the cache; a Dask task.
 
     Args:
         folder: folder of the cache.
         size: height and width of an image.
-        path: shard to write.
-        image_ids: images of the shard.
-        names: names of the chunks that have them.
-        chunk: index into `names` for each image.
-        row: row in that chunk for each image.
+        parts: what to write where.
         report: unused; images are counted when they are decoded.
 
     Returns:
-        Name, images and SHA-256 of the shard, and the sums of its images; None if a chunk was damaged.
+        The shard; None if a chunk was damaged.
     """
     cache = DecodedImageCache(folder, size)
-    stack = np.empty((len(image_ids), size, size), np.uint8)
-    sums = np.empty((len(image_ids), 2), np.int64)
-    for index, name in enumerate(names):
-        selected = np.flatnonzero(chunk == index)
+    stack = np.empty((len(parts.image_ids), size, size), np.uint8)
+    sums = np.empty((len(parts.image_ids), 2), np.int64)
+    for index, name in enumerate(parts.chunk_names):
+        selected = np.flatnonzero(parts.chunk == index)
         try:
             content = cache.read(name)
         except DamagedChunkError:
             return None
-        stack[selected] = content.images[row[selected]]
-        sums[selected] = content.sums[row[selected]]
-    digest = write_shard(path, image_ids, stack)
-    return {"name": path.name, "images": len(image_ids), "sha256": digest}, sums
+        stack[selected] = content.images[parts.row[selected]]
+        sums[selected] = content.sums[parts.row[selected]]
+    digest = write_shard(parts.path, parts.image_ids, stack)
+    return WrittenShard(Shard(name=parts.path.name, images=len(parts.image_ids), sha256=digest), sums)
 
 
 def pixel_statistics(sums: np.ndarray, size: int) -> tuple[float, float]:

@@ -52,7 +52,7 @@ def to_square(
 
 def _scaled(values: np.ndarray, black: int, white: int, height: int, width: int) -> np.ndarray:
     if values.shape == (height, width):
-        if (black, white, values.dtype) == (0, 255, np.uint8):
+        if (black, white) == (0, 255) and values.dtype == np.uint8:
             return values
         sums, area = values.astype(np.int64), 1
     else:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ral.config.data import DataConfig
+from ral.data.file_hash import FileHash
 from ral.data.images.file_hashes import FileHashCache, FileStat
 from ral.data.images.locate import COLUMNS as IMAGE_COLUMNS
 from ral.data.images.locate import content_hash, list_images, read_file, total_bytes
@@ -163,7 +164,7 @@ class Source(ABC):
 
     def images(
         self, raw: pd.DataFrame, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
-    ) -> tuple[pd.DataFrame, dict[str, dict]]:
+    ) -> tuple[pd.DataFrame, dict[str, FileHash]]:
         """Locate the images of the raw rows; arguments and result as in `ral.data.images.locate.list_images`."""
         if self.layout.path is None:
             return list_images(self.root, progress, hash_cache)

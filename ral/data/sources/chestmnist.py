@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ral.data.file_hash import FileHash
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.locate import content_hash
 from ral.data.images.npz import array_shape, read_array
@@ -61,7 +62,7 @@ class Reader(Source):
 
     def images(
         self, raw: pd.DataFrame, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
-    ) -> tuple[pd.DataFrame, dict[str, dict]]:
+    ) -> tuple[pd.DataFrame, dict[str, FileHash]]:
         """Locate images in the arrays; the hash of an image covers the file hash and its position, not its pixels."""
         (path,) = self.tables()
         sizes = {}
@@ -85,7 +86,7 @@ class Reader(Source):
                 "hash": [content_hash(f"{digest}:{member}".encode()) for member in members],
             }
         )
-        return images, {path.name: {"bytes": size, "sha256": digest}}
+        return images, {path.name: FileHash(bytes=size, sha256=digest)}
 
     def image_bytes(self, raw: pd.DataFrame) -> int:
         return self.tables()[0].stat().st_size

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ral.data.images.file_names import shown
 from ral.errors import UserError
-from ral.labels import nearest
+from ral.suggest import nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,7 +92,7 @@ def check_columns(
             + own
         )
     closest = nearest(missing[0], [name for name in header if name not in columns])
-    hint = f" Did you rename it to `{closest}`?" if closest else ""
+    hint = f" Did you rename it to `{closest[0]}`?" if closest else ""
     raise UserError(
         f"{path} lacks the column `{missing[0]}`{_named_by(missing[0], keys)}.{hint} Found: {_listed(header)}. "
         f"Needed: {', '.join(columns)}.{own}"
@@ -214,7 +214,8 @@ def _plain_chunks(
 
 
 def _numbered(table: "pa.Table", first: int) -> pd.DataFrame:
-    return table.to_pandas().assign(row=range(first, first + len(table)))
+    rows: pd.DataFrame = table.to_pandas()
+    return rows.assign(row=range(first, first + len(table)))
 
 
 def _quoted_chunks(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ral.config.data import SplitConfig
-from ral.data.privacy import pseudonymize
+from ral.data.dataset_info import SameImageCounts
+from ral.data.privacy import Pseudonymizer
 from ral.data.sources.base import Source
 from ral.data.splits.methods import (
     check_split,
@@ -31,7 +32,7 @@ class Splitter:
         images: rows of `ral.data.images.locate.list_images`.
         findings: the label columns.
         config: the parameters.
-        salt: salt of the pseudonyms in the accepted split; None if it has the original ids.
+        pseudonymizer: makes the ids of the accepted split from those of the table.
         accepted: the accepted split by patient, if there is one.
     """
 
@@ -39,7 +40,7 @@ class Splitter:
     images: pd.DataFrame
     findings: Sequence[str]
     config: SplitConfig
-    salt: bytes | None
+    pseudonymizer: Pseudonymizer
     accepted: pd.Series | None
 
     def same_images(self, included: pd.DataFrame, pixels: "pd.Series[str]" = NO_PIXELS) -> SameImages:
@@ -80,14 +81,28 @@ class Splitter:
         check_split(included.assign(split=split), tuple(self.findings), self.config)
         return split
 
+    def describe(self, same: SameImages, included: pd.DataFrame) -> SameImageCounts:
+        """Count images of several patients and show the first, under the ids that the prepared data has.
+
+        Args:
+            same: result of `same_images`.
+            included: patient_id and the final split.
+        """
+        split = included.drop_duplicates("patient_id").set_index("patient_id")["split"]
+        return SameImageCounts(
+            images=same.images,
+            patients=same.patients,
+            apart=same.apart(split),
+            examples=same.examples(self.pseudonymizer),
+            joined=self.config.same_image == "join",
+        )
+
     def _accepted(self, included: pd.DataFrame) -> pd.Series | None:
         """The accepted split, indexed by the ids of the table."""
-        if self.accepted is None or not self.salt:
+        if self.accepted is None or not self.pseudonymizer.salt:
             return self.accepted
-        pseudonym = pseudonymize(included[["patient_id"]], self.salt)["patient_id"]
-        known = pd.DataFrame(
-            {"patient_id": included["patient_id"], "split": pseudonym.map(self.accepted)}
-        ).dropna()
+        split = self.pseudonymizer.ids(included["patient_id"]).map(self.accepted)
+        known = pd.DataFrame({"patient_id": included["patient_id"], "split": split}).dropna()
         return known.drop_duplicates("patient_id").set_index("patient_id")["split"]
 
     def _groups(self, included: pd.DataFrame, same: SameImages, accepted: pd.Series | None) -> pd.Series:
@@ -114,7 +129,7 @@ class Splitter:
             if self.source.layout.patients_known
             else "Keep one file of each"
         )
-        lines = [f"  {', '.join(rows)}" for rows in same.examples(self.salt)]
+        lines = [f"  {', '.join(rows)}" for rows in same.examples(self.pseudonymizer)]
         return "\n".join(
             [
                 f"{same.images} images are listed under more than one patient ({same.patients} patients). The first:",

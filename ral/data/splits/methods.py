@@ -1,12 +1,12 @@
 """Split methods: assign patients to train, val and test; no patient is ever in two splits."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ral.config.data import SplitConfig
+from ral.data.dataset_info import ClassCounts
 from ral.data.splits.hashing import hash_to_unit_interval
 from ral.data.splits.stratify import stratify
 from ral.errors import UserError
@@ -168,11 +168,11 @@ def check_split(studies: pd.DataFrame, findings: tuple[str, ...], config: SplitC
         )
 
 
-def low_support_warnings(counts: dict[str, Any], few: int = MIN_POSITIVES) -> list[str]:
+def low_support_warnings(counts: ClassCounts, few: int = MIN_POSITIVES) -> list[str]:
     """One line per split in which findings have fewer than `few` positive images, from class_counts.json."""
     lines = []
     for name in ("val", "test"):
-        rare = {finding: number for finding, number in counts[name]["positives"].items() if number < few}
+        rare = {finding: number for finding, number in counts[name].positives.items() if number < few}
         if rare:
             shown = ", ".join(f"{finding} {number}" for finding, number in rare.items())
             lines.append(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ral.data.privacy import pseudonymize
+from ral.data.privacy import NO_PSEUDONYMS, Pseudonymizer
 from ral.data.tables.partitions import Partition
 from ral.data.tables.spill import ImageIdIndex
 
@@ -129,21 +129,19 @@ class SameImages:
         """Number of patients who have them."""
         return int(self.rows["patient_id"].nunique())
 
-    def apart(self, split: "pd.Series[str]", salt: bytes | None = None) -> int:
+    def apart(self, split: "pd.Series[str]") -> int:
         """Number of images whose patients are in more than one split.
 
         Args:
-            split: split by patient id, or by pseudonym if a salt is given.
-            salt: salt of the pseudonyms.
+            split: split by patient id.
         """
-        rows = pseudonymize(self.rows, salt) if salt else self.rows
-        return int((rows["patient_id"].map(split).groupby(rows["content"]).nunique() > 1).sum())
+        splits = self.rows["patient_id"].map(split).groupby(self.rows["content"]).nunique()
+        return int((splits > 1).sum())
 
-    def examples(self, salt: bytes | None = None) -> list[list[str]]:
-        """The first few images, each as a list of `IMAGE (patient ID)`; pseudonyms if a salt is given."""
+    def examples(self, pseudonymizer: Pseudonymizer = NO_PSEUDONYMS) -> list[list[str]]:
+        """The first few images, each as a list of `IMAGE (patient ID)`."""
         contents = self.rows["content"].unique()[:EXAMPLES]
-        rows = self.rows[self.rows["content"].isin(contents)]
-        rows = pseudonymize(rows, salt) if salt else rows
+        rows = pseudonymizer.table(self.rows[self.rows["content"].isin(contents)])
         named = rows["image_id"] + " (patient " + rows["patient_id"] + ")"
         return [named[rows["content"] == content].head(EXAMPLES).tolist() for content in contents]
 

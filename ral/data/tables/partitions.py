@@ -57,7 +57,7 @@ class Partition:
                 options = pa.ipc.IpcReadOptions(included_fields=wanted)
                 file = pa.ipc.open_file(stream, options=options)
                 batches += [file.get_batch(number) for number in range(*self.buckets)]
-        rows = pa.Table.from_batches(batches).to_pandas()
+        rows: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
         return rows.set_index(ROW_INDEX).sort_index().rename_axis(None)
 
 

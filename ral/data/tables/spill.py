@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from ral.data.dataset_info import LabelCounts
 
 # Rows per bucket, which bounds memory.
 BUCKET_ROWS = 500_000
@@ -151,13 +152,15 @@ class StudiesWriter:
             ]  # fmt: skip
 
     @property
-    def class_counts(self) -> dict[str, Any]:
+    def class_counts(self) -> dict[str, LabelCounts]:
         """Number of images, and of positives, negatives and unknown labels per finding, for each split."""
         named = {}
         for name, row in zip(self._splits, self._counts.tolist(), strict=True):
             kinds = np.reshape(row[1:], (3, len(self._findings))).tolist()
-            named[name] = {"images": row[0]} | {
-                kind: dict(zip(self._findings, values, strict=True))
-                for kind, values in zip(("positives", "negatives", "unknown"), kinds, strict=True)
-            }
+            positives, negatives, unknown = (
+                dict(zip(self._findings, values, strict=True)) for values in kinds
+            )
+            named[name] = LabelCounts(
+                images=row[0], positives=positives, negatives=negatives, unknown=unknown
+            )
         return named

@@ -8,6 +8,7 @@ checks, is our own.
 import html
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from great_expectations.core import ExpectationSuiteValidationResultSchema
 from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaSectionView
 
+from ral.data.validation.gx_results import ExpectationResult
+from ral.data.validation.result import Check
 from ral.files import atomic_write
 
 # No scripts and no external addresses: the pages show untrusted text from tables.
@@ -47,24 +50,24 @@ td:nth-child(6) { white-space: pre-line; overflow-wrap: anywhere; }
 
 
 def write_page(
-    name: str, title: str, checks: list[dict[str, Any]], results: list[dict[str, Any]], docs: Path
+    name: str, title: str, checks: Sequence[Check], results: Sequence[ExpectationResult], docs: Path
 ) -> None:
     """Write DOCS/NAME.html with the results of some checks, and DOCS/index.html with links to all pages.
 
     Args:
         name: name of the page.
         title: title of the page.
-        checks: as `ral.data.validation.run.check_rows` returns them.
-        results: results of Great Expectations for the same checks, as JSON.
+        checks: the checks.
+        results: results of Great Expectations for the same checks.
         docs: folder for the pages.
     """
-    failed = sum(not check["passed"] for check in checks)
+    failed = sum(not check.passed for check in checks)
     title = f"{title}: {failed} of {len(checks)} checks failed" if failed else f"{title}: passed"
     heads = ("check", "column", "severity", "result", "rows", "examples", "remedy")
     body = [
         '<p><a href="index.html">All results</a></p>',
         f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>",
-        *(_row(check) for check in sorted(checks, key=lambda check: check["passed"])),
+        *(_row(check) for check in sorted(checks, key=lambda check: check.passed)),
         "</table>",
         _by_column(results),
     ]
@@ -74,30 +77,27 @@ def write_page(
     _write(docs / "index.html", "Data Docs", ["<ul>", *links, "</ul>"])
 
 
-def _row(check: dict[str, Any]) -> str:
-    passed = check["passed"]
+def _row(check: Check) -> str:
     cells = (
-        check["check"],
-        check["column"],
-        check["severity"],
-        "passed" if passed else "failed",
-        f"{check['unexpected']:,}",
-        "\n".join(f"row {s['row']}, {s['image_id']}: {s['value']}" for s in check["samples"]),
-        "" if passed else check["remedy"],
+        check.check,
+        check.column,
+        check.severity,
+        "passed" if check.passed else "failed",
+        f"{check.unexpected:,}",
+        "\n".join(f"row {sample.row}, {sample.image_id}: {sample.value}" for sample in check.samples),
+        "" if check.passed else check.advice,
     )
     text = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-    return f'<tr class="{"passed" if passed else "failed"}">{text}</tr>'
+    return f'<tr class="{"passed" if check.passed else "failed"}">{text}</tr>'
 
 
-def _by_column(results: list[dict[str, Any]]) -> str:
+def _by_column(results: Sequence[ExpectationResult]) -> str:
     """Sections of Great Expectations for each column: expected and observed values."""
-    passed = sum(item["success"] for item in results)
+    passed = sum(item.passed for item in results)
     outcome = ExpectationSuiteValidationResultSchema().load(
         {
             "success": passed == len(results),
-            "results": [
-                _stand_in({key: value for key, value in item.items() if key != "samples"}) for item in results
-            ],
+            "results": [_stand_in(item.outcome) for item in results],
             "suite_name": "checks",
             "statistics": {
                 "evaluated_expectations": len(results),

@@ -112,7 +112,7 @@ def test_zip_that_has_not_changed_is_not_read_again(tmp_path: Path, hashed: list
     assert len(hashed) == 5
     assert first[0].equals(second[0])
     assert first[1] == second[1]
-    assert first[1]["images.zip"]["sha256"] == sha256(root / "images.zip")
+    assert first[1]["images.zip"].sha256 == sha256(root / "images.zip")
     with zipfile.ZipFile(root / "images.zip", "a") as packed:
         packed.writestr("images/5.png", b"5")
     age(root)

@@ -103,7 +103,7 @@ def test_every_image_is_packed_once_in_order(root: Path, tmp_path: Path) -> None
     done, images = packed(root, tmp_path / "out")
     shards = read_shards(tmp_path / "out")
     assert list(shards) == images["image_id"].tolist()
-    assert [shard["images"] for shard in done.shards] == [128] * 5 + [60]
+    assert [shard.images for shard in done.shards] == [128] * 5 + [60]
     for name, content in contents(root).items():
         assert (shards[name] == decode(content, SIZE, name)).all()
     sums = [[int(image.sum()), int((image.astype(int) ** 2).sum())] for image in shards.values()]
@@ -208,10 +208,21 @@ def test_too_many_bad_images_are_an_error(spoiled: Path, tmp_path: Path) -> None
 
 def test_images_are_shared_out_evenly(root: Path) -> None:
     images, _ = list_images(root, lambda _: None)
-    runs = module._tasks(images, 2)
-    assert [len(run) for run in runs] == [150, 150, *[50] * 8]
+    streamed = images["path"].str.endswith(".tar.gz")  # read from its start only
+    assert 0 < streamed.sum() < len(images)
+    for workers in (1, 2, 3):
+        tasks = module._tasks(images, workers)
+        assert sorted(number for task in tasks for number in task.index) == list(images.index)
+        archives = [set(task["path"].where(task["member"] != "", "")) for task in tasks]
+        assert {len(names) for names in archives} == {1}  # of one archive, or of single files
+        parts = [len(task) for task in tasks if streamed[task.index].all()]
+        assert len(parts) == workers
+        assert max(parts) - min(parts) <= 1
+        others = [len(task) for task in tasks if not streamed[task.index].any()]
+        assert len(others) >= module.MIN_TASKS_PER_WORKER * workers
+        assert max(others) <= -(-sum(others) // (module.MIN_TASKS_PER_WORKER * workers))
     many = pd.concat([images.iloc[:300].assign(path=f"{n}.tar.gz") for n in range(8)])
-    assert [len(run) for run in module._tasks(many, 2)] == [300] * 8
+    assert [set(task["path"]) for task in module._tasks(many, 2)] == [{f"{n}.tar.gz"} for n in range(8)]
 
 
 SCRIPT = """

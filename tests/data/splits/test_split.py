@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ral.config.data import SplitConfig
+from ral.data.dataset_info import LabelCounts
 from ral.data.splits.methods import (
     check_split,
     keep_old_patients,
@@ -202,7 +203,10 @@ def test_patient_that_would_move_is_an_error() -> None:
 
 
 def test_few_positives_are_named() -> None:
-    counts = {"val": {"positives": {"Mass": 4, "Edema": 5}}, "test": {"positives": {"Mass": 9, "Edema": 5}}}
+    counts = {
+        name: LabelCounts(images=99, positives={"Mass": positives, "Edema": 5}, negatives={}, unknown={})
+        for name, positives in (("val", 4), ("test", 9))
+    }
     assert low_support_warnings(counts) == [
         "fewer than 5 positive images in val: Mass 4. Their metrics will be unreliable."
     ]

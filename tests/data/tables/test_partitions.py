@@ -49,13 +49,13 @@ def in_parts(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]:
     monkeypatch.setattr(module, "ROWS", rows)
     monkeypatch.setattr(text, "CHUNK_ROWS", rows)
     given: list[int] = []
-    evaluate = validation._evaluate
+    evaluate = validation.evaluate
 
     def counting(table: pd.DataFrame, expectations: list) -> list:
         given.append(len(table))
         return evaluate(table, expectations)
 
-    monkeypatch.setattr(validation, "_evaluate", counting)
+    monkeypatch.setattr(validation, "evaluate", counting)
     return given
 
 

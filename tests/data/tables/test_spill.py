@@ -85,10 +85,10 @@ def test_a_table_written_in_pieces_is_whole_and_counted(
     pd.testing.assert_frame_equal(pd.read_parquet(path), frame)
     for name in SPLITS:
         here = frame[frame["split"] == name]
-        assert written.class_counts[name]["images"] == len(here)
+        assert written.class_counts[name].images == len(here)
         for finding in FINDINGS:
             kinds = ("positives", "negatives", "unknown")
-            assert [written.class_counts[name][kind][finding] for kind in kinds] == [
+            assert [getattr(written.class_counts[name], kind)[finding] for kind in kinds] == [
                 (here[finding] == 1).sum(),
                 (here[finding] == 0).sum(),
                 here[finding].isna().sum(),

@@ -10,6 +10,7 @@ from ral.config.data import DataConfig
 from ral.data.images.locate import list_images
 from ral.data.sources import nih
 from ral.data.tables.partitions import Partitions
+from ral.data.validation.result import Check
 from ral.data.validation.run import check_rows
 
 CASES = [
@@ -31,7 +32,7 @@ CASES = [
 ]
 
 
-def check_table(raw: pd.DataFrame, images: pd.DataFrame, missing_images, docs: Path) -> list[dict]:
+def check_table(raw: pd.DataFrame, images: pd.DataFrame, missing_images, docs: Path) -> list[Check]:
     source = nih.Reader(DataConfig(source="nih", root=".", missing_images=missing_images, views=["PA"]))
     with Partitions(docs.with_name("rows"), source.layout.patient) as rows:
         rows.add(raw)
@@ -45,8 +46,8 @@ def loaded(small_phantom: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return nih.Reader(config).read(), images
 
 
-def failed(checks: list[dict]) -> dict[str, dict]:
-    return {check["check"]: check for check in checks if not check["passed"]}
+def failed(checks: list[Check]) -> dict[str, Check]:
+    return {check.check: check for check in checks if not check.passed}
 
 
 def test_good_table_passes_and_has_data_docs(loaded, tmp_path: Path) -> None:
@@ -73,12 +74,12 @@ def test_bad_value_is_found_with_row_and_remedy(
     raw = raw.copy()
     raw.loc[7, column] = raw.loc[8, column] if value is None else value
     found = failed(check_table(raw, images, "drop", tmp_path / "docs"))[check]
-    assert found["severity"] == severity
-    assert found["unexpected"] == (2 if value is None else 1)
-    assert found["samples"][0]["row"] == 9  # line 1 is the header
-    assert found["remedy"]
+    assert found.severity == severity
+    assert found.unexpected == (2 if value is None else 1)
+    assert found.samples[0].row == 9  # line 1 is the header
+    assert found.remedy
     if value is not None:
-        assert found["samples"][0]["value"] == (value if check != "age is possible" else "414")
+        assert found.samples[0].value == (value if check != "age is possible" else "414")
 
 
 @pytest.mark.parametrize(
@@ -90,9 +91,7 @@ def test_typo_names_the_nearest(loaded, tmp_path: Path, word: str, near: str) ->
     raw = raw.copy()
     raw.loc[7, "Finding Labels"] = f"Hernia|{word}"
     found = failed(check_table(raw, images, "fail", tmp_path / "docs"))["labels are in the vocabulary"]
-    assert found["remedy"].startswith(
-        f"Did you mean `{near}` for {word!r}? Allowed, joined by |: Atelectasis"
-    )
+    assert found.remedy.startswith(f"Did you mean `{near}` for {word!r}? Allowed, joined by |: Atelectasis")
 
 
 def test_two_sexes_and_falling_ages_are_warnings(loaded, tmp_path: Path) -> None:
@@ -102,11 +101,11 @@ def test_two_sexes_and_falling_ages_are_warnings(loaded, tmp_path: Path) -> None
     raw.loc[later, "Patient Gender"] = {"M": "F", "F": "M"}[raw.loc[later, "Patient Gender"]]
     raw.loc[later, "Patient Age"] = "0"
     found = failed(check_table(raw, images, "fail", tmp_path / "docs"))
-    assert {name: check["severity"] for name, check in found.items()} == {
+    assert {name: check.severity for name, check in found.items()} == {
         "a patient has one sex": "warning",
         "ages rise with the follow-ups": "warning",
     }
-    assert found["ages rise with the follow-ups"]["samples"][0]["image_id"] == raw.loc[later, "Image Index"]
+    assert found["ages rise with the follow-ups"].samples[0].image_id == raw.loc[later, "Image Index"]
 
 
 def test_two_images_with_one_follow_up_number_are_a_warning(loaded, tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def test_two_images_with_one_follow_up_number_are_a_warning(loaded, tmp_path: Pa
     raw.loc[twice, "Follow-up #"] = "0"
     found = failed(check_table(raw, images, "fail", tmp_path / "docs"))
     assert list(found) == ["follow-ups of a patient are distinct"]
-    assert found["follow-ups of a patient are distinct"]["severity"] == "warning"
+    assert found["follow-ups of a patient are distinct"].severity == "warning"
 
 
 @pytest.mark.parametrize(("missing_images", "severity"), [("fail", "error"), ("drop", "warning")])
@@ -125,7 +124,7 @@ def test_missing_and_empty_images(loaded, tmp_path: Path, missing_images: str, s
     some = images.iloc[:-3].copy()
     some.loc[5, "bytes"] = 0
     found = failed(check_table(raw, some, missing_images, tmp_path / "docs"))
-    assert found["image is present"]["unexpected"] == 3
-    assert found["image is present"]["severity"] == severity
-    assert found["image is not empty"]["severity"] == "error"
-    assert found["image is not empty"]["samples"][0]["image_id"] == images["image_id"].iloc[5]
+    assert found["image is present"].unexpected == 3
+    assert found["image is present"].severity == severity
+    assert found["image is not empty"].severity == "error"
+    assert found["image is not empty"].samples[0].image_id == images["image_id"].iloc[5]

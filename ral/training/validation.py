@@ -1,0 +1,63 @@
+"""Validation after an epoch: logits of the validation images, and the metrics that select the weights."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ral.data.dataset import Dataset
+from ral.inference.score import Scorer, estimable_findings, validation_scores
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """Means over the findings that validation can measure."""
+
+    macro_ap: float
+    macro_auroc: float
+
+
+class Validator:
+    """Measures weights on the validation images.
+
+    Args:
+        scorer: computes logits, on all ranks.
+        dataset: the prepared data.
+        min_positives: evaluate.min_positives: patients with and without a finding that its metrics need.
+
+    Raises:
+        UserError: no finding has both in validation.
+    """
+
+    def __init__(self, scorer: Scorer, dataset: Dataset, min_positives: int) -> None:
+        self.scorer = scorer
+        self.rows = dataset.rows("val")
+        self.targets = dataset.targets()[self.rows]
+        patients = dataset.studies["patient_id"].to_numpy()[self.rows]
+        self.findings = estimable_findings(self.targets, patients, min_positives)
+        """The findings that the metrics are averaged over; boolean [findings]."""
+
+    @property
+    def measured(self) -> int:
+        """Number of findings that the metrics are averaged over."""
+        return int(self.findings.sum())
+
+    def log_findings(self) -> None:
+        """Log how many findings cannot be measured, if any; for rank 0."""
+        if self.measured < len(self.findings):
+            logger.info(
+                "Validation metrics are means over %d of %d findings. The others have too few patients with or without "
+                "them in validation (evaluate.min_positives, split.val).",
+                self.measured, len(self.findings),
+            )  # fmt: skip
+
+    def scores(self, weights: dict[str, Tensor]) -> ValidationScores | None:
+        """The metrics of complete weights; None if a logit is not finite. All ranks must call it."""
+        logits = self.scorer.score(weights, self.rows)
+        if not np.isfinite(logits).all():
+            return None
+        scores = validation_scores(self.targets[:, self.findings], logits[:, self.findings])
+        return ValidationScores(scores["val_macro_ap"], scores["val_macro_auroc"])
