@@ -130,8 +130,8 @@ class Host:
         """Running processes of this host with `word` in their command."""
         space = os.readlink(f"/proc/{self.pid}/ns/pid")
         found = []
-        for process in psutil.process_iter(["cmdline", "status"]):
-            with contextlib.suppress(OSError):
+        for process in psutil.process_iter(["cmdline", "name"]):
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
                 inside = os.readlink(f"/proc/{process.pid}/ns/pid") == space
                 if inside and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
@@ -157,7 +157,9 @@ class Cluster:
 
 def skip_unless_possible() -> None:
     """Skip the test, with the reason, where two hosts cannot be made."""
-    missing = sorted({PACKAGES[name] for name in PACKAGES if not shutil.which(name, path=ENVIRONMENT["PATH"])})
+    missing = sorted(
+        {PACKAGES[name] for name in PACKAGES if not shutil.which(name, path=ENVIRONMENT["PATH"])}
+    )
     if missing:
         pytest.skip(f"two hosts need {', '.join(missing)} (Debian: apt install {' '.join(missing)})")
     if os.geteuid() != 0:
@@ -196,8 +198,6 @@ def two_hosts(folder: Path, wait_until: Callable[..., None], slurm_timeout: int 
         for init in inits:
             init.kill()  # and, by --kill-child, its namespaces
             init.wait()
-    spaces = {host.pid for host in hosts}
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in spaces))
 
 
 def _write_files(folder: Path, slurm_timeout: int) -> None:
@@ -250,7 +250,12 @@ def _start_daemons(cluster: Cluster, wait_until: Callable[..., None]) -> None:
     for host in (cluster.node1, cluster.node2):
         host.daemon("slurmd", "-D", "-N", host.name)
     deadline = time.monotonic() + 120
-    while _attempt(cluster.node1, "sinfo", "-h", "-N", "-o", "%N %t").split() != ["node1", "idle", "node2", "idle"]:
+    while _attempt(cluster.node1, "sinfo", "-h", "-N", "-o", "%N %t").split() != [
+        "node1",
+        "idle",
+        "node2",
+        "idle",
+    ]:
         assert time.monotonic() < deadline, cluster.logs()
         time.sleep(0.5)
 

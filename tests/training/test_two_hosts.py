@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import ROOT
-from trainings import history, outputs, params, prepare_phantom, steps, train, write_params
+from trainings import history, outputs, params, steps, train, write_params
 from two_hosts import Cluster, skip_unless_possible, two_hosts
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
@@ -147,7 +148,13 @@ def test_slurm_without_the_link_ends_both_hosts_and_resumes(
 
 @pytest.mark.parametrize("how", ["scancel", "terminate", "kill"])
 def test_a_cancelled_slurm_job_leaves_nothing_and_resumes(
-    cluster: Cluster, prepared: Path, tmp_path: Path, wait_until: Callable, alone: Path, two_processes: Path, how: str
+    cluster: Cluster,
+    prepared: Path,
+    tmp_path: Path,
+    wait_until: Callable,
+    alone: Path,
+    two_processes: Path,
+    how: str,
 ) -> None:
     training = Training(cluster, tmp_path / "run", prepared, SLURM)
     interrupt = {
@@ -178,7 +185,13 @@ def test_ssh_trains_as_one_process(
 
 @pytest.mark.parametrize("how", ["link", "terminate", "kill"])
 def test_ssh_interrupted_ends_both_hosts_and_resumes(
-    cluster: Cluster, prepared: Path, tmp_path: Path, wait_until: Callable, alone: Path, two_processes: Path, how: str
+    cluster: Cluster,
+    prepared: Path,
+    tmp_path: Path,
+    wait_until: Callable,
+    alone: Path,
+    two_processes: Path,
+    how: str,
 ) -> None:
     training = Training(cluster, tmp_path / "run", prepared, hostfile(tmp_path))
     # DeepSpeed passes this file's variables to all hosts.
@@ -191,6 +204,7 @@ def test_ssh_interrupted_ends_both_hosts_and_resumes(
     failure = training.interrupted(wait_until, interrupt[how])
     kind = {"link": "lost_process", "terminate": "interrupted"}
     assert how == "kill" or (failure["kind"], failure["retry"]) == (kind[how], True)
+    assert how != "link" or "lost its connection" in failure["message"]
     cluster.node2.set_link("up")
     resume(training, alone, two_processes)
 
@@ -216,7 +230,27 @@ def test_images_are_packed_by_slurm_jobs(
     cluster.node1.run(sys.executable, "-c", PACK, str(small_phantom), str(packed), **settings)
     names = [path.relative_to(prepared) for path in prepared.rglob("*") if path.is_file()]
     assert names
-    assert [(packed / name).read_bytes() for name in names] == [(prepared / name).read_bytes() for name in names]
+    assert [(packed / name).read_bytes() for name in names] == [
+        (prepared / name).read_bytes() for name in names
+    ]
     jobs = cluster.node1.run("scontrol", "--oneliner", "show", "job")
     assert jobs.count("JobName=dask-worker") == 2
     assert not cluster.remaining("dask")
+
+
+def test_a_failed_test_leaves_no_host(tmp_path: Path, wait_until: Callable) -> None:
+    skip_unless_possible()
+    processes: list[psutil.Process] = []
+
+    def fail() -> None:
+        with two_hosts(tmp_path / "cluster", wait_until) as cluster:
+            for host in (cluster.node1, cluster.node2):
+                host.start("setsid", "sleep", "1000000", log=tmp_path / "log")
+                wait_until(lambda host=host: host.processes("sleep 1000000"))
+                processes.extend(host.processes(""))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert {"slurmctld", "slurmd", "munged", "sshd", "sleep"} <= {p.info["name"] for p in processes}
+    wait_until(lambda: not any(process.is_running() for process in processes))
