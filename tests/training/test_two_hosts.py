@@ -165,7 +165,9 @@ def test_a_cancelled_slurm_job_leaves_nothing_and_resumes(
     failure = training.interrupted(wait_until, interrupt[how])
     assert how == "kill" or (failure["kind"], failure["retry"]) == ("interrupted", True)
     wait_until(lambda: not cluster.node1.run("squeue", "--noheader"))
-    assert "JobState=CANCELLED" in cluster.node1.run("scontrol", "--oneliner", "show", "job", "1")
+    job = cluster.node1.run("scontrol", "--oneliner", "show", "job", "1")
+    # The launcher lets its processes save and end first: a job that failed, for SLURM.
+    assert "JobState=CANCELLED" in job or (how == "terminate" and "JobState=FAILED" in job), job
     assert not cluster.remaining("slurmstepd")
     resume(training, alone, two_processes)
 
