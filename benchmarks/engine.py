@@ -120,7 +120,7 @@ def bare(
     layout = torch.contiguous_format if official else torch.channels_last
 
     def step() -> None:
-        images = transform(normalised(batch.images, dataset.metadata), batch.maps)
+        images = transform(normalised(batch.images, dataset.info), batch.maps)
         with torch.autocast(device.type, half, enabled=use_half):
             logits = model(images.contiguous(memory_format=layout))
         loss = loss_function(logits, batch.targets)

@@ -265,7 +265,7 @@ def score(setting: Setting) -> Iterator[Row]:
     for count in (images // 2, images):  # the first time, cuDNN chooses its algorithms
         synchronize()
         start = time.perf_counter()
-        score_images(network, data, data.metadata, np.arange(count), context.device)
+        score_images(network, data, data.info, np.arange(count), context.device)
         rate = count / (time.perf_counter() - start)
     yield at_most("GiB", torch.cuda.max_memory_allocated() / 2**30, 30)
     yield at_least("images/s", rate, 500, setting.rated)
@@ -275,12 +275,12 @@ def score(setting: Setting) -> Iterator[Row]:
 
 def _score_in_little_memory(network: Network, data: Dataset) -> Iterator[Row]:
     """With a third of the memory that it took, scoring goes on with fewer images at a time, to the same logits."""
-    rows, device = np.arange(images_per_pass(data.metadata["size"])), torch.device("cuda")
-    whole = score_images(network, data, data.metadata, rows, device)
+    rows, device = np.arange(images_per_pass(data.info.size)), torch.device("cuda")
+    whole = score_images(network, data, data.info, rows, device)
     limit = torch.cuda.max_memory_allocated() / 3 / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(limit)
-    halved = score_images(network, data, data.metadata, rows, device)
+    halved = score_images(network, data, data.info, rows, device)
     torch.cuda.set_per_process_memory_fraction(1.0)
     difference = float(np.abs(whole - halved).max() / np.abs(whole).max())
     yield at_most("a third of the memory: difference of logits", difference, 2e-2)

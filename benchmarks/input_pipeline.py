@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +47,13 @@ from ral.training.augment import draw_transforms, transform
 
 SIZE, RAW, BATCH, CORES = 224, 1024, 256, 2
 AUGMENT = AugmentConfig(flip=0.5, rotate=8.0, shift=0.06, zoom=0.1)
-METADATA = {"pixel_mean": 127.5, "pixel_deviation": 73.9}
+
+
+class Statistics(NamedTuple):
+    """Of the pixels, in gray levels."""
+
+    pixel_mean: float = 127.5
+    pixel_deviation: float = 73.9
 
 
 class Decoded(torch.utils.data.Dataset[Tensor]):
@@ -61,7 +68,7 @@ class Decoded(torch.utils.data.Dataset[Tensor]):
     def __getitem__(self, row: int) -> Tensor:
         with Image.open(self.paths[row % len(self.paths)]) as source:
             small = source.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        image = normalised(torch.from_numpy(np.array(small)).unsqueeze(0), METADATA)
+        image = normalised(torch.from_numpy(np.array(small)).unsqueeze(0), Statistics())
         if self.augment:
             image = transform(image, draw_transforms(1, AUGMENT, torch.Generator().manual_seed(row)))
         return image[0]
@@ -92,7 +99,7 @@ def ours(dataset: Dataset, images: int, augment: bool) -> float:
     generator = torch.Generator().manual_seed(0)
     with Prefetcher(batches) as prefetched:
         for pixels in prefetched:
-            batch = normalised(pixels, METADATA)
+            batch = normalised(pixels, Statistics())
             if augment:
                 batch = transform(batch, draw_transforms(len(batch), AUGMENT, generator))
             done += len(batch)

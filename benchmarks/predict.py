@@ -83,7 +83,13 @@ def write_model(folder: Path) -> None:
         },
     )
     entry = {"kind": "platt", "numbers": [1.0, 1.0, 0.0], "knots": [], "thresholds": {"max_f1": 0.5}}
-    calibration = {"format": 1, "rule": "max_f1", "version": "0", "findings": dict.fromkeys(names, entry)}
+    calibration = {
+        "format": 1,
+        "data": "phantom",
+        "rule": "max_f1",
+        "version": "0",
+        "findings": dict.fromkeys(names, entry),
+    }
     write_json(folder / "reports/calibration.json", calibration)
 
 
@@ -115,7 +121,7 @@ def bare(archive: Path, model: Path) -> float:
     def score(start: int) -> None:
         pixels = np.stack([decode(content, SIZE, "") for content in contents[start : start + CPU_PASS]])
         with torch.no_grad():
-            network(channels_last(normalised(torch.from_numpy(pixels), opened.metadata))).numpy()
+            network(channels_last(normalised(torch.from_numpy(pixels), opened.info))).numpy()
 
     started = time.perf_counter()
     with ThreadPoolExecutor(WORKERS) as pool:

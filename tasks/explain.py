@@ -33,30 +33,31 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     from ral.explain.geometry import geometry
     from ral.explain.select import select
     from ral.files import atomic_directory
-    from ral.models.load import load_model
+    from ral.models.load import load_network
 
     config = params.explain
     torch.set_num_threads(config.threads)
     dataset = open_dataset(prepared)
-    network, metadata = load_model(models)
+    network, info = load_network(models)
     for name in ("findings", "size", "phantom"):
-        if metadata[name] != dataset.metadata[name]:
+        trained, present = getattr(info, name), getattr(dataset.info, name)
+        if trained != present:
             raise UserError(
                 f"{models / artifacts.MODEL.name} and {prepared / artifacts.DATASET.name} differ in `{name}` "
-                f"({metadata[name]} and {dataset.metadata[name]}): the network was trained on other images. "
+                f"({trained} and {present}): the network was trained on other images. "
                 "Train again."
             )
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = pd.read_parquet(models / artifacts.LOGITS.name / artifacts.logits("test").name)
     studies, logits = unsealed(read_studies(prepared), params.evaluate.sealed, logits)
     rows, scores = align(studies, logits, "test")
-    data = "phantom" if metadata["phantom"] else "images"
+    data = "phantom" if info.phantom else "images"
     with atomic_directory(out) as draft:
         # The folder is replaced as a whole, so that no pictures of an earlier run remain.
         (draft / artifacts.GALLERY.name).mkdir()
         selections = select(rows, scores, config.per_kind)
-        write_gallery(draft / artifacts.GALLERY.name, network, metadata, dataset, selections, config)
-        geometry(network, metadata, dataset, config.geometry_images).write(draft / artifacts.GEOMETRY.name)
+        write_gallery(draft / artifacts.GALLERY.name, network, info, dataset, selections, config)
+        geometry(network, info, dataset, config.geometry_images).write(draft / artifacts.GEOMETRY.name)
         table = confusion(rows, scores, config.confused).assign(data=data)
         table.to_csv(draft / artifacts.CONFUSION.name, index=False, lineterminator="\n")
 

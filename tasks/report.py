@@ -39,7 +39,7 @@ def read_inputs(
     from ral.evaluation.calibration_io import SavedCalibration
     from ral.evaluation.results import Metrics
     from ral.explain.contents import Gallery, Geometry
-    from ral.files import read_json
+    from ral.models.info import read_model_info
     from ral.reporting.report import Inputs, installed_versions
 
     def table(path: PurePath, folder: Path = reports) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def read_inputs(
         validation=ValidationResult.read(validated / artifacts.VALIDATION.name),
         dataset=DatasetInfo.read(prepared / artifacts.DATASET.name),
         class_counts=read_class_counts(prepared / artifacts.CLASS_COUNTS.name),
-        model=read_json(models / artifacts.MODEL.name),
+        model=read_model_info(models),
         history=table(artifacts.HISTORY, models),
         metrics=Metrics.read(reports / artifacts.METRICS.name),
         findings=table(artifacts.FINDINGS),

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ral.data.dataset_info import DatasetInfo, ImageProfile, Preparation, SameImageCounts, Shard
+from ral.data.dataset_info import DatasetInfo, SameImageCounts, Shard
+from ral.preparation import ImageProfile, Preparation
 
 
 def dataset_info(size: int, shards: list[Shard], findings: list[str], **changes: Any) -> DatasetInfo:

@@ -15,6 +15,7 @@ from ral.config.params import ReportParams
 from ral.data.dataset_info import LabelCounts, Shard
 from ral.data.validation.result import ValidationResult
 from ral.evaluation.results import Metrics
+from ral.models.info import ModelInfo
 from ral.records import Record
 from ral.reporting.report import Inputs
 from ral.training.state import HISTORY
@@ -160,12 +161,12 @@ def make(phantom: bool) -> Inputs:
             )
             for name in ("train", "val", "test")
         },
-        model={
+        model=ModelInfo.model_validate({
             "model": {"backbone": "resnet10t", "options": {"channels": [8, 16]}, "head": "linear"},
             "best_epoch": 2, "findings": list(FINDINGS), "loss": "ral", "weights": "ema",
             "pretrained_sha256": None, "outputs": "raw logits", "phantom": phantom,
             "pixel_deviation": 63.0, "pixel_mean": 134.0, "size": 64,
-        },
+        }),
         history=pd.DataFrame(
             [
                 [1, "network", 0.002, 0.3, 0, 0.1, 0.6, 0.05, 0.55],
@@ -250,7 +251,7 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
         if isinstance(content, pd.DataFrame):
             content.to_csv(path, index=False)
         else:
-            plain = content.to_json() if isinstance(content, Record) else content
+            plain = content.to_json() if isinstance(content, Record | ModelInfo) else content
             path.write_text(json.dumps(plain), encoding="utf-8")
     for name, picture in inputs.pictures.items():
         (folder / "reports/gallery" / name).write_bytes(picture)

@@ -43,7 +43,7 @@ model-index:
 
 # As evaluate writes it, with one finding that could not be calibrated.
 CALIBRATION = {
-    "data": "nih",
+    "data": "images",
     "findings": {
         "Effusion": {
             "kind": "beta",

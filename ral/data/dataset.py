@@ -1,9 +1,7 @@
 """Reads the prepared data for training and evaluation: a table, and batches of pixels from memory-mapped shards."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,12 +26,7 @@ class Dataset:
     @property
     def findings(self) -> tuple[str, ...]:
         """The findings to learn, in the order of the model's outputs."""
-        return tuple(self.info.findings)
-
-    @cached_property
-    def metadata(self) -> dict[str, Any]:
-        """`info` as a mapping, with the keys that model.json has too."""
-        return dict(self.info.to_json())
+        return self.info.findings
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of the images in `split`, int64, ascending."""

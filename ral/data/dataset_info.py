@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import TypeAdapter
 
 from ral.files import read_json, write_json
+from ral.preparation import ImageProfile, Preparation
 from ral.records import Record
 
 
@@ -40,25 +40,6 @@ class Note(Record):
     """Ids of the first images."""
 
 
-class Preparation(Record):
-    """The parameters that decide about the pixels of a prepared image."""
-
-    size: int
-    fit: Literal["stretch", "pad", "crop"]
-    range: Literal["own", "percentile"]
-
-
-class ImageProfile(Record):
-    """What the training images look like, against which images are compared that the model is used on."""
-
-    views: Mapping[str, int]
-    """Training images by view."""
-    image_mean: Sequence[float]
-    """Two quantiles of the mean of an image's pixels, in gray levels (`ral.data.prepare.PROFILE_QUANTILES`)."""
-    image_deviation: Sequence[float]
-    """The same of the standard deviation of its pixels."""
-
-
 class SplitSize(Record):
     """Size of a split."""
 
@@ -81,7 +62,7 @@ class DatasetInfo(Record):
     inverted: int
     """Images inverted because the table marks them as MONOCHROME1."""
     notes: Mapping[str, Note]
-    findings: Sequence[str]
+    findings: tuple[str, ...]
     """The findings to learn, in the order of the model's outputs."""
     size: int
     """Height and width of an image in pixels."""

@@ -15,9 +15,7 @@ from ral.data.baseline import read_split
 from ral.data.dataset_info import (
     ClassCounts,
     DatasetInfo,
-    ImageProfile,
     Note,
-    Preparation,
     SameImageCounts,
     SplitSize,
     write_class_counts,
@@ -32,6 +30,7 @@ from ral.data.splits.methods import SPLITS
 from ral.data.tables.spill import ImageIdIndex, SpillBuffer, StudiesWriter
 from ral.errors import UserError
 from ral.labels import PHANTOM_PREFIX
+from ral.preparation import ImageProfile, Preparation
 
 # Columns of studies.parquet; the findings follow.
 COLUMNS = ("image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split")

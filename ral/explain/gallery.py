@@ -1,7 +1,6 @@
 """The gallery: thumbnails of the selected images and their heat maps, described in gallery.json."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from ral.explain.contents import KINDS, Gallery, GalleryFinding, GalleryImage, H
 from ral.explain.saliency import Choice, choose_method, enlarge, grad_cam, rollout
 from ral.explain.select import Selection
 from ral.models import Network
+from ral.models.info import ModelInfo
 from ral.models.inputs import normalised
 from ral.wording import RESEARCH_NOTE
 
@@ -29,7 +29,7 @@ JPEG = {"quality": 90, "subsampling": 0}
 def write_gallery(
     folder: Path,
     network: Network,
-    metadata: dict[str, Any],
+    info: ModelInfo,
     dataset: Dataset,
     selections: list[Selection],
     config: ExplainConfig,
@@ -42,7 +42,7 @@ def write_gallery(
     Args:
         folder: output folder; exists and is empty.
         network: in eval mode, on the device of the computation.
-        metadata: content of model.json.
+        info: content of model.json.
         dataset: the prepared data.
         selections: one per finding, in the order of the outputs.
         config: the section explain.
@@ -50,12 +50,12 @@ def write_gallery(
     Raises:
         UserError: the network does not support the method.
     """
-    pictures = _Pictures(folder, network, metadata, dataset, config) if config.show_images else None
+    pictures = _Pictures(folder, network, info, dataset, config) if config.show_images else None
     findings = tuple(_finding(output, selection, pictures) for output, selection in enumerate(selections))
     maps = pictures.heat_maps() if pictures else HeatMaps()
     Gallery(
         notice=RESEARCH_NOTE,
-        data="phantom" if metadata["phantom"] or dataset.metadata["phantom"] else "images",
+        data="phantom" if info.phantom or dataset.info.phantom else "images",
         images=config.show_images,
         per_kind=config.per_kind,
         findings=findings,
@@ -110,16 +110,16 @@ class _Pictures:
         self,
         folder: Path,
         network: Network,
-        metadata: dict[str, Any],
+        info: ModelInfo,
         dataset: Dataset,
         config: ExplainConfig,
     ) -> None:
-        self.folder, self.network, self.metadata = folder, network, metadata
+        self.folder, self.network, self.info = folder, network, info
         self.dataset, self.longest = dataset, config.thumbnail
         self.labels = dataset.targets()
         self.rows = {name: row for row, name in enumerate(dataset.studies["image_id"])}
         self.device = next(network.parameters()).device
-        size = metadata["size"]
+        size = info.size
         self.choice = choose_method(network, config.method, torch.zeros(1, 1, size, size, device=self.device))
         self.names: dict[int, str] = {}
         """Row of the data set -> file name of its picture."""
@@ -155,10 +155,10 @@ class _Pictures:
     def _with_maps(
         self, output: int, images: list[GalleryImage], pixels: NDArray[np.uint8]
     ) -> list[GalleryImage]:
-        inputs = normalised(torch.from_numpy(pixels).to(self.device), self.metadata)
+        inputs = normalised(torch.from_numpy(pixels).to(self.device), self.info)
         coarse = heat_maps(self.network, inputs, output, self.choice)
         self.positions = (coarse.shape[1], coarse.shape[2])
-        heat = enlarge(coarse, self.metadata["size"]).cpu().numpy()
+        heat = enlarge(coarse, self.info.size).cpu().numpy()
         shown = []
         for image, picture, heat_map in zip(images, pixels, heat, strict=True):
             self.maps += 1
@@ -169,7 +169,7 @@ class _Pictures:
 
     def heat_maps(self) -> HeatMaps:
         """How the heat maps that were written were made."""
-        size = self.metadata["size"]
+        size = self.info.size
         return HeatMaps(
             method=self.choice.method,
             layer=self.choice.layer,

@@ -20,6 +20,7 @@ from ral.explain.features import NoMapError, feature_map, pooled
 from ral.labels import Data
 from ral.models import Network, classifier
 from ral.models.heads import CSRA
+from ral.models.info import ModelInfo
 from ral.models.inputs import normalised
 from ral.wording import RESEARCH_NOTE
 
@@ -30,12 +31,12 @@ BATCH = 128
 DECIMALS = 6
 
 
-def geometry(network: Network, metadata: dict[str, Any], dataset: Dataset, most: int) -> Geometry:
+def geometry(network: Network, info: ModelInfo, dataset: Dataset, most: int) -> Geometry:
     """The content of geometry.json.
 
     Args:
         network: in eval mode, on the device of the computation.
-        metadata: content of model.json.
+        info: content of model.json.
         dataset: the prepared data; only training images are used.
         most: maximum number of training images whose features are computed.
     """
@@ -44,9 +45,9 @@ def geometry(network: Network, metadata: dict[str, Any], dataset: Dataset, most:
     overall, positive = sample(labels[train], most)
     used = np.unique(np.concatenate([overall, *positive]))
     feature_index = {row: index for index, row in enumerate(used)}
-    data: Data = "phantom" if metadata["phantom"] or dataset.metadata["phantom"] else "images"
+    data: Data = "phantom" if info.phantom or dataset.info.phantom else "images"
     try:
-        features = _features(network, metadata, dataset, train[used])
+        features = _features(network, info, dataset, train[used])
     except NoMapError as error:
         return Geometry(notice=RESEARCH_NOTE, data=data, not_available=str(error))
     groups = [features[[feature_index[row] for row in rows]] for rows in positive]
@@ -174,14 +175,14 @@ def similarity(vectors: Array) -> Vectors:
     return Vectors(cosines=rounded, mean_cosine=MeanCosines(**means))
 
 
-def _features(network: Network, metadata: dict[str, Any], dataset: Dataset, rows: Array) -> Array:
+def _features(network: Network, info: ModelInfo, dataset: Dataset, rows: Array) -> Array:
     """Pooled features of images, float64 [rows, width]."""
     device = next(network.parameters()).device
     parts = []
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             pixels = torch.from_numpy(dataset.gather(rows[start : start + BATCH])).to(device)
-            parts.append(_numpy(pooled(network, feature_map(network, normalised(pixels, metadata)))))
+            parts.append(_numpy(pooled(network, feature_map(network, normalised(pixels, info)))))
     return np.concatenate(parts)
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,17 +11,18 @@ from torch import nn
 from ral.export.torch_program import trace
 from ral.inference.export_folder import MODEL_FILES
 from ral.inference.exported import require_onnx
+from ral.models.info import ModelInfo
 
 # A file of one piece cannot be larger than 2 GiB; the weights of a larger model go beside it into model.onnx.data.
 _ONE_PIECE = 2**31 - 2**26
 
 
-def write(network: nn.Module, metadata: dict[str, Any], folder: Path) -> None:
+def write(network: nn.Module, info: ModelInfo, folder: Path) -> None:
     """Write model.onnx: images float32 [batch, 1, size, size] to logits [batch, findings], any batch size.
 
     Args:
         network: in eval mode, on the CPU.
-        metadata: the content of model.json.
+        info: the content of model.json.
         folder: an existing folder.
 
     Raises:
@@ -35,7 +35,7 @@ def write(network: nn.Module, metadata: dict[str, Any], folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             program = torch.onnx.export(
-                trace(network, metadata["size"]),
+                trace(network, info.size),
                 dynamo=True,
                 input_names=["images"],
                 output_names=["logits"],
@@ -56,8 +56,8 @@ def write(network: nn.Module, metadata: dict[str, Any], folder: Path) -> None:
         for value in [*graph.inputs, *graph.initializers.values()]:
             value.metadata_props.clear()
         graph.metadata_props.clear()
-    keys = ("findings", "size", "pixel_mean", "pixel_deviation", "phantom")
+    content, keys = info.to_json(), ("findings", "size", "pixel_mean", "pixel_deviation", "phantom")
     model.metadata_props.clear()
-    model.metadata_props.update({key: json.dumps(metadata[key]) for key in keys})
+    model.metadata_props.update({key: json.dumps(content[key]) for key in keys})
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
     program.save(folder / MODEL_FILES["onnx"], external_data=size > _ONE_PIECE)

@@ -1,7 +1,6 @@
 """The format of timm: config.json and model.safetensors, for timm.create_model("local-dir:FOLDER", pretrained=True)."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -9,6 +8,7 @@ from ral.errors import UserError
 from ral.files import follow_umask, read_json, write_json
 from ral.inference.exported import Logits
 from ral.models import Network, import_timm
+from ral.models.info import ModelInfo
 from ral.user_code import is_class_path
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -20,40 +20,40 @@ _CROP_MODES = {"stretch": "squash", "crop": "center", "pad": "border"}
 _ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
-def write(network: Network, metadata: dict[str, Any], fit: str, folder: Path) -> None:
+def write(network: Network, info: ModelInfo, fit: str, folder: Path) -> None:
     """Write config.json and model.safetensors.
 
     Args:
         network: the trained network.
-        metadata: the content of model.json.
+        info: the content of model.json.
         fit: parameter preprocess.fit.
         folder: an existing folder.
 
     Raises:
         UserError: timm does not have the head or the network.
     """
-    backbone = metadata["model"]["backbone"]
+    backbone = info.model.backbone
     if is_class_path(backbone):
         raise UserError(
             f"model.backbone is {backbone}, your own network, which timm does not have. Use ral export onnx, or torch."
         )
     if network.head is not None:
         raise UserError(
-            f"model.head is {metadata['model']['head']}, which timm does not have; it opens linear heads only. "
+            f"model.head is {info.model.head}, which timm does not have; it opens linear heads only. "
             "Use ral export onnx, or torch."
         )
-    size, channels = metadata["size"], network.channels
+    size, channels = info.size, network.channels
     # timm's images are in [0, 1], those of the training in [0, 255].
     import_timm().models.save_for_hf(
         network.backbone,
         folder,
-        model_config={"label_names": metadata["findings"]},
-        model_args=metadata["model"]["options"],
+        model_config={"label_names": list(info.findings)},
+        model_args=info.model.options,
         safe_serialization=True,
         data_config={
             "input_size": (channels, size, size),
-            "mean": (metadata["pixel_mean"] / 255,) * channels,
-            "std": (metadata["pixel_deviation"] / 255,) * channels,
+            "mean": (info.pixel_mean / 255,) * channels,
+            "std": (info.pixel_deviation / 255,) * channels,
             "interpolation": "hamming",  # the nearest to area averaging (docs/export.md)
             "crop_pct": 1.0,
             "crop_mode": _CROP_MODES[fit],

@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from torch.export import ExportedProgram
 
 from ral.errors import UserError
 from ral.inference.export_folder import MODEL_FILES
+from ral.models.info import ModelInfo
 
 
 def trace(network: nn.Module, size: int) -> ExportedProgram:
@@ -28,18 +28,18 @@ def trace(network: nn.Module, size: int) -> ExportedProgram:
         raise UserError(f"torch.export cannot trace this network: {str(error)[:500]}") from None
 
 
-def write(network: nn.Module, metadata: dict[str, Any], folder: Path) -> None:
+def write(network: nn.Module, info: ModelInfo, folder: Path) -> None:
     """Write model.pt2: images float32 [batch, 1, size, size] to logits [batch, findings], any batch size.
 
     Args:
         network: in eval mode, on the CPU.
-        metadata: the content of model.json.
+        info: the content of model.json.
         folder: an existing folder.
 
     Raises:
         UserError: torch cannot trace the network, or it needs something that `ral.inference.pt2.read` refuses.
     """
-    program = trace(network, metadata["size"])
+    program = trace(network, info.size)
     program.example_inputs = None  # they would be pickled
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():

@@ -51,7 +51,7 @@ def export(kind: Kind, model: str | Path, out: Path) -> float:
         raise UserError(
             f"{source.files.card} does not exist, but an export needs it. Run the whole pipeline first (dvc repro)."
         )
-    images = normalised(check.phantom_images(source.preparation.size), source.metadata)
+    images = normalised(check.phantom_images(source.preparation.size), source.info)
     with atomic_directory(out) as draft:
         _write_model(kind, network, source, draft)
         difference = check.largest_difference(network, _read_model(kind, draft), images)
@@ -78,23 +78,23 @@ def _write_model(kind: Kind, network: Network, source: ReleasedModel, folder: Pa
     if kind == "timm":
         from ral.export import timm_folder
 
-        timm_folder.write(network, source.metadata, source.preparation.fit, folder)
+        timm_folder.write(network, source.info, source.preparation.fit, folder)
     elif kind == "onnx":
         from ral.export import onnx_model
 
-        onnx_model.write(network, source.metadata, folder)
+        onnx_model.write(network, source.info, folder)
     else:
         from ral.export import torch_program
 
-        torch_program.write(network, source.metadata, folder)
+        torch_program.write(network, source.info, folder)
 
 
 def _placeholders(source: ReleasedModel, network: Network) -> dict[str, str]:
-    metadata, size = source.metadata, source.preparation.size
+    info, size = source.info, source.preparation.size
     return {
         "SIZE": str(size),
-        "MEAN": str(metadata["pixel_mean"]),
-        "DEVIATION": str(metadata["pixel_deviation"]),
+        "MEAN": str(info.pixel_mean),
+        "DEVIATION": str(info.pixel_deviation),
         "MODE": "L" if network.channels == 1 else "RGB",
         "PREPARATION": f"8-bit gray, {_FIT[source.preparation.fit]}, resized to {size} × {size} by area averaging",
     }
@@ -102,22 +102,22 @@ def _placeholders(source: ReleasedModel, network: Network) -> dict[str, str]:
 
 def _index(kind: Kind, source: ReleasedModel, difference: float, folder: Path) -> dict[str, Any]:
     """The content of export.json."""
-    metadata = source.metadata
+    info = source.info
     files = sorted(path.name for path in folder.iterdir())
     return {
         "format": FORMAT,
         "kind": kind,
-        "findings": metadata["findings"],
-        "phantom": metadata["phantom"],
+        "findings": info.findings,
+        "phantom": info.phantom,
         "input": {
             "name": "images",
             "dtype": "float32",
-            "shape": ["batch", 1, metadata["size"], metadata["size"]],
+            "shape": ["batch", 1, info.size, info.size],
             "values": "(gray value 0 to 255 - pixel_mean) / pixel_deviation",
         },
-        "output": {"name": "logits", "shape": ["batch", len(metadata["findings"])], "values": "raw logits"},
+        "output": {"name": "logits", "shape": ["batch", len(info.findings)], "values": "raw logits"},
         "preprocessing": source.preparation.model_dump()
-        | {"pixel_mean": metadata["pixel_mean"], "pixel_deviation": metadata["pixel_deviation"]},
+        | {"pixel_mean": info.pixel_mean, "pixel_deviation": info.pixel_deviation},
         "check": {
             "phantom_images": check.IMAGES,
             "seed": check.SEED,

@@ -12,7 +12,7 @@ from ral.errors import UserError
 from ral.evaluation.rows import ATTRIBUTES, KEYS
 from ral.external.records import ModelRecord
 from ral.inference.images import PREPARED_BLOCK, InputImage
-from ral.models.info import Preparation
+from ral.preparation import Preparation
 
 NO_IMAGE = "no image"
 VIEW = "view not in data.views"

@@ -25,7 +25,7 @@ from ral.errors import UserError
 from ral.external.labelled import NO_IMAGE, VIEW, LabelledImages, as_test
 from ral.inference.images import InputImage
 from ral.labels import NO_FINDING
-from ral.models.info import Preparation
+from ral.preparation import Preparation
 from ral.progress import Progress
 from ral.suggest import nearest
 

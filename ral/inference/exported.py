@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from ral.errors import UserError
 from ral.inference import pt2
 from ral.inference.export_folder import MODEL_FILES, Kind, damaged
-from ral.models.info import read_model_info
-from ral.models.load import load_model
+from ral.models.info import ModelInfo, read_model_info
+from ral.models.load import load_network
 
 # Logits [batch, findings] of standardised images float32 [batch, 1, size, size].
 Logits = Callable[[Tensor], Tensor]
@@ -35,7 +34,7 @@ class ExportedNetwork(nn.Module):
         return self._logits(images)
 
 
-def open_export(kind: Kind, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def open_export(kind: Kind, folder: Path) -> tuple[nn.Module, ModelInfo]:
     """Open the model of an export whose files were verified.
 
     Returns:
@@ -47,10 +46,9 @@ def open_export(kind: Kind, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     if kind == "timm":
         # timm's folder is the backbone with its own classifier: the whole network.
-        return load_model(folder, MODEL_FILES[kind], prefix="backbone.")
-    metadata = read_model_info(folder).to_dict()
+        return load_network(folder, MODEL_FILES[kind], prefix="backbone.")
     path = folder / MODEL_FILES[kind]
-    return ExportedNetwork(read_onnx(path) if kind == "onnx" else pt2.read(path)), metadata
+    return ExportedNetwork(read_onnx(path) if kind == "onnx" else pt2.read(path)), read_model_info(folder)
 
 
 def read_onnx(path: Path) -> Logits:

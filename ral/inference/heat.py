@@ -34,7 +34,7 @@ def heat_map(predictor: Predictor, pixels: np.ndarray, finding: int) -> NDArray[
     network = released.network
     if not isinstance(network, Network):
         raise UserError(NO_HEAT)
-    images = normalised(torch.from_numpy(pixels[None].copy()).to(predictor.device), released.metadata)
+    images = normalised(torch.from_numpy(pixels[None].copy()).to(predictor.device), released.info)
     with one_thread(), exact_math(predictor.device):
         choice = choose_method(network, "auto", images)
         if choice.method is None:

@@ -6,11 +6,11 @@ models/, or a folder that `ral export` wrote (export.json). Nothing is unpickled
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from ral import artifacts
@@ -23,8 +23,9 @@ from ral.inference.bundle import BUNDLE, CALIBRATION, OLD_BUNDLE, verify
 from ral.inference.calibrated import Calibration, read_calibration
 from ral.inference.export_folder import CARD, INDEX, Kind, model_files, verify_export
 from ral.inference.exported import ExportedNetwork, open_export
-from ral.models.info import Preparation, Profile, read_model_info
-from ral.models.load import load_model
+from ral.models.info import ModelInfo, read_model_info
+from ral.models.load import load_network
+from ral.preparation import ImageProfile, Preparation
 from ral.wording import RESEARCH_NOTE
 
 CHAMPION = "champion"
@@ -46,7 +47,7 @@ class ModelFiles:
     """calibration.json: calibration maps and thresholds."""
     card: Path
     """The model card; it may be missing."""
-    preparation: dict[str, Any] | None
+    preparation: Preparation | None
     """How the training images were prepared, for a model.json of an earlier version, which does not say it."""
     exported: Kind | None
     """The format of an export; None for any other model."""
@@ -60,18 +61,18 @@ class ReleasedModel:
     """Version of the release or name of the folder, and the first digits of a hash of weights and calibration."""
     network: nn.Module
     """In eval mode, on the CPU: standardised images [images, 1, size, size] to raw logits [images, findings]."""
-    metadata: dict[str, Any]
+    info: ModelInfo
     """Content of model.json."""
     calibration: Calibration
     preparation: Preparation
-    profile: Profile | None
+    profile: ImageProfile | None
     """None if the model was trained before profiles were recorded."""
     files: ModelFiles
 
     @property
     def findings(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
-        return tuple(self.metadata["findings"])
+        return self.info.findings
 
     @property
     def cpu_only(self) -> bool:
@@ -81,7 +82,7 @@ class ReleasedModel:
     @property
     def phantom(self) -> bool:
         """Whether the model was trained on phantom images."""
-        return bool(self.metadata["phantom"])
+        return self.info.phantom
 
     @property
     def notice(self) -> str:
@@ -127,31 +128,25 @@ def open_model(folder: Path) -> ReleasedModel:
     files = _model_files(folder)
     network: nn.Module
     if files.exported is None:
-        network, metadata = load_model(files.folder)
+        network, info = load_network(files.folder)
     else:
-        network, metadata = open_export(files.exported, files.folder)
-    description = files.folder / "model.json"
-    preparation = metadata.get("preparation") or files.preparation
+        network, info = open_export(files.exported, files.folder)
+    description = files.folder / artifacts.MODEL.name
+    preparation = info.preparation or files.preparation
     if preparation is None:
         raise UserError(
             f"{description} does not say how images are prepared, and there is no "
             f"{files.folder.resolve().parent / 'params.yaml'}. Train again, or keep models/ in its project."
         )
-    try:
-        prepared = Preparation.model_validate({"fit": "stretch", "range": "own"} | preparation)
-        profile = metadata.get("profile")
-        profile = None if profile is None else Profile.model_validate(profile)
-    except ValidationError as error:
-        raise UserError(f"{description}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
-    if prepared.size != metadata["size"]:
+    if preparation.size != info.size:
         raise UserError(
-            f"{folder}: images of {prepared.size} pixels in its parameters, of {metadata['size']} in model.json. Both "
+            f"{folder}: images of {preparation.size} pixels in its parameters, of {info.size} in model.json. Both "
             "must come from the same training."
         )
-    maps = read_calibration(files.calibration, metadata["findings"])
+    maps = read_calibration(files.calibration, info.findings)
     hashes = [*(sha256(path) for path in (*files.weights, description)), maps.version]
     digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-    return ReleasedModel(f"{files.name}@{digest[:12]}", network, metadata, maps, prepared, profile, files)
+    return ReleasedModel(f"{files.name}@{digest[:12]}", network, info, maps, preparation, info.profile, files)
 
 
 def _model_files(folder: Path) -> ModelFiles:
@@ -167,7 +162,7 @@ def _model_files(folder: Path) -> ModelFiles:
     project = folder.resolve().parent
     params = project / "params.yaml"
     # Only a model.json of an earlier version needs params.yaml, whose other sections do not matter here.
-    preparation: dict[str, Any] | None = None
+    preparation = None
     if params.is_file() and read_model_info(folder).preparation is None:
         preparation = _pixels(load(params, Params).preprocess.model_dump())
     weights, card = [folder / artifacts.WEIGHTS.name], project / artifacts.MODEL_CARD
@@ -187,5 +182,7 @@ def _release(folder: Path) -> ModelFiles:
     return ModelFiles(folder.resolve().name, model, weights, folder / CALIBRATION, card, preparation, None)
 
 
-def _pixels(section: dict[str, Any]) -> dict[str, Any]:
-    return {name: section[name] for name in Preparation.model_fields if name in section}
+def _pixels(section: Mapping[str, Any]) -> Preparation:
+    return Preparation.model_validate(
+        {name: section[name] for name in Preparation.model_fields if name in section}
+    )

@@ -11,11 +11,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 
 from ral.data.dataset import Dataset
+from ral.data.dataset_info import DatasetInfo
 from ral.errors import UserError
 from ral.inference.prefetch import Prefetcher, gather
 from ral.labels import patient_counts
 from ral.models import Network
-from ral.models.inputs import channels_last, normalised
+from ral.models.info import ModelInfo
+from ral.models.inputs import PixelStatistics, channels_last, normalised
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def images_per_pass(size: int) -> int:
 def score_images(
     network: nn.Module,
     dataset: Dataset,
-    metadata: dict[str, Any],
+    info: ModelInfo | DatasetInfo,
     rows: np.ndarray,
     device: torch.device,
     pad: bool = False,
@@ -42,7 +44,7 @@ def score_images(
     Args:
         network: in eval mode, on the device; its memory format is changed to channels_last.
         dataset: the prepared data.
-        metadata: findings and pixel mean and SD of the data that the network was trained on.
+        info: of the model, or of the data that it is trained on: findings and statistics of the pixels.
         rows: row numbers in the dataset.
         device: device of the computation.
         pad: fill the last pass up with empty images, whose logits are dropped, so that a compiled network sees one
@@ -52,22 +54,22 @@ def score_images(
         UserError: memory does not suffice for one image.
     """
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loaded = count = images_per_pass(dataset.metadata["size"])
+    loaded = count = images_per_pass(dataset.info.size)
 
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(rows), loaded):
             yield gather(dataset, rows[start : start + loaded], device.type == "cuda")
 
-    parts = [torch.empty((0, len(metadata["findings"])), device=device)]
+    parts = [torch.empty((0, len(info.findings)), device=device)]
     with Prefetcher(batches) as prefetched, torch.no_grad():
         for pixels in prefetched:
-            scored, count = score_pixels(network, pixels, metadata, device, count, pad)
+            scored, count = score_pixels(network, pixels, info, device, count, pad)
             parts += scored
     return torch.cat(parts).cpu().numpy()
 
 
 def score_pixels(
-    network: nn.Module, pixels: Tensor, metadata: dict[str, Any], device: torch.device, count: int, pad: bool
+    network: nn.Module, pixels: Tensor, info: PixelStatistics, device: torch.device, count: int, pad: bool
 ) -> tuple[list[Tensor], int]:
     """Raw logits of pixels uint8 [images, size, size], `count` images per pass, fewer if memory runs out.
 
@@ -85,7 +87,7 @@ def score_pixels(
         part = pixels[done : done + count]
         try:
             moved = part.to(device, non_blocking=True)
-            parts.append(_logits(network, moved, metadata, count if pad else 0))
+            parts.append(_logits(network, moved, info, count if pad else 0))
         except torch.OutOfMemoryError:
             pass
         else:
@@ -100,12 +102,12 @@ def score_pixels(
     return parts, count
 
 
-def _logits(network: nn.Module, pixels: Tensor, metadata: dict[str, Any], padded: int) -> Tensor:
+def _logits(network: nn.Module, pixels: Tensor, info: PixelStatistics, padded: int) -> Tensor:
     """Logits float32 of a pass, filled up to `padded` images on the way."""
     number = len(pixels)
     if padded > number:
         pixels = torch.cat([pixels, pixels.new_zeros((padded - number, *pixels.shape[1:]))])
-    return network(channels_last(normalised(pixels, metadata)))[:number].float()
+    return network(channels_last(normalised(pixels, info)))[:number].float()
 
 
 class Scorer:
@@ -141,7 +143,7 @@ class Scorer:
         self.network.load_state_dict(weights)
         local_rows = np.array_split(rows, self.world)[self.rank]
         local = score_images(
-            self.network, self.dataset, self.dataset.metadata, local_rows, self.device, pad=self.compile
+            self.network, self.dataset, self.dataset.info, local_rows, self.device, pad=self.compile
         )
         if self.world == 1:
             return local

@@ -29,7 +29,7 @@ from ral.inference.calibrated import combine
 from ral.inference.images import InputImage
 from ral.inference.released import ReleasedModel
 from ral.inference.score import images_per_pass, score_pixels
-from ral.models.info import Preparation, Profile
+from ral.preparation import ImageProfile, Preparation
 
 # Images per forward pass; on a CPU more are not faster, and a single image takes as long as a full pass.
 CPU_PASS, GPU_PASS = 16, 64
@@ -169,7 +169,7 @@ class Predictor:
     def _pass(self, model: int, pixels: Tensor, released: ReleasedModel) -> Tensor:
         with exact_math(self.device):
             parts, self._counts[model] = score_pixels(
-                released.network, pixels, released.metadata, self.device, self._counts[model], pad=True
+                released.network, pixels, released.info, self.device, self._counts[model], pad=True
             )
         return torch.cat(parts)
 
@@ -258,7 +258,7 @@ def _header(image: InputImage) -> tuple[str, int]:
         return "", min(opened.size)
 
 
-def compare(pixels: np.ndarray, prepared: Sequence[_Prepared], profile: Profile | None) -> list[str]:
+def compare(pixels: np.ndarray, prepared: Sequence[_Prepared], profile: ImageProfile | None) -> list[str]:
     """How each image differs from the training images, "" if it does not.
 
     Args:

@@ -10,32 +10,9 @@ from ral.config.base import explain
 from ral.config.model import ModelConfig
 from ral.errors import UserError
 from ral.files import read_json, write_json
+from ral.preparation import ImageProfile, Preparation
 
 MODEL_INFO = "model.json"
-
-
-class Preparation(BaseModel):
-    """How the training images were prepared (parameters of the section preprocess)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: int = Field(ge=16, le=2048)
-    """Height and width of a prepared image in pixels."""
-    fit: Literal["stretch", "pad", "crop"] = "stretch"
-    range: Literal["own", "percentile"] = "own"
-
-
-class Profile(BaseModel):
-    """What the training images look like (`ral.data.prepare.training_profile`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    views: dict[str, int]
-    """Training images by view."""
-    image_mean: tuple[float, float]
-    """Mean gray level of an image: 1 % of the training images are outside."""
-    image_deviation: tuple[float, float]
-    """Standard deviation of the gray levels of an image: 1 % of the training images are outside."""
 
 
 class ModelInfo(BaseModel):
@@ -64,7 +41,7 @@ class ModelInfo(BaseModel):
     """Title of the loss."""
     preparation: Preparation | None = None
     """How images are prepared for this model."""
-    profile: Profile | None = None
+    profile: ImageProfile | None = None
     """What the training images look like."""
     weights: Literal["last", "ema"] | None = None
     """The kind of weights: as trained, or their moving average."""
@@ -77,9 +54,9 @@ class ModelInfo(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write model.json."""
-        write_json(path, self.to_dict())
+        write_json(path, self.to_json())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The content of model.json as plain values."""
         return self.model_dump(mode="json")
 

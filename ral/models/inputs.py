@@ -1,19 +1,31 @@
 """The input of a network: pixels standardised, in the memory format in which convolutions are fast."""
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-def normalised(pixels: Tensor, metadata: dict[str, Any]) -> Tensor:
+class PixelStatistics(Protocol):
+    """What standardises images: `ral.data.dataset_info.DatasetInfo` and `ral.models.info.ModelInfo` have it."""
+
+    @property
+    def pixel_mean(self) -> float:
+        """Mean of the training pixels, in gray levels."""
+
+    @property
+    def pixel_deviation(self) -> float:
+        """Standard deviation of the training pixels, in gray levels."""
+
+
+def normalised(pixels: Tensor, statistics: PixelStatistics) -> Tensor:
     """uint8 [images, size, size] to float32 [images, 1, size, size], standardised by the training images'
     mean and SD.
     """
     # Convert first: torch's mixed uint8 and float arithmetic is seven times slower on a CPU, with identical
     # results.
     images = pixels.unsqueeze(1).to(torch.float32)
-    return images.sub_(metadata["pixel_mean"]).div_(metadata["pixel_deviation"])
+    return images.sub_(statistics.pixel_mean).div_(statistics.pixel_deviation)
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Load a trained network from the output of the step train. Nothing is unpickled or downloaded."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,14 +39,6 @@ def load_network(
         network = build_model(config, len(info.findings))
     _load_weights(network, folder / weights, prefix)
     return network.float().eval().requires_grad_(False), info
-
-
-def load_model(
-    folder: Path, weights: str = "model.safetensors", prefix: str = ""
-) -> tuple[Network, dict[str, Any]]:
-    """As `load_network`, with the content of model.json as plain values."""
-    network, info = load_network(folder, weights, prefix)
-    return network, info.to_dict()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

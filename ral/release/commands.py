@@ -108,7 +108,7 @@ def do_predict(options: Namespace) -> None:
     table = score(release, bundle, dataset, np.arange(len(dataset.studies)))
     with atomic_write(options.out) as draft:
         table.to_parquet(draft, index=False)
-    print(_notice(bundle, dataset.metadata["phantom"]))
+    print(_notice(bundle, dataset.info.phantom))
     print(f"{len(table):,} images scored by {release.version}: {options.out} (raw logits, not probabilities)")
 
 

@@ -10,7 +10,7 @@ from ral.data.baseline import SPLIT, read_split
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.score import score_images
-from ral.models.load import load_model
+from ral.models.load import load_network
 from ral.release.bundle import Bundle, PixelParams, verify
 from ral.release.paired import ReferenceModel
 from ral.release.registry import Release
@@ -33,19 +33,19 @@ def score(release: Release, bundle: Bundle, dataset: Dataset, rows: np.ndarray) 
     Raises:
         UserError: the images have another size than those of the training.
     """
-    network, metadata = load_model(release.bundle / "model")
-    if metadata["size"] != dataset.metadata["size"]:
+    network, info = load_network(release.bundle / "model")
+    if info.size != dataset.info.size:
         raise UserError(
-            f"{release.version} was trained on images of {metadata['size']} pixels, but {dataset.folder} has "
-            f"{dataset.metadata['size']}. Prepare the images with preprocess.size={metadata['size']}."
+            f"{release.version} was trained on images of {info.size} pixels, but {dataset.folder} has "
+            f"{dataset.info.size}. Prepare the images with preprocess.size={info.size}."
         )
     threads_before = torch.get_num_threads()
     torch.set_num_threads(bundle.params["train"].get("threads", 1))
     try:
-        logits = score_images(network, dataset, metadata, rows, torch.device("cpu"))
+        logits = score_images(network, dataset, info, rows, torch.device("cpu"))
     finally:
         torch.set_num_threads(threads_before)
-    table = pd.DataFrame(logits, columns=metadata["findings"])
+    table = pd.DataFrame(logits, columns=list(info.findings))
     table.insert(0, "image_id", dataset.studies["image_id"].to_numpy()[rows])
     return table
 

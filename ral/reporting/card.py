@@ -103,7 +103,7 @@ def _sections(inputs: Inputs, rows: Sequence[FindingRow]) -> dict[str, list[str]
     return {
         "Model overview": [
             "Scores frontal chest X-ray images for "
-            f"{pluralize(len(inputs.model['findings']), 'finding', 'findings')}, multi-label. "
+            f"{pluralize(len(inputs.model.findings), 'finding', 'findings')}, multi-label. "
             "The outputs are raw logits; their sigmoid is not a probability. Calibrated scores require the "
             "calibration maps in "
             "calibration.json, which `predict` applies:",
@@ -160,9 +160,9 @@ def _data(inputs: Inputs, rows: Sequence[FindingRow]) -> list[str]:
 def _training(inputs: Inputs) -> list[str]:
     train = inputs.params.train
     return [
-        f"Loss: {escape(inputs.model['loss'])}. {pluralize(len(inputs.history), 'epoch', 'epochs')}; "
+        f"Loss: {escape(str(inputs.model.loss))}. {pluralize(len(inputs.history), 'epoch', 'epochs')}; "
         "the weights are those of "
-        f"epoch {inputs.model['best_epoch']}, selected by macro AP on the validation images. Global batch size "
+        f"epoch {inputs.best_epoch}, selected by macro AP on the validation images. Global batch size "
         f"{train.batch_size}, learning rate {train.learning_rate:g}, weight decay {train.weight_decay:g}, "
         f"precision {train.precision}, seed {train.seed}. The report lists all parameters.",
     ]

@@ -1,8 +1,8 @@
 """The first screen of the report: what was trained on what, the headline metrics, the changed parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ral.config.keys import differences
 from ral.config.params import ReportParams
@@ -13,6 +13,9 @@ from ral.evaluation.table_rows import ComparisonRow, FindingRow
 from ral.reporting.comparison import macro_row
 from ral.reporting.tables import Cell, Table
 from ral.wording import interval, known, number, pluralize
+
+if TYPE_CHECKING:
+    from ral.models.info import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Headline:
     """What it is the difference to; empty if the two were not compared in this metric."""
 
 
-def facts(source: str, phantom: bool, dataset: DatasetInfo, model: Mapping[str, Any]) -> dict[str, str]:
+def facts(source: str, phantom: bool, dataset: DatasetInfo, model: "ModelInfo") -> dict[str, str]:
     """Source, images, patients, network and loss, by name.
 
     Args:
@@ -40,15 +43,15 @@ def facts(source: str, phantom: bool, dataset: DatasetInfo, model: Mapping[str, 
         dataset: content of dataset.json.
         model: content of model.json.
     """
-    network = model["model"]
-    head = "" if network["head"] == "linear" else f", head {network['head']}"
-    weights = "pretrained" if model["pretrained_sha256"] else "from random weights"
+    network = model.model
+    head = "" if network.head == "linear" else f", head {network.head}"
+    weights = "pretrained" if model.pretrained_sha256 else "from random weights"
     return {
         "Source": f"phantom images in the layout of {source}" if phantom else source,
         "Images": f"{dataset.images:,}",
         "Patients": f"{dataset.patients:,}",
-        "Network": f"{network['backbone']}{head}, {model['size']} × {model['size']} pixels, {weights}",
-        "Loss": str(model["loss"]),
+        "Network": f"{network.backbone}{head}, {model.size} × {model.size} pixels, {weights}",
+        "Loss": str(model.loss),
     }
 
 

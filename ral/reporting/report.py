@@ -5,7 +5,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
@@ -43,6 +43,9 @@ from ral.reporting import (
 )
 from ral.reporting.run_info import RUN_FILE, with_digest
 
+if TYPE_CHECKING:
+    from ral.models.info import ModelInfo
+
 # Packages whose version can affect the results.
 PACKAGES = (
     "torch",
@@ -68,7 +71,7 @@ class Inputs:
     """dataset.json of the step preprocess."""
     class_counts: ClassCounts
     """class_counts.json of the step preprocess."""
-    model: dict[str, Any]
+    model: "ModelInfo"
     """model.json of the step train."""
     history: pd.DataFrame
     """history.csv of the step train."""
@@ -106,10 +109,17 @@ class Inputs:
     """Package -> version; see `installed_versions`."""
 
     @property
+    def best_epoch(self) -> int:
+        """The epoch of the weights, from 1 over all phases."""
+        epoch = self.model.best_epoch
+        assert epoch is not None, "the step train of this version writes it"
+        return epoch
+
+    @property
     def phantom(self) -> bool:
         """Whether any step used phantom images; one is enough to mark the whole report."""
         with_data = (self.metrics.data, self.calibration.data, self.gallery.data, self.geometry.data)
-        phantom = self.validation.phantom or self.dataset.phantom or bool(self.model["phantom"])
+        phantom = self.validation.phantom or self.dataset.phantom or self.model.phantom
         return phantom or "phantom" in with_data
 
     @property
@@ -221,7 +231,7 @@ def _input_tables(inputs: Inputs, rows: list[FindingRow]) -> dict[str, tables.Ta
     characteristics = read_rows(inputs.characteristics, CharacteristicsRow)
     return {
         "model": tables.model(inputs.model, len(inputs.history)),
-        "history": tables.history(inputs.history, int(inputs.model["best_epoch"])),
+        "history": tables.history(inputs.history, inputs.best_epoch),
         "images": data_tables.images(inputs.validation, inputs.dataset),
         "notes": data_tables.notes(inputs.dataset),
         "same_images": data_tables.same_images(inputs.dataset),
@@ -328,7 +338,7 @@ def _plots(inputs: Inputs, rows: list[FindingRow], compared: list[ComparisonRow]
         "ap": Markup(plots.forest("ap", "ap", rows, None, phantom)),
         "auroc": Markup(plots.forest("auroc", "auroc", rows, 0.5, phantom)),
         "curves": finding_plots("curve", inputs.curves, rows, plots.curve_pair, phantom),
-        "epochs": _epochs(inputs.history, int(inputs.model["best_epoch"]), phantom),
+        "epochs": _epochs(inputs.history, inputs.best_epoch, phantom),
         "flow": Markup(flow.flow("flow", inputs.validation, inputs.dataset, inputs.metrics.test, phantom)),
         "prevalences": Markup(plots.prevalences("prevalence", rows, config.head, config.tail, phantom)),
     }

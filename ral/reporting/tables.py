@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,9 @@ from ral.evaluation.specs import AGREEMENT_METRICS, LABELS, MEANS, READ_AGAINST
 from ral.evaluation.table_rows import FindingRow, ReadingRow
 from ral.reporting.plots import points
 from ral.wording import known, number, percent, pluralize
+
+if TYPE_CHECKING:
+    from ral.models.info import ModelInfo
 
 # Points of the curves that the table lists.
 FALSE_POSITIVE_RATES = (0.05, 0.1, 0.2, 0.5)
@@ -178,24 +181,22 @@ def history(epochs: pd.DataFrame, best: int) -> Table:
     )  # fmt: skip
 
 
-def model(metadata: dict[str, Any], epochs: int) -> Table:
+def model(info: "ModelInfo", epochs: int) -> Table:
     """The trained model, from model.json."""
-    network = metadata["model"]
-    kind = "moving average (EMA) of the weights" if metadata["weights"] == "ema" else "weights as trained"
+    network = info.model
+    kind = "moving average (EMA) of the weights" if info.weights == "ema" else "weights as trained"
     return _pairs(
         "Model",
         {
-            "Network": network["backbone"],
-            **{f"Option {name}": _value(value) for name, value in network["options"].items()},
-            "Head": network["head"],
-            "Pretrained weights": f"SHA-256 {metadata['pretrained_sha256']}"
-            if metadata["pretrained_sha256"]
-            else "none",
-            "Loss": metadata["loss"],
-            "Input": f"{metadata['size']} × {metadata['size']} pixels, gray",
-            "Outputs": f"{pluralize(len(metadata['findings']), 'finding', 'findings')}: {metadata['outputs']}",
-            "Selected weights": f"{kind}, epoch {metadata['best_epoch']} of {epochs} (best validation macro AP)",
-            "Pixel mean and deviation": f"{metadata['pixel_mean']:.3f} and {metadata['pixel_deviation']:.3f} "
+            "Network": network.backbone,
+            **{f"Option {name}": _value(value) for name, value in network.options.items()},
+            "Head": network.head,
+            "Pretrained weights": f"SHA-256 {info.pretrained_sha256}" if info.pretrained_sha256 else "none",
+            "Loss": str(info.loss),
+            "Input": f"{info.size} × {info.size} pixels, gray",
+            "Outputs": f"{pluralize(len(info.findings), 'finding', 'findings')}: {info.outputs}",
+            "Selected weights": f"{kind}, epoch {info.best_epoch} of {epochs} (best validation macro AP)",
+            "Pixel mean and deviation": f"{info.pixel_mean:.3f} and {info.pixel_deviation:.3f} "
             "(training images, 0 to 255)",
         },
     )

@@ -39,22 +39,22 @@ class TrainResult:
 
     def info(self) -> ModelInfo:
         """The content of model.json."""
-        kind, metadata = self.state.best_kind(), self.dataset.metadata
+        kind, data = self.state.best_kind(), self.dataset.info
         return ModelInfo(
             model=self.params.model,
             pretrained_sha256=self.pretrained_sha256,
             findings=self.dataset.findings,
-            size=metadata["size"],
-            pixel_mean=metadata["pixel_mean"],
-            pixel_deviation=metadata["pixel_deviation"],
+            size=data.size,
+            pixel_mean=data.pixel_mean,
+            pixel_deviation=data.pixel_deviation,
             network_code=files_in_use(self.params.model_dump())["network"],
             loss=self.params.loss.title,
-            preparation=metadata.get("preparation"),
-            profile=metadata.get("profile"),
+            preparation=data.preparation,
+            profile=data.profile,
             weights=kind,
             best_epoch=self.state.best[kind].epoch,
             validation_findings=self.validation_findings,
-            phantom=metadata["phantom"],
+            phantom=data.phantom,
         )
 
 
@@ -72,7 +72,7 @@ def write_outputs(out: Path, result: TrainResult) -> None:
                 kind="not_finite",
             )
         write_logits(dataset, dataset.rows(split), logits, out / "logits" / f"{split}.parquet")
-    data = "phantom" if dataset.metadata["phantom"] else "images"
+    data = "phantom" if dataset.info.phantom else "images"
     (out / "weights").mkdir(exist_ok=True)
     for kind, best in state.best.items():
         if best.weights:

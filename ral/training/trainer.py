@@ -73,7 +73,7 @@ class Trainer:
         self.checkpoints, self.validator, self.metric_logger, self.stop = (
             checkpoints, validator, metric_logger, stop
         )  # fmt: skip
-        self._statistics = dataset.metadata  # made once: it is a new mapping at every access
+        self._statistics = dataset.info
         self.state = TrainState()
         self.phases = plan.phases(params.train)
         self.unsaved_snapshot: Snapshot | None = None

@@ -75,8 +75,8 @@ def test_pixels_belong_to_their_labels(small_phantom: Path, tmp_path: Path) -> N
 def test_statistics_are_those_of_the_training_images(small_phantom: Path, tmp_path: Path) -> None:
     dataset = open_dataset(prepared(small_phantom, tmp_path / "out"))
     pixels = dataset.gather(dataset.rows("train")).astype(np.float64)
-    assert dataset.metadata["pixel_mean"] == pytest.approx(pixels.mean(), abs=1e-6)
-    assert dataset.metadata["pixel_deviation"] == pytest.approx(pixels.std(), abs=1e-6)
+    assert dataset.info.pixel_mean == pytest.approx(pixels.mean(), abs=1e-6)
+    assert dataset.info.pixel_deviation == pytest.approx(pixels.std(), abs=1e-6)
     counts = read_json(tmp_path / "out/class_counts.json")
     labels = dataset.targets()[dataset.rows("train")]
     for index, finding in enumerate(dataset.findings):

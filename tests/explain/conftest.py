@@ -65,7 +65,7 @@ def write_model(
         folder / "model.json",
         {
             "model": config.model_dump(), "findings": FINDINGS, "size": SIZE, "pixel_mean": 127.5,
-            "pixel_deviation": 74.0, "phantom": dataset.metadata["phantom"],
+            "pixel_deviation": 74.0, "phantom": dataset.info.phantom,
         },
     )  # fmt: skip
     test = dataset.studies.loc[dataset.studies["split"] == "test", "image_id"]

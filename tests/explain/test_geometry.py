@@ -11,7 +11,7 @@ from ral.data.dataset import open_dataset
 from ral.explain.contents import MeanCosines
 from ral.explain.features import feature_map, pooled
 from ral.explain.geometry import class_means, class_vectors, cosines, geometry, sample, similarity, spread
-from ral.models.load import load_model
+from ral.models.load import load_network
 
 # Two feature maps.
 CROSS_VIT = {
@@ -65,7 +65,7 @@ def test_sample_is_even_and_bounded() -> None:
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_vit"])
 @pytest.mark.parametrize("head", ["linear", "csra", "ml_decoder"])
 def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone: str, head: str) -> None:
-    network, metadata = load_model(make_model(backbone, head, csra={"heads": 2, "lamb": 0.0}))
+    network, info = load_network(make_model(backbone, head, csra={"heads": 2, "lamb": 0.0}))
     vectors, why = class_vectors(network, 3)
     images = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone
     else:  # without the peaks of CSRA (λ = 0), the logits are these vectors times the features
         bias = logits - features @ torch.from_numpy(vectors).T
         torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-5, rtol=0)
-    result = geometry(network, metadata, open_dataset(prepared), 1000)
+    result = geometry(network, info, open_dataset(prepared), 1000)
     assert (result.classifier.not_available is not None) == (head == "ml_decoder")
     prevalences = [finding.train_prevalence for finding in result.findings]
     assert prevalences == sorted(prevalences, reverse=True)
@@ -85,5 +85,5 @@ def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone
 
 
 def test_backbone_without_one_map_says_so(prepared: Path, make_model: Callable[..., Path]) -> None:
-    network, metadata = load_model(make_model("crossvit_9_240", options=CROSS_VIT))
-    assert "more than one" in str(geometry(network, metadata, open_dataset(prepared), 100).not_available)
+    network, info = load_network(make_model("crossvit_9_240", options=CROSS_VIT))
+    assert "more than one" in str(geometry(network, info, open_dataset(prepared), 100).not_available)

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from PIL import Image
+from simulated_release import write_bundle
 from torch import Tensor
 
 from ral.config.data import PhantomConfig
@@ -27,7 +28,7 @@ from ral.inference.export_folder import MODEL_FILES
 from ral.inference.released import open_model
 from ral.inference.score import normalised
 from ral.models import import_timm
-from ral.models.load import load_model
+from ral.models.load import load_network
 from ral.phantom.population import draw_population
 from ral.phantom.signs import draw_image
 
@@ -60,8 +61,8 @@ def pixels() -> Tensor:
 
 def expected(project: Path, pixels: Tensor) -> Tensor:
     """Logits of the network that was exported."""
-    network, metadata = load_model(project / "models")
-    return network(normalised(pixels, metadata))
+    network, info = load_network(project / "models")
+    return network(normalised(pixels, info))
 
 
 def export(kind: str, model: Path, out: Path) -> Path:
@@ -83,9 +84,9 @@ def test_same_logits_for_any_number_of_images(
 ) -> None:
     folder = project(**model)
     opened = open_model(export(kind, folder, tmp_path / "out"))
-    reference, network = expected(folder, pixels), load_model(folder / "models")[0]
+    reference, network = expected(folder, pixels), load_network(folder / "models")[0]
     assert reference.std(dim=0).min() > 1e-2  # the images differ for the network
-    images = normalised(pixels, opened.metadata)
+    images = normalised(pixels, opened.info)
     for number in (1, 2, 7):
         logits = opened.network(images[:number])
         assert logits.shape == (number, len(FINDINGS))
@@ -193,18 +194,17 @@ def test_from_a_release_whose_hashes_are_checked(project: Project, tmp_path: Pat
     for name in ("model.json", "model.safetensors"):
         (folder / "models" / name).rename(bundle / "model" / name)
     (folder / "reports/model_card.md").rename(bundle / "model_card.md")
-    preprocess = {"size": SIZE, "shard_images": 10, "fit": "crop", "range": "own"}
+    params = {"preprocess": {"size": SIZE, "shard_images": 10, "fit": "crop", "range": "own"}}
 
-    def write_bundle() -> None:
+    def describe() -> None:
         paths = [path for path in bundle.rglob("*") if path.is_file() and path.name != "bundle.json"]
-        files = {path.relative_to(bundle).as_posix(): sha256(path) for path in paths}
-        write_json(bundle / "bundle.json", {"files": files, "params": {"preprocess": preprocess}})
+        write_bundle(bundle, [path.relative_to(bundle).as_posix() for path in paths], params=params)
 
-    write_bundle()
+    describe()
     assert main(["timm", "--model", str(bundle), "-o", str(tmp_path / "out")]) == 1
     assert "released without its calibration" in capsys.readouterr().err
     (folder / "reports/calibration.json").rename(bundle / "calibration.json")
-    write_bundle()
+    describe()
     out = export("timm", bundle, tmp_path / "out")
     assert json.loads((out / "export.json").read_text())["preprocessing"]["fit"] == "crop"
     (bundle / "calibration.json").write_text("{}")
@@ -228,6 +228,7 @@ OWN_NETWORK = """
 import sys
 from pathlib import Path
 from own_classes import NETWORK, write_classes
+from simulated_release import write_bundle
 from untrained import write_project
 write_classes(Path())
 from ral.export import main
@@ -252,7 +253,7 @@ def test_an_export_of_the_users_own_network_needs_no_code(tmp_path: Path, pixels
     with pytest.raises(UserError, match="its code must be in this project"):
         open_model(tmp_path / "project")
     opened = open_model(tmp_path / "torch")
-    assert opened.network(normalised(pixels, opened.metadata)).shape == (7, len(FINDINGS))
+    assert opened.network(normalised(pixels, opened.info)).shape == (7, len(FINDINGS))
 
 
 def test_errors_say_what_to_do_and_nothing_is_written(project: Project, tmp_path: Path, capsys: Any) -> None:
@@ -323,8 +324,8 @@ def test_an_export_is_not_exported_again(project: Project, tmp_path: Path, capsy
 
 
 def test_export_that_differs_is_refused(project: Project) -> None:
-    network, metadata = load_model(project() / "models")
-    images = normalised(check.phantom_images(SIZE), metadata)
+    network, info = load_network(project() / "models")
+    images = normalised(check.phantom_images(SIZE), info)
     assert check.largest_difference(network, lambda part: network(part) + 5e-5, images) > 4e-5
     for wrong in (
         lambda part: network(part) + 2e-4,
@@ -345,7 +346,7 @@ def test_weights_beside_a_large_onnx_model(
     out = export("onnx", folder, tmp_path / "out")
     assert (out / "model.onnx.data").stat().st_size > (out / "model.onnx").stat().st_size
     opened = open_model(out)
-    logits = opened.network(normalised(pixels, opened.metadata))
+    logits = opened.network(normalised(pixels, opened.info))
     assert (logits - expected(folder, pixels)).abs().max() <= check.TOLERANCE
     (out / "model.onnx.data").unlink()
     with pytest.raises(UserError, match=r"model\.onnx\.data is missing"):

@@ -14,15 +14,15 @@ from ral.errors import UserError
 from ral.export.torch_program import write
 from ral.inference.export_folder import MODEL_FILES
 from ral.inference.pt2 import checked_copy, read
-from ral.models.load import load_model
+from ral.models.load import load_network
 
 GRAPH, SAMPLE = "models/model.json", "data/sample_inputs/model.pt"
 
 
 @pytest.fixture
 def program(project: Callable[..., Path], tmp_path: Path) -> Path:
-    network, metadata = load_model(project() / "models")
-    write(network, metadata, tmp_path)
+    network, info = load_network(project() / "models")
+    write(network, info, tmp_path)
     return tmp_path / MODEL_FILES["torch"]
 
 

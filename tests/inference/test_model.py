@@ -127,7 +127,7 @@ def test_logits_of_a_tensor(folder: Path, model: Model) -> None:
 
 def test_heat_map_is_that_of_the_gallery(project: Path, folder: Path, model: Model) -> None:
     path, released = next(folder.iterdir()), open_model(project)
-    images = normalised(torch.from_numpy(model.pixels(path)[None].copy()), released.metadata)
+    images = normalised(torch.from_numpy(model.pixels(path)[None].copy()), released.info)
     choice = choose_method(released.network, "auto", images)  # type: ignore[arg-type]
     if choice.method is None:
         with pytest.raises(UserError, match="no heat maps"):

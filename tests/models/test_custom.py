@@ -16,7 +16,7 @@ from ral.explain.saliency import Choice, choose_method, grad_cam
 from ral.models import build_model, classifier, reset_classifier
 from ral.models.custom import check_network
 from ral.models.groups import parameter_groups
-from ral.models.load import load_model
+from ral.models.load import load_network
 from ral.user_code import files_in_use
 
 
@@ -133,14 +133,14 @@ def released(project: Path) -> Path:
 
 def test_a_released_model_loads_with_the_code_of_its_training_only(project: Path) -> None:
     folder = released(project)
-    network, _ = load_model(folder)
+    network, _ = load_network(folder)
     assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
     file = project / "own/nets.py"
     file.write_text(file.read_text() + "\nprint('this runs')\n")
     with pytest.raises(
         UserError, match=r"^own/nets\.py: not the code that this model was trained with"
     ) as caught:
-        load_model(folder)
+        load_network(folder)
     assert "Check out the commit of the training" in str(caught.value)
 
 
@@ -153,7 +153,7 @@ def test_nothing_is_imported_from_a_model(project: Path, monkeypatch: pytest.Mon
     with pytest.raises(
         UserError, match=r"there is no file own/nets\.py in the project folder .*weights only"
     ):
-        load_model(folder)
+        load_network(folder)
     assert "own.nets" not in sys.modules
 
 
@@ -163,4 +163,4 @@ def test_a_model_that_names_code_without_its_hash_is_refused(project: Path) -> N
     del metadata["network_code"]
     (folder / "model.json").write_text(json.dumps(metadata))
     with pytest.raises(UserError, match="not the code that this model was trained with"):
-        load_model(folder)
+        load_network(folder)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from ral.config.model import ModelConfig
 from ral.errors import UserError
 from ral.models import Network, build_model
-from ral.models.load import load_model
+from ral.models.load import load_network
 
 
 def save(folder: Path, **changes: object) -> Network:
@@ -46,9 +46,9 @@ def test_found_as_it_was(tmp_path: Path, changes: dict, monkeypatch: pytest.Monk
     monkeypatch.setattr("ral.models.pretrained._download", None)  # nothing may be downloaded
     saved = save(tmp_path, **changes)
     before = torch.get_rng_state()
-    network, metadata = load_model(tmp_path)
+    network, info = load_network(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-    assert metadata["findings"] == list("abc")
+    assert info.findings == tuple("abc")
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
     images = torch.randn(2, 1, 64, 64)
@@ -57,19 +57,19 @@ def test_found_as_it_was(tmp_path: Path, changes: dict, monkeypatch: pytest.Monk
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.json does not exist.*Train first"):
-        load_model(tmp_path)
+        load_network(tmp_path)
     save(tmp_path)
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
     with pytest.raises(UserError, match="not a valid safetensors file"):
-        load_model(tmp_path)
+        load_network(tmp_path)
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="not a valid safetensors file"):
-        load_model(tmp_path)
+        load_network(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"model\.safetensors does not exist"):
-        load_model(tmp_path)
+        load_network(tmp_path)
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:
@@ -79,13 +79,13 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     name = "backbone.fc.weight"
     save_file({**tensors, name: torch.zeros(4, tensors[name].shape[1])}, path)
     with pytest.raises(UserError, match=r"1 of \d+ tensors do not match.*fc\.weight.*\(3, .*\(4, "):
-        load_model(tmp_path)
+        load_network(tmp_path)
     save_file({key: value for key, value in tensors.items() if key != name}, path)
     with pytest.raises(UserError, match=r"fc\.weight.*not in the file"):
-        load_model(tmp_path)
+        load_network(tmp_path)
     save_file({**tensors, "extra": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"extra: not in the network expected"):
-        load_model(tmp_path)
+        load_network(tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -100,7 +100,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     tensors[name].view(-1)[0] = value
     save_file(tensors, path)
     with pytest.raises(UserError, match=rf"1 of \d+ values of {name} are not finite") as caught:
-        load_model(tmp_path)
+        load_network(tmp_path)
     assert caught.value.kind == "not_finite"
 
 
@@ -117,7 +117,7 @@ def test_model_json_is_checked(tmp_path: Path, change: dict, words: str) -> None
     metadata = json.loads((tmp_path / "model.json").read_text()) | change
     (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
     with pytest.raises(UserError, match=words):
-        load_model(tmp_path)
+        load_network(tmp_path)
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(UserError, match="corrupt"):
-        load_model(tmp_path)
+        load_network(tmp_path)

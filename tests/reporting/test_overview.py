@@ -55,7 +55,8 @@ def test_what_was_trained_on_what() -> None:
         "Network": "resnet10t, 64 × 64 pixels, from random weights",
         "Loss": "ral",
     }
-    network = inputs.model | {"model": inputs.model["model"] | {"head": "csra"}, "pretrained_sha256": "ab"}
+    config = inputs.model.model.model_copy(update={"head": "csra"})
+    network = inputs.model.model_copy(update={"model": config, "pretrained_sha256": "ab"})
     facts = overview.facts("nih", True, inputs.dataset, network)
     assert facts["Source"] == "phantom images in the layout of nih"
     assert facts["Network"] == "resnet10t, head csra, 64 × 64 pixels, pretrained"

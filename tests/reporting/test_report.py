@@ -15,7 +15,7 @@ from report_inputs import LISTS, Page, make, metrics, write
 from ral.data.dataset_info import DatasetInfo
 from ral.data.validation.result import ValidationResult
 from ral.evaluation.results import Metrics
-from ral.records import Record
+from ral.models.info import ModelInfo
 from ral.reporting.card import card
 from ral.reporting.report import installed_versions, render
 from ral.reporting.scripts import SCRIPTS, policy
@@ -71,12 +71,10 @@ def test_phantom_is_not_said_of_real_images(real: str) -> None:
 def test_one_step_that_saw_phantom_images_is_enough(source: str) -> None:
     inputs = make(phantom=False)
     content = getattr(inputs, source)
-    if isinstance(content, ValidationResult | DatasetInfo):
+    if isinstance(content, ValidationResult | DatasetInfo | ModelInfo):
         changed = content.model_copy(update={"phantom": True})
-    elif isinstance(content, Record):
-        changed = content.model_copy(update={"data": "phantom"})
     else:
-        changed = content | {"phantom": True}
+        changed = content.model_copy(update={"data": "phantom"})
     assert not inputs.phantom
     assert replace(inputs, **{source: changed}).phantom
 

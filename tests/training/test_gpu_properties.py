@@ -164,16 +164,16 @@ def test_scoring_halves_its_batch_until_it_fits(
     dataset, cpu = open_dataset(prepared), torch.device("cpu")
     rows = dataset.rows("train")[:50]
     monkeypatch.setattr(score, "BATCH", 20)
-    expected = score.score_images(Small(1000), dataset, dataset.metadata, rows, cpu)
+    expected = score.score_images(Small(1000), dataset, dataset.info, rows, cpu)
     with caplog.at_level(logging.WARNING):
         network = Small(6)
-        found = score.score_images(network, dataset, dataset.metadata, rows, cpu)
+        found = score.score_images(network, dataset, dataset.info, rows, cpu)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert max(network.batches) == 5
     assert sum(network.batches) == 50
     assert "scoring 5 images at a time" in caplog.text
     with pytest.raises(UserError, match="Out of memory on cpu when scoring a single image"):
-        score.score_images(Small(0), dataset, dataset.metadata, rows, cpu)
+        score.score_images(Small(0), dataset, dataset.info, rows, cpu)
 
 
 def test_a_compiled_network_sees_one_shape_and_no_logit_of_padding(
@@ -182,9 +182,9 @@ def test_a_compiled_network_sees_one_shape_and_no_logit_of_padding(
     dataset, cpu = open_dataset(prepared), torch.device("cpu")
     rows = dataset.rows("train")[:50]
     monkeypatch.setattr(score, "BATCH", 20)
-    expected = score.score_images(Small(1000), dataset, dataset.metadata, rows, cpu)
+    expected = score.score_images(Small(1000), dataset, dataset.info, rows, cpu)
     network = Small(1000)
-    found = score.score_images(network, dataset, dataset.metadata, rows, cpu, pad=True)
+    found = score.score_images(network, dataset, dataset.info, rows, cpu, pad=True)
     assert network.batches == [20, 20, 20]
     np.testing.assert_array_equal(found, expected)
 

@@ -17,6 +17,7 @@ from ral.config.model import ModelConfig
 from ral.config.train import TrainConfig, TrainParams
 from ral.errors import UserError
 from ral.launch import launch
+from ral.models.info import read_model_info
 from ral.reporting import tables
 from ral.training.checkpoint import training_fingerprint
 
@@ -56,7 +57,7 @@ def test_an_own_loss_and_network_are_trained_and_named(prepared: Path, project: 
     assert metadata["loss"] == LOSS
     assert metadata["model"]["backbone"] == NETWORK
     assert list(metadata["network_code"]) == ["own/nets.py"]
-    table = {row[0].text: row[1].text for row in tables.model(metadata, 2).rows}
+    table = {row[0].text: row[1].text for row in tables.model(read_model_info(first), 2).rows}
     assert (table["Network"], table["Loss"]) == (NETWORK, LOSS)
     assert outputs(first) == outputs(train(prepared, project / "second"))
 

@@ -137,7 +137,7 @@ def test_pixel_statistics_are_those_of_the_inverted_images() -> None:
     out = run("out", monochrome1="invert", fit="stretch")
     dataset = open_dataset(out)
     train = dataset.gather(np.flatnonzero((dataset.studies["split"] == "train").to_numpy()))
-    assert dataset.metadata["pixel_mean"] == round(float(train.mean()), 6)
+    assert dataset.info.pixel_mean == round(float(train.mean()), 6)
 
 
 def test_dicom_says_it_itself() -> None:

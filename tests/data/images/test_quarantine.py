@@ -49,8 +49,8 @@ def test_row_leaves_table_split_counts_and_shards(spoiled: tuple[Path, list[str]
     dataset = open_dataset(out)
     assert len(dataset.studies) == 396
     assert not set(bad) & set(dataset.studies["image_id"])
-    metadata, excluded = dataset.metadata, pd.read_parquet(out / "quarantine.parquet")
-    assert metadata["left_out"] == {"no image": 1, "image is not an image": 3}
+    info, excluded = dataset.info, pd.read_parquet(out / "quarantine.parquet")
+    assert info.left_out == {"no image": 1, "image is not an image": 3}
     reasons = excluded.set_index("image_id")["reason"]
     assert reasons[bad[0]] == "image is not an image (9 bytes)"
     assert reasons[bad[1]] == "image is not an image (0 bytes)"
