@@ -8,7 +8,15 @@ from typing import Literal
 
 # In the order of the graph.
 Stage = Literal[
-    "locate", "phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"
+    "locate",
+    "phantom",
+    "manifest",
+    "validate",
+    "preprocess",
+    "train",
+    "explain",
+    "evaluate",
+    "report",
 ]
 
 # locate, phantom, manifest
