@@ -208,3 +208,9 @@ def patient_counts(labels: "NDArray[Any]", patients: "NDArray[Any]") -> tuple[in
     """
     positive, negative = (len(set(patients[labels == value].tolist())) for value in (1, 0))
     return positive, negative
+
+
+def common_findings(first: Iterable[str], second: Iterable[str]) -> list[str]:
+    """The findings of both models, in the order of the first."""
+    others = set(second)
+    return [name for name in first if name in others]

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 
 from ral.config.evaluate import EvaluateConfig
-from ral.evaluation.common import common_findings, restrict
+from ral.evaluation.common import restrict
 from ral.evaluation.compare import COLUMNS, compare
 from ral.evaluation.rows import findings_of
+from ral.labels import common_findings
 
 PREVIOUS, NEW = "previous", "this model"
 

@@ -1,18 +1,12 @@
 """The images and findings that two models have in common."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from ral.evaluation.rows import ATTRIBUTES, KEYS
-
-
-def common_findings(first: Iterable[str], second: Iterable[str]) -> list[str]:
-    """The findings of both models, in the order of the first."""
-    others = set(second)
-    return [name for name in first if name in others]
 
 
 def restrict(

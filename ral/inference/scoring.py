@@ -142,10 +142,15 @@ class Predictor:
         pending: deque[Future[Predicted]] = deque()
         with one_thread(), ThreadPoolExecutor(self.workers, thread_name_prefix="predict") as pool:
             try:
-                for chunk in self._chunks(images):
-                    pending.append(pool.submit(self._predict, chunk))
-                    if len(pending) > self.workers + 1:
+                try:
+                    for chunk in self._chunks(images):
+                        pending.append(pool.submit(self._predict, chunk))
+                        if len(pending) > self.workers + 1:
+                            yield pending.popleft().result()
+                except UserError:  # of the input: what was read before is kept
+                    while pending:
                         yield pending.popleft().result()
+                    raise
                 while pending:
                     yield pending.popleft().result()
             finally:

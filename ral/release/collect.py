@@ -15,8 +15,8 @@ from ral.data.dataset import Dataset, open_dataset
 from ral.data.splits.holdout import gate_set, sealed
 from ral.data.validation.result import ValidationResult
 from ral.errors import UserError
-from ral.evaluation.common import common_findings
 from ral.evaluation.rows import read_studies
+from ral.labels import common_findings
 from ral.release.bundle import pixel_params, require_file
 from ral.release.gate import GateInputs
 from ral.release.ledger import Decision, Ledger

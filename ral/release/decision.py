@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_serializer
 
 from ral.config.gate import GateConfig
-from ral.evaluation.common import common_findings
+from ral.labels import common_findings
 from ral.records import Record
 
 Outcome = Literal["PROMOTE", "HOLD", "REJECT"]

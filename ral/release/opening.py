@@ -12,11 +12,12 @@ from ral.config.evaluate import EvaluateParams
 from ral.data.dataset import open_dataset
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
-from ral.evaluation.common import common_findings, restrict
+from ral.evaluation.common import restrict
 from ral.evaluation.results import Metrics
 from ral.evaluation.rows import read_studies
 from ral.evaluation.score import evaluate
 from ral.evaluation.tables import to_metrics
+from ral.labels import common_findings
 from ral.release.bundle import Bundle, require_file
 from ral.release.registry import Release
 from ral.release.rescore import score, seen

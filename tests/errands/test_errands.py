@@ -97,20 +97,20 @@ def test_the_project_s_checks_pass_after_an_errand(
     def python(*arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         return run(sys.executable, *arguments, cwd=folder, code=code, PYTHONPATH=str(folder))
 
-    by_hand = sorted(changed_files(run, folder))
+    changed = sorted(changed_files(run, folder))
     for path, command in PRINTED.items():
         (folder / path).write_text(python(*command).stdout)
     for writer in WRITERS:
         python(*writer)
     python("-m", "ruff", "check", ".")
     python("-m", "ruff", "format", "--check", ".")
-    typed = [path for path in by_hand if path.endswith(".py") and not path.startswith("tests/")]
+    typed = [path for path in changed if path.endswith(".py") and not path.startswith("tests/")]
     python("-m", "mypy", "--cache-dir", str(tmp_path_factory.getbasetemp() / "mypy"), *typed)
 
     tests = ("-q", "-p", "no:cacheprovider", *COMMON, *ERRANDS[name].tests)
     python("-m", "pytest", *tests)
     # Without the code of the errand, its test fails.
-    code = [path for path in by_hand if path.startswith(("ral/", "tasks/", "flows/", "dvc.yaml"))]
+    code = [path for path in changed if path.startswith(("ral/", "tasks/", "flows/", "dvc.yaml"))]
     run("git", "stash", "push", "-q", "--include-untracked", "--", *code, cwd=folder)
     failed = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", ERRANDS[name].tests[0], code=None)
     assert failed.returncode in (1, 2), failed.stdout
