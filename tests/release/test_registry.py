@@ -216,6 +216,15 @@ def test_promotion_survives_a_crash_at_every_step(
     assert not list(again.state_dir.glob(".champion.*"))
 
 
+def test_prune_removes_nothing_while_there_are_fewer_bundles_than_it_keeps(
+    registry: Registry, release: Make
+) -> None:
+    for text in ("one", "two", "three"):
+        release(text)
+    assert registry.prune(keep=5) == []
+    assert all(release.bundle.is_dir() for release in registry.releases())
+
+
 def test_prune_keeps_what_may_be_needed(registry: Registry, release: Make) -> None:
     versions = [release(text) for text in ("one", "two", "three", "four", "five", "six")]
     for version in versions[1:3]:
