@@ -238,7 +238,7 @@ def test_a_record_that_cannot_be_read_stops_the_night(source: Path, state: Path,
 
 
 @pytest.mark.parametrize("name", ["split.parquet", "profile.json"])
-def test_a_damaged_packet_is_no_baseline(tmp_path: Path, name: str) -> None:
+def test_a_damaged_bundle_is_no_baseline(tmp_path: Path, name: str) -> None:
     """Tonight is held to nothing that is not what was registered."""
     bundle, folder = tmp_path / "v0.1.0", tmp_path / "workspace"
     (folder / "baseline").mkdir(parents=True)

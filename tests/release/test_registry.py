@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_not_registered(registry: Registry, commit: Make, d
     assert registry.releases() == []
 
 
-def test_a_damaged_packet_is_no_champion(registry: Registry, release: Make) -> None:
+def test_a_damaged_bundle_is_no_champion(registry: Registry, release: Make) -> None:
     release("one")
     (registry.folder / "v0.1.0" / "model").write_text("other bytes")
     with pytest.raises(UserError, match="has changed since it was registered"):
@@ -94,12 +94,10 @@ def test_a_damaged_packet_is_no_champion(registry: Registry, release: Make) -> N
     assert registry.champion() is None
 
 
-def test_a_packet_of_an_earlier_version_says_what_to_do(registry: Registry, release: Make) -> None:
+def test_a_bundle_of_an_earlier_version_says_what_to_do(registry: Registry, release: Make) -> None:
     folder = registry.folder / release("one")
     (folder / "bundle.json").rename(folder / "manifest.json")
-    with pytest.raises(
-        UserError, match=r"packet of an earlier version: manifest\.json is now bundle\.json"
-    ) as error:
+    with pytest.raises(UserError, match="is a release bundle of an earlier version") as error:
         registry.promote("v0.1.0", "Ada", "why not")
     assert str(folder) in str(error.value)
     assert "python -m flows.nightly" in str(error.value)
