@@ -14,7 +14,7 @@ from ral.inference import pt2
 from ral.inference.export_folder import CARD, FORMAT, INDEX, MODEL_FILES, Kind
 from ral.inference.exported import Logits, read_onnx
 from ral.inference.released import ReleasedModel, find_model, open_model
-from ral.inference.score import normalised
+from ral.models.inputs import normalised
 from ral.models import Network
 
 _FIT = {

@@ -13,6 +13,7 @@ from ral.evaluation.common import restrict
 from ral.evaluation.compare import compare
 from ral.evaluation.rows import findings_of
 from ral.evaluation.score import tier_of
+from ral.evaluation.table_rows import TIMES
 from ral.preparation import Preparation
 from ral.release.decision import ComparedFindings
 
@@ -158,7 +159,7 @@ def differences(paired: Pair, config: EvaluateConfig, subgroups: bool = False) -
 
 def _subgroups(paired: Pair, config: EvaluateConfig) -> dict[str, Difference]:
     test = paired.studies[paired.studies["split"] == "test"]
-    single = [group for group in groups(test, config.audit) if "×" not in group.attribute]
+    single = [group for group in groups(test, config.audit) if TIMES not in group.attribute]
     strict = config.model_copy(
         update={
             "confidence": 1 - (1 - config.confidence) / max(len(single), 1),
