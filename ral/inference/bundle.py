@@ -43,8 +43,8 @@ def verify(folder: Path) -> Bundle:
     remedy = "Restore the bundle from a backup, or use another release (python -m ral.release list)."
     if not (folder / BUNDLE).is_file() and (folder / OLD_BUNDLE).is_file():
         raise UserError(
-            f"{folder} is a release bundle of an earlier version, which this one cannot read: files and keys have other "
-            "names, so renaming the files is not enough. "
+            f"{folder} is a release bundle of an earlier version, which this one cannot read: files "
+            "and keys have other names, so renaming the files is not enough. "
             "Move registry.git, releases, champion and ledger.jsonl out of state_dir and run the nightly flow once "
             "(python -m flows.nightly): it trains and registers a first model. The earlier version can still read the "
             "files that you moved."
