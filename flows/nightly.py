@@ -32,7 +32,7 @@ from flows.cli import run_from_cli
 from flows.flow_run import FlowRun, flow_run
 from flows.notifications import notify_on_failure, send_notification
 from flows.overrides import Changes
-from flows.settings import FlowsEnvironment, Stage
+from flows.settings import FlowsEnvironment
 from flows.stage_tasks import run_module_task, stages
 from flows.workspace import (
     RunInputs,
@@ -44,6 +44,7 @@ from flows.workspace import (
     load_run_inputs,
 )
 from ral import artifacts
+from ral.artifacts import Stage
 from ral.config.base import load
 from ral.config.params import Params
 from ral.data.baseline import PROFILE, SPLIT

@@ -23,6 +23,13 @@ from ral.errors import plain
 
 logger = logging.getLogger(__name__)
 
+# What is sent to `flows.notify`: event -> text, for docs/runbook.md.
+EVENTS = {
+    "a run of one of the three flows ended as `Failed`, `Crashed` or `Cancelled`; not a killed run that the next one "
+    "marked `Crashed`": "FLOW RUN: STATE. MESSAGE",
+    "a nightly run has decided": "Nightly run ID: DECISION: VERSION; champion VERSION",
+}
+
 
 def notify_on_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook of a flow that failed, crashed or was cancelled: log it and send a notification."""

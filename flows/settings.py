@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 from pydantic import Field
 
+from ral.artifacts import Stage
 from ral.config.base import Section
 from ral.config.environment import Environment, load_environment
-
-Stage = Literal[
-    "locate", "phantom", "manifest", "validate", "preprocess", "train", "explain", "evaluate", "report"
-]
-
 
 # All of them, in the order of the graph; a test compares them with dvc.yaml.
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 from prefect import task
 
 from flows.artifacts import publish_metrics, publish_report, publish_validation
-from flows.settings import STAGES, FlowsEnvironment, Stage, stage_range
+from flows.settings import STAGES, FlowsEnvironment, stage_range
 from flows.stage_runner import StageError, run_command, run_stage
 from ral import artifacts
+from ral.artifacts import Stage
 from ral.runs import RUN_ID
 
 

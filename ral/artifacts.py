@@ -1,9 +1,23 @@
-"""Paths of the outputs of the stages, relative to the project folder; a test compares them with dvc.yaml.
+"""The stages and the paths of their outputs, relative to the project folder; tests compare both with dvc.yaml.
 
 A function that gets a folder as an argument joins it with the name: `prepared / artifacts.DATASET.name`.
 """
 
 from pathlib import PurePosixPath
+from typing import Literal
+
+# In the order of the graph.
+Stage = Literal[
+    "locate",
+    "phantom",
+    "manifest",
+    "validate",
+    "preprocess",
+    "train",
+    "explain",
+    "evaluate",
+    "report",
+]
 
 # locate, phantom, manifest
 LOCATION = PurePosixPath("data/location.json")

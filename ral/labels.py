@@ -1,4 +1,4 @@
-"""Label vocabularies, their spelling, and the head / medium / tail tier of a finding by its training prevalence."""
+"""Sources, label vocabularies, spelling, and the head / medium / tail tier of a finding by its training prevalence."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
@@ -142,7 +142,18 @@ _PADCHEST = _set(
 )
 _NIH = {finding: finding for finding in NIH_FINDINGS}
 
-# Source -> label set -> finding -> original name. The first set of a source is its default.
+# The registry of sources: each is a module of that name in ral/data/sources/.
+SourceName = Literal[
+    "nih",
+    "chexpert",
+    "mimic",
+    "padchest",
+    "vindr",
+    "chestmnist",
+    "table",
+]
+
+# Source -> label set -> finding -> original name. The first set of a source is its default; table has none.
 LABEL_SETS: dict[str, dict[str, dict[str, str]]] = {
     "nih": {"nih": _NIH},
     "chexpert": {"chexpert": _CHEXPERT},

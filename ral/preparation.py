@@ -11,7 +11,7 @@ from ral.records import Record
 class Preparation(Record):
     """The parameters of the section preprocess that decide about the pixels of a prepared image."""
 
-    size: int = Field(ge=16, le=2048)
+    size: int = Field(gt=0)
     """Height and width of a prepared image in pixels."""
     fit: Literal["stretch", "pad", "crop"] = "stretch"
     range: Literal["own", "percentile"] = "own"

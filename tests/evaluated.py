@@ -8,10 +8,10 @@ import pandas as pd
 from PIL import Image
 
 from ral.evaluation.calibration_io import SavedCalibration
+from ral.evaluation.specs import CALIBRATION_METRICS
 from ral.explain.contents import Gallery, Geometry
 
 HOSTILE = "<script>alert('x')</script> $a_1$ \"&"
-CALIBRATION_METRICS = ("brier", "log_loss", "ece", "ece_debiased")
 NOTHING = {"value": None, "low": None, "high": None, "findings": 0}
 
 

@@ -16,7 +16,7 @@ from typing import get_args
 
 from ruamel.yaml import YAML
 
-from ral.config.data import SourceName
+from ral.labels import SourceName
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("ral", "tasks", "flows")

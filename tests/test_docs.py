@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from docs import tables
 from flows.settings import FlowsEnvironment
 from ral.config.environment import keys
 
@@ -63,6 +64,12 @@ def test_the_tables_of_the_sizing_page_are_those_of_its_script() -> None:
     page = (ROOT / "docs/sizing.md").read_text()
     for table in printed.strip().split("\n\n"):
         assert table in page
+
+
+def test_the_tables_of_what_the_code_registers_are_those_of_their_script() -> None:
+    for name, content in tables.PAGES.items():
+        page = (ROOT / "docs" / name).read_text()
+        assert content() == page, f"docs/{name} is out of date: python docs/tables.py"
 
 
 def test_the_runbook_names_pages_and_keys_that_exist() -> None:

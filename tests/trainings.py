@@ -36,13 +36,13 @@ OUTPUTS = (
 RANK = (sys.executable, "-m", "ral.training")
 
 
-def prepare_phantom(images: Path, folder: Path) -> Path:
+def prepare_phantom(images: Path, folder: Path, dask: DaskTarget = DaskTarget(workers=2)) -> Path:  # noqa: B008
     """Prepare phantom images at 32 pixels in shards of 100."""
     data = DataConfig(source="nih", root=str(images), missing_images="fail", views=["PA", "AP"])
     split = SplitConfig(method="official", val=0.2, test=0.2, seed=0)
     listed, _ = list_images(images, lambda _: None)
     params = PreprocessParams(data=data, split=split, preprocess=PreprocessConfig(size=32, shard_images=100))
-    prepare(params, listed, folder, DaskTarget(workers=2), lambda _: None)
+    prepare(params, listed, folder, dask, lambda _: None)
     return folder
 
 

@@ -5,18 +5,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ral.config.base import FileBelow, NullIsEmpty, Section
-from ral.labels import ADDED_COLUMNS, LABEL_SETS, RESERVED_NAMES, is_spreadsheet_safe, unknown_finding
-
-# The registry of sources: each is a module of that name in ral/data/sources/.
-SourceName = Literal[
-    "nih",
-    "chexpert",
-    "mimic",
-    "padchest",
-    "vindr",
-    "chestmnist",
-    "table",
-]
+from ral.labels import (
+    ADDED_COLUMNS,
+    LABEL_SETS,
+    RESERVED_NAMES,
+    SourceName,
+    is_spreadsheet_safe,
+    unknown_finding,
+)
 
 View = Literal["PA", "AP", "FRONTAL", "LATERAL", "OTHER"]
 

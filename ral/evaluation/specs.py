@@ -1,4 +1,5 @@
-"""The metrics in one table: name on disk, label for people, what each is computed from, and where each is used."""
+"""The metrics in one table: name on disk, label for people, what each is computed from, its
+definition, and where each is used."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,29 +18,61 @@ class Metric:
     label: str
     """In the report, the model card and what the commands print."""
     input: Input
+    definition: str
+    """In docs/evaluation.md."""
 
 
 # In the order of the columns of findings.csv, then metrics that it does not have.
 SPECS = (
-    Metric("auroc", "AUROC", "logits"),
-    Metric("ap", "AP", "logits"),
-    Metric("sensitivity_at_90_specificity", "Sensitivity at 90 % specificity", "logits"),
-    Metric("specificity_at_90_sensitivity", "Specificity at 90 % sensitivity", "logits"),
-    Metric("f1", "F1", "max_f1"),
-    Metric("sensitivity", "Sensitivity", "rule"),
-    Metric("specificity", "Specificity", "rule"),
-    Metric("ppv", "PPV", "rule"),
-    Metric("npv", "NPV", "rule"),
-    Metric("brier", "Brier score", "scores"),
-    Metric("log_loss", "Log loss", "scores"),
-    Metric("ece", "ECE", "scores"),
-    Metric("ece_debiased", "Debiased ECE", "scores"),
-    Metric("f1_at_half", "F1 at a score of 0.5", "half"),
-    Metric("false_negative_rate", "False negative rate", "group"),
-    Metric("calibration", "Calibration gap", "group"),
-    Metric("kappa", "Cohen's kappa", "readings"),
-    Metric("positive_agreement", "Positive agreement", "readings"),
-    Metric("negative_agreement", "Negative agreement", "readings"),
+    Metric("auroc", "AUROC", "logits", "area under the ROC curve; a tie counts one half"),
+    Metric("ap", "AP", "logits", "average precision: step-wise area under precision over recall"),
+    Metric(
+        "sensitivity_at_90_specificity",
+        "Sensitivity at 90 % specificity",
+        "logits",
+        "highest sensitivity of the observed thresholds with a specificity of at least 90 %",
+    ),
+    Metric(
+        "specificity_at_90_sensitivity",
+        "Specificity at 90 % sensitivity",
+        "logits",
+        "highest specificity of the observed thresholds with a sensitivity of at least 90 %",
+    ),
+    Metric("f1", "F1", "max_f1", "2 TP / (2 TP + FP + FN); the threshold has the highest F1 on validation"),
+    Metric("sensitivity", "Sensitivity", "rule", "TP / (TP + FN)"),
+    Metric("specificity", "Specificity", "rule", "TN / (TN + FP)"),
+    Metric("ppv", "PPV", "rule", "TP / (TP + FP)"),
+    Metric("npv", "NPV", "rule", "TN / (TN + FN)"),
+    Metric("brier", "Brier score", "scores", "mean squared difference of score and label"),
+    Metric("log_loss", "Log loss", "scores", "mean negative logarithm of the score of the actual label"),
+    Metric(
+        "ece",
+        "ECE",
+        "scores",
+        "mean over the images of |mean score − share of positives| of their bin, of equally many images",
+    ),
+    Metric(
+        "ece_debiased",
+        "Debiased ECE",
+        "scores",
+        "ECE less the bias that independent images would have (see Calibration)",
+    ),
+    Metric("f1_at_half", "F1 at a score of 0.5", "half", "2 TP / (2 TP + FP + FN)"),
+    Metric("false_negative_rate", "False negative rate", "group", "FN / (TP + FN)"),
+    Metric("calibration", "Calibration gap", "group", "mean score less share of positives of a group"),
+    Metric("kappa", "Cohen's kappa", "readings", "agreement of two readings beyond chance"),
+    Metric(
+        "positive_agreement",
+        "Positive agreement",
+        "readings",
+        "2 a / (2 a + b + c); a: positive in both readings, b and c: in one",
+    ),
+    Metric(
+        "negative_agreement",
+        "Negative agreement",
+        "readings",
+        "2 d / (2 d + b + c); d: negative in both readings, b and c: in one",
+    ),
 )
 
 

@@ -11,6 +11,7 @@ file system.
 
 import contextlib
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +25,9 @@ from ral.launch.base import AFTER_FAILURE, Job, read_failure, shell_line, write_
 from ral.processes import die_with_parent, run_on_parent_exit, terminate_group
 
 logger = logging.getLogger(__name__)
+
+# Otherwise ssh waits for a machine without a network long after training has ended; pdsh gives it a session of its own.
+SSH_OPTIONS = "-o ServerAliveInterval=15 -o ServerAliveCountMax=3"
 
 
 def plan(job: Job) -> dict[str, str]:
@@ -47,10 +51,12 @@ def run(job: Job) -> None:
     first, *remaining = _commands(job, _hosts(job))
     for number, command in enumerate(remaining, 1):
         logger.info("On machine %d run: %s", number, shell_line(command))
+    appended = f"{os.environ.get('PDSH_SSH_ARGS_APPEND', '')} {SSH_OPTIONS}".strip()
+    environment = os.environ | {"PDSH_SSH_ARGS_APPEND": appended}
     # The launcher's children do not die with it, here or on other machines; their watchers poll the failure
     # file.
     with run_on_parent_exit([sys.executable, "-m", killed.__name__, str(job.failure)]):
-        process = subprocess.Popen(first, start_new_session=True, preexec_fn=die_with_parent)
+        process = subprocess.Popen(first, env=environment, start_new_session=True, preexec_fn=die_with_parent)
         try:
             while process.poll() is None and not job.failure.exists():
                 time.sleep(0.2)

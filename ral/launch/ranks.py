@@ -167,6 +167,9 @@ def _report_cause(
         message = f"{name} was killed by signal {-code} ({signal.Signals(-code).name}).{hint}"
         replace = reported is not None and reported.kind == "bug"
         write_failure(failure, message, "lost_process", True, replace=replace)
+    elif code == LOST_PEER:
+        message = f"{name} lost its connection to another one. Check that machine, the network and the output above."
+        write_failure(failure, message, "lost_process", True)
     else:
         write_failure(
             failure,

@@ -29,7 +29,7 @@ def maps(rows: Sequence[FindingRow]) -> Table:
             "Map",
             *(f"{LABELS[error]} {when}" for error in CALIBRATION_METRICS for when in ("before", "after")),
         ),
-        "ll" + "r" * 8,
+        "ll" + "r" * 2 * len(CALIBRATION_METRICS),
         [
             [
                 row.finding,
@@ -131,7 +131,7 @@ def operating(points: Sequence[OperatingRow], rows: Sequence[FindingRow], rule: 
             "Finding", "Threshold (rounded)", "True positives", "False positives", "False negatives", "True negatives",
             *(LABELS[metric] for metric in THRESHOLD_METRICS),
         ),
-        "l" + "r" * 10,
+        "l" + "r" * (5 + len(THRESHOLD_METRICS)),
         [
             [
                 row.finding,

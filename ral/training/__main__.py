@@ -145,6 +145,7 @@ def _peer_lost(error: RuntimeError) -> bool:
         "Broken pipe",
         "NCCL",
         "Socket closed",
+        "Timed out waiting",  # gloo, where the network is down: no connection is closed
         "recvValue failed",
     )
     text = str(error)

@@ -85,3 +85,15 @@ def _join_on_loopback(backend: str, device: torch.device) -> None:
         backend, store=store, rank=rank, world_size=world, timeout=default_pg_timeout,
         device_id=device if device.type == "cuda" and world > 1 else None,  # as DeepSpeed does it
     )  # fmt: skip
+
+
+def limit_waiting() -> None:
+    """Let collectives of every process group time out as those of the default group: DEEPSPEED_TIMEOUT, in minutes.
+
+    DeepSpeed creates groups of its own, which have torch's timeouts: 30 minutes with gloo.
+    """
+    from deepspeed.constants import default_pg_timeout
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(default_pg_timeout, group)

@@ -15,7 +15,7 @@ from ral.config.train import TrainConfig
 from ral.errors import UserError
 from ral.models import Network
 from ral.models.groups import ParameterGroup
-from ral.training.distributed import DistributedContext
+from ral.training.distributed import DistributedContext, limit_waiting
 from ral.training.optimizer import MOMENTS, AdamW
 
 
@@ -70,6 +70,7 @@ class Engine:
             if config.deepspeed_config:
                 raise UserError(f"train.deepspeed_config: rejected by DeepSpeed: {error}") from None
             raise
+        limit_waiting()
         if config.zero_stage == 0:  # other stages keep weights in flat buffers of their own layout
             self.deepspeed.module.to(memory_format=torch.channels_last)
             # It would copy every gradient to a buffer and back.

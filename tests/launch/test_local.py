@@ -49,6 +49,7 @@ def test_each_process_knows_its_place(job) -> None:
         ),
         ("break:1", "lost_process", True, ["process 1 of 2", "SIGKILL"]),
         ("exit:0:3", "lost_process", True, ["process 0 of 2", "exited with code 3"]),
+        ("exit:0:69", "lost_process", True, ["process 0 of 2", "lost its connection"]),
         ("exit:1:143", "interrupted", True, ["process 1 of 2", "was terminated"]),
         ("say:1", "memory", False, ["set train.micro_batch"]),
     ],

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -169,9 +168,8 @@ def test_no_option_becomes_a_command(job, bad: dict) -> None:
         dry_run(job.specify("ok"), target, job.folder)
 
 
-def test_without_slurm_it_says_so(job) -> None:
-    if shutil.which("sbatch"):
-        pytest.skip("SLURM is installed here")
+def test_without_slurm_it_says_so(job, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     error = job.launch("ok", TARGET)
     assert error is not None
     assert "sbatch not found" in str(error)

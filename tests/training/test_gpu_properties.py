@@ -276,6 +276,7 @@ def test_without_a_compiler_training_is_eager_and_says_so(tmp_path: Path) -> Non
         ("NCCL error: remote process exited or there was a network error, ncclRemoteError", True),
         ("NCCL error: invalid usage, ncclInvalidUsage. Duplicate GPU detected : rank 0 and rank 1", False),
         ("[gloo] Connection closed by peer [127.0.0.1]:4711", True),
+        ("[gloo] Timed out waiting 60000ms for recv operation to complete", True),
         ("shape mismatch", False),
     ],
 )

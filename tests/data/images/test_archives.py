@@ -93,7 +93,7 @@ def test_zip_is_read_at_the_wanted_members_only(tmp_path: Path, method: int) -> 
     path = tmp_path / "images.zip"
     content = bytearray(write_zip(path, IMAGES, method))
     images, hashes = list_images(tmp_path, quiet)
-    assert hashes["images.zip"]["bytes"] == len(content)
+    assert hashes["images.zip"].bytes == len(content)
     assert images["offset"].is_monotonic_increasing
     begin, end = images["offset"].iloc[0] + 60, images["offset"].iloc[3]
     content[begin:end] = bytes(end - begin)  # the first three members cannot be read any more
@@ -264,7 +264,7 @@ def test_zeros_behind_a_gzip_are_no_damage(tmp_path: Path) -> None:
     path.write_bytes(content)
     images, hashes = list_images(tmp_path, quiet)
     assert len(images) == len(IMAGES)
-    assert hashes["images.tgz"]["bytes"] == len(content)
+    assert hashes["images.tgz"].bytes == len(content)
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])

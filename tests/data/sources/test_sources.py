@@ -346,7 +346,7 @@ def test_no_official_split_says_what_to_set(folders, name: str) -> None:
 def test_every_source_of_the_registry_has_a_file_and_a_folder_to_show() -> None:
     from typing import get_args
 
-    from ral.config.data import SourceName
+    from ral.labels import SourceName
 
     names = set(get_args(SourceName))
     files = {path.stem for path in (Path(__file__).parents[3] / "ral/data/sources").glob("*.py")}
