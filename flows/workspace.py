@@ -318,11 +318,11 @@ def last_recorded_commit(workspace: Workspace) -> str | None:
 
 
 def load_run_inputs(repository: Path, commit: str) -> RunInputs | None:
-    """The inputs of a recorded run, or None if the commit has none."""
+    """The inputs of a recorded run, or None if the commit has none that this version can read."""
     try:
         return RunInputs.model_validate_json(git(repository, "show", f"{commit}:{RUN_INPUTS}"))
-    except subprocess.CalledProcessError:
-        return None
+    except (subprocess.CalledProcessError, ValidationError):
+        return None  # then the inputs count as changed
 
 
 def git(folder: Path, *arguments: str, text: str = "") -> str:

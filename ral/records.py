@@ -1,13 +1,15 @@
 """Typed contents of JSON files and lines that one part of the pipeline writes and another reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ral.errors import Kind, UserError
 from ral.files import read_json, write_json
+
+T = TypeVar("T")
 
 # What JSON can hold.
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
@@ -18,6 +20,9 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    if_damaged: ClassVar[str] = "Make the file again."
+    """What to do then, for messages."""
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file that `write` wrote.
@@ -26,12 +31,7 @@ class Record(BaseModel):
             UserError: the file is damaged, or another version wrote it.
             FileNotFoundError: there is no such file.
         """
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise UserError(f"{path}: {problem(error)}. Make the file again.") from None
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}). Make the file again.") from None
+        return read_validated(path, cls.model_validate, cls.if_damaged)
 
     def write(self, path: Path) -> None:
         """Write the file atomically, as deterministic JSON."""
@@ -40,6 +40,21 @@ class Record(BaseModel):
     def to_json(self) -> dict[str, Json]:
         """The content as JSON-compatible values, in the order of the fields."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+
+def read_validated(path: Path, validate: Callable[[object], T], remedy: str) -> T:
+    """Read a JSON file whose content `validate` checks.
+
+    Raises:
+        UserError: the content is not valid; the message ends with `remedy`, what to do then.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: {problem(error)}. {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}). {remedy}") from None
 
 
 class Failure(Record):

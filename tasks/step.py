@@ -117,7 +117,7 @@ def _how_to_resume(end: KeyboardInterrupt | SystemExit) -> str:
 
 @contextlib.contextmanager
 def _recorded(name: str) -> Iterator[None]:
-    """Record the step in the run's manifest, and what failed in failure.json."""
+    """Record the step in run.json, and what failed in failure.json."""
     path = runs.folder() / runs.FAILURE_FILE
     path.unlink(missing_ok=True)
     try:

@@ -12,7 +12,8 @@ from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.config.gate import GateConfig
 from ral.data.validation.result import Profile, ValidationResult
 from ral.files import sha256
-from ral.inference.bundle import BUNDLE, Bundle, PixelParams
+from ral.inference.bundle import BUNDLE, Bundle
+from ral.preparation import Preparation
 from ral.release.decision import ComparedFindings, GateDecision, GateSet, Outcome, Rule
 from ral.release.gate import GateInputs
 from ral.release.ledger import Decision
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 TRAIN = {"Effusion": 0.3, "Mass": 0.06, "Edema": 0.05, "Hernia": 0.004}
 TEST = {"Effusion": 0.3, "Mass": 0.15, "Edema": 0.15, "Hernia": 0.1}
 
-PREPARED = PixelParams(size=64, fit="stretch")
+PREPARED = Preparation(size=64, fit="stretch", range="own")
 PASSED = ValidationResult(
     phantom=False, passed=True, rows=1, patients=1, images=1, rows_without_image=0, images_without_row=0,
     profile=Profile(rows=1, patients=1, columns={}, labels={}), checks=[], files={},

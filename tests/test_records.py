@@ -1,12 +1,14 @@
 """Records: what is written, what is read back, and what is wrong with a file that is not one."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from simulated_release import gate_decision
 
 from ral import runs
+from ral.data.dataset_info import DatasetInfo, read_class_counts
 from ral.errors import UserError
 from ral.files import read_json
 from ral.records import Failure, StepFailure
@@ -43,6 +45,16 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, text: str, told: str
     with pytest.raises(UserError) as error:
         Failure.read(tmp_path / "a.json")
     assert str(error.value).startswith(f"{tmp_path}/{told}")
+
+
+@pytest.mark.parametrize("read", [DatasetInfo.read, read_class_counts])
+@pytest.mark.parametrize("text", ["{", '{"train": {"images": "many"}}'])
+def test_a_damaged_file_of_a_stage_names_the_stage_that_makes_it(
+    tmp_path: Path, read: Callable[[Path], object], text: str
+) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json.*Run `dvc repro preprocess`\.$"):
+        read(tmp_path / "a.json")
 
 
 def test_a_run_is_recorded_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ IDENTIFIERS = (
     "steps_taken", "ended_badly", "ending_with_its_worker", "by_hand", "may_help", "commit_night", "facts_of", "_take_machine",
     "_take_lock_file", "take_baseline", "at_our_death", "of_slurm", "new_folder", "Spool", "veiled", "scarce", "added_columns",
     "name_the_nearest", "Sampled", "pooled_calls", "Rival", "turn_of", "_crown", "_mend", "Evidence", "FlowsTarget",
-    "read_films", "list_films", "BadFilm", "score_films", "publish_verdict", "Joined",
+    "read_films", "list_films", "BadFilm", "score_films", "publish_verdict", "Joined", "PixelParams", "PhaseTrainer",
+    "load_export", "find_source",
 )  # fmt: skip
 KEYS = (
     "missing_films", "shard_films", "on_bad_film", "geometry_films", "show_films", "average_decay", "max_bad_steps",
@@ -23,7 +24,7 @@ KEYS = (
 )  # fmt: skip
 FILES = ("verdict.json", "films.parquet", "average.safetensors", "facts.json")
 PHRASES = (
-    "film", "films", "goes on where it was", "going on from", "could not be told", "not so:", "was ended after",
+    "packet", "packets", "film", "films", "goes on where it was", "going on from", "could not be told", "not so:", "was ended after",
     "are passed over", "is passed over", "of the averaged weights", "a model one may defend", "the whole way",
 )  # fmt: skip
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import TypeAdapter
 
-from ral.files import read_json, write_json
+from ral.files import write_json
 from ral.preparation import ImageProfile, Preparation
-from ral.records import Record
+from ral.records import Record, read_validated
 
 
 class Shard(Record):
@@ -49,6 +50,8 @@ class SplitSize(Record):
 
 class DatasetInfo(Record):
     """Content of dataset.json."""
+
+    if_damaged: ClassVar[str] = "Run `dvc repro preprocess`."
 
     source: str
     phantom: bool
@@ -93,9 +96,10 @@ def read_class_counts(path: Path) -> ClassCounts:
     """Read class_counts.json.
 
     Raises:
+        UserError: the file is damaged, or another version wrote it.
         FileNotFoundError: the step preprocess has not run.
     """
-    return TypeAdapter(dict[str, LabelCounts]).validate_python(read_json(path))
+    return read_validated(path, TypeAdapter(dict[str, LabelCounts]).validate_python, DatasetInfo.if_damaged)
 
 
 def write_class_counts(path: Path, counts: ClassCounts) -> None:

@@ -1,7 +1,7 @@
 """calibration.json: the calibration map and thresholds of every finding, and their application to other logits."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,8 @@ class SavedFinding(Record):
 
 class SavedCalibration(Record):
     """Content of calibration.json."""
+
+    if_damaged: ClassVar[str] = "Run `dvc repro evaluate`."
 
     format: int
     rule: Rule

@@ -1,6 +1,7 @@
 """Estimates with intervals, and metrics.json: written by the step evaluate, read by report, card, flows and release."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import ConfigDict, Field
 
@@ -61,6 +62,8 @@ class ScoredImages(Record):
 
 class Metrics(Record):
     """Content of metrics.json."""
+
+    if_damaged: ClassVar[str] = "Run `dvc repro evaluate`."
 
     data: Data
     test: ScoredImages

@@ -1,6 +1,6 @@
 """gallery.json and geometry.json, as the step explain writes them and as the report reads them."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ral.labels import Data
 from ral.records import Record
@@ -69,6 +69,8 @@ class HeatMaps(Record):
 class Gallery(HeatMaps):
     """Content of gallery.json."""
 
+    if_damaged: ClassVar[str] = "Run `dvc repro explain`."
+
     notice: str
     data: Data
     images: bool
@@ -118,6 +120,8 @@ class FindingGeometry(Record):
 
 class Geometry(Record):
     """Content of geometry.json."""
+
+    if_damaged: ClassVar[str] = "Run `dvc repro explain`."
 
     notice: str
     data: Data

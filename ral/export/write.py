@@ -14,8 +14,8 @@ from ral.inference import pt2
 from ral.inference.export_folder import CARD, FORMAT, INDEX, MODEL_FILES, Kind
 from ral.inference.exported import Logits, read_onnx
 from ral.inference.released import ReleasedModel, find_model, open_model
-from ral.inference.score import normalised
 from ral.models import Network
+from ral.models.inputs import normalised
 
 _FIT = {
     "stretch": "stretched to a square",

@@ -5,6 +5,7 @@ from typing import Any
 
 from ral.errors import UserError
 from ral.files import read_json, sha256
+from ral.preparation import Preparation
 from ral.records import Record, problem
 
 BUNDLE, MODEL, CALIBRATION, FINDINGS = (
@@ -12,13 +13,6 @@ BUNDLE, MODEL, CALIBRATION, FINDINGS = (
 )  # fmt: skip
 # Name of bundle.json in earlier versions.
 OLD_BUNDLE = "manifest.json"
-
-
-class PixelParams(Record):
-    """Parameters of the section preprocess in which two models must agree to be scored on the same images."""
-
-    size: int
-    fit: str
 
 
 class Bundle(Record):
@@ -32,7 +26,8 @@ class Bundle(Record):
     """Whether the model was trained on phantom images."""
     findings: list[str]
     """Names of the outputs, in order."""
-    preparation: PixelParams
+    preparation: Preparation
+    """How the training images were prepared; other models are scored on the same images only if theirs is equal."""
     params: dict[str, Any]
     """Content of params.yaml of that run."""
     files: dict[str, str]
@@ -48,10 +43,8 @@ def verify(folder: Path) -> Bundle:
     remedy = "Restore the bundle from a backup, or use another release (python -m ral.release list)."
     if not (folder / BUNDLE).is_file() and (folder / OLD_BUNDLE).is_file():
         raise UserError(
-            f"{folder} is a release packet of an earlier version: manifest.json is now bundle.json, "
-            "verdict.json is now "
-            "decision.json, and keys in params.yaml and model.json have new names, so renaming the files is "
-            "not enough. "
+            f"{folder} is a release bundle of an earlier version, which this one cannot read: files "
+            "and keys have other names, so renaming the files is not enough. "
             "Move registry.git, releases, champion and ledger.jsonl out of state_dir and run the nightly flow once "
             "(python -m flows.nightly): it trains and registers a first model. The earlier version can still read the "
             "files that you moved."
@@ -67,4 +60,8 @@ def verify(folder: Path) -> Bundle:
             raise UserError(f"{folder / name} is missing. {remedy}")
         if sha256(folder / name) != digest:
             raise UserError(f"{folder / name} has changed since it was registered. {remedy}")
+    if "range" not in content.preparation.model_fields_set:  # an earlier version wrote it to `params` only
+        gray_range = content.params.get("preprocess", {}).get("range", "own")
+        preparation = content.preparation.model_copy(update={"range": gray_range})
+        return content.model_copy(update={"preparation": preparation})
     return content

@@ -8,10 +8,11 @@ from ral.config.base import load, read_yaml
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS, MODEL, Bundle, PixelParams, verify
+from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS, MODEL, Bundle, verify
+from ral.preparation import Preparation
 from ral.records import Record
 
-__all__ = ["BUNDLE", "Bundle", "PixelParams", "build_bundle", "pixel_params", "require_file", "verify"]
+__all__ = ["BUNDLE", "Bundle", "build_bundle", "read_preparation", "require_file", "verify"]
 
 # Name in the bundle -> path that the stages of dvc.yaml write.
 FILES = {
@@ -60,20 +61,20 @@ def build_bundle(workspace: Path, decision: Record, commit: str, folder: Path) -
         data_manifest=sha256(require_file(workspace / artifacts.MANIFEST)),
         phantom=model["phantom"],
         findings=model["findings"],
-        preparation=pixel_params(workspace / "params.yaml"),
+        preparation=read_preparation(workspace / "params.yaml"),
         params=read_yaml(workspace / "params.yaml"),
         files={name: sha256(folder / name) for name in names},
     ).write(folder / BUNDLE)
 
 
-def pixel_params(params: Path) -> PixelParams:
-    """The preprocessing parameters of a run in which a released model must agree to be compared with it.
+def read_preparation(params: Path) -> Preparation:
+    """How a run prepares images; a released model must agree in it to be compared with the run's model.
 
     Raises:
         UserError: see `ral.config.base.load`.
     """
     config = load(params, Params).preprocess
-    return PixelParams(size=config.size, fit=config.fit)
+    return Preparation.model_validate(config.model_dump(include=set(Preparation.model_fields)))
 
 
 def require_file(path: Path) -> Path:

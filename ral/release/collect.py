@@ -17,7 +17,7 @@ from ral.data.validation.result import ValidationResult
 from ral.errors import UserError
 from ral.evaluation.rows import read_studies
 from ral.labels import common_findings
-from ral.release.bundle import pixel_params, require_file
+from ral.release.bundle import read_preparation, require_file
 from ral.release.gate import GateInputs
 from ral.release.ledger import Decision, Ledger
 from ral.release.registry import Registry
@@ -43,7 +43,7 @@ def collect_inputs(
     index = decision_index(registry.ledger, run_id)
     images = _test_images(dataset, params.evaluate)
     in_set = gate_set(dataset.studies["patient_id"], params.gate.sets, index)[images]
-    current_preparation = pixel_params(workspace / "params.yaml")
+    current_preparation = read_preparation(workspace / "params.yaml")
     champion = registry.champion()
     anchor = None  # only needed for the non-inferiority margin
     if champion and params.gate.margin is not None and params.gate.anchor is not None:
@@ -87,7 +87,7 @@ def champion_logits(workspace: Path, registry: Registry) -> tuple[pd.DataFrame |
         return None, "There is no champion yet: nothing to compare with."
     params = load(workspace / "params.yaml", Params)
     dataset = _dataset(workspace / artifacts.PREPARED)
-    current_preparation = pixel_params(workspace / "params.yaml")
+    current_preparation = read_preparation(workspace / "params.yaml")
     reference = reference_model(
         champion, dataset, _test_images(dataset, params.evaluate), current_preparation
     )

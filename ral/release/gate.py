@@ -18,7 +18,7 @@ from ral.data.splits.holdout import gate_set, sealed_patients, unsealed
 from ral.data.validation.result import ValidationResult
 from ral.evaluation.results import Estimate
 from ral.evaluation.score import data_of, evaluate
-from ral.inference.bundle import PixelParams
+from ral.preparation import Preparation
 from ral.release.decision import ComparedFindings, GateDecision, GateSet, Outcome, Rule, RuleResult
 from ral.release.paired import NO_FINDING, Difference, Pair, ReferenceModel, differences, pair
 
@@ -39,7 +39,7 @@ class GateInputs:
     """The fixed release of the non-inferiority margin; None if the parameters set no margin."""
     data: ValidationResult
     """Result of the step validate."""
-    preparation: PixelParams
+    preparation: Preparation
     """Preprocessing parameters of this run."""
     decision_index: int
     """Number of earlier decisions; selects the gate set, which rotates."""

@@ -13,7 +13,8 @@ from ral.evaluation.common import restrict
 from ral.evaluation.compare import compare
 from ral.evaluation.rows import findings_of
 from ral.evaluation.score import tier_of
-from ral.inference.bundle import PixelParams
+from ral.evaluation.table_rows import TIMES
+from ral.preparation import Preparation
 from ral.release.decision import ComparedFindings
 
 CHALLENGER = "challenger"
@@ -31,7 +32,7 @@ class ReferenceModel:
     """Raw logits: image_id and a column per finding of this model. Images outside the test split are ignored."""
     seen: frozenset[str]
     """Patients in its training or validation split."""
-    preparation: PixelParams
+    preparation: Preparation
     """Preprocessing parameters of the images it was trained on."""
 
 
@@ -76,7 +77,7 @@ class Differences:
 
 
 def pair(
-    studies: pd.DataFrame, test: pd.DataFrame, reference: ReferenceModel, preparation: PixelParams
+    studies: pd.DataFrame, test: pd.DataFrame, reference: ReferenceModel, preparation: Preparation
 ) -> Pair:
     """Choose the images and findings that both models can be scored on.
 
@@ -111,7 +112,7 @@ def pair(
 
 
 def _not_comparable(
-    reference: ReferenceModel, preparation: PixelParams, findings: ComparedFindings, patients: int
+    reference: ReferenceModel, preparation: Preparation, findings: ComparedFindings, patients: int
 ) -> str:
     """Why a challenger cannot be compared with a reference model, and what to do; empty if it can."""
     ours, theirs = preparation.model_dump(), reference.preparation.model_dump()
@@ -158,7 +159,7 @@ def differences(paired: Pair, config: EvaluateConfig, subgroups: bool = False) -
 
 def _subgroups(paired: Pair, config: EvaluateConfig) -> dict[str, Difference]:
     test = paired.studies[paired.studies["split"] == "test"]
-    single = [group for group in groups(test, config.audit) if "×" not in group.attribute]
+    single = [group for group in groups(test, config.audit) if TIMES not in group.attribute]
     strict = config.model_copy(
         update={
             "confidence": 1 - (1 - config.confidence) / max(len(single), 1),

@@ -225,7 +225,7 @@ class Registry:
         with locked(self._lock):
             self._reconcile()
             releases = [release for release in self.releases() if release.bundle.is_dir()]
-            newest = {release.version for release in releases[len(releases) - keep :]} if keep else set()
+            newest = {release.version for release in (releases[-keep:] if keep else [])}
             protected = newest | {*used, self.previous_champion()}
             pruned = [r for r in releases if r.stage != CHAMPION and r.version not in protected]
             for release in pruned:

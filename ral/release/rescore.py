@@ -11,7 +11,8 @@ from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.score import score_images
 from ral.models.load import load_network
-from ral.release.bundle import Bundle, PixelParams, verify
+from ral.preparation import Preparation
+from ral.release.bundle import Bundle, verify
 from ral.release.paired import ReferenceModel
 from ral.release.registry import Release
 
@@ -31,14 +32,17 @@ def score(release: Release, bundle: Bundle, dataset: Dataset, rows: np.ndarray) 
         image_id and a float32 column per finding of the release.
 
     Raises:
-        UserError: the images have another size than those of the training.
+        UserError: the images were prepared differently from those of the training.
     """
-    network, info = load_network(release.bundle / "model")
-    if info.size != dataset.info.size:
+    theirs = bundle.preparation
+    # An earlier version wrote nothing but the size to dataset.json.
+    ours = dataset.info.preparation or theirs.model_copy(update={"size": dataset.info.size})
+    if ours != theirs:
         raise UserError(
-            f"{release.version} was trained on images of {info.size} pixels, but {dataset.folder} has "
-            f"{dataset.info.size}. Prepare the images with preprocess.size={info.size}."
+            f"{release.version} was trained on images prepared with {_text(theirs)}; those in {dataset.folder} were "
+            f"prepared with {_text(ours)}. Prepare the images as for {release.version} (dvc repro preprocess)."
         )
+    network, info = load_network(release.bundle / "model")
     threads_before = torch.get_num_threads()
     torch.set_num_threads(bundle.params["train"].get("threads", 1))
     try:
@@ -48,6 +52,10 @@ def score(release: Release, bundle: Bundle, dataset: Dataset, rows: np.ndarray) 
     table = pd.DataFrame(logits, columns=list(info.findings))
     table.insert(0, "image_id", dataset.studies["image_id"].to_numpy()[rows])
     return table
+
+
+def _text(preparation: Preparation) -> str:
+    return ", ".join(f"preprocess.{name}={value}" for name, value in preparation.model_dump().items())
 
 
 def seen(folder: Path) -> frozenset[str]:
@@ -63,7 +71,7 @@ def seen(folder: Path) -> frozenset[str]:
 
 
 def reference_model(
-    release: Release, dataset: Dataset, rows: np.ndarray, preparation: PixelParams
+    release: Release, dataset: Dataset, rows: np.ndarray, preparation: Preparation
 ) -> ReferenceModel:
     """A release as the gate compares against it, with its logits of the images whose patients it has not seen.
 

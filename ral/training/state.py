@@ -182,6 +182,10 @@ def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
     }
 
 
+# Exit code of a training that a signal stopped between two steps.
+STOPPED = 143
+
+
 class PreemptionFlag:
     """A flag set by SIGTERM (SLURM's preemption warning, a cancellation) or SIGHUP; training polls it between steps."""
 
@@ -194,4 +198,4 @@ class PreemptionFlag:
     def _request(self, *_: object) -> None:
         self.requested = True
         if self.exit_immediately:
-            raise SystemExit(143)
+            raise SystemExit(STOPPED)

@@ -27,13 +27,10 @@ from ral.training.checkpoint import Checkpoints, Snapshot
 from ral.training.distributed import DistributedContext
 from ral.training.metric_logger import MetricLogger
 from ral.training.phase import PhaseParts, start_phase
-from ral.training.state import EpochRecord, PreemptionFlag, TrainState, WeightsKind
+from ral.training.state import STOPPED, EpochRecord, PreemptionFlag, TrainState, WeightsKind
 from ral.training.validation import Validator
 
 logger = logging.getLogger(__name__)
-
-# Exit code of a training that a signal stopped between two steps.
-STOPPED = 143
 
 # Steps between two status texts of the progress line.
 STATUS_STEPS = 20

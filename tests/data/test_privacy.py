@@ -74,9 +74,9 @@ def test_with_a_salt_no_id_is_left(tmp_path: Path) -> None:
     section = shipped.write("table", tmp_path / "images")
     (tmp_path / "salt").write_bytes(bytes(range(32)))
     plain = chain(section, tmp_path / "plain")
-    hidden = chain(section, tmp_path / "hidden", pseudonymise=str(tmp_path / "salt"))
-    studies, redact_samples = (pd.read_parquet(folder / "studies.parquet") for folder in (plain, hidden))
-    written, validation = texts(hidden), (tmp_path / "hidden/validated/validation.json").read_text()
+    folder = chain(section, tmp_path / "hidden", pseudonymise=str(tmp_path / "salt"))
+    studies, hidden = (pd.read_parquet(each / "studies.parquet") for each in (plain, folder))
+    written, validation = texts(folder), (tmp_path / "hidden/validated/validation.json").read_text()
     assert "Aufnahme-17" in texts(plain)
     assert "röntgen/" in texts(plain)
     ids = ["Aufnahme-", "röntgen", *studies["patient_id"].unique()[:50], *studies["image_id"][:50]]
@@ -84,11 +84,11 @@ def test_with_a_salt_no_id_is_left(tmp_path: Path) -> None:
     # In validation.json a short number may stand for something else.
     assert [text for text in ids if len(text) >= 4 and text in validation] == []
     # The same people under other names: same groups, same split, same labels, in the same order.
-    assert (pd.factorize(studies["patient_id"])[0] == pd.factorize(redact_samples["patient_id"])[0]).all()
-    pd.testing.assert_frame_equal(studies.loc[:, "split":], redact_samples.loc[:, "split":])
-    assert redact_samples["image_id"].is_unique
-    assert (redact_samples[["path", "member"]] == "").all(axis=None)
-    assert len(open_dataset(hidden).studies) == 240
+    assert (pd.factorize(studies["patient_id"])[0] == pd.factorize(hidden["patient_id"])[0]).all()
+    pd.testing.assert_frame_equal(studies.loc[:, "split":], hidden.loc[:, "split":])
+    assert hidden["image_id"].is_unique
+    assert (hidden[["path", "member"]] == "").all(axis=None)
+    assert len(open_dataset(folder).studies) == 240
 
 
 def test_accepted_split_of_pseudonyms_keeps_old_patients(tmp_path: Path) -> None:

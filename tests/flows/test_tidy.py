@@ -109,7 +109,7 @@ def test_the_cache_keeps_what_nights_releases_and_other_workspaces_need(nights: 
     assert (clone / "out.txt").read_text() == "text: night-0\n"
 
 
-def test_what_is_wanted_is_said_by_the_record_and_the_packets(nights: Path, tmp_path: Path) -> None:
+def test_what_is_wanted_is_said_by_the_record_and_the_bundles(nights: Path, tmp_path: Path) -> None:
     newest = git(nights / "registry.git", "rev-parse", BRANCH, f"{BRANCH}~1").split()
     released = git(nights / "registry.git", "rev-parse", "ral@v0.1.0^{commit}")
     assert wanted(nights, 2) == [*newest, released]
@@ -160,7 +160,7 @@ def test_workspaces_of_the_flows_stay_and_their_old_runs_go(tmp_path: Path) -> N
     assert not (tmp_path / "workspaces/compare/.dvc/tmp/exps").exists()
 
 
-def test_packets_registry_ledger_and_images_are_left_alone(tmp_path: Path) -> None:
+def test_bundles_registry_ledger_and_images_are_left_alone(tmp_path: Path) -> None:
     for name in ("releases/v0.1.0", "raw", "images/64-stretch-0"):
         old(tmp_path / name, 400)
     (tmp_path / "releases/v0.1.0/bundle.json").write_text('{"commit": "0"}')

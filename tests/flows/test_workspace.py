@@ -120,6 +120,14 @@ def test_outputs_stay_and_stray_files_go(source: Path, state: Path) -> None:
     assert not (made.folder / "stray.txt").exists()
 
 
+@pytest.mark.parametrize("text", ['{"revision": "0"}', '{"of": "another version"}', "{"])
+def test_inputs_that_another_version_recorded_count_as_changed(source: Path, text: str) -> None:
+    (source / "nightly.json").write_text(text)
+    git(source, "add", "nightly.json")
+    git(source, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "inputs")
+    assert load_run_inputs(source, "HEAD") is None
+
+
 def test_a_night_is_recorded_once(source: Path, state: Path) -> None:
     made = open_workspace(state, "nightly", str(source), "HEAD", {"train.epochs": 5})
     assert last_recorded_commit(made) is None
@@ -230,7 +238,7 @@ def test_a_record_that_cannot_be_read_stops_the_night(source: Path, state: Path,
 
 
 @pytest.mark.parametrize("name", ["split.parquet", "profile.json"])
-def test_a_damaged_packet_is_no_baseline(tmp_path: Path, name: str) -> None:
+def test_a_damaged_bundle_is_no_baseline(tmp_path: Path, name: str) -> None:
     """Tonight is held to nothing that is not what was registered."""
     bundle, folder = tmp_path / "v0.1.0", tmp_path / "workspace"
     (folder / "baseline").mkdir(parents=True)

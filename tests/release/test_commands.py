@@ -36,6 +36,8 @@ COMMANDS = (
 # What `list` shows of the metrics that the fixture `trained` writes.
 MACRO = {"AP": "0.412 (0.380–0.451)", "AUROC": "0.700 (no interval)"}
 
+OTHER_RANGE = {"size": 32, "fit": "stretch", "range": "percentile"}
+
 Ral = Callable[..., str]
 
 
@@ -107,8 +109,9 @@ def disturb(project: Path, spread: float) -> None:
     (folder / "model").mkdir(parents=True)
     for name in ("model.safetensors", "model.json"):
         shutil.copy(project / "models" / name, folder / "model")
-    write_bundle(folder, [], params={"train": {"threads": 1}})
-    dataset, bundle = open_dataset(project / "data/prepared"), verify(folder)
+    dataset = open_dataset(project / "data/prepared")
+    write_bundle(folder, [], params={"train": {"threads": 1}}, preparation=dataset.info.preparation)
+    bundle = verify(folder)
     for split in ("val", "test"):
         table = score(Release(CHALLENGER, "", "", folder), bundle, dataset, dataset.rows(split))
         table.to_parquet(project / f"models/logits/{split}.parquet", index=False)
@@ -336,7 +339,7 @@ def test_what_is_missing_is_named(ral: Ral, project: Path, gone: str, message: s
     assert not (project / "decision.json").exists()
 
 
-def test_images_of_another_size_are_refused(
+def test_images_that_were_prepared_differently_are_refused(
     ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path
 ) -> None:
     night(ral, commit, project, "night-1", "--approved-by", "Ada")
@@ -345,13 +348,29 @@ def test_images_of_another_size_are_refused(
     output = ral("judge", "--workspace", project, "--run-id", "b", "--out", project / "b.json")
     assert "HOLD" in output
     assert "preprocess.fit" in output
-    dataset = read_json(project / "data/prepared/dataset.json")
-    model = read_json(project / "models/model.json") | {"size": 64}
-    assert dataset["size"] == 32
-    write_json(project / "models/model.json", model)
-    night(ral, commit, project, "night-2", "--approved-by", "Ada")
-    with pytest.raises(UserError, match=r"preprocess\.size=64"):
-        ral("predict", project / "data/prepared", "--out", tmp_path / "x")
+    prepared = project / "data/prepared"
+    write_json(prepared / "dataset.json", read_json(prepared / "dataset.json") | {"preparation": OTHER_RANGE})
+    with pytest.raises(
+        UserError, match=r"v0\.1\.0 was trained .*preprocess\.range=own; .*preprocess\.range=percentile"
+    ):
+        ral("predict", prepared, "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_gray_range_of_a_bundle_of_an_earlier_version_is_in_its_params(
+    ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path
+) -> None:
+    set_params(project, {"preprocess": {"range": "percentile"}})
+    night(ral, commit, project, "night-1", "--approved-by", "Ada")
+    bundle = tmp_path / "state/releases/v0.1.0"
+    assert verify(bundle).preparation.range == "percentile"
+    content = read_json(bundle / BUNDLE)
+    del content["preparation"]["range"]
+    write_json(bundle / BUNDLE, content)
+    assert verify(bundle).preparation.range == "percentile"
+    del content["params"]["preprocess"]["range"]
+    write_json(bundle / BUNDLE, content)
+    assert verify(bundle).preparation.range == "own"
 
 
 def test_prune_keeps_what_params_say(ral: Ral, commit: Callable[[str], str], project: Path) -> None:

@@ -273,7 +273,7 @@ def test_patients_the_champion_learned_from_are_left_out(studies: pd.DataFrame) 
     assert "too few" in decision.sentence
 
 
-@pytest.mark.parametrize("changed", [{"size": 224}, {"fit": "pad"}])
+@pytest.mark.parametrize("changed", [{"size": 224}, {"fit": "pad"}, {"range": "percentile"}])
 def test_other_pixels_are_held_with_what_to_do(studies: pd.DataFrame, changed: dict[str, Any]) -> None:
     old = reference_model(model(studies, "test"), preparation=PREPARED.model_copy(update=changed))
     decision = evaluate_gate(gate_inputs(studies, model(studies, "test", 2.2), old), CONFIG, GATE)

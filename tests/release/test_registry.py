@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_not_registered(registry: Registry, commit: Make, d
     assert registry.releases() == []
 
 
-def test_a_damaged_packet_is_no_champion(registry: Registry, release: Make) -> None:
+def test_a_damaged_bundle_is_no_champion(registry: Registry, release: Make) -> None:
     release("one")
     (registry.folder / "v0.1.0" / "model").write_text("other bytes")
     with pytest.raises(UserError, match="has changed since it was registered"):
@@ -94,12 +94,10 @@ def test_a_damaged_packet_is_no_champion(registry: Registry, release: Make) -> N
     assert registry.champion() is None
 
 
-def test_a_packet_of_an_earlier_version_says_what_to_do(registry: Registry, release: Make) -> None:
+def test_a_bundle_of_an_earlier_version_says_what_to_do(registry: Registry, release: Make) -> None:
     folder = registry.folder / release("one")
     (folder / "bundle.json").rename(folder / "manifest.json")
-    with pytest.raises(
-        UserError, match=r"packet of an earlier version: manifest\.json is now bundle\.json"
-    ) as error:
+    with pytest.raises(UserError, match="is a release bundle of an earlier version") as error:
         registry.promote("v0.1.0", "Ada", "why not")
     assert str(folder) in str(error.value)
     assert "python -m flows.nightly" in str(error.value)
@@ -214,6 +212,15 @@ def test_promotion_survives_a_crash_at_every_step(
     assert [event.version for event in events(again)] == ["v0.1.0", "v0.2.0"]
     assert again.link.resolve() == again.folder / "v0.2.0"
     assert not list(again.state_dir.glob(".champion.*"))
+
+
+def test_prune_removes_nothing_while_there_are_fewer_bundles_than_it_keeps(
+    registry: Registry, release: Make
+) -> None:
+    for text in ("one", "two", "three"):
+        release(text)
+    assert registry.prune(keep=5) == []
+    assert all(release.bundle.is_dir() for release in registry.releases())
 
 
 def test_prune_keeps_what_may_be_needed(registry: Registry, release: Make) -> None:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ral.data.file_hash import FileHash
 from ral.records import Record
@@ -81,6 +81,8 @@ class TableSummary(Record):
 
 class ValidationResult(TableSummary):
     """Result of validating a data folder."""
+
+    if_damaged: ClassVar[str] = "Run `dvc repro validate`."
 
     passed: bool
     checks: Sequence[Check]

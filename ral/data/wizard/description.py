@@ -60,11 +60,6 @@ class Description:
         """Number of questions."""
         return sum(map(len, self.questions.values())) + len(self.doubtful)
 
-    @property
-    def has_split(self) -> bool:
-        """Whether the table has an official split."""
-        return "split" in self.values
-
     def sections(self) -> list[str]:
         """The lines of the sections data and split, as far as the table decides them."""
         return [
