@@ -12,8 +12,8 @@ or a params.yaml whose section data describes any of these; or the output folder
 The model is used as released: nothing is trained, and calibration and thresholds are not fitted again. The folder gets
 report.html, metrics.json, tables per finding, predictions.csv, and excluded.csv with every row that was not evaluated.
 
-Exit codes: 0 all rows were evaluated; 1 an error stopped the run; 2 wrong usage; 3 some images are missing or cannot be
-used; 130 interrupted (Ctrl-C).
+Exit codes: 0 all rows were evaluated, or excluded by their view or as sealed patients of the model; 1 an error stopped
+the run; 2 wrong usage; 3 some images are missing or cannot be used; 130 interrupted (Ctrl-C).
 """
 
 import argparse
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SOURCES = ("nih", "chexpert", "mimic", "padchest", "vindr", "chestmnist")
 SPLITS = ("all", "train", "val", "test")
+# Options that describe the columns of a table.
+COLUMNS = ("image_column", "patient_column", "without_patients")
 SOME_BAD = 3
 
 logger = logging.getLogger("ral.external")
@@ -53,19 +55,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--image-column",
-        default="image_id",
         metavar="COLUMN",
         help="path or file name of the image (image_id)",
     )
     patients = command.add_mutually_exclusive_group()
-    patients.add_argument(
-        "--patient-column", default="patient_id", metavar="COLUMN", help="id of the patient (patient_id)"
-    )
+    patients.add_argument("--patient-column", metavar="COLUMN", help="id of the patient (patient_id)")
     patients.add_argument(
         "--without-patients", action="store_true", help="patients are not known: intervals are by image"
     )
     add("--source", choices=SOURCES, help="DATA is a folder as its publisher ships it (docs/sources.md)")
-    add("--split", choices=SPLITS, default="all", help="images of a prepared set to evaluate (all)")
+    add("--split", choices=SPLITS, help="images of a prepared set to evaluate (all)")
     add("--device", help="cpu, cuda or cuda:1 (a GPU if there is one)")
     add("--workers", type=int, help="threads that decode, and score on a CPU (one per core)")
     return command
@@ -110,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
     folder = find_model(options.model)
     predictor = open_predictor([folder], options.device, workers=options.workers)
     model = predictor.models[0]
-    record = read_record(folder, model.findings)
+    record = read_record(folder, model.findings, model.calibration.version)
     data, split = _open_data(options, model)
     common = run.common_findings(model.findings, data)
     data = hide_sealed(data, record)
@@ -159,19 +158,21 @@ def _open_data(options: argparse.Namespace, model: "ReleasedModel") -> "tuple[La
 
     path: Path = options.data
     if is_prepared(path):
-        _refuse(options, "a prepared set", ("images", "source", "without_patients"))
-        return labelled.open_prepared(path, options.split, model.preparation), options.split
+        _refuse(options, "a prepared set", ("images", "source", *COLUMNS))
+        split = options.split or "all"
+        return labelled.open_prepared(path, split, model.preparation), split
+    _refuse(options, "data other than a prepared set: all rows are evaluated", ("split",))
     require("data", "`ral evaluate` with a label table")
     folder, monochrome1 = options.images, "fail"
     if options.source:
-        _refuse(options, "--source", ("images", "without_patients"))
+        _refuse(options, "--source", ("images", *COLUMNS))
         if not path.is_dir():
             raise UserError(
                 f"{path} is not a folder. With --source, --data names the folder of the data set."
             )
         config = tables.published(options.source, path)
     elif path.suffix.lower() in (".yaml", ".yml"):
-        _refuse(options, "a parameter file", ("without_patients",))
+        _refuse(options, "a parameter file", COLUMNS)
         config, monochrome1 = tables.read_params(path)
     elif path.is_dir() and not list(path.glob("*.parquet")):
         raise UserError(
@@ -179,8 +180,8 @@ def _open_data(options: argparse.Namespace, model: "ReleasedModel") -> "tuple[La
             f"({', '.join(SOURCES)})."
         )
     else:
-        patient = None if options.without_patients else options.patient_column
-        config = tables.own_table(path, model.findings, options.image_column, patient)
+        patient = None if options.without_patients else options.patient_column or "patient_id"
+        config = tables.own_table(path, model.findings, options.image_column or "image_id", patient)
         folder = folder or path.parent
     return tables.open_table(config, path.resolve().name, folder, monochrome1, model.preparation), None
 

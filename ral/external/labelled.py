@@ -1,7 +1,7 @@
 """The images and labels that a model is evaluated on, from a prepared set or from a label table."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,10 @@ from ral.preparation import Preparation
 
 NO_IMAGE = "no image"
 VIEW = "view not in data.views"
+SEALED_UNKNOWN = (
+    "The model's project has sealed test patients (evaluate.sealed). It is not known who they are: they may be among "
+    "the patients that were evaluated."
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class LabelledImages:
     patients_known: bool
     """False: patient_id is the image id."""
     notes: tuple[str, ...] = ()
-    """Warnings about the label table, a sentence each."""
+    """Warnings about the label table and about sealed patients, a sentence each."""
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -125,11 +129,26 @@ def as_test(studies: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
 
 
 def hide_sealed(data: LabelledImages, record: ModelRecord) -> LabelledImages:
-    """Exclude patients that the model's project has sealed (evaluate.sealed): only opening them may show them."""
+    """Exclude patients that the model's project has sealed (evaluate.sealed): only opening them may show them.
+
+    Where it is not known who they are, a note says so.
+
+    Raises:
+        UserError: no row is left.
+    """
     from ral.data.splits.holdout import sealed
 
-    if record.split is None or not record.config.sealed:
+    if not record.config.sealed:
         return data
+    if record.split is None:
+        return replace(data, notes=(*data.notes, SEALED_UNKNOWN))
     known = data.rows[["patient_id"]].assign(split=data.rows["patient_id"].map(record.split))
     hidden = sealed(known, record.config.sealed)
+    if hidden.all():
+        raise UserError(
+            f"All {len(hidden):,} rows of {data.name} are of patients that the model's project has sealed "
+            "(evaluate.sealed). Evaluate other data."
+        )
+    if not data.patients_known and known["split"].isna().any():
+        data = replace(data, notes=(*data.notes, SEALED_UNKNOWN))
     return data.without(hidden, "sealed test patient of the model") if hidden.any() else data

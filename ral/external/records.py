@@ -15,6 +15,7 @@ from ral.evaluation.calibration_io import SavedCalibration, SavedFinding, parse
 from ral.evaluation.score import FittedFinding
 from ral.files import read_json
 from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS
+from ral.inference.export_folder import INDEX
 from ral.labels import TIERS
 
 
@@ -32,18 +33,24 @@ class ModelRecord:
     """Split by patient id of the images that the model was trained and tested on; None if it is not known."""
 
 
-def read_record(folder: Path, findings: tuple[str, ...]) -> ModelRecord:
+def read_record(folder: Path, findings: tuple[str, ...], version: str) -> ModelRecord:
     """Read the record of a model that `ral.inference.released.open_model` has opened.
 
     Args:
         folder: of the model, as for `open_model`.
         findings: the model's.
+        version: of the calibration that the model was opened with.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: the model is an export; a file is missing, damaged or of another model.
     """
     if (folder / BUNDLE).is_file():
         reports = project = prepared = folder
+    elif (folder / INDEX).is_file():
+        raise UserError(
+            f"{folder} is an export, which has neither the tiers of the findings nor the parameters of the evaluation. "
+            "Name with --model the release or the project folder that it was made from."
+        )
     else:
         project = folder if (folder / artifacts.MODEL).is_file() else folder.resolve().parent
         reports, prepared = project / artifacts.REPORTS, project / artifacts.PREPARED
@@ -54,6 +61,11 @@ def read_record(folder: Path, findings: tuple[str, ...]) -> ModelRecord:
                 "since `ral evaluate` exists: register the model again, or name the project folder that trained it."
             )
     calibration = parse(read_json(reports / CALIBRATION))
+    if calibration.version != version:
+        raise UserError(
+            f"{reports / CALIBRATION} has the version {calibration.version}, but the model was opened with {version}: "
+            "it is of another model. Name the release or the project folder of the model."
+        )
     config: EvaluateConfig = load(project / "params.yaml", EvaluateParams).evaluate
     threshold = config.threshold.model_copy(update={"rule": calibration.rule})
     return ModelRecord(

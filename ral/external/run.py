@@ -173,6 +173,8 @@ def messages(content: Mapping[str, Any]) -> list[str]:
         lines.append(
             "The patients are not known: intervals resample images, and are too narrow where a patient has several."
         )
+    if content["patients_of_model"] is None:
+        lines.append("It is not known whether patients are also in the data of the model.")
     of_model = content["patients_of_model"] or {"train": 0, "val": 0, "test": 0}
     if of_model["train"] + of_model["val"]:
         patients = pluralize(of_model["train"] + of_model["val"], "patient id is", "patient ids are")

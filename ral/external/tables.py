@@ -17,7 +17,7 @@ from ral.data.images.decode import decode, dicom_start
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.file_names import is_hidden, shown
 from ral.data.images.locate import list_files, read_images
-from ral.data.privacy import pseudonymize, read_salt
+from ral.data.privacy import pseudonymize, read_salt, redact_samples
 from ral.data.sources.base import Source, open_source
 from ral.data.sources.parquet import is_parquet, parquet_files
 from ral.data.sources.text import read_header
@@ -153,8 +153,9 @@ def open_table(
     """
     source = open_source(config)
     findings = source.findings()
+    salt = read_salt(Path(config.pseudonymise)) if config.pseudonymise else None
     with tempfile.TemporaryDirectory(prefix="ral-evaluate-") as scratch:
-        images, notes = _validated(source, folder, Path(scratch))
+        images, notes = _validated(source, folder, Path(scratch), salt)
     studies = pd.concat([source.to_studies(chunk) for chunk in source.iter_chunks()], ignore_index=True)
     images = images.reset_index(drop=True)
     stored = pd.Series(images.index, index=images["image_id"])
@@ -176,8 +177,7 @@ def open_table(
     dark = used["monochrome1"].to_numpy(bool) if "monochrome1" in used else np.zeros(len(used), bool)
     root = folder or source.root
     ids, shown_views = used["image_id"], used["view"].astype(str).tolist()
-    if config.pseudonymise:
-        salt = read_salt(Path(config.pseudonymise))
+    if salt:
         used, excluded = pseudonymize(used, salt), pseudonymize(excluded, salt)
         ids = used["image_id"]
 
@@ -228,8 +228,14 @@ def match_files(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:
     return pd.DataFrame(sorted(rows), columns=["path", "image_id"], dtype="str")
 
 
-def _validated(source: Source, folder: Path | None, scratch: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Locate the images and check the table as the step validate does; returns images and warnings."""
+def _validated(
+    source: Source, folder: Path | None, scratch: Path, salt: bytes | None
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Locate the images and check the table as the step validate does.
+
+    Returns:
+        Images, and warnings; with a salt these quote no cell.
+    """
     from ral.data.tables.partitions import Partitions
     from ral.data.validation import messages
     from ral.data.validation.run import check_rows
@@ -252,7 +258,8 @@ def _validated(source: Source, folder: Path | None, scratch: Path) -> tuple[pd.D
     failed = messages.failures(checks)
     if failed:
         raise UserError("\n".join([f"{source.named()} did not pass validation.", *failed]))
-    return images, tuple(messages.warnings(checks))
+    # The warnings become outputs.
+    return images, tuple(messages.warnings(redact_samples(checks, salt) if salt else checks))
 
 
 def _listed(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:

@@ -27,7 +27,7 @@ def verify_export(folder: Path) -> dict[str, Any]:
         The content of export.json.
 
     Raises:
-        UserError: it is of another version, or a file is missing, damaged or changed.
+        UserError: it is of another version, or a file is missing, damaged, changed or not listed.
     """
     path = folder / INDEX
     try:
@@ -43,6 +43,9 @@ def verify_export(folder: Path) -> dict[str, Any]:
     for name in (MODEL_FILES[kind], "model.json", "calibration.json"):
         if name not in files:
             raise UserError(f"{path} does not list {name}. {_REMEDY}")
+    for used in model_files(kind, folder):
+        if used.name not in files:
+            raise UserError(f"{used} is not listed in {path}, but would be read with the model. {_REMEDY}")
     return index
 
 

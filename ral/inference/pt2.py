@@ -43,6 +43,9 @@ _SIZE = re.compile(
 _EQUATION = re.compile(r"[a-z]+(,[a-z]+)*->[a-z]*|\w*", re.ASCII)  # text arguments, such as those of einsum
 _STRUCTURE = re.compile(r'([\[\]{}:, "0-9]|type|context|children_spec|null|builtins\.(tuple|list|dict))*')
 
+# What reading a damaged graph raises. RecursionError, of deeply nested JSON, is a RuntimeError.
+_DAMAGED = (RuntimeError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
 
 def read(path: Path) -> nn.Module:
     """Open a .pt2 file, on the CPU. Nothing is unpickled.
@@ -60,10 +63,9 @@ def read(path: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             # Not torch.export.load, which falls back to an older, pickled format.
-            program = load_pt2(checked).exported_programs["model"]
-    except (RuntimeError, AssertionError, KeyError, ValueError) as error:
+            return load_pt2(checked).exported_programs["model"].module()
+    except _DAMAGED as error:
         raise damaged(path, error) from None
-    return program.module()
 
 
 def checked_copy(path: Path) -> io.BytesIO:
@@ -84,7 +86,7 @@ def checked_copy(path: Path) -> io.BytesIO:
             parts = {} if reason else dict(zip(names, map(archive.read, archive.namelist()), strict=True))
         if reason is None:
             reason = _unsafe(parts)
-    except (FileNotFoundError, zipfile.BadZipFile, KeyError, AttributeError, TypeError, ValueError) as error:
+    except (FileNotFoundError, zipfile.BadZipFile, *_DAMAGED) as error:
         raise damaged(path, error) from None
     if reason:
         raise UserError(

@@ -21,7 +21,7 @@ from ral.errors import UserError
 from ral.files import sha256
 from ral.inference.bundle import BUNDLE, CALIBRATION, OLD_BUNDLE, verify
 from ral.inference.calibrated import Calibration, read_calibration
-from ral.inference.export_folder import CARD, INDEX, Kind, model_files, verify_export
+from ral.inference.export_folder import CARD, INDEX, Kind, damaged, model_files, verify_export
 from ral.inference.exported import ExportedNetwork, open_export
 from ral.models.info import ModelInfo, read_model_info
 from ral.models.load import load_network
@@ -154,9 +154,12 @@ def _model_files(folder: Path) -> ModelFiles:
         return _release(folder)
     if (folder / INDEX).is_file():
         index = verify_export(folder)
+        try:
+            pixels = _pixels(index["preprocessing"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder / INDEX, error) from None
         name, kind, calibration = folder.resolve().name, index["kind"], folder / CALIBRATION
-        weights, pixels = model_files(kind, folder), _pixels(index["preprocessing"])
-        return ModelFiles(name, folder, weights, calibration, folder / CARD, pixels, kind)
+        return ModelFiles(name, folder, model_files(kind, folder), calibration, folder / CARD, pixels, kind)
     if not (folder / artifacts.MODEL.name).is_file() and (folder / artifacts.MODEL).is_file():
         folder = folder / artifacts.MODELS
     project = folder.resolve().parent

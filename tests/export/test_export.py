@@ -298,10 +298,17 @@ def test_changed_export_is_refused(kind: str, project: Project, tmp_path: Path) 
         ({"kind": "pickle"}, "of another version"),
         ({"files": {k: v for k, v in index["files"].items() if k != model}}, f"does not list {model}"),
         ({"files": None}, "is damaged"),
+        ({"preprocessing": None}, "is damaged"),
+        ({"preprocessing": {"size": "large"}}, "is damaged"),
     ):
         write_json(out / "export.json", index | change)
         with pytest.raises(UserError, match=message):
             open_model(out)
+    write_json(out / "export.json", index)
+    beside = out / f"{model}.data"
+    beside.write_bytes(b"weights")
+    with pytest.raises(UserError, match=rf"{beside.name} is not listed"):
+        open_model(out)
 
 
 @pytest.mark.parametrize("kind", KINDS)

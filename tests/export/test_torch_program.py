@@ -148,3 +148,16 @@ def test_missing_and_damaged_files(program: Path) -> None:
     program.unlink()
     with pytest.raises(UserError, match="does not exist"):
         read(program)
+
+
+def test_a_damaged_graph(program: Path) -> None:
+    good = program.read_bytes()
+    for content in (b"[" * 100_000 + b"]" * 100_000, b"[]", b"{}"):
+        program.write_bytes(good)
+        rewrite(program, GRAPH, lambda _, content=content: content)  # type: ignore[misc]
+        with pytest.raises(UserError, match="damaged"):
+            read(program)
+    program.write_bytes(good)
+    change_graph(program, lambda graph: graph["graph_module"]["graph"].update(nodes=5))
+    with pytest.raises(UserError, match="damaged"):
+        read(program)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, set_params
+from simulated_release import gate_decision
 
 from ral.config.base import load
 from ral.config.evaluate import EvaluateParams
@@ -29,7 +30,9 @@ def project(phantom_prepared: Path, phantom_trained: Path, tmp_path_factory: pyt
     for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
         (folder / name).write_text(name)
     write_json(folder / "data/manifest.json", {"files": {}})
-    write_json(folder / "data/validated/validation.json", {"profile": {"rows": 1}})
+    write_json(
+        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
+    )
     return folder
 
 
@@ -38,7 +41,7 @@ def release(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release of the model, away from its project."""
     folder = tmp_path_factory.mktemp("releases") / "v0.1.0"
     folder.mkdir()
-    build_bundle(project, {"decision": "PROMOTE"}, "0" * 40, folder)
+    build_bundle(project, gate_decision(), "0" * 40, folder)
     return folder
 
 

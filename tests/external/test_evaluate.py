@@ -89,7 +89,9 @@ def test_with_the_logits_of_the_pipeline_every_number_is_equal(project: Path, st
     excluded = pd.DataFrame(columns=["image_id", "reason"])
     data = LabelledImages("own", "nih", as_test(test, findings), lambda: iter(()), excluded, True)
     logits = pd.read_parquet(project / "models/logits/test.parquet")
-    record = records.read_record(project, findings)
+    record = records.read_record(
+        project, findings, read_json(project / "reports/calibration.json")["version"]
+    )
     evaluation = run.evaluate(data, logits, record, True)
     assert run.tables.to_metrics(evaluation).to_json() == read_json(project / "reports/metrics.json")
     for name, part in run.tables_of(evaluation).items():
