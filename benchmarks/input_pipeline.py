@@ -41,7 +41,7 @@ from ral.config.train import AugmentConfig
 from ral.data.dataset import Dataset
 from ral.data.images.locate import list_images, read_images
 from ral.inference.prefetch import Prefetcher, gather
-from ral.inference.score import normalised
+from ral.models.inputs import normalised
 from ral.phantom.archive import write_phantom
 from ral.training.augment import draw_transforms, transform
 

@@ -41,6 +41,8 @@ MEASURABLE = 4_000_000
 # The eager form needs some 25 tensors of the logits' size; larger shapes run on GPUs only.
 CPU_LIMIT = 20_000_000
 
+Peer = Callable[[Tensor, Tensor], Tensor]
+
 
 def eager(x: Tensor, y: Tensor) -> Tensor:
     """RAL (form code, default options, mean) as a literal transcription of the formula, differentiated by autograd."""
@@ -63,18 +65,18 @@ def draw(shape: tuple[int, int], device: str) -> tuple[Tensor, Tensor]:
     )
 
 
-def once(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> None:
+def once(loss: Peer, x: Tensor, y: Tensor) -> None:
     """One forward and backward pass."""
     x.grad = None
     loss(x, y).backward()
 
 
 def ratio(
-    device: str, shape: tuple[int, int], seconds: float, peers: tuple[Callable, Callable]
+    device: str, shape: tuple[int, int], seconds: float, peers: tuple[Peer, Peer]
 ) -> tuple[float, float, float]:
     """Median seconds of two losses, and their ratio, from interleaved runs of about `seconds`."""
     x, y = draw(shape, device)
-    times: dict[Callable, list[float]] = {peer: [] for peer in peers}
+    times: dict[Peer, list[float]] = {peer: [] for peer in peers}
     for loss in times:
         for _ in range(3):
             once(loss, x, y)
@@ -112,7 +114,8 @@ def graph_seconds(loss: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, in
         graph.replay()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / runs / 1e3
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds / runs / 1e3
 
 
 def memory(

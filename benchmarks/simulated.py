@@ -149,7 +149,8 @@ class Population:
         below = np.searchsorted(self.scores[name], at)
         true = self.positives[name][-1] - self.positives[name][below]
         false = len(self.scores[name]) - below - true
-        return (true - false * at / (1 - at)) / len(self.scores[name])
+        benefit: Array = (true - false * at / (1 - at)) / len(self.scores[name])
+        return benefit
 
 
 def all_figures(scored: Scored, resamples: Resamples) -> dict[str, BootstrapDistribution]:

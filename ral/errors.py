@@ -30,7 +30,7 @@ def plain(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def _without_secret(match: re.Match) -> str:
+def _without_secret(match: re.Match[str]) -> str:
     scheme, user = match.groups()
     # The user of `ssh://git@host` is not secret, and the URL would not work without it.
     return match[0] if scheme.lower().endswith("ssh://") and ":" not in user else scheme

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Self, TextIO
+from typing import NoReturn, Self, TextIO
 
 from tqdm import tqdm
 
@@ -35,7 +35,7 @@ class Progress:
         self._lines = 0
         self._lock = threading.Lock()
         self._note = ""
-        self._bar: tqdm | None = None
+        self._bar: tqdm[NoReturn] | None = None
         if self._stream.isatty():
             self._bar = tqdm(
                 total=total,

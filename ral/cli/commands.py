@@ -19,7 +19,8 @@ class Command:
     def load(self) -> Callable[[list[str]], int]:
         """Import the module; returns the function."""
         module, function = self.entry.split(":")
-        return getattr(import_module(module), function)
+        loaded: Callable[[list[str]], int] = getattr(import_module(module), function)
+        return loaded
 
 
 RELEASE = (

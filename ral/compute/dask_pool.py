@@ -40,7 +40,9 @@ class Pool:
     def __init__(self, workers: int, client: Any = None) -> None:
         self.workers, self._client = workers, client
 
-    def run(self, work: Work, items: Sequence[tuple], sizes: Sequence[int], report: Report) -> list[Any]:
+    def run(
+        self, work: Work, items: Sequence[tuple[Any, ...]], sizes: Sequence[int], report: Report
+    ) -> list[Any]:
         """Call `work(*item, report=...)` for each item, and return the results in the order of the items.
 
         Args:
@@ -84,7 +86,7 @@ class Pool:
         with _lost_workers():
             return pending.popleft().result()
 
-    def _run_threads(self, work: Work, items: Sequence[tuple], report: Report) -> list[Any]:
+    def _run_threads(self, work: Work, items: Sequence[tuple[Any, ...]], report: Report) -> list[Any]:
         stop = threading.Event()
 
         def guarded(amount: int) -> None:
@@ -99,7 +101,7 @@ class Pool:
             stop.set()
 
     def _run_client(
-        self, work: Work, items: Sequence[tuple], sizes: Sequence[int], report: Report
+        self, work: Work, items: Sequence[tuple[Any, ...]], sizes: Sequence[int], report: Report
     ) -> list[Any]:
         from distributed import as_completed
 

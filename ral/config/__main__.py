@@ -122,7 +122,8 @@ def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     if not arguments:
-        return {"NoneType": "null"}.get(annotation.__name__, annotation.__name__)
+        name: str = annotation.__name__
+        return {"NoneType": "null"}.get(name, name)
     if all(isinstance(argument, str | int) for argument in arguments):
         return ", ".join(f"`{argument}`" for argument in arguments)
     inner = " or ".join(_type(argument) for argument in arguments)

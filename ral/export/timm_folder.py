@@ -80,6 +80,7 @@ def read(folder: Path) -> Logits:
     channels = model.pretrained_cfg["input_size"][0]
 
     def logits(images: Tensor) -> Tensor:
-        return model(images.expand(-1, channels, -1, -1))
+        values: Tensor = model(images.expand(-1, channels, -1, -1))
+        return values
 
     return logits

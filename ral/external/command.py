@@ -100,6 +100,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     import pandas as pd
 
+    from ral.evaluation import tables
     from ral.external import run
     from ral.external.labelled import hide_sealed
     from ral.external.records import read_record
@@ -120,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     run.write(options.out, evaluation, described, run.predictions(scores, predictor, data), excluded)
     for line in run.messages(described):
         logger.warning("%s", line)
-    print(summary(described, run.tables.to_metrics(evaluation)))
+    print(summary(described, tables.to_metrics(evaluation)))
     print(f"report: {options.out / 'report.html'}")
     return SOME_BAD if data.missing or len(scores.bad) else 0
 

@@ -68,7 +68,7 @@ def to_table(parts: Sequence[Predicted], labels: Labels) -> pa.Table:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """The same as a data frame: decisions are nullable booleans, missing texts are ""."""
-    frame = table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+    frame: pd.DataFrame = table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
     texts = ["error", "warning", "view"]
     frame[texts] = frame[texts].fillna("")
     return frame
@@ -207,7 +207,8 @@ def _key(name: str) -> bytes:
 def _csv(table: pa.Table, header: bool = False) -> bytes:
     sink = pa.BufferOutputStream()
     pa.csv.write_csv(table, sink, pa.csv.WriteOptions(include_header=header, quoting_style="needed"))
-    return sink.getvalue().to_pybytes()
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
 
 
 def _json_lines(table: pa.Table) -> bytes:

@@ -107,7 +107,8 @@ def _logits(network: nn.Module, pixels: Tensor, info: PixelStatistics, padded: i
     number = len(pixels)
     if padded > number:
         pixels = torch.cat([pixels, pixels.new_zeros((padded - number, *pixels.shape[1:]))])
-    return network(channels_last(normalised(pixels, info)))[:number].float()
+    logits: Tensor = network(channels_last(normalised(pixels, info)))
+    return logits[:number].float()
 
 
 class Scorer:

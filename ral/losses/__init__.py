@@ -13,7 +13,7 @@ from ral.losses.ranking import ZLPR, TwoWay
 from ral.suggest import did_you_mean
 from ral.user_code import CUSTOM
 
-LOSSES: dict[str, type[Loss]] = {
+LOSSES: dict[str, type[Loss[Any]]] = {
     "ral": RAL,
     "bce": BCE,
     "focal": Focal,
@@ -36,7 +36,7 @@ def build_loss(
     options: Mapping[str, Any] | None = None,
     class_counts: ClassCounts | None = None,
     reduction: Reduction = "mean",
-) -> Loss:
+) -> Loss[Any]:
     """The loss called `name`; called with (logits, targets).
 
     Args:

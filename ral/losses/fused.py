@@ -54,7 +54,8 @@ def asymmetric_loss(
                 f"class_weight has shape {tuple(class_weight.shape)}, not ([2,] {logits.shape[-1]})"
             )
         class_weight = class_weight.expand(2, -1)
-    return _Asymmetric.apply(logits, targets, formula, reduction, class_weight)
+    loss: Tensor = _Asymmetric.apply(logits, targets, formula, reduction, class_weight)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _Asymmetric(torch.autograd.Function):

@@ -161,7 +161,8 @@ def edge(inward: Plane, width: float = _EDGE) -> Plane:
 
 def distance(across: Plane, down: Plane) -> Plane:
     """Length of a step; np.hypot would be several times slower."""
-    return np.sqrt(across * across + down * down)
+    length: Plane = np.sqrt(across * across + down * down)
+    return length
 
 
 def draw_chest(canvas: Canvas, chest: Chest, rng: Random) -> None:

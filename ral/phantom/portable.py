@@ -55,14 +55,16 @@ class Random:
         size = int(np.prod(shape))
         drawn = np.frombuffer(self._rng.bytes(_BYTES * size), np.uint8).reshape(_BYTES, size)
         total = drawn.sum(axis=0, dtype=np.int16) - np.int16(_MEAN)
-        return (total.astype(np.float32) / _SD).reshape(shape)
+        normals: Plane = (total.astype(np.float32) / _SD).reshape(shape)
+        return normals
 
 
 def cosine(turns: Plane) -> Plane:
     """Cosine of an angle in turns, approximated by parabolas to within 0.0011."""
     quarter = 0.25 - np.abs(turns - np.rint(turns))
     arch = quarter * (8 - 16 * np.abs(quarter))
-    return arch * (0.775 + 0.225 * np.abs(arch))
+    wave: Plane = arch * (0.775 + 0.225 * np.abs(arch))
+    return wave
 
 
 def rotation(turns: float) -> tuple[float, float]:
@@ -77,7 +79,8 @@ def direction(across: Plane, down: Plane) -> Plane:
     part = down / (np.abs(across) + np.abs(down) + 1e-6)
     size = np.abs(part)
     quarters = part * (1 - 0.4 * (1 - size) * (1 - 2 * size))
-    return 0.25 * np.where(across < 0, 2 - quarters, quarters)
+    angle: Plane = 0.25 * np.where(across < 0, 2 - quarters, quarters)
+    return angle
 
 
 def decay(values: Plane) -> Plane:
