@@ -142,9 +142,14 @@ def test_all_that_prediction_needs_goes_along_hashed(kind: str, project: Project
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_bytes_without_a_path_of_this_machine(kind: str, project: Project, tmp_path: Path) -> None:
-    """Of this process, which has made other exports before, and of one of its own."""
+    """Of this process, which has made other exports before and has other threads, and of one of its own."""
     folder = project()
-    export(kind, folder, tmp_path / "one")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        export(kind, folder, tmp_path / "one")
+    finally:
+        torch.set_num_threads(threads)
     command = [sys.executable, "-m", "ral.export", kind, "--model", str(folder), "-o", str(tmp_path / "two")]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     for path in (tmp_path / "one").iterdir():
