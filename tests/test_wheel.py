@@ -209,7 +209,7 @@ def test_the_lower_bounds_are_enough(tmp_path: Path) -> None:
     assert all("==" in line for line in oldest)
     index = ["--extra-index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
     done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", *index, *oldest, "pytest", "pytest-timeout"],
+        [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", *index, *oldest, "hypothesis", "pytest", "pytest-timeout"],
         capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode and re.search("connection|name resolution|timed out", done.stderr, re.IGNORECASE):
