@@ -213,6 +213,14 @@ def phantom_trained(phantom_prepared: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def phantom_evaluated(phantom_prepared: Path, phantom_trained: Path, once: Once) -> Path:
+    """A project folder after prepare, train and evaluate; report and card are stubs; do not change it, copy it."""
+    from trainings import evaluate_phantom
+
+    return once("evaluated", lambda folder: evaluate_phantom(folder, phantom_prepared, phantom_trained))
+
+
+@pytest.fixture(scope="session")
 def chain_done(once: Once, run: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
     """A copy of the project with small parameters in which the chain has run and is committed; do not change it, copy it."""
 

@@ -1,23 +1,28 @@
 """Small trainings for the tests: parameters, prepared images, real processes."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from conftest import ROOT
+from conftest import ROOT, SMALL, set_params
 from ruamel.yaml import YAML
 
+from ral.config.base import load
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
 from ral.config.environment import TrainingTarget
+from ral.config.evaluate import EvaluateParams
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.train import TrainConfig, TrainParams
 from ral.data.images.locate import list_images
 from ral.data.prepare import prepare
+from ral.files import write_json
 from ral.launch import launch
 from ral.training.spec import TrainSpec
+from tasks import evaluate
 
 # With layer norm images of a batch do not interact, so splitting the batch changes only rounding.
 SEPARABLE = ModelConfig(backbone="test_convnext")
@@ -82,6 +87,23 @@ def train(
     spec = write_spec(prepared, out, params(model, loss, **changes), minutes)
     launch(spec, TrainingTarget(processes=processes), out, command)
     return out
+
+
+def evaluate_phantom(folder: Path, prepared: Path, trained: Path) -> None:
+    """Write a project folder from its prepared data and its training; report and card are stubs."""
+    (folder / "data/validated").mkdir(parents=True)
+    shutil.copytree(prepared, folder / "data/prepared")
+    shutil.copytree(trained, folder / "models")
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(folder, SMALL)
+    paths = (folder / name for name in ("data/prepared", "models/logits", "baseline", "reports"))
+    evaluate.run(load(folder / "params.yaml", EvaluateParams), *paths)
+    for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
+        (folder / name).write_text(name)
+    write_json(folder / "data/manifest.json", {"files": {}})
+    write_json(
+        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
+    )
 
 
 def outputs(folder: Path) -> dict[str, bytes]:

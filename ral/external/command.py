@@ -103,8 +103,8 @@ def _run(options: argparse.Namespace) -> int:
     from ral.evaluation import tables
     from ral.external import run
     from ral.external.labelled import hide_sealed
-    from ral.external.records import read_record
     from ral.inference.predict import open_predictor
+    from ral.inference.records import read_record
     from ral.inference.released import find_model
 
     folder = find_model(options.model)

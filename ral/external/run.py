@@ -16,9 +16,9 @@ from ral.errors import UserError
 from ral.evaluation import audit, characteristics, score, tables
 from ral.evaluation.rows import align
 from ral.external.labelled import LabelledImages
-from ral.external.records import ModelRecord
 from ral.files import atomic_directory, read_json, write_json
 from ral.inference.predict import UNLIKE_SHARE
+from ral.inference.records import ModelRecord
 from ral.inference.results import to_table
 from ral.inference.scoring import Predicted, Predictor
 from ral.progress import Progress

@@ -11,11 +11,12 @@ from untrained import write_project
 from ral.config.evaluate import EvaluateConfig
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
-from ral.external import command, records, run
+from ral.external import command, run
 from ral.external.labelled import SEALED_UNKNOWN, LabelledImages, hide_sealed
-from ral.external.records import ModelRecord
 from ral.external.tables import open_table, own_table
 from ral.files import read_json, write_json
+from ral.inference import records
+from ral.inference.records import ModelRecord
 from ral.inference.released import open_model
 from ral.preparation import Preparation
 
