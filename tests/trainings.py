@@ -1,5 +1,7 @@
 """Small trainings for the tests: parameters, prepared images, real processes."""
 
+import functools
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from conftest import ROOT, SMALL, set_params
+from forks import Forks
 from ruamel.yaml import YAML
 
 from ral.config.base import load
@@ -39,6 +42,17 @@ OUTPUTS = (
 )  # fmt: skip
 
 RANK = (sys.executable, "-m", "ral.training")
+
+
+@functools.cache
+def forks() -> Forks:
+    """Where the ranks run; on a GPU, which no fork of a process that has seen it can use, they are fresh processes."""
+    return Forks("slow_imports", environment=dict(os.environ) | {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def rank() -> tuple[str, ...]:
+    """The command of a rank."""
+    return RANK if os.environ.get("CUDA_VISIBLE_DEVICES") != "" else forks().command("ral.training")
 
 
 def prepare_phantom(images: Path, folder: Path, dask: DaskTarget = DaskTarget(workers=2)) -> Path:  # noqa: B008
@@ -80,12 +94,12 @@ def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 
 
 
 def train(
-    prepared: Path, out: Path, processes: int = 1, minutes: float = 10.0, command: tuple[str, ...] = RANK,
+    prepared: Path, out: Path, processes: int = 1, minutes: float = 10.0, command: tuple[str, ...] | None = None,
     model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any,
 ) -> Path:  # fmt: skip
     """Train into `out` and wait."""
     spec = write_spec(prepared, out, params(model, loss, **changes), minutes)
-    launch(spec, TrainingTarget(processes=processes), out, command)
+    launch(spec, TrainingTarget(processes=processes), out, command or rank())
     return out
 
 

@@ -11,17 +11,19 @@ import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from conftest import processes_in
-from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps, write_params
+from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps, train, write_params
 
 from ral.config.train import TrainParams
 
 # Two phases, EMA and batch statistics: everything that a checkpoint has to hold.
-WHOLE = params(BATCH_NORM, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
+PHASES: dict[str, Any] = {"classifier": {"epochs": 1, "learning_rate": 1e-2}, "epochs": 3}
+WHOLE = params(BATCH_NORM, **PHASES)
 # All steps of it: 247 images in batches of 32, three epochs and one.
 STEPS = 4 * 8
 
@@ -103,13 +105,11 @@ def kill(training: Training, launcher: subprocess.Popen, how: str, chance: rando
 
 
 @pytest.fixture(scope="module")
-def reference(
-    prepared: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
-) -> dict[int, dict[str, bytes]]:
-    """Outputs of uninterrupted runs of one and of two processes."""
+def reference(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
+    """Outputs of uninterrupted trainings by one and by two processes."""
     folder = tmp_path_factory.mktemp("reference")
     return {
-        world: outputs(Training(folder / str(world), prepared, WHOLE, environment).finish(world))
+        world: outputs(train(prepared, folder / str(world), world, model=BATCH_NORM, **PHASES))
         for world in (1, 2)
     }
 

@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, set_params
 from own_classes import LOSS, NETWORK, write_classes
-from trainings import TRAIN, outputs, write_spec
+from trainings import TRAIN, outputs, rank, write_spec
 
 from ral.config.environment import TrainingTarget
 from ral.config.losses import LossConfig
@@ -42,12 +41,7 @@ def params(**changes: str) -> TrainParams:
 
 
 def train(prepared: Path, out: Path, **changes: str) -> Path:
-    launch(
-        write_spec(prepared, out, params(**changes)),
-        TrainingTarget(processes=1),
-        out,
-        (sys.executable, "-m", "ral.training"),
-    )
+    launch(write_spec(prepared, out, params(**changes)), TrainingTarget(processes=1), out, rank())
     return out
 
 

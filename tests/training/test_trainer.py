@@ -1,7 +1,6 @@
 """Real DeepSpeed processes on small data: outputs, training recipe, error messages."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from trainings import BATCH_NORM, SEPARABLE, history, outputs, steps, train
+from trainings import BATCH_NORM, SEPARABLE, forks, history, outputs, steps, train
 
 from ral.config.model import ModelConfig
 from ral.errors import UserError
@@ -163,7 +162,7 @@ def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
         "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.batch_loss import BatchLoss\n"
         f"share = BatchLoss.contribution\n{body}\nrank.run()\n"
     )
-    return (sys.executable, str(script))
+    return forks().command(str(script))
 
 
 @pytest.mark.parametrize(
