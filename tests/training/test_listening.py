@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from trainings import params, train, write_spec
+from trainings import RANK, params, train, write_spec
 
 from ral.config.environment import TrainingTarget
 from ral.errors import UserError
@@ -30,7 +30,7 @@ def listening() -> dict[int, set[str]]:
 def test_training_on_one_machine_listens_on_loopback_only(prepared: Path, tmp_path: Path) -> None:
     seen: dict[int, set[str]] = {}
     with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(train, prepared, tmp_path / "out", 2, zero_stage=1)
+        training = pool.submit(train, prepared, tmp_path / "out", 2, command=RANK, zero_stage=1)
         while not training.done():
             for process, addresses in listening().items():
                 seen[process] = seen.get(process, set()) | addresses
