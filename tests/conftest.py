@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from forks import forks
 from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
@@ -122,6 +124,18 @@ def run(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProces
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fork(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `run` for `python -m`: run a module in a fork of a process that has imported the slow libraries."""
+
+    def fork(module: str, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+        return run(*forks().command(module), *arguments, **{"PYTHONPATH": str(ROOT)} | settings)
+
+    return fork
 
 
 def copy_project(folder: Path) -> Path:

@@ -5,10 +5,13 @@ take are saved. That a fresh interpreter does the same is tested in tests/end_to
 tests/training/test_resume.py and tests/tasks/test_step.py.
 """
 
+import functools
+import hashlib
 import json
 import os
 import runpy
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,43 +22,51 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
+# Stands for Python in what a command starts: the ranks of a training are forks, too.
+PYTHON = """#!/bin/sh
+if [ "$1 $2" = "-m ral.training" ]; then
+    shift 2
+    exec {command} "$@"
+fi
+exec {python} "$@"
+"""
+
 
 class Forks:
-    """A process that forks itself for each command; it ends with the process that made it, and so do they.
+    """A process that forks itself for each command; it ends with the process that made it, and so do they."""
 
-    Args:
-        imports: modules that it imports at its start.
-        environment: its variables; those of a command are its own.
-    """
-
-    def __init__(self, *imports: str, environment: dict[str, str]) -> None:
-        self._environment = environment
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._path = f"{self._folder.name}/socket"
+        python = Path(self._folder.name, "python")
+        python.write_text(
+            PYTHON.format(python=sys.executable, command=shlex.join(self.command("ral.training")))
+        )
+        python.chmod(0o755)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._path)
             listener.listen(100)  # commands wait here while it imports
             self._process = subprocess.Popen(
-                [sys.executable, __file__, "serve", str(listener.fileno()), *imports], stdin=subprocess.PIPE,
-                env=environment | {"PYTHONPATH": str(ROOT)}, pass_fds=[listener.fileno()], start_new_session=True,
+                [sys.executable, __file__, "serve", str(listener.fileno()), python], stdin=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+                pass_fds=[listener.fileno()], start_new_session=True,
             )  # fmt: skip
 
     def command(self, module: str) -> tuple[str, ...]:
         """The command to start in place of `python -m MODULE`, or of `python MODULE` if it ends in `.py`."""
         return (sys.executable, "-I", "-S", __file__, "ask", self._path, module)
 
-    def run(self, module: str, *arguments: str, cwd: Path, **env: str) -> tuple[int, str]:
-        """Exit code of a command, and what it printed to either output."""
-        done = subprocess.run(
-            [*self.command(module), *arguments], cwd=cwd, env=self._environment | env, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        return done.returncode, done.stdout
+    def script(self, text: str) -> tuple[str, ...]:
+        """The command to start in place of `python -c TEXT`."""
+        path = Path(self._folder.name, f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.py")
+        path.write_text(text)
+        return self.command(str(path))
 
-    def close(self) -> None:
-        """End the process and the commands that still run."""
-        self._process.communicate()
-        self._folder.cleanup()
+
+@functools.cache
+def forks() -> Forks:
+    """The one of this process. No command may use a GPU: a fork of a process that has seen one cannot."""
+    return Forks()
 
 
 def ask(path: str, module: str, *arguments: str) -> int:
@@ -143,6 +154,7 @@ if __name__ == "__main__":
             signal.signal(-exit_code, signal.SIG_DFL)
             os.kill(os.getpid(), -exit_code)
         sys.exit(exit_code)
-    for name in sys.argv[3:]:
-        __import__(name)
+    sys.executable = sys.argv[3]
+    import slow_imports  # noqa: F401
+
     serve(socket.socket(fileno=int(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""What a rank of a training imports and takes seconds, for the process that `trainings.forks` forks."""
+"""What takes seconds to import, for the process that `forks` forks: not Prefect, which reads its settings then."""
 
 from importlib import import_module
 
@@ -9,3 +9,12 @@ for module in ("backend", "build", "checkpoint", "device", "outputs", "__main__"
 for module in ("deepspeed", "deepspeed.runtime.engine"):
     import_module(module)
 import_timm()
+
+for module in (
+    "ral.data.validation.run",
+    "ral.data.prepare",
+    "ral.evaluation.compare",
+    "dvc.api",
+    "dvc.repo",
+):
+    import_module(module)

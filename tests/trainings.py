@@ -1,6 +1,5 @@
 """Small trainings for the tests: parameters, prepared images, real processes."""
 
-import functools
 import os
 import shutil
 import sys
@@ -9,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 from conftest import ROOT, SMALL, set_params
-from forks import Forks
+from forks import forks
 from ruamel.yaml import YAML
 
 from ral.config.base import load
@@ -44,14 +43,8 @@ OUTPUTS = (
 RANK = (sys.executable, "-m", "ral.training")
 
 
-@functools.cache
-def forks() -> Forks:
-    """Where the ranks run; on a GPU, which no fork of a process that has seen it can use, they are fresh processes."""
-    return Forks("slow_imports", environment=dict(os.environ) | {"CUDA_VISIBLE_DEVICES": ""})
-
-
 def rank() -> tuple[str, ...]:
-    """The command of a rank."""
+    """The command of a rank: a fork of a process that has imported torch, or on a GPU a fresh process."""
     return RANK if os.environ.get("CUDA_VISIBLE_DEVICES") != "" else forks().command("ral.training")
 
 

@@ -44,9 +44,7 @@ def render(
     rule = config.threshold.rule
     rules = calibration.rules(config.threshold)
     return environment().get_template(TEMPLATE).render(
-        macros="macros.html",
-        head="head.html",
-        run_file=None,
+        macros="macros.html", head="head.html", run_file=None,
         stylesheet="report.css",
         title=title, browser_title=marked(title, phantom, " – "),
         phantom=phantom,

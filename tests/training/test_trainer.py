@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from forks import forks
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from trainings import BATCH_NORM, SEPARABLE, forks, history, outputs, steps, train
+from trainings import BATCH_NORM, SEPARABLE, history, outputs, steps, train
 
 from ral.config.model import ModelConfig
 from ral.errors import UserError
