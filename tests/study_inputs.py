@@ -6,9 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from conftest import ROOT
 from sklearn.metrics import average_precision_score, roc_auc_score
+from threadpoolctl import threadpool_limits
 
-from benchmarks.study.inputs import COLUMNS, SELECTION
+from benchmarks.study.arms import Study, assemble
+from benchmarks.study.inputs import COLUMNS, SELECTION, read_data, read_runs
+from benchmarks.study.statistics import Bootstrap
+from ral.config.base import load
+from ral.config.evaluate import EvaluateConfig, EvaluateParams
+
+PARAMS = load(ROOT / "params.yaml", EvaluateParams).evaluate
+# One calibration map for all findings, which is fitted in no time.
+SHARED = PARAMS.calibration.model_copy(update={"own": 10_000})
+CONFIG = PARAMS.model_copy(update={"replicates": 200, "calibration": SHARED})
 
 # A head, a medium and a tail finding, and one that is common enough for its own calibration.
 PREVALENCES = {"Infiltration": 0.3, "Mass": 0.08, "Hernia": 0.01, "Effusion": 0.15}
@@ -128,3 +139,12 @@ def whole_study(folder: Path) -> StudyInputs:
         made.run("main", arm, 0, strengths[arm], epochs=3)
     made.write()
     return made
+
+
+def study_of(inputs: StudyInputs, config: EvaluateConfig = CONFIG) -> Study:
+    """The arms of the inputs, scored as the command scores them."""
+    inputs.write()
+    data = read_data(inputs.state / "data.npz", config)
+    runs = read_runs(inputs.out / "results" / "runs.csv")
+    with threadpool_limits(1):
+        return assemble(runs, inputs.state, Bootstrap(data, config, config.replicates))

@@ -25,6 +25,8 @@ from ral.wording import (
 )
 
 NOT_RUN = "Not run."
+# A difference is called better or worse if its Holm-corrected p value is below this.
+SIGNIFICANT = 0.05
 
 # What arms are compared by on the page: metric, level, title. differences.csv has all levels.
 COMPARED = (
@@ -125,11 +127,9 @@ def in_words(gap: Difference) -> str:
     text = (
         f"{signed(gap.value)} ({signed_interval(gap.low, gap.high)}; Holm-corrected p {p_value(gap.p_holm)})"
     )
-    if not (known(gap.low) and known(gap.high)):
-        return text
-    if gap.low > 0:
-        return f"{text}, better"
-    return f"{text}, worse" if gap.high < 0 else f"{text}, no difference shown"
+    if not known(gap.p_holm) or gap.p_holm >= SIGNIFICANT:
+        return f"{text}, no difference shown"
+    return f"{text}, better" if gap.value > 0 else f"{text}, worse"
 
 
 def what_was_run(study: Study) -> list[str]:
@@ -167,9 +167,9 @@ def method(study: Study) -> list[str]:
         "- Metrics are computed within each fold and averaged over folds, then over findings. Logits of "
         "different trainings are never pooled.",
         f"- Intervals ({100 * config.confidence:g} %) are from {resamples.replicates:,} resamples of the patients "
-        "within their fold, the same for all arms: BCa for metrics, percentiles for paired differences. p values "
-        "are those of a t test with the spread of the resampled differences, Holm-corrected within a table, metric "
-        "and level.",
+        "within their fold, the same for all arms. They are of the mean over test folds of this size: AP is biased "
+        "upwards with few positives, so the replicates are shifted to the value of the sample. p values are those of "
+        "a t test with the spread of the resampled differences, Holm-corrected within a table, metric and level.",
         "- Learning rate, epoch, calibration, thresholds and the best recipe are chosen on the selection set only.",
         "- F1 and Brier score are of calibrated scores: calibration and the threshold with the best F1 are fitted "
         "to the run's logits of the selection set. Raw sigmoids are not probabilities and are not shown.",
@@ -277,8 +277,8 @@ def thinning(study: Study, comparisons: Comparisons) -> list[str]:
         return [NOT_RUN]
     return [
         "Training positives are thinned to a geometric profile, whole patients at a time. The ratio is that "
-        "of the most frequent to the rarest finding: at 1, all findings are about equally frequent. The test images are "
-        "the same at every ratio, and so are the findings of the tail.",
+        "of the most frequent to the rarest finding: at 1, all findings are about equally frequent. The test images "
+        "are the same at every ratio, and so are the findings of the tail.",
         "",
         *tables.thinning(study, comparisons).markdown(),
         "",

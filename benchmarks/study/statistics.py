@@ -3,6 +3,10 @@
 AP, AUROC, F1 and Brier score are computed within each fold and then averaged over the folds: logits of different
 trainings have different scales and are never pooled. The bootstrap resamples patients within their fold, and all arms
 are evaluated on the same resamples.
+
+AP is biased upwards with few positives, in a test fold and once more in its resamples. An interval is that of the mean
+over test folds of this size, not of an infinite population: the replicates of each metric are shifted so that their
+mean is the value of the sample.
 """
 
 import itertools
@@ -19,7 +23,6 @@ from ral.config.evaluate import EvaluateConfig
 from ral.errors import UserError
 from ral.evaluation import thresholds
 from ral.evaluation.bootstrap import (
-    JACKKNIFE,
     BootstrapDistribution,
     Resamples,
     Support,
@@ -41,8 +44,8 @@ LEVELS = ("macro", *TIERS)
 POWER = 0.8
 _DETECTABLE = float(ndtri(0.975) + ndtri(POWER))
 
-# (metric, finding) -> its distribution on one fold's test images (`SELECTION_AP`: on the selection set); absent where it
-# is not estimable.
+# (metric, finding) -> its distribution on one fold's test images (`SELECTION_AP`: on the selection set); absent where
+# it is not estimable.
 RunScores = dict[tuple[str, str], BootstrapDistribution]
 
 
@@ -130,11 +133,15 @@ class Bootstrap:
             calibrated: whether F1, Brier score and `SELECTION_AP` are needed.
         """
         data, resamples, rows = self.data, self.by_fold[fold], self.data.rows(fold)
-        selection = data.rows(SELECTION)
-        known = data.targets[selection]
+        selection_rows = data.rows(SELECTION)
+        known = data.targets[selection_rows]
         maps = (
             calibrate(
-                logits.selection, known, data.patients[selection], self.config.calibration, self.config.seed
+                logits.selection,
+                known,
+                data.patients[selection_rows],
+                self.config.calibration,
+                self.config.seed,
             )
             if calibrated
             else [None] * len(data.findings)
@@ -145,19 +152,17 @@ class Bootstrap:
             if not (np.any(labels == 1) and np.any(labels == 0)):
                 continue
             scored = Scored(labels, logits.test[:, column], None, {})
-            scores |= {(metric, name): one for metric, one in ranking(scored, resamples, RANKED).items()}
-            if calibration is None:
-                continue
-            ranked = ranking(
-                Scored(known[:, column], logits.selection[:, column], None, {}), self.selection, ("ap",)
-            )
-            scores[SELECTION_AP, name] = ranked["ap"]
-            scored = replace(scored, scores=calibration.apply(scored.logits))
-            chosen = thresholds.choose(
-                calibration.apply(logits.selection[:, column]), known[:, column], self.config.threshold
-            )
-            scores["f1", name] = f1_at(scored, resamples, chosen["max_f1"])
-            scores["brier", name] = brier(scored, resamples)
+            values = dict(ranking(scored, resamples, RANKED))
+            if calibration is not None:
+                selection = Scored(known[:, column], logits.selection[:, column], None, {})
+                values[SELECTION_AP] = ranking(selection, self.selection, ("ap",))["ap"]
+                scored = replace(scored, scores=calibration.apply(scored.logits))
+                chosen = thresholds.choose(
+                    calibration.apply(selection.logits), selection.labels, self.config.threshold
+                )
+                values["f1"] = f1_at(scored, resamples, chosen["max_f1"])
+                values["brier"] = brier(scored, resamples)
+            scores |= {(metric, name): recentred(one, resamples.replicates) for metric, one in values.items()}
         return scores
 
     def finding(self, arm: Arm, metric: str, name: str, folds: Sequence[int]) -> BootstrapDistribution | None:
@@ -209,6 +214,8 @@ class Bootstrap:
             return None
         resamples = self.selection if metric == SELECTION_AP else self.resamples
         paired = resamples.difference(first, second)
+        if np.array_equal(first.values, second.values):  # as if of one model: nothing is uncertain
+            paired = replace(paired, unseen=(0.0, 0.0))
         gap = resamples.interval(paired)
         assert gap.value is not None
         drawn = resamples.drawn(paired)
@@ -247,8 +254,6 @@ class Bootstrap:
 def draw_within_folds(data: StudyData, replicates: int, seed: int, confidence: float) -> Resamples:
     """Resamples of all test patients: each fold's patients are drawn with replacement from that fold.
 
-    The leave-out samples of the BCa interval follow the replicates, as in `ral.evaluation.bootstrap.draw`.
-
     Args:
         data: images of the study.
         replicates: number of resamples.
@@ -261,8 +266,7 @@ def draw_within_folds(data: StudyData, replicates: int, seed: int, confidence: f
     rows = np.flatnonzero(data.fold != SELECTION)
     names, first, patient = np.unique(data.patients[rows], return_index=True, return_inverse=True)
     fold = data.fold[rows][first]
-    groups = min(len(names), JACKKNIFE)
-    weights = np.ones((len(names), 1 + replicates + groups), dtype=np.uint16)
+    weights = np.ones((len(names), 1 + replicates), dtype=np.uint16)
     for number in data.folds:
         members = np.flatnonzero(fold == number)
         if len(members) < 2:
@@ -271,9 +275,17 @@ def draw_within_folds(data: StudyData, replicates: int, seed: int, confidence: f
         for column in range(1, 1 + replicates):
             drawn = generator.integers(len(members), size=len(members))
             weights[members, column] = np.bincount(drawn, minlength=len(members))
-    order = np.random.default_rng(seed).permutation(len(names))
-    weights[order, 1 + replicates + np.arange(len(names)) % groups] = 0
-    return Resamples(patient, weights, replicates, confidence, "bca")
+    return Resamples(patient, weights, replicates, confidence, "percentile")
+
+
+def recentred(sampled: BootstrapDistribution, replicates: int) -> BootstrapDistribution:
+    """The same metric with its replicates shifted so that their mean is the value of the sample."""
+    values = sampled.values.copy()
+    drawn = values[1 : 1 + replicates]
+    finite = drawn[np.isfinite(drawn)]
+    if finite.size and np.any(finite != values[0]):
+        drawn += values[0] - finite.mean()
+    return replace(sampled, values=values)
 
 
 def brier(scored: Scored, resamples: Resamples) -> BootstrapDistribution:

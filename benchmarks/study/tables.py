@@ -147,24 +147,22 @@ def extras(study: Study, comparisons: Comparisons) -> Table:
 
 
 def thinning(study: Study, comparisons: Comparisons) -> Table:
-    """Macro and tail AP at each imbalance ratio and without thinning, and paired differences to BCE at the same ratio."""
+    """Macro and tail AP at each imbalance ratio and without thinning, and paired differences to BCE at that ratio."""
     names = {name for arms in study.thin.values() for name in arms}
+    images = study.part("thin").groupby("thin")["train_images"].mean()
     parts = [
-        (f"{ratio:g}", thin_table(ratio), arms, study.part("thin")) for ratio, arms in study.thin.items()
+        (f"{ratio:g}", f"{images[ratio]:,.0f}", thin_table(ratio), arms) for ratio, arms in study.thin.items()
     ]
     plain = {name: arm for name, arm in study.main.items() if name in names}
     rows = []
-    for title, table, arms, runs in [*parts, ("not thinned", GROUPS[0].name, plain, None)]:
+    for title, count, table, arms in [*parts, ("not thinned", NONE, GROUPS[0].name, plain)]:
         for name, arm in arms.items():
             values = [
                 interval(study.bootstrap, arm, "ap", level, arm.folds).text() for level in ("macro", "tail")
             ]
             gaps = [comparisons.find(table, name, BCE, "ap", level) for level in ("macro", "tail")]
-            images = NONE
-            if runs is not None:
-                images = f"{runs.loc[(runs['arm'] == name) & (runs['thin'] == float(title)), 'train_images'].mean():,.0f}"
             folds = ", ".join(map(str, arm.folds))
-            rows.append([title, name_of(name), folds, images, *values, *map(with_p, gaps)])
+            rows.append([title, name_of(name), folds, count, *values, *map(with_p, gaps)])
     header = ["ratio", "arm", "folds", "training images", "macro AP", "tail AP"]
     return Table([*header, "macro AP − BCE", "tail AP − BCE"], rows)
 
