@@ -177,15 +177,13 @@ def _score(row: dict[str, object], state: Path, bootstrap: Bootstrap) -> tuple[R
     path, fold = state / "logits" / f"{row['run']}.npz", int(str(row["fold"]))
     logits = read_logits(path, fold, bootstrap.data, str(row["logits"]))
     scores = bootstrap.score(logits, fold, calibrated=row["stage"] in CALIBRATED)
-    # The macro AP of a control may be that of permuted labels.
-    if row["stage"] != "control":
-        ap = np.mean([one.values[0] for (metric, _), one in scores.items() if metric == "ap"])
-        stated = float(str(row["test_macro_ap"]))
-        if not abs(ap - stated) <= TOLERANCE:
-            raise UserError(
-                f"{path} has a test macro AP of {ap:.4f}; runs.csv says {stated:.4f}. The logits are of another "
-                "run or of other data: restore them, or delete the row and repeat the run."
-            )
+    ap = np.mean([one.values[0] for (metric, _), one in scores.items() if metric == "ap"])
+    stated = float(str(row["test_macro_ap"]))
+    if not abs(ap - stated) <= TOLERANCE:
+        raise UserError(
+            f"{path} has a test macro AP of {ap:.4f}; runs.csv says {stated:.4f}. The logits are of another run or "
+            "of other data: restore them, or delete the row and repeat the run."
+        )
     return scores, logits.original
 
 

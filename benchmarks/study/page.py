@@ -173,6 +173,7 @@ def method(study: Study) -> list[str]:
         "- Learning rate, epoch, calibration, thresholds and the best recipe are chosen on the selection set only.",
         "- F1 and Brier score are of calibrated scores: calibration and the threshold with the best F1 are fitted "
         "to the run's logits of the selection set. Raw sigmoids are not probabilities and are not shown.",
+        "- The negative control is trained on labels that are permuted among patients, and tested on the true ones.",
         "- Resamples of patients do not contain the variation between trainings; see Backbones and seeds.",
         f"- Tiers by prevalence in the folds: head above {percent(config.head)}, tail up to {percent(config.tail)}.",
     ]
@@ -277,8 +278,9 @@ def thinning(study: Study, comparisons: Comparisons) -> list[str]:
         return [NOT_RUN]
     return [
         "Training positives are thinned to a geometric profile, whole patients at a time. The ratio is that "
-        "of the most frequent to the rarest finding: at 1, all findings are about equally frequent. The test images "
-        "are the same at every ratio, and so are the findings of the tail.",
+        "of the most frequent to the rarest finding: at 1, all findings are about equally frequent. The profile is the "
+        "largest that the rarest finding allows, so the number of positives changes with the ratio too. The test "
+        "images are the same at every ratio, and so are the findings of the tail.",
         "",
         *tables.thinning(study, comparisons).markdown(),
         "",
