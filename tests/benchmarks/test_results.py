@@ -158,11 +158,30 @@ def test_the_chance_of_ap_is_that_of_random_orders() -> None:
     assert random_ap(labels) > 3 / 50
 
 
+def test_replicates_are_around_the_value_although_ap_rises_in_resamples(tmp_path: Path) -> None:
+    inputs = StudyInputs(tmp_path)
+    for fold in range(2):
+        inputs.run("main", "bce", fold, 1.0)
+    study = study_of(inputs)
+    for level in ("macro", "Hernia"):
+        ap = study.bootstrap.mean(study.main["bce"], "ap", level, (0, 1))
+        assert ap is not None
+        assert np.mean(ap.values[1:]) == pytest.approx(ap.values[0], abs=5e-3)
+        interval = study.bootstrap.resamples.interval(ap)
+        assert interval.low is not None
+        assert interval.high is not None
+        assert interval.low < ap.values[0] < interval.high
+
+
 def test_the_arm_of_fold_0_is_the_run_at_the_best_rate_on_the_selection_set(tmp_path: Path) -> None:
     inputs = StudyInputs(tmp_path)
     runs = {
-        rate: inputs.run("rate", "bce", 0, 1.0, learning_rate=rate, selection_macro_ap=ap)
-        for rate, ap in ((1e-3, 0.4), (3e-4, 0.4), (3e-3, 0.3))
+        rate: inputs.run("rate", "bce", 0, strength, learning_rate=rate, selection_macro_ap=ap)
+        for rate, strength, ap in (
+            (1e-3, 1.0, 0.4),
+            (3e-4, 0.5, 0.4),
+            (3e-3, 3.0, 0.3),
+        )  # the last is best in test
     }
     inputs.run("rate", "ral", 0, 1.0, learning_rate=1e-3)
     study = study_of(inputs)
