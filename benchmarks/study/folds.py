@@ -23,6 +23,8 @@ Array = NDArray[Any]
 FOLDS, SELECTION_SHARE = 5, 0.15
 # Value of `fold` for images of the selection set.
 SELECTION = -1
+# How much worse too few positives of a finding are than too many, when positives are thinned.
+SHORTFALL = 4.0
 TABLE, PIXELS, INFO = "data.npz", "pixels.npy", "dataset.json"
 
 
@@ -168,8 +170,9 @@ def profile(positives: Array, ratio: float) -> Array:
 def thin(targets: Array, patients: Array, order: Array, ratio: float) -> Array:
     """Which training images remain when positives are thinned to `profile`; bool [images].
 
-    Whole patients leave: of the finding with the largest surplus first, in the order of `order`; a patient leaves only
-    if no finding falls below its target, so a finding that accompanies rare ones can keep more.
+    Whole patients leave, of the finding with the largest relative surplus first, those with few other findings first:
+    each one only if the counts come closer to the profile (sum of the absolute logarithms of their ratios, `SHORTFALL`
+    times where a finding has too few). Findings that accompany others keep more than their target.
 
     Args:
         targets: labels of the training images.
@@ -185,16 +188,25 @@ def thin(targets: Array, patients: Array, order: Array, ratio: float) -> Array:
     target = profile(left, ratio)
     stays = np.ones(len(ids), bool)
     by_order = np.argsort(order[first], kind="stable")
-    # The most frequent first: it has the largest surplus.
-    for finding in np.argsort(left, kind="stable")[::-1]:
-        for patient in by_order:
-            if left[finding] <= target[finding]:
-                break
-            after = left - counts[patient]
-            if stays[patient] and counts[patient, finding] and (after >= target).all():
-                stays[patient], left = False, after
+    before = -1
+    while before != stays.sum():
+        before = stays.sum()
+        for finding in np.argsort(-left / target, kind="stable"):
+            patients_with = by_order[stays[by_order] & (counts[by_order, finding] > 0)]
+            others = counts[patients_with].sum(axis=1) / counts[patients_with, finding]
+            for patient in patients_with[np.argsort(others, kind="stable")]:
+                if left[finding] <= target[finding]:
+                    break
+                after = left - counts[patient]
+                if after.min() > 0 and _distance(after, target) < _distance(left, target):
+                    stays[patient], left = False, after
     kept: Array = stays[codes]
     return kept
+
+
+def _distance(counts: Array, target: Array) -> float:
+    ratios = np.log(counts / target)
+    return float(np.where(ratios < 0, -SHORTFALL * ratios, ratios).sum())
 
 
 def permute(targets: Array, patients: Array, seed: int) -> Array:
