@@ -10,7 +10,7 @@ from ral.errors import UserError
 from ral.files import atomic_write
 
 # Bytes of an archive, and number of archives.
-LIMIT, ARCHIVES = 15 * 2**20, 7
+LIMIT, ARCHIVES = 15 * 2**20, 4
 # Bytes of the header and padding of a member, and of the end of an archive.
 OVERHEAD = 2048 + tarfile.RECORDSIZE
 

@@ -99,18 +99,26 @@ def import_prepared(prepared: Path, state: Path) -> StudyData:
     image_id, patient_id = (studies[name].to_numpy(str)[rows] for name in ("image_id", "patient_id"))
     targets = studies[list(DatasetInfo.read(prepared / INFO).findings)].to_numpy(np.float32)[rows]
     pixels = dataset.gather(rows)
-    flat = pixels.reshape(len(pixels), -1).astype(np.int64)
     digest = hashlib.sha256()
-    for part in ("\n".join(image_id).encode(), "\n".join(patient_id).encode(), targets.tobytes(), pixels):
-        digest.update(part)
+    for part in ("\n".join(image_id).encode(), "\n".join(patient_id).encode(), targets, pixels):
+        digest.update(memoryview(part))
     fold = assign_folds(patient_id, targets)
     data = StudyData(
         image_id, patient_id, targets, fold, dataset.findings,
-        np.stack([flat.sum(axis=1), (flat * flat).sum(axis=1)], axis=1),
+        _sums(pixels),
         digest.hexdigest()[:12], pixels.shape[1],
     )  # fmt: skip
     _write(data, pixels, prepared, state)
     return data
+
+
+def _sums(pixels: Array) -> Array:
+    """Sum and sum of squares of each image, int64 [images, 2]; a thousand images at a time, for the memory."""
+    sums = np.empty((len(pixels), 2), np.int64)
+    for start in range(0, len(pixels), 1000):
+        part = pixels[start : start + 1000].reshape(-1, pixels[0].size).astype(np.int64)
+        sums[start : start + 1000] = np.stack([part.sum(axis=1), (part * part).sum(axis=1)], axis=1)
+    return sums
 
 
 def _write(data: StudyData, pixels: Array, prepared: Path, state: Path) -> None:
@@ -164,7 +172,8 @@ def profile(positives: Array, ratio: float) -> Array:
     rank = np.argsort(np.argsort(-positives, kind="stable"), kind="stable")
     shape = float(ratio) ** (-rank / max(1, len(positives) - 1))
     most = (positives / shape).min()
-    return np.maximum(1, np.floor(most * shape + 1e-9)).astype(np.int64)
+    counts: Array = np.maximum(1, np.floor(most * shape + 1e-9)).astype(np.int64)
+    return counts
 
 
 def thin(targets: Array, patients: Array, order: Array, ratio: float) -> Array:

@@ -124,6 +124,8 @@ class StudyTrainer(Trainer):
         network = build_network(params, len(dataset.findings))
         self.weights = sum(weight.numel() for weight in network.parameters())
         scorer = Scorer(network, dataset, False, 0, 1, context.device)
+        # In bfloat16, logits have eight bits: rare findings, whose logits are large, would be ranked with many ties.
+        scorer.network.use_bfloat16 = False
         validator = (PrecisionValidator if recipe.authors_recipe else Validator)(scorer, dataset, 1)
         checkpoints = Checkpoints(dataset.folder / "checkpoints", 1, math.inf)
         super().__init__(params, dataset, context, checkpoints, validator, None, Unstoppable())
@@ -191,7 +193,7 @@ def train(run: Run, place: Place, scale: float, logits: Path) -> dict[str, str]:
             selection_rows=rows["selection"].astype(np.int32), selection_logits=scores["selection"],
         )  # fmt: skip
     images = len(dataset.rows("train"))
-    metrics = {}
+    metrics: dict[str, str] = {}
     for part, numbers in rows.items():
         ap, auroc = _metrics(data, numbers, scores[part])
         metrics |= {f"{part}_macro_ap": f"{ap:.6f}", f"{part}_macro_auroc": f"{auroc:.6f}"}

@@ -160,13 +160,19 @@ class Pool:
         worker.process.join()
         self.workers.remove(worker)
         if not worker.started:
-            raise UserError(f"A worker ended before it was ready. See {worker.log}.")
+            raise UserError(f"A worker ended before it was ready. {_last_lines(worker.log)}")
         if worker.run is None:
             return
         if self.attempts[worker.run.name] < ATTEMPTS:
             self.again.append(worker.run)
         else:
-            self.report(worker.run, Failed(f"its worker ended twice. See {worker.log}."))
+            self.report(worker.run, Failed(f"its worker ended twice. {_last_lines(worker.log)}"))
+
+
+def _last_lines(log: Path, lines: int = 5) -> str:
+    """The path of a log and its end."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return "\n".join([f"The end of {log}:", *text.splitlines()[-lines:]])
 
 
 def work(connection: Connection, settings: WorkerSettings, log: Path) -> None:

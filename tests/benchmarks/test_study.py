@@ -20,10 +20,11 @@ from benchmarks.study.authors import boxes, macro_precision, sharpened
 from benchmarks.study.plan import Plan, Row, Run, Settings
 from benchmarks.study.recipes import ARMS
 from benchmarks.study.scales import gradient_norm, measured
-from benchmarks.study.training import Place, fold_dataset
+from benchmarks.study.training import Place, StudyTrainer, fold_dataset, parameters
 from benchmarks.synthetic import write_dataset
 from ral.errors import UserError
 from ral.training.distributed import DistributedContext
+from ral.training.phase import build_network
 
 IMAGES, SIZE = 240, 32
 SETTINGS = Settings("cpu", "test_resnet", 1, 32)
@@ -235,6 +236,17 @@ def test_sharpening_and_erasing_are_those_of_torchvision() -> None:
     assert (share > 0).float().mean() == pytest.approx(0.5, abs=0.03)
     assert share[share > 0].mean() == pytest.approx((0.02 + 0.33) / 2, abs=0.02)
     assert share.max() < 0.36
+
+
+def test_scores_of_a_network_trained_in_bfloat16_are_not_rounded_to_it(place: Place) -> None:
+    run = replace(RUN, precision="bfloat16")
+    dataset = fold_dataset(place.data, place.pixels, place.state, run)
+    params = parameters(run)
+    trainer = StudyTrainer(params, dataset, place.context, ARMS["ral"], 1.0)
+    network = build_network(params, len(dataset.findings))
+    logits = torch.from_numpy(trainer.validator.scorer.score(network.state_dict(), dataset.rows("val")))
+    assert network.use_bfloat16
+    assert (logits.bfloat16().float() != logits).float().mean() > 0.9
 
 
 # Real runs.
