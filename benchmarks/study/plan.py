@@ -127,7 +127,7 @@ class Plan:
         yield from state.each("control", CONTROLS)
         yield from state.rates(others)
         yield from state.main(others, range(1))
-        pair = state.extended(first, self.folds)
+        pair = state.extended([name for name in first if name in self.arms], self.folds)
         steps = [f"{name}+{step}" for step in STEPS for name in pair]
         yield from state.each("extra", steps)
         thinned = [replace(run, thin=ratio) for run in state.each("thin", THINNED) for ratio in RATIOS]
@@ -178,13 +178,17 @@ class Progress:
         if len(tried) == 1:
             return tried[0]
         runs = [self.run("rate", base(name), rate) for rate in tried]
-        if not all(run.name in self.finished for run in runs):
+        if not self._tried(name):
             return None
         scored = [run for run in runs if run.name in self.scores]
         if not scored:
             return None
         best = max(self.scores[run.name] for run in scored)
         return min(run.learning_rate for run in scored if self.scores[run.name] == best)
+
+    def _tried(self, name: str) -> bool:
+        """Whether all learning rates of an arm are finished or failed."""
+        return all(run.name in self.finished for run in self.rates([base(name)]))
 
     def each(self, stage: Stage, names: Sequence[str], fold: int = 0, seed: int = 0) -> Iterator[Run]:
         """A run of each arm whose learning rate is known."""
@@ -204,14 +208,16 @@ class Progress:
         """RAL and the best other of some arms on the selection set, over `folds`; empty until all are finished."""
         means: dict[str, float] = {}
         for name in names:
+            if self.rate(name) is None and not self._tried(name):
+                return []
             runs = [run for fold in sorted(folds) for run in self.each("main", [name], fold)]
             scores = [self._score(run) for run in runs]
-            if not runs or any(
+            if any(
                 score is None and run.name not in self.over for run, score in zip(runs, scores, strict=True)
             ):
                 return []
             known = [score for score in scores if score is not None]
-            if len(known) == len(runs):
+            if known and len(known) == len(runs):
                 means[name] = sum(known) / len(known)
         others = [name for name in means if name not in ("ral", "reference")]
         return ["ral", *sorted(others, key=lambda name: -means[name])[:1]]
