@@ -100,8 +100,10 @@ def import_prepared(prepared: Path, state: Path) -> StudyData:
     targets = studies[list(DatasetInfo.read(prepared / INFO).findings)].to_numpy(np.float32)[rows]
     pixels = dataset.gather(rows)
     digest = hashlib.sha256()
-    for part in ("\n".join(image_id).encode(), "\n".join(patient_id).encode(), targets, pixels):
-        digest.update(memoryview(part))
+    for text in (image_id, patient_id):
+        digest.update("\n".join(text).encode())
+    for array in (targets, pixels):
+        digest.update(array.tobytes())
     fold = assign_folds(patient_id, targets)
     data = StudyData(
         image_id, patient_id, targets, fold, dataset.findings,
