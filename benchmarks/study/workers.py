@@ -195,6 +195,8 @@ def work(connection: Connection, settings: WorkerSettings, log: Path) -> None:
         join(),
         settings.commit,
     )
+    if place.context.device.type != settings.device:
+        sys.exit(f"PyTorch {torch.__version__} does not see a GPU here: use --device cpu")
     connection.send("ready")
     while True:
         try:

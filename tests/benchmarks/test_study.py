@@ -319,6 +319,14 @@ def test_a_study_that_was_killed_loses_nothing_and_repeats_nothing(
     ]
 
 
+def test_a_gpu_that_is_not_there_is_said(killed: tuple[Path, list[dict[str, str]], list[int]]) -> None:
+    folder, _, _ = killed
+    command = study(folder, "--device", "cuda", "--batch-size", "16")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "does not see a GPU here: use --device cpu" in done.stderr
+
+
 def test_rows_and_logits_say_what_was_tested(killed: tuple[Path, list[dict[str, str]], list[int]]) -> None:
     folder, _, _ = killed
     data = folds.read_data(folder / "state")
