@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ral.inference.prefetch import MicroBatch
 from ral.models.inputs import PixelStatistics
-from ral.training.augment import transform
 from ral.training.batches import Batches
 from ral.training.validation import ValidationScores, Validator
 
@@ -49,15 +47,20 @@ def macro_precision(targets: np.ndarray, logits: np.ndarray) -> float:
     return float(np.mean(true / np.maximum(1, predicted.sum(axis=0))))
 
 
-def jittered(batch: MicroBatch, statistics: PixelStatistics) -> Tensor:
-    """The network's input: flipped and rotated by `batch.maps`, sharpened, erased, standardised."""
-    generator = torch.Generator().manual_seed(batch.seed)
-    images = transform(batch.images.unsqueeze(1).float(), batch.maps)
+def jittered(images: Tensor, statistics: PixelStatistics, generator: torch.Generator) -> Tensor:
+    """Standardised images [images, 1, size, size], half of them sharpened, a rectangle of half of them black.
+
+    Args:
+        images: flipped and rotated.
+        statistics: that they were standardised with.
+        generator: on the CPU, so that every machine draws the same values.
+    """
+    pixels = images * statistics.pixel_deviation + statistics.pixel_mean
     sharp = torch.rand(len(images), generator=generator) < SHARE
     erased = boxes(len(images), images.shape[-1], generator)
-    images = torch.where(sharp.to(images.device)[:, None, None, None], sharpened(images), images)
-    images = images.masked_fill(erased.to(images.device)[:, None], 0.0)
-    return (images - statistics.pixel_mean) / statistics.pixel_deviation
+    pixels = torch.where(sharp.to(images.device)[:, None, None, None], sharpened(pixels), pixels)
+    pixels = pixels.masked_fill(erased.to(images.device)[:, None], 0.0)
+    return (pixels - statistics.pixel_mean) / statistics.pixel_deviation
 
 
 def sharpened(images: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from ral.data.dataset import Dataset
 from ral.data.dataset_info import DatasetInfo, LabelCounts
 from ral.data.images.pack import pixel_statistics
 from ral.files import atomic_write
-from ral.inference.prefetch import MicroBatch
 from ral.inference.score import Scorer, estimable_findings, validation_scores
+from ral.models.inputs import channels_last
 from ral.training.backend import set_cuda_math
 from ral.training.checkpoint import Checkpoints
 from ral.training.distributed import DistributedContext
@@ -143,12 +143,14 @@ class StudyTrainer(Trainer):
             parts = self.parts
             batches = ConstantBatches(parts.phase, self.params, self.dataset, parts.loss, self.context)
             self.parts = replace(parts, batches=batches)
+            parts.engine.module.register_forward_pre_hook(self._jittered)
 
-    def augmented(self, batch: MicroBatch) -> Tensor:
-        """As the project augments; the authors' recipe also sharpens and erases."""
-        if not self.recipe.authors_recipe:
-            return super().augmented(batch)
-        return jittered(batch, self.dataset.info)
+    def _jittered(self, network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """The input of the network, sharpened and erased. The trainer has seeded torch for this batch."""
+        images = (
+            jittered(inputs[0], self.dataset.info, torch.default_generator) if network.training else inputs[0]
+        )
+        return (channels_last(images),)
 
     def _scaled(self, _: nn.Module, inputs: tuple[Tensor, Tensor], loss: Tensor) -> Tensor:
         """The loss times the scale; the authors' sum, which the project divides by the number of labels."""

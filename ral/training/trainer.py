@@ -166,7 +166,8 @@ class Trainer:
         context, parts = self.context, self.parts
         torch.manual_seed(batch.seed)  # dropout and stochastic depth
         try:
-            logits = parts.engine.forward(channels_last(self.augmented(batch)))
+            images = transform(normalised(batch.images, self._statistics), batch.maps)
+            logits = parts.engine.forward(channels_last(images))
             loss = parts.loss.contribution(logits, batch)
             # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
             poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
@@ -181,10 +182,6 @@ class Trainer:
                 kind="memory",
             ) from error
         return loss.detach()
-
-    def augmented(self, batch: MicroBatch) -> Tensor:
-        """The input of the network, float32 [images, 1, size, size]: standardised and randomly transformed."""
-        return transform(normalised(batch.images, self._statistics), batch.maps)
 
     def _end_step(self, step: int, loss: Tensor) -> None:
         """All-reduce the status of this step, and act on the status of the previous one.

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 
 from benchmarks.study import archive, folds, plan, table
-from benchmarks.study.authors import boxes, macro_precision, sharpened
+from benchmarks.study.authors import boxes, jittered, macro_precision, sharpened
 from benchmarks.study.plan import Plan, Row, Run, Settings
 from benchmarks.study.recipes import ARMS
 from benchmarks.study.scales import gradient_norm, measured
@@ -226,16 +226,29 @@ def test_precision_counts_a_finding_that_is_never_predicted_as_zero() -> None:
     assert macro_precision(targets, logits) == pytest.approx((0.5 + 0 + 0) / 3)
 
 
-def test_sharpening_and_erasing_are_those_of_torchvision() -> None:
-    from torchvision.transforms.v2.functional import adjust_sharpness
+def test_sharpening_and_erasing_are_those_of_the_authors() -> None:
+    from PIL import Image, ImageEnhance
 
-    images = torch.randint(0, 256, (4, 1, 16, 16), generator=torch.Generator().manual_seed(0)).float()
-    torch.testing.assert_close(sharpened(images) / 255, adjust_sharpness(images / 255, 2.0))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    expected = np.asarray(ImageEnhance.Sharpness(Image.fromarray(pixels)).enhance(2.0), np.float32)
+    mine = sharpened(torch.from_numpy(pixels).float()[None, None])[0, 0].numpy()
+    assert np.abs(mine - expected).max() <= 1  # Pillow rounds the smoothed image
     erased = boxes(4000, 64, torch.Generator().manual_seed(0))
     share = erased.float().mean(dim=(1, 2))
     assert (share > 0).float().mean() == pytest.approx(0.5, abs=0.03)
     assert share[share > 0].mean() == pytest.approx((0.02 + 0.33) / 2, abs=0.02)
     assert share.max() < 0.36
+
+
+def test_the_authors_augmentation_keeps_half_of_the_images_and_repeats_with_its_seed(place: Place) -> None:
+    info = fold_dataset(place.data, place.pixels, place.state, RUN).info
+    images = torch.randn(2000, 1, 16, 16, generator=torch.Generator().manual_seed(1)).clamp(-0.9, 0.9)
+    once, again = (jittered(images, info, torch.Generator().manual_seed(0)) for _ in range(2))
+    torch.testing.assert_close(once, again, rtol=0, atol=0)
+    changed = ((once - images).abs() > 1e-4).flatten(1).any(dim=1).float().mean()
+    assert changed == pytest.approx(0.75, abs=0.04)  # half sharpened, half erased, independently
+    black = (0 - info.pixel_mean) / info.pixel_deviation
+    assert once.min() == pytest.approx(black, abs=1e-4)
 
 
 def test_scores_of_a_network_trained_in_bfloat16_are_not_rounded_to_it(place: Place) -> None:
