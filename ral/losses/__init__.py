@@ -10,6 +10,7 @@ from ral.losses.custom import build_custom
 from ral.losses.hill import SPLC, Hill
 from ral.losses.ral import RAL
 from ral.losses.ranking import ZLPR, TwoWay
+from ral.losses.sets import AnyLoss, Dice
 from ral.suggest import did_you_mean
 from ral.user_code import CUSTOM
 
@@ -28,6 +29,8 @@ LOSSES: dict[str, type[Loss[Any]]] = {
     "two_way": TwoWay,
     "zlpr": ZLPR,
     "mfm": MFM,
+    "dice": Dice,
+    "anyloss": AnyLoss,
 }
 
 

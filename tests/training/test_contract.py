@@ -61,6 +61,26 @@ def test_every_separable_loss_keeps_the_contract(prepared: Path, tmp_path: Path,
     np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("loss", "processes"),
+    [
+        ("anyloss", 2),
+        *(
+            pytest.param(name, processes, marks=pytest.mark.long)
+            for name in ("anyloss", "dice", "two_way")
+            for processes in (1, 2, 4)
+            if (name, processes) != ("anyloss", 2)
+        ),
+    ],
+)
+def test_losses_over_the_whole_batch_keep_the_contract(
+    prepared: Path, tmp_path: Path, loss: str, processes: int
+) -> None:
+    one = train(prepared, tmp_path / "one", loss=loss, epochs=2)
+    shared = train(prepared, tmp_path / "shared", processes, loss=loss, epochs=2, micro_batch=4)
+    np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
+
+
 def test_unknown_labels_weigh_the_same_wherever_they_fall(prepared: Path, tmp_path: Path) -> None:
     masked = tmp_path / "masked"
     masked.mkdir()
