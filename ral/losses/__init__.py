@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ral.losses.asymmetric import APL, ASL, BCE, CB, CWASL, Focal
-from ral.losses.balanced import DB, LDAM, MFM
+from ral.losses.balanced import DB, LDAM, MFM, RLC
 from ral.losses.base import ClassCounts, Loss, Reduction
 from ral.losses.custom import build_custom
 from ral.losses.hill import SPLC, Hill
@@ -29,6 +29,7 @@ LOSSES: dict[str, type[Loss[Any]]] = {
     "two_way": TwoWay,
     "zlpr": ZLPR,
     "mfm": MFM,
+    "rlc": RLC,
     "dice": Dice,
     "anyloss": AnyLoss,
 }

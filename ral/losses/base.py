@@ -30,6 +30,8 @@ class ClassCounts(NamedTuple):
 
     positives: Tensor
     negatives: Tensor
+    together: Tensor | None = None
+    """Images with both of two findings [findings, findings], for losses that need them; the diagonal is not used."""
 
     @classmethod
     def of(cls, counts: "Labels", findings: tuple[str, ...]) -> "ClassCounts":

@@ -42,6 +42,9 @@ class BatchLoss:
     def __init__(self, params: TrainParams, dataset: Dataset, device: torch.device) -> None:
         counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings)
         options = getattr(params.loss, params.loss.name).model_dump()
+        if options.get("cooccurrence"):
+            positive = torch.from_numpy(dataset.targets()[dataset.rows("train")] == 1).double()
+            counts = counts._replace(together=positive.T @ positive)
         loss = build_loss(params.loss.name, options, counts)
         self.reweight = params.train.reweight
         if loss.separable:

@@ -67,7 +67,7 @@ def test_every_separable_loss_keeps_the_contract(prepared: Path, tmp_path: Path,
         ("anyloss", 2),
         *(
             pytest.param(name, processes, marks=pytest.mark.long)
-            for name in ("anyloss", "dice", "two_way")
+            for name in ("anyloss", "dice", "two_way", "rlc")
             for processes in (1, 2, 4)
             if (name, processes) != ("anyloss", 2)
         ),
