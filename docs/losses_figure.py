@@ -1,4 +1,4 @@
-"""Draws docs/losses.svg: loss and slope against probability for RAL (both forms), ASL, BCE and Hill.
+"""Draws docs/losses.svg: loss and slope against probability for RAL (both forms), ASL, BCE, Hill and GCE.
 
 python docs/losses_figure.py
 """
@@ -22,6 +22,7 @@ CURVES = [
     ("ASL", "asl", {"detach_focus": False}),
     ("BCE", "bce", {}),
     ("Hill", "hill", {}),
+    ("GCE, q = 0.7", "comp_sum", {"tau_pos": 1.7, "tau_neg": 1.7}),
 ]
 
 

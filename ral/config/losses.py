@@ -168,6 +168,30 @@ class ZLPROptions(Section):
     """Zero-bounded log-sum-exp and pairwise rank loss (Su et al., 2022, arXiv 2208.02955). No options."""
 
 
+class ZLossOptions(Section):
+    """Z-loss (de Brébisson and Vincent, 2016, arXiv 1604.08859): scale and shift of the logits do not matter."""
+
+    axis: Literal["finding", "image"] = "finding"
+    """What the logits are standardised over. finding: over the images of the batch, so that images stay comparable,
+    as AP and AUROC need it. image: over the findings of an image, as published."""
+    slope: float = Field(default=1.0, gt=0)
+    """Steepness a of the loss log(1 + exp(a (b ∓ z))) / a."""
+    shift: float = 0.0
+    """Margin b: positives are pulled above it, negatives pushed below −b."""
+
+
+class CompSumOptions(Section):
+    """Comp-sum losses (Mao et al., ICML 2023, arXiv 2304.07288): from cross-entropy to generalised cross-entropy (GCE,
+    Zhang and Sabuncu, NeurIPS 2018) and the absolute error, for labels with errors."""
+
+    tau_pos: float = Field(default=1.0, ge=0, le=2)
+    """τ of positives. 1: cross-entropy, 1 + q: GCE with exponent q, 2: 1 − p. Above 1, positives scored low are
+    probable label errors and get a smaller gradient: with a rare finding nearly all, unless the sampler repeats it."""
+    tau_neg: float = Field(default=1.7, ge=0, le=2)
+    """τ of negatives. Above 1, negatives scored near 1 are probable missed positives and get a smaller gradient; 1.7 is
+    GCE's q of 0.7."""
+
+
 class MFMOptions(Section):
     """Multi-focal modifier of COMIC (Zhang et al., ICCV 2023): ASL with focus and weight by rarity."""
 
@@ -211,6 +235,8 @@ class LossConfig(Section):
         "ldam",
         "two_way",
         "zlpr",
+        "z_loss",
+        "comp_sum",
         "mfm",
         "custom",
     ]
@@ -241,6 +267,10 @@ class LossConfig(Section):
     """Options of two_way."""
     zlpr: ZLPROptions = ZLPROptions()
     """zlpr has no options."""
+    z_loss: ZLossOptions = ZLossOptions()
+    """Options of z_loss."""
+    comp_sum: CompSumOptions = CompSumOptions()
+    """Options of comp_sum."""
     mfm: MFMOptions = MFMOptions()
     """Options of mfm."""
     custom: CustomOptions = CustomOptions()

@@ -59,8 +59,9 @@ class Loss(nn.Module, Generic[Options]):
     needs_counts: ClassVar[bool] = False
     by_label: ClassVar[bool] = True
     """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""
-    separable: ClassVar[bool] = True
-    """Whether the loss is a sum of one term per image, so that it does not depend on how a batch is split."""
+    separable: bool = True
+    """Whether the loss is a sum of one term per image, so that it does not depend on how a batch is split. An option
+    may decide it."""
 
     def __init__(
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any
