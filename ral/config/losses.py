@@ -241,6 +241,11 @@ class LossConfig(Section):
         "custom",
     ]
     """Loss to use; see its block of options. custom: your own class."""
+    adjust: Literal["none", "static", "adaptive"] = "none"
+    """Logit adjustment around the loss, in training only. static: by the prevalence of each finding (Menon et al., ICLR
+    2021). adaptive: by the scores that its positives get, anew after each epoch (PromptMRG, Jin et al., AAAI 2024)."""
+    adjust_tau: float = Field(default=1.0, ge=0)
+    """Factor τ of the shift of logit adjustment."""
     ral: RALOptions = RALOptions()
     """Options of ral."""
     bce: BCEOptions = BCEOptions()
@@ -279,7 +284,8 @@ class LossConfig(Section):
     @property
     def title(self) -> str:
         """The loss as reports name it."""
-        return self.custom.class_path or self.name if self.name == CUSTOM else self.name
+        name = self.custom.class_path or self.name if self.name == CUSTOM else self.name
+        return name if self.adjust == "none" else f"{name}, {self.adjust} logit adjustment"
 
     @model_validator(mode="after")
     def _class_is_named(self) -> "LossConfig":

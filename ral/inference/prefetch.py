@@ -34,6 +34,8 @@ class MicroBatch(NamedTuple):
     """This micro-batch's share of the global batch's images."""
     seed: int
     """For dropout and stochastic depth."""
+    mixup: float | None = None
+    """Share of the first half of images, targets and maps in their mixture with the second half; None: no mixture."""
 
 
 def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:

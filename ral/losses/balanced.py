@@ -22,8 +22,8 @@ class Counted(Loss[Options]):
     ) -> None:
         super().__init__(counts, reduction, **options)
         assert counts is not None  # checked by Loss
-        self.register_buffer("positives", counts.positives.clamp(min=1))
-        self.register_buffer("negatives", counts.negatives.clamp(min=1))
+        self.register_buffer("positives", counts.positives.clamp(min=1), persistent=False)
+        self.register_buffer("negatives", counts.negatives.clamp(min=1), persistent=False)
 
 
 class DB(Counted[DBOptions]):

@@ -57,7 +57,7 @@ class Loss(nn.Module, Generic[Options]):
 
     options_model: ClassVar[type[Section]] = Section
     needs_counts: ClassVar[bool] = False
-    by_label: ClassVar[bool] = True
+    by_label: bool = True
     """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""
     separable: bool = True
     """Whether the loss is a sum of one term per image, so that it does not depend on how a batch is split. An option

@@ -26,6 +26,7 @@ from ral.training.augment import transform
 from ral.training.checkpoint import Checkpoints, Snapshot
 from ral.training.distributed import DistributedContext
 from ral.training.metric_logger import MetricLogger
+from ral.training.mixup import mixed
 from ral.training.phase import PhaseParts, start_phase
 from ral.training.state import STOPPED, EpochRecord, PreemptionFlag, TrainState, WeightsKind
 from ral.training.validation import Validator
@@ -167,6 +168,8 @@ class Trainer:
         torch.manual_seed(batch.seed)  # dropout and stochastic depth
         try:
             images = transform(normalised(batch.images, self._statistics), batch.maps)
+            if batch.mixup is not None:
+                images = mixed(images, batch.mixup)
             logits = parts.engine.forward(channels_last(images))
             loss = parts.loss.contribution(logits, batch)
             # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
@@ -273,6 +276,8 @@ class Trainer:
             if scores.macro_ap > best.ap:
                 best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
             improved = improved or scores.macro_ap > best_ap
+        if parts.loss.learns_from is not None:
+            parts.loss.learn(self.validator.scorer.score(candidates["last"], parts.loss.learns_from))
         state.end_epoch(record, improved)
         self._log(record.log_line(self.params.train.epochs, self.dataset.info.phantom))
         return record
@@ -296,6 +301,7 @@ class Trainer:
         keep = self.context.rank == 0
         tensors = {f"weights/{name}": tensor for name, tensor in engine.full_state_dict(keep).items()}
         tensors |= engine.optimizer_state_dict(keep)
+        tensors |= {f"loss/{name}": tensor for name, tensor in self.parts.loss.state_dict().items()}
         if ema is not None:
             state.ema_steps = ema.steps
             with engine.use_weights(ema.values):

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from trainings import BATCH_NORM, history, outputs, steps, train
 
+from ral.config.losses import LossConfig
+
 MEASURED = ["val_macro_ap", "val_macro_auroc", "ema_val_macro_ap", "ema_val_macro_auroc"]
 
 
@@ -53,12 +55,27 @@ def test_batch_statistics_are_those_of_the_whole_batch(prepared: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "loss", [pytest.param(name, marks=pytest.mark.long) for name in ("zlpr", "bce", "hill", "ldam")]
+    "loss",
+    [pytest.param(name, marks=pytest.mark.long) for name in ("zlpr", "bce", "hill", "ldam", "comp_sum")],
 )
 def test_every_separable_loss_keeps_the_contract(prepared: Path, tmp_path: Path, loss: str) -> None:
     one = train(prepared, tmp_path / "one", loss=loss, epochs=1)
     shared = train(prepared, tmp_path / "shared", 2, loss=loss, epochs=1, micro_batch=4)
     np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "processes", [2, pytest.param(1, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)]
+)
+def test_mixup_smoothing_and_adaptive_adjustment_keep_the_contract(
+    prepared: Path, tmp_path: Path, processes: int
+) -> None:
+    changes: dict = {"epochs": 3, "mixup": 0.4, "label_smoothing": 0.1, "seed": 2}
+    loss = LossConfig(name="ral", adjust="adaptive")
+    one = train(prepared, tmp_path / "one", loss=loss, **changes)
+    shared = train(prepared, tmp_path / "shared", processes, loss=loss, micro_batch=4, **changes)
+    np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
+    np.testing.assert_allclose(history(shared)[MEASURED], history(one)[MEASURED], rtol=1e-3)
 
 
 def test_unknown_labels_weigh_the_same_wherever_they_fall(prepared: Path, tmp_path: Path) -> None:
