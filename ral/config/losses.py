@@ -192,6 +192,15 @@ class CompSumOptions(Section):
     GCE's q of 0.7."""
 
 
+class HybridOptions(Section):
+    """Hybrid loss (2024, arXiv 2410.03979), our reading of it: weighted cross-entropy and correlation of labels."""
+
+    pos_weight: Literal["none", "balanced"] = "balanced"
+    """balanced: positives are weighted by negatives / positives of their finding in the training images."""
+    correlation: float = Field(default=1.0, ge=0)
+    """Weight of the score of negatives that rarely occur with the image's positives; 0: weighted cross-entropy."""
+
+
 class MFMOptions(Section):
     """Multi-focal modifier of COMIC (Zhang et al., ICCV 2023): ASL with focus and weight by rarity."""
 
@@ -237,6 +246,7 @@ class LossConfig(Section):
         "zlpr",
         "z_loss",
         "comp_sum",
+        "hybrid",
         "mfm",
         "custom",
     ]
@@ -276,6 +286,8 @@ class LossConfig(Section):
     """Options of z_loss."""
     comp_sum: CompSumOptions = CompSumOptions()
     """Options of comp_sum."""
+    hybrid: HybridOptions = HybridOptions()
+    """Options of hybrid."""
     mfm: MFMOptions = MFMOptions()
     """Options of mfm."""
     custom: CustomOptions = CustomOptions()

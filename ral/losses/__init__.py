@@ -9,6 +9,7 @@ from ral.losses.base import ClassCounts, Loss, Reduction
 from ral.losses.comp_sum import CompSum
 from ral.losses.custom import build_custom
 from ral.losses.hill import SPLC, Hill
+from ral.losses.hybrid import Hybrid
 from ral.losses.ral import RAL
 from ral.losses.ranking import ZLPR, TwoWay
 from ral.losses.zscore import ZLoss
@@ -31,6 +32,7 @@ LOSSES: dict[str, type[Loss[Any]]] = {
     "zlpr": ZLPR,
     "z_loss": ZLoss,
     "comp_sum": CompSum,
+    "hybrid": Hybrid,
     "mfm": MFM,
 }
 

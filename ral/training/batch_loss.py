@@ -37,7 +37,8 @@ class BatchLoss:
     """Rows of training images whose logits `learn` needs after each epoch; None if the loss learns nothing."""
 
     def __init__(self, params: TrainParams, dataset: Dataset, device: torch.device) -> None:
-        counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings)
+        labels = torch.from_numpy(dataset.targets()[dataset.rows("train")])
+        counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings, labels)
         options = getattr(params.loss, params.loss.name).model_dump()
         loss = build_loss(params.loss.name, options, counts)
         self.dataset, self.device = dataset, device
