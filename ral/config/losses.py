@@ -216,6 +216,41 @@ class MFMOptions(Section):
     """No gradient through the focusing factor (the default of the authors' code)."""
 
 
+class SetLossOptions(Section):
+    """Options of every loss that is computed from sums over the images of a batch."""
+
+    memory: float = Field(default=0.99, ge=0, lt=1)
+    """Decay, per step, of the running sums that stand in where a batch lacks a finding. 0: none; it does not count."""
+
+
+class DiceOptions(SetLossOptions):
+    """Dice loss (Li et al., ACL 2020): overlap of scores and labels of a finding, over the batch or per label."""
+
+    form: Literal["set", "label"] = "set"
+    """set: sums over the images of the global batch, mean over findings. label: one term per label."""
+    alpha: float = Field(default=0.01, ge=0)
+    """Exponent of the weight (1 − p)^alpha, which lowers the part of easy labels."""
+    smooth: float = Field(default=1.0, gt=0)
+    """Added to numerator and denominator."""
+    square: bool = True
+    """Squares in the denominator."""
+    detach_focus: bool = True
+    """No gradient through the weight. With one, as published, negatives above p = 1 / (1 + alpha) are pushed up."""
+
+
+class AnyLossOptions(SetLossOptions):
+    """AnyLoss (Han et al., 2024, arXiv 2405.14745): a metric of the decisions at 0.5, made smooth, with BCE."""
+
+    metric: Literal["f", "gmean", "bacc"] = "f"
+    """f: F-measure. gmean: geometric mean of sensitivity and specificity. bacc: their mean."""
+    beta: float = Field(default=1.0, gt=0)
+    """β of the F-measure: above 1, sensitivity counts more than precision."""
+    amplify: float = Field(default=10.0, gt=0)
+    """Steepness of the decision σ(amplify · (p − 0.5)) (authors: 73, where scores far from 0.5 have no gradient)."""
+    mix: float = Field(default=0.5, ge=0, le=1)
+    """Share of the metric; binary cross-entropy has the rest."""
+
+
 class CustomOptions(Section):
     """Your own loss, a class in a file of the project (docs/own_loss_or_network.md)."""
 
@@ -248,6 +283,8 @@ class LossConfig(Section):
         "comp_sum",
         "hybrid",
         "mfm",
+        "dice",
+        "anyloss",
         "custom",
     ]
     """Loss to use; see its block of options. custom: your own class."""
@@ -290,6 +327,10 @@ class LossConfig(Section):
     """Options of hybrid."""
     mfm: MFMOptions = MFMOptions()
     """Options of mfm."""
+    dice: DiceOptions = DiceOptions()
+    """Options of dice."""
+    anyloss: AnyLossOptions = AnyLossOptions()
+    """Options of anyloss."""
     custom: CustomOptions = CustomOptions()
     """Options of custom."""
 

@@ -12,6 +12,7 @@ from ral.losses.hill import SPLC, Hill
 from ral.losses.hybrid import Hybrid
 from ral.losses.ral import RAL
 from ral.losses.ranking import ZLPR, TwoWay
+from ral.losses.sets import AnyLoss, Dice
 from ral.losses.zscore import ZLoss
 from ral.suggest import did_you_mean
 from ral.user_code import CUSTOM
@@ -34,6 +35,8 @@ LOSSES: dict[str, type[Loss[Any]]] = {
     "comp_sum": CompSum,
     "hybrid": Hybrid,
     "mfm": MFM,
+    "dice": Dice,
+    "anyloss": AnyLoss,
 }
 
 

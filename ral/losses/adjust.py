@@ -60,6 +60,9 @@ class Adjusted(Loss[Section]):
         super().set_epoch(epoch)
         self.base.set_epoch(epoch)
 
+    def remember(self, logits: Tensor, targets: Tensor) -> None:
+        self.base.remember(self.shifted(logits), targets)
+
     def units(self, targets: Tensor) -> int:
         return self.base.units(targets)
 

@@ -78,8 +78,8 @@ class Loss(nn.Module, Generic[Options]):
     by_label: bool = True
     """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""
     separable: bool = True
-    """Whether the loss is a sum of one term per image, so that it does not depend on how a batch is split. An option
-    may decide it."""
+    """Whether the loss is a sum of one term per image; an option may decide it. If not, training computes the loss on
+    the whole global batch."""
 
     def __init__(
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any
@@ -104,6 +104,13 @@ class Loss(nn.Module, Generic[Options]):
     def set_epoch(self, epoch: int) -> None:
         """Set the current epoch, from 0; some losses change during training."""
         self.epoch = epoch
+
+    def remember(self, logits: Tensor, targets: Tensor) -> None:
+        """Update the state of a loss that is not separable, after its value for a global batch; by default it has none.
+
+        The state is in persistent buffers: checkpoints contain them. Buffers that the constructor can compute again
+        are registered with `persistent=False`.
+        """
 
     def units(self, targets: Tensor) -> int:
         """Divisor of reduction "mean" for these targets: the number of known labels."""

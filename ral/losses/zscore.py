@@ -24,7 +24,7 @@ class ZLoss(Loss[ZLossOptions]):
     """
 
     options_model = ZLossOptions
-    by_label = False
+    by_label = separable = False
 
     def __init__(
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any

@@ -1,6 +1,7 @@
 """The loss of a micro-batch as a part of the global batch's: splitting a batch changes only rounding."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,21 @@ from ral.losses.base import effective_weights
 SCORED_POSITIVES = 100
 
 
+class GlobalLoss(NamedTuple):
+    """The loss of a global batch and its gradient, for losses in which images act on each other."""
+
+    value: Tensor
+    """Scalar."""
+    slopes: Tensor
+    """Gradient by the logits, float32 [images, findings]."""
+
+
 class BatchLoss:
     """The loss of the section loss, with deferred re-weighting, smoothed labels and mixup, over global batches.
 
     A loss that is separable is a sum over labels divided by the number of known labels in the global batch, which
-    every rank computes from the plan. Others (the two-way loss) are averaged over micro-batches.
+    every rank computes from the plan. For the others all ranks gather the logits of the global batch (`over_batch`)
+    and compute the same loss and the same gradient by all logits; each then uses the rows of its own images.
 
     Args:
         params: sections loss and train.
@@ -73,34 +84,43 @@ class BatchLoss:
         """What the loss of a global batch with these targets [images, findings] is divided by, at least 1."""
         return max(1, self.loss.units(targets))
 
-    def contribution(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+    def contribution(self, logits: Tensor, batch: MicroBatch, whole: GlobalLoss | None = None) -> Tensor:
         """The part of the global batch's loss that is due to this micro-batch, a scalar.
 
         Under mixup, the losses for the labels of an image and of its partner have the shares of the two images: for
         cross-entropy the same as mixed labels.
-        """
-        if batch.mixup is None:
-            return self._part(logits, batch.targets, batch)
-        own, partners = batch.targets.chunk(2)
-        first, second = self._part(logits, own, batch), self._part(logits, partners, batch)
-        return batch.mixup * first + (1 - batch.mixup) * second
 
-    def _part(self, logits: Tensor, targets: Tensor, batch: MicroBatch) -> Tensor:
-        """The contribution of a micro-batch with these targets."""
-        value: Tensor = self.loss(logits, targets)
+        Args:
+            logits: of the micro-batch.
+            batch: the micro-batch.
+            whole: the global batch's loss, if it is not separable and a rank has more than one micro-batch.
+        """
         if not self.loss.separable:
-            return value * batch.share
-        if value.ndim:
+            value, slopes = self.over_batch([logits], [batch]) if whole is None else whole
+            product = (logits * slopes[batch.first : batch.first + len(logits)]).sum()
+            return value * (len(logits) / batch.total) + (
+                product - product.detach()
+            )  # adds the gradient only
+        if batch.mixup is None:
+            return self._sum(logits, batch.targets) / batch.labels
+        own, partners = batch.targets.chunk(2)
+        first, second = self._sum(logits, own), self._sum(logits, partners)
+        return (batch.mixup * first + (1 - batch.mixup) * second) / batch.labels
+
+    def _sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The sum of a separable loss over labels, a scalar."""
+        loss: Tensor = self.loss(logits, targets)
+        if loss.ndim:
             if self.smoothing:
-                value = self._smoothed(value, logits, targets)
+                loss = self._smoothed(loss, logits, targets)
             if (
                 self.weights is not None
                 and self.reweight is not None
                 and self.epoch >= self.reweight.from_epoch
             ):
-                value = value * self.weights
-            value = value.sum()
-        return value / batch.labels
+                loss = loss * self.weights
+            loss = loss.sum()
+        return loss
 
     def _smoothed(self, value: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean of each label's loss and that of its opposite, weighted by the smoothed label.
@@ -116,6 +136,33 @@ class BatchLoss:
         if isinstance(self.loss, Adjusted) and self.learns_from is not None:
             targets = torch.from_numpy(self.dataset.targets()[self.learns_from]).to(self.device)
             self.loss.learn(torch.from_numpy(logits).to(self.device), targets)
+
+    def over_batch(self, logits: Sequence[Tensor], batches: Sequence[MicroBatch]) -> GlobalLoss:
+        """The loss of a global batch, from this rank's logits of it. All ranks must call it, once per step.
+
+        Args:
+            logits: of each micro-batch of this rank in the step; their graph is not used.
+            batches: the micro-batches.
+        """
+        images, findings = batches[0].total, logits[0].shape[-1]
+        mixup = batches[0].mixup
+        shares = (
+            [1.0] if mixup is None else [mixup, 1 - mixup]
+        )  # of the labels of images and of their partners
+        gathered = torch.zeros(1 + len(shares), images, findings, device=logits[0].device)
+        for own, batch in zip(logits, batches, strict=True):
+            rows = slice(batch.first, batch.first + len(own))
+            gathered[0, rows] = own.detach()
+            gathered[1:, rows] = batch.targets.view(len(shares), len(own), findings)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(gathered)  # each row is 0 on all ranks but one
+        leaf, labels = gathered[0].requires_grad_(), gathered[1:]
+        with torch.enable_grad():
+            values = [share * self.loss(leaf, targets) for share, targets in zip(shares, labels, strict=True)]
+            value = torch.stack(values).sum()
+        (slopes,) = torch.autograd.grad(value, leaf)
+        self.loss.remember(leaf.detach(), labels[shares.index(max(shares))])
+        return GlobalLoss(value.detach(), slopes)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state of the loss, on the CPU; empty if it has none."""

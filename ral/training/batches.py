@@ -109,7 +109,8 @@ class Batches:
                     targets=pinned(torch.from_numpy(self.targets[micro_rows]), pin),
                     maps=pinned(torch.from_numpy(maps[positions]), pin),
                     labels=divisor,
-                    share=len(own) / len(batch),
+                    first=int(positions[0]),
+                    total=len(batch),
                     seed=self._seed(epoch, step, 1 + context.rank * self.accumulation + index),
                     mixup=None if mixture is None else mixture.share,
                 )

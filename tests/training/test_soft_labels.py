@@ -14,7 +14,8 @@ from ral.config.losses import LossConfig
 from ral.data.dataset import Dataset, open_dataset
 from ral.errors import UserError
 from ral.inference.prefetch import MicroBatch
-from ral.losses import ClassCounts
+from ral.losses import ClassCounts, build_loss
+from ral.losses.adjust import Adjusted
 from ral.training.batch_loss import SCORED_POSITIVES, BatchLoss
 from ral.training.batches import Batches
 from ral.training.distributed import DistributedContext
@@ -48,9 +49,15 @@ def build(dataset: Dataset, loss: str = "bce", adjust: Any = "none", **changes: 
     return BatchLoss(params(loss=LossConfig(name=loss, adjust=adjust), **changes), dataset, CPU)
 
 
+def build_adjusted(dataset: Dataset, name: str) -> Adjusted:
+    counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings)
+    return Adjusted(build_loss(name, {}, counts), counts, "static")
+
+
 def batch(targets: Tensor, labels: float, mixup: float | None = None) -> MicroBatch:
     empty = torch.empty(0)
-    return MicroBatch(0, empty, targets, empty, labels, share=1.0, seed=0, mixup=mixup)
+    images = len(targets) if mixup is None else len(targets) // 2
+    return MicroBatch(0, empty, targets, empty, labels, first=0, total=images, seed=0, mixup=mixup)
 
 
 def soft_bce(logits: Tensor, soft: Tensor) -> float:
@@ -96,6 +103,27 @@ def test_mixed_images_have_the_mean_of_both_losses(dataset: Dataset, logits: Ten
     known = targets.nan_to_num(0), partners.nan_to_num(0)  # all labels known: the loss of the mixed labels
     value = loss.contribution(logits, batch(torch.cat(known), known[0].numel(), mixup=0.7)).item()
     assert value == pytest.approx(soft_bce(logits, 0.7 * known[0] + 0.3 * known[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["two_way", "dice", "anyloss", "z_loss"])
+def test_mixed_images_are_mixed_in_losses_over_the_batch(
+    dataset: Dataset, logits: Tensor, targets: Tensor, name: str
+) -> None:
+    loss = build(dataset, name, adjust="static")
+    partners = targets.roll(5, 0)
+    leaf = logits.clone().requires_grad_()
+    values = [build_adjusted(dataset, name)(leaf, part) for part in (targets, partners)]
+    plain = 0.3 * values[0] + 0.7 * values[1]
+    (wanted,) = torch.autograd.grad(plain, leaf)
+    halves = [
+        batch(torch.cat([targets[rows], partners[rows]]), 1.0, mixup=0.3)._replace(first=start, total=12)
+        for start, rows in ((0, slice(0, 5)), (5, slice(5, 12)))
+    ]
+    chunks = [leaf[:5], leaf[5:]]
+    whole = loss.over_batch(chunks, halves)
+    total = sum(loss.contribution(chunk, half, whole) for chunk, half in zip(chunks, halves, strict=True))
+    torch.testing.assert_close(total, plain)
+    torch.testing.assert_close(torch.autograd.grad(total, leaf)[0], wanted)
 
 
 @pytest.mark.parametrize(("loss", "key"), [("zlpr", "label_smoothing"), ("z_loss", "label_smoothing"), ("z_loss", "reweight")])  # fmt: skip
