@@ -1,4 +1,4 @@
-"""Draws docs/losses.svg: loss and slope against probability for RAL (both forms), ASL, BCE and Hill, and
+"""Draws docs/losses.svg: loss and slope against probability for RAL (both forms), ASL, BCE, Hill and GCE, and
 docs/losses_set.svg: slopes of the losses over a batch.
 
 python docs/losses_figure.py
@@ -23,6 +23,7 @@ CURVES = [
     ("ASL", "asl", {"detach_focus": False}),
     ("BCE", "bce", {}),
     ("Hill", "hill", {}),
+    ("GCE, q = 0.7", "comp_sum", {"tau_pos": 1.7, "tau_neg": 1.7}),
 ]
 
 # Over a batch of 64 images with 4 positives.

@@ -168,6 +168,39 @@ class ZLPROptions(Section):
     """Zero-bounded log-sum-exp and pairwise rank loss (Su et al., 2022, arXiv 2208.02955). No options."""
 
 
+class ZLossOptions(Section):
+    """Z-loss (de Brébisson and Vincent, 2016, arXiv 1604.08859): scale and shift of the logits do not matter."""
+
+    axis: Literal["finding", "image"] = "finding"
+    """What the logits are standardised over. finding: over the images of the batch, so that images stay comparable,
+    as AP and AUROC need it. image: over the findings of an image, as published."""
+    slope: float = Field(default=1.0, gt=0)
+    """Steepness a of the loss log(1 + exp(a (b ∓ z))) / a."""
+    shift: float = 0.0
+    """Margin b: positives are pulled above it, negatives pushed below −b."""
+
+
+class CompSumOptions(Section):
+    """Comp-sum losses (Mao et al., ICML 2023, arXiv 2304.07288): from cross-entropy to generalised cross-entropy (GCE,
+    Zhang and Sabuncu, NeurIPS 2018) and the absolute error, for labels with errors."""
+
+    tau_pos: float = Field(default=1.0, ge=0, le=2)
+    """τ of positives. 1: cross-entropy, 1 + q: GCE with exponent q, 2: 1 − p. Above 1, positives scored low are
+    probable label errors and get a smaller gradient: with a rare finding nearly all, unless the sampler repeats it."""
+    tau_neg: float = Field(default=1.7, ge=0, le=2)
+    """τ of negatives. Above 1, negatives scored near 1 are probable missed positives and get a smaller gradient; 1.7 is
+    GCE's q of 0.7."""
+
+
+class HybridOptions(Section):
+    """Hybrid loss (2024, arXiv 2410.03979), our reading of it: weighted cross-entropy and correlation of labels."""
+
+    pos_weight: Literal["none", "balanced"] = "balanced"
+    """balanced: positives are weighted by negatives / positives of their finding in the training images."""
+    correlation: float = Field(default=1.0, ge=0)
+    """Weight of the score of negatives that rarely occur with the image's positives; 0: weighted cross-entropy."""
+
+
 class MFMOptions(Section):
     """Multi-focal modifier of COMIC (Zhang et al., ICCV 2023): ASL with focus and weight by rarity."""
 
@@ -268,6 +301,9 @@ class LossConfig(Section):
         "ldam",
         "two_way",
         "zlpr",
+        "z_loss",
+        "comp_sum",
+        "hybrid",
         "mfm",
         "rlc",
         "dice",
@@ -275,6 +311,11 @@ class LossConfig(Section):
         "custom",
     ]
     """Loss to use; see its block of options. custom: your own class."""
+    adjust: Literal["none", "static", "adaptive"] = "none"
+    """Logit adjustment around the loss, in training only. static: by the prevalence of each finding (Menon et al., ICLR
+    2021). adaptive: by the scores that its positives get, anew after each epoch (PromptMRG, Jin et al., AAAI 2024)."""
+    adjust_tau: float = Field(default=1.0, ge=0)
+    """Factor τ of the shift of logit adjustment."""
     ral: RALOptions = RALOptions()
     """Options of ral."""
     bce: BCEOptions = BCEOptions()
@@ -301,6 +342,12 @@ class LossConfig(Section):
     """Options of two_way."""
     zlpr: ZLPROptions = ZLPROptions()
     """zlpr has no options."""
+    z_loss: ZLossOptions = ZLossOptions()
+    """Options of z_loss."""
+    comp_sum: CompSumOptions = CompSumOptions()
+    """Options of comp_sum."""
+    hybrid: HybridOptions = HybridOptions()
+    """Options of hybrid."""
     mfm: MFMOptions = MFMOptions()
     """Options of mfm."""
     rlc: RLCOptions = RLCOptions()
@@ -315,7 +362,8 @@ class LossConfig(Section):
     @property
     def title(self) -> str:
         """The loss as reports name it."""
-        return self.custom.class_path or self.name if self.name == CUSTOM else self.name
+        name = self.custom.class_path or self.name if self.name == CUSTOM else self.name
+        return name if self.adjust == "none" else f"{name}, {self.adjust} logit adjustment"
 
     @model_validator(mode="after")
     def _class_is_named(self) -> "LossConfig":

@@ -36,6 +36,8 @@ class MicroBatch(NamedTuple):
     """Images of the global batch."""
     seed: int
     """For dropout and stochastic depth."""
+    mixup: float | None = None
+    """Share of the first half of images, targets and maps in their mixture with the second half; None: no mixture."""
 
 
 def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:

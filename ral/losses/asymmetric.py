@@ -58,9 +58,7 @@ class BCE(Asymmetric[config.BCEOptions]):
             return None
         if counts is None:
             raise ValueError("BCE with pos_weight balanced needs the training images per finding (counts).")
-        return torch.stack(
-            [torch.ones_like(counts.positives), counts.negatives / counts.positives.clamp(min=1)]
-        )
+        return counts.balanced_weights()
 
 
 class Focal(Asymmetric[config.FocalOptions]):

@@ -31,18 +31,34 @@ class ClassCounts(NamedTuple):
     positives: Tensor
     negatives: Tensor
     together: Tensor | None = None
-    """Images with both of two findings [findings, findings], for losses that need them; the diagonal is not used."""
+    """Images that are positive for both of two findings, float [findings, findings]; None: they occur independently."""
 
     @classmethod
-    def of(cls, counts: "Labels", findings: tuple[str, ...]) -> "ClassCounts":
-        """From the train part of class_counts.json."""
+    def of(cls, counts: "Labels", findings: tuple[str, ...], targets: Tensor | None = None) -> "ClassCounts":
+        """From the train part of class_counts.json, and the labels [images, findings] of the training images."""
         rows = ([kind[name] for name in findings] for kind in (counts.positives, counts.negatives))
-        return cls(*(torch.tensor(row, dtype=torch.float64) for row in rows))
+        positives, negatives = (torch.tensor(row, dtype=torch.float64) for row in rows)
+        marks = None if targets is None else (targets == 1).float()
+        return cls(positives, negatives, None if marks is None else (marks.T @ marks).double())
 
     @property
     def prevalence(self) -> Tensor:
         """Share of positives among images with a known label."""
         return self.positives / (self.positives + self.negatives)
+
+    def balanced_weights(self) -> Tensor:
+        """Weights [2, findings] of negatives, 1, and of positives, negatives / positives."""
+        return torch.stack([torch.ones_like(self.positives), self.negatives / self.positives.clamp(min=1)])
+
+    def jaccard(self) -> Tensor:
+        """Jaccard index of each two findings [findings, findings]: images with both, of those with any; diagonal 1."""
+        together = self.together
+        if together is None:
+            share = self.positives / (self.positives + self.negatives).clamp(min=1).sqrt()
+            together = share[:, None] * share
+        together = together.clone().fill_diagonal_(0)
+        index = together / (self.positives[:, None] + self.positives - together).clamp(min=1)
+        return index.fill_diagonal_(1)
 
 
 class Loss(nn.Module, Generic[Options]):
@@ -62,7 +78,8 @@ class Loss(nn.Module, Generic[Options]):
     by_label: bool = True
     """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""
     separable: bool = True
-    """Whether the loss is a sum of one term per image. If not, training computes it on the whole global batch."""
+    """Whether the loss is a sum of one term per image; an option may decide it. If not, training computes the loss on
+    the whole global batch."""
 
     def __init__(
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any

@@ -28,6 +28,7 @@ from ral.training.batch_norm import unchanged_buffers
 from ral.training.checkpoint import Checkpoints, Snapshot
 from ral.training.distributed import DistributedContext
 from ral.training.metric_logger import MetricLogger
+from ral.training.mixup import mixed
 from ral.training.phase import PhaseParts, start_phase
 from ral.training.state import STOPPED, EpochRecord, PreemptionFlag, TrainState, WeightsKind
 from ral.training.validation import Validator
@@ -180,6 +181,8 @@ class Trainer:
         """Logits of a micro-batch."""
         torch.manual_seed(batch.seed)  # dropout and stochastic depth
         images = transform(normalised(batch.images, self._statistics), batch.maps)
+        if batch.mixup is not None:
+            images = mixed(images, batch.mixup)
         return self.parts.engine.forward(channels_last(images))
 
     def forward_backward(self, batch: MicroBatch, whole: GlobalLoss | None = None) -> Tensor:
@@ -294,6 +297,8 @@ class Trainer:
             if scores.macro_ap > best.ap:
                 best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
             improved = improved or scores.macro_ap > best_ap
+        if parts.loss.learns_from is not None:
+            parts.loss.learn(self.validator.scorer.score(candidates["last"], parts.loss.learns_from))
         state.end_epoch(record, improved)
         self._log(record.log_line(self.params.train.epochs, self.dataset.info.phantom))
         return record
@@ -377,7 +382,7 @@ def _explain_out_of_memory(device: torch.device, batch: MicroBatch) -> Iterator[
         exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not exhausted and "allocate memory" not in str(error):
             raise
-        images = len(batch.images)
+        images = len(batch.targets) if batch.mixup is None else len(batch.targets) // 2
         raise UserError(
             f"Out of memory on {device} with {images} images per forward and backward pass. Set "
             f"train.micro_batch to {max(1, images // 2)} or less (train.batch_size stays the same), or "

@@ -129,6 +129,9 @@ def test_finite_everywhere_with_the_right_sign(name: str, dtype: torch.dtype) ->
         assert slope.dtype == dtype
         assert torch.isfinite(out)
         assert torch.isfinite(slope).all()
+        if name == "z_loss":  # all labels are equal here: nothing to learn
+            assert (slope == 0).all()
+            continue
         if name not in ("splc", "rlc"):  # they treat confident negatives as positives
             assert ((slope <= 0) if target else (slope >= -1e-6)).all()
         if (

@@ -18,10 +18,12 @@ import pytest
 from conftest import processes_in
 from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps, write_params
 
+from ral.config.losses import LossConfig
 from ral.config.train import TrainParams
 
-# Two phases, EMA and batch statistics: everything that a checkpoint has to hold.
-WHOLE = params(BATCH_NORM, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
+# Two phases, EMA, batch statistics and a loss that learns: everything that a checkpoint has to hold.
+LEARNING = LossConfig(name="ral", adjust="adaptive")
+WHOLE = params(BATCH_NORM, LEARNING, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
 # All steps of it: 247 images in batches of 32, three epochs and one.
 STEPS = 4 * 8
 
