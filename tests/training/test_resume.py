@@ -128,10 +128,7 @@ def kill(training: Training, launcher: subprocess.Popen, how: str, chance: rando
 def reference(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
     """Outputs of uninterrupted trainings by one and by two processes."""
     folder = tmp_path_factory.mktemp("reference")
-    return {
-        world: outputs(train(prepared, folder / str(world), world, **WHOLE_TRAINING))
-        for world in (1, 2)
-    }
+    return {world: outputs(train(prepared, folder / str(world), world, **WHOLE_TRAINING)) for world in (1, 2)}
 
 
 @pytest.mark.parametrize(
