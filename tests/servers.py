@@ -47,7 +47,7 @@ class Daemon:
             else:
                 self._process.send_signal(how)
             try:
-                self._process.wait(30)
+                self._process.wait(120)
             except subprocess.TimeoutExpired:  # a worker waits for the run that it has started
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()

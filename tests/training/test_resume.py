@@ -69,6 +69,7 @@ class Training:
         """Start it; `terminal` is the child end of a pseudo-terminal, its output and controlling terminal."""
         settings = {
             "RAL_TRAINING_PROCESSES": str(processes), "RAL_TRAINING_CHECKPOINT_MINUTES": minutes, "RAL_RUN_ID": run_id,
+            "RAL_TRAINING_GRACE": "600",  # a busy machine takes long to save
             "RAL_STATE_DIR": str(self.folder / "state"), "PYTHONPATH": str(Path(__file__).parents[2]),
         }  # fmt: skip
         log = (self.folder / "log.txt").open("a")
