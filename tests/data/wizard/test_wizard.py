@@ -316,22 +316,22 @@ def answer(params: Path, key: str, old: str, new: str) -> None:
     ids=["to the pixels", "to the report"],
 )
 def test_a_table_comes_to_a_report_by_its_messages(
-    run: Run, data: tuple[Path, Rows], tmp_path: Path, steps: tuple[str, ...]
+    fork: Run, data: tuple[Path, Rows], tmp_path: Path, steps: tuple[str, ...]
 ) -> None:
     """First try: the question about `liegend` is overlooked. The message says what to set; the second try ends well."""
     folder = tmp_path / "project"
     folder.mkdir()
     assert wizard(*data, folder).returncode == 0
     set_params(folder, {name: SMALL[name] for name in ("preprocess", "model", "train", "evaluate")})
-    run("python", "-m", "ral.config", cwd=folder, PYTHONPATH=str(ROOT))
-    printed = run("python", "-m", "tasks.validate", cwd=folder, code=1, PYTHONPATH=str(ROOT)).stdout
+    fork("ral.config", cwd=folder)
+    printed = fork("tasks.validate", cwd=folder, code=1).stdout
     assert printed.count("error: ") == 1
     assert printed.count("failed") == 1
     assert "liegend" in printed
     assert "map the words of your table in data.table.views" in printed
     answer(folder / "params.yaml", "views", "{p.a.: PA}", "{p.a.: PA, liegend: AP}")
     for step in ("validate", *steps):
-        run("python", "-m", f"tasks.{step}", cwd=folder, PYTHONPATH=str(ROOT))
+        fork(f"tasks.{step}", cwd=folder)
     studies = pd.read_parquet(folder / "data/prepared/studies.parquet")
     assert len(studies) == 40
     assert set(studies["sex"]) == {"M", "F"}
