@@ -214,6 +214,28 @@ class MFMOptions(Section):
     """Exponent of the finding weight (1 − log(p / largest p)) ^ power."""
     detach_focus: bool = True
     """No gradient through the focusing factor (the default of the authors' code)."""
+    cooccurrence: bool = False
+    """Lower the scores of positives by how often they occur with the image's other findings, and the loss of negatives
+    that occur with them (the authors' prior focal modifier; they then use gamma_neg 3 and power 1/3)."""
+    related: float = Field(default=1.2, ge=1)
+    """With cooccurrence: factor on 1 − p of negatives that occur with a finding of the image."""
+
+
+class RLCOptions(Section):
+    """Reflective label correction of COMIC (Zhang et al., ICCV 2023): high-scoring negatives become positives."""
+
+    tau: float = Field(default=0.7, gt=0, lt=1)
+    """Score above which a negative is a missed positive, if it is also above the mean of its finding in the batch."""
+    change_epoch: int = Field(default=1, ge=0)
+    """Epoch (from 0) at which the correction starts."""
+    margin: float = 1.0
+    """Margin subtracted from the logit of a labelled positive."""
+    gamma_neg: float = Field(default=3.0, ge=1)
+    """Focusing exponent of negatives, before the finding-specific part is added."""
+    clip: float = Field(default=0.05, ge=0, lt=1)
+    """Probability margin: negatives scored below it contribute no loss."""
+    power: float = Field(default=1 / 6, gt=0)
+    """Exponent of the finding weight (1 − log(p / largest p)) ^ power; p includes the labels corrected in the epoch."""
 
 
 class SetLossOptions(Section):
@@ -283,6 +305,7 @@ class LossConfig(Section):
         "comp_sum",
         "hybrid",
         "mfm",
+        "rlc",
         "dice",
         "anyloss",
         "custom",
@@ -327,6 +350,8 @@ class LossConfig(Section):
     """Options of hybrid."""
     mfm: MFMOptions = MFMOptions()
     """Options of mfm."""
+    rlc: RLCOptions = RLCOptions()
+    """Options of rlc."""
     dice: DiceOptions = DiceOptions()
     """Options of dice."""
     anyloss: AnyLossOptions = AnyLossOptions()

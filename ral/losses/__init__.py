@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ral.losses.asymmetric import APL, ASL, BCE, CB, CWASL, Focal
-from ral.losses.balanced import DB, LDAM, MFM
+from ral.losses.balanced import DB, LDAM, MFM, RLC
 from ral.losses.base import ClassCounts, Loss, Reduction
 from ral.losses.comp_sum import CompSum
 from ral.losses.custom import build_custom
@@ -35,6 +35,7 @@ LOSSES: dict[str, type[Loss[Any]]] = {
     "comp_sum": CompSum,
     "hybrid": Hybrid,
     "mfm": MFM,
+    "rlc": RLC,
     "dice": Dice,
     "anyloss": AnyLoss,
 }

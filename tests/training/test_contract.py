@@ -91,7 +91,7 @@ def test_mixup_smoothing_and_adaptive_adjustment_keep_the_contract(
         ("anyloss", 2),
         *(
             pytest.param(name, processes, marks=pytest.mark.long)
-            for name in ("anyloss", "dice", "two_way", "z_loss")
+            for name in ("anyloss", "dice", "two_way", "rlc", "z_loss")
             for processes in (1, 2, 4)
             if (name, processes) != ("anyloss", 2)
         ),

@@ -151,6 +151,22 @@ def test_killed_once_it_ends_with_the_same_bytes(
     assert outputs(out) == reference[world]
 
 
+@pytest.mark.long
+def test_running_sums_of_the_loss_continue(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], wait_until: Callable
+) -> None:
+    with_sums = params(BATCH_NORM, loss="anyloss", micro_batch=16)
+    expected = outputs(Training(tmp_path / "whole", prepared, with_sums, environment).finish())
+    training = Training(tmp_path / "run", prepared, with_sums, environment)
+    launcher = training.start()
+    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None)
+    kill(training, launcher, "launcher", random.Random(0))
+    assert training.steps_done() >= 5
+    out = training.finish()
+    assert "Resuming from checkpoint" in training.log()
+    assert outputs(out) == expected
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(
     prepared: Path, tmp_path: Path, environment: dict[str, str], reference: dict, wait_until: Callable
 ) -> None:
