@@ -98,9 +98,8 @@ class BatchLoss:
         if not self.loss.separable:
             value, slopes = self.over_batch([logits], [batch]) if whole is None else whole
             product = (logits * slopes[batch.first : batch.first + len(logits)]).sum()
-            return value * (len(logits) / batch.total) + (
-                product - product.detach()
-            )  # adds the gradient only
+            gradient_only = product - product.detach()
+            return value * (len(logits) / batch.total) + gradient_only
         if batch.mixup is None:
             return self._sum(logits, batch.targets) / batch.labels
         own, partners = batch.targets.chunk(2)
@@ -146,9 +145,8 @@ class BatchLoss:
         """
         images, findings = batches[0].total, logits[0].shape[-1]
         mixup = batches[0].mixup
-        shares = (
-            [1.0] if mixup is None else [mixup, 1 - mixup]
-        )  # of the labels of images and of their partners
+        # Of the labels of the images, and of those of their partners.
+        shares = [1.0] if mixup is None else [mixup, 1 - mixup]
         gathered = torch.zeros(1 + len(shares), images, findings, device=logits[0].device)
         for own, batch in zip(logits, batches, strict=True):
             rows = slice(batch.first, batch.first + len(own))

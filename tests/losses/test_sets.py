@@ -1,19 +1,16 @@
 """Losses of a finding over all images of a batch: reference values, the direction of slopes, running sums."""
 
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loss_references import LOGITS, TARGETS, batch, gradient, rows
 from sklearn.metrics import balanced_accuracy_score, f1_score, fbeta_score, recall_score
 from torch import Tensor
 
 from ral.losses import ClassCounts, Loss, build_loss
 
-# Values and gradients in float64.
-REFERENCE = json.loads((Path(__file__).parent / "sets.json").read_text())
 COUNTS = ClassCounts(
     torch.tensor([40.0, 8, 1], dtype=torch.float64), torch.tensor([60.0, 92, 99], dtype=torch.float64)
 )
@@ -41,22 +38,31 @@ def slopes(loss: Loss[Any], x: Tensor, y: Tensor) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize(
-    "entry", REFERENCE["entries"], ids=lambda entry: f"{entry['loss']}-{entry['options']}"
-)
-def test_equals_the_reference(entry: dict) -> None:
-    x = torch.tensor(REFERENCE["logits"], dtype=torch.float64)
-    y = torch.tensor(REFERENCE["targets"], dtype=torch.float64)
-    loss = build_loss(entry["loss"], entry["options"], COUNTS)
-    assert loss(x, y).item() == pytest.approx(entry["value"], rel=1e-6)
-    wanted = torch.tensor(entry["slopes"], dtype=torch.float64)
-    torch.testing.assert_close(slopes(loss, x, y), wanted, rtol=1e-6, atol=1e-15)
+@pytest.mark.parametrize(("square", "alpha"), itertools.product((False, True), (0.0, 0.01, 1.0)))
+def test_dice_equals_the_reference(square: bool, alpha: float) -> None:
+    options = {"square": square, "alpha": alpha, "detach_focus": False}
+    check(build_loss("dice", options, COUNTS), f"dice_set alpha={alpha} square={square}")
 
 
-@pytest.mark.parametrize("entry", REFERENCE["labels"], ids=lambda entry: str(entry["options"]))
+@pytest.mark.parametrize(("metric", "amplify"), itertools.product(("f", "gmean", "bacc"), (10, 73)))
+def test_anyloss_equals_the_reference(metric: str, amplify: int) -> None:
+    options = {"metric": metric, "amplify": amplify, "mix": 1.0}
+    check(build_loss("anyloss", options, COUNTS), f"anyloss {metric} L={amplify} ")
+
+
+def check(loss: Loss[Any], name: str) -> None:
+    entry = batch(name)
+    value, slope = gradient(loss, LOGITS, TARGETS)
+    assert value == pytest.approx(entry["loss"], rel=1e-6)
+    torch.testing.assert_close(slope, torch.tensor(entry["grad"], dtype=torch.float64), rtol=1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize("entry", rows("dice_per_example"), ids=lambda entry: str(entry["params"]))
 def test_dice_of_each_label_equals_the_reference(entry: dict) -> None:
     logits, targets, values, wanted = torch.tensor(entry["rows"], dtype=torch.float64).T[..., None]
-    loss = build_loss(entry["loss"], entry["options"], reduction="none")
+    options = {name: entry["params"][name] for name in ("alpha", "smooth")}
+    options |= {"form": "label", "square": False, "detach_focus": entry["params"]["detach_weight"]}
+    loss = build_loss("dice", options, reduction="none")
     torch.testing.assert_close(loss(logits, targets), values, rtol=1e-6, atol=1e-15)
     torch.testing.assert_close(slopes(loss, logits, targets), wanted, rtol=1e-6, atol=1e-15)
 
