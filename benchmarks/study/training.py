@@ -58,7 +58,7 @@ def parameters(run: Run) -> TrainParams:
         train["classifier"] = {"epochs": max(1, run.epochs // 4), "learning_rate": run.learning_rate}
     return TrainParams(
         model=ModelConfig(backbone=run.backbone),
-        loss=LossConfig.model_validate({"name": recipe.loss, recipe.loss: options}),
+        loss=LossConfig.model_validate({"name": recipe.loss, "adjust": recipe.adjust, recipe.loss: options}),
         train=TrainConfig.model_validate(train | dict(recipe.train)),
     )
 
