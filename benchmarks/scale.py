@@ -40,6 +40,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+
+from benchmarks.synthetic import write_dataset, write_tables_and_shards
+from ral.config.losses import LossConfig
+from ral.config.model import ModelConfig
+from ral.config.sampler import SamplerConfig
+from ral.config.train import TrainConfig, TrainParams
+from ral.data.dataset import Dataset, open_dataset
+from ral.inference.prefetch import MicroBatch
+from ral.training.batch_loss import BatchLoss
+from ral.training.batches import Batches
+from ral.training.distributed import DistributedContext
+from ral.training.outputs import write_logits
+from ral.training.plan import Phase
+from ral.training.validation import Validator
+
 Result = TypeVar("Result")
 
 SIZE = 8
@@ -86,38 +103,21 @@ def memory(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def one(folder: Path) -> dict[str, Any]:
-    """Measure the parts of one rank in this process."""
-    import numpy as np
-    import torch
+class RandomLogits:
+    """In place of a `Scorer` of a single rank."""
 
-    from benchmarks.synthetic import write_dataset
-    from ral.config.losses import LossConfig
-    from ral.config.model import ModelConfig
-    from ral.config.sampler import SamplerConfig
-    from ral.config.train import TrainConfig, TrainParams
-    from ral.data.dataset import Dataset, open_dataset
-    from ral.inference.prefetch import MicroBatch
-    from ral.training.batch_loss import BatchLoss
-    from ral.training.batches import Batches
-    from ral.training.distributed import DistributedContext
-    from ral.training.outputs import write_logits
-    from ral.training.plan import Phase
-    from ral.training.validation import Validator
+    rank, world = 0, 1
 
-    class RandomLogits:
-        """In place of a `Scorer` of a single rank."""
+    def __init__(self, findings: int) -> None:
+        self.findings = findings
 
-        rank, world = 0, 1
+    def score(self, _: object, rows: np.ndarray) -> np.ndarray:
+        """Logits of rows, always the same."""
+        return np.random.default_rng(0).standard_normal((len(rows), self.findings), np.float32)
 
-        def __init__(self, findings: int) -> None:
-            self.findings = findings
 
-        def score(self, _: object, rows: np.ndarray) -> np.ndarray:
-            return np.random.default_rng(0).standard_normal((len(rows), self.findings), np.float32)
-
-    torch.set_num_threads(1)
-    context = DistributedContext(0, 1, torch.device("cpu"))
+def batches(dataset: Dataset, sampler: str) -> Batches:
+    """The batches of a training on one rank."""
     train = {
         "epochs": 10, "batch_size": BATCH, "learning_rate": 1e-3, "threads": 1,
         "augment": {"flip": 0.5, "rotate": 8.0, "shift": 0.06, "zoom": 0.1},
@@ -127,52 +127,50 @@ def one(folder: Path) -> dict[str, Any]:
         loss=LossConfig(name="ral"),
         train=TrainConfig.model_validate(train),
     )
+    context = DistributedContext(0, 1, torch.device("cpu"))
+    phase = Phase("network", 10, 1e-3, SamplerConfig.model_validate({"name": sampler}))
+    return Batches(phase, params, dataset, BatchLoss(params, dataset, context.device), context)
 
-    def batches(dataset: Dataset, sampler: str) -> Batches:
-        phase = Phase("network", 10, 1e-3, SamplerConfig.model_validate({"name": sampler}))
-        return Batches(phase, params, dataset, BatchLoss(params, dataset, context.device), context)
 
-    def steps(micro_batches: Iterator[MicroBatch]) -> int:
-        return sum(len(batch.images) for batch in micro_batches)
+def images_of(micro_batches: Iterator[MicroBatch]) -> int:
+    """Number of images of micro-batches, which are made meanwhile."""
+    return sum(len(batch.images) for batch in micro_batches)
 
-    def measure(folder: Path) -> dict[str, Any]:
-        meter = Meter()
-        dataset = meter.run("open", lambda: open_dataset(folder))
-        uniform = meter.run("batches", lambda: batches(dataset, "uniform"))
-        logits: Any = RandomLogits(len(dataset.findings))
-        validator = meter.run("validator", lambda: Validator(logits, dataset, 10))
-        meter.run("order", lambda: uniform.epoch_rows(0))
-        number = min(STEPS, uniform.steps - 1)
-        micro_batches = uniform.micro_batches(0, uniform.steps - number - 1)
-        next(micro_batches)  # orders the epoch
-        meter.run("steps", lambda: steps(micro_batches), uniform.steps / number)
-        meter.run("metrics", lambda: validator.scores({}))
-        rows = validator.rows
-        meter.run(
-            "write", lambda: write_logits(dataset, rows, logits.score(None, rows), folder / "logits" / "val")
-        )
-        meter.run("repeat", lambda: batches(dataset, "repeat_factor").epoch_rows(0))
-        return {"images": dataset.info.images, "parts": meter.parts}
 
+def run_parts(folder: Path) -> dict[str, Any]:
+    """Run and measure all parts."""
+    meter = Meter()
+    dataset = meter.run("open", lambda: open_dataset(folder))
+    uniform = meter.run("batches", lambda: batches(dataset, "uniform"))
+    logits: Any = RandomLogits(len(dataset.findings))
+    validator = meter.run("validator", lambda: Validator(logits, dataset, 10))
+    meter.run("order", lambda: uniform.epoch_rows(0))
+    steps = min(STEPS, uniform.steps - 1)
+    micro_batches = uniform.micro_batches(0, uniform.steps - steps - 1)
+    next(micro_batches)  # orders the epoch
+    meter.run("steps", lambda: images_of(micro_batches), uniform.steps / steps)
+    meter.run("metrics", lambda: validator.scores({}))
+    rows = validator.rows
+    scores = logits.score(None, rows)
+    meter.run("write", lambda: write_logits(dataset, rows, scores, folder / "logits" / "val.parquet"))
+    meter.run("repeat", lambda: batches(dataset, "repeat_factor").epoch_rows(0))
+    return {"images": dataset.info.images, "parts": meter.parts}
+
+
+def one(folder: Path) -> dict[str, Any]:
+    """Measure in this process, after a warm-up."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         write_dataset(Path(name), 5_000, SIZE)
-        measure(Path(name))  # warm-up: import everything
-    return measure(folder)
-
-
-def write(folder: Path, images: int, findings: int) -> None:
-    """Write the data of one size."""
-    from benchmarks.synthetic import write_tables_and_shards
-
-    write_tables_and_shards(
-        folder, images, SIZE, findings=[f"Finding {number}" for number in range(findings)]
-    )
+        run_parts(Path(name))
+    return run_parts(folder)
 
 
 def measure(folder: Path, images: int, findings: int) -> dict[str, Any]:
     """Write the data of one size, and measure in a separate process."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        write(Path(name), images, findings)
+        names = [f"Finding {number}" for number in range(findings)]
+        write_tables_and_shards(Path(name), images, SIZE, findings=names)
         command = [sys.executable, "-m", "benchmarks.scale", "--one", name]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
