@@ -46,6 +46,8 @@ class Dataset:
     starts: np.ndarray
     """Row number of each shard's first image, int64 [shards]."""
     folder: Path
+    table: pa.Table | None = None
+    """In place of the folder's studies.parquet."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -59,7 +61,17 @@ class Dataset:
     @cached_property
     def studies(self) -> pd.DataFrame:
         """The whole table."""
-        return pd.read_parquet(self.folder / TABLE)
+        return pd.read_parquet(self.folder / TABLE) if self.table is None else self.table.to_pandas()
+
+    def _read_blocks(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Columns of the table, some rows at a time, with the number of the first of these rows."""
+        if self.table is None:
+            yield from _read_blocks(self.folder / TABLE, columns)
+            return
+        first = 0
+        for block in self.table.select(list(columns)).to_batches(BLOCK):
+            yield first, block
+            first += len(block)
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of the images in `split`, int64, ascending."""
@@ -69,7 +81,7 @@ class Dataset:
     def _split_rows(self) -> dict[str, np.ndarray]:
         """The rows of each split."""
         parts: dict[str, list[np.ndarray]] = {}
-        for first, block in _read_blocks(self.folder, ["split"]):
+        for first, block in self._read_blocks(["split"]):
             encoded = block.column(0).dictionary_encode()
             codes = encoded.indices.to_numpy(zero_copy_only=False)
             for code, split in enumerate(encoded.dictionary.to_pylist()):
@@ -84,7 +96,7 @@ class Dataset:
             UserError: the table has other labels.
         """
         labels = np.empty((len(self), len(self.findings)), np.int8)
-        for first, block in _read_blocks(self.folder, self.findings):
+        for first, block in self._read_blocks(self.findings):
             for index, finding in enumerate(self.findings):
                 values = block.column(finding).to_numpy(zero_copy_only=False)
                 known = ~np.isnan(values)
@@ -116,7 +128,7 @@ class Dataset:
             rows: row numbers, ascending.
         """
         parts = []
-        for first, block in _read_blocks(self.folder, [name]):
+        for first, block in self._read_blocks([name]):
             begin, end = np.searchsorted(rows, [first, first + len(block)])
             parts.append(block.column(0).take(pa.array(rows[begin:end] - first)))
         values: NDArray[np.object_] = pa.chunked_array(parts).to_numpy()
@@ -183,10 +195,10 @@ def _read_ahead(addresses: np.ndarray, length: int) -> None:
         _madvise(start, bytes_to_read, mmap.MADV_WILLNEED)
 
 
-def _read_blocks(folder: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Columns of the table of a prepared folder, some rows at a time, with the number of the first of these rows."""
+def _read_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Columns of a Parquet file, some rows at a time, with the number of the first of these rows."""
     first = 0
-    with pq.ParquetFile(folder / TABLE) as table:
+    with pq.ParquetFile(path) as table:
         for block in table.iter_batches(BLOCK, columns=list(columns)):
             yield first, block
             first += len(block)
@@ -217,7 +229,7 @@ def _same_ids(folder: Path, ids: tuple[pa.StringArray, ...]) -> bool:
     """Whether the table of a prepared folder lists the images of the shards, in their order."""
     in_shards = pa.chunked_array(ids, pa.string())
     end = 0
-    for first, block in _read_blocks(folder, ["image_id"]):
+    for first, block in _read_blocks(folder / TABLE, ["image_id"]):
         end = first + len(block)
         in_table = pa.chunked_array([block.column(0).cast(pa.string())])
         if not in_shards.slice(first, len(block)).equals(in_table):
