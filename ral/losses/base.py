@@ -40,9 +40,12 @@ class ClassCounts(NamedTuple):
         rows = ([kind[name] for name in findings] for kind in (counts.positives, counts.negatives))
         positives, negatives = (torch.tensor(row, dtype=torch.float64) for row in rows)
         if targets is None:
-            return cls(positives, negatives)
-        marks = (targets == 1).double()
-        return cls(positives, negatives, marks.T @ marks)
+            return cls(positives, negatives, None)
+        together = torch.zeros(len(findings), len(findings), dtype=torch.float64)
+        for block in targets.split(2**20):  # all at once they would take a gigabyte for 20 million images
+            marks = (block == 1).float()
+            together += marks.T @ marks
+        return cls(positives, negatives, together)
 
     @property
     def prevalence(self) -> Tensor:
