@@ -127,7 +127,7 @@ def reference(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Outputs of uninterrupted trainings by one and by two processes."""
     folder = tmp_path_factory.mktemp("reference")
     return {
-        world: outputs(train(prepared, folder / str(world), world, model=BATCH_NORM, **PHASES))
+        world: outputs(train(prepared, folder / str(world), world, model=BATCH_NORM, loss=LEARNING, **PHASES))
         for world in (1, 2)
     }
 
