@@ -76,7 +76,8 @@ def test_no_penalty_is_two_free_boundaries() -> None:
 
 def test_the_optimum_satisfies_the_conditions_of_the_l1_penalty() -> None:
     features, rank = ordered()
-    features = np.column_stack([features, features[:, 0] * (rank == 2) - features[:, 1] * (rank == 1)])
+    # The third feature tells uncertain from both others: its two slopes differ.
+    features = np.column_stack([features, np.random.default_rng(1).normal(size=len(rank)) + (rank == 1)])
     options = PrestoOptions(l2=1e-3, shrink=0.02)
     found = presto.boundaries(features, rank, options)
     gradient = presto.likelihood(features, rank, np.concatenate(found), options.l2)[1]
