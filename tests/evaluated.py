@@ -52,7 +52,7 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
                 for name in known for scores in ("calibrated", "uncalibrated") for index in range(4)
             ]
         ),
-        "operating": pd.DataFrame([_operating(name, rule) for name in known for rule in ("max_f1", "sensitivity", "cost")]),
+        "operating": pd.DataFrame([_operating(name, rule) for name in known for rule in ("max_f1", "sensitivity", "cost", "prevalence")]),
         "decision_curves": pd.DataFrame(
             [
                 {"finding": name, "threshold": 0.02 * step, "net_benefit": 0.1317 / step, "low": 0.08 / step if step < 25 else np.nan,
@@ -89,7 +89,7 @@ def saved_map() -> dict[str, Any]:
         "kind": "shared",
         "numbers": [1.0, 1.0, 0.0],
         "knots": [],
-        "thresholds": {"max_f1": 0.3217, "sensitivity": 0.3217, "cost": 1.0},
+        "thresholds": {"max_f1": 0.3217, "sensitivity": 0.3217, "cost": 1.0, "prevalence": 0.0123},
     }
 
 

@@ -69,7 +69,7 @@ def test_no_flag_does_not_mean_no_gap() -> None:
 def test_thresholds_of_a_rule_and_one_that_calls_nothing() -> None:
     inputs = make(phantom=False)
     rules = calibration.rules(ThresholdConfig(rule="cost", sensitivity=0.9, miss_cost=10.0))
-    assert list(rules) == ["max_f1", "sensitivity", "cost"]
+    assert list(rules) == ["max_f1", "sensitivity", "cost", "prevalence"]
     points = read_rows(inputs.operating, OperatingRow)
     rows = texts(calibration.operating(points, ROWS, "max_f1", ""))
     assert [row[0] for row in rows] == NAMES[:2]
