@@ -116,6 +116,19 @@ class FindingGeometry(Record):
     """Length of the classifier's vector; None if it has none."""
     alignment: float | None = None
     """Cosine of the classifier's vector and the class mean."""
+    ideal_weight_norm: float | None = None
+    """Length of the classifier's vector at the ideal of `Collapse`, which has the same mean square length."""
+
+
+class Collapse(Record):
+    """Distance to the closed-form ideal of neural collapse (squared loss, weight decay); see `ral.explain.collapse`."""
+
+    vanishing: float
+    """Positive training images below which a finding that occurs with no other would have no direction (t²); fitted."""
+    classifier_distance: float
+    """Distance of the classifier's Gram matrix to the ideal: 0 same shape, 1.41 nothing in common."""
+    class_means_distance: float | None
+    """The same for the class means; None if a finding has no image."""
 
 
 class Geometry(Record):
@@ -134,3 +147,5 @@ class Geometry(Record):
     """The most frequent finding first."""
     class_means: Vectors = Vectors()
     classifier: Vectors = Vectors()
+    collapse: Collapse | None = None
+    """None: there is no vector per finding."""
