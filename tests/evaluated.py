@@ -232,9 +232,10 @@ def geometry(data: str, names: list[str]) -> dict[str, Any]:
     part = {"cosines": matrix, "mean_cosine": {"common": 0.31, "rare": None, "common_to_rare": 0.29}}
     return {
         "notice": "", "data": data, "images": 100, "width": 8, "class_means": part, "classifier": part,
+        "collapse": {"vanishing": 12.3, "classifier_distance": 0.456, "class_means_distance": None},
         "findings": [
             {"finding": name, "train_prevalence": 0.1, "train_positives": 10, "images": 10, "within": None, "between": None,
-             "variability": None, "weight_norm": 1.5}
+             "variability": None, "weight_norm": 1.5, "ideal_weight_norm": 1.25}
             for name in names
         ],
     }  # fmt: skip

@@ -48,6 +48,23 @@ class GalleryFinding(Record):
         return {"hits": self.hits, "false_positives": self.false_positives, "misses": self.misses}[kind]
 
 
+Reason = Literal["predicted otherwise", "outlier"]
+
+
+class SuspiciousLabel(Record):
+    """A training label that looks wrong."""
+
+    finding: str
+    image_id: str
+    label: int
+    """1 or 0."""
+    reasons: tuple[Reason, ...]
+    probability: float | None
+    """Of the finding, from a classifier that saw no image of the patient; None: not estimable."""
+    outlier_factor: float | None
+    """Local outlier factor among the positives of the finding; None for negatives."""
+
+
 class HeatMaps(Record):
     """How the heat maps were made; only written if images may be shown."""
 
@@ -78,6 +95,8 @@ class Gallery(HeatMaps):
     per_kind: int
     """Maximum number of images of a kind."""
     findings: tuple[GalleryFinding, ...]
+    review: tuple[SuspiciousLabel, ...] | None = None
+    """Training labels that look wrong; None: not requested."""
 
 
 class MeanCosines(Record):

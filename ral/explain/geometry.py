@@ -49,7 +49,7 @@ def geometry(network: Network, info: ModelInfo, dataset: Dataset, most: int) -> 
     feature_index = {row: index for index, row in enumerate(used)}
     data: Data = "phantom" if info.phantom or dataset.info.phantom else "images"
     try:
-        features = _features(network, info, dataset, train[used])
+        features = image_features(network, info, dataset, train[used])
     except NoMapError as error:
         return Geometry(notice=RESEARCH_NOTE, data=data, not_available=str(error))
     groups = [features[[feature_index[row] for row in rows]] for rows in positive]
@@ -204,7 +204,7 @@ def similarity(vectors: Array) -> Vectors:
     return Vectors(cosines=rounded, mean_cosine=MeanCosines(**means))
 
 
-def _features(network: Network, info: ModelInfo, dataset: Dataset, rows: Array) -> Array:
+def image_features(network: Network, info: ModelInfo, dataset: Dataset, rows: Array) -> Array:
     """Pooled features of images, float64 [rows, width]."""
     device = next(network.parameters()).device
     parts = []

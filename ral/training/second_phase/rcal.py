@@ -3,12 +3,9 @@
 import numpy as np
 
 from ral.config.second_phase import RCALOptions
+from ral.explain.outliers import OUTLIER, local_outlier_factor
 from ral.training.second_phase.base import Array, LinearHead, TrainingSet, constant, is_constant, stack
-from ral.training.second_phase.outliers import local_outlier_factor
 from ral.training.second_phase.virtual import Gaussian, gaussians, separate
-
-# Local outlier factor above which a positive is left out (scikit-learn's limit of contamination="auto").
-OUTLIER = 1.5
 
 
 def fit(options: RCALOptions, train: TrainingSet, seed: int) -> LinearHead:

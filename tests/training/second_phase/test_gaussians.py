@@ -7,9 +7,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
 from ral.config.second_phase import RCALOptions, VirtualOptions
+from ral.explain.outliers import local_outlier_factor
 from ral.training.second_phase import rcal, virtual
 from ral.training.second_phase.base import TrainingSet
-from ral.training.second_phase.outliers import local_outlier_factor
 from ral.training.second_phase.virtual import Gaussian
 
 
