@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: the model, the data or an option cannot be used.
     """
     import torch
+    from threadpoolctl import threadpool_limits
 
     from ral.config.base import load
     from ral.config.environment import load_environment
@@ -102,7 +103,8 @@ def run(options: argparse.Namespace) -> None:
     if phase is None:
         return
     started = time.monotonic()
-    head = phase.fit(bank_of(dataset, features), options.seed)
+    with threadpool_limits(params.train.threads):
+        head = phase.fit(bank_of(dataset, features), options.seed)
     logger.info("%s: %.1f s", phase.name, time.monotonic() - started)
     info = SecondPhaseInfo(
         method=phase.name,

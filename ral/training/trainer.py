@@ -23,6 +23,7 @@ from ral.models.inputs import channels_last, normalised
 from ral.progress import Progress
 from ral.training import plan
 from ral.training.augment import transform
+from ral.training.bank_phase import refit
 from ral.training.checkpoint import Checkpoints, Snapshot
 from ral.training.distributed import DistributedContext
 from ral.training.metric_logger import MetricLogger
@@ -91,6 +92,10 @@ class Trainer:
         """
         tensors = self.load_checkpoint()
         while self.state.phase < len(self.phases):
+            if self.phases[self.state.phase].features == "bank":
+                self._refit()
+                self.state.end_phase()
+                continue
             self.start_phase(tensors)
             with self._show_progress():
                 while not self._phase_is_over():
@@ -105,6 +110,22 @@ class Trainer:
         """Make the network, engine and batches of the current phase, as the tensors of a checkpoint have them."""
         phase = self.phases[self.state.phase]
         self.parts = start_phase(phase, self.params, self.dataset, self.context, self.state, tensors)
+
+    def _refit(self) -> None:
+        """The second phase on stored features: one row of the history, whose loss is the BCE."""
+        state, started = self.state, time.monotonic()
+        refitted = refit(self.params, self.dataset, self.validator.scorer, state.best_weights())
+        record = EpochRecord(
+            epoch=len(state.history) + 1,
+            phase="classifier",
+            learning_rate=0.0,
+            train_loss=refitted.loss,
+            skipped_steps=0,
+        )
+        self._keep_best(record, {"last": refitted.weights})
+        if self.metric_logger is not None:
+            seconds = time.monotonic() - started
+            self.metric_logger.epoch(record, refitted.images, seconds, [], state.total_steps)
 
     def _phase_is_over(self) -> bool:
         patience, state = self.params.train.patience, self.state
@@ -262,6 +283,12 @@ class Trainer:
         if parts.ema is not None:
             with parts.engine.use_weights(parts.ema.values):
                 candidates["ema"] = parts.engine.full_state_dict()
+        self._keep_best(record, candidates)
+        return record
+
+    def _keep_best(self, record: EpochRecord, candidates: dict[WeightsKind, dict[str, Tensor]]) -> None:
+        """Measure weights, complete their row of the history, keep those that are better, and end the epoch."""
+        state = self.state
         best_ap = max(best.ap for best in state.best.values())
         improved = False
         for kind, weights in candidates.items():
@@ -275,7 +302,6 @@ class Trainer:
             improved = improved or scores.macro_ap > best_ap
         state.end_epoch(record, improved)
         self._log(record.log_line(self.params.train.epochs, self.dataset.info.phantom))
-        return record
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint. All ranks must call it at the same step; rank 0 writes."""

@@ -1,0 +1,75 @@
+"""The second phase on stored features: the features of the training images once, then the best classifier for them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from ral.config.second_phase import CRTOptions
+from ral.config.train import ClassifierConfig, TrainParams
+from ral.data.dataset import Dataset
+from ral.inference.bank import feature_batches, require_linear
+from ral.inference.score import Scorer
+from ral.training.second_phase import Bank, SecondPhase
+from ral.training.second_phase.model import with_head
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """Weights with the refitted classifier."""
+
+    weights: dict[str, Tensor]
+    """On the CPU."""
+    loss: float
+    """Mean BCE of the known training labels, each with the same weight."""
+    images: int
+    """Training images."""
+
+
+def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, weights: dict[str, Tensor]) -> Refitted:
+    """Refit the classifier on the features of the training images. All ranks must call it; all get the same result.
+
+    Args:
+        params: train.classifier has features: bank.
+        dataset: the prepared data.
+        scorer: its network, rank and device compute the features.
+        weights: of the whole network, on the CPU.
+
+    Raises:
+        UserError: the classifier is not one linear layer with a bias, or memory does not suffice for one image.
+    """
+    second = params.train.classifier
+    assert second is not None, "the phase exists only with train.classifier"
+    rows = dataset.rows("train")
+    features = _gathered(dataset, scorer, weights, rows)
+    linear = require_linear(scorer.network)
+    name = next(name for name, module in scorer.network.named_modules() if module is linear)
+    targets = dataset.targets()[rows].astype(np.float64)
+    patients = dataset.studies["patient_id"].to_numpy()[rows].astype(str)
+    bank = Bank(features, targets, patients, np.full(len(rows), "train"))
+    with threadpool_limits(params.train.threads):
+        head = SecondPhase("crt", options(second)).fit(bank, params.train.seed)
+        z = head.logits(features.astype(np.float64))
+    known = ~np.isnan(targets)
+    loss = float((np.logaddexp(0, z) - np.nan_to_num(targets) * z)[known].mean())
+    return Refitted(with_head(weights, name, head), loss, len(rows))
+
+
+def options(second: ClassifierConfig) -> CRTOptions:
+    """The options of the method cRT that the section train.classifier asks for."""
+    return CRTOptions(l2=second.l2, sampler=second.sampler, epochs=second.epochs)
+
+
+def _gathered(dataset: Dataset, scorer: Scorer, weights: dict[str, Tensor], rows: np.ndarray) -> np.ndarray:
+    """The features of `rows` float32 [rows, width], each computed on one rank and gathered on every rank."""
+    scorer.network.load_state_dict(weights)
+    local_rows = np.array_split(rows, scorer.world)[scorer.rank]
+    parts = list(feature_batches(scorer.network, dataset.info, dataset, local_rows))
+    if scorer.world == 1:
+        return np.concatenate(parts)
+    gathered: list[Any] = [None] * scorer.world
+    torch.distributed.all_gather_object(gathered, parts)
+    return np.concatenate([part for rank in gathered for part in rank])
