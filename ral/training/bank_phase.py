@@ -1,5 +1,6 @@
 """The second phase on stored features: the features of the training images once, then the best classifier for them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 from ral.config.second_phase import CRTOptions
 from ral.config.train import ClassifierConfig, TrainParams
 from ral.data.dataset import Dataset
+from ral.errors import UserError
 from ral.inference.bank import feature_batches, require_linear
 from ral.inference.score import Scorer
-from ral.training.second_phase import Bank, SecondPhase
-from ral.training.second_phase.model import with_head
+from ral.training.second_phase import crt
+from ral.training.second_phase.bank import Bank, fit_bank
+from ral.training.second_phase.base import LinearHead
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, weights: dict[s
     patients = dataset.studies["patient_id"].to_numpy()[rows].astype(str)
     bank = Bank(features, targets, patients, np.full(len(rows), "train"))
     with threadpool_limits(params.train.threads):
-        head = SecondPhase("crt", options(second)).fit(bank, params.train.seed)
+        head = fit_bank(crt.fit, options(second), bank, params.train.seed)
         z = head.logits(features.astype(np.float64))
     known = ~np.isnan(targets)
     loss = float((np.logaddexp(0, z) - np.nan_to_num(targets) * z)[known].mean())
@@ -61,6 +64,21 @@ def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, weights: dict[s
 def options(second: ClassifierConfig) -> CRTOptions:
     """The options of the method cRT that the section train.classifier asks for."""
     return CRTOptions(l2=second.l2, sampler=second.sampler, epochs=second.epochs)
+
+
+def with_head(weights: Mapping[str, Tensor], name: str, head: LinearHead) -> dict[str, Tensor]:
+    """Weights of a network whose classifier's tensors are `name`.weight and `name`.bias, with another head.
+
+    Raises:
+        UserError: the classifier has no bias.
+    """
+    if f"{name}.bias" not in weights:
+        raise UserError(f"The classifier {name} has no bias; the second phase needs one.")
+    new = {"weight": head.weight, "bias": head.bias}
+    return dict(weights) | {
+        f"{name}.{part}": torch.from_numpy(values).to(weights[f"{name}.{part}"].dtype)
+        for part, values in new.items()
+    }
 
 
 def _gathered(dataset: Dataset, scorer: Scorer, weights: dict[str, Tensor], rows: np.ndarray) -> np.ndarray:

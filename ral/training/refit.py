@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-# Those of `ral.training.second_phase.METHODS`, whose import takes seconds, that need no more than the prepared labels.
+# Those of the registry, whose import takes seconds, that need no more than the prepared labels.
 METHODS = ("crt", "undersample", "oversample", "two_phase", "smote", "virtual", "rcal", "storm")
 
 logger = logging.getLogger("ral.training.refit")
@@ -83,8 +83,8 @@ def run(options: argparse.Namespace) -> None:
     from ral.data.dataset import open_dataset
     from ral.errors import UserError
     from ral.inference.bank import open_bank
-    from ral.training.second_phase import build_second_phase
     from ral.training.second_phase.model import SecondPhaseInfo, bank_of, write_model
+    from ral.training.second_phase.registry import build_second_phase
 
     params = load(options.params, TrainStageParams)
     torch.set_num_threads(params.train.threads)

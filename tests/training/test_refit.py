@@ -15,7 +15,7 @@ from ral.files import read_json
 from ral.inference.score import score_images
 from ral.models.load import load_network
 from ral.training import refit
-from ral.training.second_phase import METHODS
+from ral.training.second_phase.registry import METHODS
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from ral.config.train import ClassifierConfig
 from ral.data.dataset import open_dataset
 from ral.errors import UserError
 from ral.inference.bank import open_bank
-from ral.training.second_phase import build_second_phase
 from ral.training.second_phase.model import bank_of
+from ral.training.second_phase.registry import build_second_phase
 from ral.training.state import HISTORY
 
 

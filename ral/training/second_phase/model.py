@@ -4,18 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ral.data.dataset import Dataset
-from ral.errors import UserError
 from ral.files import atomic_directory, write_json
 from ral.inference.bank import require_linear
 from ral.inference.score import estimable_findings, validation_scores
 from ral.models.load import load_network, read_weights
 from ral.records import Record
+from ral.training.bank_phase import with_head
 from ral.training.outputs import SPLITS, write_logits, write_weights
-from ral.training.second_phase import Bank, LinearHead
+from ral.training.second_phase.bank import Bank
+from ral.training.second_phase.base import LinearHead
 from ral.training.state import DECIMALS
 
 
@@ -28,21 +27,6 @@ def bank_of(dataset: Dataset, features: np.ndarray) -> Bank:
         studies["patient_id"].to_numpy().astype(str),
         studies["split"].to_numpy().astype(str),
     )
-
-
-def with_head(weights: Mapping[str, Tensor], name: str, head: LinearHead) -> dict[str, Tensor]:
-    """Weights of a network whose classifier's tensors are `name`.weight and `name`.bias, with another head.
-
-    Raises:
-        UserError: the classifier has no bias.
-    """
-    if f"{name}.bias" not in weights:
-        raise UserError(f"The classifier {name} has no bias; the second phase needs one.")
-    new = {"weight": head.weight, "bias": head.bias}
-    return dict(weights) | {
-        f"{name}.{part}": torch.from_numpy(values).to(weights[f"{name}.{part}"].dtype)
-        for part, values in new.items()
-    }
 
 
 class SecondPhaseInfo(Record):

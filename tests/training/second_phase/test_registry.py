@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from ral.errors import UserError
-from ral.training.second_phase import METHODS, Bank, build_second_phase
+from ral.training.second_phase.bank import Bank
+from ral.training.second_phase.registry import METHODS, build_second_phase
 
 RANDOM = ("undersample", "oversample", "two_phase", "smote", "storm", "crt")
 
