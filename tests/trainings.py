@@ -46,11 +46,10 @@ def prepare_phantom(images: Path, folder: Path, dask: DaskTarget = DaskTarget(wo
     return folder
 
 
-def params(model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any) -> TrainParams:
-    """The parameters above with changes to the section train."""
-    return TrainParams(
-        model=model, loss=LossConfig(name=loss), train=TrainConfig.model_validate(TRAIN | changes)
-    )
+def params(model: ModelConfig = SEPARABLE, loss: str | LossConfig = "ral", **changes: Any) -> TrainParams:
+    """The parameters above with changes to the section train; `loss` is its name, or the section."""
+    section = LossConfig(name=loss) if isinstance(loss, str) else loss  # type: ignore[arg-type]
+    return TrainParams(model=model, loss=section, train=TrainConfig.model_validate(TRAIN | changes))
 
 
 def write_params(folder: Path, params: TrainParams) -> None:
@@ -76,7 +75,7 @@ def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 
 
 def train(
     prepared: Path, out: Path, processes: int = 1, minutes: float = 10.0, command: tuple[str, ...] = RANK,
-    model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any,
+    model: ModelConfig = SEPARABLE, loss: str | LossConfig = "ral", **changes: Any,
 ) -> Path:  # fmt: skip
     """Train into `out` and wait."""
     spec = write_spec(prepared, out, params(model, loss, **changes), minutes)

@@ -1,5 +1,6 @@
 """The second phase on stored features: the features of the training images once, then the best classifier for them."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from ral.inference.score import Scorer
 from ral.training.second_phase import crt
 from ral.training.second_phase.bank import Bank, fit_bank
 from ral.training.second_phase.base import LinearHead
+from ral.training.state import EpochRecord, TrainState
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,26 @@ class Refitted:
 
     weights: dict[str, Tensor]
     """On the CPU."""
-    loss: float
-    """Mean BCE of the known training labels, each with the same weight."""
+    record: EpochRecord
+    """Their row of the history; the loss is the mean BCE of the known training labels, without weights."""
     images: int
     """Training images."""
+    seconds: float
 
 
-def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, weights: dict[str, Tensor]) -> Refitted:
+def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, state: TrainState) -> Refitted:
     """Refit the classifier on the features of the training images. All ranks must call it; all get the same result.
 
     Args:
         params: train.classifier has features: bank.
         dataset: the prepared data.
         scorer: its network, rank and device compute the features.
-        weights: of the whole network, on the CPU.
+        state: has the best weights so far.
 
     Raises:
         UserError: the classifier is not one linear layer with a bias, or memory does not suffice for one image.
     """
+    started, weights = time.monotonic(), state.best_weights()
     second = params.train.classifier
     assert second is not None, "the phase exists only with train.classifier"
     rows = dataset.rows("train")
@@ -58,7 +62,8 @@ def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, weights: dict[s
         z = head.logits(features.astype(np.float64))
     known = ~np.isnan(targets)
     loss = float((np.logaddexp(0, z) - np.nan_to_num(targets) * z)[known].mean())
-    return Refitted(with_head(weights, name, head), loss, len(rows))
+    record = EpochRecord(len(state.history) + 1, "classifier", 0.0, loss, 0)
+    return Refitted(with_head(weights, name, head), record, len(rows), time.monotonic() - started)
 
 
 def options(second: ClassifierConfig) -> CRTOptions:

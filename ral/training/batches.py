@@ -15,6 +15,7 @@ from ral.training.augment import draw_transforms
 from ral.training.batch_loss import BatchLoss
 from ral.training.distributed import DistributedContext
 from ral.training.engine import accumulation
+from ral.training.mixup import draw_mixture
 from ral.training.plan import Phase
 from ral.training.samplers import epoch_images, epoch_rows
 
@@ -93,10 +94,14 @@ class Batches:
             generator = torch.Generator().manual_seed(self._seed(epoch, step, 0))
             maps = draw_transforms(len(batch), self.config.augment, generator).numpy()
             divisor = self.loss.divisor(torch.from_numpy(self.targets[batch]))
+            mixture = None
+            if self.config.mixup:
+                mixture = draw_mixture(len(batch), self.config.mixup, self._seed(epoch, step, 0, 1))
             micro_batches = plan.split_into_micro_batches(
                 np.arange(len(batch)), context.rank, context.world_size, self.accumulation
             )
-            for index, positions in enumerate(micro_batches):
+            for index, own in enumerate(micro_batches):
+                positions = own if mixture is None else np.concatenate([own, mixture.partners[own]])
                 micro_rows = batch[positions]
                 yield MicroBatch(
                     step=step,
@@ -104,8 +109,10 @@ class Batches:
                     targets=pinned(torch.from_numpy(self.targets[micro_rows]), pin),
                     maps=pinned(torch.from_numpy(maps[positions]), pin),
                     labels=divisor,
-                    share=len(micro_rows) / len(batch),
+                    first=int(positions[0]),
+                    total=len(batch),
                     seed=self._seed(epoch, step, 1 + context.rank * self.accumulation + index),
+                    mixup=None if mixture is None else mixture.share,
                 )
 
     def image_ids(self, epoch: int, step: int) -> list[str]:

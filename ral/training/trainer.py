@@ -6,7 +6,7 @@ Read it from top to bottom: `train` calls `train_epoch`, that `train_step`, that
 import collections
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
@@ -24,9 +24,12 @@ from ral.progress import Progress
 from ral.training import plan
 from ral.training.augment import transform
 from ral.training.bank_phase import refit
+from ral.training.batch_loss import GlobalLoss
+from ral.training.batch_norm import unchanged_buffers
 from ral.training.checkpoint import Checkpoints, Snapshot
 from ral.training.distributed import DistributedContext
 from ral.training.metric_logger import MetricLogger
+from ral.training.mixup import mixed
 from ral.training.phase import PhaseParts, start_phase
 from ral.training.state import STOPPED, EpochRecord, PreemptionFlag, TrainState, WeightsKind
 from ral.training.validation import Validator
@@ -94,7 +97,6 @@ class Trainer:
         while self.state.phase < len(self.phases):
             if self.phases[self.state.phase].features == "bank":
                 self._refit()
-                self.state.end_phase()
                 continue
             self.start_phase(tensors)
             with self._show_progress():
@@ -112,20 +114,14 @@ class Trainer:
         self.parts = start_phase(phase, self.params, self.dataset, self.context, self.state, tensors)
 
     def _refit(self) -> None:
-        """The second phase on stored features: one row of the history, whose loss is the BCE."""
-        state, started = self.state, time.monotonic()
-        refitted = refit(self.params, self.dataset, self.validator.scorer, state.best_weights())
-        record = EpochRecord(
-            epoch=len(state.history) + 1,
-            phase="classifier",
-            learning_rate=0.0,
-            train_loss=refitted.loss,
-            skipped_steps=0,
-        )
-        self._keep_best(record, {"last": refitted.weights})
+        """The second phase on stored features: one row of the history."""
+        state = self.state
+        done = refit(self.params, self.dataset, self.validator.scorer, state)
+        self.validator.end_epoch(state, done.record, {"last": done.weights})
+        self._log(done.record.log_line(self.params.train.epochs, self.dataset.info.phantom))
         if self.metric_logger is not None:
-            seconds = time.monotonic() - started
-            self.metric_logger.epoch(record, refitted.images, seconds, [], state.total_steps)
+            self.metric_logger.epoch(done.record, done.images, done.seconds, [], state.total_steps)
+        state.end_phase()
 
     def _phase_is_over(self) -> bool:
         patience, state = self.params.train.patience, self.state
@@ -170,38 +166,59 @@ class Trainer:
     def train_step(self, step: int, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimizer step, from this rank's micro-batches of it."""
         loss = torch.zeros((), device=self.context.device)
+        whole = None
+        if not self.parts.loss.loss.separable and self.parts.batches.accumulation > 1:
+            micro_batches = list(micro_batches)
+            whole = self._loss_of_all(micro_batches)
         for batch in micro_batches:
-            loss = loss + self.forward_backward(batch)
+            loss = loss + self.forward_backward(batch, whole)
             self.parts.engine.step()  # DeepSpeed updates the weights after the last micro-batch
         self._end_step(step, loss)
 
-    def forward_backward(self, batch: MicroBatch) -> Tensor:
+    def _loss_of_all(self, micro_batches: Sequence[MicroBatch]) -> GlobalLoss:
+        """The loss of the global batch for losses in which images act on each other, and its gradient by all logits.
+
+        It takes a forward pass over the micro-batches without a graph. The second pass, `forward_backward`, draws the
+        same dropout and has the same batch statistics, so that its logits are the same.
+
+        Raises:
+            UserError: memory ran out.
+        """
+        with torch.no_grad(), unchanged_buffers(self.parts.engine.module):
+            logits = []
+            for batch in micro_batches:
+                with _explain_out_of_memory(self.context.device, batch):
+                    logits.append(self._forward(batch))
+        return self.parts.loss.over_batch(logits, micro_batches)
+
+    def _forward(self, batch: MicroBatch) -> Tensor:
+        """Logits of a micro-batch."""
+        torch.manual_seed(batch.seed)  # dropout and stochastic depth
+        images = transform(normalised(batch.images, self._statistics), batch.maps)
+        if batch.mixup is not None:
+            images = mixed(images, batch.mixup)
+        return self.parts.engine.forward(channels_last(images))
+
+    def forward_backward(self, batch: MicroBatch, whole: GlobalLoss | None = None) -> Tensor:
         """Forward and backward pass of one micro-batch; returns its contribution to the global batch's loss.
 
         The loss is divided by the global batch's number of known labels, so DeepSpeed's mean over micro-batches and
         ranks is undone. World size and accumulation therefore affect only rounding.
 
+        Args:
+            batch: the micro-batch.
+            whole: the global batch's loss, see `BatchLoss.contribution`.
+
         Raises:
             UserError: memory ran out.
         """
         context, parts = self.context, self.parts
-        torch.manual_seed(batch.seed)  # dropout and stochastic depth
-        try:
-            images = transform(normalised(batch.images, self._statistics), batch.maps)
-            logits = parts.engine.forward(channels_last(images))
-            loss = parts.loss.contribution(logits, batch)
+        with _explain_out_of_memory(context.device, batch):
+            logits = self._forward(batch)
+            loss = parts.loss.contribution(logits, batch, whole)
             # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
             poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
             parts.engine.backward(loss * (context.world_size * parts.batches.accumulation) * poison)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            raise UserError(
-                f"Out of memory on {context.device} with {len(batch.images)} images per forward and backward pass. Set "
-                f"train.micro_batch to {max(1, len(batch.images) // 2)} or less (train.batch_size stays the same), or "
-                "model.gradient_checkpointing to true.",
-                kind="memory",
-            ) from error
         return loss.detach()
 
     def _end_step(self, step: int, loss: Tensor) -> None:
@@ -283,25 +300,11 @@ class Trainer:
         if parts.ema is not None:
             with parts.engine.use_weights(parts.ema.values):
                 candidates["ema"] = parts.engine.full_state_dict()
-        self._keep_best(record, candidates)
-        return record
-
-    def _keep_best(self, record: EpochRecord, candidates: dict[WeightsKind, dict[str, Tensor]]) -> None:
-        """Measure weights, complete their row of the history, keep those that are better, and end the epoch."""
-        state = self.state
-        best_ap = max(best.ap for best in state.best.values())
-        improved = False
-        for kind, weights in candidates.items():
-            scores = self.validator.scores(weights)
-            if scores is None:
-                continue
-            record.set_scores(kind, scores.macro_ap, scores.macro_auroc)
-            best = state.best[kind]
-            if scores.macro_ap > best.ap:
-                best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
-            improved = improved or scores.macro_ap > best_ap
-        state.end_epoch(record, improved)
+        if parts.loss.learns_from is not None:
+            parts.loss.learn(self.validator.scorer.score(candidates["last"], parts.loss.learns_from))
+        self.validator.end_epoch(state, record, candidates)
         self._log(record.log_line(self.params.train.epochs, self.dataset.info.phantom))
+        return record
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint. All ranks must call it at the same step; rank 0 writes."""
@@ -322,6 +325,7 @@ class Trainer:
         keep = self.context.rank == 0
         tensors = {f"weights/{name}": tensor for name, tensor in engine.full_state_dict(keep).items()}
         tensors |= engine.optimizer_state_dict(keep)
+        tensors |= {f"loss/{name}": tensor for name, tensor in self.parts.loss.state_dict().items()}
         if ema is not None:
             state.ema_steps = ema.steps
             with engine.use_weights(ema.values):
@@ -372,8 +376,22 @@ class Trainer:
         self._progress.add(self.parts.batches.images(step, step + 1), text)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+@contextmanager
+def _explain_out_of_memory(device: torch.device, batch: MicroBatch) -> Iterator[None]:
+    """Raise a UserError that says what to change if memory runs out inside the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not exhausted and "allocate memory" not in str(error):
+            raise
+        images = len(batch.targets) if batch.mixup is None else len(batch.targets) // 2
+        raise UserError(
+            f"Out of memory on {device} with {images} images per forward and backward pass. Set "
+            f"train.micro_batch to {max(1, images // 2)} or less (train.batch_size stays the same), or "
+            "model.gradient_checkpointing to true.",
+            kind="memory",
+        ) from error
 
 
 def _silent(*_: object) -> None:

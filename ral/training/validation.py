@@ -1,6 +1,7 @@
 """Validation after an epoch: logits of the validation images, and the metrics that select the weights."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ral.data.dataset import Dataset
 from ral.inference.score import Scorer, estimable_findings, validation_scores
+from ral.training.state import EpochRecord, TrainState, WeightsKind
 
 logger = logging.getLogger(__name__)
 
@@ -61,3 +63,22 @@ class Validator:
             return None
         scores = validation_scores(self.targets[:, self.findings], logits[:, self.findings])
         return ValidationScores(scores["val_macro_ap"], scores["val_macro_auroc"])
+
+    def end_epoch(
+        self, state: TrainState, record: EpochRecord, candidates: Mapping[WeightsKind, dict[str, Tensor]]
+    ) -> None:
+        """Measure weights, complete their row of the history, keep those that are better than before, and end the
+        epoch. All ranks must call it.
+        """
+        best_ap = max(best.ap for best in state.best.values())
+        improved = False
+        for kind, weights in candidates.items():
+            scores = self.scores(weights)
+            if scores is None:
+                continue
+            record.set_scores(kind, scores.macro_ap, scores.macro_auroc)
+            best = state.best[kind]
+            if scores.macro_ap > best.ap:
+                best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
+            improved = improved or scores.macro_ap > best_ap
+        state.end_epoch(record, improved)

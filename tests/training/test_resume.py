@@ -18,10 +18,12 @@ import pytest
 from conftest import processes_in
 from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps, write_params
 
+from ral.config.losses import LossConfig
 from ral.config.train import TrainParams
 
-# Two phases, EMA and batch statistics: everything that a checkpoint has to hold.
-WHOLE = params(BATCH_NORM, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
+# Two phases, EMA, batch statistics and a loss that learns: everything that a checkpoint has to hold.
+LEARNING = LossConfig(name="ral", adjust="adaptive")
+WHOLE = params(BATCH_NORM, LEARNING, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
 # All steps of it: 247 images in batches of 32, three epochs and one.
 STEPS = 4 * 8
 
@@ -147,6 +149,22 @@ def test_killed_once_it_ends_with_the_same_bytes(
     out = training.finish(world)
     assert f"Resuming from checkpoint at step {before}:" in training.log()
     assert outputs(out) == reference[world]
+
+
+@pytest.mark.long
+def test_running_sums_of_the_loss_continue(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], wait_until: Callable
+) -> None:
+    with_sums = params(BATCH_NORM, loss="anyloss", micro_batch=16)
+    expected = outputs(Training(tmp_path / "whole", prepared, with_sums, environment).finish())
+    training = Training(tmp_path / "run", prepared, with_sums, environment)
+    launcher = training.start()
+    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None)
+    kill(training, launcher, "launcher", random.Random(0))
+    assert training.steps_done() >= 5
+    out = training.finish()
+    assert "Resuming from checkpoint" in training.log()
+    assert outputs(out) == expected
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(
