@@ -121,7 +121,8 @@ class Plan:
 
     def _all(self, state: "Progress") -> Iterator[Run]:
         first = [name for name, one in ARMS.items() if one.every_fold]
-        others = [name for name, one in ARMS.items() if not one.every_fold]
+        late = [name for name, one in ARMS.items() if one.late]
+        others = [name for name, one in ARMS.items() if not one.every_fold and not one.late]
         yield from state.rates(first)
         yield from state.main(first, range(FOLDS))
         yield from state.each("control", CONTROLS)
@@ -136,7 +137,9 @@ class Plan:
             for backbone in self.big:
                 for run in state.each("seeds", SEEDED, seed=seed):
                     yield replace(run, backbone=backbone)
-        yield from state.main(others, range(1, FOLDS))
+        yield from state.rates(late)
+        yield from state.main(late, range(1))
+        yield from state.main([*others, *late], range(1, FOLDS))
         for fold in range(1, FOLDS):
             yield from state.each("extra", steps, fold)
         for fold in range(1, FOLDS):

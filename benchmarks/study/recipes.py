@@ -22,8 +22,12 @@ class Arm:
     """Key of `ral.losses.LOSSES`."""
     options: Changes = field(default_factory=dict)
     """Options of the loss that are not its defaults."""
+    adjust: str = "none"
+    """Logit adjustment, `loss.adjust`."""
     every_fold: bool = False
     """Whether all folds are run before the first fold of other arms."""
+    late: bool = False
+    """Whether the arm comes after the stages that build on the first arms."""
     summed: bool = False
     """Whether the authors sum the loss over labels; it then gets a scale (`benchmarks.study.scales`)."""
     rates: tuple[float, ...] = RATES
@@ -55,6 +59,16 @@ ARMS = {
     "two_way": Arm("two_way"),
     "mfm": Arm("mfm", summed=True),
     "ral_paper": Arm("ral", {"form": "paper"}, summed=True),
+    "z_loss": Arm("z_loss", late=True),
+    "comp_sum": Arm("comp_sum", late=True),
+    "hybrid": Arm("hybrid", late=True),
+    "rlc": Arm("rlc", late=True),
+    "mfm_cooccurrence": Arm("mfm", {"cooccurrence": True}, late=True, summed=True),
+    "dice": Arm("dice", late=True),
+    "anyloss": Arm("anyloss", late=True),
+    "bce_adjusted": Arm("bce", adjust="static", late=True),
+    "bce_smoothed": Arm("bce", train={"label_smoothing": 0.1}, late=True),
+    "bce_mixup": Arm("bce", train={"mixup": 0.2}, late=True),
 }
 
 # What the stage extra adds to an arm, as `ral+ema`.

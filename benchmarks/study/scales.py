@@ -34,9 +34,10 @@ def gradient_norm(name: str, run: Run, place: Place) -> float:
     rows = np.random.default_rng(0).permutation(dataset.rows("train"))[:IMAGES]
     network = build_network(params, len(dataset.findings)).train()
     images = normalised(torch.from_numpy(dataset.gather(rows)), dataset.info)
-    counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings)
+    targets = torch.tensor(dataset.targets())
+    counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings, targets[dataset.rows("train")])
     options = getattr(params.loss, params.loss.name).model_dump()
     loss = build_loss(arm(name).loss, options, counts)
-    value = loss(network(channels_last(images)), torch.from_numpy(dataset.targets()[rows]))
+    value = loss(network(channels_last(images)), targets[rows])
     gradients = torch.autograd.grad(value, list(network.parameters()))
     return float(torch.nn.utils.get_total_norm(gradients))

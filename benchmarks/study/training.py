@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from ral.data.dataset import Dataset
 from ral.data.dataset_info import DatasetInfo, LabelCounts
 from ral.data.images.pack import pixel_statistics
 from ral.files import atomic_write
-from ral.inference.score import Scorer, estimable_findings, validation_scores
+from ral.inference.score import Scorer, ap_and_auroc, estimable_findings
 from ral.models.inputs import channels_last
 from ral.training.backend import set_cuda_math
 from ral.training.checkpoint import Checkpoints
@@ -58,7 +59,7 @@ def parameters(run: Run) -> TrainParams:
         train["classifier"] = {"epochs": max(1, run.epochs // 4), "learning_rate": run.learning_rate}
     return TrainParams(
         model=ModelConfig(backbone=run.backbone),
-        loss=LossConfig.model_validate({"name": recipe.loss, recipe.loss: options}),
+        loss=LossConfig.model_validate({"name": recipe.loss, "adjust": recipe.adjust, recipe.loss: options}),
         train=TrainConfig.model_validate(train | dict(recipe.train)),
     )
 
@@ -97,7 +98,9 @@ def fold_dataset(data: StudyData, pixels: np.ndarray, state: Path, run: Run) -> 
             )
         },
     )
-    return Dataset(studies, info, {"train": counts}, (pixels,), np.zeros(1, np.int64), state)
+    ids = pa.array(data.image_id.tolist(), pa.string())
+    table = pa.Table.from_pandas(studies, preserve_index=False)
+    return Dataset(info, {"train": counts}, (pixels,), (ids,), np.zeros(1, np.int64), state, table)
 
 
 class Unstoppable(PreemptionFlag):
@@ -230,8 +233,8 @@ def _metrics(data: StudyData, rows: np.ndarray, logits: np.ndarray) -> tuple[flo
     """Macro AP and AUROC of logits against the true labels, over the findings that the rows have."""
     targets = data.targets[rows]
     usable = estimable_findings(targets, data.patient_id[rows], 1)
-    scores = validation_scores(targets[:, usable], logits[:, usable])
-    return scores["val_macro_ap"], scores["val_macro_auroc"]
+    ap, auroc = ap_and_auroc(targets[:, usable], logits[:, usable])
+    return float(np.mean(ap)), float(np.mean(auroc))
 
 
 def device_name(device: torch.device) -> str:

@@ -90,7 +90,7 @@ def open_bank(
         features: np.ndarray = np.load(path / FEATURES, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}). {BankInfo.if_damaged}") from None
-    expected = len(dataset.studies), written.width
+    expected = len(dataset), written.width
     if (written.key, written.images) != (key, expected[0]) or features.shape != expected:
         raise UserError(f"{path} is damaged: it is not the bank of these images. {BankInfo.if_damaged}")
     return features
@@ -114,7 +114,7 @@ def write_bank(
             does not suffice for one image.
     """
     with atomic_directory(path) as draft:
-        rows = np.arange(len(dataset.studies))
+        rows = np.arange(len(dataset))
         stored, done = None, 0
         for part in feature_batches(network, info, dataset, rows):
             if stored is None:

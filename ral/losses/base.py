@@ -31,15 +31,21 @@ class ClassCounts(NamedTuple):
     positives: Tensor
     negatives: Tensor
     together: Tensor | None = None
-    """Images that are positive for both of two findings, float [findings, findings]; None: they occur independently."""
+    """Images with both of two findings, float [findings, findings]; None: not counted, for a loss that needs none or
+    takes findings as independent."""
 
     @classmethod
     def of(cls, counts: "Labels", findings: tuple[str, ...], targets: Tensor | None = None) -> "ClassCounts":
         """From the train part of class_counts.json, and the labels [images, findings] of the training images."""
         rows = ([kind[name] for name in findings] for kind in (counts.positives, counts.negatives))
         positives, negatives = (torch.tensor(row, dtype=torch.float64) for row in rows)
-        marks = None if targets is None else (targets == 1).float()
-        return cls(positives, negatives, None if marks is None else (marks.T @ marks).double())
+        if targets is None:
+            return cls(positives, negatives, None)
+        together = torch.zeros(len(findings), len(findings), dtype=torch.float64)
+        for block in targets.split(2**20):  # all at once they would take a gigabyte for 20 million images
+            marks = (block == 1).float()
+            together += marks.T @ marks
+        return cls(positives, negatives, together)
 
     @property
     def prevalence(self) -> Tensor:

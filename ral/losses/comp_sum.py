@@ -39,5 +39,6 @@ def _comp_sum(x: Tensor, tau: float, steepest: float) -> Tensor:
     exponent = (tau - 1) * log_p
     if tau > 1:
         return torch.expm1(exponent) / (1 - tau)
-    beyond = math.exp(steepest) * (exponent - steepest).clamp(min=0)
-    return (torch.expm1(exponent.clamp(max=steepest)) + beyond) / (1 - tau)
+    excess = torch.where(exponent > steepest, exponent - steepest, 0.0)
+    bounded = torch.where(exponent > steepest, steepest, exponent)
+    return (torch.expm1(bounded) + math.exp(steepest) * excess) / (1 - tau)

@@ -105,7 +105,7 @@ def do_predict(options: Namespace) -> None:
     release = _select_release(Registry(options.state), options.version)
     require_file(options.prepared / artifacts.DATASET.name)
     dataset, bundle = open_dataset(options.prepared), verify(release.bundle)
-    table = score(release, bundle, dataset, np.arange(len(dataset.studies)))
+    table = score(release, bundle, dataset, np.arange(len(dataset)))
     with atomic_write(options.out) as draft:
         table.to_parquet(draft, index=False)
     print(_notice(bundle, dataset.info.phantom))

@@ -50,7 +50,7 @@ def score(release: Release, bundle: Bundle, dataset: Dataset, rows: np.ndarray) 
     finally:
         torch.set_num_threads(threads_before)
     table = pd.DataFrame(logits, columns=list(info.findings))
-    table.insert(0, "image_id", dataset.studies["image_id"].to_numpy()[rows])
+    table.insert(0, "image_id", dataset.image_ids(rows))
     return table
 
 

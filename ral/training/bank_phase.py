@@ -54,8 +54,8 @@ def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, state: TrainSta
     features = _gathered(dataset, scorer, weights, rows)
     linear = require_linear(scorer.network)
     name = next(name for name, module in scorer.network.named_modules() if module is linear)
-    targets = dataset.targets()[rows].astype(np.float64)
-    patients = dataset.studies["patient_id"].to_numpy()[rows].astype(str)
+    targets = dataset.targets(rows).astype(np.float64)
+    patients = dataset.column("patient_id", rows).astype(str)
     bank = Bank(features, targets, patients, np.full(len(rows), "train"))
     with threadpool_limits(params.train.threads):
         head = fit_bank(crt.fit, options(second), bank, params.train.seed)

@@ -48,7 +48,7 @@ class BatchLoss:
     """Rows of training images whose logits `learn` needs after each epoch; None if the loss learns nothing."""
 
     def __init__(self, params: TrainParams, dataset: Dataset, device: torch.device) -> None:
-        labels = torch.from_numpy(dataset.targets()[dataset.rows("train")])
+        labels = torch.from_numpy(dataset.labels[dataset.rows("train")])
         counts = ClassCounts.of(dataset.class_counts["train"], dataset.findings, labels)
         options = getattr(params.loss, params.loss.name).model_dump()
         loss = build_loss(params.loss.name, options, counts)
@@ -133,7 +133,7 @@ class BatchLoss:
     def learn(self, logits: np.ndarray) -> None:
         """Let adaptive logit adjustment learn from the logits of `learns_from`, float32 [rows, findings]."""
         if isinstance(self.loss, Adjusted) and self.learns_from is not None:
-            targets = torch.from_numpy(self.dataset.targets()[self.learns_from]).to(self.device)
+            targets = torch.from_numpy(self.dataset.targets(self.learns_from)).to(self.device)
             self.loss.learn(torch.from_numpy(logits).to(self.device), targets)
 
     def over_batch(self, logits: Sequence[Tensor], batches: Sequence[MicroBatch]) -> GlobalLoss:
@@ -175,7 +175,7 @@ class BatchLoss:
 def positive_rows(dataset: Dataset, seed: int) -> np.ndarray:
     """Rows of up to `SCORED_POSITIVES` positive training images of each finding, drawn by the seed; ascending."""
     rows = dataset.rows("train")
-    positive = dataset.targets()[rows] == 1
+    positive = dataset.labels[rows] == 1
     rng = np.random.default_rng(seed)
     chosen = [rng.permutation(rows[column])[:SCORED_POSITIVES] for column in positive.T]
     return np.unique(np.concatenate(chosen))

@@ -74,6 +74,15 @@ def test_the_base_loss_gets_the_reduction_and_the_epoch() -> None:
     assert not torch.equal(loss(LOGITS, TARGETS), early)
 
 
+def test_the_base_loss_remembers_the_adjusted_logits() -> None:
+    some = counts(300, 30, 3)
+    base, loss = build_loss("anyloss", {}, some), Adjusted(build_loss("anyloss", {}, some), some, "static")
+    loss.remember(LOGITS, TARGETS)
+    base.remember(loss.shifted(LOGITS), TARGETS)
+    assert base.state_dict()["running"].any()
+    assert torch.equal(loss.state_dict()["base.running"], base.state_dict()["running"])
+
+
 @pytest.mark.parametrize("tau", [0.5, 1.0])
 def test_the_best_logit_of_static_adjustment_leaves_the_prevalence_out(tau: float) -> None:
     """With a probability η of a finding, cross-entropy is least at logit(η) − τ logit(π)."""

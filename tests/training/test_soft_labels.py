@@ -126,6 +126,17 @@ def test_mixed_images_are_mixed_in_losses_over_the_batch(
     torch.testing.assert_close(torch.autograd.grad(total, leaf)[0], wanted)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_running_sums_follow_the_labels_with_the_larger_share(
+    dataset: Dataset, logits: Tensor, targets: Tensor, share: float
+) -> None:
+    partners = targets.roll(5, 0)
+    loss, plain = build(dataset, "anyloss"), build(dataset, "anyloss")
+    loss.over_batch([logits], [batch(torch.cat([targets, partners]), 1.0, mixup=share)])
+    plain.over_batch([logits], [batch(targets if share > 0.5 else partners, 1.0)])
+    assert torch.equal(loss.state_dict()["running"], plain.state_dict()["running"])
+
+
 @pytest.mark.parametrize(("loss", "key"), [("zlpr", "label_smoothing"), ("z_loss", "label_smoothing"), ("z_loss", "reweight")])  # fmt: skip
 def test_a_loss_without_terms_per_label_is_refused(dataset: Dataset, loss: str, key: str) -> None:
     with pytest.raises(

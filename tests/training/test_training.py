@@ -227,8 +227,8 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
         " (logits.sum() * 1e-30 - (logits.sum() * 1e-30).detach()) * 1e38 * 1e38)",
     }[bad]
     body = (
-        "def changed(self, logits, batch):\n"
-        "    value = share(self, logits, batch)\n"
+        "def changed(self, logits, batch, *whole):\n"
+        "    value = share(self, logits, batch, *whole)\n"
         "    hit = batch.step == 2 and self.epoch == 0 and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1\n"
         f"    return {value}\n"
         "BatchLoss.contribution = changed\n"
@@ -248,7 +248,7 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
 
 def test_memory_that_runs_out_names_the_micro_batch(prepared: Path, tmp_path: Path) -> None:
     body = (
-        "def changed(self, logits, batch):\n"
+        "def changed(self, logits, batch, *whole):\n"
         "    return torch.empty(1 << 60)\n"
         "BatchLoss.contribution = changed\n"
     )
@@ -263,9 +263,9 @@ def test_a_bug_keeps_its_trace_and_the_others_are_quiet(
     prepared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     body = (
-        "def changed(self, logits, batch):\n"
+        "def changed(self, logits, batch, *whole):\n"
         "    if torch.distributed.get_rank() == 1 and batch.step == 3: raise KeyError('a bug')\n"
-        "    return share(self, logits, batch)\n"
+        "    return share(self, logits, batch, *whole)\n"
         "BatchLoss.contribution = changed\n"
     )
     with pytest.raises(UserError, match="process 1 of 4"):

@@ -8,7 +8,7 @@ import numpy as np
 from ral.data.dataset import Dataset
 from ral.files import atomic_directory, write_json
 from ral.inference.bank import require_linear
-from ral.inference.score import estimable_findings, validation_scores
+from ral.inference.score import ap_and_auroc, estimable_findings
 from ral.models.load import load_network, read_weights
 from ral.records import Record
 from ral.training.bank_phase import with_head
@@ -84,10 +84,7 @@ def write_model(
 def _validation(dataset: Dataset, logits: np.ndarray, min_positives: int) -> dict[str, float]:
     """Macro AP and AUROC on validation, rounded as those of a training."""
     rows = dataset.rows("val")
-    targets = dataset.targets()[rows]
-    used = estimable_findings(targets, dataset.studies["patient_id"].to_numpy()[rows], min_positives)
-    scores = validation_scores(targets[:, used], logits[:, used])
-    return {
-        "ap": round(scores["val_macro_ap"], DECIMALS),
-        "auroc": round(scores["val_macro_auroc"], DECIMALS),
-    }
+    targets = dataset.targets(rows)
+    used = estimable_findings(targets, dataset.column("patient_id", rows), min_positives)
+    ap, auroc = ap_and_auroc(targets[:, used], logits[:, used]).mean(axis=1).tolist()
+    return {"ap": round(ap, DECIMALS), "auroc": round(auroc, DECIMALS)}
