@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--arms", nargs="+", choices=ARMS, default=tuple(ARMS), metavar="ARM", help=", ".join(ARMS)
     )
     parser.add_argument("--folds", nargs="+", type=int, choices=range(5), default=range(5), metavar="FOLD")
-    parser.add_argument("--backbone", default="resnet18", help="timm name (%(default)s)")
+    parser.add_argument("--backbone", default="resnet18", help="timm name, or resnet10t_narrow (%(default)s)")
     parser.add_argument(
         "--big", nargs="+", default=["resnet50"], help="backbones of the stage seeds (%(default)s)"
     )

@@ -8,6 +8,10 @@ from ral.errors import UserError
 
 Changes: TypeAlias = Mapping[str, object]
 
+# Networks with a name of their own: timm name and options. resnet10t_narrow is the default of params.yaml.
+NETWORKS: dict[str, tuple[str, dict[str, object]]] = {
+    "resnet10t_narrow": ("resnet10t", {"channels": [32, 64, 128, 256], "stem_width": 16})
+}
 # Learning rates that every arm is tried with on fold 0.
 RATES = (3e-4, 1e-3, 3e-3)
 # LDAM's authors start their class weights after this share of the epochs.

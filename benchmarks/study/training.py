@@ -17,7 +17,7 @@ from benchmarks.study import folds
 from benchmarks.study.authors import ConstantBatches, PrecisionValidator, jittered
 from benchmarks.study.folds import StudyData
 from benchmarks.study.plan import Run
-from benchmarks.study.recipes import DEFERRED, Arm, arm
+from benchmarks.study.recipes import DEFERRED, NETWORKS, Arm, arm
 from benchmarks.study.table import logits_hash
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
@@ -46,6 +46,7 @@ UNCLIPPED = 1e30
 def parameters(run: Run) -> TrainParams:
     """The sections model, loss and train of a run."""
     recipe = arm(run.arm)
+    backbone, network_options = NETWORKS.get(run.backbone, (run.backbone, {}))
     options = dict(recipe.options)
     if recipe.loss == "ldam":
         options["defer_epoch"] = round(DEFERRED * run.epochs)
@@ -58,7 +59,7 @@ def parameters(run: Run) -> TrainParams:
     if recipe.classifier:
         train["classifier"] = {"epochs": max(1, run.epochs // 4), "learning_rate": run.learning_rate}
     return TrainParams(
-        model=ModelConfig(backbone=run.backbone),
+        model=ModelConfig(backbone=backbone, options=network_options),
         loss=LossConfig.model_validate({"name": recipe.loss, "adjust": recipe.adjust, recipe.loss: options}),
         train=TrainConfig.model_validate(train | dict(recipe.train)),
     )

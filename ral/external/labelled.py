@@ -10,8 +10,8 @@ import pandas as pd
 from ral.data.dataset import open_dataset
 from ral.errors import UserError
 from ral.evaluation.rows import ATTRIBUTES, KEYS
-from ral.external.records import ModelRecord
 from ral.inference.images import PREPARED_BLOCK, InputImage
+from ral.inference.records import ModelRecord
 from ral.preparation import Preparation
 
 NO_IMAGE = "no image"

@@ -12,8 +12,9 @@ from ral.errors import UserError
 from ral.evaluation.results import Mean
 from ral.evaluation.specs import LABELS, RANKED_BY
 from ral.files import atomic_write, private_folder, read_json, write_json
+from ral.inference.bundle import BUNDLE, Bundle, verify
 from ral.records import problem
-from ral.release.bundle import BUNDLE, Bundle, build_bundle, require_file, verify
+from ral.release.bundle import build_bundle, require_file
 from ral.release.decision import GateDecision
 from ral.release.ledger import Decision, Ledger, Opening
 from ral.release.registry import ARCHIVED, Registry, Release

@@ -9,10 +9,10 @@ import torch
 from ral.data.baseline import SPLIT, read_split
 from ral.data.dataset import Dataset
 from ral.errors import UserError
+from ral.inference.bundle import Bundle, verify
 from ral.inference.score import score_images
 from ral.models.load import load_network
 from ral.preparation import Preparation
-from ral.release.bundle import Bundle, verify
 from ral.release.paired import ReferenceModel
 from ral.release.registry import Release
 

@@ -240,6 +240,7 @@ def test_compiled_gives_the_same_numbers() -> None:
 
 
 KERNEL = """
+import itertools, sys
 import torch
 from ral.losses import LOSSES, build_loss
 from ral.losses.fused import Formula, _blocked
@@ -247,30 +248,34 @@ from ral.losses import kernel
 from ral.losses.kernel import run_kernel
 kernel.PROGRAMS = 4  # so that a program handles more than one block
 torch.manual_seed(0)
-for formula in (build_loss("ral").compiled_formula, build_loss("apl").compiled_formula, Formula(),
-                Formula(2.0, 2.0), Formula(0.0, 3.5, 0.05, 1.0, -2.5, 0.3, 1.7, 1), Formula(0.5, 0.5, 0.05, 1.0, -2.5, 0.3, 1.7, 2)):
-    x, y, w = 6 * torch.randn(457, 13), (torch.rand(457, 13) < 0.2).float(), torch.rand(2, 13)
-    y[3, 4] = torch.nan
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        for weight in (None, w):
-            for reduction in ("mean", "sum", "none"):
-                wide = torch.promote_types(dtype, torch.float32)
-                weights = None if weight is None else weight.to(wide)
-                found = run_kernel(x.to(dtype), y, formula, weights, wide, reduction)
-                wanted = _blocked(x.to(dtype), y, formula, weights, wide, reduction)
-                assert (found[2] is None) == (wanted[2] is None) == (reduction != "mean")
-                for a, b in list(zip(found, wanted))[:3 if reduction == "mean" else 2]:
-                    torch.testing.assert_close(a, b, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-3 if dtype == torch.float16 else 1e-5, atol=1e-6)
+formulas = (build_loss("ral").compiled_formula, build_loss("apl").compiled_formula, Formula(),
+            Formula(2.0, 2.0), Formula(0.0, 3.5, 0.05, 1.0, -2.5, 0.3, 1.7, 1), Formula(0.5, 0.5, 0.05, 1.0, -2.5, 0.3, 1.7, 2))
+types = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+x, y, w = 6 * torch.randn(457, 13), (torch.rand(457, 13) < 0.2).float(), torch.rand(2, 13)
+y[3, 4] = torch.nan
+cases = itertools.product(enumerate(formulas), enumerate(types), enumerate((None, w)), enumerate(("mean", "sum", "none")))
+for (i, formula), (j, dtype), (k, weight), (l, reduction) in cases:
+    if (i + j + k + l) % int(sys.argv[1]):
+        continue
+    wide = torch.promote_types(dtype, torch.float32)
+    weights = None if weight is None else weight.to(wide)
+    found = run_kernel(x.to(dtype), y, formula, weights, wide, reduction)
+    wanted = _blocked(x.to(dtype), y, formula, weights, wide, reduction)
+    assert (found[2] is None) == (wanted[2] is None) == (reduction != "mean")
+    for a, b in list(zip(found, wanted))[:3 if reduction == "mean" else 2]:
+        torch.testing.assert_close(a, b, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-3 if dtype == torch.float16 else 1e-5, atol=1e-6)
 print("same")
 """
 
 
-def test_kernel_in_triton_s_interpreter() -> None:
+@pytest.mark.parametrize("every", ["4", pytest.param("1", marks=pytest.mark.long)])
+def test_kernel_in_triton_s_interpreter(every: str) -> None:
+    """Every fourth of all combinations of formula, type, weight and reduction, which has all pairs of these."""
     pytest.importorskip("triton", reason="Triton is not installed (Linux on x86-64 only)")
     import os
 
     done = subprocess.run(
-        [sys.executable, "-c", KERNEL],
+        [sys.executable, "-c", KERNEL, every],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -1,13 +1,13 @@
 """Real DeepSpeed processes on small data: outputs, training recipe, error messages."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forks import forks
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -200,7 +200,7 @@ def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
         "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.batch_loss import BatchLoss\n"
         f"share = BatchLoss.contribution\n{body}\nrank.run()\n"
     )
-    return (sys.executable, str(script))
+    return forks().command(str(script))
 
 
 @pytest.mark.parametrize(
