@@ -43,11 +43,25 @@ class ClassifierConfig(Section):
 
     epochs: int = Field(ge=1)
     """Epochs of the second phase. A linear classifier on frozen features needs few: the paper used a tenth
-    of the first phase."""
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate of the second phase; same schedule as the first."""
+    of the first phase. With features: bank, the epochs that the sampler draws; an image counts as often as it
+    occurs in them."""
+    features: Literal["live", "bank"] = "live"
+    """live: the frozen network runs on augmented images in every epoch. bank: it runs once on the training images
+    without augmentation, and the classifier is the minimum of the weighted BCE on these features. Seconds
+    instead of minutes, but train.loss and augmentation have no part in it; for one linear layer only."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the second phase; same schedule as the first. Needed with features: live, not used
+    with bank."""
+    l2: float = Field(default=1e-3, gt=0)
+    """With features: bank, weight of the penalty ½ |w|² for standardised features."""
     sampler: SamplerConfig = SamplerConfig(name="class_aware")
     """Sampler of the second phase, with the keys of train.sampler; class_aware as in the paper."""
+
+    @model_validator(mode="after")
+    def _rate_is_used(self) -> "ClassifierConfig":
+        if (self.learning_rate is None) != (self.features == "bank"):
+            raise ValueError("features: live needs learning_rate; features: bank has none")
+        return self
 
 
 class TrainConfig(Section):
