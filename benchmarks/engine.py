@@ -44,8 +44,7 @@ from ral.inference.prefetch import MicroBatch
 from ral.launch.base import free_port
 from ral.losses import RAL
 from ral.models import build_model
-from ral.models.inputs import normalised
-from ral.training.augment import transform
+from ral.training.augment import augmented
 from ral.training.backend import set_cuda_math
 from ral.training.build import build_trainer
 from ral.training.checkpoint import Checkpoints
@@ -120,7 +119,7 @@ def bare(
     layout = torch.contiguous_format if official else torch.channels_last
 
     def step() -> None:
-        images = transform(normalised(batch.images, dataset.info), batch.maps)
+        images = augmented(batch.images, batch.maps, dataset.info)
         with torch.autocast(device.type, half, enabled=use_half):
             logits = model(images.contiguous(memory_format=layout))
         loss = loss_function(logits, batch.targets)

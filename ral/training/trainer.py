@@ -19,10 +19,10 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import MicroBatch
-from ral.models.inputs import channels_last, normalised
+from ral.models.inputs import channels_last
 from ral.progress import Progress
 from ral.training import plan
-from ral.training.augment import transform
+from ral.training.augment import augmented
 from ral.training.checkpoint import Checkpoints, Snapshot
 from ral.training.distributed import DistributedContext
 from ral.training.metric_logger import MetricLogger
@@ -166,7 +166,7 @@ class Trainer:
         context, parts = self.context, self.parts
         torch.manual_seed(batch.seed)  # dropout and stochastic depth
         try:
-            images = transform(normalised(batch.images, self._statistics), batch.maps)
+            images = augmented(batch.images, batch.maps, self._statistics)
             logits = parts.engine.forward(channels_last(images))
             loss = parts.loss.contribution(logits, batch)
             # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
