@@ -16,7 +16,7 @@ export HOME := $(CURDIR)/runs/home
 endif
 export USER ?= $(shell id -u)
 
-.PHONY: run compare test test-long test-gpu lint clean
+.PHONY: run compare study test test-long test-gpu lint clean
 
 run: .venv/installed
 	@python -m ral.config
@@ -26,6 +26,11 @@ run: .venv/installed
 # Two losses, two seeds, three epochs each, and their paired comparison.
 compare: .venv/installed
 	@python -m flows.compare loss.name=ral,bce train.seed=0,1 --set train.epochs=3
+
+# Trains the arms of docs/study.md on the prepared images; options in STUDY, such as STUDY='--hours 8 --jobs 2'.
+STUDY ?=
+study: .venv/installed
+	@python -m benchmarks.study $(STUDY)
 
 test: .venv/installed-dev
 	pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -24,8 +24,17 @@ SPLIT_FILE = 6.9  # baseline/split.parquet per patient, measured on 30,805
 LOGITS_FILE = 90  # baseline/test_logits.parquet per test image, 14 findings, measured on 25,596
 MD5 = 0.65e9  # bytes/s per core, measured: DVC hashes every output once
 
+# `python -m benchmarks.scale` on two cores and 24 GiB, with 1 and 10 million images of 8 px and 14 findings: what a
+# rank of a training holds in memory and computes, besides pixels, network and imports. Memory per image and the rest,
+# from both sizes; CPU seconds from 10 million images: per image, per training image, per validation image.
+RANK_ROW = (410e6 - 90e6) / 9e6
+RANK_REST = 90e6 - 1e6 * RANK_ROW
+RANK_OPEN = (1.10 + 1.89 + 0.96) / 1e7
+RANK_EPOCH = (0.60 + 47.0) / 8e6
+RANK_METRICS = 5.12 / 1e6  # for one set of weights
+
 # Fractions of a 70/10/20 split, and images per patient as in NIH ChestX-ray14.
-TRAIN, TEST, IMAGES_PER_PATIENT = 0.7, 0.2, 3.64
+TRAIN, VAL, TEST, IMAGES_PER_PATIENT = 0.7, 0.1, 0.2, 3.64
 
 
 def pixels(size: int) -> int:
@@ -41,6 +50,8 @@ def rows(header: list[str], lines: list[list[str]]) -> str:
 
 def hours(seconds: float) -> str:
     """Seconds as text in hours, minutes or seconds."""
+    if seconds < 1:
+        return "< 1 s"
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -79,6 +90,21 @@ def time_table(cores: int, rate: float, gpus: int, epochs: int) -> str:
         ],
     ]
     return rows(header, lines)
+
+
+def rank_table() -> str:
+    """What a rank of a training holds and computes besides pixels and network."""
+    counts = IMAGES.values()
+    lines = [
+        ["memory of each rank", *(amount(RANK_REST + n * RANK_ROW) for n in counts)],
+        ["opening the data: once, each rank", *(hours(n * RANK_OPEN) for n in counts)],
+        ["an epoch's order and micro-batches, 1 rank", *(hours(n * TRAIN * RANK_EPOCH) for n in counts)],
+        [
+            "validation metrics of an epoch with EMA, 1 rank",
+            *(hours(n * VAL * 2 * RANK_METRICS) for n in counts),
+        ],
+    ]
+    return rows(["", *IMAGES], lines)
 
 
 def disk_table() -> str:
@@ -123,6 +149,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="number of epochs (default: 10)")
     args = parser.parse_args()
     print(time_table(args.packing_cores, args.images_per_second, args.gpus, args.epochs))
+    print()
+    print(rank_table())
     print()
     print(disk_table())
 

@@ -50,7 +50,7 @@ from ral.config.params import Params
 from ral.data.baseline import PROFILE, SPLIT
 from ral.errors import UserError
 from ral.files import sha256
-from ral.release.bundle import verify
+from ral.inference.bundle import verify
 from ral.release.decision import GateDecision, Rule
 from ral.release.ledger import Decision
 from ral.release.registry import Registry

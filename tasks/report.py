@@ -36,7 +36,7 @@ def read_inputs(
 
     from ral.data.dataset_info import DatasetInfo, read_class_counts
     from ral.data.validation.result import ValidationResult
-    from ral.evaluation.calibration_io import SavedCalibration
+    from ral.evaluation import calibration_io
     from ral.evaluation.results import Metrics
     from ral.explain.contents import Gallery, Geometry
     from ral.models.info import read_model_info
@@ -62,7 +62,7 @@ def read_inputs(
         metrics=Metrics.read(reports / artifacts.METRICS.name),
         findings=table(artifacts.FINDINGS),
         curves=table(artifacts.CURVES),
-        calibration=SavedCalibration.read(reports / artifacts.CALIBRATION.name),
+        calibration=calibration_io.read(reports / artifacts.CALIBRATION.name),
         reliability=table(artifacts.RELIABILITY),
         operating=table(artifacts.OPERATING),
         decision_curves=table(artifacts.DECISION_CURVES),

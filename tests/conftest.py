@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forks import forks
 from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
@@ -20,6 +21,10 @@ from ral.launch.gpus import count_gpus
 ROOT = Path(__file__).parent.parent
 
 Once = Callable[[str, Callable[[Path], object]], Path]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+# Two workers that compute with two threads each on two cores spend most of their time waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests send these; under nohup, or behind `&`, processes would be started that ignore them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -107,21 +112,31 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return keep | patient | {"PATH": path, "DO_NOT_TRACK": "1", "RAL_STATE_DIR": state}
 
 
+def completed(
+    command: tuple[str, ...], environment: dict[str, str], cwd: Path, code: int | None = 0, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder; it must exit with `code`."""
+    done = subprocess.run(
+        command, cwd=cwd, env=environment | env, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert code is None or done.returncode == code, f"{command} exited with {done.returncode}:\n{done.stdout}"
+    return done
+
+
 @pytest.fixture(scope="session")
-def run(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run(environment: dict[str, str]) -> Run:
     """Run a command in a folder and return what it printed; it must exit with `code`."""
+    return lambda *command, **settings: completed(command, environment, **settings)
 
-    def run(*command: str, cwd: Path, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command, cwd=cwd, env=environment | env, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert code is None or done.returncode == code, (
-            f"{command} exited with {done.returncode}:\n{done.stdout}"
-        )
-        return done
 
-    return run
+@pytest.fixture(scope="session")
+def fork(environment: dict[str, str]) -> Run:
+    """As `run` for `python -m`: run a module in a fork of a process that has imported the slow libraries."""
+    settings = environment | {"PYTHONPATH": str(ROOT)}
+    return lambda module, *arguments, **others: completed(
+        (*forks().command(module), *arguments), settings, **others
+    )
 
 
 def copy_project(folder: Path) -> Path:
@@ -213,7 +228,15 @@ def phantom_trained(phantom_prepared: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def chain_done(once: Once, run: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+def phantom_evaluated(phantom_prepared: Path, phantom_trained: Path, once: Once) -> Path:
+    """A project folder after prepare, train and evaluate; report and card are stubs; do not change it, copy it."""
+    from trainings import evaluate_phantom
+
+    return once("evaluated", lambda folder: evaluate_phantom(folder, phantom_prepared, phantom_trained))
+
+
+@pytest.fixture(scope="session")
+def chain_done(once: Once, run: Run) -> Path:
     """A copy of the project with small parameters in which the chain has run and is committed; do not change it, copy it."""
 
     def make(folder: Path) -> None:

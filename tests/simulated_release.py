@@ -1,6 +1,6 @@
 """Simulated images and models of known skill, for which the right decision is known."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ PASSED = ValidationResult(
     phantom=False, passed=True, rows=1, patients=1, images=1, rows_without_image=0, images_without_row=0,
     profile=Profile(rows=1, patients=1, columns={}, labels={}), checks=[], files={},
 )  # fmt: skip
+
+Ral = Callable[..., str]
+
+# What `list` shows of the metrics that the fixture `trained` writes.
+MACRO = {"AP": "0.412 (0.380–0.451)", "AUROC": "0.700 (no interval)"}
 
 
 def evaluate_config(**changes: Any) -> EvaluateConfig:
@@ -138,3 +143,12 @@ def decided(run_id: str, sentence: str = "better", decision: Outcome = "HOLD") -
     return Decision(
         run_id=run_id, decision=decision, version="v0.1.0", commit="0" * 40, champion=None, set=made.set, sentence=sentence
     )  # fmt: skip
+
+
+def night(ral: Ral, commit: Callable[[str], str], project: Path, run: str, *arguments: str) -> str:
+    """Judge and register what is in the project."""
+    decision = project / f"{run}.json"
+    ral("judge", "--workspace", project, "--run-id", run, "--out", decision)
+    made = commit(run)
+    common = ("--workspace", project, "--commit", made, "--decision", decision, "--run-id", run)
+    return ral("register", *common, *arguments)

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from dvc.cli import DvcParserError
 from dvc.cli import parse_args as parse_dvc_arguments
+from forks import forks
 from pages import BLOCK, SHELL, blocks, commands, inline_commands, pages, read
 from prefect.cli import app as prefect_app
 from ruamel.yaml import YAML
@@ -50,10 +51,11 @@ def help_of(*command: str) -> str:
     if program in ("dvc", "prefect"):  # here, since each start of theirs takes seconds
         code, text = call(parse_dvc_arguments if program == "dvc" else prefect, arguments)
     else:
-        module = arguments if program == "python" else ["-m", program, *arguments]
+        words = arguments if program == "python" else [program, *arguments]
+        module, *arguments = words[1:] if words[0] == "-m" else words
         done = subprocess.run(
-            [sys.executable, *module], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+            [*forks().command(module), *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )  # fmt: skip
         code, text = done.returncode, done.stdout
     if code:
         raise ValueError(f"`{' '.join(command)} --help` exits with {code}: {text[-500:]}")

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from docs import tables
@@ -29,6 +30,19 @@ def test_every_row_of_bad_input_names_its_tests() -> None:
     assert len(rows) > 20
     for row in rows:
         assert names_existing_tests(row.rsplit("|", 2)[1]), row
+
+
+def test_a_test_that_a_page_names_with_its_file_is_there() -> None:
+    written: dict[str, str] = defaultdict(str)
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        written[path.stem] += path.read_text()
+    named = {
+        (page.name, *pair)
+        for page in (ROOT / "docs").glob("*.md")
+        for pair in re.findall(r"`(test_\w+)::(test_\w+)", page.read_text())
+    }
+    assert named
+    assert [item for item in named if f"def {item[2]}(" not in written[item[1]]] == []
 
 
 def symptoms(page: str) -> dict[str, dict[str, str]]:

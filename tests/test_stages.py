@@ -35,7 +35,8 @@ def test_declared_params_are_those_read(name: str) -> None:
     look = name in ("locate", "manifest")
     keys = {
         "data": [f"data.{key}" for key in DataConfig.model_fields if key != "root"],
-        "loss": ["loss.name", "loss.${loss.name}"],  # options of other losses decide nothing
+        # Options of other losses decide nothing.
+        "loss": ["loss.name", "loss.adjust", "loss.adjust_tau", "loss.${loss.name}"],
     }
     if name == "explain":  # it must not show sealed images; how others are scored is no matter of its
         keys["evaluate"] = ["evaluate.sealed"]

@@ -1,23 +1,30 @@
 """Small trainings for the tests: parameters, prepared images, real processes."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from conftest import ROOT
+from conftest import ROOT, SMALL, set_params
+from forks import forks
 from ruamel.yaml import YAML
 
+from ral.config.base import load
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig, PreprocessParams, SplitConfig
 from ral.config.environment import TrainingTarget
+from ral.config.evaluate import EvaluateParams
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.train import TrainConfig, TrainParams
 from ral.data.images.locate import list_images
 from ral.data.prepare import prepare
+from ral.files import write_json
 from ral.launch import launch
 from ral.training.spec import TrainSpec
+from tasks import evaluate
 
 # With layer norm images of a batch do not interact, so splitting the batch changes only rounding.
 SEPARABLE = ModelConfig(backbone="test_convnext")
@@ -36,6 +43,11 @@ OUTPUTS = (
 RANK = (sys.executable, "-m", "ral.training")
 
 
+def rank() -> tuple[str, ...]:
+    """The command of a rank: a fork of a process that has imported torch, or on a GPU a fresh process."""
+    return RANK if os.environ.get("CUDA_VISIBLE_DEVICES") != "" else forks().command("ral.training")
+
+
 def prepare_phantom(images: Path, folder: Path, dask: DaskTarget = DaskTarget(workers=2)) -> Path:  # noqa: B008
     """Prepare phantom images at 32 pixels in shards of 100."""
     data = DataConfig(source="nih", root=str(images), missing_images="fail", views=["PA", "AP"])
@@ -46,11 +58,10 @@ def prepare_phantom(images: Path, folder: Path, dask: DaskTarget = DaskTarget(wo
     return folder
 
 
-def params(model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any) -> TrainParams:
-    """The parameters above with changes to the section train."""
-    return TrainParams(
-        model=model, loss=LossConfig(name=loss), train=TrainConfig.model_validate(TRAIN | changes)
-    )
+def params(model: ModelConfig = SEPARABLE, loss: str | LossConfig = "ral", **changes: Any) -> TrainParams:
+    """The parameters above with changes to the section train; `loss` is its name, or the section."""
+    section = LossConfig(name=loss) if isinstance(loss, str) else loss  # type: ignore[arg-type]
+    return TrainParams(model=model, loss=section, train=TrainConfig.model_validate(TRAIN | changes))
 
 
 def write_params(folder: Path, params: TrainParams) -> None:
@@ -75,13 +86,30 @@ def write_spec(prepared: Path, out: Path, params: TrainParams, minutes: float = 
 
 
 def train(
-    prepared: Path, out: Path, processes: int = 1, minutes: float = 10.0, command: tuple[str, ...] = RANK,
-    model: ModelConfig = SEPARABLE, loss: str = "ral", **changes: Any,
+    prepared: Path, out: Path, processes: int = 1, minutes: float = 10.0, command: tuple[str, ...] | None = None,
+    model: ModelConfig = SEPARABLE, loss: str | LossConfig = "ral", **changes: Any,
 ) -> Path:  # fmt: skip
     """Train into `out` and wait."""
     spec = write_spec(prepared, out, params(model, loss, **changes), minutes)
-    launch(spec, TrainingTarget(processes=processes), out, command)
+    launch(spec, TrainingTarget(processes=processes), out, command or rank())
     return out
+
+
+def evaluate_phantom(folder: Path, prepared: Path, trained: Path) -> None:
+    """Write a project folder from its prepared data and its training; report and card are stubs."""
+    (folder / "data/validated").mkdir(parents=True)
+    shutil.copytree(prepared, folder / "data/prepared")
+    shutil.copytree(trained, folder / "models")
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(folder, SMALL)
+    paths = (folder / name for name in ("data/prepared", "models/logits", "baseline", "reports"))
+    evaluate.run(load(folder / "params.yaml", EvaluateParams), *paths)
+    for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
+        (folder / name).write_text(name)
+    write_json(folder / "data/manifest.json", {"files": {}})
+    write_json(
+        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
+    )
 
 
 def outputs(folder: Path) -> dict[str, bytes]:

@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -249,15 +248,10 @@ def _start_daemons(cluster: Cluster, wait_until: Callable[..., None]) -> None:
     cluster.node1.daemon("slurmctld", "-D")
     for host in (cluster.node1, cluster.node2):
         host.daemon("slurmd", "-D", "-N", host.name)
-    deadline = time.monotonic() + 120
-    while _attempt(cluster.node1, "sinfo", "-h", "-N", "-o", "%N %t").split() != [
-        "node1",
-        "idle",
-        "node2",
-        "idle",
-    ]:
-        assert time.monotonic() < deadline, cluster.logs()
-        time.sleep(0.5)
+    nodes = ["node1", "idle", "node2", "idle"]
+    wait_until(
+        lambda: _attempt(cluster.node1, "sinfo", "-h", "-N", "-o", "%N %t").split() == nodes, every=0.5
+    )
 
 
 def _attempt(host: Host, *command: str) -> str:

@@ -168,6 +168,39 @@ class ZLPROptions(Section):
     """Zero-bounded log-sum-exp and pairwise rank loss (Su et al., 2022, arXiv 2208.02955). No options."""
 
 
+class ZLossOptions(Section):
+    """Z-loss (de Brébisson and Vincent, 2016, arXiv 1604.08859): scale and shift of the logits do not matter."""
+
+    axis: Literal["finding", "image"] = "finding"
+    """What the logits are standardised over. finding: over the images of the batch, so that images stay comparable,
+    as AP and AUROC need it. image: over the findings of an image, as published."""
+    slope: float = Field(default=1.0, gt=0)
+    """Steepness a of the loss log(1 + exp(a (b ∓ z))) / a."""
+    shift: float = 0.0
+    """Margin b: positives are pulled above it, negatives pushed below −b."""
+
+
+class CompSumOptions(Section):
+    """Comp-sum losses (Mao et al., ICML 2023, arXiv 2304.07288): from cross-entropy to generalised cross-entropy (GCE,
+    Zhang and Sabuncu, NeurIPS 2018) and the absolute error, for labels with errors."""
+
+    tau_pos: float = Field(default=1.0, ge=0, le=2)
+    """τ of positives. 1: cross-entropy, 1 + q: GCE with exponent q, 2: 1 − p. Above 1, positives scored low are
+    probable label errors and get a smaller gradient: with a rare finding nearly all, unless the sampler repeats it."""
+    tau_neg: float = Field(default=1.7, ge=0, le=2)
+    """τ of negatives. Above 1, negatives scored near 1 are probable missed positives and get a smaller gradient; 1.7 is
+    GCE's q of 0.7."""
+
+
+class HybridOptions(Section):
+    """Hybrid loss (2024, arXiv 2410.03979), our reading of it: weighted cross-entropy and correlation of labels."""
+
+    pos_weight: Literal["none", "balanced"] = "balanced"
+    """balanced: positives are weighted by negatives / positives of their finding in the training images."""
+    correlation: float = Field(default=1.0, ge=0)
+    """Weight of the score of negatives that rarely occur with the image's positives; 0: weighted cross-entropy."""
+
+
 class MFMOptions(Section):
     """Multi-focal modifier of COMIC (Zhang et al., ICCV 2023): ASL with focus and weight by rarity."""
 
@@ -181,6 +214,63 @@ class MFMOptions(Section):
     """Exponent of the finding weight (1 − log(p / largest p)) ^ power."""
     detach_focus: bool = True
     """No gradient through the focusing factor (the default of the authors' code)."""
+    cooccurrence: bool = False
+    """Lower the scores of positives by how often they occur with the image's other findings, and the loss of negatives
+    that occur with them (the authors' prior focal modifier; they then use gamma_neg 3 and power 1/3)."""
+    related: float = Field(default=1.2, ge=1)
+    """With cooccurrence: factor on 1 − p of negatives that occur with a finding of the image."""
+
+
+class RLCOptions(Section):
+    """Reflective label correction of COMIC (Zhang et al., ICCV 2023): high-scoring negatives become positives."""
+
+    tau: float = Field(default=0.7, gt=0, lt=1)
+    """Score above which a negative is a missed positive, if it is also above the mean of its finding in the batch."""
+    change_epoch: int = Field(default=1, ge=0)
+    """Epoch (from 0) at which the correction starts."""
+    margin: float = 1.0
+    """Margin subtracted from the logit of a labelled positive."""
+    gamma_neg: float = Field(default=3.0, ge=1)
+    """Focusing exponent of negatives, before the finding-specific part is added."""
+    clip: float = Field(default=0.05, ge=0, lt=1)
+    """Probability margin: negatives scored below it contribute no loss."""
+    power: float = Field(default=1 / 6, gt=0)
+    """Exponent of the finding weight (1 − log(p / largest p)) ^ power; p includes the labels corrected in the epoch."""
+
+
+class SetLossOptions(Section):
+    """Options of every loss that is computed from sums over the images of a batch."""
+
+    memory: float = Field(default=0.99, ge=0, lt=1)
+    """Decay, per step, of the running sums that stand in where a batch lacks a finding. 0: none; it does not count."""
+
+
+class DiceOptions(SetLossOptions):
+    """Dice loss (Li et al., ACL 2020): overlap of scores and labels of a finding, over the batch or per label."""
+
+    form: Literal["set", "label"] = "set"
+    """set: sums over the images of the global batch, mean over findings. label: one term per label."""
+    alpha: float = Field(default=0.01, ge=0)
+    """Exponent of the weight (1 − p)^alpha, which lowers the part of easy labels."""
+    smooth: float = Field(default=1.0, gt=0)
+    """Added to numerator and denominator."""
+    square: bool = True
+    """Squares in the denominator."""
+    detach_focus: bool = True
+    """No gradient through the weight. With one, as published, negatives above p = 1 / (1 + alpha) are pushed up."""
+
+
+class AnyLossOptions(SetLossOptions):
+    """AnyLoss (Han et al., 2024, arXiv 2405.14745): a metric of the decisions at 0.5, made smooth, with BCE."""
+
+    metric: Literal["f", "gmean", "bacc"] = "f"
+    """f: F-measure. gmean: geometric mean of sensitivity and specificity. bacc: their mean."""
+    beta: float = Field(default=1.0, gt=0)
+    """β of the F-measure: above 1, sensitivity counts more than precision."""
+    amplify: float = Field(default=10.0, gt=0)
+    """Steepness of the decision σ(amplify · (p − 0.5)) (authors: 73, where scores far from 0.5 have no gradient)."""
+    mix: float = Field(default=0.5, ge=0, le=1)
+    """Share of the metric; binary cross-entropy has the rest."""
 
 
 class CustomOptions(Section):
@@ -211,10 +301,21 @@ class LossConfig(Section):
         "ldam",
         "two_way",
         "zlpr",
+        "z_loss",
+        "comp_sum",
+        "hybrid",
         "mfm",
+        "rlc",
+        "dice",
+        "anyloss",
         "custom",
     ]
     """Loss to use; see its block of options. custom: your own class."""
+    adjust: Literal["none", "static", "adaptive"] = "none"
+    """Logit adjustment around the loss, in training only. static: by the prevalence of each finding (Menon et al., ICLR
+    2021). adaptive: by the scores that its positives get, anew after each epoch (PromptMRG, Jin et al., AAAI 2024)."""
+    adjust_tau: float = Field(default=1.0, ge=0)
+    """Factor τ of the shift of logit adjustment."""
     ral: RALOptions = RALOptions()
     """Options of ral."""
     bce: BCEOptions = BCEOptions()
@@ -241,15 +342,28 @@ class LossConfig(Section):
     """Options of two_way."""
     zlpr: ZLPROptions = ZLPROptions()
     """zlpr has no options."""
+    z_loss: ZLossOptions = ZLossOptions()
+    """Options of z_loss."""
+    comp_sum: CompSumOptions = CompSumOptions()
+    """Options of comp_sum."""
+    hybrid: HybridOptions = HybridOptions()
+    """Options of hybrid."""
     mfm: MFMOptions = MFMOptions()
     """Options of mfm."""
+    rlc: RLCOptions = RLCOptions()
+    """Options of rlc."""
+    dice: DiceOptions = DiceOptions()
+    """Options of dice."""
+    anyloss: AnyLossOptions = AnyLossOptions()
+    """Options of anyloss."""
     custom: CustomOptions = CustomOptions()
     """Options of custom."""
 
     @property
     def title(self) -> str:
         """The loss as reports name it."""
-        return self.custom.class_path or self.name if self.name == CUSTOM else self.name
+        name = self.custom.class_path or self.name if self.name == CUSTOM else self.name
+        return name if self.adjust == "none" else f"{name}, {self.adjust} logit adjustment"
 
     @model_validator(mode="after")
     def _class_is_named(self) -> "LossConfig":

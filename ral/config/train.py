@@ -84,6 +84,12 @@ class TrainConfig(Section):
     both could not be separated."""
     reweight: ReweightConfig | None = None
     """Deferred re-weighting; null: off, since most losses here account for rarity themselves."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share ε of every label that is replaced by the finding's prevalence π in training: (1 − ε) y + ε π. 0: off. The
+    usual 1/2 in place of π would score a finding of 0.2 % as one of 5 % (ε = 0.1)."""
+    mixup: float = Field(default=0.0, ge=0)
+    """Mixup (Zhang et al., ICLR 2018): α of Beta(α, α), the share of an image in its mixture with another of its batch,
+    drawn for each batch. 0: off; usual are 0.1 to 0.4."""
     classifier: ClassifierConfig | None = None
     """Second phase that retrains only the classifier; null: off."""
     precision: Literal["float32", "bfloat16"] = "float32"

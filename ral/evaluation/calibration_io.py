@@ -1,19 +1,23 @@
 """calibration.json: the calibration map and thresholds of every finding, and their application to other logits."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from ral.artifacts import CALIBRATION
 from ral.config.evaluate import Rule
 from ral.errors import UserError
 from ral.evaluation.calibration import Kind, Map
+from ral.files import read_json
 from ral.labels import Data
 from ral.records import Record, problem
 
 FORMAT = 1
+REMEDY = "Run evaluate again, or restore it (dvc checkout)."
 
 
 class SavedFinding(Record):
@@ -33,8 +37,6 @@ class SavedFinding(Record):
 
 class SavedCalibration(Record):
     """Content of calibration.json."""
-
-    if_damaged: ClassVar[str] = "Run `dvc repro evaluate`."
 
     format: int
     rule: Rule
@@ -82,17 +84,36 @@ def apply(
     return scores, calls
 
 
-def parse(content: Mapping[str, Any]) -> SavedCalibration:
+def parse(content: Mapping[str, Any], name: str = CALIBRATION.name) -> SavedCalibration:
     """The content of calibration.json, checked.
+
+    Args:
+        content: as read from the file.
+        name: of the file, for messages.
 
     Raises:
         UserError: unsupported format; damaged content.
     """
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"calibration.json has the format {content.get('format')}, not {FORMAT}. Run evaluate again."
-        )
+    if "format" in content and content["format"] != FORMAT:
+        raise UserError(f"{name} has the format {content['format']}, not {FORMAT}. {REMEDY}")
     try:
         return SavedCalibration.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"calibration.json is damaged: {problem(error)}. Run evaluate again.") from None
+        raise UserError(f"{name} is damaged ({problem(error)}). {REMEDY}") from None
+
+
+def read(path: Path) -> SavedCalibration:
+    """Read a calibration.json.
+
+    Raises:
+        UserError: the file is missing or damaged, or has another format.
+    """
+    try:
+        return parse(dict(read_json(path)), str(path))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: without it the model has no probabilities and no thresholds. Run the step "
+            "evaluate (dvc repro evaluate), or use a release that has it."
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {REMEDY}") from None

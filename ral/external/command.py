@@ -20,11 +20,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ral.errors import UserError
 
 if TYPE_CHECKING:
+    from ral.evaluation.external import ExternalValidation
     from ral.evaluation.results import Metrics
     from ral.external.labelled import LabelledImages
     from ral.inference.released import ReleasedModel
@@ -103,8 +104,8 @@ def _run(options: argparse.Namespace) -> int:
     from ral.evaluation import tables
     from ral.external import run
     from ral.external.labelled import hide_sealed
-    from ral.external.records import read_record
     from ral.inference.predict import open_predictor
+    from ral.inference.records import read_record
     from ral.inference.released import find_model
 
     folder = find_model(options.model)
@@ -126,21 +127,21 @@ def _run(options: argparse.Namespace) -> int:
     return SOME_BAD if data.missing or len(scores.bad) else 0
 
 
-def summary(described: dict[str, Any], metrics: "Metrics") -> str:
+def summary(described: "ExternalValidation", metrics: "Metrics") -> str:
     """The lines that the command prints at its end."""
     from ral import wording
     from ral.evaluation.specs import LABELS, MEANS
 
-    data, model = described["data"], described["model"]
+    data, model = described.data, described.model
     by = (
         wording.pluralize(metrics.test.patients, "patient", "patients")
-        if data["patients_known"]
+        if data.patients_known
         else "unknown patients"
     )
     lines = [
         wording.notice_sentence(metrics.phantom),
-        f"Model {model['name']}, trained on {model['source']}, evaluated on {data['name']}: "
-        f"{wording.pluralize(data['images'], 'image', 'images')} of {by}, "
+        f"Model {model.name}, trained on {model.source}, evaluated on {data.name}: "
+        f"{wording.pluralize(data.images, 'image', 'images')} of {by}, "
         f"{wording.pluralize(metrics.macro.findings, 'estimable finding', 'estimable findings')}",
     ]
     lines += [f"macro {LABELS[name]} {metrics.macro[name].text()}" for name in MEANS]

@@ -10,8 +10,8 @@ import pandas as pd
 from ral.data.dataset import open_dataset
 from ral.errors import UserError
 from ral.evaluation.rows import ATTRIBUTES, KEYS
-from ral.external.records import ModelRecord
 from ral.inference.images import PREPARED_BLOCK, InputImage
+from ral.inference.records import ModelRecord
 from ral.preparation import Preparation
 
 NO_IMAGE = "no image"
@@ -97,7 +97,7 @@ def open_prepared(folder: Path, split: str, preparation: Preparation) -> Labelle
             f"{folder} was prepared in another way than the images of the model. Prepare it again with "
             f"{', '.join(differing)}, or evaluate the label table and the files that it was made of."
         )
-    chosen = np.arange(len(dataset.studies)) if split == "all" else dataset.rows(split)
+    chosen = np.arange(len(dataset)) if split == "all" else dataset.rows(split)
     if not len(chosen):
         raise UserError(f"{folder} has no images in the split {split}.")
     dataset.verify(chosen)

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +13,12 @@ from numpy.typing import NDArray
 
 from ral.errors import UserError
 from ral.evaluation import audit, characteristics, score, tables
+from ral.evaluation.external import DataUsed, ExternalValidation, FindingsUsed, ModelUsed, Patients
 from ral.evaluation.rows import align
 from ral.external.labelled import LabelledImages
-from ral.external.records import ModelRecord
 from ral.files import atomic_directory, read_json, write_json
 from ral.inference.predict import UNLIKE_SHARE
+from ral.inference.records import ModelRecord
 from ral.inference.results import to_table
 from ral.inference.scoring import Predicted, Predictor
 from ral.progress import Progress
@@ -116,90 +116,86 @@ def common_findings(model: Sequence[str], data: LabelledImages) -> list[str]:
     return common
 
 
-def known_patients(data: LabelledImages, record: ModelRecord) -> dict[str, int] | None:
+def known_patients(data: LabelledImages, record: ModelRecord) -> Patients | None:
     """Patients whose id is also in the data of the model, by split; None if that is not known."""
     if record.split is None or not data.patients_known:
         return None
     splits = record.split.reindex(data.rows["patient_id"].unique())
-    return {name: int((splits == name).sum()) for name in ("train", "val", "test")}
+    return Patients(**{name: int((splits == name).sum()) for name in ("train", "val", "test")})
 
 
 def describe(
     data: LabelledImages, scores: Scores, record: ModelRecord, predictor: Predictor, split: str | None
-) -> dict[str, Any]:
+) -> ExternalValidation:
     """What was evaluated on what: the part of metrics.json beside the metrics."""
     model = predictor.models[0]
     excluded = pd.concat([data.excluded, scores.bad], ignore_index=True)
     # Details in brackets differ between images.
     reasons = Counter(reason.partition(" (")[0] for reason in excluded["reason"])
     common = common_findings(model.findings, data)
-    return {
-        "model": {
-            "name": model.name,
-            "source": record.source,
-            "phantom": model.phantom,
-            "calibration": model.calibration.version,
-            "threshold_rule": model.calibration.rule,
-        },
-        "data": {
-            "name": data.name,
-            "source": data.source,
-            "split": split,
-            "images": len(scores.image_ids),
-            "phantom": score.data_of(data.rows) == "phantom",
-            "patients_known": data.patients_known,
-            "excluded": dict(sorted(reasons.items())),
-            "notes": list(data.notes),
-        },
-        "findings": {
-            "evaluated": common,
-            "not_labelled": [name for name in model.findings if name not in common],
-            "not_in_model": [name for name in data.findings if name not in common],
-        },
-        "patients_of_model": known_patients(data, record),
-        "unlike_training_images": dict(scores.warnings),
-    }
+    return ExternalValidation(
+        model=ModelUsed(
+            name=model.name,
+            source=record.source,
+            phantom=model.phantom,
+            calibration=model.calibration.version,
+            threshold_rule=model.calibration.rule,
+        ),
+        data=DataUsed(
+            name=data.name,
+            source=data.source,
+            split=split,
+            images=len(scores.image_ids),
+            phantom=score.data_of(data.rows) == "phantom",
+            patients_known=data.patients_known,
+            excluded=dict(sorted(reasons.items())),
+            notes=list(data.notes),
+        ),
+        findings=FindingsUsed(
+            evaluated=common,
+            not_labelled=[name for name in model.findings if name not in common],
+            not_in_model=[name for name in data.findings if name not in common],
+        ),
+        patients_of_model=known_patients(data, record),
+        unlike_training_images=dict(scores.warnings),
+    )
 
 
-def messages(content: Mapping[str, Any]) -> list[str]:
-    """What a person must know about an evaluation, a sentence each.
-
-    Args:
-        content: of `describe`.
-    """
-    data, findings = content["data"], content["findings"]
+def messages(described: ExternalValidation) -> list[str]:
+    """What a person must know about an evaluation, a sentence each."""
+    data, findings = described.data, described.findings
     lines = []
-    if not data["patients_known"]:
+    if not data.patients_known:
         lines.append(
             "The patients are not known: intervals resample images, and are too narrow where a patient has several."
         )
-    if content["patients_of_model"] is None:
+    if described.patients_of_model is None:
         lines.append("It is not known whether patients are also in the data of the model.")
-    of_model = content["patients_of_model"] or {"train": 0, "val": 0, "test": 0}
-    if of_model["train"] + of_model["val"]:
-        patients = pluralize(of_model["train"] + of_model["val"], "patient id is", "patient ids are")
+    of_model = described.patients_of_model or Patients(train=0, val=0, test=0)
+    if of_model.train + of_model.val:
+        patients = pluralize(of_model.train + of_model.val, "patient id is", "patient ids are")
         lines.append(
-            f"{patients} also in the training or validation data of the model ({content['model']['source']}). If these "
+            f"{patients} also in the training or validation data of the model ({described.model.source}). If these "
             "are the same patients, the results are too good: leave them out."
         )
-    if of_model["test"]:
-        patients = pluralize(of_model["test"], "patient id is", "patient ids are")
+    if of_model.test:
+        patients = pluralize(of_model.test, "patient id is", "patient ids are")
         lines.append(
             f"{patients} also in the test data of the model. If these are the same patients, this is no external "
             "validation."
         )
-    if findings["not_labelled"]:
-        lines.append(f"Not labelled in the data, not counted: {', '.join(findings['not_labelled'])}.")
-    if findings["not_in_model"]:
-        lines.append(f"Not in the model, not counted: {', '.join(findings['not_in_model'])}.")
-    for reason, count in data["excluded"].items():
+    if findings.not_labelled:
+        lines.append(f"Not labelled in the data, not counted: {', '.join(findings.not_labelled)}.")
+    if findings.not_in_model:
+        lines.append(f"Not in the model, not counted: {', '.join(findings.not_in_model)}.")
+    for reason, count in data.excluded.items():
         lines.append(
             f"{pluralize(count, 'row is', 'rows are')} not evaluated: {reason} (listed in excluded.csv)."
         )
-    for warning, count in content["unlike_training_images"].items():
-        if count > UNLIKE_SHARE * data["images"]:
+    for warning, count in described.unlike_training_images.items():
+        if count > UNLIKE_SHARE * data.images:
             lines.append(f"{pluralize(count, 'image', 'images')}: {warning}. The model may not work on them.")
-    return [*lines, *data["notes"]]
+    return [*lines, *data.notes]
 
 
 def tables_of(evaluation: score.Evaluation) -> dict[str, pd.DataFrame]:
@@ -257,7 +253,7 @@ def predictions(scores: Scores, predictor: Predictor, data: LabelledImages) -> p
 def write(
     out: Path,
     evaluation: score.Evaluation,
-    described: dict[str, Any],
+    described: ExternalValidation,
     predicted: pa.Table,
     excluded: pd.DataFrame,
 ) -> None:
@@ -280,7 +276,7 @@ def write(
         excluded.to_csv(draft / "excluded.csv", index=False, lineterminator="\n")
         options = pa.csv.WriteOptions(quoting_style="needed")
         pa.csv.write_csv(predicted, draft / "predictions.csv", options)
-        write_json(draft / METRICS, {**metrics.to_json(), KEY: described})
+        write_json(draft / METRICS, {**metrics.to_json(), KEY: described.to_json()})
         page = render(metrics, described, by_name, evaluation.config, messages(described))
         (draft / "report.html").write_text(page, encoding="utf-8", newline="\n")
 

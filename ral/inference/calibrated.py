@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from scipy.special import expit, logit
 
 from ral.errors import UserError
 from ral.evaluation.calibration import MIN_SCORE, Map
-from ral.evaluation.calibration_io import FORMAT, SavedCalibration
-from ral.files import read_json
-from ral.records import problem
+from ral.evaluation.calibration_io import REMEDY, read
 
 Array = NDArray[Any]
 
@@ -67,33 +64,21 @@ def read_calibration(path: Path, findings: Sequence[str]) -> Calibration:
     Raises:
         UserError: the file is missing, damaged or of another model.
     """
-    if not path.is_file():
+    saved = read(path)
+    if sorted(saved.findings) != sorted(findings):
         raise UserError(
-            f"{path} does not exist: without it the model has no probabilities and no thresholds. Run the step "
-            "evaluate (dvc repro evaluate), or use a release that has it."
+            f"{path} is of a model with the findings {', '.join(sorted(saved.findings))}, but this one has "
+            f"{', '.join(sorted(findings))}. Run evaluate again."
         )
+    entries = [saved.findings[name] for name in findings]
+    maps = tuple(None if entry is None else entry.map for entry in entries)
     try:
-        content = read_json(path)
-        if content["format"] != FORMAT:
-            raise UserError(f"{path} has the format {content['format']}, not {FORMAT}. Run evaluate again.")
-        saved = SavedCalibration.model_validate(content)
-        if sorted(saved.findings) != sorted(findings):
-            raise UserError(
-                f"{path} is of a model with the findings {', '.join(sorted(saved.findings))}, but this one has "
-                f"{', '.join(sorted(findings))}. Run evaluate again."
-            )
-        entries = [saved.findings[name] for name in findings]
-        maps = tuple(None if entry is None else entry.map for entry in entries)
         thresholds = [np.nan if entry is None else entry.thresholds[saved.rule] for entry in entries]
-        return Calibration(maps, np.array(thresholds), saved.rule, saved.version)
-    except ValidationError as error:
+    except KeyError:
         raise UserError(
-            f"{path} is damaged ({problem(error)}). Run evaluate again, or restore it (dvc checkout)."
+            f"{path} has a finding without a threshold of its rule {saved.rule}. {REMEDY}"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Run evaluate again, or restore it (dvc checkout)."
-        ) from None
+    return Calibration(maps, np.array(thresholds), saved.rule, saved.version)
 
 
 def combine(scores: Sequence[Array]) -> Array:

@@ -70,7 +70,7 @@ def count_inputs(inputs: Sequence[str | Path]) -> int | None:
         if text == STDIN or not path.exists() or _is_archive(path):
             return None
         if is_prepared(path):
-            total += len(open_dataset(path).studies)
+            total += len(open_dataset(path))
         elif path.is_dir():
             total += sum(1 for _ in _files(path, warn=False))
         else:

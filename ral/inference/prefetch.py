@@ -30,10 +30,14 @@ class MicroBatch(NamedTuple):
     """float32 [images, 2, 3]: affine maps of the augmentation."""
     labels: float
     """Divisor of the loss, from the whole global batch."""
-    share: float
-    """This micro-batch's share of the global batch's images."""
+    first: int
+    """Position of its first image in the global batch."""
+    total: int
+    """Images of the global batch."""
     seed: int
     """For dropout and stochastic depth."""
+    mixup: float | None = None
+    """Share of the first half of images, targets and maps in their mixture with the second half; None: no mixture."""
 
 
 def gather(dataset: Dataset, rows: np.ndarray, pin: bool) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
@@ -168,17 +169,18 @@ def estimable_findings(targets: np.ndarray, patients: np.ndarray, minimum: int) 
     Raises:
         UserError: no finding has both, so the best epoch cannot be determined.
     """
-    fewest = np.array([min(patient_counts(labels, patients)) for labels in targets.T])
+    numbers = pd.factorize(patients)[0]  # comparing the texts would take longer
+    fewest = np.array([min(patient_counts(labels, numbers)) for labels in targets.T])
     if not (fewest > 0).any():
         raise UserError("No finding has both positive and negative images in validation. Raise split.val.")
     return fewest >= (minimum if (fewest >= minimum).any() else 1)
 
 
-def validation_scores(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Macro AP and AUROC over findings that all have a positive and a negative image."""
-    ap, auroc = [], []
-    for labels, scores in zip(targets.T, logits.T, strict=True):
+def ap_and_auroc(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """AP and AUROC of findings that all have a positive and a negative image, float64 [2, findings]."""
+    values = np.empty((2, targets.shape[1]))
+    for index, (labels, scores) in enumerate(zip(targets.T, logits.T, strict=True)):
         known = ~np.isnan(labels)
-        ap.append(average_precision_score(labels[known], scores[known]))
-        auroc.append(roc_auc_score(labels[known], scores[known]))
-    return {"val_macro_ap": float(np.mean(ap)), "val_macro_auroc": float(np.mean(auroc))}
+        values[0, index] = average_precision_score(labels[known], scores[known])
+        values[1, index] = roc_auc_score(labels[known], scores[known])
+    return values

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ral.losses.asymmetric import APL, ASL, BCE, CB, CWASL, Focal
-from ral.losses.balanced import DB, LDAM, MFM
+from ral.losses.balanced import DB, LDAM, MFM, RLC
 from ral.losses.base import ClassCounts, Loss, Reduction
+from ral.losses.comp_sum import CompSum
 from ral.losses.custom import build_custom
 from ral.losses.hill import SPLC, Hill
+from ral.losses.hybrid import Hybrid
 from ral.losses.ral import RAL
 from ral.losses.ranking import ZLPR, TwoWay
+from ral.losses.sets import AnyLoss, Dice
+from ral.losses.zscore import ZLoss
 from ral.suggest import did_you_mean
 from ral.user_code import CUSTOM
 
@@ -27,7 +31,13 @@ LOSSES: dict[str, type[Loss[Any]]] = {
     "ldam": LDAM,
     "two_way": TwoWay,
     "zlpr": ZLPR,
+    "z_loss": ZLoss,
+    "comp_sum": CompSum,
+    "hybrid": Hybrid,
     "mfm": MFM,
+    "rlc": RLC,
+    "dice": Dice,
+    "anyloss": AnyLoss,
 }
 
 

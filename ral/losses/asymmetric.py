@@ -29,7 +29,7 @@ class Asymmetric(Loss[Options]):
     ) -> None:
         super().__init__(counts, reduction, **options)
         weight = self.weights(counts) if class_weight is None else class_weight
-        self.register_buffer("class_weight", weight)
+        self.register_buffer("class_weight", weight, persistent=False)
         self.compiled_formula = self.formula()
 
     def formula(self) -> Formula:
@@ -58,9 +58,7 @@ class BCE(Asymmetric[config.BCEOptions]):
             return None
         if counts is None:
             raise ValueError("BCE with pos_weight balanced needs the training images per finding (counts).")
-        return torch.stack(
-            [torch.ones_like(counts.positives), counts.negatives / counts.positives.clamp(min=1)]
-        )
+        return counts.balanced_weights()
 
 
 class Focal(Asymmetric[config.FocalOptions]):
@@ -80,7 +78,7 @@ class Focal(Asymmetric[config.FocalOptions]):
         super().__init__(counts, reduction, class_weight, **options)
         alpha = self.options.alpha
         sides = None if alpha is None else torch.tensor([[1 - alpha], [alpha]], dtype=torch.float64)
-        self.register_buffer("sides", sides)
+        self.register_buffer("sides", sides, persistent=False)
 
     def formula(self) -> Formula:
         return Formula(gamma_pos=self.options.gamma, gamma_neg=self.options.gamma)

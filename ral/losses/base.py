@@ -30,17 +30,41 @@ class ClassCounts(NamedTuple):
 
     positives: Tensor
     negatives: Tensor
+    together: Tensor | None = None
+    """Images with both of two findings, float [findings, findings]; None: not counted, for a loss that needs none or
+    takes findings as independent."""
 
     @classmethod
-    def of(cls, counts: "Labels", findings: tuple[str, ...]) -> "ClassCounts":
-        """From the train part of class_counts.json."""
+    def of(cls, counts: "Labels", findings: tuple[str, ...], targets: Tensor | None = None) -> "ClassCounts":
+        """From the train part of class_counts.json, and the labels [images, findings] of the training images."""
         rows = ([kind[name] for name in findings] for kind in (counts.positives, counts.negatives))
-        return cls(*(torch.tensor(row, dtype=torch.float64) for row in rows))
+        positives, negatives = (torch.tensor(row, dtype=torch.float64) for row in rows)
+        if targets is None:
+            return cls(positives, negatives, None)
+        together = torch.zeros(len(findings), len(findings), dtype=torch.float64)
+        for block in targets.split(2**20):  # all at once they would take a gigabyte for 20 million images
+            marks = (block == 1).float()
+            together += marks.T @ marks
+        return cls(positives, negatives, together)
 
     @property
     def prevalence(self) -> Tensor:
         """Share of positives among images with a known label."""
         return self.positives / (self.positives + self.negatives)
+
+    def balanced_weights(self) -> Tensor:
+        """Weights [2, findings] of negatives, 1, and of positives, negatives / positives."""
+        return torch.stack([torch.ones_like(self.positives), self.negatives / self.positives.clamp(min=1)])
+
+    def jaccard(self) -> Tensor:
+        """Jaccard index of each two findings [findings, findings]: images with both, of those with any; diagonal 1."""
+        together = self.together
+        if together is None:
+            share = self.positives / (self.positives + self.negatives).clamp(min=1).sqrt()
+            together = share[:, None] * share
+        together = together.clone().fill_diagonal_(0)
+        index = together / (self.positives[:, None] + self.positives - together).clamp(min=1)
+        return index.fill_diagonal_(1)
 
 
 class Loss(nn.Module, Generic[Options]):
@@ -57,10 +81,11 @@ class Loss(nn.Module, Generic[Options]):
 
     options_model: ClassVar[type[Section]] = Section
     needs_counts: ClassVar[bool] = False
-    by_label: ClassVar[bool] = True
+    by_label: bool = True
     """Whether the loss is a sum of one term per label, so that reduction "none" has the logits' shape."""
-    separable: ClassVar[bool] = True
-    """Whether the loss is a sum of one term per image, so that it does not depend on how a batch is split."""
+    separable: bool = True
+    """Whether the loss is a sum of one term per image; an option may decide it. If not, training computes the loss on
+    the whole global batch."""
 
     def __init__(
         self, counts: ClassCounts | None = None, reduction: Reduction = "mean", **options: Any
@@ -85,6 +110,13 @@ class Loss(nn.Module, Generic[Options]):
     def set_epoch(self, epoch: int) -> None:
         """Set the current epoch, from 0; some losses change during training."""
         self.epoch = epoch
+
+    def remember(self, logits: Tensor, targets: Tensor) -> None:
+        """Update the state of a loss that is not separable, after its value for a global batch; by default it has none.
+
+        The state is in persistent buffers: checkpoints contain them. Buffers that the constructor can compute again
+        are registered with `persistent=False`.
+        """
 
     def units(self, targets: Tensor) -> int:
         """Divisor of reduction "mean" for these targets: the number of known labels."""

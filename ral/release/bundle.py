@@ -8,11 +8,9 @@ from ral.config.base import load, read_yaml
 from ral.config.params import Params
 from ral.errors import UserError
 from ral.files import read_json, sha256, write_json
-from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS, MODEL, Bundle, verify
+from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS, MODEL, Bundle
 from ral.preparation import Preparation
 from ral.records import Record
-
-__all__ = ["BUNDLE", "Bundle", "build_bundle", "read_preparation", "require_file", "verify"]
 
 # Name in the bundle -> path that the stages of dvc.yaml write.
 FILES = {

@@ -12,8 +12,9 @@ from ral.errors import UserError
 from ral.evaluation.results import Mean
 from ral.evaluation.specs import LABELS, RANKED_BY
 from ral.files import atomic_write, private_folder, read_json, write_json
+from ral.inference.bundle import BUNDLE, Bundle, verify
 from ral.records import problem
-from ral.release.bundle import BUNDLE, Bundle, build_bundle, require_file, verify
+from ral.release.bundle import build_bundle, require_file
 from ral.release.decision import GateDecision
 from ral.release.ledger import Decision, Ledger, Opening
 from ral.release.registry import ARCHIVED, Registry, Release
@@ -105,7 +106,7 @@ def do_predict(options: Namespace) -> None:
     release = _select_release(Registry(options.state), options.version)
     require_file(options.prepared / artifacts.DATASET.name)
     dataset, bundle = open_dataset(options.prepared), verify(release.bundle)
-    table = score(release, bundle, dataset, np.arange(len(dataset.studies)))
+    table = score(release, bundle, dataset, np.arange(len(dataset)))
     with atomic_write(options.out) as draft:
         table.to_parquet(draft, index=False)
     print(_notice(bundle, dataset.info.phantom))

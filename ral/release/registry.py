@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ral.errors import UserError
 from ral.files import flush, flush_tree, locked, private_folder
-from ral.release.bundle import verify
+from ral.inference.bundle import verify
 from ral.release.durable import atomic_symlink, clear_git_locks
 from ral.release.ledger import Ledger, Promotion, Rollback
 

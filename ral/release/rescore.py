@@ -9,10 +9,10 @@ import torch
 from ral.data.baseline import SPLIT, read_split
 from ral.data.dataset import Dataset
 from ral.errors import UserError
+from ral.inference.bundle import Bundle, verify
 from ral.inference.score import score_images
 from ral.models.load import load_network
 from ral.preparation import Preparation
-from ral.release.bundle import Bundle, verify
 from ral.release.paired import ReferenceModel
 from ral.release.registry import Release
 
@@ -50,7 +50,7 @@ def score(release: Release, bundle: Bundle, dataset: Dataset, rows: np.ndarray) 
     finally:
         torch.set_num_threads(threads_before)
     table = pd.DataFrame(logits, columns=list(info.findings))
-    table.insert(0, "image_id", dataset.studies["image_id"].to_numpy()[rows])
+    table.insert(0, "image_id", dataset.image_ids(rows))
     return table
 
 

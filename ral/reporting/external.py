@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from ral import wording
 from ral.config.evaluate import EvaluateConfig
+from ral.evaluation.external import ExternalValidation
 from ral.evaluation.results import Metrics
 from ral.evaluation.table_rows import AuditRow, CharacteristicsRow, FindingRow, OperatingRow, read_rows
 from ral.labels import marked
@@ -22,7 +23,7 @@ TEMPLATE = "external.html"
 
 def render(
     metrics: Metrics,
-    described: Mapping[str, Any],
+    described: ExternalValidation,
     results: Mapping[str, pd.DataFrame],
     config: EvaluateConfig,
     notes: Sequence[str],
@@ -37,25 +38,24 @@ def render(
         notes: what a person must know about this evaluation, a sentence each.
     """
     phantom = metrics.phantom
-    title = f"External validation on {described['data']['name']}"
+    title = f"External validation on {described.data.name}"
     rows = rows_of(results["findings.csv"])
     audited = audit.audit(read_rows(results["audit.csv"], AuditRow))
     rule = config.threshold.rule
     rules = calibration.rules(config.threshold)
     return environment().get_template(TEMPLATE).render(
-        macros="macros.html",
+        macros="macros.html", head="head.html", run_file=None,
         stylesheet="report.css",
         title=title, browser_title=marked(title, phantom, " – "),
         phantom=phantom,
         wording=wording,
         metrics=metrics,
-        described=described,
         config=config,
         facts=facts(metrics, described),
         headline=headline(metrics, rows),
         notes=notes,
         confidence=metrics.percent,
-        resampled="patients" if described["data"]["patients_known"] else "images",
+        resampled="patients" if described.data.patients_known else "images",
         rule=rules[rule],
         audit=audited,
         audit_summary=audit.summary_sentence(audited, metrics.confidence),
@@ -77,25 +77,25 @@ def render(
             ),
             "decision_curves": calibration.net_benefits(results["decision_curves.csv"], rows),
             "characteristics": characteristics(read_rows(results["characteristics.csv"], CharacteristicsRow)),
-            "excluded": excluded(described["data"]["excluded"]),
+            "excluded": excluded(described.data.excluded),
         },
     )  # fmt: skip
 
 
-def facts(metrics: Metrics, described: Mapping[str, Any]) -> dict[str, str]:
+def facts(metrics: Metrics, described: ExternalValidation) -> dict[str, str]:
     """Model, its training data, the data and their size, by name."""
-    model, data, findings = described["model"], described["data"], described["findings"]
-    split = f", split {data['split']}" if data["split"] else ""
-    trained = f"phantom images in the layout of {model['source']}" if model["phantom"] else model["source"]
-    of_model = len(findings["evaluated"]) + len(findings["not_labelled"])
+    model, data, findings = described.model, described.data, described.findings
+    split = f", split {data.split}" if data.split else ""
+    trained = f"phantom images in the layout of {model.source}" if model.phantom else model.source
+    of_model = len(findings.evaluated) + len(findings.not_labelled)
     return {
-        "Model": model["name"],
+        "Model": model.name,
         "Trained on": trained,
-        "Evaluated on": f"{data['name']} (layout {data['source']}{split}{', PHANTOM' if data['phantom'] else ''})",
+        "Evaluated on": f"{data.name} (layout {data.source}{split}{', PHANTOM' if data.phantom else ''})",
         "Images": f"{metrics.test.rows:,}",
-        "Patients": f"{metrics.test.patients:,}" if data["patients_known"] else "not known",
-        "Findings": f"{len(findings['evaluated'])} of the {of_model} of the model",
-        "Calibration and thresholds": f"as released ({model['calibration']}, {model['threshold_rule']})",
+        "Patients": f"{metrics.test.patients:,}" if data.patients_known else "not known",
+        "Findings": f"{len(findings.evaluated)} of the {of_model} of the model",
+        "Calibration and thresholds": f"as released ({model.calibration}, {model.threshold_rule})",
     }
 
 

@@ -144,6 +144,7 @@ def render(inputs: Inputs) -> str:
             browser_title=marked(inputs.params.report.title, inputs.phantom, " – "),
             phantom=inputs.phantom,
             macros="macros.html",
+            head="head.html",
             stylesheet="report.css",
             first_screen="overview.html",
             run_file=RUN_FILE,

@@ -3,6 +3,8 @@
 torch's own SyncBatchNorm is for GPUs only, and waits for the GPU three times per layer.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +60,17 @@ class BufferBackup:
         for flat, saved in zip(self.flat, self.saved, strict=True):
             flat.copy_(torch.where(skipped > 0, saved, flat))
             saved.copy_(flat)
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Give all buffers of a model (running statistics and counters) their values of before the block after it."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in saved:
+            buffer.copy_(value)
 
 
 def _flatten(places: dict[Tensor, list[tuple[nn.Module, str]]]) -> Tensor:

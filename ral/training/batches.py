@@ -15,6 +15,7 @@ from ral.training.augment import draw_transforms
 from ral.training.batch_loss import BatchLoss
 from ral.training.distributed import DistributedContext
 from ral.training.engine import accumulation
+from ral.training.mixup import draw_mixture
 from ral.training.plan import Phase
 from ral.training.samplers import epoch_images, epoch_rows
 
@@ -51,11 +52,10 @@ class Batches:
             loss,
             context,
         )
-        self.targets = dataset.targets()
         self.rows = dataset.rows("train")
         self.accumulation = accumulation(self.config, context.world_size)
         self.offsets = plan.batch_offsets(
-            epoch_images(phase.sampler, self.targets[self.rows]), self.config.batch_size
+            epoch_images(phase.sampler, dataset.labels[self.rows]), self.config.batch_size
         )
         """Start and end of each global batch among the images of an epoch, int64 [steps + 1]."""
         smallest = np.diff(self.offsets).min()
@@ -92,33 +92,39 @@ class Batches:
             batch = rows[self.offsets[step] : self.offsets[step + 1]]
             generator = torch.Generator().manual_seed(self._seed(epoch, step, 0))
             maps = draw_transforms(len(batch), self.config.augment, generator).numpy()
-            divisor = self.loss.divisor(torch.from_numpy(self.targets[batch]))
+            targets = torch.from_numpy(self.dataset.targets(batch))
+            divisor = self.loss.divisor(targets)
+            mixture = None
+            if self.config.mixup:
+                mixture = draw_mixture(len(batch), self.config.mixup, self._seed(epoch, step, 0, 1))
             micro_batches = plan.split_into_micro_batches(
                 np.arange(len(batch)), context.rank, context.world_size, self.accumulation
             )
-            for index, positions in enumerate(micro_batches):
+            for index, own in enumerate(micro_batches):
+                positions = own if mixture is None else np.concatenate([own, mixture.partners[own]])
                 micro_rows = batch[positions]
                 yield MicroBatch(
                     step=step,
                     images=gather(self.dataset, micro_rows, pin),
-                    targets=pinned(torch.from_numpy(self.targets[micro_rows]), pin),
+                    targets=pinned(targets[torch.from_numpy(positions)], pin),
                     maps=pinned(torch.from_numpy(maps[positions]), pin),
                     labels=divisor,
-                    share=len(micro_rows) / len(batch),
+                    first=int(positions[0]),
+                    total=len(batch),
                     seed=self._seed(epoch, step, 1 + context.rank * self.accumulation + index),
+                    mixup=None if mixture is None else mixture.share,
                 )
 
     def image_ids(self, epoch: int, step: int) -> list[str]:
         """IDs of the images of a global batch."""
         rows = self.epoch_rows(epoch)[self.offsets[step] : self.offsets[step + 1]]
-        return [str(image_id) for image_id in self.dataset.studies["image_id"].to_numpy()[rows]]
+        return list(self.dataset.image_ids(rows))
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
         """Row numbers of an epoch's images, in training order."""
         seed = self.config.seed + (CLASSIFIER_SEED if self.phase.classifier_only else 0)
-        return epoch_rows(
-            self.phase.sampler, self.targets[self.rows], self.rows, seed, epoch, self.phase.epochs
-        )
+        labels = self.dataset.labels[self.rows]
+        return epoch_rows(self.phase.sampler, labels, self.rows, seed, epoch, self.phase.epochs)
 
     def _seed(self, *key: int) -> int:
         """A seed derived from (train.seed, phase, key)."""

@@ -39,7 +39,8 @@ def training_fingerprint(params: dict[str, Any], prepared: Path) -> str:
     project, and the files of the user's own loss and network, in the working folder. World size, micro-batch
     size and the options of other losses are excluded: training can resume with other values.
     """
-    loss = {name: value for name, value in params["loss"].items() if name in ("name", params["loss"]["name"])}
+    used = ("name", params["loss"]["name"], "adjust", "adjust_tau")
+    loss = {name: value for name, value in params["loss"].items() if name in used}
     train = {name: value for name, value in params["train"].items() if name != "micro_batch"}
     code = sorted(
         (name, sha256(Path(module.__file__)))

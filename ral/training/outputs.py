@@ -106,6 +106,6 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], data: str) -> None:
 def write_logits(dataset: Dataset, rows: np.ndarray, values: np.ndarray, path: Path) -> None:
     """Write image_id and one float32 column of raw logits per finding."""
     table = pd.DataFrame(values, columns=list(dataset.findings))
-    table.insert(0, "image_id", dataset.studies["image_id"].to_numpy()[rows])
+    table.insert(0, "image_id", dataset.image_ids(rows))
     path.parent.mkdir(exist_ok=True)
     table.to_parquet(path, index=False)

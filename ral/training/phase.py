@@ -70,6 +70,7 @@ def start_phase(
     """
     config = params.train
     loss = BatchLoss(params, dataset, context.device)
+    loss.load_state_dict(select_prefix(tensors, "loss"))
     batches = Batches(phase, params, dataset, loss, context)
     network = build_network(params, len(dataset.findings))
     if context.world_size > 1:

@@ -22,7 +22,7 @@ def epoch_rows(
 
     Args:
         config: the sampler and its options.
-        targets: labels float32 [images, findings] of the training images only: 1, 0, NaN where unknown.
+        targets: labels [images, findings] of the training images only: 1 where positive, other values elsewhere.
         rows: row numbers int64 [images] of these images in the data set.
         seed: train.seed.
         epoch: counted from 0.
@@ -169,11 +169,11 @@ def _counts(positive: np.ndarray) -> np.ndarray:
 
 def _rarest(positive: np.ndarray) -> np.ndarray:
     """Index of each image's rarest finding (the first on ties); the number of findings if the image has none."""
-    findings = positive.shape[1]
-    order = np.argsort(positive.sum(axis=0), kind="stable")
-    # The last column, always true, catches images without a finding.
-    ordered = np.column_stack([positive[:, order], np.ones(len(positive), bool)])
-    rarest: np.ndarray = np.append(order, findings)[ordered.argmax(axis=1)]
+    rarest = np.full(len(positive), positive.shape[1])
+    for finding in np.argsort(positive.sum(axis=0), kind="stable")[
+        ::-1
+    ]:  # a rarer finding replaces a commoner one
+        rarest[positive[:, finding]] = finding
     return rarest
 
 

@@ -6,7 +6,7 @@ Read it from top to bottom: `train` calls `train_epoch`, that `train_step`, that
 import collections
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
@@ -23,9 +23,12 @@ from ral.models.inputs import channels_last
 from ral.progress import Progress
 from ral.training import plan
 from ral.training.augment import augmented
+from ral.training.batch_loss import GlobalLoss
+from ral.training.batch_norm import unchanged_buffers
 from ral.training.checkpoint import Checkpoints, Snapshot
 from ral.training.distributed import DistributedContext
 from ral.training.metric_logger import MetricLogger
+from ral.training.mixup import mixed
 from ral.training.phase import PhaseParts, start_phase
 from ral.training.state import STOPPED, EpochRecord, PreemptionFlag, TrainState, WeightsKind
 from ral.training.validation import Validator
@@ -149,38 +152,59 @@ class Trainer:
     def train_step(self, step: int, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimizer step, from this rank's micro-batches of it."""
         loss = torch.zeros((), device=self.context.device)
+        whole = None
+        if not self.parts.loss.loss.separable and self.parts.batches.accumulation > 1:
+            micro_batches = list(micro_batches)
+            whole = self._loss_of_all(micro_batches)
         for batch in micro_batches:
-            loss = loss + self.forward_backward(batch)
+            loss = loss + self.forward_backward(batch, whole)
             self.parts.engine.step()  # DeepSpeed updates the weights after the last micro-batch
         self._end_step(step, loss)
 
-    def forward_backward(self, batch: MicroBatch) -> Tensor:
+    def _loss_of_all(self, micro_batches: Sequence[MicroBatch]) -> GlobalLoss:
+        """The loss of the global batch for losses in which images act on each other, and its gradient by all logits.
+
+        It takes a forward pass over the micro-batches without a graph. The second pass, `forward_backward`, draws the
+        same dropout and has the same batch statistics, so that its logits are the same.
+
+        Raises:
+            UserError: memory ran out.
+        """
+        with torch.no_grad(), unchanged_buffers(self.parts.engine.module):
+            logits = []
+            for batch in micro_batches:
+                with _explain_out_of_memory(self.context.device, batch):
+                    logits.append(self._forward(batch))
+        return self.parts.loss.over_batch(logits, micro_batches)
+
+    def _forward(self, batch: MicroBatch) -> Tensor:
+        """Logits of a micro-batch."""
+        torch.manual_seed(batch.seed)  # dropout and stochastic depth
+        images = augmented(batch.images, batch.maps, self._statistics)
+        if batch.mixup is not None:
+            images = mixed(images, batch.mixup)
+        return self.parts.engine.forward(channels_last(images))
+
+    def forward_backward(self, batch: MicroBatch, whole: GlobalLoss | None = None) -> Tensor:
         """Forward and backward pass of one micro-batch; returns its contribution to the global batch's loss.
 
         The loss is divided by the global batch's number of known labels, so DeepSpeed's mean over micro-batches and
         ranks is undone. World size and accumulation therefore affect only rounding.
 
+        Args:
+            batch: the micro-batch.
+            whole: the global batch's loss, see `BatchLoss.contribution`.
+
         Raises:
             UserError: memory ran out.
         """
         context, parts = self.context, self.parts
-        torch.manual_seed(batch.seed)  # dropout and stochastic depth
-        try:
-            images = augmented(batch.images, batch.maps, self._statistics)
-            logits = parts.engine.forward(channels_last(images))
-            loss = parts.loss.contribution(logits, batch)
+        with _explain_out_of_memory(context.device, batch):
+            logits = self._forward(batch)
+            loss = parts.loss.contribution(logits, batch, whole)
             # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
             poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
             parts.engine.backward(loss * (context.world_size * parts.batches.accumulation) * poison)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            raise UserError(
-                f"Out of memory on {context.device} with {len(batch.images)} images per forward and backward pass. Set "
-                f"train.micro_batch to {max(1, len(batch.images) // 2)} or less (train.batch_size stays the same), or "
-                "model.gradient_checkpointing to true.",
-                kind="memory",
-            ) from error
         return loss.detach()
 
     def _end_step(self, step: int, loss: Tensor) -> None:
@@ -273,6 +297,8 @@ class Trainer:
             if scores.macro_ap > best.ap:
                 best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
             improved = improved or scores.macro_ap > best_ap
+        if parts.loss.learns_from is not None:
+            parts.loss.learn(self.validator.scorer.score(candidates["last"], parts.loss.learns_from))
         state.end_epoch(record, improved)
         self._log(record.log_line(self.params.train.epochs, self.dataset.info.phantom))
         return record
@@ -296,6 +322,7 @@ class Trainer:
         keep = self.context.rank == 0
         tensors = {f"weights/{name}": tensor for name, tensor in engine.full_state_dict(keep).items()}
         tensors |= engine.optimizer_state_dict(keep)
+        tensors |= {f"loss/{name}": tensor for name, tensor in self.parts.loss.state_dict().items()}
         if ema is not None:
             state.ema_steps = ema.steps
             with engine.use_weights(ema.values):
@@ -346,8 +373,22 @@ class Trainer:
         self._progress.add(self.parts.batches.images(step, step + 1), text)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+@contextmanager
+def _explain_out_of_memory(device: torch.device, batch: MicroBatch) -> Iterator[None]:
+    """Raise a UserError that says what to change if memory runs out inside the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not exhausted and "allocate memory" not in str(error):
+            raise
+        images = len(batch.targets) if batch.mixup is None else len(batch.targets) // 2
+        raise UserError(
+            f"Out of memory on {device} with {images} images per forward and backward pass. Set "
+            f"train.micro_batch to {max(1, images // 2)} or less (train.batch_size stays the same), or "
+            "model.gradient_checkpointing to true.",
+            kind="memory",
+        ) from error
 
 
 def _silent(*_: object) -> None:

@@ -2,12 +2,14 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ral.data.dataset import Dataset
-from ral.inference.score import Scorer, estimable_findings, validation_scores
+from ral.inference.score import Scorer, ap_and_auroc, estimable_findings
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,8 @@ class Validator:
     def __init__(self, scorer: Scorer, dataset: Dataset, min_positives: int) -> None:
         self.scorer = scorer
         self.rows = dataset.rows("val")
-        self.targets = dataset.targets()[self.rows]
-        patients = dataset.studies["patient_id"].to_numpy()[self.rows]
+        self.targets = dataset.targets(self.rows)
+        patients = dataset.column("patient_id", self.rows)
         self.findings = estimable_findings(self.targets, patients, min_positives)
         """The findings that the metrics are averaged over; boolean [findings]."""
 
@@ -59,5 +61,20 @@ class Validator:
         logits = self.scorer.score(weights, self.rows)
         if not np.isfinite(logits).all():
             return None
-        scores = validation_scores(self.targets[:, self.findings], logits[:, self.findings])
-        return ValidationScores(scores["val_macro_ap"], scores["val_macro_auroc"])
+        ap, auroc = self._finding_scores(logits)
+        return ValidationScores(float(np.mean(ap)), float(np.mean(auroc)))
+
+    def _finding_scores(self, logits: np.ndarray) -> np.ndarray:
+        """AP and AUROC of the measured findings, float64 [2, findings]; each rank computes those of some findings."""
+        rank, world = self.scorer.rank, self.scorer.world
+        measured = np.flatnonzero(self.findings)
+        scores = np.empty((2, len(measured)))
+        local = measured[rank::world]
+        parts: list[Any] = [ap_and_auroc(self.targets[:, local], logits[:, local])]
+        if world > 1:
+            gathered: list[Any] = [None] * world
+            torch.distributed.all_gather_object(gathered, parts[0])
+            parts = gathered
+        for start, part in enumerate(parts):
+            scores[:, start::world] = part
+        return scores

@@ -1,10 +1,10 @@
 """params.yaml: strict, and its errors name the key and what it may be."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import forks
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -102,7 +102,7 @@ def test_parameters_are_frozen() -> None:
 
 
 def test_command_checks_the_whole_file(changed) -> None:
-    command = [sys.executable, "-m", "ral.config"]
+    command = forks().command("ral.config")
     assert subprocess.run([*command, "params.yaml"], cwd=ROOT).returncode == 0
     bad = subprocess.run(
         [*command, str(changed("title:", "titel:"))], cwd=ROOT, capture_output=True, text=True
@@ -113,7 +113,7 @@ def test_command_checks_the_whole_file(changed) -> None:
 
 def test_docs_list_every_parameter() -> None:
     written = (ROOT / "docs/parameters.md").read_text()
-    command = [sys.executable, "-m", "ral.config", "--markdown"]
+    command = [*forks().command("ral.config"), "--markdown"]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert written == made, (
         "docs/parameters.md is out of date: python -m ral.config --markdown > docs/parameters.md"

@@ -4,7 +4,6 @@ import itertools
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from conftest import ROOT
 from dvc.exceptions import InvalidArgumentError
 from dvc.utils.hydra import apply_overrides
+from forks import forks
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -265,7 +265,7 @@ def test_the_check_says_which_keys_differ(copy: Path) -> None:
     change_params(
         copy, {"model.head": "csra", "train.warmup": 0.1, "train.ema_decay": 0.999, "model.options": None}
     )
-    command = [sys.executable, "-m", "ral.config", str(copy)]
+    command = [*forks().command("ral.config"), str(copy)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed == (
         f"{copy} is valid; 1 of {len(fixed_keys())} keys differ from their defaults:\n"
@@ -274,7 +274,7 @@ def test_the_check_says_which_keys_differ(copy: Path) -> None:
 
 
 def test_the_check_asks_timm_for_an_unusual_backbone(copy: Path) -> None:
-    command = [sys.executable, "-m", "ral.config", str(copy)]
+    command = [*forks().command("ral.config"), str(copy)]
     for name, code in (("vit_tiny_patch16_224.augreg_in21k", 0), ("convnext_tny", 1)):
         change_params(copy, {"model.backbone": name})
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

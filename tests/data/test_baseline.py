@@ -1,12 +1,12 @@
 """The accepted profile, split and logits: what is read, what is refused with a remedy, and who may be accepted."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import ROOT
+from forks import forks
 from simulated_release import PASSED
 
 from ral.data import baseline
@@ -98,7 +98,7 @@ def test_what_was_accepted_is_read_back(tmp_path: Path) -> None:
     (models / "logits").mkdir(parents=True)
     SPLIT.to_parquet(prepared / "split.parquet")
     pd.DataFrame({"image_id": ["i"], "Mass": [0.5]}).to_parquet(models / "logits/test.parquet")
-    command = [sys.executable, "-m", "ral.data.baseline", "--validated", str(validated)]
+    command = [*forks().command("ral.data.baseline"), "--validated", str(validated)]
     command += ["--prepared", str(prepared), "--models", str(models), "--baseline", str(folder)]
     for what, name in (
         ("profile", "profile.json"),

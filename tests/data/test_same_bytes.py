@@ -77,15 +77,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written(project: Path, run: Run, last: str, **env: str) -> dict[str, str]:
-    """SHA-256 of every file that the steps up to `last` write, by its path."""
+def written(project: Path, start: Callable[..., object], last: str, **env: str) -> dict[str, str]:
+    """SHA-256 of every file that the steps up to `last` write, by its path.
+
+    Args:
+        project: the folder to run them in.
+        start: runs a module; a fork has the kernels of the process that it is a fork of.
+        last: name of the last step.
+        env: variables of the steps.
+    """
     shutil.rmtree(project / "data", ignore_errors=True)
     # Else images decoded before would be found there.
     state = project / ".state"
     shutil.rmtree(state, ignore_errors=True)
     names = list(stages())
     for step in names[: names.index(last) + 1]:
-        run(sys.executable, "-m", f"tasks.{step}", cwd=project, RAL_STATE_DIR=str(state), **env)
+        start(f"tasks.{step}", cwd=project, RAL_STATE_DIR=str(state), **env)
     return {
         path.relative_to(project).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((project / "data").rglob("*"))
@@ -125,15 +132,25 @@ def test_phantom_uses_only_what_is_the_same_everywhere() -> None:
                 assert allowed is None or node.attr in allowed, f"{here}: {ast.unparse(node)}"
 
 
-def test_steps_write_the_same_bytes_on_the_oldest_processor(project: Path, run: Run) -> None:
-    here = written(project, run, "preprocess")
+@pytest.fixture
+def fresh(run: Run) -> Callable[..., object]:
+    """Run a module in a process of its own, which chooses its kernels by its variables."""
+    return lambda module, **settings: run(sys.executable, "-m", module, **settings)
+
+
+def test_steps_write_the_same_bytes_on_the_oldest_processor(
+    project: Path, fork: Callable[..., object], fresh: Callable[..., object]
+) -> None:
+    here = written(project, fork, "preprocess")
     assert {name.split("/")[1] for name in here} >= {"phantom", "manifest.json", "validated", "prepared"}
     assert "data/prepared/shards/00002.arrow" in here
-    assert written(project, run, "preprocess", **OLDEST) == here
+    assert written(project, fresh, "preprocess", **OLDEST) == here
 
 
-def test_phantom_has_the_same_bytes_on_each_generation(project: Path, run: Run) -> None:
-    here = written(project, run, "phantom")
+def test_phantom_has_the_same_bytes_on_each_generation(
+    project: Path, fork: Callable[..., object], fresh: Callable[..., object]
+) -> None:
+    here = written(project, fork, "phantom")
     for number in range(len(KERNELS)):
         older = " ".join(KERNELS[number:])
-        assert written(project, run, "phantom", NPY_DISABLE_CPU_FEATURES=older) == here, older
+        assert written(project, fresh, "phantom", NPY_DISABLE_CPU_FEATURES=older) == here, older

@@ -12,7 +12,7 @@ from conftest import processes_in
 from nights import Clinic
 
 from flows.workspace import git
-from ral.release.bundle import verify
+from ral.inference.bundle import verify
 from ral.release.registry import Registry
 
 NIGHT = ("flows.nightly",)

@@ -1,35 +1,25 @@
 """What users get wrong ends as one clear error with exit code 1, and leaves no half-written output."""
 
 import shutil
+import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import ROOT, SMALL, set_params
-from forks import Forks
 
 Run = Callable[..., str]
 TABLE = "Data_Entry_2017.csv"
 
 
-@pytest.fixture(scope="module")
-def forks(environment: dict[str, str]) -> Iterator[Forks]:
-    """Where the steps run: the many processes of this module would spend their time on imports."""
-    forks = Forks("ral.data.validation.run", "ral.data.prepare", environment=environment)
-    yield forks
-    forks.close()
-
-
 @pytest.fixture
-def run(forks: Forks, project: Path) -> Run:
+def run(fork: Callable[..., subprocess.CompletedProcess[str]], project: Path) -> Run:
     """Run a step in the project and return what it printed; it must exit with `code`."""
 
     def run(step: str, *arguments: str, code: int = 0, **env: str) -> str:
-        found, printed = forks.run(f"tasks.{step}", *arguments, cwd=project, **env)
-        assert found == code, f"{step} exited with {found}:\n{printed}"
-        return printed
+        return fork(f"tasks.{step}", *arguments, cwd=project, code=code, **env).stdout
 
     return run
 

@@ -112,8 +112,9 @@ def test_run_folder_holds_what_the_outputs_must_not(done: Path) -> None:
     assert list((done / "runs").glob("*/data_docs/index.html"))
 
 
+@pytest.mark.long
 def test_part_of_a_real_archive(run: Run, real_images: Path, tmp_path: Path) -> None:
-    """Real images through the first two stages, with the counts that its owners publish."""
+    """Real images through the first stages, with the counts that its owners publish; of the table alone: test_nih.py."""
     folder = fresh(tmp_path / "project")
     changes = {"data": {"root": str(real_images), "missing_images": "drop"}, "split": {"method": "hash"}}
     set_params(folder, changes)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, copy_project, set_params
 
 UID = 12345
 # The Python that runs the tests may lie where only root looks; nothing else of root's is lent.
@@ -30,11 +29,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """A copy of the project that belongs to the user, and that it can reach."""
+def folder(chain_done: Path) -> Iterator[Path]:
+    """A copy of a project that has run; it belongs to the user, who can reach it."""
     with tempfile.TemporaryDirectory() as made:
-        project = copy_project(Path(made) / "project")
-        set_params(project, SMALL)
+        project = Path(shutil.copytree(chain_done, Path(made) / "project", symlinks=True))
         scripts = project / ".venv/bin"
         scripts.mkdir(parents=True)
         for name in ("python", "dvc"):
@@ -85,8 +83,15 @@ def test_tilde_is_no_place(run_as: RunAs) -> None:
 
 
 @pytest.mark.parametrize("home", [{}, {"HOME": "/"}], ids=["absent", "root"])
-def test_make_run_works(run_as: RunAs, folder: Path, home: dict[str, str]) -> None:
+@pytest.mark.parametrize("from_nothing", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_make_run_works(run_as: RunAs, folder: Path, home: dict[str, str], from_nothing: bool) -> None:
+    if from_nothing:
+        for name in ("data", "models", "reports", ".dvc/cache"):
+            shutil.rmtree(folder / name)
+        (folder / "dvc.lock").unlink()
     printed = run_as("make", "run", **home)
+    skipped = printed.count("didn't change, skipping")
+    assert (skipped == 0) if from_nothing else (skipped > 0)
     assert printed.splitlines()[-1] == "report: reports/report.html"
     assert not (folder / "~").exists()
 

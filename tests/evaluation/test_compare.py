@@ -1,12 +1,12 @@
 """Paired comparison: identical models, better models, invalid input."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from forks import forks
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ral.config.base import load
@@ -138,9 +138,7 @@ def folder(tables: Tables, tmp_path: Path) -> Path:
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     line = [
-        sys.executable,
-        "-m",
-        "ral.evaluation.compare",
+        *forks().command("ral.evaluation.compare"),
         *arguments,
         "--studies",
         str(folder / "studies.parquet"),

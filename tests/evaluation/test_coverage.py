@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import forks
 
 from benchmarks.coverage import Counts, one, summary
 from benchmarks.simulated import SHARES, images_of, population, sample
@@ -77,7 +77,7 @@ def test_one_sample_counts_every_figure() -> None:
 def test_the_command_prints_json_and_goes_on(tmp_path: Path) -> None:
     state = tmp_path / "samples.jsonl"
     command = [
-        sys.executable, "-m", "benchmarks.coverage", "--samples", "2", "--patients", "100", "--replicates", "100",
+        *forks().command("benchmarks.coverage"), "--samples", "2", "--patients", "100", "--replicates", "100",
         "--truth", "3000", "--state", str(state),
     ]  # fmt: skip
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

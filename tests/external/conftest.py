@@ -1,39 +1,18 @@
 """A small trained model with everything that evaluating it needs, as a project folder and as a release."""
 
-import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, set_params
 from simulated_release import gate_decision
 
-from ral.config.base import load
-from ral.config.evaluate import EvaluateParams
-from ral.files import write_json
 from ral.release.bundle import build_bundle
-from tasks import evaluate
 
 
 @pytest.fixture(scope="session")
-def project(phantom_prepared: Path, phantom_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project folder after prepare, train and evaluate; report and card are stubs. Copy it to change it."""
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "data/validated").mkdir(parents=True)
-    shutil.copytree(phantom_prepared, folder / "data/prepared")
-    shutil.copytree(phantom_trained, folder / "models")
-    shutil.copy(ROOT / "params.yaml", folder)
-    set_params(folder, SMALL)
-    params = load(folder / "params.yaml", EvaluateParams)
-    paths = (folder / name for name in ("data/prepared", "models/logits", "baseline", "reports"))
-    evaluate.run(params, *paths)
-    for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
-        (folder / name).write_text(name)
-    write_json(folder / "data/manifest.json", {"files": {}})
-    write_json(
-        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
-    )
-    return folder
+def project(phantom_evaluated: Path) -> Path:
+    """A project folder after prepare, train and evaluate. Copy it to change it."""
+    return phantom_evaluated
 
 
 @pytest.fixture(scope="session")

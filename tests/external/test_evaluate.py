@@ -14,9 +14,10 @@ from PIL import Image
 from ral.cli.__main__ import main
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
-from ral.external import records, run
+from ral.external import run
 from ral.external.labelled import LabelledImages, as_test
 from ral.files import read_json
+from ral.inference import records
 from ral.inference.bundle import BUNDLE
 
 FINDINGS = ["Effusion", "Mass", "Hernia"]

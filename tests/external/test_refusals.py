@@ -11,11 +11,13 @@ from untrained import write_project
 from ral.config.evaluate import EvaluateConfig
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
-from ral.external import command, records, run
+from ral.evaluation.external import DataUsed, ExternalValidation, FindingsUsed, ModelUsed, Patients
+from ral.external import command, run
 from ral.external.labelled import SEALED_UNKNOWN, LabelledImages, hide_sealed
-from ral.external.records import ModelRecord
 from ral.external.tables import open_table, own_table
 from ral.files import read_json, write_json
+from ral.inference import records
+from ral.inference.records import ModelRecord
 from ral.inference.released import open_model
 from ral.preparation import Preparation
 
@@ -83,17 +85,19 @@ def test_unknown_sealed_patients_are_named_in_a_note() -> None:
     assert hide_sealed(labelled(patients), record(0.0, None)).notes == ()
 
 
-@pytest.mark.parametrize(("overlap", "said"), [(None, True), ({"train": 0, "val": 0, "test": 0}, False)])
-def test_an_unknown_overlap_of_patients_is_said(overlap: dict | None, said: bool) -> None:
-    content = {
-        "data": {"patients_known": True, "excluded": {}, "notes": [], "images": 3},
-        "findings": {"not_labelled": [], "not_in_model": []},
-        "patients_of_model": overlap,
-        "unlike_training_images": {},
-    }
-    assert (
-        run.messages(content) == ["It is not known whether patients are also in the data of the model."]
-    ) == said
+@pytest.mark.parametrize(("overlap", "said"), [(None, True), (Patients(train=0, val=0, test=0), False)])
+def test_an_unknown_overlap_of_patients_is_said(overlap: Patients | None, said: bool) -> None:
+    content = ExternalValidation(
+        model=ModelUsed(name="m", source="nih", phantom=False, calibration="0", threshold_rule="max_f1"),
+        data=DataUsed(
+            name="hospital", source="table", split=None, images=3, phantom=False, patients_known=True, excluded={}, notes=[]
+        ),
+        findings=FindingsUsed(evaluated=["Mass"], not_labelled=[], not_in_model=[]),
+        patients_of_model=overlap,
+        unlike_training_images={},
+    )  # fmt: skip
+    expected = ["It is not known whether patients are also in the data of the model."] if said else []
+    assert run.messages(content) == expected
 
 
 @pytest.mark.parametrize(

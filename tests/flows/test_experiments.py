@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,15 +53,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     return folder
 
 
-def compare(run: Run, folder: Path, *arguments: str, code: int = 0) -> str:
-    done = run(
-        sys.executable, "-m", "flows.experiments", *arguments, cwd=folder, code=code, PYTHONPATH=str(ROOT)
-    )
-    return done.stdout
+def compare(fork: Run, folder: Path, *arguments: str, code: int = 0) -> str:
+    return fork("flows.experiments", *arguments, cwd=folder, code=code).stdout
 
 
-def test_experiments_are_compared_by_name(repository: Path, run: Run) -> None:
-    printed = compare(run, repository, "one", "two", "--out", str(repository / "out.csv"))
+def test_experiments_are_compared_by_name(repository: Path, fork: Run) -> None:
+    printed = compare(fork, repository, "one", "two", "--out", str(repository / "out.csv"))
     assert "AUROC: two − one" in printed
     table = pd.read_csv(repository / "out.csv")
     row = table[(table["metric"] == "auroc") & (table["level"] == "macro")].iloc[0]
@@ -81,16 +77,16 @@ def test_experiments_are_compared_by_name(repository: Path, run: Run) -> None:
     ],
 )
 def test_what_cannot_be_compared_is_said(
-    repository: Path, run: Run, arguments: list[str], words: str
+    repository: Path, fork: Run, arguments: list[str], words: str
 ) -> None:
-    printed = compare(run, repository, *arguments, code=1)
+    printed = compare(fork, repository, *arguments, code=1)
     assert printed.startswith("error: ")
     assert words in printed
 
 
 @pytest.mark.parametrize("lost", ["outputs", "cache"])
 def test_a_branch_that_was_never_run_is_one_message(
-    repository: Path, run: Run, tmp_path: Path, lost: str
+    repository: Path, run: Run, fork: Run, tmp_path: Path, lost: str
 ) -> None:
     """Its commit names no outputs; or it names some that were made on another machine."""
     folder = Path(shutil.copytree(repository, tmp_path / "project", symlinks=True))
@@ -100,18 +96,18 @@ def test_a_branch_that_was_never_run_is_one_message(
         run("git", "commit", "-qm", "not run", cwd=folder)
     else:
         shutil.rmtree(folder / ".dvc/cache/files/md5")
-    printed = compare(run, folder, "main", "one" if lost == "outputs" else "workspace", code=1)
+    printed = compare(fork, folder, "main", "one" if lost == "outputs" else "workspace", code=1)
     assert len(printed.splitlines()) == 1, printed
     assert printed.startswith("error: main: DVC has no ")
     assert "never run here" in printed
     assert "write workspace in its place" in printed
 
 
-def test_a_workspace_without_a_run_says_how_to_run(repository: Path, run: Run, tmp_path: Path) -> None:
+def test_a_workspace_without_a_run_says_how_to_run(repository: Path, fork: Run, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(repository, tmp_path / "project", symlinks=True))
     shutil.rmtree(folder / "models/logits")
     (folder / "models/logits.dvc").unlink()
-    printed = compare(run, folder, "workspace", "one", code=1)
+    printed = compare(fork, folder, "workspace", "one", code=1)
     assert printed == (
         "error: workspace: DVC has no models/logits/test.parquet for it. Run the pipeline first: make run.\n"
     )

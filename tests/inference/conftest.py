@@ -1,44 +1,19 @@
 """A small trained model with its calibration, as a project folder and as a release; images to predict."""
 
-import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, Once, set_params
 from simulated_release import gate_decision
 
-from ral.config.base import load
-from ral.config.evaluate import EvaluateParams
-from ral.files import write_json
 from ral.inference.model import Model, load_model
 from ral.release.bundle import build_bundle
-from tasks import evaluate
 
 
 @pytest.fixture(scope="session")
-def project(phantom_prepared: Path, phantom_trained: Path, once: Once) -> Path:
-    """A project folder after prepare, train and evaluate; report and card are stubs. Copy it."""
-    return once("project", lambda folder: evaluated(folder, phantom_prepared, phantom_trained))
-
-
-def evaluated(folder: Path, prepared: Path, trained: Path) -> None:
-    """Write a project folder from its prepared data and its training."""
-    (folder / "data/validated").mkdir(parents=True)
-    shutil.copytree(prepared, folder / "data/prepared")
-    shutil.copytree(trained, folder / "models")
-    shutil.copy(ROOT / "params.yaml", folder)
-    set_params(folder, SMALL)
-    params = load(folder / "params.yaml", EvaluateParams)
-    evaluate.run(
-        params, folder / "data/prepared", folder / "models/logits", folder / "baseline", folder / "reports"
-    )
-    for name in ("reports/report.html", "reports/model_card.md", "dvc.lock"):
-        (folder / name).write_text(name)
-    write_json(folder / "data/manifest.json", {"files": {}})
-    write_json(
-        folder / "data/validated/validation.json", {"passed": True, "checks": [], "profile": {"rows": 1}}
-    )
+def project(phantom_evaluated: Path) -> Path:
+    """A project folder after prepare, train and evaluate. Copy it to change it."""
+    return phantom_evaluated
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from forks import forks
 from PIL import Image
 from tars import write_tar
 
@@ -87,7 +88,12 @@ def test_every_input_gives_the_same_results(
         inputs = list(map(str, files)) if kind == "files" else [str(archive)]
     arguments = [*inputs, "--model", str(project), "-o", str(out)]
     if kind.startswith("stdin"):
-        assert subprocess.run([*COMMAND, *arguments], input=content, cwd=ROOT).returncode == 0
+        assert (
+            subprocess.run(
+                [*forks().command("ral.inference.predict"), *arguments], input=content, cwd=ROOT
+            ).returncode
+            == 0
+        )
     else:
         assert main(arguments) == 0
     results = read(out)

@@ -1,10 +1,10 @@
 """RAL under DeepSpeed's ZeRO 3 with accumulation: the steps of a plain torch loop."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import forks
 
 from ral.launch.base import free_port
 from ral.launch.ranks import rendezvous_env
@@ -58,7 +58,7 @@ print("same")
 def test_zero_3_with_accumulation(environment: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        forks().script(SCRIPT),
         env=environment | rendezvous_env(0, 0, 1, "127.0.0.1", free_port()),
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from loss_references import CONTENT, LOGITS, TARGETS
 
 from ral.losses import ClassCounts, build_loss
 
@@ -134,6 +135,74 @@ def test_multi_focal_modifier(batch) -> None:
     weight = (1 - torch.log(share / share.max())) ** (1 / 6)
     loss = -weight * torch.where(y > 0, torch.log(p), (1 - q) ** (4 + weight) * torch.log(q))
     assert value("mfm", batch) == pytest.approx(loss.mean().item(), rel=1e-9)
+
+
+def test_multi_focal_modifier_with_cooccurrence(batch) -> None:
+    x, y = batch[0], batch[1].clone()
+    y[3] = 0
+    together = torch.tensor(
+        [[500.0, 9, 3, 0], [9, 60, 0, 1], [3, 0, 10, 0], [0, 1, 0, 2]], dtype=torch.float64
+    )
+    counts = THRESHOLD_METRICS._replace(together=together)
+    shares = together - torch.diag(together.diag())
+    shares = shares / shares.sum(0)
+    share = THRESHOLD_METRICS.positives / THRESHOLD_METRICS.positives.max()
+    weight = (1 - torch.log(share)) ** (1 / 3)
+    total = 0.0
+    for logits, labels in zip(x, y, strict=True):
+        attention = shares[labels == 1].sum(0)
+        if attention.sum() > 0:
+            attention = attention / attention.sum()
+        p = torch.sigmoid(logits)
+        high = p * (1 - attention)
+        q = (1 - p + 0.05).clamp(max=1)
+        q = torch.where(attention > 0, 1.2 * q, q).clamp(max=1)
+        value = torch.where(labels > 0, (1 - high) * torch.log(high), (1 - q) ** (3 + weight) * torch.log(q))
+        total -= (weight * value).sum().item()
+    options = {"cooccurrence": True, "gamma_pos": 1.0, "gamma_neg": 3.0, "power": 1 / 3}
+    loss = build_loss("mfm", options, counts, "sum")
+    assert loss(x, y).item() == pytest.approx(total, rel=1e-9)
+    leaf = x.clone().requires_grad_()
+    loss(leaf, y).backward()
+    assert (leaf.grad[y == 1] <= 0).all()
+    assert (leaf.grad[y == 0] >= 0).all()
+    far = torch.full((2, 4), 1e4).requires_grad_()
+    loss(far, torch.tensor([[1.0, 0, 0, 1], [0, 1, torch.nan, 0]])).backward()
+    assert torch.isfinite(far.grad).all()
+    with pytest.raises(ValueError, match=r"needs the images with two findings \(counts.together\)"):
+        build_loss("mfm", options, THRESHOLD_METRICS)
+
+
+def test_reflective_label_correction() -> None:
+    x, y, reference = LOGITS, TARGETS, CONTENT["comic_rlc"]
+    counts = ClassCounts(torch.tensor(reference["counts"]).double(), torch.full((3,), 1e4).double())
+    loss = build_loss("rlc", {}, counts, "sum")
+    # Before change_epoch it is MFM with a margin, times images / positives.
+    mfm = build_loss("mfm", {"gamma_neg": 3.0}, counts, "sum")
+    assert loss(x, y).item() == pytest.approx(mfm(x - y, y).item() * 4 / 5, rel=1e-12)
+    loss.remember(x, y)
+    assert not loss.corrected.any()
+    loss.set_epoch(1)
+    assert loss(x, y).item() == pytest.approx(reference["loss"], rel=1e-6)
+    loss.remember(x, y)
+    assert loss.corrected.tolist() == [0, 0, 1]
+    assert loss(x, y).item() == pytest.approx(reference["second_batch_same_epoch"], rel=1e-6)
+    again = build_loss("rlc", {}, counts, "sum")
+    again.load_state_dict(loss.state_dict())
+    again.set_epoch(1)
+    assert again(x, y) == loss(x, y)
+    loss.set_epoch(2)  # the counts begin again
+    assert loss(x, y).item() == pytest.approx(reference["loss"], rel=1e-6)
+
+
+def test_a_corrected_label_scores_above_the_mean_of_its_finding() -> None:
+    x = torch.tensor([[3.0], [1.5], [3.0], [3.0]], dtype=torch.float64)  # the mean is above 0.818 = σ(1.5)
+    loss = build_loss("rlc", {}, ClassCounts(torch.ones(1), torch.ones(1)))
+    loss.set_epoch(1)
+    leaf = x.requires_grad_()
+    (slope,) = torch.autograd.grad(loss(leaf, torch.zeros(4, 1)), leaf)
+    assert (slope[[0, 2, 3]] < 0).all()
+    assert slope[1] > 0
 
 
 def test_two_way(batch) -> None:

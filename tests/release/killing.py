@@ -17,9 +17,9 @@ from pathlib import Path
 import gto.api  # noqa: F401  imported once, before the forks
 
 from ral.files import read_json
+from ral.inference.bundle import verify
 from ral.models import load  # noqa: F401  the same
 from ral.release import commands
-from ral.release.bundle import verify
 from ral.release.ledger import Decision, Promotion
 from ral.release.registry import Registry
 

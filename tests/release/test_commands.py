@@ -1,6 +1,5 @@
 """The release commands on a small trained model: judge, register, promote, predict, rollback, open-sealed."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -14,17 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL, set_params
+from conftest import ROOT, set_params
 from safetensors.torch import load_file, save_file
-from simulated_release import PASSED, write_bundle
+from simulated_release import MACRO, Ral, night, write_bundle
 
 from ral.data.dataset import open_dataset
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
 from ral.evaluation.rows import read_studies
 from ral.files import read_json, sha256, write_json
-from ral.release.__main__ import main
-from ral.release.bundle import BUNDLE, verify
+from ral.inference.bundle import BUNDLE, verify
 from ral.release.ledger import Ledger
 from ral.release.paired import CHALLENGER
 from ral.release.registry import Registry, Release
@@ -33,68 +31,7 @@ from ral.release.rescore import score
 COMMANDS = (
     "list", "show", "promote", "rollback", "ledger", "open-sealed", "predict", "rescore", "judge", "register", "prune",
 )  # fmt: skip
-# What `list` shows of the metrics that the fixture `trained` writes.
-MACRO = {"AP": "0.412 (0.380–0.451)", "AUROC": "0.700 (no interval)"}
-
 OTHER_RANGE = {"size": 32, "fit": "stretch", "range": "percentile"}
-
-Ral = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def trained(phantom_prepared: Path, phantom_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after a whole run; report and card are stubs. Copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    for name in ("data", "reports", "baseline", "data/validated"):
-        (folder / name).mkdir()
-    shutil.copytree(phantom_prepared, folder / "data/prepared")
-    shutil.copytree(phantom_trained, folder / "models")
-    shutil.copy(ROOT / "params.yaml", folder)
-    set_params(folder, SMALL | {"evaluate": SMALL["evaluate"] | {"sealed": 0.3}})
-    for name in ("reports/report.html", "reports/model_card.md", "reports/findings.csv", "dvc.lock"):
-        (folder / name).write_text(name)
-    figures = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
-    means = {
-        name: dict(zip(("value", "low", "high", "findings"), (*values, 3), strict=True))
-        for name, values in figures.items()
-    }
-    metrics = {
-        "data": "phantom", "test": {"rows": 9, "patients": 9}, "macro": means | {"findings": 3},
-        "micro": means | {"findings": 3}, "tiers": {}, "cxr_lt": {}, "not_estimable": {}, "confidence": 0.95,
-        "interval": "bca", "replicates": 100,
-    }  # fmt: skip
-    write_json(folder / "reports/metrics.json", metrics)
-    write_json(folder / "reports/calibration.json", {})
-    write_json(folder / "data/manifest.json", {"files": {}})
-    PASSED.write(folder / "data/validated/validation.json")
-    return folder
-
-
-@pytest.fixture
-def project(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "project"))
-
-
-@pytest.fixture
-def ral(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ral:
-    """Run a command on the registry of the test and return what it printed."""
-
-    def run(command: str, *arguments: object) -> str:
-        state = ["--state", str(tmp_path / "state")]
-        capsys.readouterr()
-        assert main([command, *map(str, arguments), *state]) == 0
-        return capsys.readouterr().out
-
-    return run
-
-
-def night(ral: Ral, commit: Callable[[str], str], project: Path, run: str, *arguments: str) -> str:
-    """Judge and register what is in the project."""
-    decision = project / f"{run}.json"
-    ral("judge", "--workspace", project, "--run-id", run, "--out", decision)
-    made = commit(run)
-    common = ("--workspace", project, "--commit", made, "--decision", decision, "--run-id", run)
-    return ral("register", *common, *arguments)
 
 
 def disturb(project: Path, spread: float) -> None:
@@ -264,26 +201,6 @@ def test_a_verdict_against_another_champion_promotes_nothing(
     with pytest.raises(UserError, match=r"the champion is now v0\.2\.0"):
         ral("register", *arguments, "--run-id", "night-1", "--approved-by", "Ada")
     assert "v0.2.0   champion" in ral("list")
-
-
-def test_opening_the_sealed_set_is_written_down(
-    ral: Ral, commit: Callable[[str], str], project: Path, tmp_path: Path
-) -> None:
-    night(ral, commit, project, "night-1", "--approved-by", "Ada")
-    arguments = ("v0.1.0", "--prepared", project / "data/prepared", "--params", project / "params.yaml")
-    output = ral("open-sealed", *arguments, "--reason", "for the paper", "--by", "Ada")
-    assert "1 time so far" in output
-    assert "PHANTOM" in output
-    metrics = json.loads((tmp_path / "state/releases/v0.1.0.sealed-1.json").read_text())
-    studies = read_studies(project / "data/prepared")
-    assert metrics["test"]["rows"] == sealed(studies, 0.3).sum()
-    assert metrics["macro"]["auroc"]["value"] is not None
-    assert "2 times so far" in ral("open-sealed", *arguments, "--reason", "again")
-    assert "for the paper" in ral("ledger")
-    set_params(project, {"evaluate": {"sealed": 0.0}})
-    with pytest.raises(UserError, match=r"No test image .* is sealed"):
-        ral("open-sealed", *arguments, "--reason", "nothing")
-    assert ral("ledger").count("open-sealed") == 2
 
 
 def test_a_command_verifies_a_bundle_once(

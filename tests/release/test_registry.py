@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ral.errors import UserError
+from ral.inference.bundle import verify
 from ral.release import registry as module
-from ral.release.bundle import verify
 from ral.release.ledger import Promotion
 from ral.release.registry import Registry
 

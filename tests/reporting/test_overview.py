@@ -4,13 +4,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from forks import forks
 from report_inputs import PARAMS, Page, make, write
 from ruamel.yaml import YAML
 
@@ -151,7 +151,7 @@ def test_a_link_to_a_section_opens_it(tmp_path: Path) -> None:
 def test_the_step_leaves_the_run_beside_the_report(tmp_path: Path) -> None:
     validated, prepared, models, reports = write(make(phantom=True), tmp_path)
     YAML(typ="safe").dump(PARAMS, tmp_path / "params.yaml")
-    command = [sys.executable, "-m", "tasks.report", "--params", "params.yaml", "--validated", validated.name]
+    command = [*forks().command("tasks.report"), "--params", "params.yaml", "--validated", validated.name]
     command += ["--prepared", prepared.name, "--models", models.name, "--reports", reports.name]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAL_RUN_ID": "my-run"}
     environment.pop("DVC_STAGE", None)

@@ -142,6 +142,8 @@ def test_key_is_of_what_decides_the_result(prepared: Path, tmp_path: Path) -> No
     assert first != training_fingerprint(params | {"loss": {"name": "bce"}}, prepared)
     assert first == training_fingerprint(params | {"loss": {"name": "ral", "bce": {"a": 1}}}, prepared)
     assert first != training_fingerprint(params | {"loss": {"name": "ral", "ral": {"a": 1}}}, prepared)
+    for key in ("adjust", "adjust_tau"):
+        assert first != training_fingerprint(params | {"loss": {"name": "ral", key: 1}}, prepared)
     copy = tmp_path / "prepared"
     copy.mkdir()
     for name in ("dataset.json", "class_counts.json", "studies.parquet"):

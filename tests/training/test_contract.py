@@ -1,11 +1,14 @@
 """World size, accumulation and ZeRO stage affect only rounding: the global batch defines the result."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from trainings import BATCH_NORM, history, outputs, steps, train
+
+from ral.config.losses import LossConfig
 
 MEASURED = ["val_macro_ap", "val_macro_auroc", "ema_val_macro_ap", "ema_val_macro_auroc"]
 
@@ -53,11 +56,52 @@ def test_batch_statistics_are_those_of_the_whole_batch(prepared: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "loss", [pytest.param(name, marks=pytest.mark.long) for name in ("zlpr", "bce", "hill", "ldam")]
+    "loss",
+    [pytest.param(name, marks=pytest.mark.long) for name in ("zlpr", "bce", "hill", "ldam", "comp_sum")],
 )
 def test_every_separable_loss_keeps_the_contract(prepared: Path, tmp_path: Path, loss: str) -> None:
     one = train(prepared, tmp_path / "one", loss=loss, epochs=1)
     shared = train(prepared, tmp_path / "shared", 2, loss=loss, epochs=1, micro_batch=4)
+    np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "smoothing", "processes"),
+    [
+        ("ral", 0.1, 2),
+        pytest.param("ral", 0.1, 1, marks=pytest.mark.long),
+        pytest.param("ral", 0.1, 4, marks=pytest.mark.long),
+        pytest.param("anyloss", 0.0, 2, marks=pytest.mark.long),
+    ],
+)
+def test_mixup_smoothing_and_adaptive_adjustment_keep_the_contract(
+    prepared: Path, tmp_path: Path, name: Any, smoothing: float, processes: int
+) -> None:
+    changes: dict = {"epochs": 3, "mixup": 0.4, "label_smoothing": smoothing, "seed": 2}
+    loss = LossConfig(name=name, adjust="adaptive")
+    one = train(prepared, tmp_path / "one", loss=loss, **changes)
+    shared = train(prepared, tmp_path / "shared", processes, loss=loss, micro_batch=4, **changes)
+    np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
+    np.testing.assert_allclose(history(shared)[MEASURED], history(one)[MEASURED], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "processes"),
+    [
+        ("anyloss", 2),
+        *(
+            pytest.param(name, processes, marks=pytest.mark.long)
+            for name in ("anyloss", "dice", "two_way", "rlc", "z_loss")
+            for processes in (1, 2, 4)
+            if (name, processes) != ("anyloss", 2)
+        ),
+    ],
+)
+def test_losses_over_the_whole_batch_keep_the_contract(
+    prepared: Path, tmp_path: Path, loss: str, processes: int
+) -> None:
+    one = train(prepared, tmp_path / "one", loss=loss, epochs=2)
+    shared = train(prepared, tmp_path / "shared", processes, loss=loss, epochs=2, micro_batch=4)
     np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
 
 

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from forks import forks
 from trainings import params, write_params
 
 from ral.training.device import assign_device, emulates_bfloat16, log_device, unused_gpu
@@ -110,7 +110,7 @@ def test_the_log_says_what_training_runs_on(
         "CUDA_VISIBLE_DEVICES": "99",  # no GPU has that number
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.train", "--prepared", str(prepared), "--out", "out"],
+        [*forks().command("tasks.train"), "--prepared", str(prepared), "--out", "out"],
         cwd=tmp_path, env=environment | variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from forks import forks
 from torch import Tensor, nn
 from trainings import BATCH_NORM, SEPARABLE, params
 
@@ -126,7 +127,7 @@ def test_a_step_copies_nothing_from_the_host() -> None:
     environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-c", STEP], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+        forks().script(STEP), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
     )
     assert done.stdout.endswith("ok\n"), done.stderr
 
@@ -237,7 +238,7 @@ print(self.state.total_steps, tensors["weights/a"].tolist())
 def test_rank_0_chooses_the_checkpoint(tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", LOAD, str(rank), str(tmp_path)],
+            [*forks().script(LOAD), str(rank), str(tmp_path)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

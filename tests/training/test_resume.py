@@ -11,28 +11,48 @@ import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from conftest import processes_in
-from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps, write_params
+from forks import forks
+from trainings import BATCH_NORM, SEPARABLE, outputs, params, steps, train, write_params
 
+from ral.config.losses import LossConfig
 from ral.config.train import TrainParams
 
-# Two phases, EMA and batch statistics: everything that a checkpoint has to hold.
-WHOLE = params(BATCH_NORM, classifier={"epochs": 1, "learning_rate": 1e-2}, epochs=3)
+# Two phases, EMA, batch statistics and a loss that learns: everything that a checkpoint has to hold.
+LEARNING = LossConfig(name="ral", adjust="adaptive")
+PHASES: dict[str, Any] = {"classifier": {"epochs": 1, "learning_rate": 1e-2}, "epochs": 3}
+WHOLE = params(BATCH_NORM, LEARNING, **PHASES)
 # All steps of it: 247 images in batches of 32, three epochs and one.
 STEPS = 4 * 8
 
 
 class Training:
-    """`python -m tasks.train` in a folder of its own, again and again."""
+    """`python -m tasks.train` in a folder of its own, again and again.
+
+    Args:
+        folder: a new folder.
+        prepared: the images.
+        params: the parameters.
+        environment: the fixture of this name.
+        fresh: in interpreters of their own and not in forks, which have other modules loaded: no checkpoint of the one is
+            one of the other.
+    """
 
     def __init__(
-        self, folder: Path, prepared: Path, params: TrainParams, environment: dict[str, str]
+        self,
+        folder: Path,
+        prepared: Path,
+        params: TrainParams,
+        environment: dict[str, str],
+        fresh: bool = False,
     ) -> None:
         folder.mkdir()
+        self.command = (sys.executable, "-m", "tasks.train") if fresh else forks().command("tasks.train")
         self.folder, self.prepared, self.environment = folder, prepared, environment
         write_params(folder, params)
 
@@ -51,7 +71,7 @@ class Training:
         }  # fmt: skip
         log = (self.folder / "log.txt").open("a")
         return subprocess.Popen(
-            [sys.executable, "-m", "tasks.train", "--prepared", str(self.prepared), "--out", out],
+            [*self.command, "--prepared", str(self.prepared), "--out", out],
             cwd=self.folder, env=self.environment | settings, stdout=terminal or log, stderr=terminal or log,
             start_new_session=terminal is not None,
             preexec_fn=None if terminal is None else lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
@@ -103,13 +123,11 @@ def kill(training: Training, launcher: subprocess.Popen, how: str, chance: rando
 
 
 @pytest.fixture(scope="module")
-def reference(
-    prepared: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
-) -> dict[int, dict[str, bytes]]:
-    """Outputs of uninterrupted runs of one and of two processes."""
+def reference(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
+    """Outputs of uninterrupted trainings by one and by two processes."""
     folder = tmp_path_factory.mktemp("reference")
     return {
-        world: outputs(Training(folder / str(world), prepared, WHOLE, environment).finish(world))
+        world: outputs(train(prepared, folder / str(world), world, model=BATCH_NORM, loss=LEARNING, **PHASES))
         for world in (1, 2)
     }
 
@@ -131,7 +149,7 @@ def test_killed_once_it_ends_with_the_same_bytes(
     how: str,
     world: int,
 ) -> None:
-    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    training = Training(tmp_path / "run", prepared, WHOLE, environment, fresh=True)
     launcher = training.start(world)
     wait_until(lambda: training.steps_done() >= 11 or launcher.poll() is not None)
     kill(training, launcher, how, random.Random(0))
@@ -147,6 +165,22 @@ def test_killed_once_it_ends_with_the_same_bytes(
     out = training.finish(world)
     assert f"Resuming from checkpoint at step {before}:" in training.log()
     assert outputs(out) == reference[world]
+
+
+@pytest.mark.long
+def test_running_sums_of_the_loss_continue(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], wait_until: Callable
+) -> None:
+    with_sums = params(BATCH_NORM, loss="anyloss", micro_batch=16)
+    expected = outputs(Training(tmp_path / "whole", prepared, with_sums, environment).finish())
+    training = Training(tmp_path / "run", prepared, with_sums, environment)
+    launcher = training.start()
+    wait_until(lambda: training.steps_done() >= 5 or launcher.poll() is not None)
+    kill(training, launcher, "launcher", random.Random(0))
+    assert training.steps_done() >= 5
+    out = training.finish()
+    assert "Resuming from checkpoint" in training.log()
+    assert outputs(out) == expected
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(
@@ -171,7 +205,7 @@ def test_a_terminal_that_hangs_up_costs_nothing(
     prepared: Path, tmp_path: Path, environment: dict[str, str], reference: dict, wait_until: Callable
 ) -> None:
     """The terminal is closed: SIGHUP reaches the launcher, and every write to the terminal fails from then on."""
-    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    training = Training(tmp_path / "run", prepared, WHOLE, environment, fresh=True)
     near, far = os.openpty()
     launcher = training.start(minutes="10", terminal=far)
     os.close(far)
@@ -281,7 +315,7 @@ def test_killed_at_ten_random_moments(
     prepared: Path, tmp_path: Path, environment: dict[str, str], reference: dict, how: str, world: int
 ) -> None:
     chance = random.Random(f"{how} {world}")
-    training = Training(tmp_path / "run", prepared, WHOLE, environment)
+    training = Training(tmp_path / "run", prepared, WHOLE, environment, fresh=True)
     shared_memory, temporary = set(os.listdir("/dev/shm")), set(os.listdir("/tmp"))
     kills = 0
     while kills < 10:

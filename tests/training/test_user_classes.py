@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, set_params
 from own_classes import LOSS, NETWORK, write_classes
-from trainings import TRAIN, outputs, write_spec
+from trainings import TRAIN, outputs, rank, write_spec
 
 from ral.config.environment import TrainingTarget
 from ral.config.losses import LossConfig
@@ -42,12 +41,7 @@ def params(**changes: str) -> TrainParams:
 
 
 def train(prepared: Path, out: Path, **changes: str) -> Path:
-    launch(
-        write_spec(prepared, out, params(**changes)),
-        TrainingTarget(processes=1),
-        out,
-        (sys.executable, "-m", "ral.training"),
-    )
+    launch(write_spec(prepared, out, params(**changes)), TrainingTarget(processes=1), out, rank())
     return out
 
 
@@ -83,12 +77,11 @@ def test_the_files_are_part_of_the_fingerprint(prepared: Path, project: Path) ->
     assert training_fingerprint(params().model_dump(), prepared) == before
 
 
-def test_locate_records_the_files_in_use_only(run: Run, project: Path) -> None:
+def test_locate_records_the_files_in_use_only(fork: Run, project: Path) -> None:
     (project / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    command = ("python", "-m", "tasks.locate")
 
     def recorded() -> dict:
-        run(*command, cwd=project, PYTHONPATH=str(ROOT))
+        fork("tasks.locate", cwd=project)
         return json.loads((project / "data/user_code.json").read_text())
 
     assert recorded() == {"loss": {}, "network": {}}
@@ -99,11 +92,11 @@ def test_locate_records_the_files_in_use_only(run: Run, project: Path) -> None:
     (project / "own/losses.py").write_text("# other\n")
     assert recorded() != with_loss
     set_params(project, {"loss": {"custom": {"class_path": "own.gone:Loss"}}})
-    printed = run(*command, cwd=project, code=1, PYTHONPATH=str(ROOT)).stdout
+    printed = fork("tasks.locate", cwd=project, code=1).stdout
     assert "error: loss.custom.class_path: own.gone:Loss: there is no file own/gone.py" in printed
 
 
-def test_the_check_of_parameters_tries_the_classes(run: Run, project: Path) -> None:
+def test_the_check_of_parameters_tries_the_classes(fork: Run, project: Path) -> None:
     (project / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     set_params(
         project,
@@ -112,9 +105,8 @@ def test_the_check_of_parameters_tries_the_classes(run: Run, project: Path) -> N
             "model": {"backbone": NETWORK, "options": {"width": 8}},
         },
     )
-    command = ("python", "-m", "ral.config")
-    assert "is valid" in run(*command, cwd=project, PYTHONPATH=str(ROOT)).stdout
+    assert "is valid" in fork("ral.config", cwd=project).stdout
     set_params(project, {"model": {"options": {"depth": 8}}})
-    printed = run(*command, cwd=project, code=1, PYTHONPATH=str(ROOT)).stdout
+    printed = fork("ral.config", cwd=project, code=1).stdout
     assert "unexpected keyword argument 'depth'" in printed
     assert "Traceback" not in printed

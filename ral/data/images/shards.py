@@ -58,15 +58,15 @@ def write_shard(path: Path, image_ids: list[str], images: np.ndarray) -> str:
     return file.digest.hexdigest()
 
 
-def open_shard(path: Path, size: int) -> tuple[list[str], np.ndarray]:
+def open_shard(path: Path, size: int) -> tuple[pa.StringArray, np.ndarray]:
     """Memory-map a shard.
 
     Returns:
-        The image ids, and a read-only uint8 view [rows, size, size] of the file, without a copy.
+        The image ids, and the pixels, read-only uint8 [rows, size, size]; both are views of the file, without a copy.
     """
     batch = pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
     pixels = np.frombuffer(batch.column("pixels").buffers()[1], np.uint8)
-    return batch.column("image_id").to_pylist(), pixels.reshape(batch.num_rows, size, size)
+    return batch.column("image_id"), pixels.reshape(batch.num_rows, size, size)
 
 
 def same_pixels(shards: Sequence[Path], size: int, sums: np.ndarray) -> pd.Series:

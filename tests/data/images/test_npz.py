@@ -115,3 +115,35 @@ def test_a_truncated_archive_is_named(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"a\.npz is truncated or damaged"):
         npz.array_shape(path, "images.npy")
+
+
+def claiming(folder: Path, shape: tuple[int, ...], data: bytes) -> Path:
+    """An archive of an array that claims a shape."""
+    return archive(folder / "a.npz", a=header(shape) + data)
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (10**9, 28, 28), (2, 10**6, 10**6), (-1, 28, 28), (3, 28, 28)])
+def test_array_that_claims_what_is_not_there(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = claiming(tmp_path, shape, bytes(2 * 28 * 28))
+    for read in (npz.array_shape, npz.read_array):
+        with pytest.raises(UserError, match=r"a\.npz: a\.npy claims -?\d+ bytes, has"):
+            read(path, "a.npy")
+    with pytest.raises(UserError, match=r"a\.npz: a\.npy "):
+        next(npz.read_images(path, ["a.npy[0]"]))
+
+
+def test_labels_of_too_many_bytes(tmp_path: Path) -> None:
+    path = claiming(tmp_path, (300 << 20,), bytes(300 << 20))
+    with pytest.raises(UserError, match=r"a\.npy has 314572800 bytes, too many for labels"):
+        npz.read_array(path, "a.npy")
+
+
+def test_damaged_array_is_named(tmp_path: Path) -> None:
+    path = claiming(
+        tmp_path, (4000,), np.random.default_rng(0).integers(0, 256, 4000, dtype=np.uint8).tobytes()
+    )
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.npz is truncated or damaged"):
+        npz.read_array(path, "a.npy")

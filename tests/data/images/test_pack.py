@@ -95,7 +95,7 @@ def read_shards(out: Path) -> dict[str, np.ndarray]:
     found = {}
     for path in sorted((out / "shards").iterdir()):
         ids, images = open_shard(path, SIZE)
-        found |= dict(zip(ids, images, strict=True))
+        found |= dict(zip(ids.to_pylist(), images, strict=True))
     return found
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import shipped
 from conftest import ROOT, SMALL, set_params
+from forks import forks
 
 from ral.config.base import load, read_yaml
 from ral.config.params import Params
@@ -248,7 +249,7 @@ def test_cells_are_text_in_the_yaml(data: tuple[Path, Rows], tmp_path: Path) -> 
 def wizard(root: Path, rows: Rows, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the command, which writes params.yaml in `folder`."""
     shutil.copy(ROOT / "params.yaml", folder)
-    command = [sys.executable, "-m", "ral.data.sources.table", str(write(root, rows)), "--out", "params.yaml"]
+    command = [*forks().command("ral.data.sources.table"), str(write(root, rows)), "--out", "params.yaml"]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False
     )

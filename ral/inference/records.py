@@ -1,5 +1,6 @@
 """What training and evaluation recorded about a model beside its weights, for evaluating it on other images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,8 @@ from ral.config.base import load, read_yaml
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.data.baseline import SPLIT, read_split
 from ral.errors import UserError
-from ral.evaluation.calibration_io import SavedCalibration, SavedFinding, parse
+from ral.evaluation.calibration_io import SavedCalibration, SavedFinding, read
 from ral.evaluation.score import FittedFinding
-from ral.files import read_json
 from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS
 from ral.inference.export_folder import INDEX
 from ral.labels import TIERS
@@ -33,13 +33,13 @@ class ModelRecord:
     """Split by patient id of the images that the model was trained and tested on; None if it is not known."""
 
 
-def read_record(folder: Path, findings: tuple[str, ...], version: str) -> ModelRecord:
-    """Read the record of a model that `ral.inference.released.open_model` has opened.
+def read_record(folder: Path, findings: Sequence[str], version: str | None = None) -> ModelRecord:
+    """Read the record of a model.
 
     Args:
-        folder: of the model, as for `open_model`.
+        folder: of the model, as for `ral.inference.released.open_model`.
         findings: the model's.
-        version: of the calibration that the model was opened with.
+        version: of the calibration that `open_model` opened the model with; None if it did not.
 
     Raises:
         UserError: the model is an export; a file is missing, damaged or of another model.
@@ -60,8 +60,8 @@ def read_record(folder: Path, findings: tuple[str, ...], version: str) -> ModelR
                 f"{path} does not exist: it has the tiers of the findings, or how they are evaluated. Releases have it "
                 "since `ral evaluate` exists: register the model again, or name the project folder that trained it."
             )
-    calibration = parse(read_json(reports / CALIBRATION))
-    if calibration.version != version:
+    calibration = read(reports / CALIBRATION)
+    if version is not None and calibration.version != version:
         raise UserError(
             f"{reports / CALIBRATION} has the version {calibration.version}, but the model was opened with {version}: "
             "it is of another model. Name the release or the project folder of the model."
@@ -76,9 +76,7 @@ def read_record(folder: Path, findings: tuple[str, ...], version: str) -> ModelR
     )
 
 
-def _fitted(
-    path: Path, findings: tuple[str, ...], calibration: SavedCalibration
-) -> tuple[FittedFinding, ...]:
+def _fitted(path: Path, findings: Sequence[str], calibration: SavedCalibration) -> tuple[FittedFinding, ...]:
     remedy = "Restore it, or run the step evaluate again."
     try:
         # As text: only empty cells are missing values (a finding may be named NA), and float() reads every digit.

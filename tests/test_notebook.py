@@ -33,9 +33,9 @@ def test_the_notebook_has_no_outputs() -> None:
         assert set(cell["metadata"]) == set()
 
 
-def test_every_cell_runs(project: Path, small_phantom: Path, tmp_path: Path) -> None:
+def test_every_cell_runs(phantom_evaluated: Path, small_phantom: Path, tmp_path: Path) -> None:
     folder = tmp_path / "project"
-    shutil.copytree(project, folder, ignore=shutil.ignore_patterns("prepared"))
+    shutil.copytree(phantom_evaluated, folder, ignore=shutil.ignore_patterns("prepared"))
     shutil.copytree(small_phantom, folder / "data/phantom")
     (folder / "examples").mkdir()
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]

@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,8 +18,6 @@ from PIL import Image
 from ral.data.images.bad_image import BadImage
 from ral.data.images.decode import decode
 from ral.data.images.limits import MAX_BYTES, MAX_PIXELS
-from ral.data.images.npz import array_shape, read_array, read_images
-from ral.errors import UserError
 
 MIB = 1 << 20
 SIDE = int(MAX_PIXELS**0.5)
@@ -179,37 +176,3 @@ def test_deflated_dicom_is_not_inflated_behind_the_back() -> None:
     content = bytes(128) + b"DICM\2\0\x10\0\x16\0\0\x001.2.840.10008.1.2.1.99" + body
     with pytest.raises(BadImage, match="cannot be decoded"):
         decode(content, 64, NAME)
-
-
-def npz(folder: Path, shape: tuple[int, ...], data: bytes, name: str = "a.npy") -> Path:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    path = folder / "a.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, header.getvalue() + data)
-    return path
-
-
-@pytest.mark.parametrize("shape", [(10**12,), (10**9, 28, 28), (2, 10**6, 10**6), (-1, 28, 28), (3, 28, 28)])
-def test_array_that_claims_what_is_not_there(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    path = npz(tmp_path, shape, bytes(2 * 28 * 28))
-    for read in (array_shape, read_array):
-        with pytest.raises(UserError, match=r"a\.npz: a\.npy claims -?\d+ bytes, has"):
-            read(path, "a.npy")
-    with pytest.raises(UserError, match=r"a\.npz: a\.npy "):
-        next(read_images(path, ["a.npy[0]"]))
-
-
-def test_labels_of_too_many_bytes(tmp_path: Path) -> None:
-    path = npz(tmp_path, (300 * MIB,), bytes(300 * MIB))
-    with pytest.raises(UserError, match=r"a\.npy has 314572800 bytes, too many for labels"):
-        read_array(path, "a.npy")
-
-
-def test_damaged_array_is_named(tmp_path: Path) -> None:
-    path = npz(tmp_path, (4000,), np.random.default_rng(0).integers(0, 256, 4000, dtype=np.uint8).tobytes())
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.npz is truncated or damaged"):
-        read_array(path, "a.npy")

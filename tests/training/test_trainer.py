@@ -1,12 +1,12 @@
 """Real DeepSpeed processes on small data: outputs, training recipe, error messages."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from forks import forks
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from trainings import BATCH_NORM, SEPARABLE, history, outputs, steps, train
@@ -163,7 +163,7 @@ def broken(tmp_path: Path, body: str) -> tuple[str, ...]:
         "import torch\nfrom ral.training import __main__ as rank\nfrom ral.training.batch_loss import BatchLoss\n"
         f"share = BatchLoss.contribution\n{body}\nrank.run()\n"
     )
-    return (sys.executable, str(script))
+    return forks().command(str(script))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
         " (logits.sum() * 1e-30 - (logits.sum() * 1e-30).detach()) * 1e38 * 1e38)",
     }[bad]
     body = (
-        "def changed(self, logits, batch):\n"
-        "    value = share(self, logits, batch)\n"
+        "def changed(self, logits, batch, *whole):\n"
+        "    value = share(self, logits, batch, *whole)\n"
         "    hit = batch.step == 2 and self.epoch == 0 and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1\n"
         f"    return {value}\n"
         "BatchLoss.contribution = changed\n"
@@ -211,7 +211,7 @@ def test_a_step_without_finite_loss_or_gradient_is_passed_over(
 
 def test_memory_that_runs_out_names_the_micro_batch(prepared: Path, tmp_path: Path) -> None:
     body = (
-        "def changed(self, logits, batch):\n"
+        "def changed(self, logits, batch, *whole):\n"
         "    return torch.empty(1 << 60)\n"
         "BatchLoss.contribution = changed\n"
     )
@@ -226,9 +226,9 @@ def test_a_bug_keeps_its_trace_and_the_others_are_quiet(
     prepared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     body = (
-        "def changed(self, logits, batch):\n"
+        "def changed(self, logits, batch, *whole):\n"
         "    if torch.distributed.get_rank() == 1 and batch.step == 3: raise KeyError('a bug')\n"
-        "    return share(self, logits, batch)\n"
+        "    return share(self, logits, batch, *whole)\n"
         "BatchLoss.contribution = changed\n"
     )
     with pytest.raises(UserError, match="process 1 of 4"):

@@ -3,12 +3,12 @@
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import shipped
+from forks import forks
 from simulated_release import PASSED
 
 from ral.config.data import DataConfig, ValidateParams
@@ -299,7 +299,7 @@ def test_a_delivery_is_held_to_the_accepted_profile(written, tmp_path: Path) -> 
     first = validate(section, root)
     assert {check["kind"] for check in first["checks"]} == {"table"}
     assert first["profile"]["rows"] == 240
-    command = [sys.executable, "-m", "ral.data.baseline", "profile", "--validated", "validated"]
+    command = [*forks().command("ral.data.baseline"), "profile", "--validated", "validated"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
     )
