@@ -19,10 +19,10 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import MicroBatch
-from ral.models.inputs import channels_last, normalised
+from ral.models.inputs import channels_last
 from ral.progress import Progress
 from ral.training import plan
-from ral.training.augment import transform
+from ral.training.augment import augmented
 from ral.training.bank_phase import refit
 from ral.training.batch_loss import GlobalLoss
 from ral.training.batch_norm import unchanged_buffers
@@ -194,7 +194,7 @@ class Trainer:
     def _forward(self, batch: MicroBatch) -> Tensor:
         """Logits of a micro-batch."""
         torch.manual_seed(batch.seed)  # dropout and stochastic depth
-        images = transform(normalised(batch.images, self._statistics), batch.maps)
+        images = augmented(batch.images, batch.maps, self._statistics)
         if batch.mixup is not None:
             images = mixed(images, batch.mixup)
         return self.parts.engine.forward(channels_last(images))
