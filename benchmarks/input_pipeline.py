@@ -43,7 +43,7 @@ from ral.data.images.locate import list_images, read_images
 from ral.inference.prefetch import Prefetcher, gather
 from ral.models.inputs import normalised
 from ral.phantom.archive import write_phantom
-from ral.training.augment import draw_transforms, transform
+from ral.training.augment import augmented, draw_transforms, transform
 
 SIZE, RAW, BATCH, CORES = 224, 1024, 256, 2
 AUGMENT = AugmentConfig(flip=0.5, rotate=8.0, shift=0.06, zoom=0.1)
@@ -99,10 +99,11 @@ def ours(dataset: Dataset, images: int, augment: bool) -> float:
     generator = torch.Generator().manual_seed(0)
     with Prefetcher(batches) as prefetched:
         for pixels in prefetched:
-            batch = normalised(pixels, Statistics())
             if augment:
-                batch = transform(batch, draw_transforms(len(batch), AUGMENT, generator))
-            done += len(batch)
+                augmented(pixels, draw_transforms(len(pixels), AUGMENT, generator), Statistics())
+            else:
+                normalised(pixels, Statistics())
+            done += len(pixels)
     return done / (time.perf_counter() - start)
 
 

@@ -10,7 +10,7 @@ from ral.errors import UserError
 # others comes after them, so that `extra_of` names the smallest one.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("deepspeed",),
-    "data": ("dask", "great_expectations"),
+    "data": ("dask", "great_expectations", "isal"),
     "dicom": ("pydicom", "gdcm"),
     "report": ("jinja2", "markupsafe", "matplotlib"),
     "cluster": ("distributed",),

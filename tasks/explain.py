@@ -2,9 +2,9 @@
 
     python -m tasks.explain
 
-Writes gallery/ (gallery.json and thumbnails; no thumbnails if explain.show_images is false), confusion.csv
-(pairs of confused findings) and geometry.json (directions of the classifier, class means). Uses a GPU if
-available.
+Writes gallery/ (gallery.json and thumbnails; no thumbnails if explain.show_images is false; label_review.csv if
+explain.review asks for it), confusion.csv (pairs of confused findings) and geometry.json (directions of the
+classifier, class means). Uses a GPU if available.
 """
 
 from pathlib import Path
@@ -31,6 +31,7 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     from ral.evaluation.rows import align, read_studies
     from ral.explain.gallery import write_gallery
     from ral.explain.geometry import geometry
+    from ral.explain.review import review
     from ral.explain.select import select
     from ral.files import atomic_directory
     from ral.models.load import load_network
@@ -56,7 +57,8 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
         # The folder is replaced as a whole, so that no pictures of an earlier run remain.
         (draft / artifacts.GALLERY.name).mkdir()
         selections = select(rows, scores, config.per_kind)
-        write_gallery(draft / artifacts.GALLERY.name, network, info, dataset, selections, config)
+        suspicious = None if config.review is None else review(network, info, dataset, config.review)
+        write_gallery(draft / artifacts.GALLERY.name, network, info, dataset, selections, config, suspicious)
         geometry(network, info, dataset, config.geometry_images).write(draft / artifacts.GEOMETRY.name)
         table = confusion(rows, scores, config.confused).assign(data=data)
         table.to_csv(draft / artifacts.CONFUSION.name, index=False, lineterminator="\n")

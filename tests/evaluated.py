@@ -52,7 +52,7 @@ def tables(data: str, names: list[str]) -> dict[str, Any]:
                 for name in known for scores in ("calibrated", "uncalibrated") for index in range(4)
             ]
         ),
-        "operating": pd.DataFrame([_operating(name, rule) for name in known for rule in ("max_f1", "sensitivity", "cost")]),
+        "operating": pd.DataFrame([_operating(name, rule) for name in known for rule in ("max_f1", "sensitivity", "cost", "prevalence")]),
         "decision_curves": pd.DataFrame(
             [
                 {"finding": name, "threshold": 0.02 * step, "net_benefit": 0.1317 / step, "low": 0.08 / step if step < 25 else np.nan,
@@ -89,7 +89,7 @@ def saved_map() -> dict[str, Any]:
         "kind": "shared",
         "numbers": [1.0, 1.0, 0.0],
         "knots": [],
-        "thresholds": {"max_f1": 0.3217, "sensitivity": 0.3217, "cost": 1.0},
+        "thresholds": {"max_f1": 0.3217, "sensitivity": 0.3217, "cost": 1.0, "prevalence": 0.0123},
     }
 
 
@@ -232,9 +232,10 @@ def geometry(data: str, names: list[str]) -> dict[str, Any]:
     part = {"cosines": matrix, "mean_cosine": {"common": 0.31, "rare": None, "common_to_rare": 0.29}}
     return {
         "notice": "", "data": data, "images": 100, "width": 8, "class_means": part, "classifier": part,
+        "collapse": {"vanishing": 12.3, "classifier_distance": 0.456, "class_means_distance": None},
         "findings": [
             {"finding": name, "train_prevalence": 0.1, "train_positives": 10, "images": 10, "within": None, "between": None,
-             "variability": None, "weight_norm": 1.5}
+             "variability": None, "weight_norm": 1.5, "ideal_weight_norm": 1.25}
             for name in names
         ],
     }  # fmt: skip

@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ral.config.base import FileBelow, Section
 
-Rule = Literal["max_f1", "sensitivity", "cost"]
-RULES: tuple[Rule, ...] = ("max_f1", "sensitivity", "cost")
+Rule = Literal["max_f1", "sensitivity", "cost", "prevalence"]
+RULES: tuple[Rule, ...] = ("max_f1", "sensitivity", "cost", "prevalence")
 
 
 class CalibrationConfig(Section):
@@ -28,7 +28,8 @@ class ThresholdConfig(Section):
 
     rule: Rule
     """max_f1: highest F1. sensitivity: highest threshold that reaches `sensitivity`. cost: lowest cost of
-    false negatives and false positives."""
+    false negatives and false positives. prevalence: the prevalence of the finding; for calibrated scores,
+    the highest sum of sensitivity and specificity."""
     sensitivity: float = Field(gt=0, lt=1)
     """Minimum validation sensitivity for the rule sensitivity."""
     miss_cost: float = Field(gt=0)

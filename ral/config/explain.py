@@ -8,6 +8,19 @@ from ral.config.base import Section
 from ral.config.evaluate import EvaluateConfig
 
 
+class ReviewConfig(Section):
+    """List of training labels that look wrong, for a person to check; nothing is changed by it."""
+
+    labels: int = Field(default=20, ge=1)
+    """Maximum number of labels per finding."""
+    folds: int = Field(default=5, ge=2)
+    """Folds of patients: the probability of a finding comes from a classifier that saw no image of the patient."""
+    neighbours: int = Field(default=20, ge=1)
+    """Neighbours of the local outlier factor among the positives of a finding (scikit-learn's default)."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Random seed of the folds."""
+
+
 class ExplainConfig(Section):
     """Heat maps, the images with the largest errors, and the geometry of the classifier."""
 
@@ -31,6 +44,9 @@ class ExplainConfig(Section):
     geometry_images: int = Field(default=2000, ge=100)
     """Maximum number of training images used for the class means: half drawn from all images, half from
     the positives of each finding."""
+    review: ReviewConfig | None = None
+    """Suspicious training labels, in gallery/label_review.csv and in the report; null: off, since it needs the
+    features of all training images."""
     threads: int = Field(default=2, ge=1)
     """Processor threads. A parameter because it affects rounding."""
 

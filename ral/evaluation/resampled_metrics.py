@@ -116,13 +116,15 @@ def metrics_at_threshold(
 def pooled_metrics_at_threshold(
     several: Sequence[Scored], resamples: Resamples
 ) -> dict[Rule, dict[str, BootstrapDistribution]]:
-    """The same metrics for the pooled predictions of several findings, each at its own thresholds.
+    """The same metrics for the pooled predictions of several findings, each at its own thresholds; of the rules for
+    which all of them have one (models of earlier versions lack `prevalence`).
 
     Args:
         several: findings with thresholds, on the same rows.
         resamples: of those rows.
     """
-    return {rule: _at([(one, one.thresholds[rule]) for one in several], resamples) for rule in RULES}
+    rules = [rule for rule in RULES if all(rule in one.thresholds for one in several)]
+    return {rule: _at([(one, one.thresholds[rule]) for one in several], resamples) for rule in rules}
 
 
 def f1_at(scored: Scored, resamples: Resamples, threshold: float) -> BootstrapDistribution:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ral.config.evaluate import RULES
 from ral.evaluation import decision_curve, resampled_metrics
 from ral.evaluation.calibration_io import FORMAT, SavedCalibration, SavedFinding
 from ral.evaluation.metrics import cuts
@@ -125,8 +124,7 @@ def operating(evaluation: Evaluation) -> pd.DataFrame:
         at_threshold = resampled_metrics.metrics_at_threshold(scored, evaluation.resamples)
         if finding.name not in evaluation.estimable or not at_threshold:
             continue
-        for rule in RULES:
-            sampled = at_threshold[rule]
+        for rule, sampled in at_threshold.items():
             rows.append(
                 OperatingRow(
                     finding=finding.name,

@@ -29,6 +29,8 @@ def choose(scores: Array, labels: Array, config: ThresholdConfig) -> dict[Rule, 
 
     max_f1: highest F1. sensitivity: the highest threshold with at least `config.sensitivity`. cost: minimizes
     `config.miss_cost` × misses + false alarms; the minimum may be to predict no image positive (`PREDICT_NONE`).
+    prevalence: no observed score, but the share of positives among the known labels, rounded down. Calibrated scores
+    above it are where sensitivity + specificity still rises (Buda, Maki and Mazurowski, Neural Networks 2018).
 
     Args:
         scores: calibrated validation scores [rows].
@@ -51,7 +53,8 @@ def choose(scores: Array, labels: Array, config: ThresholdConfig) -> dict[Rule, 
         "sensitivity": np.argmax(is_sensitive),
         "cost": np.argmin(cost),
     }
-    thresholds = {rule: rounded_down(float(cut.thresholds[indices[rule]])) for rule in RULES}
+    chosen = {rule: float(cut.thresholds[index]) for rule, index in indices.items()}
     if config.miss_cost * positives <= cost.min():
-        thresholds["cost"] = PREDICT_NONE
-    return thresholds
+        chosen["cost"] = PREDICT_NONE
+    chosen["prevalence"] = positives / int(np.count_nonzero(~np.isnan(labels)))
+    return {rule: rounded_down(chosen[rule]) for rule in RULES}

@@ -48,6 +48,23 @@ class GalleryFinding(Record):
         return {"hits": self.hits, "false_positives": self.false_positives, "misses": self.misses}[kind]
 
 
+Reason = Literal["predicted otherwise", "outlier"]
+
+
+class SuspiciousLabel(Record):
+    """A training label that looks wrong."""
+
+    finding: str
+    image_id: str
+    label: int
+    """1 or 0."""
+    reasons: tuple[Reason, ...]
+    probability: float | None
+    """Of the finding, from a classifier that saw no image of the patient; None: not estimable."""
+    outlier_factor: float | None
+    """Local outlier factor among the positives of the finding; None for negatives."""
+
+
 class HeatMaps(Record):
     """How the heat maps were made; only written if images may be shown."""
 
@@ -78,6 +95,8 @@ class Gallery(HeatMaps):
     per_kind: int
     """Maximum number of images of a kind."""
     findings: tuple[GalleryFinding, ...]
+    review: tuple[SuspiciousLabel, ...] | None = None
+    """Training labels that look wrong; None: not requested."""
 
 
 class MeanCosines(Record):
@@ -116,6 +135,19 @@ class FindingGeometry(Record):
     """Length of the classifier's vector; None if it has none."""
     alignment: float | None = None
     """Cosine of the classifier's vector and the class mean."""
+    ideal_weight_norm: float | None = None
+    """Length of the classifier's vector at the ideal of `Collapse`, which has the same mean square length."""
+
+
+class Collapse(Record):
+    """Distance to the closed-form ideal of neural collapse (squared loss, weight decay); see `ral.explain.collapse`."""
+
+    vanishing: float
+    """Positive training images below which a finding that occurs with no other would have no direction (t²); fitted."""
+    classifier_distance: float
+    """Distance of the classifier's Gram matrix to the ideal: 0 same shape, 1.41 nothing in common."""
+    class_means_distance: float | None
+    """The same for the class means; None if a finding has no image."""
 
 
 class Geometry(Record):
@@ -134,3 +166,5 @@ class Geometry(Record):
     """The most frequent finding first."""
     class_means: Vectors = Vectors()
     classifier: Vectors = Vectors()
+    collapse: Collapse | None = None
+    """None: there is no vector per finding."""

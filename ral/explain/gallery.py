@@ -9,7 +9,8 @@ from PIL import Image
 
 from ral.config.explain import ExplainConfig
 from ral.data.dataset import Dataset
-from ral.explain.contents import KINDS, Gallery, GalleryFinding, GalleryImage, HeatMaps
+from ral.explain.contents import KINDS, Gallery, GalleryFinding, GalleryImage, HeatMaps, SuspiciousLabel
+from ral.explain.review import to_table
 from ral.explain.saliency import Choice, choose_method, enlarge, grad_cam, rollout
 from ral.explain.select import Selection
 from ral.models import Network
@@ -33,9 +34,10 @@ def write_gallery(
     dataset: Dataset,
     selections: list[Selection],
     config: ExplainConfig,
+    review: tuple[SuspiciousLabel, ...] | None = None,
 ) -> None:
     """Write gallery.json and, if images may be shown, image_NNN.jpg (gray) and map_NNN.jpg (with heat map
-    overlay).
+    overlay); label_review.csv if there is a review.
 
     File names are numbered, because image ids come from the data and may contain anything.
 
@@ -46,6 +48,7 @@ def write_gallery(
         dataset: the prepared data.
         selections: one per finding, in the order of the outputs.
         config: the section explain.
+        review: training labels that look wrong; None: not requested.
 
     Raises:
         UserError: the network does not support the method.
@@ -53,12 +56,15 @@ def write_gallery(
     pictures = _Pictures(folder, network, info, dataset, config) if config.show_images else None
     findings = tuple(_finding(output, selection, pictures) for output, selection in enumerate(selections))
     maps = pictures.heat_maps() if pictures else HeatMaps()
+    if review is not None:
+        to_table(review).to_csv(folder / "label_review.csv", index=False, lineterminator="\n")
     Gallery(
         notice=RESEARCH_NOTE,
         data="phantom" if info.phantom or dataset.info.phantom else "images",
         images=config.show_images,
         per_kind=config.per_kind,
         findings=findings,
+        **({} if review is None else {"review": review}),
         **maps.model_dump(exclude_unset=True),
     ).write(folder / "gallery.json")
 

@@ -3,8 +3,9 @@ long tail.
 
 Late in training, the features of a class concentrate around their mean and class means move apart (neural
 collapse: Papyan, Han and Donoho, PNAS 2020). Under imbalance the directions of rare classes converge, up to
-minority collapse (Fang et al., PNAS 2021). Images with several findings blur both effects, so the metrics are
-for comparing findings and training runs; they have no ideal value here.
+minority collapse (Fang et al., PNAS 2021). With several findings per image, the ideal follows from their
+co-occurrences (`ral.explain.collapse`). It is that of the squared loss, so distances to it are for comparing
+training runs.
 """
 
 from typing import Any
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ral.data.dataset import Dataset
-from ral.explain.contents import FindingGeometry, Geometry, MeanCosines, Vectors
+from ral.explain.collapse import Ideal, distance
+from ral.explain.contents import Collapse, FindingGeometry, Geometry, MeanCosines, Vectors
 from ral.explain.features import NoMapError, feature_map, pooled
 from ral.labels import Data
 from ral.models import Network, classifier
@@ -47,7 +49,7 @@ def geometry(network: Network, info: ModelInfo, dataset: Dataset, most: int) -> 
     feature_index = {row: index for index, row in enumerate(used)}
     data: Data = "phantom" if info.phantom or dataset.info.phantom else "images"
     try:
-        features = _features(network, info, dataset, train[used])
+        features = image_features(network, info, dataset, train[used])
     except NoMapError as error:
         return Geometry(notice=RESEARCH_NOTE, data=data, not_available=str(error))
     groups = [features[[feature_index[row] for row in rows]] for rows in positive]
@@ -59,6 +61,7 @@ def geometry(network: Network, info: ModelInfo, dataset: Dataset, most: int) -> 
     counts = np.nansum(labels[train], axis=0)
     prevalence = counts / np.maximum(known, 1)
     order = np.argsort(-prevalence, kind="stable")
+    collapse, ideal_norms = (None, None) if weights is None else to_ideal(labels[train], weights, means)
     return Geometry(
         notice=RESEARCH_NOTE,
         data=data,
@@ -72,6 +75,7 @@ def geometry(network: Network, info: ModelInfo, dataset: Dataset, most: int) -> 
                 images=len(groups[index]),
                 **spread(groups[index], means[index]),
                 **({} if weights is None else direction(weights[index], means[index])),
+                **({} if ideal_norms is None else {"ideal_weight_norm": _round(ideal_norms[index])}),
             )
             for index in order
         ),
@@ -79,7 +83,32 @@ def geometry(network: Network, info: ModelInfo, dataset: Dataset, most: int) -> 
         classifier=Vectors(not_available=unavailable_reason)
         if weights is None
         else similarity(weights[order]),
+        **({} if collapse is None else {"collapse": collapse}),
     )
+
+
+def to_ideal(labels: Array, weights: Array, means: Array) -> tuple[Collapse | None, Array | None]:
+    """The distance of the classifier and of the class means to the ideal, and the ideal lengths of the classifier's
+    vectors [findings], scaled to the mean square length of the measured ones. None if no image has a finding, or
+    all weights are 0.
+
+    Args:
+        labels: of all training images [images, findings].
+        weights: the classifier's vectors [findings, width].
+        means: class means relative to the mean of all images [findings, width]; NaN without images.
+    """
+    ideal = Ideal(labels.astype(np.float64))
+    if ideal.largest == 0 or not weights.any():
+        return None, None
+    t = ideal.fit(weights)
+    gram = ideal.classifier(t)
+    collapse = Collapse(
+        vanishing=round(t**2, DECIMALS),
+        classifier_distance=round(distance(weights @ weights.T, gram), DECIMALS),
+        class_means_distance=_round(distance(means @ means.T, ideal.class_means(t))),
+    )
+    squares = np.maximum(gram.diagonal(), 0)
+    return collapse, np.sqrt(squares * (weights**2).sum() / squares.sum())
 
 
 def sample(labels: Array, most: int) -> tuple[Array, list[Array]]:
@@ -175,7 +204,7 @@ def similarity(vectors: Array) -> Vectors:
     return Vectors(cosines=rounded, mean_cosine=MeanCosines(**means))
 
 
-def _features(network: Network, info: ModelInfo, dataset: Dataset, rows: Array) -> Array:
+def image_features(network: Network, info: ModelInfo, dataset: Dataset, rows: Array) -> Array:
     """Pooled features of images, float64 [rows, width]."""
     device = next(network.parameters()).device
     parts = []

@@ -28,7 +28,7 @@ class Calibration:
     thresholds: Array
     """Of the probabilities, float64 [findings]; NaN without a map."""
     rule: str
-    """The rule that chose the thresholds: max_f1, sensitivity or cost."""
+    """The rule that chose the thresholds: max_f1, sensitivity, cost or prevalence."""
     version: str
     """Digest of maps and thresholds."""
 

@@ -119,6 +119,7 @@ def rules(config: ThresholdConfig) -> dict[str, str]:
         "max_f1": "the highest F1",
         "sensitivity": f"the highest threshold with a sensitivity of at least {100 * config.sensitivity:g} %",
         "cost": f"the lowest cost, with a miss costing as much as {config.miss_cost:g} false alarms",
+        "prevalence": "the prevalence of the finding on validation",
     }
 
 

@@ -14,11 +14,11 @@ from markupsafe import Markup
 from ral.config.evaluate import Rule
 from ral.evaluation.calibration_io import SavedCalibration, SavedFinding
 from ral.evaluation.table_rows import OperatingRow
-from ral.explain.contents import Gallery, GalleryFinding, GalleryImage, HeatMaps, Kind
+from ral.explain.contents import Gallery, GalleryFinding, GalleryImage, HeatMaps, Kind, SuspiciousLabel
 from ral.labels import marked
 from ral.reporting.plots import plain
 from ral.reporting.tables import Table
-from ral.wording import pluralize
+from ral.wording import number, pluralize
 
 # Kind in gallery.json -> name in the report, with and without a threshold.
 KINDS: dict[Kind, str] = {"hits": "Hits", "false_positives": "False alarms", "misses": "Misses"}
@@ -224,6 +224,29 @@ def listed(selected: list[Selected]) -> Table:
             for finding in selected
             for kind, several in finding.kinds.items()
             for candidate in several
+        ],
+    )
+
+
+REASONS = {"predicted otherwise": "predicted otherwise", "outlier": "unlike other images with the finding"}
+
+
+def review(labels: Sequence[SuspiciousLabel]) -> Table:
+    """The training labels that look wrong."""
+    return Table(
+        "Training labels to review; label_review.csv has the same rows",
+        ("Finding", "Image", "Label", "Probability of the finding", "Outlier factor", "Reasons"),
+        "lllrrl",
+        [
+            [
+                label.finding,
+                label.image_id,
+                "positive" if label.label else "negative",
+                number(label.probability),
+                "" if label.outlier_factor is None else number(label.outlier_factor),
+                ", ".join(REASONS[reason] for reason in label.reasons),
+            ]
+            for label in labels
         ],
     )
 

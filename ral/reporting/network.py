@@ -122,9 +122,10 @@ def spread(findings: Sequence[FindingGeometry]) -> Table:
         "Geometry of every finding",
         (
             "Finding", "Training prevalence", "Images", "Variability (within / between)",
-            "Length of the classifier direction", "Cosine of classifier direction and class mean",
+            "Length of the classifier direction", "Length at the ideal",
+            "Cosine of classifier direction and class mean",
         ),
-        "lrrrrr",
+        "lrrrrrr",
         [
             [
                 finding.finding,
@@ -132,6 +133,7 @@ def spread(findings: Sequence[FindingGeometry]) -> Table:
                 f"{finding.images:,}",
                 number(finding.variability),
                 number(finding.weight_norm),
+                number(finding.ideal_weight_norm),
                 number(finding.alignment),
             ]
             for finding in findings

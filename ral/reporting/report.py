@@ -173,6 +173,7 @@ def render(inputs: Inputs) -> str:
                 "operating": _operating(inputs, operating, rows),
                 "comparison": comparison.tables_of(compared, [row.finding for row in rows]),
                 "gallery": gallery.listed(selected),
+                "review": None if inputs.gallery.review is None else gallery.review(inputs.gallery.review),
                 **_input_tables(inputs, rows),
             },
             failed=[check for check in inputs.validation.checks if not check.passed],

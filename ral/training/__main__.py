@@ -44,7 +44,7 @@ def train(spec: TrainSpec, dataset: Dataset) -> None:
     """Train, and write the outputs on rank 0."""
     import torch
 
-    from ral.training.backend import set_cuda_math
+    from ral.training.backend import keep_freed_memory, set_cuda_math
     from ral.training.build import build_trainer
     from ral.training.checkpoint import Checkpoints, training_fingerprint
     from ral.training.device import log_device
@@ -57,6 +57,8 @@ def train(spec: TrainSpec, dataset: Dataset) -> None:
     set_cuda_math(params.train)
     stop = PreemptionFlag()
     context = init_process()
+    if context.device.type == "cpu":
+        keep_freed_memory()
     if context.rank == 0:
         log_device(context.device, context.world_size, params.train)
     name = training_fingerprint(params.model_dump() | {"min_positives": spec.min_positives}, spec.prepared)

@@ -1,6 +1,7 @@
 """Builds a trainer and the parts that it is given."""
 
 from ral.data.dataset import Dataset
+from ral.inference.bank import require_linear
 from ral.inference.score import Scorer
 from ral.models.custom import check_network
 from ral.training.backend import compile_works
@@ -36,6 +37,8 @@ def build_trainer(
     params, findings = spec.params, len(dataset.findings)
     network = build_network(params, findings)
     check_network(network, params.model, findings, dataset.info.size)
+    if params.train.classifier is not None and params.train.classifier.features == "bank":
+        require_linear(network)  # now rather than after the first phase
     if params.train.compile and not compile_works(context.device):
         params = params.model_copy(update={"train": params.train.model_copy(update={"compile": False})})
     scorer = Scorer(network, dataset, params.train.compile, context.rank, context.world_size, context.device)

@@ -12,6 +12,9 @@ from ral.launch.gpus import NVIDIA, has_gpu
 
 logger = logging.getLogger(__name__)
 
+# Features of processors that multiply bfloat16 numbers, as Linux names them: x86-64 and Arm.
+BFLOAT16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
+
 
 def assign_device(gpus: int) -> torch.device:
     """The device of this rank: by LOCAL_RANK, modulo the number of GPUs that it sees.
@@ -29,8 +32,10 @@ def assign_device(gpus: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def log_device(device: torch.device, world_size: int, config: TrainConfig) -> None:
-    """Log device, number of processes, precision and compilation; warn of a GPU that is not used. For rank 0."""
+def log_device(device: torch.device, world_size: int, config: TrainConfig, root: Path = Path("/")) -> None:
+    """Log device, number of processes, precision and compilation; warn of a GPU that is not used, and of a precision
+    that makes a CPU slower. For rank 0; `root` as in `unused_gpu`.
+    """
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -40,8 +45,26 @@ def log_device(device: torch.device, world_size: int, config: TrainConfig) -> No
         "Training on %d × %s, train.precision %s, train.compile %s",
         world_size, name, config.precision, "true" if config.compile else "false",
     )  # fmt: skip
-    if device.type == "cpu" and (text := unused_gpu(torch.__version__, torch.version.cuda)) is not None:
+    if device.type == "cpu" and (text := unused_gpu(torch.__version__, torch.version.cuda, root)) is not None:
         logger.warning("%s", text)
+    if device.type == "cpu" and config.precision == "bfloat16" and emulates_bfloat16(root):
+        logger.warning(
+            "This processor has no bfloat16 instructions (avx512_bf16 or amx_bf16 in /proc/cpuinfo, bf16 on Arm) and "
+            "emulates them: training may be slower than with train.precision float32."
+        )
+
+
+def emulates_bfloat16(root: Path = Path("/")) -> bool:
+    """Whether the processor lacks bfloat16 instructions; False if its features cannot be read.
+
+    Args:
+        root: root of the file system in which proc/cpuinfo is looked up.
+    """
+    try:
+        features = set((root / "proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return not features & BFLOAT16_FEATURES
 
 
 def unused_gpu(version: str, cuda: str | None, root: Path = Path("/")) -> str | None:

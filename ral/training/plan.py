@@ -21,6 +21,9 @@ class Phase(NamedTuple):
     """Peak learning rate."""
     sampler: SamplerConfig
 
+    features: Literal["live", "bank"] = "live"
+    """"bank": the classifier is refitted on stored features, without steps."""
+
     @property
     def classifier_only(self) -> bool:
         """Whether only the classifier is trained."""
@@ -33,7 +36,8 @@ def phases(config: TrainConfig) -> list[Phase]:
     if config.classifier is None:
         return [network]
     second = config.classifier
-    return [network, Phase("classifier", second.epochs, second.learning_rate, second.sampler)]
+    rate = second.learning_rate or 0.0
+    return [network, Phase("classifier", second.epochs, rate, second.sampler, second.features)]
 
 
 def batch_offsets(images: int, batch_size: int) -> np.ndarray:

@@ -19,10 +19,11 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.prefetch import MicroBatch
-from ral.models.inputs import channels_last, normalised
+from ral.models.inputs import channels_last
 from ral.progress import Progress
 from ral.training import plan
-from ral.training.augment import transform
+from ral.training.augment import augmented
+from ral.training.bank_phase import refit
 from ral.training.batch_loss import GlobalLoss
 from ral.training.batch_norm import unchanged_buffers
 from ral.training.checkpoint import Checkpoints, Snapshot
@@ -94,6 +95,9 @@ class Trainer:
         """
         tensors = self.load_checkpoint()
         while self.state.phase < len(self.phases):
+            if self.phases[self.state.phase].features == "bank":
+                self._refit()
+                continue
             self.start_phase(tensors)
             with self._show_progress():
                 while not self._phase_is_over():
@@ -108,6 +112,16 @@ class Trainer:
         """Make the network, engine and batches of the current phase, as the tensors of a checkpoint have them."""
         phase = self.phases[self.state.phase]
         self.parts = start_phase(phase, self.params, self.dataset, self.context, self.state, tensors)
+
+    def _refit(self) -> None:
+        """The second phase on stored features: one row of the history."""
+        state = self.state
+        done = refit(self.params, self.dataset, self.validator.scorer, state)
+        self.validator.end_epoch(state, done.record, {"last": done.weights})
+        self._log(done.record.log_line(self.params.train.epochs, self.dataset.info.phantom))
+        if self.metric_logger is not None:
+            self.metric_logger.epoch(done.record, done.images, done.seconds, [], state.total_steps)
+        state.end_phase()
 
     def _phase_is_over(self) -> bool:
         patience, state = self.params.train.patience, self.state
@@ -180,7 +194,7 @@ class Trainer:
     def _forward(self, batch: MicroBatch) -> Tensor:
         """Logits of a micro-batch."""
         torch.manual_seed(batch.seed)  # dropout and stochastic depth
-        images = transform(normalised(batch.images, self._statistics), batch.maps)
+        images = augmented(batch.images, batch.maps, self._statistics)
         if batch.mixup is not None:
             images = mixed(images, batch.mixup)
         return self.parts.engine.forward(channels_last(images))
@@ -286,20 +300,9 @@ class Trainer:
         if parts.ema is not None:
             with parts.engine.use_weights(parts.ema.values):
                 candidates["ema"] = parts.engine.full_state_dict()
-        best_ap = max(best.ap for best in state.best.values())
-        improved = False
-        for kind, weights in candidates.items():
-            scores = self.validator.scores(weights)
-            if scores is None:
-                continue
-            record.set_scores(kind, scores.macro_ap, scores.macro_auroc)
-            best = state.best[kind]
-            if scores.macro_ap > best.ap:
-                best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
-            improved = improved or scores.macro_ap > best_ap
         if parts.loss.learns_from is not None:
             parts.loss.learn(self.validator.scorer.score(candidates["last"], parts.loss.learns_from))
-        state.end_epoch(record, improved)
+        self.validator.end_epoch(state, record, candidates)
         self._log(record.log_line(self.params.train.epochs, self.dataset.info.phantom))
         return record
 

@@ -1,6 +1,7 @@
 """Validation after an epoch: logits of the validation images, and the metrics that select the weights."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ral.data.dataset import Dataset
 from ral.inference.score import Scorer, ap_and_auroc, estimable_findings
+from ral.training.state import EpochRecord, TrainState, WeightsKind
 
 logger = logging.getLogger(__name__)
 
@@ -78,3 +80,22 @@ class Validator:
         for start, part in enumerate(parts):
             scores[:, start::world] = part
         return scores
+
+    def end_epoch(
+        self, state: TrainState, record: EpochRecord, candidates: Mapping[WeightsKind, dict[str, Tensor]]
+    ) -> None:
+        """Measure weights, complete their row of the history, keep those that are better than before, and end the
+        epoch. All ranks must call it.
+        """
+        best_ap = max(best.ap for best in state.best.values())
+        improved = False
+        for kind, weights in candidates.items():
+            scores = self.scores(weights)
+            if scores is None:
+                continue
+            record.set_scores(kind, scores.macro_ap, scores.macro_auroc)
+            best = state.best[kind]
+            if scores.macro_ap > best.ap:
+                best.ap, best.epoch, best.weights = scores.macro_ap, record.epoch, weights
+            improved = improved or scores.macro_ap > best_ap
+        state.end_epoch(record, improved)

@@ -40,6 +40,7 @@ VALUES: dict[str, Any] = {
     "loss.custom.options": {"smoothing": 0.1, "weights": [1, 2.5]},
     "model.pretrained": "hub",
     "model.ml_decoder.embedding": 64,
+    "explain.review": {"labels": 5, "folds": 3},
     "evaluate.confidence": 0.9,
     "train.batch_size": 256,
     "train.deepspeed_config": {"zero_optimization": {"overlap_comm": True, "sizes": [1, 2.5]}},

@@ -121,3 +121,11 @@ def test_images_of_one_patient_count_as_one() -> None:
     labels[:4] = called[:4] = 1
     result = metrics_at_threshold(scored(labels, called), resamples)["max_f1"]
     assert resamples.interval(result["ppv"]) == Interval(1, pytest.approx(0.025), 1)
+
+
+def test_a_model_without_the_threshold_of_a_rule_has_no_metrics_for_it() -> None:
+    """Models that were released before a rule existed can still be evaluated."""
+    labels = np.tile([1.0, 0.0], 20)
+    resamples = draw(np.arange(40).astype(str), 100, seed=1, method="percentile")
+    old = Scored(labels, labels, labels, {"max_f1": 0.5, "sensitivity": 0.5, "cost": 0.5})
+    assert list(metrics_at_threshold(old, resamples)) == ["max_f1", "sensitivity", "cost"]

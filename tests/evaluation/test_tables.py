@@ -73,7 +73,7 @@ def test_table_has_a_row_per_finding_by_prevalence(evaluation: Evaluation) -> No
 
 def test_operating_points_are_counts_of_calls(evaluation: Evaluation) -> None:
     table = written.operating(evaluation)
-    assert len(table) == 9  # three estimable findings, three rules
+    assert len(table) == 12  # three estimable findings, four rules
     assert list(table.loc[table["chosen"], "rule"]) == ["max_f1"] * 3
     for row in table.to_dict("records"):
         scored = evaluation.scored[row["finding"]]
@@ -116,7 +116,7 @@ def test_written_thresholds_give_the_written_counts(
     ):
         part.to_csv(tmp_path / f"{name}.csv", index=False)
     points = pd.read_csv(tmp_path / "operating.csv")
-    assert len(points) == 9
+    assert len(points) == 12
     for row in points.to_dict("records"):
         scored = evaluation.scored[row["finding"]]
         called = scored.scores >= row["threshold"]

@@ -35,6 +35,25 @@ def test_each_rule_takes_the_best_observed_score(seed: int) -> None:
     assert result["cost"] == observed[np.argmin(costs)]
 
 
+def test_the_prevalence_has_the_highest_sensitivity_and_specificity_of_calibrated_scores() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.beta(0.4, 8, 200_000)
+    labels = (generator.random(len(scores)) < scores).astype(float)
+    labels[::10] = np.nan
+    known = ~np.isnan(labels)
+    found = choose(scores, labels, CONFIG)["prevalence"]
+    assert found == rounded_down(float(labels[known].mean()))
+
+    def youden(threshold: float) -> float:
+        called = scores[known] >= threshold
+        return called[labels[known] == 1].mean() - called[labels[known] == 0].mean()
+
+    best = max(youden(threshold) for threshold in np.linspace(0.005, 0.3, 300))
+    assert youden(found) > best - 0.003
+    assert youden(0.5 * found) < best - 0.01
+    assert youden(2 * found) < best - 0.01
+
+
 def test_of_two_thresholds_with_the_same_f1_the_higher_is_taken() -> None:
     # 4 of 4 called, 2 right: 2*2/(4+2); 1 of 1 called and right: 2*1/(1+2). Both are 2/3.
     scores, labels = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1.0, 0.0, 0.0, 1.0])

@@ -137,6 +137,16 @@ def test_images_that_may_not_be_shown_leave_no_picture(
     ]
 
 
+def test_a_review_of_labels_is_written_beside_the_gallery(
+    prepared: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    run(params(review={"labels": 3, "folds": 2}), prepared, make_model(), tmp_path / "out")
+    content = json.loads((tmp_path / "out/gallery/gallery.json").read_text())["review"]
+    table = pd.read_csv(tmp_path / "out/gallery/label_review.csv")
+    assert table["image_id"].tolist() == [label["image_id"] for label in content]
+    assert 0 < table["finding"].value_counts().max() <= 3
+
+
 def test_network_without_maps_shows_images_alone(
     prepared: Path, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -78,6 +78,12 @@ def test_class_vectors(prepared: Path, make_model: Callable[..., Path], backbone
         torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-5, rtol=0)
     result = geometry(network, info, open_dataset(prepared), 1000)
     assert (result.classifier.not_available is not None) == (head == "ml_decoder")
+    assert (result.collapse is None) == (head == "ml_decoder")
+    if result.collapse is not None:
+        assert 0 < result.collapse.classifier_distance < 1.42
+        ideal = [finding.ideal_weight_norm for finding in result.findings]
+        measured = [finding.weight_norm for finding in result.findings]
+        assert np.square(ideal).sum() == pytest.approx(np.square(measured).sum(), rel=1e-4)
     prevalences = [finding.train_prevalence for finding in result.findings]
     assert prevalences == sorted(prevalences, reverse=True)
     assert np.shape(result.class_means.cosines) == (3, 3)

@@ -6,7 +6,7 @@ from loss_references import LOGITS, TARGETS, batch, gradient
 
 from ral.losses import build_loss
 
-NAMES = {"finding": "zloss per finding", "image": "zloss per film"}
+NAMES = {"finding": "zloss per finding", "image": "zloss per image"}
 
 
 @pytest.mark.parametrize("axis", NAMES)

@@ -21,6 +21,7 @@ from ral.explain.contents import Gallery, Geometry
 from ral.reporting import audit, calibration, data_tables, gallery, network, tables
 from ral.reporting.report import Inputs, render, rows_of
 from ral.reporting.tables import Table
+from ral.wording import NOT_ESTIMABLE
 from tasks import report
 
 NAMES = list(FINDINGS)
@@ -69,7 +70,7 @@ def test_no_flag_does_not_mean_no_gap() -> None:
 def test_thresholds_of_a_rule_and_one_that_calls_nothing() -> None:
     inputs = make(phantom=False)
     rules = calibration.rules(ThresholdConfig(rule="cost", sensitivity=0.9, miss_cost=10.0))
-    assert list(rules) == ["max_f1", "sensitivity", "cost"]
+    assert list(rules) == ["max_f1", "sensitivity", "cost", "prevalence"]
     points = read_rows(inputs.operating, OperatingRow)
     rows = texts(calibration.operating(points, ROWS, "max_f1", ""))
     assert [row[0] for row in rows] == NAMES[:2]
@@ -230,14 +231,43 @@ def test_confused_pairs_are_ordered_by_what_exceeds_the_others() -> None:
 def test_geometry_without_classifier_shows_class_means_and_without_features_nothing() -> None:
     content = geometry_json("images", NAMES)
     assert network.directions(Geometry.model_validate(content))[0] == "classifier directions"
-    lacking = Geometry.model_validate(content | {"classifier": {"not_available": f"why {HOSTILE}"}})
+    lacking = Geometry.model_validate(
+        content | {"classifier": {"not_available": f"why {HOSTILE}"}, "collapse": None}
+    )
     assert network.directions(lacking) == ("class means", lacking.class_means)
     inputs = make(phantom=False)
     body = Page(render(replace(inputs, geometry=lacking))).text("body")[0]
     assert f"Class means only: why {HOSTILE}." in body
+    assert "neural collapse" not in body
+    whole = Page(render(inputs)).text("body")[0]
+    assert f"classifier 0.456, class means {NOT_ESTIMABLE}." in whole
+    assert "in fewer than 12.3 training images" in whole
+    assert "1.250" in whole
     nothing = Geometry(notice="", data="images", not_available=HOSTILE)
     body = Page(render(replace(inputs, geometry=nothing))).text("body")[0]
     assert f"Not available: {HOSTILE}." in body
+
+
+def test_labels_to_review_are_listed_only_if_they_were_asked_for() -> None:
+    inputs = make(phantom=False)
+    page = Page(render(inputs))
+    assert "Labels to review" not in page.text("h2")
+    label = {
+        "finding": "Mass",
+        "image_id": f"7{HOSTILE}",
+        "label": 1,
+        "probability": 0.0123,
+        "outlier_factor": None,
+    }
+    for labels, text in (
+        ([label | {"reasons": ["predicted otherwise", "outlier"]}], "unlike other images with the finding"),
+        ([], "No training label looks wrong."),
+    ):
+        content = Gallery.model_validate(inputs.gallery.model_dump(exclude_unset=True) | {"review": labels})
+        page = Page(render(replace(inputs, gallery=content)))
+        assert "Labels to review" in page.text("h2")
+        assert text in page.text("body")[0]
+        assert (f"7{HOSTILE} positive 0.012" in page.text("body")[0]) == bool(labels)
 
 
 def test_a_finding_that_was_not_read_twice_has_no_numbers() -> None:

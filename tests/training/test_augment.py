@@ -1,6 +1,10 @@
 """Augmentation: the drawn maps by their formulas, and what a map does to an image."""
 
 import math
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ral.config.train import AugmentConfig
-from ral.training.augment import draw_transforms, transform
+from ral.models.inputs import normalised
+from ral.training.augment import CPU_PIXELS, augmented, draw_transforms, transform
 
 
 def config(**changes: float) -> AugmentConfig:
@@ -152,3 +157,36 @@ def test_the_grid_is_that_of_affine_grid(size: tuple[int, int]) -> None:
     grid = F.affine_grid(drawn, list(images.shape), align_corners=False)
     expected = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     torch.testing.assert_close(transform(images, drawn), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 70])
+def test_a_few_images_at_a_time_have_the_same_bits_as_all_at_once(rows: int) -> None:
+    assert CPU_PIXELS // 128**2 == 32
+    pixels = torch.randint(
+        0, 256, (rows, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)
+    )
+    drawn = maps(rows, flip=0.5, rotate=30.0, shift=0.2, zoom=0.3)
+    statistics = SimpleNamespace(pixel_mean=120.5, pixel_deviation=61.25)
+    assert torch.equal(augmented(pixels, drawn, statistics), transform(normalised(pixels, statistics), drawn))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
+def test_drawing_in_a_thread_starts_no_threads_that_would_compete_with_the_training() -> None:
+    script = """
+import os, threading, torch
+from ral.config.train import AugmentConfig
+from ral.training.augment import draw_transforms
+torch.set_num_threads(2)
+config, tasks = AugmentConfig(flip=0.5, rotate=8.0, shift=0.06, zoom=0.1), []
+def draw():
+    for _ in range(2):
+        tasks.append(len(os.listdir("/proc/self/task")))
+        draw_transforms(128, config, torch.Generator().manual_seed(0))
+thread = threading.Thread(target=draw)
+thread.start()
+thread.join()
+print(tasks[1] - tasks[0])
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import ROOT
 from forks import forks
 from trainings import params, write_params
 
-from ral.training.device import assign_device, unused_gpu
+from ral.training.device import assign_device, emulates_bfloat16, log_device, unused_gpu
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,54 @@ def test_a_gpu_that_torch_cannot_use_is_named_with_what_to_install(
     assert "driver may be too old for CUDA 13.0" in too_new
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert unused_gpu("2.13.0+cpu", None, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "emulates"),
+    [
+        ("flags : fpu avx512f avx512_bf16", False),
+        ("flags : fpu amx_bf16 amx_tile", False),
+        ("Features : fp asimd svebf16 bf16", False),
+        ("flags : fpu avx2", True),
+        ("flags : fpu avx512f avx512_vnni", True),
+        (None, False),  # such as macOS, which has no such file
+    ],
+)
+def test_a_processor_without_bfloat16_instructions_is_recognised(
+    tmp_path: Path, flags: str | None, emulates: bool
+) -> None:
+    (tmp_path / "proc").mkdir()
+    if flags is not None:
+        (tmp_path / "proc/cpuinfo").write_text(f"processor : 0\n{flags}\n\n")
+    assert emulates_bfloat16(tmp_path) is emulates
+
+
+@pytest.mark.parametrize("flags", ["avx2", "avx512_bf16"])
+def test_emulated_bfloat16_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, flags: str) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"flags : {flags}\n")
+    for precision in ("float32", "bfloat16"):
+        log_device(torch.device("cpu"), 1, params(precision=precision).train, tmp_path)
+    assert caplog.text.count("has no bfloat16 instructions") == (flags == "avx2")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts page faults per process")
+def test_freed_memory_is_used_again() -> None:
+    """Without it, each of these allocations is mapped anew: 8,192 page faults. The first ones grow the heap."""
+    script = """
+import resource
+from ral.training.backend import keep_freed_memory
+keep_freed_memory()
+import torch
+faults = []
+for _ in range(16):
+    torch.ones(1 << 23)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[15] - faults[13])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100
 
 
 def test_the_log_says_what_training_runs_on(

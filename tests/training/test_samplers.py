@@ -47,6 +47,31 @@ def test_uniform_is_the_plain_order() -> None:
         assert (mine == np.random.default_rng([seed, epoch]).permutation(rows)).all()
 
 
+def test_temperature_sampling_has_the_expected_gradient_of_weights() -> None:
+    """Drawing groups by n^(1/τ), or weighting every image by n^(1/τ − 1), is one gradient in expectation; by
+    enumeration of the draws of one image. The gradient of the sampler has the lower variance.
+    """
+    sizes, tau = np.array([60, 12, 3]), 3.0
+    group = np.repeat(np.arange(3), sizes)
+    gradients = np.random.default_rng(0).normal(size=(75, 4)) + group[:, None]
+    chances = (sizes ** (1 / tau) / (sizes ** (1 / tau)).sum())[group] / sizes[group]
+    weights = sizes[group] ** (1 / tau - 1.0)
+    weights /= weights.mean()  # the same mean length of a step
+    drawn, weighted = chances @ gradients, (weights[:, None] * gradients).mean(axis=0)
+    np.testing.assert_allclose(drawn, weighted, rtol=0, atol=1e-12)
+
+    def variance(probabilities: np.ndarray, terms: np.ndarray) -> float:
+        return float(probabilities @ (terms**2).sum(axis=1) - (probabilities @ terms) ** 2 @ np.ones(4))
+
+    assert variance(chances, gradients) < variance(np.full(75, 1 / 75), weights[:, None] * gradients)
+    # The sampler draws groups with these chances, up to rounding.
+    targets = np.zeros((75, 2))
+    targets[60:72, 0] = targets[72:, 1] = 1
+    times = draw("temperature", targets, start=tau, end=tau)
+    counts = np.bincount(group, weights=times)
+    assert np.abs(counts / 75 - np.bincount(group, weights=chances)).max() < 1 / 75
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_order_is_mixed(name: str) -> None:
     """No sampler yields its images group by group: each half of the epoch has about half of the positives."""

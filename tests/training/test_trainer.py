@@ -6,13 +6,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from forks import forks
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from trainings import BATCH_NORM, SEPARABLE, history, outputs, steps, train
 
 from ral.config.model import ModelConfig
+from ral.config.train import ClassifierConfig
+from ral.data.dataset import open_dataset
 from ral.errors import UserError
+from ral.inference.bank import open_bank
+from ral.training.second_phase.model import bank_of
+from ral.training.second_phase.registry import build_second_phase
 from ral.training.state import HISTORY
 
 
@@ -63,6 +70,36 @@ def test_second_phase_learns_the_classifier_alone(prepared: Path, tmp_path: Path
         "backbone.fc.weight",
         "backbone.fc.bias",
     }
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_second_phase_on_stored_features(prepared: Path, tmp_path: Path, processes: int) -> None:
+    # The first phase hardly learns, so the refitted classifier is the best.
+    changes: dict = {"model": BATCH_NORM, "ema_decay": None, "learning_rate": 1e-7}
+    classifier = {"epochs": 3, "features": "bank", "l2": 0.1}
+    out = train(prepared, tmp_path / "out", processes, classifier=classifier, **changes)
+    first = train(prepared, tmp_path / "first", processes, **changes)
+    table = history(out)
+    assert table["phase"].tolist() == ["network"] * 2 + ["classifier"]
+    pd.testing.assert_frame_equal(table[:2], history(first), rtol=1e-5)
+    assert 0 < table["train_loss"].iloc[2] < 1
+    assert json.loads((out / "model.json").read_text())["best_epoch"] == 3
+    one, two = load_file(first / "model.safetensors"), load_file(out / "model.safetensors")
+    changed = {name for name in one if (one[name] != two[name]).any()}
+    assert changed == {"backbone.fc.weight", "backbone.fc.bias"}
+    # The same as fitting the stored features of the first phase's model.
+    dataset = open_dataset(prepared)
+    features = open_bank(first, dataset, tmp_path / "banks", "float32", torch.device("cpu"))
+    options = {"epochs": 3, "l2": 0.1}
+    head = build_second_phase("crt", options).fit(bank_of(dataset, features), 0)
+    np.testing.assert_allclose(two["backbone.fc.weight"], head.weight, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(two["backbone.fc.bias"], head.bias, rtol=0, atol=1e-3)
+
+
+def test_the_second_phase_needs_a_learning_rate_unless_its_features_are_stored() -> None:
+    for wrong in ({"epochs": 1}, {"epochs": 1, "features": "bank", "learning_rate": 0.1}):
+        with pytest.raises(ValidationError, match="needs learning_rate"):
+            ClassifierConfig.model_validate(wrong)
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ral.data.images import png
 from ral.data.images.bad_image import BadImage, check_extent
 from ral.data.images.histogram import histogram
 from ral.data.images.limits import MAX_BYTES
@@ -135,7 +136,7 @@ def _square(
 def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
     """Pixels of a PNG or JPEG file in its EXIF orientation, uint8 or uint16 [height, width], and a note."""
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        with Image.open(io.BytesIO(png.unpacked(content)), formats=("PNG", "JPEG")) as image:
             check_extent(image.width, image.height, name, len(content))
             deep = image.mode == SIXTEEN_BIT
             if not deep and image.mode not in EIGHT_BIT:

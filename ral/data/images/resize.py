@@ -13,8 +13,8 @@ from scipy.sparse import csr_array
 
 Fit = Literal["stretch", "pad", "crop"]
 
-# Source pixels converted to a wider type at a time, which bounds extra memory.
-BAND = 1 << 23
+# Source pixels converted to a wider type at a time: so few stay in the processor's cache.
+BAND = 1 << 18
 
 
 def to_square(
@@ -72,21 +72,40 @@ def area_sums(values: np.ndarray, height: int, width: int) -> np.ndarray:
         width: width of the result.
     """
     rows, columns = values.shape
-    max_sum = np.iinfo(values.dtype).max * rows  # of a column
-    wide = np.int32 if max_sum <= np.iinfo(np.int32).max else np.int64
-    down, across = _cover(rows, height, wide), _cover(columns, width, np.int64)
-    sums = np.empty((height, width), np.int64)
-    step = max(1, BAND * height // values.size)
+    maximum = np.iinfo(values.dtype).max
+    across = _cover(columns, width, _sum_type(maximum * values.size))
+    # Padding avoids a power-of-two row stride, whose cache conflicts make the transpose five times slower.
+    columnwise = np.empty((height, columns + 16), across.dtype)[:, :columns]
+    for first, last, top, bottom, part in _bands(rows, columns, height, _sum_type(maximum * rows)):
+        columnwise[first:last] = part @ values[top:bottom].astype(part.dtype)
+    sums: np.ndarray = across @ np.ascontiguousarray(columnwise.T)
+    return sums.T.astype(np.int64)
+
+
+def _sum_type(maximum: int) -> type:
+    """The smaller integer type that holds sums up to a maximum: it is faster."""
+    return np.int32 if maximum <= np.iinfo(np.int32).max else np.int64
+
+
+@lru_cache(maxsize=16)
+def _bands(rows: int, columns: int, height: int, dtype: type) -> list[tuple[int, int, int, int, csr_array]]:
+    """Bands of about BAND source pixels: first and last row of the result, top and bottom row of the source, and the
+    overlap of the two.
+    """
+    cover = _cover(rows, height, dtype)
+    step = max(1, BAND * height // (rows * columns))
+    bands = []
     for first in range(0, height, step):
         last = min(first + step, height)
         top, bottom = first * rows // height, -(-last * rows // height)
-        part = down if step >= height else down[first:last, top:bottom]
-        # Padding avoids a power-of-two row stride, whose cache conflicts make the transpose five times slower.
-        widened = np.zeros((bottom - top, columns + 16), wide)
-        widened[:, :columns] = values[top:bottom]
-        columnwise = (part @ widened)[:, :columns]
-        sums[first:last] = (across @ columnwise.T.astype(np.int64, order="C")).T
-    return sums
+        start, end = cover.indptr[[first, last]]
+        entries = (
+            cover.data[start:end],
+            cover.indices[start:end] - top,
+            cover.indptr[first : last + 1] - start,
+        )
+        bands.append((first, last, top, bottom, csr_array(entries, shape=(last - first, bottom - top))))
+    return bands
 
 
 @lru_cache(maxsize=16)

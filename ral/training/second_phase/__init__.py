@@ -1,0 +1,1 @@
+"""Second phase on stored features: methods that refit the linear classifier."""
