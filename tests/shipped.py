@@ -30,17 +30,15 @@ def people(images: int = CONFIG.images) -> list[PhantomImage]:
 def save_image(path: Path, image: PhantomImage) -> None:
     """Draw an image of 48 pixels; the file's ending says how it is stored."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_image(image, CONFIG.size, CONFIG.seed)).save(
-        path, **({"quality": 97} if path.suffix == ".jpg" else {})
-    )
+    options = {"quality": 97} if path.suffix == ".jpg" else {}
+    Image.fromarray(draw_image(image, CONFIG.size, CONFIG.seed)).save(path, **options)
 
 
 def write_csv(path: Path, header: Sequence[str] | str, rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV, gzipped where its name says so."""
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(
-        [header.split(",") if isinstance(header, str) else header, *rows]
-    )
+    names = header.split(",") if isinstance(header, str) else header
+    csv.writer(stream, lineterminator="\n").writerows([names, *rows])
     path.parent.mkdir(parents=True, exist_ok=True)
     content = stream.getvalue().encode()
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
@@ -69,9 +67,8 @@ def chexpert(root: Path) -> dict[str, object]:
         name = f"{part}/patient{image.patient:05d}/study{image.follow_up + 1}/view1_{'lateral' if lateral else 'frontal'}.jpg"
         save_image(root / name, image)
         has = [positive(image, number, label) for label in labels]
-        marks = [
-            "1.0" if there else ("0.0", "", "-1.0")[min((number + i) % 7, 2)] for i, there in enumerate(has)
-        ]
+        others = ("0.0", "", "-1.0")
+        marks = ["1.0" if there else others[min((number + i) % 7, 2)] for i, there in enumerate(has)]
         healthy = not any(has)
         if healthy:
             marks = [""] * len(marks)
