@@ -27,10 +27,12 @@ run: .venv/installed
 compare: .venv/installed
 	@python -m flows.compare loss.name=ral,bce train.seed=0,1 --set train.epochs=3
 
-# Trains the arms of docs/study.md on the prepared images; options in STUDY, such as STUDY='--hours 8 --jobs 2'.
+# Trains the arms of docs/study.md on the prepared images and writes docs/RESULTS.md; options in STUDY, such as
+# STUDY='--hours 8 --jobs 2'.
 STUDY ?=
 study: .venv/installed
 	@python -m benchmarks.study $(STUDY)
+	@python -m benchmarks.study.results
 
 test: .venv/installed-dev
 	pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -39,7 +39,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
 
 
-def by_hand(rows: bytes, pieces: int = 1, header: tuple[int, ...] = (37, 64, 8, 0, 0, 0, 0)) -> bytes:
+def written(rows: bytes, pieces: int = 1, header: tuple[int, ...] = (37, 64, 8, 0, 0, 0, 0)) -> bytes:
     """A PNG file of filtered rows, in several IDAT chunks."""
     stream = zlib.compress(rows)
     step = -(-len(stream) // pieces)
@@ -73,9 +73,9 @@ GOOD = {
     "4 bits": encode("P", bits=4),
     "transparent palette": encode("P", transparency=3),
     "not compressed": encode("L", compress_level=0),
-    **{f"filter {kind}": by_hand(filtered(kind)) for kind in range(5)},
-    "many chunks": by_hand(filtered(4), pieces=9),
-    "chunk after the pixels": by_hand(filtered(1)).replace(chunk(b"IEND", b""), b"")
+    **{f"filter {kind}": written(filtered(kind)) for kind in range(5)},
+    "many chunks": written(filtered(4), pieces=9),
+    "chunk after the pixels": written(filtered(1)).replace(chunk(b"IEND", b""), b"")
     + chunk(b"tEXt", b"Comment\0late")
     + chunk(b"IEND", b""),
     "bytes after the end": encode("L") + b"rest",
@@ -99,12 +99,12 @@ def test_every_kind_has_the_same_pixels(name: str, monkeypatch: pytest.MonkeyPat
         b"",
         png.SIGNATURE,
         b"\xff\xd8\xff no PNG",
-        by_hand(filtered(0), header=(37, 64, 8, 0, 0, 0, 1)),  # interlaced
-        by_hand(filtered(0), header=(37, 64, 8, 5, 0, 0, 0)),  # no such colour
-        by_hand(filtered(0), header=(0, 64, 8, 0, 0, 0, 0)),
-        by_hand(filtered(0)[:-5]),  # a row is too short
-        by_hand(filtered(0) + b"more"),
-        by_hand(bytes(2_000_000), header=(1999, 1000, 8, 0, 0, 0, 0)),  # unpacks to 1,000 times its size
+        written(filtered(0), header=(37, 64, 8, 0, 0, 0, 1)),  # interlaced
+        written(filtered(0), header=(37, 64, 8, 5, 0, 0, 0)),  # no such colour
+        written(filtered(0), header=(0, 64, 8, 0, 0, 0, 0)),
+        written(filtered(0)[:-5]),  # a row is too short
+        written(filtered(0) + b"more"),
+        written(bytes(2_000_000), header=(1999, 1000, 8, 0, 0, 0, 0)),  # unpacks to 1,000 times its size
         encode("L").replace(b"IDAT", b"IDAX", 1),
     ],
 )
