@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from ral import artifacts
+
 # Those of the registry, whose import takes seconds, that need no more than the prepared labels.
 METHODS = ("crt", "undersample", "oversample", "two_phase", "smote", "virtual", "rcal", "storm")
 
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--prepared",
         type=Path,
-        default=Path("data/prepared"),
+        default=Path(artifacts.PREPARED),
         help="output of the step preprocess (data/prepared)",
     )
     add("--params", type=Path, default=Path("params.yaml"), help="parameters (params.yaml)")
