@@ -29,7 +29,9 @@ def test_of_a_gpu():
     ("options", "summary", "reason"),
     [
         ((), "1 passed, 1 skipped", "pytest -m gpu"),
-        (("-m", "gpu"), "1 skipped, 1 deselected", "torch finds no GPU here"),
+        pytest.param(
+            ("-m", "gpu"), "1 skipped, 1 deselected", "torch finds no GPU here", marks=pytest.mark.long
+        ),
     ],
 )
 def test_gpus_are_for_the_tests_that_ask_for_them(

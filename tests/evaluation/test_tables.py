@@ -207,6 +207,7 @@ def test_the_evaluation_loads_neither_torch_nor_deepspeed() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_3000_images_14_findings_and_2000_resamples_give_every_table() -> None:
     generator = np.random.default_rng(0)
     rows, findings = 9000, [f"Finding {number}" for number in range(14)]

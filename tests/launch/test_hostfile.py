@@ -45,7 +45,7 @@ def test_two_machines_make_one_run(job, target: TrainingTarget, wait_until: Call
     assert not job.remaining()
 
 
-@pytest.mark.parametrize("dead", ["0", "2"])
+@pytest.mark.parametrize("dead", [pytest.param("0", marks=pytest.mark.long), "2"])
 def test_a_dead_process_ends_both_machines(
     job, target: TrainingTarget, wait_until: Callable, dead: str
 ) -> None:
@@ -57,7 +57,7 @@ def test_a_dead_process_ends_both_machines(
     wait_until(lambda: not job.remaining())
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_an_ended_launcher_ends_both_machines(
     job, target: TrainingTarget, wait_until: Callable, how: signal.Signals
 ) -> None:
