@@ -138,6 +138,7 @@ def fresh(run: Run) -> Callable[..., object]:
     return lambda module, **settings: run(sys.executable, "-m", module, **settings)
 
 
+@pytest.mark.long
 def test_steps_write_the_same_bytes_on_the_oldest_processor(
     project: Path, fork: Callable[..., object], fresh: Callable[..., object]
 ) -> None:

@@ -140,7 +140,9 @@ def test_all_that_prediction_needs_goes_along_hashed(kind: str, project: Project
     assert {oct(path.stat().st_mode) for path in out.iterdir()} == {oct((out / "README.md").stat().st_mode)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long) if kind == "torch" else kind for kind in KINDS]
+)
 def test_same_bytes_without_a_path_of_this_machine(kind: str, project: Project, tmp_path: Path) -> None:
     """Of this process, which has made other exports before and has other threads, and of one of its own."""
     folder = project()

@@ -18,6 +18,7 @@ def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout
 
 
+@pytest.mark.long
 def test_a_check_that_crashes_leaves_the_others_alone(tmp_path: Path) -> None:
     out = tmp_path / "report.txt"
     code, report, printed = run("--backbone", "no_such_net", "--out", str(out), "autocast", "step", "kernel")

@@ -136,6 +136,7 @@ def test_the_verdict_does_not_depend_on_the_partitions(
     assert sum(given[:-1]) == 1200
 
 
+@pytest.mark.long
 def test_a_table_of_many_partitions_is_never_held_whole(
     small_phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
