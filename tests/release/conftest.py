@@ -75,10 +75,10 @@ def trained(phantom_evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = Path(shutil.copytree(phantom_evaluated, tmp_path_factory.mktemp("trained") / "project"))
     (folder / "baseline").mkdir()
     set_params(folder, {"evaluate": {"sealed": 0.3}})
-    figures = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
+    estimates = {"ap": (0.412, 0.38, 0.451), "auroc": (0.7, None, None)}
     means = {
         name: dict(zip(("value", "low", "high", "findings"), (*values, 3), strict=True))
-        for name, values in figures.items()
+        for name, values in estimates.items()
     }
     metrics = {
         "data": "phantom", "test": {"rows": 9, "patients": 9}, "macro": means | {"findings": 3},
