@@ -178,10 +178,10 @@ def _score(row: dict[str, object], state: Path, bootstrap: Bootstrap) -> tuple[R
     logits = read_logits(path, fold, bootstrap.data, str(row["logits"]))
     scores = bootstrap.score(logits, fold, calibrated=row["stage"] in CALIBRATED)
     ap = np.mean([one.values[0] for (metric, _), one in scores.items() if metric == "ap"])
-    stated = float(str(row["test_macro_ap"]))
-    if not abs(ap - stated) <= TOLERANCE:
+    recorded = float(str(row["test_macro_ap"]))
+    if not abs(ap - recorded) <= TOLERANCE:
         raise UserError(
-            f"{path} has a test macro AP of {ap:.4f}; runs.csv says {stated:.4f}. The logits are of another run or "
+            f"{path} has a test macro AP of {ap:.4f}; runs.csv says {recorded:.4f}. The logits are of another run or "
             "of other data: restore them, or delete the row and repeat the run."
         )
     return scores, logits.original
