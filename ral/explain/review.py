@@ -38,14 +38,11 @@ class Suspicion:
     """Probability of the finding, from a classifier that saw no image of the patient [images]."""
     confidence: Array
     """Probability of the other value, divided by its mean over the images with that value [images]."""
+    predicted_otherwise: Array
+    """Whether the other value is predicted with the usual confidence; where the label's own value is too, whether it
+    is the less probable of the two [images]."""
     outlier_factor: Array
     """Local outlier factor among the positives; NaN for negatives [images]."""
-
-    @property
-    def predicted_otherwise(self) -> Array:
-        """Whether the other value is predicted with the usual confidence [images]."""
-        predicted: Array = np.nan_to_num(self.confidence) >= 1
-        return predicted
 
     @property
     def is_outlier(self) -> Array:
@@ -123,15 +120,32 @@ def suspicion(features: Array, target: Array, folds: Array, neighbours: int) -> 
         neighbours: of the local outlier factor.
     """
     probability = out_of_fold(features, target, folds)
-    confidence, factor = np.full(len(target), np.nan), np.full(len(target), np.nan)
-    positive, negative = target == 1, target == 0
-    estimated = np.isfinite(probability)
-    if (positive & estimated).any() and (negative & estimated).any():
-        usual = probability[positive & estimated].mean(), 1 - probability[negative & estimated].mean()
-        confidence = np.where(negative, probability / usual[0], (1 - probability) / usual[1])
-        confidence[~(positive | negative)] = np.nan
+    factor = np.full(len(target), np.nan)
+    positive = target == 1
     factor[positive] = local_outlier_factor(features[positive], neighbours)
-    return Suspicion(probability, confidence, factor)
+    return Suspicion(probability, *confident_other(probability, target), factor)
+
+
+def confident_other(probability: Array, target: Array) -> tuple[Array, Array]:
+    """How confidently the other value is predicted than that of the label, and whether that makes the label
+    suspicious: membership in an off-diagonal cell of the confident joint of Northcutt et al.
+
+    Args:
+        probability: of the finding, from a classifier that saw no image of the patient; NaN where unknown [images].
+        target: 1, 0 or NaN [images].
+
+    Returns:
+        `Suspicion.confidence` and `Suspicion.predicted_otherwise`.
+    """
+    positive, negative = ((target == value) & np.isfinite(probability) for value in (1, 0))
+    if not (positive.any() and negative.any()):
+        return np.full(len(target), np.nan), np.zeros(len(target), bool)
+    present = probability / probability[positive].mean()
+    absent = (1 - probability) / (1 - probability[negative].mean())
+    other = np.where(positive, absent, np.where(negative, present, np.nan))
+    own = np.where(positive, present, absent)
+    less_probable = np.where(positive, probability < 0.5, probability > 0.5)
+    return other, (np.nan_to_num(other) >= 1) & ((own < 1) | less_probable)
 
 
 def out_of_fold(features: Array, target: Array, folds: Array) -> Array:
