@@ -73,7 +73,8 @@ def review(
 def most_suspicious(
     studies: pd.DataFrame, findings: Sequence[str], features: Array, config: ReviewConfig
 ) -> tuple[SuspiciousLabel, ...]:
-    """Of each finding, first the labels that are predicted otherwise, most confident first; then outliers.
+    """Of each finding, first the labels that are predicted otherwise, positives and negatives in turn and the most
+    confident of each first; then outliers.
 
     Args:
         studies: training images, with image_id, patient_id and a column per finding (1, 0, NaN).
@@ -89,13 +90,10 @@ def most_suspicious(
     for finding in findings:
         target = studies[finding].to_numpy(np.float64)
         labels = suspicion(standardised, target, folds, config.neighbours)
-        order = np.lexsort(
-            (
-                -np.nan_to_num(labels.outlier_factor),
-                -np.nan_to_num(labels.confidence) * labels.predicted_otherwise,
-                ~labels.predicted_otherwise,
-            )
-        )
+        by_confidence = rank_within_value(labels.confidence, target)
+        by_outlier = -np.nan_to_num(labels.outlier_factor)
+        rank = np.where(labels.predicted_otherwise, by_confidence, by_outlier)
+        order = np.lexsort((rank, ~labels.predicted_otherwise))
         listed = [row for row in order if labels.predicted_otherwise[row] or labels.is_outlier[row]]
         found += [
             _entry(finding, image_ids[row], target[row], labels, row) for row in listed[: config.labels]
@@ -162,6 +160,17 @@ def out_of_fold(features: Array, target: Array, folds: Array) -> Array:
         rows = folds == fold
         probability[rows] = expit(features[rows] @ model.coef_[0] + model.intercept_[0])
     return probability
+
+
+def rank_within_value(confidence: Array, target: Array) -> Array:
+    """Rank of each label among those of its value, the highest confidence first [images]. The confidences of positives
+    and of negatives have different denominators: on one scale, one kind would fill the list.
+    """
+    rank = np.zeros(len(target), np.int64)
+    for value in (0, 1):
+        own = np.flatnonzero(target == value)
+        rank[own[np.argsort(-np.nan_to_num(confidence[own]), kind="stable")]] = np.arange(len(own))
+    return rank
 
 
 def to_table(labels: Sequence[SuspiciousLabel]) -> pd.DataFrame:

@@ -51,7 +51,9 @@ def test_the_neighbours_are_the_same() -> None:
     features, target = data(200, 300)
     library = SMOTE(k_neighbors=5, random_state=0)
     library.fit_resample(features, target)
-    nearest = library.nn_k_.kneighbors(features[:200], return_distance=False)[:, 1:]  # without the image itself
+    nearest = library.nn_k_.kneighbors(features[:200], return_distance=False)[
+        :, 1:
+    ]  # without the image itself
     assert (smote.neighbours(features[:200], np.arange(200), 5) == nearest).all()
 
 
