@@ -59,7 +59,7 @@ from ral.release.registry import Registry
 # champion was scored on the same images, its evaluation. A test checks that no stage is left out.
 LOOK: tuple[Stage, Stage] = ("locate", "manifest")
 TRAIN: tuple[Stage, Stage] = ("validate", "train")
-EVALUATE: tuple[Stage, Stage] = ("explain", "report")
+EVALUATE: tuple[Stage, Stage] = ("features", "report")
 
 
 class Approval(RunInput):

@@ -14,6 +14,7 @@ Stage = Literal[
     "validate",
     "preprocess",
     "train",
+    "features",
     "explain",
     "evaluate",
     "report",
@@ -43,6 +44,9 @@ WEIGHTS = MODELS / "model.safetensors"
 MODEL = MODELS / "model.json"
 LOGITS = MODELS / "logits"
 HISTORY = MODELS / "history.csv"
+
+# features
+FEATURES = PurePosixPath("data/features")
 
 # explain, evaluate, report
 REPORTS = PurePosixPath("reports")

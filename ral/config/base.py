@@ -22,6 +22,7 @@ SECTIONS = (
     "evaluate",
     "report",
     "gate",
+    "features",
 )
 
 # Keys of earlier versions -> their names of today.

@@ -151,8 +151,9 @@ class DataConfig(Section):
     if PA and AP both are."""
     findings: list[str] | None = Field(default=None, min_length=1)
     """Findings to train on, in this order; null: all of the label set."""
-    uncertain: Literal["ignore", "positive", "negative"] = "ignore"
-    """Meaning of an uncertain label (-1): unknown, 1 or 0 (CheXpert's U-Ignore, U-Ones, U-Zeros)."""
+    uncertain: Literal["ignore", "positive", "negative", "keep"] = "ignore"
+    """Meaning of an uncertain label (-1): unknown, 1 or 0 (CheXpert's U-Ignore, U-Ones, U-Zeros). keep: unknown to
+    losses and metrics, but recorded for the second phase presto."""
     unmentioned: Literal["unknown", "negative"] = "unknown"
     """Meaning of an empty label on an image that is not labelled No Finding."""
     readers: Literal["majority", "any"] = "majority"

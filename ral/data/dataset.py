@@ -21,6 +21,8 @@ from ral.errors import UserError
 from ral.files import sha256
 
 TABLE = "studies.parquet"
+# Only with data.uncertain: keep, for data with uncertain labels.
+UNCERTAIN_TABLE = "uncertain.parquet"
 
 # Rows of the table that are read at once.
 BLOCK = 2**17
@@ -114,6 +116,22 @@ class Dataset:
         targets = labels.astype(np.float32)
         targets[labels < 0] = np.nan
         return targets
+
+    def uncertain(self, rows: np.ndarray) -> NDArray[np.bool_] | None:
+        """Which labels of rows the reader called uncertain, bool [rows, findings]; None if that was not recorded
+        (data.uncertain: keep) or no label is. In `targets` they are unknown.
+
+        Raises:
+            UserError: the record does not belong to the table.
+        """
+        path = self.folder / UNCERTAIN_TABLE
+        if self.table is not None or not path.is_file():
+            return None
+        marks = pd.read_parquet(path)
+        if len(marks) != len(self) or list(marks.columns) != ["image_id", *self.findings]:
+            raise UserError(f"{path} does not belong to {TABLE}. Run preprocess again.")
+        uncertain: NDArray[np.bool_] = marks[list(self.findings)].to_numpy(bool)[rows]
+        return uncertain
 
     def image_ids(self, rows: np.ndarray) -> NDArray[np.object_]:
         """Image ids of arbitrary rows."""

@@ -24,7 +24,7 @@ from ral.data.images.decode import NOTES, dicom_start
 from ral.data.images.pack import PackResult, image_name, pack, pixel_statistics
 from ral.data.images.shards import same_pixels
 from ral.data.privacy import Pseudonymizer
-from ral.data.sources.base import Source, open_source
+from ral.data.sources.base import UNCERTAIN, Source, open_source
 from ral.data.splits.assign import Splitter
 from ral.data.splits.methods import SPLITS
 from ral.data.tables.spill import ImageIdIndex, SpillBuffer, StudiesWriter
@@ -48,7 +48,8 @@ def prepare(
     state_dir: Path | None = None,
     baseline: Path = Path("baseline"),
 ) -> None:
-    """Write studies.parquet, split.parquet, class_counts.json, quarantine.parquet, dataset.json and shards/.
+    """Write studies.parquet, split.parquet, class_counts.json, quarantine.parquet, dataset.json and shards/; and
+    uncertain.parquet with data.uncertain: keep, if there are uncertain labels.
 
     Args:
         params: data, split and preprocess sections.
@@ -86,7 +87,10 @@ def prepare(
         # Split again: as if bad images had never been there, and with images that are equal pixel by pixel.
         if len(bad) or same.images:
             included["split"] = splitter.split(included, same)
-        counts = write_studies(out / "studies.parquet", buffer, included, images, findings, pseudonymizer)
+        keep = params.data.uncertain == "keep"
+        counts = write_studies(
+            out / "studies.parquet", buffer, included, images, findings, pseudonymizer, keep_uncertain=keep
+        )
     write_split(out / "split.parquet", included, pseudonymizer)
     reasons = write_quarantine(out / "quarantine.parquet", excluded, bad, packed, pseudonymizer)
     write_class_counts(out / "class_counts.json", counts)
@@ -305,7 +309,7 @@ def read_table(
     findings = source.findings()
     convert = delayed(source.to_studies, pure=False)
     included, excluded = [], []
-    for block in pool.stream(convert(chunk) for chunk in source.iter_chunks()):
+    for block in pool.stream(convert(chunk, mark_uncertain=True) for chunk in source.iter_chunks()):
         stored = index.find(block["image_id"])
         reason = pd.Series("", index=block.index, dtype="str")
         reason[stored < 0] = "no image"
@@ -314,6 +318,7 @@ def read_table(
         excluded.append(block.loc[is_excluded, ["image_id", "patient_id"]].assign(reason=reason[is_excluded]))
         usable = block[~is_excluded]
         buffer.add(usable)
+        # To the split, uncertain (-1) is unknown.
         labels = {name: usable[name].fillna(-1).astype(np.int8) for name in findings}
         columns = ["stored", "patient_id", *(name for name in ("official", "monochrome1") if name in usable)]
         included.append(usable[columns].assign(**labels))
@@ -329,6 +334,8 @@ def write_studies(
     images: pd.DataFrame,
     findings: Sequence[str],
     pseudonymizer: Pseudonymizer,
+    *,
+    keep_uncertain: bool = False,
 ) -> ClassCounts:
     """Write studies.parquet chunk by chunk: the buffered rows with their split and the locations of their images.
 
@@ -339,10 +346,13 @@ def write_studies(
         images: rows of `ral.data.images.locate.list_images`.
         findings: columns of labels.
         pseudonymizer: makes the ids.
+        keep_uncertain: whether labels of the rows may be UNCERTAIN. In studies.parquet they are unknown;
+            uncertain.parquet beside it, written if there is one, has image_id and bool columns in the same order.
 
     Returns:
         Number of images, and of positives, negatives and unknown labels per finding, for each split.
     """
+    columns, marks = list(findings), []
     with StudiesWriter(path, findings, SPLITS) as writer:
         for rows in buffer.in_order():
             ends = [rows["stored"].iloc[0], rows["stored"].iloc[-1] + 1]
@@ -356,7 +366,14 @@ def write_studies(
                 member=locations["member"].array,
                 split=selected["split"].array,
             )[[*COLUMNS, *findings]]
-            writer.add(pseudonymizer.table(studies))
+            studies = pseudonymizer.table(studies)
+            if keep_uncertain:
+                uncertain = studies[columns] == UNCERTAIN
+                studies[columns] = studies[columns].mask(uncertain)
+                marks.append(uncertain.assign(image_id=studies["image_id"])[["image_id", *columns]])
+            writer.add(studies)
+    if any(part[columns].to_numpy().any() for part in marks):
+        pd.concat(marks).to_parquet(path.with_name("uncertain.parquet"), index=False, compression=None)
     return writer.class_counts
 
 

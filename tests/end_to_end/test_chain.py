@@ -79,7 +79,7 @@ def test_another_clone_gives_the_same_lock(done: Path, run: Run, tmp_path: Path)
         ("ral/evaluation/bootstrap.py", {"evaluate"}),
         ("ral/losses/ral.py", {"train"}),
         ("ral/data/images/decode.py", {"preprocess"}),
-        ("ral/data/images/shards.py", {"preprocess", "train", "explain"}),
+        ("ral/data/images/shards.py", {"preprocess", "train", "features", "explain"}),
         ("ral/explain/saliency.py", {"explain"}),
     ],
 )
