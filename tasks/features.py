@@ -8,6 +8,7 @@ it. Uses a GPU if available.
 """
 
 import logging
+import shutil
 from pathlib import Path
 
 from ral import artifacts
@@ -28,6 +29,9 @@ def run(params: FeaturesParams, prepared: Path, models: Path, out: Path) -> None
     """
     from ral.files import atomic_directory
 
+    shutil.rmtree(
+        out, ignore_errors=True
+    )  # as DVC does: a bank and the note that there is none exclude each other
     precision = params.features.precision
     if precision is None:
         with atomic_directory(out) as draft:

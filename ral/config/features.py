@@ -1,4 +1,4 @@
-"""Parameters of the step features: the features of all images, for second phases without another pass of the network."""
+"""Parameters of the step features, which stores what the classifier reads."""
 
 from typing import Literal
 
