@@ -17,7 +17,7 @@ RATIOS = (1.0, 10.0, 100.0)
 THINNED = ("bce", "asl", "ral")
 CONTROLS = ("ral", "bce")
 SEEDED, SEEDS = ("bce", "ral", "asl", "reference"), (0, 1, 2)
-# Backbones of the stage seeds. On a CPU, a run with one of them takes more than three minutes.
+# Backbones of the stage seeds. On a CPU, resnet50 takes 13 minutes for 6 epochs of 10,000 images of 64 pixels.
 BIG: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("resnet50",)}
 # Networks whose classifier is refitted. The first method of a network makes its features, the others read them.
 REFITTED = ("ral", "bce")
