@@ -8,6 +8,7 @@ from benchmarks.study.comparisons import (
     EPOCHS,
     SECOND_PHASE,
     Comparisons,
+    on_folds,
     ordered,
     with_epochs,
 )
@@ -57,7 +58,8 @@ def _second_phase_table(study: Study, comparisons: Comparisons) -> Table:
     rows = []
     for network in dict.fromkeys(map(base_of, study.second_phase)):
         methods = {name: arm for name, arm in study.second_phase.items() if base_of(name) == network}
-        plain = {network: study.main[network]} if network in study.main else {}
+        folds = sorted({fold for arm in methods.values() for fold in arm.folds})
+        plain = {network: on_folds(study.main[network], folds)} if network in study.main else {}
         for name, arm in (plain | methods).items():
             values = [interval(study.bootstrap, arm, "ap", level, arm.folds).text() for level in LEVELS]
             gaps = [
