@@ -19,8 +19,9 @@ from pathlib import Path
 
 from ral import artifacts
 
-# Those of the registry, whose import takes seconds.
-METHODS = ("crt", "undersample", "oversample", "two_phase", "smote", "virtual", "rcal", "storm", "presto")
+# Those of the registry, whose import takes seconds, for all data; and one that needs uncertain labels.
+METHODS = ("crt", "undersample", "oversample", "two_phase", "smote", "virtual", "rcal", "storm")
+PRESTO = "presto"
 
 logger = logging.getLogger("ral.training.refit")
 
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("method", choices=("features", *METHODS), help="the method, or features")
+    add("method", choices=("features", *METHODS, PRESTO), help="the method, or features")
     add("--options", default="{}", metavar="JSON", help="options of the method, a JSON object ({})")
     add("--seed", type=int, default=0, help="random seed of the method (0)")
     add("--models", type=Path, default=Path("models"), help="output of the step train (models)")

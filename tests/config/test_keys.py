@@ -41,6 +41,7 @@ VALUES: dict[str, Any] = {
     "model.pretrained": "hub",
     "model.ml_decoder.embedding": 64,
     "explain.review": {"labels": 5, "folds": 3},
+    "features.precision": "float16",
     "evaluate.confidence": 0.9,
     "train.batch_size": 256,
     "train.deepspeed_config": {"zero_optimization": {"overlap_comm": True, "sizes": [1, 2.5]}},

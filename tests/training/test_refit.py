@@ -31,7 +31,8 @@ def command(
 
 
 def test_the_command_offers_every_method() -> None:
-    assert refit.METHODS == tuple(METHODS) == tuple(SECOND_PHASE_OPTIONS) == get_args(SecondPhaseMethod)
+    assert (*refit.METHODS, refit.PRESTO) == tuple(METHODS)
+    assert tuple(METHODS) == tuple(SECOND_PHASE_OPTIONS) == get_args(SecondPhaseMethod)
 
 
 def test_a_refitted_model_is_a_model(
