@@ -47,6 +47,8 @@ HISTORY = MODELS / "history.csv"
 
 # features
 FEATURES = PurePosixPath("data/features")
+FEATURE_ARRAY = FEATURES / "features.npy"
+BANK = FEATURES / "bank.json"
 
 # explain, evaluate, report
 REPORTS = PurePosixPath("reports")

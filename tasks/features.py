@@ -8,7 +8,6 @@ it. Uses a GPU if available.
 """
 
 import logging
-import shutil
 from pathlib import Path
 
 from ral import artifacts
@@ -17,6 +16,7 @@ from tasks import step
 
 logger = logging.getLogger("tasks.features")
 
+NOTE = "not_written.txt"
 OFF = "features.precision is null: no features are written.\n"
 
 
@@ -29,13 +29,12 @@ def run(params: FeaturesParams, prepared: Path, models: Path, out: Path) -> None
     """
     from ral.files import atomic_directory
 
-    shutil.rmtree(
-        out, ignore_errors=True
-    )  # as DVC does: a bank and the note that there is none exclude each other
     precision = params.features.precision
     if precision is None:
         with atomic_directory(out) as draft:
-            (draft / "not_written.txt").write_text(OFF, encoding="utf-8")
+            (draft / NOTE).write_text(OFF, encoding="utf-8")
+        for name in (artifacts.BANK.name, artifacts.FEATURE_ARRAY.name):  # of an earlier run
+            (out / name).unlink(missing_ok=True)
         return
     import torch
 
@@ -45,6 +44,7 @@ def run(params: FeaturesParams, prepared: Path, models: Path, out: Path) -> None
     torch.set_num_threads(params.features.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     info = write_bank(out, models, open_dataset(prepared), precision, device)
+    (out / NOTE).unlink(missing_ok=True)
     logger.info("Features of %d images written: %d each, %s", info.images, info.width, precision)
 
 

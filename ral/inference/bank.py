@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ral import artifacts
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.explain.features import feature_map, pooled
@@ -23,7 +24,7 @@ from ral.records import Record
 
 Precision = Literal["float16", "float32"]
 
-FEATURES, INFO = "features.npy", "bank.json"
+FEATURES, INFO = artifacts.FEATURE_ARRAY.name, artifacts.BANK.name
 
 
 class BankInfo(Record):

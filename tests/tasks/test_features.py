@@ -35,8 +35,9 @@ def write(phantom_prepared: Path, phantom_trained: Path, tmp_path: Path) -> Call
 
 def test_by_default_there_is_only_a_note(write: Callable[..., Path]) -> None:
     assert FeaturesParams().features.precision is None
-    assert write(precision="float32").joinpath(FEATURES).is_file()
+    assert {path.name for path in write(precision="float32").iterdir()} == {FEATURES, INFO}
     assert [path.name for path in write().iterdir()] == ["not_written.txt"]
+    assert {path.name for path in write(precision="float32").iterdir()} == {FEATURES, INFO}
 
 
 def test_the_bank_has_the_features_of_all_splits_twice_the_same(
