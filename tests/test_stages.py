@@ -22,6 +22,9 @@ PARAMS: dict[str, type[Section]] = {
 }
 
 
+UNTRACKED = ("root", "exclude_patients", "exclude_salt")
+
+
 def test_every_step_is_a_stage_and_runs_its_module() -> None:
     assert sorted(stages()) == STEPS
     for name, stage in stages().items():
@@ -30,11 +33,11 @@ def test_every_step_is_a_stage_and_runs_its_module() -> None:
 
 @pytest.mark.parametrize("name", PARAMS)
 def test_declared_params_are_those_read(name: str) -> None:
-    # The data folder's place decides nothing: what it holds does, by its manifest. Steps that look there DVC
-    # runs every time.
+    # The place of the data folder, and of the file that excludes patients, decides nothing: what they hold does, by
+    # the manifest. Steps that look there DVC runs every time.
     look = name in ("locate", "manifest")
     keys = {
-        "data": [f"data.{key}" for key in DataConfig.model_fields if key != "root"],
+        "data": [f"data.{key}" for key in DataConfig.model_fields if key not in UNTRACKED],
         # Options of other losses decide nothing.
         "loss": ["loss.name", "loss.adjust", "loss.adjust_tau", "loss.${loss.name}"],
     }

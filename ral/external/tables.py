@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ral.config.base import Section, explain, read_yaml
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig
+from ral.data.exclusions import Excluder, Exclusions
 from ral.data.images.decode import decode, dicom_start
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.file_names import is_hidden, shown
@@ -154,9 +155,11 @@ def open_table(
     source = open_source(config)
     findings = source.findings()
     salt = read_salt(Path(config.pseudonymise)) if config.pseudonymise else None
+    exclusions = Exclusions.of(config)
     with tempfile.TemporaryDirectory(prefix="ral-evaluate-") as scratch:
-        images, notes = _validated(source, folder, Path(scratch), salt)
-    studies = pd.concat([source.to_studies(chunk) for chunk in source.iter_chunks()], ignore_index=True)
+        images, notes = _validated(source, exclusions, folder, Path(scratch), salt)
+    chunks = (exclusions.kept(chunk, source.layout.patient) for chunk in source.iter_chunks())
+    studies = pd.concat([source.to_studies(chunk) for chunk in chunks], ignore_index=True)
     images = images.reset_index(drop=True)
     stored = pd.Series(images.index, index=images["image_id"])
     index = studies["image_id"].map(stored)
@@ -229,7 +232,7 @@ def match_files(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:
 
 
 def _validated(
-    source: Source, folder: Path | None, scratch: Path, salt: bytes | None
+    source: Source, exclusions: Exclusions, folder: Path | None, scratch: Path, salt: bytes | None
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Locate the images and check the table as the step validate does.
 
@@ -243,7 +246,8 @@ def _validated(
     with Partitions(scratch / "rows", source.layout.patient) as rows:
         columns = dict.fromkeys([source.layout.image, *source.image_columns])
         parts = []
-        for chunk in source.iter_chunks():
+        excluder = Excluder(exclusions, source.layout.patient, source.layout.image)
+        for chunk in excluder.chunks(source.iter_chunks()):
             rows.add(chunk)
             parts.append(chunk[list(columns)])
         raw = pd.concat(parts, ignore_index=True)
@@ -252,6 +256,8 @@ def _validated(
                 images, _ = source.images(raw, progress.add)
         else:
             images = _listed(folder, raw[source.layout.image])
+        images, _ = excluder.images(images)
+        excluder.log()
         # An empty file is a bad image here, one of the list, and no reason to stop.
         sizes = images.assign(bytes=images["bytes"].clip(lower=1))
         _, checks = check_rows(source, rows, sizes, DaskTarget(), lambda _: None, scratch / "docs")
