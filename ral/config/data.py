@@ -133,6 +133,11 @@ class DriftConfig(Section):
         return self
 
 
+# Keys of the section data whose paths decide nothing: what they hold does, by the manifest. DVC does not track them,
+# and no output has them.
+UNTRACKED = ("root", "exclude_patients", "exclude_salt")
+
+
 class DataConfig(Section):
     """The data set, its labels, and which images are used."""
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ral.config.data import DataConfig
 from ral.data.privacy import Pseudonymizer, pseudonyms, read_salt
 from ral.errors import REMEDIES, UserError, explain_os_error
-from ral.files import private_file
+from ral.files import atomic_write, private_file
 from ral.labels import PHANTOM_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,24 @@ class Excluder:
             )
         else:
             logger.info(text)
+
+
+def remove_from_split(path: Path, exclusions: Exclusions, pseudonymizer: Pseudonymizer) -> int:
+    """Remove the excluded patients from a split.parquet, if it lists any; returns how many.
+
+    Args:
+        path: the file; it may be missing.
+        exclusions: the excluded patients.
+        pseudonymizer: that made the ids of the file.
+    """
+    if not exclusions or not path.is_file():
+        return 0
+    table = pd.read_parquet(path)
+    listed = exclusions.match_prepared(table["patient_id"], pseudonymizer)
+    if listed.any():
+        with atomic_write(path) as draft:
+            table[~listed].to_parquet(draft, index=False, compression=None)
+    return int(listed.sum())
 
 
 def _read(path: Path, key: str) -> bytes:

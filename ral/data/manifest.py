@@ -80,12 +80,12 @@ def without_names(manifest: Manifest, exclude_patients: str) -> Manifest:
         manifest: result of `read_manifest`.
         exclude_patients: SHA-256 of the file that lists them.
     """
-    files, folders = manifest.files, manifest.folders
-    lines = [f"{item.sha256} {name}\n" for part in (files, folders) for name, item in sorted(part.items())]
+    entries: list[tuple[str, FileHash | FolderHash]] = [*manifest.files.items(), *manifest.folders.items()]
+    lines = "".join(f"{item.sha256} {name}\n" for name, item in entries)
     total = FolderHash(
-        images=sum(item.images for item in folders.values()),
-        bytes=sum(item.bytes for part in (files, folders) for item in part.values()),
-        sha256=hashlib.sha256("".join(lines).encode()).hexdigest(),
+        images=sum(item.images for item in manifest.folders.values()),
+        bytes=sum(item.bytes for _, item in entries),
+        sha256=hashlib.sha256(lines.encode()).hexdigest(),
     )
     return Manifest(files={}, folders={".": total}, exclude_patients=exclude_patients)
 

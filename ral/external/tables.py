@@ -185,10 +185,10 @@ def open_table(
         ids = used["image_id"]
 
     def stream() -> Iterator[InputImage]:
-        contents = zip(ids, shown_views, dark, _contents(root, images), strict=True)
+        contents = zip(ids, shown_views, dark, image_contents(root, images), strict=True)
         for image_id, view, is_dark, content in contents:
             if is_dark and dicom_start(content) is None:
-                yield _dark_image(image_id, content, view, monochrome1, preparation)
+                yield dark_image(image_id, content, view, monochrome1, preparation)
             else:
                 yield InputImage(image_id, content, view=view)
 
@@ -283,14 +283,14 @@ def _listed(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:
     return files.assign(image_id=matched["image_id"])
 
 
-def _contents(root: Path, images: pd.DataFrame) -> Iterator[bytes]:
+def image_contents(root: Path, images: pd.DataFrame) -> Iterator[bytes]:
     """The files of images in stored order, one archive after the other."""
     archives = images["path"].where(images["member"] != "", "").tolist()
     for _, rows in itertools.groupby(range(len(images)), key=lambda row: archives[row]):
         yield from read_images(root, images.iloc[list(rows)])
 
 
-def _dark_image(
+def dark_image(
     image_id: str, content: bytes, view: str, monochrome1: str, preparation: Preparation
 ) -> InputImage:
     """A PNG or JPEG image that the table marks as MONOCHROME1 (high values are dark)."""

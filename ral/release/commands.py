@@ -178,6 +178,13 @@ def do_prune(options: Namespace) -> None:
     print(f"Bundles removed: {', '.join(pruned) or 'none'}.")
 
 
+def do_forget(options: Namespace) -> None:
+    """List or remove what is kept of excluded patients, or compare the retrained model with a release on them."""
+    from ral.release.forget_command import run
+
+    run(options, Registry(options.state))
+
+
 def do_open_sealed(options: Namespace) -> None:
     """Score a release on the sealed test images, after recording who requested it and why."""
     from ral.release.opening import score_sealed
