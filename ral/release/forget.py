@@ -251,7 +251,7 @@ def test_group(
                 "losses cannot be compared. Retrain with the section preprocess of the earlier model."
             )
     split = read_split(bundle)
-    known = split.index[split != "test"] if split is not None else []
+    known: set[str] = set() if split is None else set(split.index[split != "test"])
     studies = dataset.studies
     usable = (studies["split"] == "test").to_numpy() & ~sealed(studies, config.sealed)
     usable &= ~studies["patient_id"].isin(known).to_numpy()

@@ -16,9 +16,11 @@ from ral.errors import UserError, plain
 from ral.release.forget_traces import Traces
 
 # Outputs that are made from the source; nothing else in a cache is touched, such as data that users track with DVC.
-OUTPUTS = tuple(map(str, (artifacts.MODELS, artifacts.REPORTS, artifacts.PREPARED, artifacts.VALIDATED))) + (
+# The weights first, the data last: see `old_objects`.
+OUTPUTS = (
+    str(artifacts.MODELS), str(artifacts.REPORTS), str(artifacts.PREPARED), str(artifacts.VALIDATED),
     str(artifacts.MANIFEST),
-)
+)  # fmt: skip
 # A stage of DVC: its dependencies or outputs.
 _Listed = Mapping[str, str]
 
@@ -104,15 +106,13 @@ def _locked_runs(projects: Iterable[Path], repositories: Iterable[Path]) -> Iter
 
 
 def _stage_run(stage: Mapping[str, Any], entry: Path | None) -> StageRun:
-    listed = [
-        {
-            item["path"]: item["md5"]
-            for item in stage.get(key) or []
-            if item.get("md5") and _top(item["path"]) in OUTPUTS
+    def listed(key: str) -> dict[str, str]:
+        items = stage.get(key) or []
+        return {
+            item["path"]: item["md5"] for item in items if item.get("md5") and _top(item["path"]) in OUTPUTS
         }
-        for key in ("deps", "outs")
-    ]
-    return StageRun(*listed, entry)
+
+    return StageRun(listed("deps"), listed("outs"), entry)
 
 
 def _top(path: str) -> str:

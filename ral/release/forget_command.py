@@ -38,8 +38,7 @@ def run(options: Namespace, registry: Registry) -> None:
     workspace = options.workspace
     params = load(workspace / "params.yaml", Params)
     data = load_environment().located(params.data)
-    # Only prune and list look into the cache of hashes, which must not grow by looking.
-    leaving = read_leaving(data, workspace, FileHashCache(None))
+    leaving = read_leaving(data, workspace, FileHashCache(registry.state_dir))
     if not (options.list or options.prune):
         _audit(options, registry, leaving, params)
         return

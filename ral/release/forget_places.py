@@ -100,9 +100,11 @@ def _state(project: Path, state: Path, traces: Traces) -> Iterator[Place]:
         if traces.in_file(path):
             yield Place("cache of decoded images (others are decoded again)", "remove", [path])
     for path in sorted((state / "raw").glob("*.parquet")):
-        if traces.in_file(path):
-            what = "hashes of raw files (made again while the data folder has these files)"
-            yield Place(what, "remove", [path])
+        if traces.in_file(path) and traces.in_source:
+            what = "names and hashes of files in the data folder: remove the files there first, then prune"
+            yield Place(what, "manual", [path])
+        elif traces.in_file(path):
+            yield Place("names and hashes of files that were in the data folder", "remove", [path])
     # Features and checkpoints have no names: they are recognized by their age.
     datasets = [project / artifacts.DATASET, *(state / "workspaces").glob(f"*/{artifacts.DATASET}")]
     prepared = max((path.stat().st_mtime for path in datasets if path.is_file()), default=0.0)
@@ -134,7 +136,7 @@ def _histories(repositories: Sequence[Path], traces: Traces) -> Iterator[Place]:
             for digest in versions(repository, str(artifacts.BASELINE / name)):
                 count += _in_blob(blob(repository, digest), traces)
         if count:
-            what = f"history of git: {count} versions of {artifacts.BASELINE}/ (rewrite it, such as with git filter-repo)"
+            what = f"history of git: {count} versions of {artifacts.BASELINE}/ (rewrite it: git filter-repo)"
             yield Place(what, "manual", [repository])
 
 
@@ -185,10 +187,8 @@ def prune(places: Sequence[Place], state: Path, traces: Traces) -> tuple[list[Pl
 def _rewrite(path: Path, traces: Traces) -> None:
     """Remove the rows of excluded patients from a table of patients or of images."""
     table = pd.read_parquet(path)
-    if "patient_id" in table:
-        theirs = traces.patients(table["patient_id"])
-    else:
-        theirs = table["image_id"].isin(traces.ids)
+    by_patient = "patient_id" in table
+    theirs = traces.patients(table["patient_id"]) if by_patient else table["image_id"].isin(traces.ids)
     with atomic_write(path) as draft:
         table[~theirs].to_parquet(draft, index=False, compression=None)
 

@@ -79,11 +79,13 @@ class Traces:
     Attributes:
         exclusions: who they are, for columns of patient ids.
         pseudonymizer: makes the ids of the outputs.
+        in_source: whether the data folder has images of them.
         ids: ids of patients, studies and images as in the table, their pseudonyms, and the hashes of image files.
     """
 
     exclusions: Exclusions
     pseudonymizer: Pseudonymizer
+    in_source: bool
     ids: frozenset[str] = field(repr=False)
     _texts: tuple[tuple[bytes, re.Pattern[bytes]], ...] = field(repr=False)
 
@@ -100,7 +102,13 @@ class Traces:
         if leaving.pseudonymizer.salt:
             ids |= set(leaving.pseudonymizer.ids(pd.Series(sorted(ids), dtype="str")))
             ids |= leaving.exclusions.entries
-        return cls(leaving.exclusions, leaving.pseudonymizer, frozenset(ids), tuple(_patterns(ids)))
+        return cls(
+            exclusions=leaving.exclusions,
+            pseudonymizer=leaving.pseudonymizer,
+            in_source=len(leaving.images) > 0,
+            ids=frozenset(ids),
+            _texts=tuple(_patterns(ids)),
+        )
 
     def in_file(self, path: Path, name: str | None = None) -> bool:
         """Whether a file has a trace of an excluded patient.
@@ -143,6 +151,8 @@ class Traces:
                 continue
             values = pd.Series(column.unique().to_pylist(), dtype="str").dropna()
             if values.isin(self.ids).any() or (name == "patient_id" and self.patients(values).any()):
+                return True
+            if self.in_text("\n".join(values).encode()):  # such as paths
                 return True
         return False
 
