@@ -30,7 +30,7 @@ def write_images(root: Path) -> None:
         folder.mkdir(parents=True)
         official = ("train", "train", "train", "test")[number % 4]
         for index in range(1 + number % 3):
-            pixels = random.integers(0, 256, (24, 24), dtype=np.uint8)
+            pixels = random.integers(0, 256, (32, 32), dtype=np.uint8)
             if index == 0:
                 owner = next((one for one, other in SHARED.items() if other == person), None)
                 pixels = first[owner] if owner else pixels

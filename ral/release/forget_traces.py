@@ -35,6 +35,7 @@ class Leaving:
         source: the source that has their images.
         rows: their raw rows; empty if the table no longer has them.
         images: the images of these rows, as of `ral.data.images.locate.list_images`.
+        shared: hashes of those image files that other patients have, too.
         exclusions: who they are.
         pseudonymizer: makes the ids of the outputs.
     """
@@ -42,6 +43,7 @@ class Leaving:
     source: Source
     rows: pd.DataFrame
     images: pd.DataFrame
+    shared: frozenset[str]
     exclusions: Exclusions
     pseudonymizer: Pseudonymizer
 
@@ -62,14 +64,16 @@ def read_leaving(data: DataConfig, folder: Path, hash_cache: FileHashCache) -> L
         raise UserError("No patient is excluded: data.exclude_patients names no file, or the file is empty.")
     # A relative data folder is one of the project.
     source = open_source(data.model_copy(update={"root": str(folder / data.root)}))
-    patient = source.layout.patient
-    rows = pd.concat([exclusions.inverted.kept(chunk, patient) for chunk in source.iter_chunks()])
-    rows = rows.reset_index(drop=True)
-    images = pd.DataFrame(columns=["image_id", "path", "member", "offset", "bytes", "hash"], dtype="str")
-    if len(rows):
-        listed, _ = source.images(rows, lambda _: None, hash_cache)
-        images = listed[listed["image_id"].isin(rows[source.layout.image])].reset_index(drop=True)
-    return Leaving(source, rows, images, exclusions, Pseudonymizer.of(data, folder))
+    layout, theirs, everyone = source.layout, [], []
+    for chunk in source.iter_chunks():
+        theirs.append(exclusions.inverted.kept(chunk, layout.patient))
+        everyone.append(chunk[list(dict.fromkeys([layout.image, *source.image_columns]))])
+    rows = pd.concat(theirs, ignore_index=True)
+    images, _ = source.images(pd.concat(everyone, ignore_index=True), lambda _: None, hash_cache)
+    listed = images["image_id"].isin(rows[layout.image])
+    shared = frozenset(images.loc[listed, "hash"]) & frozenset(images.loc[~listed, "hash"])
+    images = images[listed].reset_index(drop=True)
+    return Leaving(source, rows, images, shared, exclusions, Pseudonymizer.of(data, folder))
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class Traces:
         exclusions: who they are, for columns of patient ids.
         pseudonymizer: makes the ids of the outputs.
         in_source: whether the data folder has images of them.
-        ids: ids of patients, studies and images as in the table, their pseudonyms, and the hashes of image files.
+        ids: ids of patients, studies and images as in the table, their pseudonyms, and the hashes of image files that
+            nobody else has.
     """
 
     exclusions: Exclusions
@@ -92,7 +97,7 @@ class Traces:
     @classmethod
     def of(cls, leaving: Leaving) -> "Traces":
         """Of the patients in the source and, without a salt, also of those whom it no longer has."""
-        ids = set(leaving.images["hash"])
+        ids = set(leaving.images["hash"]) - leaving.shared
         if len(leaving.rows):
             studies = leaving.source.to_studies(leaving.rows)
             for name in ("patient_id", "study_id", "image_id"):
