@@ -43,7 +43,7 @@ class Exclusions:
         only: select these patients instead of all others (`inverted`).
     """
 
-    entries: frozenset[str] = frozenset()
+    entries: frozenset[str] = field(default=frozenset(), repr=False)
     salt: bytes | None = field(default=None, repr=False)
     sha256: str | None = None
     only: bool = False
