@@ -131,6 +131,8 @@ class Excluder:
         self._listed: set[str] = set()
         self._removed: list[pd.Series[str]] = []
         self._kept: list[pd.Series[str]] = []
+        self.without_row: int | None = None
+        """Images without a row in the table, if `images` has removed them."""
 
     def chunks(self, chunks: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         """The chunks without their rows, those with any left.
@@ -151,19 +153,17 @@ class Excluder:
         if self._exclusions and not any(map(len, self._kept)):
             raise UserError("data.exclude_patients lists every patient of the table: nobody is left.")
 
-    def images(self, images: pd.DataFrame) -> tuple[pd.DataFrame, int | None]:
-        """The images of the kept rows: file names contain ids, so images without a row are not listed either.
+    def images(self, images: pd.DataFrame) -> pd.DataFrame:
+        """The images of the kept rows: file names contain ids, so images without a row are removed, too, and counted.
 
         Args:
             images: rows of `ral.data.images.locate.list_images`.
-
-        Returns:
-            The images, and how many have no row in the table; without excluded patients all images, and None.
         """
         if not self._exclusions:
-            return images, None
+            return images
         kept, removed = (images["image_id"].isin(pd.concat(part)) for part in (self._kept, self._removed))
-        return images[kept & ~removed].reset_index(drop=True), int((~kept & ~removed).sum())
+        self.without_row = int((~kept & ~removed).sum())
+        return images[kept & ~removed].reset_index(drop=True)
 
     def log(self) -> None:
         """Log how many were excluded, without a name."""

@@ -256,7 +256,7 @@ def _validated(
                 images, _ = source.images(raw, progress.add)
         else:
             images = _listed(folder, raw[source.layout.image])
-        images, _ = excluder.images(images)
+        images = excluder.images(images)
         excluder.log()
         # An empty file is a bad image here, one of the list, and no reason to stop.
         sizes = images.assign(bytes=images["bytes"].clip(lower=1))

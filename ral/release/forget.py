@@ -223,7 +223,7 @@ def _contents(leaving: Leaving, images: pd.DataFrame) -> Iterator[bytes]:
         ) from None
 
 
-def test_group(
+def unseen_group(
     prepared: Path,
     bundle: Path,
     models: Sequence[ReleasedModel],
@@ -325,12 +325,12 @@ def audit(
         monochrome1: preprocess.monochrome1.
 
     Raises:
-        UserError: see `forgotten_group` and `test_group`; or the models have no finding in common.
+        UserError: see `forgotten_group` and `unseen_group`; or the models have no finding in common.
     """
     findings = common_findings(models[0].findings, models[1].findings)
     if not findings:
         raise UserError(f"{models[0].name} and {models[1].name} have no finding in common.")
     forgotten = forgotten_group(leaving, bundle, models, findings, monochrome1)
-    others = test_group(workspace / artifacts.PREPARED, bundle, models, findings, config)
+    others = unseen_group(workspace / artifacts.PREPARED, bundle, models, findings, config)
     numbers = compare(forgotten, others, config.replicates, config.seed, config.confidence)
     return numbers, forgotten, others

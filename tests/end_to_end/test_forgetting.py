@@ -1,13 +1,15 @@
 """Patients leave: the next run has nothing of them, the rest is listed and removed, and the models are compared."""
 
+import io
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import SMALL, copy_project, set_params
 from excluded import FINDINGS, LEAVING, data, texts, write_images
+from nights import Clinic
 from simulated_release import gate_decision
 
 from ral.release.bundle import build_bundle
@@ -128,3 +130,57 @@ def test_patients_leave(project: Path, root: Path, tmp_path: Path, run: Run) -> 
         pd.read_parquet(project / "data/prepared/split.parquet").set_index("patient_id")["split"]
     )
     assert len(pd.read_parquet(project / "models/logits/test.parquet").columns) == 1 + len(FINDINGS)
+
+
+@pytest.fixture
+def clinic(
+    tmp_path: Path, environment: dict[str, str], run: Run, wait_until: Callable[..., None]
+) -> Iterator[Clinic]:
+    made = Clinic(tmp_path / "clinic", environment, run, wait_until, images=1200)
+    try:
+        made.open()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_patients_leave_between_two_nights(clinic: Clinic, tmp_path: Path) -> None:
+    training = {"train__epochs": 3, "train__learning_rate": 3e-3}
+    clinic.hospital.deliver(0.9)
+    ended = clinic.night(**training)
+    assert ended["type"] == "COMPLETED", ended
+    table = pd.read_csv(clinic.hospital.folder / "Data_Entry_2017.csv", index_col=False, dtype=str)
+    leaving = table["Patient ID"].unique()[3::40].tolist()
+    images = table.loc[table["Patient ID"].isin(leaving), "Image Index"].tolist()
+    workspace, state = clinic.state / "workspaces/nightly", clinic.state
+    before = pd.read_parquet(workspace / "data/prepared/split.parquet").set_index("patient_id")["split"]
+    assert set(leaving) < set(before.index)
+    old_runs = set((workspace / "runs").iterdir())
+
+    (tmp_path / "leaving.txt").write_text("\n".join(leaving))
+    changes = training | {"data__exclude_patients": str(tmp_path / "leaving.txt")}
+    asked = clinic.start_night(**changes)
+    ended = clinic.wait_for(asked)
+    assert ended["type"] == "COMPLETED", ended
+    assert ended["name"] != "NoChanges"
+    new_runs = set((workspace / "runs").iterdir()) - old_runs
+    folders = [workspace / name for name in ("data", "models", "reports", "baseline")]
+    folders += [state / "releases/v0.2.0", *new_runs]
+    for folder in folders:
+        written = texts(folder)
+        assert [name for name in images if name in written] == [], folder
+    assert [name for name in images if name in clinic.lines(asked)] == []
+    after = pd.read_parquet(workspace / "data/prepared/split.parquet").set_index("patient_id")["split"]
+    assert after.equals(before[~before.index.isin(leaving)])
+    for folder in (workspace / "baseline", state / "releases/v0.2.0"):
+        assert not pd.read_parquet(folder / "split.parquet")["patient_id"].isin(leaving).any()
+    recorded = subprocess.run(
+        ["git", "-C", str(state / "registry.git"), "show", "nightly:baseline/split.parquet"],
+        check=True, capture_output=True,
+    ).stdout  # fmt: skip
+    assert not pd.read_parquet(io.BytesIO(recorded))["patient_id"].isin(leaving).any()
+    # The same list again is nothing new.
+    assert clinic.night(**changes)["name"] == "NoChanges"
+    clinic.tidy()
