@@ -1,6 +1,5 @@
 """Opens a label table with its images: in the layout of a source, or your own table with a folder of images."""
 
-import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,10 @@ from ral.config.base import Section, explain, read_yaml
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig
 from ral.data.exclusions import Excluder, Exclusions
-from ral.data.images.decode import decode, dicom_start
+from ral.data.images.decode import dicom_start
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.file_names import is_hidden, shown
-from ral.data.images.locate import list_files, read_images
+from ral.data.images.locate import list_files
 from ral.data.privacy import pseudonymize, read_salt, redact_samples
 from ral.data.sources.base import Source, open_source
 from ral.data.sources.parquet import is_parquet, parquet_files
@@ -25,6 +24,7 @@ from ral.data.sources.text import read_header
 from ral.errors import UserError
 from ral.external.labelled import NO_IMAGE, VIEW, LabelledImages, as_test
 from ral.inference.images import InputImage
+from ral.inference.source_images import dark_image, image_contents
 from ral.labels import NO_FINDING
 from ral.preparation import Preparation
 from ral.progress import Progress
@@ -281,30 +281,3 @@ def _listed(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:
     with Progress("reading images", sizes, "B") as progress:
         files = list_files(folder, matched["path"].tolist(), progress.add, FileHashCache(None))
     return files.assign(image_id=matched["image_id"])
-
-
-def image_contents(root: Path, images: pd.DataFrame) -> Iterator[bytes]:
-    """The files of images in stored order, one archive after the other."""
-    archives = images["path"].where(images["member"] != "", "").tolist()
-    for _, rows in itertools.groupby(range(len(images)), key=lambda row: archives[row]):
-        yield from read_images(root, images.iloc[list(rows)])
-
-
-def dark_image(
-    image_id: str, content: bytes, view: str, monochrome1: str, preparation: Preparation
-) -> InputImage:
-    """A PNG or JPEG image that the table marks as MONOCHROME1 (high values are dark)."""
-    from ral.data.images.bad_image import BadImage
-
-    if monochrome1 == "fail":
-        raise UserError(
-            f"{image_id} is MONOCHROME1 according to the table: high values are dark, which PNG and JPEG cannot "
-            "express. Set preprocess.monochrome1 in the file of --data to invert or keep (docs/images.md)."
-        )
-    if monochrome1 == "keep":
-        return InputImage(image_id, content, view=view)
-    try:
-        pixels = decode(content, preparation.size, image_id, preparation.fit, preparation.range, invert=True)
-    except BadImage as error:
-        return InputImage(image_id, error=f"{error.reason} ({error.detail})")
-    return InputImage(image_id, pixels=pixels, view=view)

@@ -92,7 +92,7 @@ def do_ledger(options: Namespace) -> None:
     entries = Ledger(options.state).entries()
     for entry in entries:
         text = json.dumps(entry.event.to_json(), ensure_ascii=False)
-        print(f"{entry.number:>4}  {entry.time}  {entry.event.what:<11} {text}")
+        print(f"{entry.number:>4}  {entry.time}  {entry.event.what:<12} {text}")
     print(f"{len(entries)} entries; hash chain verified.")
 
 

@@ -27,10 +27,10 @@ from ral.errors import UserError
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support, draw
 from ral.evaluation.metrics import rank, ranked
 from ral.evaluation.results import Interval
-from ral.external.tables import dark_image, image_contents
 from ral.inference.images import PREPARED_BLOCK, InputImage
 from ral.inference.released import ReleasedModel
 from ral.inference.scoring import Predictor
+from ral.inference.source_images import dark_image, image_contents
 from ral.labels import common_findings
 from ral.progress import Progress
 from ral.release.bundle import require_file
@@ -97,7 +97,7 @@ class Audit:
                 "The retrained model's loss is lower on the forgotten images than on test images: they are easier "
                 "images, or the model was trained on copies of them. Compare with the attack on the difference."
             )
-        return "The retrained model's loss does not tell the forgotten images from test images as images it has seen."
+        return "The retrained model's loss does not mark the forgotten images as images that it has seen."
 
 
 def image_losses(labels: Array, probabilities: Array) -> Array:

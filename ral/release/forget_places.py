@@ -20,6 +20,7 @@ from ral.files import atomic_write, locked, try_lock
 from ral.release.forget_cache import OUTPUTS, blob, cache_folder, is_repository, old_objects, versions
 from ral.release.forget_traces import Traces
 from ral.release.registry import CHAMPION, LOCK, Registry
+from ral.wording import pluralize
 
 # What is done with a place on request. rewrite: remove the rows. manual: only a person can, or may.
 Action = Literal["remove", "rewrite", "manual"]
@@ -136,7 +137,10 @@ def _histories(repositories: Sequence[Path], traces: Traces) -> Iterator[Place]:
             for digest in versions(repository, str(artifacts.BASELINE / name)):
                 count += _in_blob(blob(repository, digest), traces)
         if count:
-            what = f"history of git: {count} versions of {artifacts.BASELINE}/ (rewrite it: git filter-repo)"
+            files = pluralize(count, "file", "files")
+            what = (
+                f"history of git: {files} in versions of {artifacts.BASELINE}/ (rewrite it: git filter-repo)"
+            )
             yield Place(what, "manual", [repository])
 
 

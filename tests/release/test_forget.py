@@ -116,7 +116,7 @@ def test_planted_images_are_found(planted: tuple[Group, Group]) -> None:
     assert result.attack_difference.low > 0.6
     assert result.loss_gap.low > 0.1
     assert result.attack_after.low < 0.5 < result.attack_after.high
-    assert "does not tell" in result.sentence()
+    assert "does not mark" in result.sentence()
 
 
 def test_a_single_planted_image_is_found(planted: tuple[Group, Group]) -> None:
