@@ -68,7 +68,7 @@ def find_places(project: Path, state: Path, traces: Traces) -> list[Place]:
         places += _runs_and_baseline(folder, traces)
     places += _state(project, state, traces)
     places += _releases(state, traces)
-    repositories = [path for path in (project, state / "registry.git") if is_repository(path)]
+    repositories = [path for path in (*folders, state / "registry.git") if is_repository(path)]
     caches = dict.fromkeys([cache_folder(project).resolve(), (state / "dvc").resolve()])
     for cache in (path for path in caches if path.is_dir()):
         objects = old_objects(cache, folders, repositories, traces)
