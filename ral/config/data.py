@@ -133,6 +133,11 @@ class DriftConfig(Section):
         return self
 
 
+# Keys of the section data whose paths decide nothing: what they hold does, by the manifest. DVC does not track them,
+# and no output has them.
+UNTRACKED = ("root", "exclude_patients", "exclude_salt")
+
+
 class DataConfig(Section):
     """The data set, its labels, and which images are used."""
 
@@ -160,6 +165,11 @@ class DataConfig(Section):
     """vindr: a finding is positive if more than half of an image's readers report it, or if any does."""
     pseudonymise: str | None = Field(default=None, min_length=1)
     """Salt file: ids in the prepared data become keyed hashes and paths are dropped; null: ids stay."""
+    exclude_patients: str | None = Field(default=None, min_length=1)
+    """File with the patients who must be in no output, one id per line (docs/forgetting.md); null: none.
+    DVC tracks its content, not its path."""
+    exclude_salt: str | None = Field(default=None, min_length=1)
+    """Salt file: the lines of `exclude_patients` are keyed hashes of the ids; null: they are the ids."""
     table: TableConfig = TableConfig()
     drift: DriftConfig = DriftConfig()
 

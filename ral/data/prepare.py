@@ -20,13 +20,16 @@ from ral.data.dataset_info import (
     SplitSize,
     write_class_counts,
 )
+from ral.data.exclusions import Exclusions
 from ral.data.images.decode import NOTES, dicom_start
+from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.pack import PackResult, image_name, pack, pixel_statistics
 from ral.data.images.shards import same_pixels
 from ral.data.privacy import Pseudonymizer
 from ral.data.sources.base import UNCERTAIN, Source, open_source
 from ral.data.splits.assign import Splitter
 from ral.data.splits.methods import SPLITS
+from ral.data.splits.withheld import usable_views, withheld_rows
 from ral.data.tables.spill import ImageIdIndex, SpillBuffer, StudiesWriter
 from ral.errors import UserError
 from ral.labels import PHANTOM_PREFIX
@@ -66,9 +69,11 @@ def prepare(
     root, source = Path(params.data.root), open_source(params.data)
     findings = source.findings()
     pseudonymizer = Pseudonymizer.of(params.data)
-    splitter = Splitter(source, images, findings, params.split, pseudonymizer, read_split(baseline))
+    exclusions = Exclusions.of(params.data)
+    withheld = withheld_rows(source, exclusions, params.split, FileHashCache(state_dir))
+    splitter = Splitter(source, images, findings, params.split, pseudonymizer, read_split(baseline), withheld)
     with open_pool(target) as pool, SpillBuffer(out / ".rows") as buffer:
-        included, excluded = read_table(source, images, params.data.views, buffer, pool)
+        included, excluded = read_table(source, images, exclusions, buffer, pool)
         if included.empty:
             raise UserError(
                 f"No usable image in {root}. All {len(excluded)} rows were excluded: "
@@ -83,10 +88,11 @@ def prepare(
         bad = bad.assign(image_id=_ids(bad, images))[["image_id", "patient_id"]]
         included = included[packed.good].reset_index(drop=True)
         shards = [out / "shards" / shard.name for shard in packed.shards]
-        same = splitter.same_images(included, same_pixels(shards, params.preprocess.size, packed.sums))
+        pixels = same_pixels(shards, params.preprocess.size, packed.sums)
+        same = splitter.same_images(included, pixels)
         # Split again: as if bad images had never been there, and with images that are equal pixel by pixel.
         if len(bad) or same.images:
-            included["split"] = splitter.split(included, same)
+            included["split"] = splitter.split(included, same, pixels)
         keep = params.data.uncertain == "keep"
         counts = write_studies(
             out / "studies.parquet", buffer, included, images, findings, pseudonymizer, keep_uncertain=keep
@@ -287,14 +293,14 @@ def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, 
 
 
 def read_table(
-    source: Source, images: pd.DataFrame, views: Sequence[str], buffer: SpillBuffer, pool: Pool
+    source: Source, images: pd.DataFrame, exclusions: Exclusions, buffer: SpillBuffer, pool: Pool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a source's table in chunks and decide which rows are excluded, and why.
 
     Args:
         source: the source.
         images: rows of `ral.data.images.locate.list_images`.
-        views: the views to include.
+        exclusions: patients whose rows are skipped, as if they were not in the table.
         buffer: receives the included rows, all columns, with `stored`: the index of the image in `images`.
         pool: converts the chunks.
 
@@ -304,12 +310,12 @@ def read_table(
         the table: image_id, patient_id and reason.
     """
     index = ImageIdIndex(images["image_id"])
-    # An image known only to be frontal is either PA or AP.
-    views = [*views, "FRONTAL"] if {"PA", "AP"} <= set(views) else views
+    views = usable_views(source.config.views)
     findings = source.findings()
     convert = delayed(source.to_studies, pure=False)
     included, excluded = [], []
-    for block in pool.stream(convert(chunk, mark_uncertain=True) for chunk in source.iter_chunks()):
+    for studies in pool.stream(convert(chunk, mark_uncertain=True) for chunk in source.iter_chunks()):
+        block = exclusions.kept(studies, "patient_id")
         stored = index.find(block["image_id"])
         reason = pd.Series("", index=block.index, dtype="str")
         reason[stored < 0] = "no image"
