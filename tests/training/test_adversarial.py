@@ -139,7 +139,7 @@ def images() -> Tensor:
 @pytest.fixture(scope="module")
 def targets(dataset: Dataset) -> Tensor:
     found = torch.from_numpy(dataset.targets()[dataset.rows("train")[:10]]).clone()
-    found[3, 1] = torch.nan
+    found[3:5, 1:8] = torch.nan
     return found
 
 
