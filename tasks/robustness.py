@@ -48,6 +48,7 @@ def audit(params: RobustnessParams, prepared: Path, models: Path, reports: Path)
     from ral.evaluation import calibration_io
     from ral.evaluation.rows import read_studies
     from ral.models.load import load_network
+    from ral.robustness.flip import audit_flip
     from ral.robustness.pixels import requested
     from ral.robustness.shifts import audit_shifts
     from ral.robustness.subject import prepare
@@ -61,8 +62,11 @@ def audit(params: RobustnessParams, prepared: Path, models: Path, reports: Path)
     # The last digits of some linear algebra depend on the number of threads.
     with threadpool_limits(1, user_api="blas"):
         subject = prepare(network, info, dataset, read_studies(prepared), calibration, params.evaluate)
-        shifts, _ = audit_shifts(subject, requested(config.shifts), config.seed)
-    return {"audited": subject.summary(), "shifts": shifts}
+        shifts, logits = audit_shifts(subject, requested(config.shifts), config.seed)
+        parts: dict[str, object] = {"audited": subject.summary(), "shifts": shifts}
+        if "flip" in logits:
+            parts["flip"] = audit_flip(subject, logits[""], logits["flip"])
+    return parts
 
 
 if __name__ == "__main__":

@@ -64,6 +64,38 @@ class Shifts(Record):
         )
 
 
+class FlipRow(Record):
+    """How much the output for a finding changes if left and right are exchanged; means over findings above that."""
+
+    level: Level
+    name: str
+    """Of the finding or tier; macro."""
+    logit: float
+    """Mean over the images of |change of the logit|."""
+    probability: float | None = None
+    """Mean over the images of |change of the calibrated score|; None without a calibration map, as what follows."""
+    changed_calls: float | None = None
+    """Share of the images whose call changes, with its interval."""
+    low: float | None = None
+    high: float | None = None
+    rank_correlation: float | None = None
+    """Spearman's, of the logits before and after; None if all logits are equal."""
+
+
+class Flip(Record):
+    """The flip audit."""
+
+    rows: tuple[FlipRow, ...]
+    changed_images: float
+    """Share of the images with at least one changed call, with its interval."""
+    low: float | None
+    high: float | None
+
+    def row(self, level: Level, name: str) -> FlipRow:
+        """The row of a finding, a tier or macro."""
+        return next(row for row in self.rows if (row.level, row.name) == (level, name))
+
+
 class Audited(Record):
     """The images and findings of the audit."""
 
@@ -87,6 +119,7 @@ class Robustness(Record):
     audited: Audited | None = None
     """None: the step is off (robustness.enabled)."""
     shifts: Shifts | None = None
+    flip: Flip | None = None
 
     @property
     def phantom(self) -> bool:

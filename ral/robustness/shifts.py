@@ -96,7 +96,7 @@ def compare(
         changed: the same on the changed images.
     """
     rows = []
-    for metric, (level, name, members) in itertools.product(METRICS, _means_to_take(subject.tiers)):
+    for metric, (level, name, members) in itertools.product(METRICS, means_to_take(subject.tiers)):
         usable = [member for member in members if metric in clean.get(member, {})]
         row = ShiftRow(shift=shift, level=level, name=name, metric=metric, findings=len(usable))
         if usable:
@@ -117,12 +117,12 @@ def corrected(rows: Sequence[ShiftRow]) -> tuple[ShiftRow, ...]:
         p_values = holm(np.array([rows[index].p for index in family], dtype=np.float64))
         adjusted |= dict(zip(family, p_values.tolist(), strict=True))
     return tuple(
-        row.model_copy(update={"p_holm": _rounded(adjusted[index])}) if row.p is not None else row
+        row.model_copy(update={"p_holm": rounded(adjusted[index])}) if row.p is not None else row
         for index, row in enumerate(rows)
     )
 
 
-def _means_to_take(tiers: Mapping[str, Tier]) -> list[tuple[Level, str, list[str]]]:
+def means_to_take(tiers: Mapping[str, Tier]) -> list[tuple[Level, str, list[str]]]:
     """Level, name and members of each mean: all findings, each tier, each finding by itself."""
     means: list[tuple[Level, str, list[str]]] = [("macro", "macro", list(tiers))]
     means += [("tier", tier, [name for name, own in tiers.items() if own == tier]) for tier in TIERS]
@@ -152,9 +152,9 @@ def _with_difference(
         "high": gap.high,
         "p": resamples.p_value(paired),
     }
-    return row.model_copy(update={name: _rounded(number) for name, number in numbers.items()})
+    return row.model_copy(update={name: rounded(number) for name, number in numbers.items()})
 
 
-def _rounded(number: float | None) -> float | None:
+def rounded(number: float | None) -> float | None:
     """Six decimals; None if there is no number."""
     return None if number is None or not np.isfinite(number) else round(number, 6) + 0.0
