@@ -56,6 +56,7 @@ VALUES: dict[str, Any] = {
     "evaluate.audit.age_bands": [50.5, 60],
     "gate.anchor": "v1.0.0",
     "gate.margin": 0.01,
+    "gate.robustness": {"jpeg_50": 0.02, "gamma_0.7": 0.1},
 }
 
 
