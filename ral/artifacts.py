@@ -16,6 +16,7 @@ Stage = Literal[
     "train",
     "explain",
     "evaluate",
+    "robustness",
     "report",
 ]
 
@@ -44,7 +45,7 @@ MODEL = MODELS / "model.json"
 LOGITS = MODELS / "logits"
 HISTORY = MODELS / "history.csv"
 
-# explain, evaluate, report
+# explain, evaluate, robustness, report
 REPORTS = PurePosixPath("reports")
 GALLERY = REPORTS / "gallery"
 GEOMETRY = REPORTS / "geometry.json"
@@ -61,6 +62,8 @@ CHARACTERISTICS = REPORTS / "characteristics.csv"
 AUDIT = REPORTS / "audit.csv"
 SECOND_READING = REPORTS / "second_reading.csv"
 COMPARISON = REPORTS / "comparison.csv"
+ROBUSTNESS = REPORTS / "robustness"
+AUDITED = ROBUSTNESS / "robustness.json"
 REPORT = REPORTS / "report.html"
 MODEL_CARD = REPORTS / "model_card.md"
 # Which run made the report: beside it and no output, because it depends on the clock.

@@ -9,6 +9,7 @@ from ral.config.explain import ExplainConfig
 from ral.config.gate import GateConfig
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
+from ral.config.robustness import RobustnessConfig
 from ral.config.train import TrainConfig
 
 
@@ -34,6 +35,7 @@ class ReportParams(Section):
     train: TrainConfig
     explain: ExplainConfig
     evaluate: EvaluateConfig
+    robustness: RobustnessConfig = RobustnessConfig()
     report: ReportConfig
 
 

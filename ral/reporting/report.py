@@ -42,6 +42,7 @@ from ral.reporting import (
     tables,
 )
 from ral.reporting.run_info import RUN_FILE, with_digest
+from ral.robustness.contents import Robustness
 
 if TYPE_CHECKING:
     from ral.models.info import ModelInfo
@@ -105,6 +106,8 @@ class Inputs:
     """geometry.json of the step explain."""
     confusion: pd.DataFrame
     """confusion.csv of the step explain."""
+    robustness: Robustness
+    """robustness.json of the step robustness; without parts if it is off."""
     versions: dict[str, str]
     """Package -> version; see `installed_versions`."""
 

@@ -1,0 +1,59 @@
+"""Parameters of the step robustness: what the test images are changed by before the network scores them again."""
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from ral.config.base import Section
+from ral.config.evaluate import EvaluateConfig
+
+Percent = Annotated[float, Field(ge=0, le=50)]
+
+
+class ShiftsConfig(Section):
+    """Changes of the packed pixels, each at one or more strengths. A shift is named by kind and strength: jpeg_50."""
+
+    jpeg: list[Annotated[int, Field(ge=1, le=100)]] = Field(default=[95, 75, 50, 30])
+    """JPEG qualities: the image is compressed once and decoded."""
+    bits: list[Annotated[int, Field(ge=1, le=8)]] = Field(default=[6, 4])
+    """Bits per pixel, instead of 8."""
+    blur: list[Percent] = Field(default=[1.0])
+    """Gaussian blur: standard deviations, in percent of the image side."""
+    noise: list[Annotated[float, Field(ge=0, le=255)]] = Field(default=[5.0, 10.0])
+    """Gaussian noise, drawn for each image: standard deviations in gray levels of 255."""
+    gamma: list[Annotated[float, Field(gt=0, le=10)]] = Field(default=[0.7, 1.4])
+    """Exponents of the gray levels: below 1 brighter, above 1 darker."""
+    downscale: list[Annotated[int, Field(ge=1, le=16)]] = Field(default=[2])
+    """Factors by which the image is reduced and enlarged again: 2 is half the resolution."""
+    rotate: list[Annotated[float, Field(ge=-45, le=45)]] = Field(default=[5.0, 10.0])
+    """Rotations in degrees, counterclockwise; the corners become black."""
+    corners: list[Percent] = Field(default=[15.0])
+    """Masked corners, where side markers and text are: side of each black square, in percent of the image side."""
+    flip: bool = True
+    """Left and right exchanged; also the source of the flip audit."""
+
+    @field_validator("*")
+    @classmethod
+    def _once(cls, values: object) -> object:
+        if isinstance(values, list) and len(set(values)) < len(values):
+            raise ValueError("a strength is listed twice")
+        return values
+
+
+class RobustnessConfig(Section):
+    """How much changed images change the results. Off by default: it scores the test images once per shift."""
+
+    enabled: bool = False
+    """Whether the step computes anything; false: it writes an empty result."""
+    shifts: ShiftsConfig = ShiftsConfig()
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Random seed of the noise; each image has its own, so that no image depends on others."""
+    threads: int = Field(default=2, ge=1)
+    """Processor threads. A parameter because it affects rounding."""
+
+
+class RobustnessParams(Section):
+    """Read by the step robustness."""
+
+    evaluate: EvaluateConfig
+    robustness: RobustnessConfig = RobustnessConfig()

@@ -1,0 +1,127 @@
+"""robustness.json, as the step robustness writes it and as report, card and gate read it.
+
+Each part of the audit is a field that is absent if the part was not requested.
+"""
+
+from typing import ClassVar, Literal
+
+from ral.labels import Data
+from ral.records import Record
+
+Level = Literal["macro", "tier", "finding"]
+# Mean over the findings, except for calls: their sum.
+Metric = Literal["ap", "auroc", "brier", "ece", "calls"]
+METRICS: tuple[Metric, ...] = ("ap", "auroc", "brier", "ece", "calls")
+
+
+class ShiftInfo(Record):
+    """A shift: the change of the images."""
+
+    name: str
+    """Kind and strength, such as jpeg_50; a kind without strengths is its own name."""
+    kind: str
+    strength: float | None
+    """None for a kind without strengths."""
+    label: str
+    """For people."""
+    not_available: str | None = None
+    """Why the images could not be changed so; there are then no rows."""
+
+
+class ShiftRow(Record):
+    """One metric of a finding, tier or all findings under one shift, compared with the unchanged images."""
+
+    shift: str
+    level: Level
+    name: str
+    """Of the finding or tier; macro."""
+    metric: Metric
+    findings: int
+    """Number of findings in the mean or sum; 0: not estimable."""
+    clean: float | None = None
+    value: float | None = None
+    difference: float | None = None
+    """value − clean, with the interval of the paired bootstrap over patients."""
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    """Holm-corrected over the shifts (and names) of the same metric and level."""
+
+
+class Shifts(Record):
+    """The results on changed images."""
+
+    shifts: tuple[ShiftInfo, ...]
+    """In the order in which they are shown."""
+    rows: tuple[ShiftRow, ...]
+
+    def row(self, shift: str, level: Level, name: str, metric: Metric) -> ShiftRow | None:
+        """The row of a shift; None if there is none."""
+        wanted = (shift, level, name, metric)
+        return next(
+            (row for row in self.rows if (row.shift, row.level, row.name, row.metric) == wanted), None
+        )
+
+
+class FlipRow(Record):
+    """How much the output for a finding changes if left and right are exchanged; means over findings above that."""
+
+    level: Level
+    name: str
+    """Of the finding or tier; macro."""
+    logit: float
+    """Mean over the images of |change of the logit|."""
+    probability: float | None = None
+    """Mean over the images of |change of the calibrated score|; None without a calibration map, as what follows."""
+    changed_calls: float | None = None
+    """Share of the images whose call changes, with its interval."""
+    low: float | None = None
+    high: float | None = None
+    rank_correlation: float | None = None
+    """Spearman's, of the logits before and after; None if all logits are equal."""
+
+
+class Flip(Record):
+    """The flip audit."""
+
+    rows: tuple[FlipRow, ...]
+    changed_images: float
+    """Share of the images with at least one changed call, with its interval."""
+    low: float | None
+    high: float | None
+
+    def row(self, level: Level, name: str) -> FlipRow:
+        """The row of a finding, a tier or macro."""
+        return next(row for row in self.rows if (row.level, row.name) == (level, name))
+
+
+class Audited(Record):
+    """The images and findings of the audit."""
+
+    images: int
+    patients: int
+    findings: dict[str, str]
+    """Finding -> tier, the most frequent in training first."""
+    not_estimable: dict[str, str]
+    """Finding -> why it is in no mean."""
+    replicates: int
+    confidence: float
+
+
+class Robustness(Record):
+    """Content of robustness.json."""
+
+    if_damaged: ClassVar[str] = "Run `dvc repro robustness`."
+
+    notice: str
+    data: Data
+    audited: Audited | None = None
+    """None: the step is off (robustness.enabled)."""
+    shifts: Shifts | None = None
+    flip: Flip | None = None
+
+    @property
+    def phantom(self) -> bool:
+        """Whether the images are phantoms."""
+        return self.data == "phantom"
