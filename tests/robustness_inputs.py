@@ -1,5 +1,6 @@
 """Prepared images of 40 test patients and a network that sums pixels, so that what a shift does is known."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,19 @@ class Sums(nn.Module):
         return images.mean(dim=(1, 2)) @ self.weight - 1
 
 
-def write_images(folder: Path) -> Path:
+def write_images(folder: Path, size: int = SIZE, findings: Sequence[str] = FINDINGS) -> Path:
     """Prepared data: two images a patient; a positive image is brighter in the region of its finding."""
     rng = np.random.default_rng(0)
     images = 240
     labels = (rng.random((images, 3)) < 0.4).astype(np.float64)
     split = np.array(["train"] * 80 + ["val"] * 80 + ["test"] * 80)
     labels[split == "test", 2] = 0
-    pixels = rng.integers(60, 160, (images, SIZE, SIZE))
-    for column, region in enumerate((slice(5), slice(5, 11), slice(11, None))):
+    pixels = rng.integers(60, 160, (images, size, size))
+    thirds = (slice(5), slice(5, 11), slice(11, None))
+    for column, region in enumerate(thirds):
         pixels[:, :, region] += (20 * labels[:, column]).astype(int)[:, None, None]
     ids = [f"image{number:03}" for number in rng.permutation(images)]
-    table = pd.DataFrame(labels, columns=FINDINGS)
+    table = pd.DataFrame(labels, columns=list(findings))
     table.insert(0, "image_id", ids)
     table.insert(1, "patient_id", [f"p{number // 2}" for number in range(images)])
     table.insert(2, "split", split)
@@ -59,7 +61,7 @@ def write_images(folder: Path) -> Path:
     table.to_parquet(folder / "studies.parquet", index=False)
     write_shard(folder / "shards/0.arrow", ids, pixels.astype(np.uint8))
     shard = Shard(name="0.arrow", images=images, sha256="")
-    dataset_info(SIZE, [shard], FINDINGS).write(folder / "dataset.json")
+    dataset_info(size, [shard], list(findings)).write(folder / "dataset.json")
     write_json(folder / "class_counts.json", {})
     return folder
 

@@ -38,6 +38,7 @@ from ral.reporting import (
     network,
     overview,
     plots,
+    robustness,
     scripts,
     tables,
 )
@@ -150,6 +151,8 @@ def render(inputs: Inputs) -> str:
             head="head.html",
             stylesheet="report.css",
             first_screen="overview.html",
+            robustness_section="robustness.html",
+            robustness=robustness.section(inputs.robustness, inputs.phantom),
             run_file=RUN_FILE,
             scripts=[Markup(script) for script in scripts.SCRIPTS],
             script_policy=Markup(scripts.policy()),

@@ -5,7 +5,7 @@ Each part of the audit is a field that is absent if the part was not requested.
 
 from typing import ClassVar, Literal
 
-from ral.labels import Data
+from ral.labels import Data, Tier
 from ral.records import Record
 
 Level = Literal["macro", "tier", "finding"]
@@ -96,15 +96,22 @@ class Flip(Record):
         return next(row for row in self.rows if (row.level, row.name) == (level, name))
 
 
+class AuditedFinding(Record):
+    """A finding of the model under audit."""
+
+    name: str
+    tier: Tier
+    not_estimable: str | None = None
+    """Why it is in no mean."""
+
+
 class Audited(Record):
     """The images and findings of the audit."""
 
     images: int
     patients: int
-    findings: dict[str, str]
-    """Finding -> tier, the most frequent in training first."""
-    not_estimable: dict[str, str]
-    """Finding -> why it is in no mean."""
+    findings: tuple[AuditedFinding, ...]
+    """The most frequent in training first."""
     replicates: int
     confidence: float
 

@@ -52,12 +52,12 @@ class Shift:
 LABELS: dict[Kind, str] = {
     "jpeg": "JPEG, quality {:g}",
     "bits": "{:g} bits per pixel",
-    "blur": "Blur, {:g} % of the side",
+    "blur": "Blur, {:g} % of side",
     "noise": "Noise, {:g} gray levels",
     "gamma": "Gamma {:g}",
     "downscale": "Resolution / {:g}",
     "rotate": "Rotation by {:g}°",
-    "corners": "Corners masked, {:g} % of the side",
+    "corners": "Corners, {:g} % of side",
     "flip": "Left and right exchanged",
 }
 

@@ -24,7 +24,7 @@ from ral.labels import Tier
 from ral.models import Network
 from ral.models.info import ModelInfo
 from ral.progress import Progress
-from ral.robustness.contents import Audited
+from ral.robustness.contents import Audited, AuditedFinding
 
 # Changes pixels uint8 [images, size, size], given the row numbers of the images among the test images.
 Change = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]
@@ -106,8 +106,10 @@ class Subject:
         return Audited(
             images=len(self.test),
             patients=self.resamples.patients,
-            findings=dict(self.tiers),
-            not_estimable=dict(self.not_estimable),
+            findings=tuple(
+                AuditedFinding(name=name, tier=tier, not_estimable=self.not_estimable.get(name))
+                for name, tier in self.tiers.items()
+            ),
             replicates=self.resamples.replicates,
             confidence=self.resamples.confidence,
         )

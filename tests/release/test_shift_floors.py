@@ -8,9 +8,7 @@ from ral.config.gate import GateConfig
 from ral.release.gate import evaluate_gate
 from ral.robustness.contents import Audited, Robustness, ShiftInfo, ShiftRow, Shifts
 
-AUDITED = Audited(
-    images=10, patients=5, findings={"Mass": "head"}, not_estimable={}, replicates=300, confidence=0.95
-)
+AUDITED = Audited(images=10, patients=5, findings=(), replicates=300, confidence=0.95)
 
 
 def result(difference: float | None = -0.03, not_available: str | None = None) -> Robustness:
