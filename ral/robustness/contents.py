@@ -5,6 +5,8 @@ Each part of the audit is a field that is absent if the part was not requested.
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from ral.labels import Data, Tier
 from ral.records import Record
 
@@ -105,6 +107,125 @@ class AuditedFinding(Record):
     """Why it is in no mean."""
 
 
+# What an attack is on: each finding by itself, or the loss of all findings at once.
+Target = Literal["finding", "all"]
+
+
+class AttackInfo(Record):
+    """An attack."""
+
+    name: str
+    """Target and strength, such as finding_1."""
+    target: Target
+    eps: float
+    """Largest change of a pixel, in gray levels."""
+
+
+class GapRow(Record):
+    """AP of the head minus AP of the tail, on the unchanged images and under an attack."""
+
+    attack: str
+    clean: float | None
+    clean_low: float | None
+    clean_high: float | None
+    value: float | None
+    value_low: float | None
+    value_high: float | None
+    difference: float | None
+    """value − clean, with the interval of the paired bootstrap over patients."""
+    low: float | None
+    high: float | None
+
+
+class Attacks(Record):
+    """The results under attack, on a sample of the test images."""
+
+    attacks: tuple[AttackInfo, ...]
+    steps: int
+    images: int
+    patients: int
+    not_estimable: dict[str, str]
+    """Finding -> why it is in no mean of this sample."""
+    rows: tuple[ShiftRow, ...]
+    """AP and AUROC; `shift` is the name of the attack. Nothing is tested."""
+    gaps: tuple[GapRow, ...]
+    """Empty if the head or the tail has no estimable finding."""
+
+    def row(self, attack: str, level: Level, name: str, metric: Metric) -> ShiftRow:
+        """The row of an attack."""
+        wanted = (attack, level, name, metric)
+        return next(row for row in self.rows if (row.shift, row.level, row.name, row.metric) == wanted)
+
+
+class ProbeRow(Record):
+    """How well a linear probe on the features tells one value of an attribute from the others."""
+
+    attribute: str
+    value: str
+    others: str
+    """The other value, if there is one only; else empty."""
+    images: int
+    """With this value."""
+    patients: int
+    """With this value."""
+    share: float
+    """Of the images with a known value."""
+    auroc: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    """Why there is no AUROC."""
+
+
+class WithinRow(Record):
+    """AUROC of a finding among all images, and among pairs of images with the same value of an attribute."""
+
+    attribute: str
+    finding: str
+    """macro: the mean over the findings."""
+    auroc: float | None
+    within: float | None
+    difference: float | None
+    """within − auroc, with the interval of the paired bootstrap over patients."""
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None = None
+    """Holm-corrected over attributes and findings; of the means over attributes only."""
+
+
+class StratumRow(Record):
+    """AP of a finding among the images with one value of an attribute, and among all others."""
+
+    attribute: str
+    value: str
+    finding: str
+    """macro: the mean over the findings with an AP on both sides."""
+    images: int | None
+    positives: int | None
+    ap: float | None
+    low: float | None
+    high: float | None
+    others: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    note: str
+
+
+class Probes(Record):
+    """The shortcut probes."""
+
+    folds: int
+    not_available: str | None = None
+    """Why the network has no features; there are then no rows."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Attribute -> why it is not in the rows."""
+    probes: tuple[ProbeRow, ...] = ()
+    within: tuple[WithinRow, ...] = ()
+    strata: tuple[StratumRow, ...] = ()
+
+
 class Audited(Record):
     """The images and findings of the audit."""
 
@@ -127,6 +248,8 @@ class Robustness(Record):
     """None: the step is off (robustness.enabled)."""
     shifts: Shifts | None = None
     flip: Flip | None = None
+    attacks: Attacks | None = None
+    probes: Probes | None = None
 
     @property
     def phantom(self) -> bool:

@@ -1,6 +1,6 @@
 """What all parts of the audit share: the network, the test images, and the findings with their decisions."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,12 +152,7 @@ def prepare(
     train = studies[studies["split"] == "train"]
     in_training = {name: tier_of(name, train[name], config) for name in names}
     by_prevalence = sorted(names, key=lambda name: -in_training[name][1] / in_training[name][2])
-    reasons = {}
-    for name in by_prevalence:
-        labels = floats(test[name])
-        reason = too_few(Scored(labels, labels, None, {}), resamples.patient, config.min_positives)
-        if reason is not None:
-            reasons[name] = reason
+    tiers = {name: in_training[name][0] for name in by_prevalence}
     return Subject(
         network=network,
         info=info,
@@ -165,8 +160,28 @@ def prepare(
         test=test,
         rows=row_of.loc[test["image_id"]].to_numpy(dtype=np.int64),
         calibration=calibration,
-        tiers={name: in_training[name][0] for name in by_prevalence},
-        not_estimable=reasons,
+        tiers=tiers,
+        not_estimable=not_estimable(test, tiers, resamples, config.min_positives),
         resamples=resamples,
         config=config,
     )
+
+
+def not_estimable(
+    test: pd.DataFrame, findings: Iterable[str], resamples: Resamples, minimum: int
+) -> dict[str, str]:
+    """Finding -> why it has no metrics: too few of the patients have it, or do not have it.
+
+    Args:
+        test: labels of the images.
+        findings: names of the findings.
+        resamples: of the patients of these images.
+        minimum: evaluate.min_positives.
+    """
+    reasons = {}
+    for name in findings:
+        labels = floats(test[name])
+        reason = too_few(Scored(labels, labels, None, {}), resamples.patient, minimum)
+        if reason is not None:
+            reasons[name] = reason
+    return reasons
