@@ -8,17 +8,30 @@ Uses a GPU if available. docs/robustness.md has the shifts.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ral import artifacts
+from ral.config.environment import Environment, load_environment
 from ral.config.robustness import RobustnessParams
 from tasks import step
 
+if TYPE_CHECKING:
+    from ral.robustness.subject import Subject
 
-def run(params: RobustnessParams, prepared: Path, models: Path, reports: Path, out: Path) -> None:
+
+def run(
+    params: RobustnessParams,
+    environment: Environment,
+    validated: Path,
+    prepared: Path,
+    models: Path,
+    reports: Path,
+    out: Path,
+) -> None:
     """Audit the network in `models` on the test images in `prepared` and write the results to the folder `out`.
 
     Raises:
-        UserError: network, data and calibration do not belong together.
+        UserError: network, data and calibration do not belong together; see also `ral.robustness.padding`.
     """
     from ral.data.dataset_info import DatasetInfo
     from ral.files import atomic_directory
@@ -27,9 +40,10 @@ def run(params: RobustnessParams, prepared: Path, models: Path, reports: Path, o
 
     phantom = DatasetInfo.read(prepared / artifacts.DATASET.name).phantom
     result = Robustness(notice=RESEARCH_NOTE, data="phantom" if phantom else "images")
-    if params.robustness.enabled:
-        result = result.model_copy(update=audit(params, prepared, models, reports))
     with atomic_directory(out) as draft:
+        if params.robustness.enabled:
+            subject = read_subject(params, prepared, models, reports)
+            result = result.model_copy(update=audit(params, environment, subject, validated, draft))
         result.write(draft / artifacts.AUDITED.name)
         if result.shifts is not None:
             import pandas as pd
@@ -39,30 +53,46 @@ def run(params: RobustnessParams, prepared: Path, models: Path, reports: Path, o
             table.to_csv(draft / "shifts.csv", index=False, lineterminator="\n")
 
 
-def audit(params: RobustnessParams, prepared: Path, models: Path, reports: Path) -> dict[str, object]:
-    """The requested parts of the audit, as fields of `Robustness`."""
+def read_subject(params: RobustnessParams, prepared: Path, models: Path, reports: Path) -> "Subject":
+    """The network, the test images and the calibration."""
     import torch
-    from threadpoolctl import threadpool_limits
 
     from ral.data.dataset import open_dataset
     from ral.evaluation import calibration_io
     from ral.evaluation.rows import read_studies
     from ral.models.load import load_network
-    from ral.robustness.flip import audit_flip
-    from ral.robustness.pixels import requested
-    from ral.robustness.shifts import audit_shifts
     from ral.robustness.subject import prepare
 
-    config = params.robustness
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(params.robustness.threads)
     network, info = load_network(models)
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = open_dataset(prepared)
     calibration = calibration_io.read(reports / artifacts.CALIBRATION.name)
+    return prepare(
+        network, info, open_dataset(prepared), read_studies(prepared), calibration, params.evaluate
+    )
+
+
+def audit(
+    params: RobustnessParams, environment: Environment, subject: "Subject", validated: Path, folder: Path
+) -> dict[str, object]:
+    """The requested parts of the audit, as fields of `Robustness`; `folder` is for temporary files."""
+    import pandas as pd
+    from threadpoolctl import threadpool_limits
+
+    from ral.robustness.flip import audit_flip
+    from ral.robustness.padding import padded
+    from ral.robustness.pixels import requested
+    from ral.robustness.shifts import audit_shifts
+
+    config = params.robustness
+    others = []
+    if config.shifts.pad:
+        columns = ["image_id", "path", "member", "offset", "hash"]
+        images = pd.read_parquet(validated / artifacts.IMAGES.name, columns=columns)
+        others = [padded(subject, params.data, params.preprocess, images, folder, environment)]
     # The last digits of some linear algebra depend on the number of threads.
     with threadpool_limits(1, user_api="blas"):
-        subject = prepare(network, info, dataset, read_studies(prepared), calibration, params.evaluate)
-        shifts, logits = audit_shifts(subject, requested(config.shifts), config.seed)
+        shifts, logits = audit_shifts(subject, requested(config.shifts), config.seed, others)
         parts: dict[str, object] = {"audited": subject.summary(), "shifts": shifts}
         if "flip" in logits:
             parts["flip"] = audit_flip(subject, logits[""], logits["flip"])
@@ -73,9 +103,11 @@ if __name__ == "__main__":
     step.command(
         "robustness", __doc__, run, RobustnessParams,
         {
+            "validated": (artifacts.VALIDATED, "output folder of the step validate"),
             "prepared": (artifacts.PREPARED, "output folder of the step preprocess"),
             "models": (artifacts.MODELS, "output folder of the step train"),
             "reports": (artifacts.REPORTS, "output folder of the step evaluate"),
             "out": (artifacts.ROBUSTNESS, "folder to write"),
         },
+        load_environment,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from ral.config.base import Section
+from ral.config.data import DataConfig, PreprocessConfig
 from ral.config.evaluate import EvaluateConfig
 
 Item = TypeVar("Item")
@@ -33,6 +34,9 @@ class ShiftsConfig(Section):
     """Masked corners, where side markers and text are: side of each black square, in percent of the image side."""
     flip: bool = True
     """Left and right exchanged; also the source of the flip audit."""
+    pad: bool = True
+    """Black borders instead of stretching to a square (preprocess.fit: stretch). The source images of the test split
+    are decoded again, which takes a while for a large archive."""
 
     @field_validator("*")
     @classmethod
@@ -102,7 +106,9 @@ class RobustnessConfig(Section):
 
 
 class RobustnessParams(Section):
-    """Read by the step robustness."""
+    """Read by the step robustness; data and preprocess for the shift `pad`, which reads source images."""
 
+    data: DataConfig
+    preprocess: PreprocessConfig
     evaluate: EvaluateConfig
     robustness: RobustnessConfig = RobustnessConfig()

@@ -22,34 +22,41 @@ Metrics = Mapping[str, BootstrapDistribution]
 
 
 def audit_shifts(
-    subject: Subject, shifts: Sequence[Shift], seed: int
+    subject: Subject,
+    shifts: Sequence[Shift],
+    seed: int,
+    others: Sequence[tuple[ShiftInfo, Change | None]] = (),
 ) -> tuple[Shifts, dict[str, NDArray[np.float32]]]:
     """Score the test images under each shift, and compare.
 
     Args:
         subject: the model and the images.
-        shifts: the changes.
+        shifts: the changes of the packed pixels.
         seed: of the noise.
+        others: further shifts; None for one that is not available.
 
     Returns:
         The results, and the raw logits [images, findings] by name of the shift; "" are those of the unchanged images.
     """
     ids = [str(name) for name in subject.test["image_id"]]
-    with Progress("scoring changed images", (1 + len(shifts)) * len(ids), "images") as progress:
+    changes = [(_info(shift), _change(shift, ids, seed)) for shift in shifts]
+    scored = {info.name: change for info, change in [*changes, *others] if change is not None}
+    with Progress("scoring changed images", (1 + len(scored)) * len(ids), "images") as progress:
         logits = {"": subject.score(None, progress)}
-        for shift in shifts:
-            logits[shift.name] = subject.score(_change(shift, ids, seed), progress)
+        for name, change in scored.items():
+            logits[name] = subject.score(change, progress)
     clean = finding_metrics(subject, logits[""])
     rows: list[ShiftRow] = []
-    with Progress("comparing with the unchanged images", len(shifts), "shifts") as progress:
-        for shift in shifts:
-            rows += compare(subject, shift.name, clean, finding_metrics(subject, logits[shift.name]))
+    with Progress("comparing with the unchanged images", len(scored), "shifts") as progress:
+        for name in scored:
+            rows += compare(subject, name, clean, finding_metrics(subject, logits[name]))
             progress.add()
-    infos = tuple(
-        ShiftInfo(name=shift.name, kind=shift.kind, strength=shift.strength, label=shift.label)
-        for shift in shifts
-    )
+    infos = tuple(info for info, _ in [*changes, *others])
     return Shifts(shifts=infos, rows=corrected(rows)), logits
+
+
+def _info(shift: Shift) -> ShiftInfo:
+    return ShiftInfo(name=shift.name, kind=shift.kind, strength=shift.strength, label=shift.label)
 
 
 def _change(shift: Shift, ids: Sequence[str], seed: int) -> Change:

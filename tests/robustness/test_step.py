@@ -11,6 +11,7 @@ from robustness_inputs import Sums, make_subject, write_images
 from untrained import FINDINGS, SIZE, write_project
 
 from ral.config.base import load
+from ral.config.environment import load_environment
 from ral.config.evaluate import EvaluateConfig
 from ral.config.robustness import RobustnessParams
 from ral.data.splits.holdout import sealed
@@ -20,6 +21,7 @@ from tasks.robustness import run
 
 FEW = {
     "jpeg": [50], "bits": [4], "blur": [], "noise": [5], "gamma": [], "downscale": [], "rotate": [], "corners": [],
+    "pad": False,
 }  # fmt: skip
 
 
@@ -35,7 +37,16 @@ def project(tmp_path: Path) -> Path:
 def audit(project: Path, out: str = "reports/robustness") -> Path:
     """Run the step in a project; returns the folder that it writes."""
     params = load(project / "params.yaml", RobustnessParams)
-    run(params, project / "data/prepared", project / "models", project / "reports", project / out)
+    environment = load_environment(project, {"RAL_STATE_DIR": str(project / "state")})
+    run(
+        params,
+        environment,
+        project / "data/validated",
+        project / "data/prepared",
+        project / "models",
+        project / "reports",
+        project / out,
+    )
     return project / out
 
 
