@@ -1,12 +1,14 @@
-"""Robustness audit: score changed test images, and compare with the unchanged ones.
+"""Robustness audit: score changed and attacked test images, compare with the unchanged ones, and probe for shortcuts.
 
     python -m tasks.robustness
 
-Writes robustness/robustness.json (all results, for report, card and gate) and robustness/shifts.csv (a row per shift,
-metric, and finding, tier or mean). Does nothing but write an empty robustness.json unless robustness.enabled is true.
+Writes robustness/robustness.json (all results, for report, card and gate) and, of the parts that are requested,
+shifts.csv and attacks.csv (a row per shift or attack, metric, and finding, tier or mean), probes.csv, within.csv and
+strata.csv (shortcut probes). Does nothing but write an empty robustness.json unless robustness.enabled is true.
 Uses a GPU if available. docs/robustness.md has the shifts.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ from ral.config.robustness import RobustnessParams
 from tasks import step
 
 if TYPE_CHECKING:
+    from ral.records import Record
+    from ral.robustness.contents import Robustness
     from ral.robustness.subject import Subject
 
 
@@ -45,12 +49,27 @@ def run(
             subject = read_subject(params, prepared, models, reports)
             result = result.model_copy(update=audit(params, environment, subject, validated, draft))
         result.write(draft / artifacts.AUDITED.name)
-        if result.shifts is not None:
-            import pandas as pd
+        write_tables(result, draft)
 
-            rows = [row.model_dump() for row in result.shifts.rows]
-            table = pd.DataFrame(rows).assign(data=result.data)
-            table.to_csv(draft / "shifts.csv", index=False, lineterminator="\n")
+
+def write_tables(result: "Robustness", folder: Path) -> None:
+    """Write the rows of each part of the audit as CSV."""
+    import pandas as pd
+
+    parts: dict[str, Sequence[Record]] = {}
+    if result.shifts is not None:
+        parts["shifts"] = result.shifts.rows
+    if result.attacks is not None:
+        parts["attacks"] = result.attacks.rows
+    if result.probes is not None:
+        parts |= {
+            "probes": result.probes.probes,
+            "within": result.probes.within,
+            "strata": result.probes.strata,
+        }
+    for name, rows in ((name, rows) for name, rows in parts.items() if rows):
+        table = pd.DataFrame([row.model_dump() for row in rows]).assign(data=result.data)
+        table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
 
 
 def read_subject(params: RobustnessParams, prepared: Path, models: Path, reports: Path) -> "Subject":
@@ -79,9 +98,11 @@ def audit(
     import pandas as pd
     from threadpoolctl import threadpool_limits
 
+    from ral.robustness.attacks import audit_attacks
     from ral.robustness.flip import audit_flip
     from ral.robustness.padding import padded
     from ral.robustness.pixels import requested
+    from ral.robustness.probes import audit_probes
     from ral.robustness.shifts import audit_shifts
 
     config = params.robustness
@@ -96,6 +117,10 @@ def audit(
         parts: dict[str, object] = {"audited": subject.summary(), "shifts": shifts}
         if "flip" in logits:
             parts["flip"] = audit_flip(subject, logits[""], logits["flip"])
+        if config.probes.attributes:
+            parts["probes"] = audit_probes(subject, logits[""], config.probes, config.seed)
+        if config.attacks.eps:
+            parts["attacks"] = audit_attacks(subject, config.attacks, config.seed)
     return parts
 
 

@@ -210,7 +210,11 @@ def _robustness(inputs: Inputs) -> dict[str, list[str]]:
     shown = robustness.section(inputs.robustness, inputs.phantom)
     if shown is None:
         return {}
-    parts = [_table(shown.tables[name]) for name in ("shifts", "flip") if name in shown.tables]
+    parts = [
+        _table(shown.tables[name])
+        for name in ("shifts", "flip", "probes", "within", "attacks")
+        if name in shown.tables
+    ]
     return {"Robustness": [*map(escape, [*shown.sentences, *shown.not_available]), *parts]}
 
 

@@ -1,4 +1,4 @@
-"""The report's section on changed images: sentences, plots and tables of robustness.json."""
+"""The report's section on robustness: sentences, plots and tables of robustness.json."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ral.evaluation.specs import LABELS
-from ral.reporting import shift_plots
+from ral.reporting import attacked, probed, shift_plots
 from ral.reporting.shift_plots import LEVEL, is_significant, label_of, lines_of, scored
 from ral.reporting.tables import Cell, Table
 from ral.robustness.contents import Flip, Metric, Robustness, ShiftInfo, ShiftRow, Shifts
@@ -47,6 +47,17 @@ def section(result: Robustness, phantom: bool) -> Section | None:
     if result.flip is not None:
         plots["flip"] = Markup(shift_plots.flip("shiftflip", result, phantom))
         tables["flip"] = flip_table(result.flip, findings)
+    if result.probes is not None:
+        missing += probed.left_out(result.probes)
+        if any(known(row.auroc) for row in result.probes.probes):
+            plots["probes"] = Markup(probed.plot("shortcutprobes", result.probes, phantom))
+        if result.probes.within:
+            tables["probes"], tables["within"] = probed.table(result.probes), probed.within(result.probes)
+            tables["strata"] = probed.strata(result.probes, findings)
+    if result.attacks is not None:
+        plots["attacks"] = Markup(attacked.plot("attacked", result.attacks, phantom))
+        tables["attacks"] = attacked.means(result.attacks)
+        tables["attacked"] = attacked.by_finding(result.attacks, findings)
     return Section(sentences(result), plots, tables, missing)
 
 
@@ -73,6 +84,10 @@ def sentences(result: Robustness) -> list[str]:
             f"If left and right are exchanged, at least one call changes on {percent(changed.changed_images)} of the "
             f"images ({_shares(changed.low, changed.high)})."
         )
+    if result.probes is not None:
+        said += probed.sentences(result.probes)
+    if result.attacks is not None and (sentence := attacked.sentence(result.attacks)):
+        said.append(sentence)
     return said
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import set_params
@@ -13,7 +14,7 @@ from untrained import FINDINGS, SIZE, write_project
 from ral.config.base import load
 from ral.config.environment import load_environment
 from ral.config.evaluate import EvaluateConfig
-from ral.config.robustness import RobustnessParams
+from ral.config.robustness import ProbesConfig, RobustnessParams
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
 from ral.robustness.contents import METRICS, Robustness
@@ -64,12 +65,17 @@ def test_off_by_default(project: Path) -> None:
 def test_results_are_the_same_bytes_each_time(project: Path) -> None:
     set_params(project, {"robustness": {"enabled": True}})
     first, second = audit(project), audit(project, "again")
-    names = ["robustness.json", "shifts.csv"]
+    names = ["attacks.csv", "robustness.json", "shifts.csv"]
     assert sorted(path.name for path in first.iterdir()) == names
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
     result = Robustness.read(first / "robustness.json")
     assert result.shifts is not None
     assert [info.name for info in result.shifts.shifts] == ["jpeg_50", "bits_4", "noise_5", "flip"]
+    assert result.probes.left_out.keys() == set(ProbesConfig().attributes)  # these images have no attributes
+    assert [info.name for info in result.attacks.attacks] == ["finding_1", "finding_2", "all_1", "all_2"]
+    assert (
+        len(pd.read_csv(first / "attacks.csv")) == len(result.attacks.rows) == 4 * 2 * (1 + 3 + len(FINDINGS))
+    )
     table = pd.read_csv(first / "shifts.csv")
     assert len(table) == len(result.shifts.rows) == 4 * len(METRICS) * (1 + 3 + len(FINDINGS))
     assert set(table["data"]) == {"images"}
@@ -111,3 +117,26 @@ def test_sealed_patients_are_not_scored(prepared: Path, config: EvaluateConfig) 
     # Logits are those of the images, in the order of the table.
     rows = [everyone.test["image_id"].tolist().index(name) for name in some.test["image_id"]]
     assert (abs(some.score(None) - everyone.score(None)[rows]) < 1e-5).all()
+
+
+def test_probes_of_what_the_data_has(project: Path) -> None:
+    """File types are those of the files' names, though the step reads prepared images only."""
+    path = project / "data/prepared/studies.parquet"
+    studies = pd.read_parquet(path)
+    number = np.arange(len(studies))
+    ends = np.where(number % 3, ".png", ".jpg")
+    studies = studies.assign(
+        path="images.zip", member=studies["image_id"] + ends, view=np.where(number % 2, "PA", "AP")
+    )
+    studies.to_parquet(path, index=False)
+    off = {"shifts": FEW | {"jpeg": [], "bits": [], "noise": [], "flip": False}, "attacks": {"eps": []}}
+    set_params(project, {"robustness": {"enabled": True, **off}})
+    out = audit(project)
+    result = Robustness.read(out / "robustness.json")
+    assert result.attacks is result.flip is None
+    assert [(row.attribute, row.value, row.others) for row in result.probes.probes] == [
+        ("file_type", "JPEG", "PNG"),
+        ("view", "AP", "PA"),
+    ]
+    assert all(row.low < row.auroc < row.high for row in result.probes.probes)
+    assert {"probes.csv", "within.csv", "strata.csv"} <= {path.name for path in out.iterdir()}
