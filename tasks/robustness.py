@@ -2,8 +2,9 @@
 
     python -m tasks.robustness
 
-Writes robustness/robustness.json (all results, for report, card and gate) and robustness/shifts.csv (a row per shift,
-metric, and finding, tier or mean). Does nothing but write an empty robustness.json unless robustness.enabled is true.
+Writes robustness/robustness.json (all results, for report, card and gate), and for other programs robustness/shifts.csv
+(a row per shift, metric, and finding, tier or mean) and robustness/flip.csv (a row per finding, tier or mean). Does
+nothing but write an empty robustness.json unless robustness.enabled is true.
 Uses a GPU if available. docs/robustness.md has the shifts.
 """
 
@@ -16,6 +17,9 @@ from ral.config.robustness import RobustnessParams
 from tasks import step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ral.records import Record
     from ral.robustness.subject import Subject
 
 
@@ -45,12 +49,17 @@ def run(
             subject = read_subject(params, prepared, models, reports)
             result = result.model_copy(update=audit(params, environment, subject, validated, draft))
         result.write(draft / artifacts.AUDITED.name)
-        if result.shifts is not None:
-            import pandas as pd
+        for name, part in {"shifts.csv": result.shifts, "flip.csv": result.flip}.items():
+            if part is not None:
+                write_rows(draft / name, part.rows, result.data)
 
-            rows = [row.model_dump() for row in result.shifts.rows]
-            table = pd.DataFrame(rows).assign(data=result.data)
-            table.to_csv(draft / "shifts.csv", index=False, lineterminator="\n")
+
+def write_rows(path: Path, rows: "Sequence[Record]", data: str) -> None:
+    """Write rows as CSV, for other programs."""
+    import pandas as pd
+
+    table = pd.DataFrame([row.model_dump() for row in rows]).assign(data=data)
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def read_subject(params: RobustnessParams, prepared: Path, models: Path, reports: Path) -> "Subject":
