@@ -2,9 +2,10 @@
 
     python -m tasks.robustness
 
-Writes robustness/robustness.json (all results, for report, card and gate) and, of the parts that are requested,
-shifts.csv and attacks.csv (a row per shift or attack, metric, and finding, tier or mean), probes.csv, within.csv and
-strata.csv (shortcut probes). Does nothing but write an empty robustness.json unless robustness.enabled is true.
+Writes robustness/robustness.json (all results, for report, card and gate) and, of the parts that are requested, tables
+for other programs: shifts.csv and attacks.csv (a row per shift or attack, metric, and finding, tier or mean), flip.csv (a
+row per finding, tier or mean), probes.csv, within.csv and strata.csv (shortcut probes). Does nothing but write an empty
+robustness.json unless robustness.enabled is true.
 Uses a GPU if available. docs/robustness.md has the shifts.
 """
 
@@ -49,27 +50,35 @@ def run(
             subject = read_subject(params, prepared, models, reports)
             result = result.model_copy(update=audit(params, environment, subject, validated, draft))
         result.write(draft / artifacts.AUDITED.name)
-        write_tables(result, draft)
+        for name, rows in tables(result).items():
+            if rows:
+                write_rows(draft / f"{name}.csv", rows, result.data)
 
 
-def write_tables(result: "Robustness", folder: Path) -> None:
-    """Write the rows of each part of the audit as CSV."""
-    import pandas as pd
-
-    parts: dict[str, Sequence[Record]] = {}
+def tables(result: "Robustness") -> dict[str, "Sequence[Record]"]:
+    """The rows of each part of the audit, by the name of the file."""
+    rows: dict[str, Sequence[Record]] = {}
     if result.shifts is not None:
-        parts["shifts"] = result.shifts.rows
+        rows["shifts"] = result.shifts.rows
+    if result.flip is not None:
+        rows["flip"] = result.flip.rows
     if result.attacks is not None:
-        parts["attacks"] = result.attacks.rows
+        rows["attacks"] = result.attacks.rows
     if result.probes is not None:
-        parts |= {
+        rows |= {
             "probes": result.probes.probes,
             "within": result.probes.within,
             "strata": result.probes.strata,
         }
-    for name, rows in ((name, rows) for name, rows in parts.items() if rows):
-        table = pd.DataFrame([row.model_dump() for row in rows]).assign(data=result.data)
-        table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    return rows
+
+
+def write_rows(path: Path, rows: "Sequence[Record]", data: str) -> None:
+    """Write rows as CSV, for other programs."""
+    import pandas as pd
+
+    table = pd.DataFrame([row.model_dump() for row in rows]).assign(data=data)
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def read_subject(params: RobustnessParams, prepared: Path, models: Path, reports: Path) -> "Subject":

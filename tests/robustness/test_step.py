@@ -65,7 +65,7 @@ def test_off_by_default(project: Path) -> None:
 def test_results_are_the_same_bytes_each_time(project: Path) -> None:
     set_params(project, {"robustness": {"enabled": True}})
     first, second = audit(project), audit(project, "again")
-    names = ["attacks.csv", "robustness.json", "shifts.csv"]
+    names = ["attacks.csv", "flip.csv", "robustness.json", "shifts.csv"]
     assert sorted(path.name for path in first.iterdir()) == names
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
     result = Robustness.read(first / "robustness.json")
@@ -79,6 +79,8 @@ def test_results_are_the_same_bytes_each_time(project: Path) -> None:
     table = pd.read_csv(first / "shifts.csv")
     assert len(table) == len(result.shifts.rows) == 4 * len(METRICS) * (1 + 3 + len(FINDINGS))
     assert set(table["data"]) == {"images"}
+    flips = pd.read_csv(first / "flip.csv")
+    assert flips["name"].tolist() == [row.name for row in result.flip.rows]
     # Hernia has no positive test image here, but Mass is the last finding: see write_images.
     without = {finding.name for finding in result.audited.findings if finding.not_estimable}
     assert without == {"Mass"}
