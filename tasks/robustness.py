@@ -2,8 +2,8 @@
 
     python -m tasks.robustness
 
-Writes robustness/robustness.json (all results, for report, card and gate) and, of the parts that are requested, tables
-for other programs: shifts.csv and attacks.csv (a row per shift or attack, metric, and finding, tier or mean), flip.csv (a
+Writes robustness/robustness.json (all results, for report, card and gate) and, of what is requested, tables for other
+programs: shifts.csv and attacks.csv (a row per shift or attack, metric, and finding, tier or mean), flip.csv (a
 row per finding, tier or mean), probes.csv, within.csv and strata.csv (shortcut probes). Does nothing but write an empty
 robustness.json unless robustness.enabled is true.
 Uses a GPU if available. docs/robustness.md has the shifts.

@@ -54,7 +54,7 @@ class AttacksConfig(Section):
     """Largest changes of a pixel, in gray levels of 255; an empty list: no attacks."""
     steps: int = Field(default=5, ge=1)
     """Gradient steps of an attack, each of 2.5 eps / steps gray levels."""
-    images: int | None = Field(default=2000, ge=2)
+    images: int | None = Field(default=1000, ge=2)
     """Number of test images that are attacked, drawn by the seed; null: all. The attacks take findings × steps × eps
     forward and backward passes per image."""
 
