@@ -17,6 +17,7 @@ Stage = Literal[
     "features",
     "explain",
     "evaluate",
+    "robustness",
     "report",
 ]
 
@@ -50,7 +51,7 @@ FEATURES = PurePosixPath("data/features")
 FEATURE_ARRAY = FEATURES / "features.npy"
 BANK = FEATURES / "bank.json"
 
-# explain, evaluate, report
+# explain, evaluate, robustness, report
 REPORTS = PurePosixPath("reports")
 GALLERY = REPORTS / "gallery"
 GEOMETRY = REPORTS / "geometry.json"
@@ -67,6 +68,8 @@ CHARACTERISTICS = REPORTS / "characteristics.csv"
 AUDIT = REPORTS / "audit.csv"
 SECOND_READING = REPORTS / "second_reading.csv"
 COMPARISON = REPORTS / "comparison.csv"
+ROBUSTNESS = REPORTS / "robustness"
+AUDITED = ROBUSTNESS / "robustness.json"
 REPORT = REPORTS / "report.html"
 MODEL_CARD = REPORTS / "model_card.md"
 # Which run made the report: beside it and no output, because it depends on the clock.

@@ -41,6 +41,7 @@ def read_inputs(
     from ral.explain.contents import Gallery, Geometry
     from ral.models.info import read_model_info
     from ral.reporting.report import Inputs, installed_versions
+    from ral.robustness.contents import Robustness
 
     def table(path: PurePath, folder: Path = reports) -> pd.DataFrame:
         # Only empty cells are missing values; a finding may be named NA.
@@ -74,6 +75,7 @@ def read_inputs(
         pictures={path.name: path.read_bytes() for path in sorted(gallery.glob("*.jpg"))},
         geometry=Geometry.read(reports / artifacts.GEOMETRY.name),
         confusion=table(artifacts.CONFUSION),
+        robustness=Robustness.read(reports / artifacts.ROBUSTNESS.name / artifacts.AUDITED.name),
         versions=installed_versions(),
     )
 

@@ -18,6 +18,7 @@ from ral.evaluation.results import Metrics
 from ral.models.info import ModelInfo
 from ral.records import Record
 from ral.reporting.report import Inputs
+from ral.robustness.contents import Robustness
 from ral.training.state import HISTORY
 
 # Name -> tier, training positives of 1000, test positives of 200, value of every metric.
@@ -178,6 +179,7 @@ def make(phantom: bool) -> Inputs:
         findings=findings(),
         curves=pd.concat(curves, ignore_index=True),
         **tables("phantom" if phantom else "images", list(FINDINGS)),
+        robustness=Robustness(notice="Research", data="phantom" if phantom else "images"),
         versions={"torch": f"2.0 {HOSTILE}"},
     )  # fmt: skip
 
@@ -244,6 +246,7 @@ def write(inputs: Inputs, folder: Path) -> tuple[Path, Path, Path, Path]:
         "reports/gallery/gallery.json": inputs.gallery,
         "reports/geometry.json": inputs.geometry,
         "reports/confusion.csv": inputs.confusion,
+        "reports/robustness/robustness.json": inputs.robustness,
     }
     for name, content in texts.items():
         path = folder / name

@@ -17,6 +17,7 @@ LAYERS = (
     {"data"},
     {"evaluation", "explain"},
     {"inference"},
+    {"robustness"},
     {"training"},
     {"reporting", "release"},
     {"export", "external"},

@@ -20,6 +20,7 @@ SECTIONS = (
     "train",
     "explain",
     "evaluate",
+    "robustness",
     "report",
     "gate",
     "features",

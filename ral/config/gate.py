@@ -1,8 +1,10 @@
 """Parameters of the gate, which decides whether a new model may take the champion's place."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
-from ral.config.base import Section
+from ral.config.base import NullIsEmpty, Section
 
 
 class GateConfig(Section):
@@ -28,6 +30,12 @@ class GateConfig(Section):
     anchor: str | None = Field(default=None, pattern=r"^v\d+\.\d+\.\d+$")
     """Version of the release that `margin` refers to. It stays fixed while champions change, so small
     losses cannot accumulate."""
+    robustness: Annotated[dict[str, Annotated[float, Field(ge=0, lt=1)]], NullIsEmpty] = Field(
+        default_factory=dict
+    )
+    """Maximum tolerated loss of macro AP under a shift of the step robustness, by the shift's name (jpeg_50: 0.02);
+    the lower confidence limit of the difference to the unchanged images must not be below it. Requires
+    robustness.enabled."""
     hold_on_drift: bool = True
     """Whether drift warnings from validate hold the challenger for review."""
     first_auroc: float = Field(default=0.7, ge=0, lt=1)

@@ -10,6 +10,7 @@ from ral.config.features import FeaturesConfig
 from ral.config.gate import GateConfig
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
+from ral.config.robustness import RobustnessConfig
 from ral.config.train import TrainConfig
 
 
@@ -35,6 +36,7 @@ class ReportParams(Section):
     train: TrainConfig
     explain: ExplainConfig
     evaluate: EvaluateConfig
+    robustness: RobustnessConfig = RobustnessConfig()
     report: ReportConfig
 
 

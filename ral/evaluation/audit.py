@@ -9,7 +9,7 @@ even for a fair model. The false negative rate is 1 − sensitivity and is not t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -71,11 +71,31 @@ def audit(evaluation: Evaluation) -> pd.DataFrame:
         if COLUMN[name] not in evaluation.rows.columns
     ]
     for group in groups(evaluation.rows, config):
-        rows += _group_rows(group, evaluation)
+        rows += group_rows(group, evaluation)
     return _corrected(to_frame(rows, COLUMNS), 1 - evaluation.config.confidence)
 
 
-def _group_rows(group: Group, evaluation: Evaluation) -> list[AuditRow]:
+class Measured(Protocol):
+    """What the metrics of a group need; `Evaluation` has it."""
+
+    @property
+    def config(self) -> EvaluateConfig:
+        """The section evaluate."""
+
+    @property
+    def resamples(self) -> Resamples:
+        """Of the patients of the images."""
+
+    @property
+    def scored(self) -> Mapping[str, Scored]:
+        """Finding -> labels and scores of the images."""
+
+    @property
+    def estimable(self) -> Sequence[str]:
+        """The findings to measure."""
+
+
+def group_rows(group: Group, evaluation: Measured) -> list[AuditRow]:
     """The rows of a group: every estimable finding, then the means over the findings."""
     resamples, config = evaluation.resamples, evaluation.config
     inside, outside = resamples.rows(group.rows), resamples.rows(~group.rows)
@@ -147,13 +167,8 @@ def groups(images: pd.DataFrame, config: AuditConfig) -> list[Group]:
     for attribute in config.by:
         if COLUMN[attribute] not in images.columns:
             continue
-        values = (
-            _bands(images[COLUMN[attribute]], config.age_bands)
-            if attribute == "age"
-            else _values(images[attribute])
-        )
-        names = sorted(set(values), key=lambda name: (name == UNKNOWN, _first_year(name), name))
-        single += [Group((attribute,), (name,), values == name) for name in names]
+        values = values_of(images, attribute, config.age_bands)
+        single += [Group((attribute,), (name,), values == name) for name in in_order(values)]
     known = [group for group in single if UNKNOWN not in group.values]
     paired = [name for name in config.by if sum(group.attributes == (name,) for group in known) > 1]
     pairs = [
@@ -164,6 +179,18 @@ def groups(images: pd.DataFrame, config: AuditConfig) -> list[Group]:
         if (a.attributes, b.attributes) == ((one,), (two,))
     ]
     return [group for group in single + pairs if group.rows.any()]
+
+
+def values_of(images: pd.DataFrame, attribute: str, age_bands: list[float]) -> Array:
+    """The value of an attribute of each image, `UNKNOWN` where there is none; for the age, its band."""
+    if attribute == "age":
+        return _bands(images[COLUMN[attribute]], age_bands)
+    return _values(images[attribute])
+
+
+def in_order(values: Array) -> list[str]:
+    """The different values of an attribute, in the order in which they are shown."""
+    return sorted(set(values), key=lambda name: (name == UNKNOWN, _first_year(name), name))
 
 
 def _values(column: "pd.Series[Any]") -> Array:

@@ -22,6 +22,7 @@ from ral.release.gate import GateInputs
 from ral.release.ledger import Decision, Ledger
 from ral.release.registry import Registry
 from ral.release.rescore import reference_model
+from ral.robustness.contents import Robustness
 
 
 def collect_inputs(
@@ -63,8 +64,14 @@ def collect_inputs(
         preparation=current_preparation,
         decision_index=index,
         run_id=run_id,
+        robustness=_robustness(workspace / artifacts.AUDITED),
     )
     return inputs, params.evaluate, params.gate
+
+
+def _robustness(path: Path) -> Robustness | None:
+    """The result of the step robustness; None in a run of an earlier version, which has none."""
+    return Robustness.read(path) if path.is_file() else None
 
 
 def decision_index(ledger: Ledger, run_id: str) -> int:

@@ -21,6 +21,8 @@ from ral.evaluation.score import data_of, evaluate
 from ral.preparation import Preparation
 from ral.release.decision import ComparedFindings, GateDecision, GateSet, Outcome, Rule, RuleResult
 from ral.release.paired import NO_FINDING, Difference, Pair, ReferenceModel, differences, pair
+from ral.release.shift_floors import floor_rules
+from ral.robustness.contents import Robustness
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class GateInputs:
     """Number of earlier decisions; selects the gate set, which rotates."""
     run_id: str
     """Id of the run; there is one decision per run."""
+    robustness: Robustness | None = None
+    """Content of the run's robustness.json; None if the step robustness did not run."""
 
 
 def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) -> GateDecision:
@@ -63,7 +67,7 @@ def evaluate_gate(inputs: GateInputs, config: EvaluateConfig, gate: GateConfig) 
     """
     studies, test = _gate_set(inputs, config, gate)
     test_studies = studies[studies["split"] == "test"]
-    rules = [_data(inputs.data), _drift(inputs.data, gate)]
+    rules = [_data(inputs.data), _drift(inputs.data, gate), *floor_rules(inputs.robustness, gate.robustness)]
     findings, excluded_patients = ComparedFindings(), 0
     if test_studies["patient_id"].nunique() < 2:
         sentence = (

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ral.evaluation.results import Estimate, Metrics
 from ral.evaluation.specs import LABELS, MEANS
 from ral.evaluation.table_rows import AuditRow, CharacteristicsRow, FindingRow, OperatingRow, read_rows
-from ral.reporting import audit, calibration, data_tables, tables
+from ral.reporting import audit, calibration, data_tables, robustness, tables
 from ral.reporting.report import Inputs, rows_of
 from ral.reporting.tables import Table
 from ral.wording import PHANTOM, RESEARCH, escape, interval, known, pluralize, sealed
@@ -125,6 +125,7 @@ def _sections(inputs: Inputs, rows: Sequence[FindingRow]) -> dict[str, list[str]
         "Metrics": _metrics(inputs.metrics, rows),
         "Calibration and thresholds": _calibration(inputs, rows),
         "Audit": _audit(inputs),
+        **_robustness(inputs),
         "Limits": LIMITS,
     }
 
@@ -202,6 +203,19 @@ def _audit(inputs: Inputs) -> list[str]:
         *([f"Not in the data: {absent}."] if absent else []),
         *(_table(part) for part in audited.groups),
     ]
+
+
+def _robustness(inputs: Inputs) -> dict[str, list[str]]:
+    """The section on changed images; none if the step is off."""
+    shown = robustness.section(inputs.robustness, inputs.phantom)
+    if shown is None:
+        return {}
+    parts = [
+        _table(shown.tables[name])
+        for name in ("shifts", "flip", "probes", "within", "attacks")
+        if name in shown.tables
+    ]
+    return {"Robustness": [*map(escape, [*shown.sentences, *shown.not_available]), *parts]}
 
 
 def _table(content: Table) -> str:

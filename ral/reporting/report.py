@@ -38,10 +38,12 @@ from ral.reporting import (
     network,
     overview,
     plots,
+    robustness,
     scripts,
     tables,
 )
 from ral.reporting.run_info import RUN_FILE, with_digest
+from ral.robustness.contents import Robustness
 
 if TYPE_CHECKING:
     from ral.models.info import ModelInfo
@@ -105,6 +107,8 @@ class Inputs:
     """geometry.json of the step explain."""
     confusion: pd.DataFrame
     """confusion.csv of the step explain."""
+    robustness: Robustness
+    """robustness.json of the step robustness; without parts if it is off."""
     versions: dict[str, str]
     """Package -> version; see `installed_versions`."""
 
@@ -147,6 +151,8 @@ def render(inputs: Inputs) -> str:
             head="head.html",
             stylesheet="report.css",
             first_screen="overview.html",
+            robustness_section="robustness.html",
+            robustness=robustness.section(inputs.robustness, inputs.phantom),
             run_file=RUN_FILE,
             scripts=[Markup(script) for script in scripts.SCRIPTS],
             script_policy=Markup(scripts.policy()),

@@ -115,6 +115,10 @@ class Batches:
                     mixup=None if mixture is None else mixture.share,
                 )
 
+    def noise_seed(self, epoch: int, step: int) -> int:
+        """Seed of the random starts of attacks on a global batch; see `ral.training.adversarial`."""
+        return self._seed(epoch, step, 0, 2)
+
     def image_ids(self, epoch: int, step: int) -> list[str]:
         """IDs of the images of a global batch."""
         rows = self.epoch_rows(epoch)[self.offsets[step] : self.offsets[step + 1]]

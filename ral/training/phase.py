@@ -10,6 +10,7 @@ from ral.config.train import TrainParams
 from ral.data.dataset import Dataset
 from ral.models import Network, build_model, classifier, reset_classifier
 from ral.models.groups import parameter_groups
+from ral.training.adversarial import Adversary
 from ral.training.batch_loss import BatchLoss
 from ral.training.batch_norm import BufferBackup, synchronise_batch_norm
 from ral.training.batches import Batches
@@ -33,6 +34,8 @@ class PhaseParts:
     loss: BatchLoss
     buffer_backup: BufferBackup
     ema: ModelEma | None
+    adversary: Adversary | None
+    """Attacks the images of each micro-batch; None: ordinary training."""
 
 
 def build_network(params: TrainParams, findings: int) -> Network:
@@ -66,7 +69,7 @@ def start_phase(
         tensors: of the checkpoint that this phase continues from; empty at its beginning.
 
     Raises:
-        UserError: see `BatchLoss`, `Batches`, `Engine` and `parameter_groups`.
+        UserError: see `BatchLoss`, `Batches`, `Engine`, `parameter_groups` and `Adversary`.
     """
     config = params.train
     loss = BatchLoss(params, dataset, context.device)
@@ -86,7 +89,10 @@ def start_phase(
     engine.load_optimizer_state_dict(moments, state.adam_steps)
     buffer_backup = BufferBackup(engine.module)  # replaces the buffers that the moving average follows
     ema = _start_ema(engine, config.ema_decay, select_prefix(tensors, "ema"), state.ema_steps)
-    return PhaseParts(phase, engine, frozen, batches, loss, buffer_backup, ema)
+    adversary = None
+    if config.adversarial is not None and config.adversarial.eps > 0:
+        adversary = Adversary(config.adversarial, engine.module, loss, dataset.info)
+    return PhaseParts(phase, engine, frozen, batches, loss, buffer_backup, ema, adversary)
 
 
 def _freeze(network: Network, weights: Mapping[str, Tensor], seed: int) -> tuple[nn.Module, ...]:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from ral.training.batch_loss import GlobalLoss
 from ral.training.batch_norm import unchanged_buffers
 from ral.training.checkpoint import Checkpoints, Snapshot
 from ral.training.distributed import DistributedContext
+from ral.training.memory import explain_out_of_memory
 from ral.training.metric_logger import MetricLogger
 from ral.training.mixup import mixed
 from ral.training.phase import PhaseParts, start_phase
@@ -187,16 +189,18 @@ class Trainer:
         with torch.no_grad(), unchanged_buffers(self.parts.engine.module):
             logits = []
             for batch in micro_batches:
-                with _explain_out_of_memory(self.context.device, batch):
-                    logits.append(self._forward(batch))
+                with explain_out_of_memory(self.context.device, batch):
+                    logits.append(self._forward(batch, self._inputs(batch)))
         return self.parts.loss.over_batch(logits, micro_batches)
 
-    def _forward(self, batch: MicroBatch) -> Tensor:
-        """Logits of a micro-batch."""
-        torch.manual_seed(batch.seed)  # dropout and stochastic depth
+    def _inputs(self, batch: MicroBatch) -> Tensor:
+        """The images of a micro-batch, standardised, augmented and mixed."""
         images = augmented(batch.images, batch.maps, self._statistics)
-        if batch.mixup is not None:
-            images = mixed(images, batch.mixup)
+        return images if batch.mixup is None else mixed(images, batch.mixup)
+
+    def _forward(self, batch: MicroBatch, images: Tensor) -> Tensor:
+        """Logits of the images of a micro-batch."""
+        torch.manual_seed(batch.seed)  # dropout and stochastic depth
         return self.parts.engine.forward(channels_last(images))
 
     def forward_backward(self, batch: MicroBatch, whole: GlobalLoss | None = None) -> Tensor:
@@ -213,9 +217,13 @@ class Trainer:
             UserError: memory ran out.
         """
         context, parts = self.context, self.parts
-        with _explain_out_of_memory(context.device, batch):
-            logits = self._forward(batch)
-            loss = parts.loss.contribution(logits, batch, whole)
+        with explain_out_of_memory(context.device, batch):
+            images, forward = self._inputs(batch), partial(self._forward, batch)
+            if parts.adversary is None:
+                loss = parts.loss.contribution(forward(images), batch, whole)
+            else:
+                seed = parts.batches.noise_seed(self.state.epoch, batch.step)
+                loss = parts.adversary.contribution(forward, images, batch, seed)
             # A non-finite loss makes every gradient NaN, so that all ranks skip the step.
             poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
             parts.engine.backward(loss * (context.world_size * parts.batches.accumulation) * poison)
@@ -374,24 +382,6 @@ class Trainer:
         if state.step % STATUS_STEPS == 1 and state.losses:
             text = f"epoch {len(state.history) + 1}, loss {state.losses[-1]:.4f}, lr {rate:.1e}"
         self._progress.add(self.parts.batches.images(step, step + 1), text)
-
-
-@contextmanager
-def _explain_out_of_memory(device: torch.device, batch: MicroBatch) -> Iterator[None]:
-    """Raise a UserError that says what to change if memory runs out inside the block."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not exhausted and "allocate memory" not in str(error):
-            raise
-        images = len(batch.targets) if batch.mixup is None else len(batch.targets) // 2
-        raise UserError(
-            f"Out of memory on {device} with {images} images per forward and backward pass. Set "
-            f"train.micro_batch to {max(1, images // 2)} or less (train.batch_size stays the same), or "
-            "model.gradient_checkpointing to true.",
-            kind="memory",
-        ) from error
 
 
 def _silent(*_: object) -> None:

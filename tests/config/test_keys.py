@@ -46,12 +46,21 @@ VALUES: dict[str, Any] = {
     "train.batch_size": 256,
     "train.deepspeed_config": {"zero_optimization": {"overlap_comm": True, "sizes": [1, 2.5]}},
     "train.reweight": {"from_epoch": 9},
+    "train.adversarial": {"eps": 2.0},
     "train.classifier": {"epochs": 2, "learning_rate": 1e-3, "sampler": {"name": "temperature"}},
     "evaluate.second_reading": {"file": "second.csv", "image_id": "id", "columns": {"Mass": "mass"}},
+    **{
+        f"robustness.shifts.{kind}": [3]
+        for kind in ("jpeg", "bits", "blur", "noise", "gamma", "downscale", "rotate")
+    },
+    "robustness.shifts.corners": [5],
+    "robustness.attacks.eps": [0.5],
+    "robustness.probes.attributes": ["sex", "view"],
     "evaluate.audit.by": ["sex"],
     "evaluate.audit.age_bands": [50.5, 60],
     "gate.anchor": "v1.0.0",
     "gate.margin": 0.01,
+    "gate.robustness": {"jpeg_50": 0.02, "gamma_0.7": 0.1},
 }
 
 

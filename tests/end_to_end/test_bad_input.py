@@ -231,7 +231,7 @@ def test_logits_of_another_run(run: Run, project: Path) -> None:
     assert not (project / "reports").exists()
 
 
-@pytest.mark.parametrize("step", ["preprocess", "train", "explain", "evaluate", "report"])
+@pytest.mark.parametrize("step", ["preprocess", "train", "explain", "evaluate", "robustness", "report"])
 def test_step_before_has_not_run(run: Run, project: Path, step: str) -> None:
     printed = run(step, code=1)
     assert "error: " in printed

@@ -76,10 +76,10 @@ def test_another_clone_gives_the_same_lock(done: Path, run: Run, tmp_path: Path)
     ("path", "stale"),
     [
         ("ral/reporting/plots.py", {"report"}),
-        ("ral/evaluation/bootstrap.py", {"evaluate"}),
+        ("ral/evaluation/bootstrap.py", {"evaluate", "robustness"}),
         ("ral/losses/ral.py", {"train"}),
-        ("ral/data/images/decode.py", {"preprocess"}),
-        ("ral/data/images/shards.py", {"preprocess", "train", "features", "explain"}),
+        ("ral/data/images/decode.py", {"preprocess", "robustness"}),
+        ("ral/data/images/shards.py", {"preprocess", "train", "features", "explain", "robustness"}),
         ("ral/explain/saliency.py", {"explain"}),
     ],
 )

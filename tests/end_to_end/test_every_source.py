@@ -41,7 +41,7 @@ def test_source_to_report(run: Run, tmp_path: Path, name: str) -> None:
     if table:
         findings = ["Effusion", "Cardiomegaly"]
         set_params(folder, {"data": {"findings": findings, "source": "table", "table": table}})
-    for step in ("validate", "preprocess", "train", "explain", "evaluate", "report"):
+    for step in ("validate", "preprocess", "train", "explain", "evaluate", "robustness", "report"):
         run("python", "-m", f"tasks.{step}", cwd=folder, PYTHONPATH=str(ROOT))
     report = (folder / "reports/report.html").read_text()
     validation = json.loads((folder / "data/validated/validation.json").read_text())

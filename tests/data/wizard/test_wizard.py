@@ -311,7 +311,9 @@ def answer(params: Path, key: str, old: str, new: str) -> None:
     "steps",
     [
         ("preprocess",),
-        pytest.param(("preprocess", "train", "explain", "evaluate", "report"), marks=pytest.mark.long),
+        pytest.param(
+            ("preprocess", "train", "explain", "evaluate", "robustness", "report"), marks=pytest.mark.long
+        ),
     ],
     ids=["to the pixels", "to the report"],
 )

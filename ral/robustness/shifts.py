@@ -1,0 +1,167 @@
+"""Metrics and decisions on changed images, compared with those on the unchanged images by the paired bootstrap."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support, holm
+from ral.evaluation.reliability import errors
+from ral.evaluation.resampled_metrics import Scored, ranking
+from ral.evaluation.specs import RANKED_BY
+from ral.labels import TIERS, Tier
+from ral.progress import Progress
+from ral.robustness.contents import METRICS, Level, Metric, ShiftInfo, ShiftRow, Shifts
+from ral.robustness.pixels import Shift
+from ral.robustness.subject import Change, Subject
+
+# Metric -> its distribution over the resamples, of one finding.
+Metrics = Mapping[str, BootstrapDistribution]
+
+
+def audit_shifts(
+    subject: Subject,
+    shifts: Sequence[Shift],
+    seed: int,
+    others: Sequence[tuple[ShiftInfo, Change | None]] = (),
+) -> tuple[Shifts, dict[str, NDArray[np.float32]]]:
+    """Score the test images under each shift, and compare.
+
+    Args:
+        subject: the model and the images.
+        shifts: the changes of the packed pixels.
+        seed: of the noise.
+        others: further shifts; None for one that is not available.
+
+    Returns:
+        The results, and the raw logits [images, findings] by name of the shift; "" are those of the unchanged images.
+    """
+    ids = [str(name) for name in subject.test["image_id"]]
+    changes = [(_info(shift), _change(shift, ids, seed)) for shift in shifts]
+    scored = {info.name: change for info, change in [*changes, *others] if change is not None}
+    with Progress("scoring changed images", (1 + len(scored)) * len(ids), "images") as progress:
+        logits = {"": subject.score(None, progress)}
+        for name, change in scored.items():
+            logits[name] = subject.score(change, progress)
+    clean = finding_metrics(subject, logits[""])
+    rows: list[ShiftRow] = []
+    with Progress("comparing with the unchanged images", len(scored), "shifts") as progress:
+        for name in scored:
+            rows += compare(subject, name, clean, finding_metrics(subject, logits[name]))
+            progress.add()
+    infos = tuple(info for info, _ in [*changes, *others])
+    return Shifts(shifts=infos, rows=corrected(rows)), logits
+
+
+def _info(shift: Shift) -> ShiftInfo:
+    return ShiftInfo(name=shift.name, kind=shift.kind, strength=shift.strength, label=shift.label)
+
+
+def _change(shift: Shift, ids: Sequence[str], seed: int) -> Change:
+    """The shift as a function of pixels and of the row numbers of the test images."""
+    return lambda pixels, rows: shift.apply(pixels, [ids[row] for row in rows], seed)
+
+
+def finding_metrics(subject: Subject, logits: NDArray[np.float32]) -> dict[str, Metrics]:
+    """The metrics of every estimable finding in all resamples.
+
+    Args:
+        subject: the model and the images.
+        logits: raw logits of the test images [images, findings].
+    """
+    return {
+        name: _metrics(scored, subject)
+        for name, scored in subject.scored(logits).items()
+        if name not in subject.not_estimable
+    }
+
+
+def _metrics(scored: Scored, subject: Subject) -> Metrics:
+    resamples = subject.resamples
+    values = dict(ranking(scored, resamples, RANKED_BY))
+    if scored.scores is not None:
+        calibration = errors(scored.scores, scored.labels, resamples, subject.config.calibration.bins)
+        positive = scored.scores >= scored.thresholds[subject.calibration.rule]
+        values |= {"brier": calibration["brier"], "ece": calibration["ece"]}
+        values["calls"] = BootstrapDistribution(
+            resamples.totals(positive[:, None])[:, 0], Support.of(np.bincount(resamples.patient)), "free"
+        )
+    return values
+
+
+def compare(
+    subject: Subject, shift: str, clean: Mapping[str, Metrics], changed: Mapping[str, Metrics]
+) -> list[ShiftRow]:
+    """The rows of a shift, without Holm's correction.
+
+    Args:
+        subject: the model and the images.
+        shift: name of the shift.
+        clean: finding -> metrics on the unchanged images.
+        changed: the same on the changed images.
+    """
+    rows = []
+    for metric, (level, name, members) in itertools.product(METRICS, means_to_take(subject.tiers)):
+        usable = [member for member in members if metric in clean.get(member, {})]
+        row = ShiftRow(shift=shift, level=level, name=name, metric=metric, findings=len(usable))
+        if usable:
+            before, after = (
+                _combined(metric, [values[member][metric] for member in usable], subject.resamples)
+                for values in (clean, changed)
+            )
+            row = _with_difference(row, before, after, subject.resamples)
+        rows.append(row)
+    return rows
+
+
+def corrected(rows: Sequence[ShiftRow]) -> tuple[ShiftRow, ...]:
+    """The rows with Holm's correction over those of the same metric and level."""
+    adjusted: dict[int, float] = {}
+    for metric, level in itertools.product(METRICS, get_args(Level)):
+        family = [index for index, row in enumerate(rows) if (row.metric, row.level) == (metric, level)]
+        p_values = holm(np.array([rows[index].p for index in family], dtype=np.float64))
+        adjusted |= dict(zip(family, p_values.tolist(), strict=True))
+    return tuple(
+        row.model_copy(update={"p_holm": rounded(adjusted[index])}) if row.p is not None else row
+        for index, row in enumerate(rows)
+    )
+
+
+def means_to_take(tiers: Mapping[str, Tier]) -> list[tuple[Level, str, list[str]]]:
+    """Level, name and members of each mean: all findings, each tier, each finding by itself."""
+    means: list[tuple[Level, str, list[str]]] = [("macro", "macro", list(tiers))]
+    means += [("tier", tier, [name for name, own in tiers.items() if own == tier]) for tier in TIERS]
+    return [*means, *(("finding", name, [name]) for name in tiers)]
+
+
+def _combined(
+    metric: Metric, parts: Sequence[BootstrapDistribution], resamples: Resamples
+) -> BootstrapDistribution:
+    """Sum of calls, or mean of another metric, over findings."""
+    if metric == "calls":
+        total = np.sum([part.values for part in parts], axis=0)
+        return BootstrapDistribution(total, parts[0].support, "free")
+    return parts[0] if len(parts) == 1 else resamples.mean(parts)
+
+
+def _with_difference(
+    row: ShiftRow, clean: BootstrapDistribution, changed: BootstrapDistribution, resamples: Resamples
+) -> ShiftRow:
+    paired = resamples.difference(changed, clean)
+    gap = resamples.interval(paired)
+    numbers = {
+        "clean": float(clean.values[0]),
+        "value": float(changed.values[0]),
+        "difference": gap.value,
+        "low": gap.low,
+        "high": gap.high,
+        "p": resamples.p_value(paired),
+    }
+    return row.model_copy(update={name: rounded(number) for name, number in numbers.items()})
+
+
+def rounded(number: float | None) -> float | None:
+    """Six decimals; None if there is no number."""
+    return None if number is None or not np.isfinite(number) else round(number, 6) + 0.0
