@@ -14,6 +14,8 @@ TABLE = "BBox_List_2017.csv"
 HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 NAMES = {"Infiltration": "Infiltrate"}
 
+# Share of its greatest strength from which a sign counts.
+LEVEL = 0.4
 # Parts of a sign that are at most this share of the image apart are in one box.
 GAP = 0.08
 # Parts that are smaller than this share of the largest one have no box.
@@ -30,7 +32,7 @@ class Box(NamedTuple):
 
 
 def boxes_of(strength: Plane) -> list[Box]:
-    """The boxes of a sign, from the top of the image: one around each part of at least half of its greatest strength.
+    """The boxes of a sign, from the top of the image: one around each part that is strong enough.
 
     Args:
         strength: how strongly the sign is drawn at each pixel, at least 0.
@@ -38,7 +40,7 @@ def boxes_of(strength: Plane) -> list[Box]:
     peak = float(strength.max())
     if peak <= 0:
         return []
-    strong = strength >= np.float32(0.5 * peak)
+    strong = strength >= np.float32(LEVEL * peak)
     reach = round(GAP * len(strength) / 2)
     joined = ndimage.maximum_filter(strong, size=2 * reach + 1, mode="constant")
     parts, _ = ndimage.label(joined, structure=np.ones((3, 3)))
