@@ -133,6 +133,16 @@ class DriftConfig(Section):
         return self
 
 
+class BoxesConfig(Section):
+    """Boxes of findings, with which heat maps are evaluated."""
+
+    files: list[FileBelow] = Field(min_length=1)
+    """Tables of boxes, relative to `data.root`: NIH's BBox_List_2017.csv, or annotations of VinDr-CXR."""
+    side: int | None = Field(default=None, ge=16)
+    """Side of the square images that the coordinates refer to, if the image files are smaller than published (NIH:
+    1024); null: the size of each image file."""
+
+
 class DataConfig(Section):
     """The data set, its labels, and which images are used."""
 
@@ -159,6 +169,8 @@ class DataConfig(Section):
     """vindr: a finding is positive if more than half of an image's readers report it, or if any does."""
     pseudonymise: str | None = Field(default=None, min_length=1)
     """Salt file: ids in the prepared data become keyed hashes and paths are dropped; null: ids stay."""
+    boxes: BoxesConfig | None = None
+    """Boxes of findings, with which heat maps are evaluated (docs/localisation.md); null: none."""
     table: TableConfig = TableConfig()
     drift: DriftConfig = DriftConfig()
 
