@@ -256,13 +256,13 @@ def read_sizes(root: Path, images: pd.DataFrame, report: Report) -> np.ndarray:
 
 def write_boxes(
     path: Path,
-    tables: pd.DataFrame,
+    tables: pd.DataFrame | None,
     images: pd.DataFrame,
     params: PreprocessParams,
     pool: Pool,
     pseudonymizer: Pseudonymizer,
-) -> BoxCounts:
-    """Write boxes.parquet: the boxes of the images in use, in pixels of the prepared images.
+) -> BoxCounts | None:
+    """Write boxes.parquet: the boxes of the images in use, in pixels of the prepared images; nothing without tables.
 
     Args:
         path: file to write.
@@ -275,7 +275,8 @@ def write_boxes(
     Raises:
         UserError: see `map_boxes`.
     """
-    assert params.data.boxes is not None
+    if tables is None or params.data.boxes is None:
+        return None
     side = params.data.boxes.side
     with_boxes = images[images["image_id"].isin(tables["image_id"])]
     if side is None and len(with_boxes):

@@ -93,11 +93,7 @@ def prepare(
             included["split"] = splitter.split(included, same)
         counts = write_studies(out / "studies.parquet", buffer, included, images, findings, pseudonymizer)
         used = images.iloc[included["stored"]]
-        boxes = (
-            None
-            if tables is None
-            else write_boxes(out / "boxes.parquet", tables, used, params, pool, pseudonymizer)
-        )
+        boxes = write_boxes(out / "boxes.parquet", tables, used, params, pool, pseudonymizer)
     write_split(out / "split.parquet", included, pseudonymizer)
     reasons = write_quarantine(out / "quarantine.parquet", excluded, bad, packed, pseudonymizer)
     write_class_counts(out / "class_counts.json", counts)
