@@ -52,6 +52,7 @@ def read_inputs(
         )
 
     gallery = reports / artifacts.GALLERY.name
+    localisation = gallery / artifacts.LOCALISATION.name
     return Inputs(
         params=params,
         validation=ValidationResult.read(validated / artifacts.VALIDATION.name),
@@ -75,6 +76,7 @@ def read_inputs(
         geometry=Geometry.read(reports / artifacts.GEOMETRY.name),
         confusion=table(artifacts.CONFUSION),
         versions=installed_versions(),
+        localisation=table(artifacts.LOCALISATION, gallery) if localisation.exists() else None,
     )
 
 

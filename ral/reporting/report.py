@@ -35,6 +35,7 @@ from ral.reporting import (
     data_tables,
     flow,
     gallery,
+    localisation,
     network,
     overview,
     plots,
@@ -107,6 +108,8 @@ class Inputs:
     """confusion.csv of the step explain."""
     versions: dict[str, str]
     """Package -> version; see `installed_versions`."""
+    localisation: pd.DataFrame | None = None
+    """localisation.csv of the step explain; None if there are no boxes."""
 
     @property
     def best_epoch(self) -> int:
@@ -162,6 +165,9 @@ def render(inputs: Inputs) -> str:
             audit_summary=audit.summary_sentence(audited, metrics.confidence),
             rules=calibration.rules(config.threshold),
             gallery=_gallery(inputs, selected, operating) if inputs.images else None,
+            localisation=localisation.section(
+                inputs.localisation, [row.finding for row in rows], inputs.phantom
+            ),
             geometry=inputs.geometry,
             directions=network.directions(inputs.geometry)[0],
             parameters=inputs.params,
