@@ -238,7 +238,21 @@ def _with_layer(network: Network, requested: Requested, image: Tensor, layer: st
             f"explain.layer: `{layer}` is no layer of {type(network.backbone).__name__} with a feature map."
             f"{did_you_mean(layer, listed)} Allowed: {', '.join(listed) or 'null'}."
         )
+    if layer not in _earlier_layers(network, image, listed):
+        return Choice("grad_cam")  # the last feature map
     return Choice("grad_cam", layer, "set by explain.layer")
+
+
+def _earlier_layers(
+    network: Network, image: Tensor, listed: dict[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """The layers of `ral.explain.features.layers` whose feature map is not the last one before pooling."""
+    with torch.no_grad():
+        features = feature_map(network, image)
+    earlier = dict(listed)
+    if features.ndim == 4 and earlier and list(earlier.values())[-1] == grid(network, features):
+        earlier.popitem()
+    return earlier
 
 
 def candidates(network: Network, image: Tensor) -> dict[Choice, tuple[int, int]]:
@@ -253,9 +267,7 @@ def candidates(network: Network, image: Tensor) -> dict[Choice, tuple[int, int]]
         features = feature_map(network, image)
     last = grid(network, features)
     with torch.no_grad():
-        earlier = layers(network, image)
-    if features.ndim == 4 and earlier and list(earlier.values())[-1] == last:
-        earlier.popitem()  # the last feature map itself
+        earlier = _earlier_layers(network, image, layers(network, image))
     found |= {Choice("grad_cam", name): sides for name, sides in earlier.items()}
     if features.ndim == 4 or not uses_class_token(network):
         found[Choice("grad_cam")] = last
