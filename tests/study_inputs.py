@@ -132,6 +132,12 @@ def whole_study(folder: Path) -> StudyInputs:
     for ratio in (1.0, 10.0, 100.0):
         for arm in ("bce", "asl", "ral"):
             made.run("thin", arm, 0, strengths[arm] - np.log10(ratio) / 4, thin=ratio)
+    for method, strength in (("crt", 1.5), ("smote", 4.0), ("virtual", -1.0)):
+        for fold in range(2):
+            made.run("second_phase", f"ral+{method}", fold, strength, seconds=3.25)
+    for fold in range(2):
+        for arm, strength in (("ral", 1.0), ("bce", 4.0)):
+            made.run("epochs", arm, fold, strength, epochs=24)
     made.run("control", "bce", 0, 0.0)
     for arm in ("bce", "ral"):
         for seed in range(3):

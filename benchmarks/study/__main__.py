@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.study.plan import (
     BATCH_SIZE,
+    BIG,
     EPOCHS,
     PRECISION,
     STAGES,
@@ -64,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folds", nargs="+", type=int, choices=range(5), default=range(5), metavar="FOLD")
     parser.add_argument("--backbone", default="resnet18", help="timm name, or resnet10t_narrow (%(default)s)")
     parser.add_argument(
-        "--big", nargs="+", default=["resnet50"], help="backbones of the stage seeds (%(default)s)"
+        "--big", nargs="+", help="backbones of the stage seeds (resnet50 on a GPU, none on a CPU)"
     )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="(%(default)s)")
@@ -101,7 +102,8 @@ def main(options: argparse.Namespace) -> None:
         options.device, options.backbone, options.epochs, options.batch_size,
         options.precision or PRECISION[options.device],
     )  # fmt: skip
-    plan = Plan(settings, options.stages, options.arms, options.folds, options.big)
+    big = BIG[options.device] if options.big is None else options.big
+    plan = Plan(settings, options.stages, options.arms, options.folds, big)
     if options.list:
         print_list(plan, table.read_rows(path), options.jobs)
     elif options.rerun:
@@ -224,7 +226,12 @@ def pool(
         for backbone in (plan.settings.backbone, *plan.big)
     }
     settings = WorkerSettings(
-        options.state, options.device, options.commit or table.commit(), scales, options.state / logits
+        options.state,
+        options.device,
+        options.commit or table.commit(),
+        scales,
+        options.state / logits,
+        options.results / table.RUNS_FILE,
     )
     return Pool(settings, options.jobs, choose, report)
 
@@ -247,7 +254,7 @@ def rerun(options: argparse.Namespace) -> None:
     run, outcomes = run_of(row), []
     todo = [run]
     options.device, options.jobs = run.device, 1
-    plan = Plan(replace(Settings(), backbone=run.backbone), big=())
+    plan = Plan(replace(Settings(), backbone=run.backbone))
     pool(
         options,
         plan,

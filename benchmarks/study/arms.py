@@ -50,6 +50,10 @@ class Study:
     control: list[Arm]
     thin: dict[float, dict[str, Arm]]
     """Imbalance ratio -> arms."""
+    second_phase: dict[str, Arm]
+    """`ral+smote` and the like: the network of an arm with a refitted classifier."""
+    epochs: dict[int, dict[str, Arm]]
+    """Number of epochs of the stage epochs -> arms, which are in `main` with fewer."""
     seeds: dict[str, dict[str, Arm]]
     """Settings -> arms."""
     others: dict[str, dict[str, Arm]]
@@ -93,16 +97,18 @@ def assemble(
     settings = str((arm_runs if len(arm_runs) else runs)["settings"].value_counts().index[0])
     main = {str(name): results_of(part) for name, part in arm_runs.groupby("settings", sort=False)}
     same = runs[runs["settings"] == settings]
-    stage = {name: same[same["stage"] == name] for name in ("extra", "control", "thin")}
+    stage = {name: same[same["stage"] == name] for name in ("extra", "control", "thin", "second_phase")}
+    first = same.iloc[0]
     seeds = runs[runs["stage"] == "seeds"]
+    but_epochs = settings_of(runs.assign(epochs=first["epochs"]))
+    longer = runs[(runs["stage"] == "epochs") & (but_epochs == settings)]
     scores: dict[str, RunScores] = {}
     copies = 0
-    for row in pd.concat([*main.values(), *stage.values(), seeds]).to_dict("records"):
+    for row in pd.concat([*main.values(), *stage.values(), longer, seeds]).to_dict("records"):
         values = {str(name): value for name, value in row.items()}
         scores[str(row["run"])], original = _score(values, state, bootstrap)
         copies += not original
     controls = _by_arm(stage["control"], scores).values()
-    first = runs[runs["settings"] == settings].iloc[0]
     return Study(
         runs=runs,
         settings=settings,
@@ -113,6 +119,8 @@ def assemble(
         extra=_by_arm(stage["extra"], scores),
         control=[replace(arm, name=f"{arm.name}{CHANGE}permuted labels") for arm in controls],
         thin={float(str(ratio)): _by_arm(part, scores) for ratio, part in stage["thin"].groupby("thin")},
+        second_phase=_by_arm(stage["second_phase"], scores),
+        epochs={int(str(count)): _by_arm(part, scores) for count, part in longer.groupby("epochs")},
         seeds={str(name): _by_arm(part, scores) for name, part in seeds.groupby("settings", sort=False)},
         others={name: _by_arm(part, scores) for name, part in main.items() if len(part)},
         read=len(scores),

@@ -1,13 +1,14 @@
 """The paired differences of the study, and differences.csv."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.study.arms import Study
-from benchmarks.study.groups import BASELINES, BCE, GROUPS, RAL, REFERENCE, base_of, members
+from benchmarks.study.groups import BASELINES, BCE, CHANGE, GROUPS, RAL, REFERENCE, base_of, members
 from benchmarks.study.statistics import LEVELS, RANKED, SELECTION_AP, Arm, Bootstrap, Difference, corrected
 from ral.files import atomic_write
 
@@ -21,7 +22,11 @@ ALL_LEVELS: Compared = {
 MEANS: Compared = dict.fromkeys(RANKED, LEVELS)
 
 # Tables of differences beside those of the groups.
-EXTRA, HEADLINE = "extra", "headline"
+EXTRA, HEADLINE, SECOND_PHASE, EPOCHS = "extra", "headline", "second_phase", "epochs"
+# Arms of the stage epochs, in the order in which they are compared.
+LONGER = (RAL, BCE, REFERENCE)
+# The second phase that all are compared with, beside the network's own classifier.
+CRT = "crt"
 
 Key = tuple[str, str, str, str, str]
 
@@ -61,6 +66,10 @@ def compare(study: Study) -> Comparisons:
             pairs.append((EXTRA, arm, base, ALL_LEVELS))
     for ratio, arms in study.thin.items():
         pairs += [(thin_table(ratio), *pair, MEANS) for name in arms for pair in _with(arms, name, (BCE,))]
+    for arm in study.second_phase.values():
+        for baseline in second_phase_baselines(study, arm):
+            pairs.append((SECOND_PHASE, arm, baseline, MEANS))
+    pairs += [(EPOCHS, *pair, MEANS) for pair in epoch_pairs(study)]
     for settings, arms in (study.others | study.seeds).items():
         pairs += [(settings, *pair, MEANS) for name in arms for pair in _with(arms, name, (BCE,))]
     differences = [one for pair in pairs for one in _differences(study.bootstrap, *pair)]
@@ -79,6 +88,44 @@ def statements(study: Study) -> list[Statement]:
         Statement("RAL − BCE", ral, complete.get(BCE)),
         Statement("Best other recipe − RAL", best, ral),
     ]
+
+
+def second_phase_baselines(study: Study, arm: Arm) -> list[Arm]:
+    """The network with its own classifier and with cRT, as far as they ran."""
+    network = base_of(arm.name)
+    found = [study.main.get(network), study.second_phase.get(f"{network}{CHANGE}{CRT}")]
+    return [one for one in found if one and one.name != arm.name]
+
+
+def epoch_pairs(study: Study) -> Iterator[tuple[Arm, Arm]]:
+    """Arms of the stage epochs with each other; the same arms with fewer epochs, on the same folds; and each arm with
+    itself with fewer.
+    """
+    for count, arms in study.epochs.items():
+        longer = {name: replace(arm, name=with_epochs(name, count)) for name, arm in arms.items()}
+        for name, baseline in ordered(arms):
+            yield longer[name], longer[baseline]
+            if name in study.main and baseline in study.main:
+                folds = [fold for fold in arms[name].folds if fold in arms[baseline].folds]
+                yield on_folds(study.main[name], folds), on_folds(study.main[baseline], folds)
+        for name, arm in longer.items():
+            if name in study.main:
+                yield arm, study.main[name]
+
+
+def ordered(arms: Mapping[str, Arm]) -> Iterator[tuple[str, str]]:
+    """Every pair of arms of the stage epochs."""
+    return itertools.combinations([name for name in LONGER if name in arms], 2)
+
+
+def with_epochs(arm: str, epochs: int) -> str:
+    """Name of an arm of the stage epochs."""
+    return f"{arm}{CHANGE}{epochs} epochs"
+
+
+def on_folds(arm: Arm, folds: Sequence[int]) -> Arm:
+    """An arm without its other folds."""
+    return replace(arm, scores={fold: arm.scores[fold] for fold in folds if fold in arm.scores})
 
 
 def thin_table(ratio: float) -> str:

@@ -4,17 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from benchmarks.study import tables
+from benchmarks.study import phases, tables
 from benchmarks.study.arms import Study, waiting
 from benchmarks.study.comparisons import HEADLINE, Comparisons, Statement
 from benchmarks.study.groups import BCE, GROUPS, RAL, Group, members
 from benchmarks.study.inputs import SELECTION
+from benchmarks.study.phases import NOT_RUN, verdict
 from benchmarks.study.statistics import POWER, Arm, Difference, RunScores
 from benchmarks.study.tables import name_of
 from ral.labels import TIERS
 from ral.wording import (
     escape,
-    known,
     notice_sentence,
     number,
     p_value,
@@ -23,10 +23,6 @@ from ral.wording import (
     signed,
     signed_interval,
 )
-
-NOT_RUN = "Not run."
-# A difference is called better or worse if its Holm-corrected p value is below this.
-SIGNIFICANT = 0.05
 
 # What arms are compared by on the page: metric, level, title. differences.csv has all levels.
 COMPARED = (
@@ -54,6 +50,8 @@ def page(study: Study, comparisons: Comparisons) -> str:
     lines += section("Findings", findings(study, comparisons))
     lines += section("Learning rates", learning_rates(study))
     lines += section("Changes to an arm", extras(study, comparisons))
+    lines += section("Second phase", phases.second_phase(study, comparisons))
+    lines += section("More epochs", phases.epochs(study, comparisons))
     lines += section("Thinned training sets", thinning(study, comparisons))
     lines += section("Backbones and seeds", settings(study, comparisons, study.seeds))
     lines += section("Other settings", settings(study, comparisons, study.others))
@@ -127,9 +125,7 @@ def in_words(gap: Difference) -> str:
     text = (
         f"{signed(gap.value)} ({signed_interval(gap.low, gap.high)}; Holm-corrected p {p_value(gap.p_holm)})"
     )
-    if not known(gap.p_holm) or gap.p_holm >= SIGNIFICANT:
-        return f"{text}, no difference shown"
-    return f"{text}, better" if gap.value > 0 else f"{text}, worse"
+    return f"{text}, {verdict(gap)}"
 
 
 def what_was_run(study: Study) -> list[str]:

@@ -6,8 +6,9 @@ from typing import Literal, TypeAlias, get_args
 
 from benchmarks.study.folds import FOLDS
 from benchmarks.study.recipes import ARMS, STEPS, arm, base
+from ral.training.refit import METHODS
 
-Stage = Literal["rate", "main", "extra", "thin", "control", "seeds"]
+Stage = Literal["rate", "main", "control", "second_phase", "epochs", "extra", "thin", "seeds"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 # A row of runs.csv.
 Row: TypeAlias = Mapping[str, str]
@@ -16,11 +17,19 @@ RATIOS = (1.0, 10.0, 100.0)
 THINNED = ("bce", "asl", "ral")
 CONTROLS = ("ral", "bce")
 SEEDED, SEEDS = ("bce", "ral", "asl", "reference"), (0, 1, 2)
+# Backbones of the stage seeds. On a CPU, resnet50 takes 13 minutes for 6 epochs of 10,000 images of 64 pixels.
+BIG: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("resnet50",)}
+# Networks whose classifier is refitted. The first method of a network makes its features, the others read them.
+REFITTED = ("ral", "bce")
+# What is also trained for `LONG` epochs, the most informative arms first, and on which folds.
+LONG, LONGER, LONGER_FOLDS = 12, (("ral", "bce"), ("reference",)), (0, 1)
 # Epochs and batch size that the name of a run does not mention.
 EPOCHS, BATCH_SIZE = 12, 128
 PRECISION = {"cpu": "float32", "cuda": "bfloat16"}
 # Seconds that a run is expected to take before one has been measured.
 EXPECTED = {"cpu": 150.0, "cuda": 30.0}
+# The same of a second phase whose features are there.
+EXPECTED_REFIT = 20.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Plan:
     stages: Collection[str] = STAGES
     arms: Collection[str] = tuple(ARMS)
     folds: Collection[int] = tuple(range(FOLDS))
-    big: Sequence[str] = ("resnet50",)
+    big: Sequence[str] = ()
 
     def ready(self, rows: Sequence[Row], over: Collection[str] = ()) -> list[Run]:
         """The runs that can start, most informative first.
@@ -126,6 +135,13 @@ class Plan:
         yield from state.rates(first)
         yield from state.main(first, range(FOLDS))
         yield from state.each("control", CONTROLS)
+        yield from state.second_phase(REFITTED, 0)
+        yield from state.longer()
+        yield from state.rates(late)
+        yield from state.main(late, range(1))
+        for fold in range(1, FOLDS):
+            yield from state.second_phase(REFITTED, fold)
+        yield from state.main(late, range(1, 2))
         yield from state.rates(others)
         yield from state.main(others, range(1))
         pair = state.extended([name for name in first if name in self.arms], self.folds)
@@ -137,8 +153,6 @@ class Plan:
             for backbone in self.big:
                 for run in state.each("seeds", SEEDED, seed=seed):
                     yield replace(run, backbone=backbone)
-        yield from state.rates(late)
-        yield from state.main(late, range(1))
         yield from state.main([*others, *late], range(1, FOLDS))
         for fold in range(1, FOLDS):
             yield from state.each("extra", steps, fold)
@@ -207,6 +221,28 @@ class Progress:
                 if fold > 0 or replace(run, stage="rate").name not in self.scores:
                     yield run
 
+    def second_phase(self, names: Sequence[str], fold: int) -> Iterator[Run]:
+        """Every method on the networks of some arms, which have finished; the first method of a network comes alone,
+        since it trains the network again for its features.
+        """
+        networks = [run for run in self.each("main", names, fold) if self._score(run) is not None]
+        for number, method in enumerate(METHODS):
+            for network in networks:
+                run, first = (
+                    replace(network, stage="second_phase", arm=f"{network.arm}+{one}")
+                    for one in (method, METHODS[0])
+                )
+                if number == 0 or first.name in self.scores:
+                    yield run
+
+    def longer(self) -> Iterator[Run]:
+        """The stage epochs: arms at their learning rate for `LONG` epochs; nothing if all runs have as many."""
+        if self.settings.epochs < LONG:
+            for names in LONGER:
+                for fold in LONGER_FOLDS:
+                    for run in self.each("epochs", names, fold):
+                        yield replace(run, epochs=LONG)
+
     def extended(self, names: Sequence[str], folds: Collection[int]) -> list[str]:
         """RAL and the best other of some arms on the selection set, over `folds`; empty until all are finished."""
         means: dict[str, float] = {}
@@ -231,11 +267,17 @@ class Progress:
 
 
 def seconds(run: Run, rows: Sequence[Row]) -> float:
-    """How long a run is expected to take: the median of finished ones like it."""
-    like = [
-        float(row["seconds"])
+    """How long a run is expected to take: the median of finished ones with its backbone, by number of epochs. The
+    first second phase of a network is as long as a training.
+    """
+    refit = run.stage == "second_phase" and not run.arm.endswith(f"+{METHODS[0]}")
+    like = sorted(
+        float(row["seconds"]) / int(row["epochs"])
         for row in rows
-        if (row["backbone"], int(row["epochs"])) == (run.backbone, run.epochs)
+        if row["backbone"] == run.backbone
+        and (row["stage"] == "second_phase") == refit
         and row["run"].endswith(f"-{run.device}")
-    ]
-    return sorted(like)[len(like) // 2] if like else EXPECTED[run.device] * run.epochs / EPOCHS
+    )
+    if like:
+        return like[len(like) // 2] * run.epochs
+    return EXPECTED_REFIT if refit else EXPECTED[run.device] * run.epochs / EPOCHS

@@ -74,9 +74,14 @@ def add_scale(path: Path, row: Mapping[str, str]) -> None:
         write_rows(path, [*rows, row], SCALES)
 
 
+def digest(content: bytes) -> str:
+    """First 16 digits of the SHA-256 of a logits file's content."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def logits_hash(path: Path) -> str:
     """First 16 digits of the SHA-256 of a logits file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return digest(path.read_bytes())
 
 
 def commit() -> str:

@@ -17,7 +17,8 @@ from ral.wording import difference, escape, number, p_value
 NONE = "–"
 STAGES = {
     "rate": "learning rates", "main": "arms", "extra": "changes to an arm", "thin": "thinned training sets",
-    "control": "negative control", "seeds": "backbones and seeds",
+    "control": "negative control", "second_phase": "second phase", "epochs": "more epochs",
+    "seeds": "backbones and seeds",
 }  # fmt: skip
 
 

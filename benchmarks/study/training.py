@@ -1,11 +1,13 @@
 """One run of the study: trains with the project's trainer and measures the selection set and the test fold."""
 
+import io
 import math
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from benchmarks.study.authors import ConstantBatches, PrecisionValidator, jitter
 from benchmarks.study.folds import StudyData
 from benchmarks.study.plan import Run
 from benchmarks.study.recipes import DEFERRED, NETWORKS, Arm, arm
-from benchmarks.study.table import logits_hash
+from benchmarks.study.table import digest
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.train import TrainConfig, TrainParams
@@ -32,7 +34,7 @@ from ral.training.backend import set_cuda_math
 from ral.training.checkpoint import Checkpoints
 from ral.training.distributed import DistributedContext
 from ral.training.phase import build_network
-from ral.training.state import PreemptionFlag
+from ral.training.state import PreemptionFlag, TrainState
 from ral.training.trainer import Trainer
 from ral.training.validation import Validator
 
@@ -176,6 +178,58 @@ class Place:
     commit: str
 
 
+class Trained(NamedTuple):
+    """A training that has ended."""
+
+    trainer: StudyTrainer
+    dataset: Dataset
+    state: TrainState
+    seconds: float
+    """Of the training alone."""
+    rows: dict[str, np.ndarray]
+    """Row numbers of the images of `test` and `selection`."""
+    scores: dict[str, np.ndarray]
+    """Logits of these images."""
+
+
+def trained(run: Run, place: Place, scale: float) -> Trained:
+    """Train a run and score the images of its test fold and of the selection set.
+
+    Raises:
+        UserError: the loss or the logits are not finite.
+    """
+    params = parameters(run)
+    set_cuda_math(params.train)
+    dataset = fold_dataset(place.data, place.pixels, place.state, run)
+    trainer = StudyTrainer(params, dataset, place.context, arm(run.arm), scale)
+    started = time.monotonic()
+    final = trainer.train()
+    seconds = time.monotonic() - started
+    rows = scored_rows(dataset)
+    return Trained(trainer, dataset, final, seconds, rows, _logits(trainer, final.best_weights(), rows))
+
+
+def scored_rows(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Row numbers of the images of the test fold and of the selection set."""
+    return {"test": dataset.rows("test"), "selection": dataset.rows("val")}
+
+
+def packed(rows: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> bytes:
+    """Content of the logits file of a run; equal logits give equal bytes."""
+    stream = io.BytesIO()
+    np.savez(
+        stream, test_rows=rows["test"].astype(np.int32), test_logits=scores["test"],
+        selection_rows=rows["selection"].astype(np.int32), selection_logits=scores["selection"],
+    )  # fmt: skip
+    return stream.getvalue()
+
+
+def write_logits(path: Path, content: bytes) -> None:
+    """Write a logits file."""
+    with atomic_write(path) as draft:
+        draft.write_bytes(content)
+
+
 def train(run: Run, place: Place, scale: float, logits: Path) -> dict[str, str]:
     """Train a run, write its logits into the folder `logits`, and return its row of runs.csv.
 
@@ -183,38 +237,32 @@ def train(run: Run, place: Place, scale: float, logits: Path) -> dict[str, str]:
         UserError: the loss or the logits are not finite.
     """
     started, data = time.monotonic(), place.data
-    params, recipe = parameters(run), arm(run.arm)
-    set_cuda_math(params.train)
-    dataset = fold_dataset(data, place.pixels, place.state, run)
-    trainer = StudyTrainer(params, dataset, place.context, recipe, scale)
-    trained = time.monotonic()
-    final = trainer.train()
-    trained = time.monotonic() - trained
-    rows = {"test": dataset.rows("test"), "selection": dataset.rows("val")}
-    scores = _logits(trainer, final.best_weights(), rows)
-    path = logits / f"{run.name}.npz"
-    with atomic_write(path) as draft, draft.open("wb") as stream:
-        np.savez(
-            stream, test_rows=rows["test"].astype(np.int32), test_logits=scores["test"],
-            selection_rows=rows["selection"].astype(np.int32), selection_logits=scores["selection"],
-        )  # fmt: skip
-    images = len(dataset.rows("train"))
-    metrics: dict[str, str] = {}
-    for part, numbers in rows.items():
-        ap, auroc = _metrics(data, numbers, scores[part])
-        metrics |= {f"{part}_macro_ap": f"{ap:.6f}", f"{part}_macro_auroc": f"{auroc:.6f}"}
+    done = trained(run, place, scale)
+    final, rows = done.state, done.rows
+    content = packed(rows, done.scores)
+    write_logits(logits / f"{run.name}.npz", content)
+    images = len(done.dataset.rows("train"))
     return {
         "run": run.name, "stage": run.stage, "arm": run.arm, "fold": str(run.fold), "seed": str(run.seed),
-        "learning_rate": f"{run.learning_rate:g}", "backbone": run.backbone, "parameters": str(trainer.weights),
+        "learning_rate": f"{run.learning_rate:g}", "backbone": run.backbone,
+        "parameters": str(done.trainer.weights),
         "image_size": str(data.size), "epochs": str(run.epochs), "batch_size": str(run.batch_size),
         "precision": run.precision, "thin": f"{run.thin:g}", "train_images": str(images),
         "selection_images": str(len(rows["selection"])), "test_images": str(len(rows["test"])),
-        "best_epoch": str(final.best[final.best_kind()].epoch), **metrics,
+        "best_epoch": str(final.best[final.best_kind()].epoch), **metrics(data, rows, done.scores),
         "seconds": f"{time.monotonic() - started:.1f}",
-        "images_per_second": f"{images * len(final.history) / trained:.0f}",
-        "device": device_name(place.context.device), "torch": torch.__version__, "commit": place.commit,
-        "data": data.sha256, "logits": logits_hash(path),
+        "images_per_second": f"{images * len(final.history) / done.seconds:.0f}",
+        **where(place), "data": data.sha256, "logits": digest(content),
     }  # fmt: skip
+
+
+def where(place: Place) -> dict[str, str]:
+    """The columns that say on what a run was trained."""
+    return {
+        "device": device_name(place.context.device),
+        "torch": torch.__version__,
+        "commit": place.commit,
+    }
 
 
 def _logits(
@@ -228,6 +276,17 @@ def _logits(
     mirrored = np.ascontiguousarray(trainer.dataset.shards[0][:, :, ::-1])
     scorer.dataset = replace(trainer.dataset, shards=(mirrored,))
     return {part: (scores[part] + scorer.score(weights, numbers)) / 2 for part, numbers in rows.items()}
+
+
+def metrics(
+    data: StudyData, rows: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """The columns of macro AP and AUROC in test and on the selection set."""
+    columns: dict[str, str] = {}
+    for part, numbers in rows.items():
+        ap, auroc = _metrics(data, numbers, scores[part])
+        columns |= {f"{part}_macro_ap": f"{ap:.6f}", f"{part}_macro_auroc": f"{auroc:.6f}"}
+    return columns
 
 
 def _metrics(data: StudyData, rows: np.ndarray, logits: np.ndarray) -> tuple[float, float]:

@@ -36,6 +36,8 @@ class WorkerSettings:
     """Backbone -> arm -> scale."""
     logits: Path
     """Folder of the logits."""
+    runs: Path
+    """runs.csv."""
 
 
 class Done(NamedTuple):
@@ -183,7 +185,7 @@ def work(connection: Connection, settings: WorkerSettings, log: Path) -> None:
         os.dup2(stream.fileno(), sys.stderr.fileno())
     import torch
 
-    from benchmarks.study import folds
+    from benchmarks.study import folds, second_phase
     from benchmarks.study.scales import measured
     from benchmarks.study.training import Place, train
 
@@ -213,7 +215,12 @@ def work(connection: Connection, settings: WorkerSettings, log: Path) -> None:
                     "arm": name, "scale": f"{known[name]:g}", "backbone": run.backbone,
                     "image_size": str(place.data.size),
                 }  # fmt: skip
-            connection.send(Done(train(run, place, known.get(name, 1.0), settings.logits), row))
+            scale = known.get(name, 1.0)
+            if run.stage == "second_phase":
+                finished = second_phase.refit(run, place, scale, settings.logits, settings.runs)
+            else:
+                finished = train(run, place, scale, settings.logits)
+            connection.send(Done(finished, row))
         except UserError as error:
             connection.send(Failed(str(error)))
         print(f"{run.name}: {time.monotonic() - started:.1f} s", flush=True)

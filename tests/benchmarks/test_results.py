@@ -337,7 +337,7 @@ def test_stages_that_are_missing_are_named(tmp_path: Path) -> None:
     inputs.write()
     write(inputs.state, inputs.out, CONFIG)
     text = (inputs.out / "RESULTS.md").read_text()
-    assert text.count("Not run.") == 7
+    assert text.count("Not run.") == 9
     assert "- **RAL − BCE**: not run on every fold." in text
     assert "- Negative control: not run." in text
     assert "### Only fold 0: 1 arm" in text

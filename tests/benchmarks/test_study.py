@@ -178,7 +178,7 @@ def test_the_best_rate_on_the_selection_set_is_used_and_the_lowest_of_equal_ones
 
 
 def test_the_main_arms_come_first_and_every_run_once() -> None:
-    whole, rows, order = Plan(SETTINGS), [], []
+    whole, rows, order = Plan(SETTINGS, big=["resnet50"]), [], []
     while ready := whole.ready(rows):
         order.append(ready[0])
         rows.append(finished(ready[0], 0.5 if ready[0].arm == "asl" else 0.4))

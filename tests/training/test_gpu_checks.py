@@ -50,6 +50,16 @@ def test_what_means_nothing_on_a_cpu_fails_nothing() -> None:
     assert all(report["not_applicable"].values())
 
 
+@pytest.mark.long
+def test_whatever_a_cpu_can_check_passes() -> None:
+    code, report, printed = run()
+    assert report["failed"] == [], printed
+    assert code == 0
+    assert {name for name, check in report["checks"].items() if check["result"] == "ok"} >= {
+        "kernel", "autocast", "losses", "reproduce", "compile", "zero", "training", "resume",
+    }  # fmt: skip
+
+
 def test_help_is_instant_and_an_unknown_check_is_refused() -> None:
     script = (
         "import runpy, sys\n"
