@@ -256,16 +256,20 @@ def _earlier_layers(
 
 
 def candidates(network: Network, image: Tensor) -> dict[Choice, tuple[int, int]]:
-    """Every method and layer that the network supports, with the rows and columns of its heat maps, however coarse.
+    """Every method and layer that the network supports, with the rows and columns of its heat maps, however coarse;
+    none if it has no feature map.
 
     Args:
         network: in eval mode.
         image: any image, [1, 1, height, width].
     """
     found: dict[Choice, tuple[int, int]] = {}
-    with torch.no_grad(), recorded_attention(network.backbone) as attentions:
-        features = feature_map(network, image)
-    last = grid(network, features)
+    try:
+        with torch.no_grad(), recorded_attention(network.backbone) as attentions:
+            features = feature_map(network, image)
+        last = grid(network, features)
+    except NoMapError:  # the gallery says why it has no heat maps
+        return {}
     with torch.no_grad():
         earlier = _earlier_layers(network, image, layers(network, image))
     found |= {Choice("grad_cam", name): sides for name, sides in earlier.items()}

@@ -114,6 +114,17 @@ def test_candidates_are_all_methods_and_layers() -> None:
     assert set(candidates(transformer, BLANK)) == {Choice("rollout")}  # its class token sees no feature map
 
 
+def test_a_network_without_a_feature_map_has_no_candidates() -> None:
+    options = {
+        "img_size": 64,
+        "embed_dim": [16, 32],
+        "num_heads": [2, 2],
+        "patch_size": [8, 16],
+        "img_scale": [1, 1],
+    }
+    assert candidates(small("crossvit_tiny_240", options=options), BLANK) == {}
+
+
 def test_a_named_layer_is_used_however_coarse() -> None:
     network = small()
     listed = layers(network, BLANK)
