@@ -38,6 +38,8 @@ DATASET = PREPARED / "dataset.json"
 STUDIES = PREPARED / "studies.parquet"
 SPLIT = PREPARED / "split.parquet"
 CLASS_COUNTS = PREPARED / "class_counts.json"
+# Only with data.boxes.
+BOXES = PREPARED / "boxes.parquet"
 
 # train
 MODELS = PurePosixPath("models")
@@ -54,6 +56,8 @@ BANK = FEATURES / "bank.json"
 # explain, evaluate, robustness, report
 REPORTS = PurePosixPath("reports")
 GALLERY = REPORTS / "gallery"
+# Only if there are boxes.
+LOCALISATION = GALLERY / "localisation.csv"
 GEOMETRY = REPORTS / "geometry.json"
 CONFUSION = REPORTS / "confusion.csv"
 METRICS = REPORTS / "metrics.json"

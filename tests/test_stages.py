@@ -37,8 +37,11 @@ def test_declared_params_are_those_read(name: str) -> None:
         # Options of other losses decide nothing.
         "loss": ["loss.name", "loss.adjust", "loss.adjust_tau", "loss.${loss.name}"],
     }
-    if name == "explain":  # it must not show sealed images; how others are scored is no matter of its
-        keys["evaluate"] = ["evaluate.sealed"]
+    if (
+        name == "explain"
+    ):  # it must not show sealed images; of how others are scored only the intervals matter
+        names = ("sealed", "replicates", "confidence", "interval", "seed")
+        keys["evaluate"] = [f"evaluate.{key}" for key in names]
     if name == "train":  # which findings validation is averaged over
         keys["evaluate"] = ["evaluate.min_positives"]
     read = [key for section in PARAMS[name].model_fields for key in keys.get(section, [section])]

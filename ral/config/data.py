@@ -138,6 +138,16 @@ class DriftConfig(Section):
 UNTRACKED = ("root", "exclude_patients", "exclude_salt")
 
 
+class BoxesConfig(Section):
+    """Boxes of findings, with which heat maps are evaluated."""
+
+    files: list[FileBelow] = Field(min_length=1)
+    """Tables of boxes, relative to `data.root`: NIH's BBox_List_2017.csv, or annotations of VinDr-CXR."""
+    side: int | None = Field(default=None, ge=16)
+    """Side of the square images that the coordinates refer to, if the image files are smaller than published (NIH:
+    1024); null: the size of each image file."""
+
+
 class DataConfig(Section):
     """The data set, its labels, and which images are used."""
 
@@ -170,6 +180,8 @@ class DataConfig(Section):
     DVC tracks its content, not its path."""
     exclude_salt: str | None = Field(default=None, min_length=1)
     """Salt file: the lines of `exclude_patients` are keyed hashes of the ids; null: they are the ids."""
+    boxes: BoxesConfig | None = None
+    """Boxes of findings, with which heat maps are evaluated (docs/localisation.md); null: none."""
     table: TableConfig = TableConfig()
     drift: DriftConfig = DriftConfig()
 

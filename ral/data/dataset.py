@@ -23,6 +23,7 @@ from ral.files import sha256
 TABLE = "studies.parquet"
 # Only with data.uncertain: keep, for data with uncertain labels.
 UNCERTAIN_TABLE = "uncertain.parquet"
+BOXES = "boxes.parquet"
 
 # Rows of the table that are read at once.
 BLOCK = 2**17
@@ -64,6 +65,12 @@ class Dataset:
     def studies(self) -> pd.DataFrame:
         """The whole table."""
         return pd.read_parquet(self.folder / TABLE) if self.table is None else self.table.to_pandas()
+
+    @cached_property
+    def boxes(self) -> pd.DataFrame | None:
+        """Boxes of findings, in pixels of the prepared images (`ral.data.boxes.COLUMNS`); None if there are none."""
+        path = self.folder / BOXES
+        return pd.read_parquet(path) if path.exists() else None
 
     def _read_blocks(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Columns of the table, some rows at a time, with the number of the first of these rows."""

@@ -12,7 +12,9 @@ from ral.compute.dask_pool import Pool, Report, open_pool
 from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessParams
 from ral.data.baseline import read_split
+from ral.data.boxes import read_boxes, write_boxes
 from ral.data.dataset_info import (
+    BoxCounts,
     ClassCounts,
     DatasetInfo,
     Note,
@@ -51,8 +53,9 @@ def prepare(
     state_dir: Path | None = None,
     baseline: Path = Path("baseline"),
 ) -> None:
-    """Write studies.parquet, split.parquet, class_counts.json, quarantine.parquet, dataset.json and shards/; and
-    uncertain.parquet with data.uncertain: keep, if there are uncertain labels.
+    """Write studies.parquet, split.parquet, class_counts.json, quarantine.parquet, dataset.json and shards/; also
+    uncertain.parquet with data.uncertain: keep, if there are uncertain labels, and boxes.parquet if there are boxes
+    (data.boxes).
 
     Args:
         params: data, split and preprocess sections.
@@ -64,13 +67,15 @@ def prepare(
         baseline: folder with the accepted split, if there is one.
 
     Raises:
-        UserError: an image is bad (see preprocess.on_bad_image), an archive is damaged, or the split is unusable.
+        UserError: an image is bad (see preprocess.on_bad_image), an archive is damaged, the split is unusable, or a
+            box is wrong.
     """
     root, source = Path(params.data.root), open_source(params.data)
     findings = source.findings()
     pseudonymizer = Pseudonymizer.of(params.data)
     exclusions = Exclusions.of(params.data)
     withheld = withheld_rows(source, exclusions, params.split, FileHashCache(state_dir))
+    tables = read_boxes(source, findings)
     splitter = Splitter(source, images, findings, params.split, pseudonymizer, read_split(baseline), withheld)
     with open_pool(target) as pool, SpillBuffer(out / ".rows") as buffer:
         included, excluded = read_table(source, images, exclusions, buffer, pool)
@@ -97,11 +102,13 @@ def prepare(
         counts = write_studies(
             out / "studies.parquet", buffer, included, images, findings, pseudonymizer, keep_uncertain=keep
         )
+        used = images.iloc[included["stored"]]
+        boxes = write_boxes(out / "boxes.parquet", tables, used, params, pool, pseudonymizer)
     write_split(out / "split.parquet", included, pseudonymizer)
     reasons = write_quarantine(out / "quarantine.parquet", excluded, bad, packed, pseudonymizer)
     write_class_counts(out / "class_counts.json", counts)
     phantom = bool(_ids(included, images).str.startswith(PHANTOM_PREFIX).any())
-    prepared = _Prepared(included, packing, packed, rows, reasons, splitter.describe(same, included))
+    prepared = _Prepared(included, packing, packed, rows, reasons, splitter.describe(same, included), boxes)
     prepared.info(params, findings, phantom, counts, out / "studies.parquet").write(out / "dataset.json")
 
 
@@ -116,6 +123,7 @@ class _Prepared:
         rows: number of rows of the label table.
         reasons: reason of each excluded row and image.
         same_image: images of several patients.
+        boxes: what became of the box tables; None if there are none.
     """
 
     included: pd.DataFrame
@@ -124,6 +132,7 @@ class _Prepared:
     rows: int
     reasons: "pd.Series[str]"
     same_image: SameImageCounts
+    boxes: BoxCounts | None
 
     def info(
         self,
@@ -162,6 +171,7 @@ class _Prepared:
                 for name in SPLITS
             },
             shards=self.packed.shards,
+            **({} if self.boxes is None else {"boxes": self.boxes}),
         )
 
 

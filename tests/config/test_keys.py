@@ -30,6 +30,7 @@ from ral.models import import_timm
 VALUES: dict[str, Any] = {
     "data.source": "mimic",
     "data.labels": "cxr_lt_2024_task1",
+    "data.boxes": {"files": ["BBox_List_2017.csv"], "side": 1024},
     "data.table.file": "ours.csv",
     "data.views": ["LATERAL"],
     "data.findings": ["Round(ed) Atelectasis", "Mass"],
