@@ -210,7 +210,9 @@ def method(study: Study) -> list[str]:
         "- Learning rate, epoch, calibration, thresholds and the best recipe are chosen on the selection set only.",
         "- F1 and Brier score are of calibrated scores: calibration and the threshold with the best F1 are fitted "
         "to the run's logits of the selection set. Raw sigmoids are not probabilities and are not shown.",
-        "- The negative control is trained on labels that are permuted among patients, and tested on the true ones.",
+        "- The negative control is trained on labels that are permuted among patients, and tested on the true ones. "
+        "Its interval is of one network on other patients: the order of such a network may go along with a finding by "
+        "chance.",
         "- Resamples of patients do not contain the variation between trainings; see Backbones and seeds.",
         "- Colour in the plots of differences marks intervals without 0, before Holm's correction.",
         f"- Tiers by prevalence in the folds: head above {percent(config.head)}, tail up to {percent(config.tail)}.",
