@@ -228,6 +228,14 @@ class DataConfig(Section):
         return self
 
 
+class ThinConfig(Section):
+    """Fewer positive training images, for experiments on imbalance; validation and test stay as they are."""
+
+    ratio: float | None = Field(default=None, ge=1)
+    """Positives of the most frequent finding for each of the rarest one: whole patients leave training until the
+    positives of the findings fall geometrically; null or 1: no patient leaves."""
+
+
 class SplitConfig(Section):
     """Assignment of patients to train, val and test. Patients in baseline/split.parquet keep their split."""
 
@@ -244,6 +252,7 @@ class SplitConfig(Section):
     same_image: Literal["fail", "warn", "join"] = "warn"
     """If the same image (equal bytes, or equal pixels after preprocessing) occurs under two patients: fail
     (error), warn (report the pairs), or join (report them and put these patients into one split)."""
+    thin: ThinConfig = ThinConfig()
 
     @model_validator(mode="after")
     def _leaves_training_patients(self) -> "SplitConfig":

@@ -26,11 +26,11 @@ from ral.data.exclusions import Exclusions
 from ral.data.images.decode import NOTES, dicom_start
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.pack import PackResult, image_name, pack, pixel_statistics
-from ral.data.images.shards import same_pixels
 from ral.data.privacy import Pseudonymizer
 from ral.data.sources.base import UNCERTAIN, Source, open_source
 from ral.data.splits.assign import Splitter
 from ral.data.splits.methods import SPLITS
+from ral.data.splits.thin import THINNED, thinned_rows
 from ral.data.splits.withheld import usable_views, withheld_rows
 from ral.data.tables.spill import ImageIdIndex, SpillBuffer, StudiesWriter
 from ral.errors import UserError
@@ -71,7 +71,7 @@ def prepare(
             box is wrong.
     """
     root, source = Path(params.data.root), open_source(params.data)
-    findings = source.findings()
+    findings, size = source.findings(), params.preprocess.size
     pseudonymizer = Pseudonymizer.of(params.data)
     exclusions = Exclusions.of(params.data)
     withheld = withheld_rows(source, exclusions, params.split, FileHashCache(state_dir))
@@ -89,15 +89,20 @@ def prepare(
         packing = images_to_pack(included, images, params, pseudonymizer)
         packed = pack(root, packing, params.preprocess, out, pool, progress, state_dir)
         rows = len(included) + len(excluded)
-        bad = included.loc[~packed.good, ["stored", "patient_id"]]
-        bad = bad.assign(image_id=_ids(bad, images))[["image_id", "patient_id"]]
+        bad = _named(included[~packed.good], images)
         included = included[packed.good].reset_index(drop=True)
-        shards = [out / "shards" / shard.name for shard in packed.shards]
-        pixels = same_pixels(shards, params.preprocess.size, packed.sums)
+        pixels = packed.same_pixels(out / "shards", size)
         same = splitter.same_images(included, pixels)
         # Split again: as if bad images had never been there, and with images that are equal pixel by pixel.
         if len(bad) or same.images:
             included["split"] = splitter.split(included, same, pixels)
+        # Last, so that validation and test are those of the data that is not thinned.
+        leaves = thinned_rows(included, findings, params.split)
+        if leaves.any():
+            excluded = pd.concat([excluded, _named(included[leaves], images).assign(reason=THINNED)])
+            included = included[~leaves].reset_index(drop=True)
+            packed = packed.without(leaves, out / "shards", size)
+            same = splitter.same_images(included, packed.same_pixels(out / "shards", size))
         keep = params.data.uncertain == "keep"
         counts = write_studies(
             out / "studies.parquet", buffer, included, images, findings, pseudonymizer, keep_uncertain=keep
@@ -396,6 +401,11 @@ def write_studies(
 def _ids(included: pd.DataFrame, images: pd.DataFrame) -> "pd.Series[str]":
     """Image ids of rows, looked up by `stored`."""
     return images["image_id"].iloc[included["stored"]].set_axis(included.index)
+
+
+def _named(included: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Image and patient ids of rows."""
+    return included.assign(image_id=_ids(included, images))[["image_id", "patient_id"]]
 
 
 def count_reasons(reasons: pd.Series) -> str:
