@@ -43,7 +43,7 @@ def boxes_of(strength: Plane) -> list[Box]:
     strong = strength >= np.float32(LEVEL * peak)
     reach = round(GAP * len(strength) / 2)
     joined = ndimage.maximum_filter(strong, size=2 * reach + 1, mode="constant")
-    parts, _ = ndimage.label(joined, structure=np.ones((3, 3)))
+    parts, _ = ndimage.label(joined, structure=np.full((3, 3), 1))
     parts = np.where(strong, parts, 0)
     sizes = np.bincount(parts.ravel())[1:]
     slices = ndimage.find_objects(parts)

@@ -67,7 +67,7 @@ def draw_with_boxes(
     draw_chest(canvas, chest, rng)
     boxes = {}
     for name, sign in signs.items():
-        canvas.opacity = np.zeros_like(canvas.image)
+        canvas.opacity = np.zeros(canvas.image.shape, np.float32)
         if name in PAINT:
             PAINT[name](canvas, chest, sign)
         extent = EXTENT[name](canvas, chest) if name in EXTENT else canvas.opacity
