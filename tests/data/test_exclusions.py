@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from excluded import LEAVING, SHARED, chain, data, remove, texts, write_images
 
-from ral.config.data import ManifestParams
+from ral.config.data import DataConfig, ManifestParams
 from ral.config.environment import Environment
 from ral.data.exclusions import Exclusions
 from ral.data.privacy import NO_PSEUDONYMS, Pseudonymizer, pseudonyms, read_salt
@@ -204,3 +204,27 @@ def test_the_manifest_changes_with_the_file_and_has_no_names(root: Path, tmp_pat
         manifest("fourth.json", exclude_patients="leaving.txt")
         and read_json(tmp_path / "fourth.json")["folders"]
     )
+
+
+def test_images_of_an_archive_without_a_row_are_counted_and_not_named(
+    phantom_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The members of an archive are listed whether or not a row names them: theirs must not stay in the list."""
+    monkeypatch.chdir(tmp_path)
+    path = phantom_copy / "Data_Entry_2017.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))  # one image is left without a row
+    table = pd.read_csv(path, index_col=False, dtype=str)
+    leaving = table["Patient ID"].unique()[3::20]
+    rows = table["Patient ID"].isin(leaving)
+    (tmp_path / "leaving.txt").write_text("\n".join(leaving))
+    config = DataConfig(
+        source="nih", root=str(phantom_copy), missing_images="fail", views=["PA", "AP"], exclude_patients="leaving.txt"
+    )  # fmt: skip
+    prepared = chain(config, tmp_path / "after")
+    written = texts(tmp_path / "after/validated") + texts(prepared)
+    theirs = [*table.loc[rows, "Image Index"], lines[-1].split(",")[0]]
+    assert [name for name in theirs if name in written] == []
+    listed = pd.read_parquet(tmp_path / "after/validated/images.parquet")["image_id"]
+    assert set(listed) == set(table.loc[~rows, "Image Index"])
+    assert read_json(tmp_path / "after/validated/validation.json")["images_without_row"] == 1
