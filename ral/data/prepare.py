@@ -68,8 +68,7 @@ def prepare(
     """
     root, source = Path(params.data.root), open_source(params.data)
     findings = source.findings()
-    pseudonymizer = Pseudonymizer.of(params.data)
-    exclusions = Exclusions.of(params.data)
+    pseudonymizer, exclusions = Pseudonymizer.of(params.data), Exclusions.of(params.data)
     withheld = withheld_rows(source, exclusions, params.split, FileHashCache(state_dir))
     tables = read_boxes(source, findings)
     splitter = Splitter(source, images, findings, params.split, pseudonymizer, read_split(baseline), withheld)
@@ -289,7 +288,6 @@ def write_studies(
     images: pd.DataFrame,
     findings: Sequence[str],
     pseudonymizer: Pseudonymizer,
-    *,
     keep_uncertain: bool = False,
 ) -> ClassCounts:
     """Write studies.parquet chunk by chunk: the buffered rows with their split and the locations of their images.
