@@ -1,4 +1,5 @@
-"""Writes the tables of docs/ that list what the code registers: losses, metrics, notifications.
+"""Writes the tables of docs/: what the code registers (losses, metrics, notifications), and the robustness audit of
+real images from docs/results/robustness.csv and robustness_flip.csv.
 
 python docs/tables.py
 """
@@ -50,12 +51,63 @@ def notifications() -> str:
     return replaced("runbook.md", ("event", "text"), [(event, f"`{text}`") for event, text in EVENTS.items()])
 
 
-PAGES = {"losses.md": losses, "evaluation.md": metrics, "runbook.md": notifications}
+SHIFT_HEADER = (
+    "shift", "AP", "difference", "p (Holm)", "head", "medium", "tail", "AUROC", "Brier score", "ECE", "calls"
+)  # fmt: skip
+FLIP_HEADER = ("finding", "mean change of the logit", "changed calls", "rank correlation")
 
 
-def replaced(page: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The text of a page with the rows of the table that has this header."""
-    text = (DOCS / page).read_text(encoding="utf-8")
+def robustness() -> str:
+    """docs/robustness.md with its tables of the audit of real images."""
+    import pandas as pd
+
+    from ral.wording import difference, p_value, percent, signed
+
+    table = pd.read_csv(DOCS / "results/robustness.csv")
+    rows = []
+    for shift, part in table.groupby("shift", sort=False):
+        of = part.set_index(["name", "metric"])
+        macro = {metric: of.loc[("macro", metric)] for metric in ("ap", "auroc", "brier", "ece", "calls")}
+        ap = macro["ap"]
+        tiers = [signed(of.loc[(tier, "ap"), "difference"]) for tier in ("head", "medium", "tail")]
+        others = [signed(macro[metric]["difference"]) for metric in ("auroc", "brier", "ece")]
+        rows.append(
+            (f"`{shift}`", f"{ap['value']:.3f}", difference(ap["difference"], ap["low"], ap["high"]),
+             p_value(ap["p_holm"]), *tiers, *others, f"{macro['calls']['value']:,.0f}")
+        )  # fmt: skip
+    first = table[(table["name"] == "macro") & (table["shift"] == table["shift"].iloc[0])].set_index("metric")
+    clean = {metric: f"{first.loc[metric, 'clean']:.3f}" for metric in ("ap", "auroc", "brier", "ece")}
+    calls = f"{first.loc['calls', 'clean']:,.0f}"
+    rows.insert(0, ("none", clean["ap"], *[""] * 5, clean["auroc"], clean["brier"], clean["ece"], calls))
+    text = replaced("robustness.md", SHIFT_HEADER, rows)
+    flips = pd.read_csv(DOCS / "results/robustness_flip.csv")
+    flip_rows = [
+        (
+            "all findings"
+            if row.level == "macro"
+            else f"tier {row.name}"
+            if row.level == "tier"
+            else row.name,
+            f"{row.logit:.3f}",
+            f"{percent(row.changed_calls)} ({percent(row.low)} to {percent(row.high)})",
+            f"{row.rank_correlation:.3f}",
+        )
+        for row in flips.itertuples(index=False)
+    ]
+    return replaced("robustness.md", FLIP_HEADER, flip_rows, text)
+
+
+PAGES = {
+    "losses.md": losses,
+    "evaluation.md": metrics,
+    "runbook.md": notifications,
+    "robustness.md": robustness,
+}
+
+
+def replaced(page: str, header: Sequence[str], rows: Iterable[Sequence[str]], text: str | None = None) -> str:
+    """The text of a page (`text` if it was changed before) with the rows of the table that has this header."""
+    text = (DOCS / page).read_text(encoding="utf-8") if text is None else text
     top = "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header)))
     table = top + "".join(f"| {' | '.join(cells)} |\n".replace("|  |", "| |") for cells in rows)
     new, count = re.subn(rf"^{re.escape(top)}(?:\|.*\n)*", lambda _: table, text, flags=re.MULTILINE)

@@ -78,6 +78,7 @@ def sentences(result: Robustness) -> list[str]:
                 f"Holm's correction below {LEVEL}). The lowest: {info.label}, "
                 f"{difference(worst.difference, worst.low, worst.high)}."
             )
+        said += _about_calls(result.shifts)
     if result.flip is not None:
         changed = result.flip
         said.append(
@@ -89,6 +90,23 @@ def sentences(result: Robustness) -> list[str]:
     if result.attacks is not None and (sentence := attacked.sentence(result.attacks)):
         said.append(sentence)
     return said
+
+
+def _about_calls(shifts: Shifts) -> list[str]:
+    """How the number of calls changes; nothing if there are none."""
+    changes = [
+        (row.difference / row.clean, info.label, is_significant(row))
+        for info in scored(shifts)
+        if (row := _macro(shifts, info, "calls")) and known(row.difference) and row.clean
+    ]
+    if not changes:
+        return []
+    (low, lowest, _), (high, highest, _) = min(changes), max(changes)
+    return [
+        f"The number of calls changes significantly under {sum(change[2] for change in changes)} of "
+        f"{pluralize(len(changes), 'shift', 'shifts')}: from {100 * low:+z.1f} % ({lowest}) to {100 * high:+z.1f} % "
+        f"({highest})."
+    ]
 
 
 def means(shifts: Shifts) -> Table:

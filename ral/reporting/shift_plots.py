@@ -48,8 +48,10 @@ def heat(name: str, shifts: Shifts, findings: Sequence[str], phantom: bool) -> s
             if row is not None and is_significant(row)
         ]
         if marks:
-            # Black on every colour of the map, in light and dark mode.
-            axes.plot(*zip(*marks, strict=True), "o", color="#000000", markersize=3)
+            # Black with a white edge: visible on every colour of the map, in light and dark mode.
+            axes.plot(
+                *zip(*marks, strict=True), "o", color="#000000", markersize=4, markeredgecolor="#ffffff"
+            )
         axes.set_yticks(np.arange(len(lines)) + 0.5, [plain(label_of(*line), 22) for line in lines])
         axes.set_xticks(np.arange(len(infos)) + 0.5, [plain(info.label, 34) for info in infos], rotation=90)
         axes.axhline(len(lines) - len(findings), color=INK, linewidth=1)
