@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ral.config.data import SplitConfig
+from ral.data.exclusions import Exclusions
 from ral.data.splits.methods import patient_hash
 from ral.labels import NIH_FINDINGS, NO_FINDING
 
@@ -154,7 +155,7 @@ def with_dask(root: Path, out: Path) -> int:
     source = open_source(DataConfig(source="nih", root=str(root), missing_images="drop", views=["PA", "AP"]))
     images = pd.read_parquet(root / "images.parquet")
     with open_pool(DaskTarget(workers=WORKERS)) as pool, SpillBuffer(out.with_name("rows")) as buffer:
-        included, _ = read_table(source, images, source.config.views, buffer, pool)
+        included, _ = read_table(source, images, Exclusions(), buffer, pool)
         included["split"] = split_by_hash(included["patient_id"], SPLIT)
         counts = write_studies(out, buffer, included, images, NIH_FINDINGS, NO_PSEUDONYMS)
     return counts["train"].positives["Hernia"]

@@ -48,6 +48,8 @@ from ral.artifacts import Stage
 from ral.config.base import load
 from ral.config.params import Params
 from ral.data.baseline import PROFILE, SPLIT
+from ral.data.exclusions import Exclusions, remove_from_split
+from ral.data.privacy import Pseudonymizer
 from ral.errors import UserError
 from ral.files import sha256
 from ral.inference.bundle import verify
@@ -59,7 +61,7 @@ from ral.release.registry import Registry
 # champion was scored on the same images, its evaluation. A test checks that no stage is left out.
 LOOK: tuple[Stage, Stage] = ("locate", "manifest")
 TRAIN: tuple[Stage, Stage] = ("validate", "train")
-EVALUATE: tuple[Stage, Stage] = ("explain", "report")
+EVALUATE: tuple[Stage, Stage] = ("features", "report")
 
 
 class Approval(RunInput):
@@ -107,6 +109,7 @@ def retrain(run: FlowRun, revision: str, changes: Changes | None) -> State:
         text = "No changes since the last run (data, code and parameters are identical); nothing to do."
         return Completed(name="NoChanges", message=text)
     install_baseline(folder, registry)
+    exclude_from_baseline(folder)
     stage(*TRAIN)
     run_module_task("rescore", folder, "-m", "ral.release", "rescore")
     stage(*EVALUATE)
@@ -164,6 +167,17 @@ def install_baseline(folder: Path, registry: Registry) -> None:
         shutil.copyfile(releases[-1].bundle / SPLIT, folder / artifacts.BASELINE / SPLIT)
     if champion:
         shutil.copyfile(champion.bundle / PROFILE, folder / artifacts.BASELINE / PROFILE)
+
+
+def exclude_from_baseline(folder: Path) -> None:
+    """Remove the patients of data.exclude_patients from the baseline's split, which the run records.
+
+    Raises:
+        UserError: the file that lists them is missing or invalid.
+    """
+    data = load(folder / "params.yaml", Params).data
+    split = folder / artifacts.BASELINE / SPLIT
+    remove_from_split(split, Exclusions.of(data, folder), Pseudonymizer.of(data, folder))
 
 
 def approved(decision: GateDecision, folder: Path) -> GateDecision:

@@ -14,6 +14,7 @@ Stage = Literal[
     "validate",
     "preprocess",
     "train",
+    "features",
     "explain",
     "evaluate",
     "robustness",
@@ -37,6 +38,8 @@ DATASET = PREPARED / "dataset.json"
 STUDIES = PREPARED / "studies.parquet"
 SPLIT = PREPARED / "split.parquet"
 CLASS_COUNTS = PREPARED / "class_counts.json"
+# Only with data.boxes.
+BOXES = PREPARED / "boxes.parquet"
 
 # train
 MODELS = PurePosixPath("models")
@@ -45,9 +48,16 @@ MODEL = MODELS / "model.json"
 LOGITS = MODELS / "logits"
 HISTORY = MODELS / "history.csv"
 
+# features
+FEATURES = PurePosixPath("data/features")
+FEATURE_ARRAY = FEATURES / "features.npy"
+BANK = FEATURES / "bank.json"
+
 # explain, evaluate, robustness, report
 REPORTS = PurePosixPath("reports")
 GALLERY = REPORTS / "gallery"
+# Only if there are boxes.
+LOCALISATION = GALLERY / "localisation.csv"
 GEOMETRY = REPORTS / "geometry.json"
 CONFUSION = REPORTS / "confusion.csv"
 METRICS = REPORTS / "metrics.json"

@@ -59,6 +59,12 @@ def run(
     for note in info.notes.values():
         shown = plain(", ".join(note.examples)) + (", …" if note.images > len(note.examples) else "")
         logger.warning(f"{note.images:,} image{'s' * (note.images > 1)} ({shown}): {note.text}")
+    if info.boxes:
+        skipped = info.boxes.no_image + info.boxes.cut_off
+        logger.info(
+            f"{info.boxes.boxes:,} boxes on {info.boxes.images:,} images"
+            + (f"; {skipped:,} left out: their images are not used, or cut there" if skipped else "")
+        )
     excluded = "".join(f", {count:,} excluded: {reason}" for reason, count in info.left_out.items())
     done = f"{info.images:,} images of {info.patients:,} patients prepared{excluded}"
     logger.info(marked(done, info.phantom))

@@ -53,6 +53,7 @@ def read_inputs(
         )
 
     gallery = reports / artifacts.GALLERY.name
+    localisation = gallery / artifacts.LOCALISATION.name
     return Inputs(
         params=params,
         validation=ValidationResult.read(validated / artifacts.VALIDATION.name),
@@ -77,6 +78,7 @@ def read_inputs(
         confusion=table(artifacts.CONFUSION),
         robustness=Robustness.read(reports / artifacts.ROBUSTNESS.name / artifacts.AUDITED.name),
         versions=installed_versions(),
+        localisation=table(artifacts.LOCALISATION, gallery) if localisation.exists() else None,
     )
 
 

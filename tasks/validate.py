@@ -21,8 +21,12 @@ from ral.labels import marked
 from tasks import step
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from ral.data.exclusions import Excluder
     from ral.data.file_hash import FileHash
     from ral.data.sources.base import Source
+    from ral.data.tables.partitions import Partitions
     from ral.data.validation.result import Check, ValidationResult
 
 logger = logging.getLogger("tasks.validate")
@@ -34,10 +38,9 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
     Raises:
         UserError: the folder, the table or an archive cannot be read, or a check of severity error failed.
     """
-    import pandas as pd
-
     from ral import runs
     from ral.data.baseline import read_profile
+    from ral.data.exclusions import Excluder, Exclusions
     from ral.data.images.file_hashes import FileHashCache
     from ral.data.privacy import read_salt, redact_samples
     from ral.data.sources.base import open_source
@@ -52,20 +55,20 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
     source.findings()  # reports a wrong name before the images are read
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     accepted = read_profile(baseline)
+    excluder = Excluder(Exclusions.of(data), source.layout.patient, source.layout.image)
     folder = runs.folder()
     docs = folder / "data_docs"
     with atomic_directory(out) as draft:
         with Partitions(draft / ".rows", source.layout.patient) as rows:
-            image_columns = []
-            for chunk in source.iter_chunks():
-                rows.add(chunk)
-                image_columns.append(chunk[source.image_columns])
-            raw = pd.concat(image_columns, ignore_index=True)
+            raw = read_rows(source, excluder, rows)
             with Progress("reading images", source.image_bytes(raw), "B") as progress:
                 images, archives = source.images(raw, progress.add, FileHashCache(environment.state_dir))
-            del raw, image_columns
+            del raw
+            images = excluder.images(images)
             with Progress("checking rows", rows.rows, "rows") as progress:
                 summary, checks = check_rows(source, rows, images, environment.dask, progress.add, docs)
+        if excluder.without_row is not None:
+            summary = summary.model_copy(update={"images_without_row": excluder.without_row})
         pages = {docs / f"{TABLE_PAGE}.html": checks}
         if accepted:
             pages[docs / f"{DRIFT_PAGE}.html"] = check_drift(accepted, summary.profile, source, docs)
@@ -81,12 +84,24 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             raise UserError(explain(pages, source.named()))
         if salt:
             result = result.model_copy(update={"checks": redact_samples(checks, salt)})
+        excluder.log()
         for line in warnings(result):
             logger.warning("%s", plain(line))
         images.to_parquet(draft / artifacts.IMAGES.name, index=False, compression=None)
         result.write(draft / artifacts.VALIDATION.name)
     done = f"{result.rows:,} rows, {len(images):,} images: passed. Data Docs: {docs}/index.html"
     logger.info(marked(done, result.phantom))
+
+
+def read_rows(source: "Source", excluder: "Excluder", rows: "Partitions") -> "pd.DataFrame":
+    """Write the rows to check into `rows`; returns the columns that locate their images."""
+    import pandas as pd
+
+    image_columns = []
+    for chunk in excluder.chunks(source.iter_chunks()):
+        rows.add(chunk)
+        image_columns.append(chunk[source.image_columns])
+    return pd.concat(image_columns, ignore_index=True)
 
 
 def hash_tables(source: "Source", hashed: "Container[str]") -> "dict[str, FileHash]":

@@ -11,7 +11,7 @@ import pytest
 from stages import PACKAGES, ROOT, code_files, declared_code, sources, stages, with_dependencies
 
 from ral.config.base import SECTIONS, Section
-from ral.config.data import DataConfig
+from ral.config.data import UNTRACKED, DataConfig
 from ral.config.params import Params
 
 STEPS = sorted({path.stem for path in (ROOT / "tasks").glob("*.py")} - {"__init__", "step"})
@@ -30,16 +30,18 @@ def test_every_step_is_a_stage_and_runs_its_module() -> None:
 
 @pytest.mark.parametrize("name", PARAMS)
 def test_declared_params_are_those_read(name: str) -> None:
-    # The data folder's place decides nothing: what it holds does, by its manifest. Steps that look there DVC
-    # runs every time.
+    # Steps that look where untracked keys point DVC runs every time.
     look = name in ("locate", "manifest")
     keys = {
-        "data": [f"data.{key}" for key in DataConfig.model_fields if key != "root"],
+        "data": [f"data.{key}" for key in DataConfig.model_fields if key not in UNTRACKED],
         # Options of other losses decide nothing.
         "loss": ["loss.name", "loss.adjust", "loss.adjust_tau", "loss.${loss.name}"],
     }
-    if name == "explain":  # it must not show sealed images; how others are scored is no matter of its
-        keys["evaluate"] = ["evaluate.sealed"]
+    if (
+        name == "explain"
+    ):  # it must not show sealed images; of how others are scored only the intervals matter
+        names = ("sealed", "replicates", "confidence", "interval", "seed")
+        keys["evaluate"] = [f"evaluate.{key}" for key in names]
     if name == "train":  # which findings validation is averaged over
         keys["evaluate"] = ["evaluate.min_positives"]
     read = [key for section in PARAMS[name].model_fields for key in keys.get(section, [section])]

@@ -16,7 +16,7 @@ from ral.errors import UserError
 TOLERANCE = 5e-3
 
 # Stages whose tables have F1 and Brier score, which need calibration.
-CALIBRATED = ("rate", "main", "extra", "control")
+CALIBRATED = ("rate", "main", "extra", "control", "epochs")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ ALL_LEVELS: Compared = {
     **dict.fromkeys(("f1", "brier", SELECTION_AP), ("macro",)),
 }
 MEANS: Compared = dict.fromkeys(RANKED, LEVELS)
+# With AP on the selection set, by which it is decided whether more epochs are kept.
+MEANS_AND_SELECTION: Compared = {**MEANS, SELECTION_AP: ("macro",)}
 
 # Tables of differences beside those of the groups.
 EXTRA, HEADLINE, SECOND_PHASE, EPOCHS = "extra", "headline", "second_phase", "epochs"
@@ -49,6 +51,16 @@ class Comparisons:
     by_key: dict[Key, Difference]
     """By table, arm, baseline, metric and level, in the order of differences.csv."""
 
+    def pairs(self) -> list[tuple[str, Arm, Arm]]:
+        """Title, arm and baseline of the statements that could be made, without one that mirrors another."""
+        found: dict[frozenset[str], tuple[str, Arm, Arm]] = {}
+        for one in self.statements:
+            if one.arm and one.baseline:
+                found.setdefault(
+                    frozenset((one.arm.name, one.baseline.name)), (one.title, one.arm, one.baseline)
+                )
+        return list(found.values())
+
     def find(self, table: str, arm: str, baseline: str, metric: str, level: str) -> Difference | None:
         """A difference, or None if it was not computed."""
         return self.by_key.get((table, arm, baseline, metric, level))
@@ -69,7 +81,7 @@ def compare(study: Study) -> Comparisons:
     for arm in study.second_phase.values():
         for baseline in second_phase_baselines(study, arm):
             pairs.append((SECOND_PHASE, arm, baseline, MEANS))
-    pairs += [(EPOCHS, *pair, MEANS) for pair in epoch_pairs(study)]
+    pairs += [(EPOCHS, *pair, MEANS_AND_SELECTION) for pair in epoch_pairs(study)]
     for settings, arms in (study.others | study.seeds).items():
         pairs += [(settings, *pair, MEANS) for name in arms for pair in _with(arms, name, (BCE,))]
     differences = [one for pair in pairs for one in _differences(study.bootstrap, *pair)]

@@ -1,4 +1,4 @@
-"""The images of the study: selection set and folds by patient, thinned positives, permuted labels.
+"""The images of the study: selection set and folds by patient, permuted labels.
 
 15 % of the patients are the selection set, on which every choice is made; it is the validation set of every fold and
 is tested in none. Five folds cover the other patients, so that each of their images is tested once.
@@ -23,8 +23,6 @@ Array = NDArray[Any]
 FOLDS, SELECTION_SHARE = 5, 0.15
 # Value of `fold` for images of the selection set.
 SELECTION = -1
-# How much worse too few positives of a finding are than too many, when positives are thinned.
-SHORTFALL = 4.0
 TABLE, PIXELS, INFO = "data.npz", "pixels.npy", "dataset.json"
 
 
@@ -159,65 +157,6 @@ def open_pixels(state: Path) -> Array:
     """Pixels uint8 [images, size, size], memory-mapped."""
     pixels: Array = np.load(state / PIXELS, mmap_mode="r")
     return pixels
-
-
-def profile(positives: Array, ratio: float) -> Array:
-    """The largest geometric profile that a data set can be thinned to, int64 [findings].
-
-    The k-th most frequent of K findings gets n · ratio^(−k / (K − 1)) positives, with the largest n for which no
-    finding needs more than it has (after IGL-Bench, ICLR 2025).
-
-    Args:
-        positives: positive training images of each finding.
-        ratio: of the most frequent finding's positives to the rarest one's, at least 1.
-    """
-    rank = np.argsort(np.argsort(-positives, kind="stable"), kind="stable")
-    shape = float(ratio) ** (-rank / max(1, len(positives) - 1))
-    most = (positives / shape).min()
-    counts: Array = np.maximum(1, np.floor(most * shape + 1e-9)).astype(np.int64)
-    return counts
-
-
-def thin(targets: Array, patients: Array, order: Array, ratio: float) -> Array:
-    """Which training images remain when positives are thinned to `profile`; bool [images].
-
-    Whole patients leave, of the finding with the largest relative surplus first, those with few other findings first:
-    each one only if the counts come closer to the profile (sum of the absolute logarithms of their ratios, `SHORTFALL`
-    times where a finding has too few). Findings that accompany others keep more than their target.
-
-    Args:
-        targets: labels of the training images.
-        patients: patient of each.
-        order: a number per image that is the same for all images of a patient and breaks ties.
-        ratio: see `profile`; 1 makes all findings equally frequent.
-    """
-    ids, first, codes = np.unique(patients, return_index=True, return_inverse=True)
-    counts = np.stack([np.bincount(codes, weights=column == 1) for column in targets.T], axis=1).astype(
-        np.int64
-    )
-    left = counts.sum(axis=0)
-    target = profile(left, ratio)
-    stays = np.ones(len(ids), bool)
-    by_order = np.argsort(order[first], kind="stable")
-    before = -1
-    while before != stays.sum():
-        before = stays.sum()
-        for finding in np.argsort(-left / target, kind="stable"):
-            patients_with = by_order[stays[by_order] & (counts[by_order, finding] > 0)]
-            others = counts[patients_with].sum(axis=1) / counts[patients_with, finding]
-            for patient in patients_with[np.argsort(others, kind="stable")]:
-                if left[finding] <= target[finding]:
-                    break
-                after = left - counts[patient]
-                if after.min() > 0 and _distance(after, target) < _distance(left, target):
-                    stays[patient], left = False, after
-    kept: Array = stays[codes]
-    return kept
-
-
-def _distance(counts: Array, target: Array) -> float:
-    ratios = np.log(counts / target)
-    return float(np.where(ratios < 0, -SHORTFALL * ratios, ratios).sum())
 
 
 def permute(targets: Array, patients: Array, seed: int) -> Array:

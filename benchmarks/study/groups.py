@@ -34,6 +34,20 @@ LABELS = {
     "ral_paper": "RAL (paper)",
 }
 
+# Arms of the last group.
+FROM_OTHER_FIELDS = {
+    "z_loss": "Z-loss",
+    "comp_sum": "Comp-sum",
+    "hybrid": "Hybrid",
+    "rlc": "RLC",
+    "mfm_cooccurrence": "MFM with co-occurrence",
+    "dice": "Dice",
+    "anyloss": "AnyLoss",
+    "bce_adjusted": "BCE + logit adjustment",
+    "bce_smoothed": "BCE + label smoothing",
+    "bce_mixup": "BCE + mixup",
+}
+
 
 @dataclass(frozen=True)
 class Group:
@@ -48,14 +62,14 @@ class Group:
 
 GROUPS = (
     Group("losses", "Losses and recipes", tuple(name for name in LABELS if name != "splc")),
-    Group("seed_papers", "Seed papers' losses", ()),
+    Group("other_fields", "Losses from other fields", ()),
 )
 
 
 def label(arm: str) -> str:
     """Name of an arm for people; that of an extra names the change."""
     base, sign, change = arm.partition(CHANGE)
-    return f"{LABELS.get(base, base)}{' + ' if sign else ''}{change.replace('_', ' ')}"
+    return f"{(LABELS | FROM_OTHER_FIELDS).get(base, base)}{' + ' if sign else ''}{change.replace('_', ' ')}"
 
 
 def base_of(extra: str) -> str:

@@ -7,14 +7,17 @@ import pandas as pd
 from benchmarks.study import phases, tables
 from benchmarks.study.arms import Study, waiting
 from benchmarks.study.comparisons import HEADLINE, Comparisons, Statement
-from benchmarks.study.groups import BCE, GROUPS, RAL, Group, members
+from benchmarks.study.groups import BCE, GROUPS, RAL, REFERENCE, Group, members
 from benchmarks.study.inputs import SELECTION
 from benchmarks.study.phases import NOT_RUN, verdict
-from benchmarks.study.statistics import POWER, Arm, Difference, RunScores
+from benchmarks.study.statistics import POWER, SELECTION_AP, Arm, Difference, RunScores
 from benchmarks.study.tables import name_of
+from ral.evaluation.results import Interval
 from ral.labels import TIERS
 from ral.wording import (
+    difference,
     escape,
+    known,
     notice_sentence,
     number,
     p_value,
@@ -72,18 +75,15 @@ def headline(study: Study, comparisons: Comparisons) -> list[str]:
     for arm in study.control:
         folds = arm.folds
         values = [tables.interval(study.bootstrap, arm, metric, "macro", folds) for metric in ("ap", "auroc")]
-        prevalence, expected = study.bootstrap.chance("macro", folds)
+        expected = study.bootstrap.chance("macro", folds)[1]
         lines.append(
-            f"- Negative control ({name_of(arm.name)}): macro AP {values[0].text()}; a random order has {expected:.3f} "
-            f"(mean prevalence {prevalence:.3f}). Macro AUROC {values[1].text()}; a random order has 0.500."
+            f"- Negative control, {name_of(arm.name)}, which should be at chance: macro AP "
+            f"{_against_chance(values[0], expected)}; macro AUROC {_against_chance(values[1], 0.5)}."
         )
     if not study.control:
         lines.append("- Negative control: not run.")
-    pairs = [
-        (one.title, one.arm.name, one.baseline.name)
-        for one in comparisons.statements
-        if one.arm and one.baseline
-    ]
+    lines += caveats(study)
+    pairs = [(title, arm.name, baseline.name) for title, arm, baseline in comparisons.pairs()]
     small = tables.detectable(comparisons, HEADLINE, pairs)
     if small.rows:
         lines += [
@@ -113,11 +113,47 @@ def statement(one: Statement, study: Study, comparisons: Comparisons) -> list[st
         folds = one.arm.folds
         values = f"{number(one.arm.selection(folds))}, RAL {number(one.baseline.selection(folds))}"
         ahead = "" if study.best() is one.arm else " RAL itself has the best one of all."
+        gap = comparisons.find(HEADLINE, one.arm.name, RAL, SELECTION_AP, "macro")
+        chosen = f"; difference {difference(gap.value, gap.low, gap.high)}" if gap else ""
         lines[0] += (
             f" The best other recipe is {name_of(one.arm.name)}: of all that ran on every fold, it has the "
-            f"best macro AP on the selection set ({values}).{ahead}"
+            f"best macro AP on the selection set ({values}{chosen}).{ahead}"
+        )
+        if one.arm.name == BCE:
+            lines[0] += " So this is the comparison above with its sign turned."
+    return lines
+
+
+def caveats(study: Study) -> list[str]:
+    """What the statements do not say."""
+    data = study.bootstrap.data
+    tail = [f"{escape(name)} {data.positives[name]:,}" for name in study.bootstrap.members["tail"]]
+    lines = [
+        '- "No difference shown" is not "equal": see the smallest difference below. Intervals contain the choice of '
+        "patients, not the variation between trainings.",
+        f"- Settings are {escape(study.settings)}: absolute values are far below those of larger pretrained networks, "
+        "and the order of losses may be another there.",
+        "- RAL is here the default loss in the recipe that all arms share, without the average of the weights (EMA) of "
+        "params.yaml.",
+    ]
+    if tail:
+        lines.append(
+            f"- The tail has few positive images ({', '.join(tail)}): its AP depends on the ranks of these."
+        )
+    if REFERENCE in study.main:
+        lines.append(
+            "- The reference recipe differs from the default in optimizer, schedule and augmentation, not in its "
+            "loss. Its learning rate is its authors', who start from a pretrained network; the other arms' were chosen."
         )
     return lines
+
+
+def _against_chance(value: Interval, chance: float) -> str:
+    """A value, and whether its interval includes that of a random order."""
+    if not (known(value.low) and known(value.high)):
+        return f"{value.text()}, a random order has {chance:.3f}"
+    side = "includes" if value.low <= chance <= value.high else "does not include"
+    return f"{value.text()}, which {side} the {chance:.3f} of a random order"
 
 
 def in_words(gap: Difference) -> str:
@@ -145,8 +181,13 @@ def what_was_run(study: Study) -> list[str]:
         f"{_values(runs, 'epochs')}; batch size: {_values(runs, 'batch_size')}; precision: "
         f"{_values(runs, 'precision')}.",
         f"- Commit: {_values(runs, 'commit')}; torch: {_values(runs, 'torch')}; data hash: {_values(runs, 'data')}.",
-        f"- Logits of {study.read} runs were read; {study.copies} are float16 copies with the macro AP "
-        "of their row, the others have the hash of their row.",
+        f"- Logits of {study.read} runs were read: "
+        + (
+            f"{study.copies} are float16 copies with the macro AP of their row, the others"
+            if study.copies
+            else "they"
+        )
+        + " have the hash of their row.",
     ]
     for tier in TIERS:
         names = sorted(study.bootstrap.members[tier], key=lambda name: -data.positives[name])
@@ -169,8 +210,11 @@ def method(study: Study) -> list[str]:
         "- Learning rate, epoch, calibration, thresholds and the best recipe are chosen on the selection set only.",
         "- F1 and Brier score are of calibrated scores: calibration and the threshold with the best F1 are fitted "
         "to the run's logits of the selection set. Raw sigmoids are not probabilities and are not shown.",
-        "- The negative control is trained on labels that are permuted among patients, and tested on the true ones.",
+        "- The negative control is trained on labels that are permuted among patients, and tested on the true ones. "
+        "Its interval is of one network on other patients: the order of such a network may go along with a finding by "
+        "chance.",
         "- Resamples of patients do not contain the variation between trainings; see Backbones and seeds.",
+        "- Colour in the plots of differences marks intervals without 0, before Holm's correction.",
         f"- Tiers by prevalence in the folds: head above {percent(config.head)}, tail up to {percent(config.tail)}.",
     ]
     missing = [f"{escape(name)} in fold {fold}" for name, fold in bootstrap.left_out(bootstrap.data.folds)]
@@ -204,10 +248,14 @@ def group_section(study: Study, comparisons: Comparisons, group: Group) -> list[
             *tables.metrics(study.bootstrap, rows, folds).markdown(),
             "",
         ]
-        for metric, level, title in COMPARED if compared else ():
+        for metric, level, title in COMPARED:
+            if not tables.has_intervals(comparisons, group.name, compared, metric, level):
+                continue
             gaps = tables.differences(comparisons, group.name, compared, metric, level)
             lines += [f"Paired differences of {title}, with Holm-corrected p:", "", *gaps.markdown(), ""]
     for metric, level, title in PLOTTED:
+        if not tables.has_intervals(comparisons, group.name, names, metric, level):
+            continue
         lines += [f"![Paired differences of {title}](results/{plot_of(group.name, metric, level)})", ""]
     return lines[:-1]
 
@@ -230,9 +278,8 @@ def findings(study: Study, comparisons: Comparisons) -> list[str]:
     if BCE not in study.main or RAL not in study.main:
         return [NOT_RUN]
     table = tables.findings(study, comparisons, GROUPS[0].name)
-    drawn = any(one.arm and one.baseline for one in comparisons.statements)
     plot = ["", f"![Paired differences of AP of each finding](results/{FINDINGS_PLOT})"]
-    return [*table.markdown(), *(plot if drawn else [])]
+    return [*table.markdown(), *(plot if comparisons.pairs() else [])]
 
 
 def learning_rates(study: Study) -> list[str]:
@@ -246,12 +293,19 @@ def learning_rates(study: Study) -> list[str]:
         for name, part in study.part("main").groupby("arm", sort=False)
         if name not in tried
     ]
+    most = max(rate for one in study.rates for rate in one.tried)
+    at_end = [name_of(one.arm) for one in study.rates if one.arm in study.main and one.best == most]
     return [
         "Macro AP on the selection set, first fold; the chosen rate is bold. The scale gives the gradient of a "
         "loss that its paper sums the norm that BCE's has at the start.",
         "",
         *tables.learning_rates(study).markdown(),
         *(["", f"Not all rates tried yet, so without results: {', '.join(left)}."] if left else []),
+        *(
+            ["", f"The largest rate is the best for {', '.join(at_end)}; larger ones were not tried."]
+            if at_end
+            else []
+        ),
         *(["", f"Learning rate fixed, not chosen: {'; '.join(fixed)}."] if fixed else []),
     ]
 
@@ -299,7 +353,12 @@ def time(study: Study) -> list[str]:
     """Cost of the arms."""
     names = tables.all_arms(study, GROUPS)
     return (
-        ["Median over the runs of an arm.", "", *tables.speed(study, names).markdown()]
+        [
+            "Median over the runs of an arm. Runs shared the machine with other processes, some more than others: the "
+            "times do not rank the arms.",
+            "",
+            *tables.speed(study, names).markdown(),
+        ]
         if names
         else [NOT_RUN]
     )

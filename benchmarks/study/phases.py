@@ -1,11 +1,12 @@
 """Two sections of RESULTS.md: refitted classifiers, and the order of arms with more epochs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 from benchmarks.study.arms import Study
 from benchmarks.study.comparisons import (
     CRT,
     EPOCHS,
+    LONGER,
     SECOND_PHASE,
     Comparisons,
     on_folds,
@@ -13,15 +14,17 @@ from benchmarks.study.comparisons import (
     with_epochs,
 )
 from benchmarks.study.groups import CHANGE, base_of, label
-from benchmarks.study.statistics import Arm, Difference
+from benchmarks.study.statistics import SELECTION_AP, Arm, Difference
 from benchmarks.study.tables import NONE, Table, interval, name_of, with_p
-from ral.wording import difference, escape, known
+from ral.wording import escape, known
 
 NOT_RUN = "Not run."
 # A difference is called better or worse if its Holm-corrected p value is below this.
 SIGNIFICANT = 0.05
 BETTER, WORSE, OPEN = "better", "worse", "no difference shown"
 LEVELS = ("macro", "tail")
+# Columns of the table of more epochs.
+LONGER_COLUMNS = ((SELECTION_AP, "macro"), ("ap", "macro"), ("ap", "tail"))
 OWN = "own classifier"
 
 
@@ -96,21 +99,22 @@ def epochs(study: Study, comparisons: Comparisons) -> list[str]:
     """Whether the order of arms changes with more epochs."""
     if not study.epochs:
         return [NOT_RUN]
+    shorter = int(study.runs.loc[study.runs["settings"] == study.settings, "epochs"].iloc[0])
     lines = [
         "Some arms trained for more epochs, at the learning rates that were chosen with fewer; paired differences on "
-        "the folds that ran, with Holm-corrected p.",
+        "the folds that ran, with Holm-corrected p. The column selection macro AP is the difference on the selection "
+        "set, by which more epochs are kept or not.",
         "",
-        *_epochs_table(study, comparisons).markdown(),
+        *_epochs_table(study, comparisons, shorter).markdown(),
         "",
     ]
     for count, arms in study.epochs.items():
-        lines += _order(comparisons, count, arms)
+        lines += [_order(study, arms, (shorter, count), level) for level in LEVELS]
     return lines
 
 
-def _epochs_table(study: Study, comparisons: Comparisons) -> Table:
+def _epochs_table(study: Study, comparisons: Comparisons, shorter: int) -> Table:
     """Pairs of arms with few and with many epochs, and each arm with many against itself with few."""
-    shorter = int(study.runs.loc[study.runs["settings"] == study.settings, "epochs"].iloc[0])
     rows = []
     for count, arms in study.epochs.items():
         for name, baseline in ordered(arms):
@@ -120,30 +124,36 @@ def _epochs_table(study: Study, comparisons: Comparisons) -> Table:
                 (shorter, (name, baseline)),
                 (count, (with_epochs(name, count), with_epochs(baseline, count))),
             ):
-                gaps = [comparisons.find(EPOCHS, *pair, "ap", level) for level in LEVELS]
+                gaps = _longer_gaps(comparisons, *pair)
                 rows.append([title, str(number), ", ".join(map(str, folds)), *map(with_p, gaps)])
         for name, arm in arms.items():
-            gaps = [comparisons.find(EPOCHS, with_epochs(name, count), name, "ap", level) for level in LEVELS]
+            gaps = _longer_gaps(comparisons, with_epochs(name, count), name)
             title = f"{label(name)}: {count} − {shorter} epochs"
             rows.append([title, NONE, _folds(arm), *map(with_p, gaps)])
-    return Table(["comparison", "epochs", "folds", *(f"{level} AP" for level in LEVELS)], rows)
+    return Table(["comparison", "epochs", "folds", "selection macro AP", "macro AP", "tail AP"], rows)
 
 
-def _order(comparisons: Comparisons, count: int, arms: Mapping[str, Arm]) -> Iterator[str]:
-    """A line for each pair of arms and level: whether the order is the same with `count` epochs."""
-    for name, baseline in ordered(arms):
-        for level in LEVELS:
-            short = comparisons.find(EPOCHS, name, baseline, "ap", level)
-            long = comparisons.find(
-                EPOCHS, with_epochs(name, count), with_epochs(baseline, count), "ap", level
-            )
-            if short and long:
-                same = "same" if (short.value > 0) == (long.value > 0) else "opposite"
-                values = " and ".join(difference(one.value, one.low, one.high) for one in (short, long))
-                yield (
-                    f"- {label(name)} − {label(baseline)}, {level} AP: the {same} sign with {count} epochs "
-                    f"({values}); with fewer {verdict(short)}, with more {verdict(long)}."
-                )
+def _longer_gaps(comparisons: Comparisons, arm: str, baseline: str) -> list[Difference | None]:
+    return [comparisons.find(EPOCHS, arm, baseline, metric, level) for metric, level in LONGER_COLUMNS]
+
+
+def _order(study: Study, arms: Mapping[str, Arm], counts: tuple[int, int], level: str) -> str:
+    """The arms by AP with few and with many epochs, on the folds that all have."""
+    names = [name for name in LONGER if name in arms and name in study.main]
+    runs = [*(arms[name] for name in names), *(study.main[name] for name in names)]
+    folds = [fold for fold in study.bootstrap.data.folds if all(fold in arm.folds for arm in runs)]
+    few, many = (
+        sorted(names, key=lambda name: -_value(study, of[name], level, folds)) for of in (study.main, arms)
+    )
+    title = f"- Arms by {level} AP on folds {', '.join(map(str, folds))}, the best first: with {counts[0]} epochs "
+    listed = [", ".join(map(label, order)) for order in (few, many)]
+    return title + listed[0] + f"; with {counts[1]} {'the same' if few == many else listed[1]}."
+
+
+def _value(study: Study, arm: Arm, level: str, folds: Sequence[int]) -> float:
+    """AP of an arm on some folds."""
+    value = interval(study.bootstrap, arm, "ap", level, folds).value
+    return value if known(value) else float("-inf")
 
 
 def _folds(arm: Arm) -> str:

@@ -68,7 +68,9 @@ def draw(study: Study, differences: Comparisons, folder: Path) -> None:
     """Draw the plots of the stages that ran."""
     for group in GROUPS:
         names = members(group, study.main)
-        for metric, level, title in PLOTTED if names else ():
+        for metric, level, title in PLOTTED:
+            if not tables.has_intervals(differences, group.name, names, metric, level):
+                continue
             panels = {
                 f"− {label(baseline)}": {
                     _row(study, name): _interval(differences, group.name, name, baseline, metric, level)
@@ -100,12 +102,11 @@ def _draw_findings(study: Study, differences: Comparisons, path: Path) -> None:
     """AP of each finding for the statements of the page; nothing before an arm has run on every fold."""
     data = study.bootstrap.data
     panels = {
-        f"{label(one.arm.name)}\n− {label(one.baseline.name)}": {
-            name: _interval(differences, HEADLINE, one.arm.name, one.baseline.name, "ap", name)
+        f"{label(arm.name)}\n− {label(baseline.name)}": {
+            name: _interval(differences, HEADLINE, arm.name, baseline.name, "ap", name)
             for name in sorted(data.findings, key=lambda finding: -data.positives[finding])
         }
-        for one in differences.statements
-        if one.arm and one.baseline
+        for _, arm, baseline in differences.pairs()
     }
     if panels:
         plots.forest(path, "Findings, the most frequent first", panels, "difference of AP")

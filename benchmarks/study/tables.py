@@ -12,7 +12,7 @@ from benchmarks.study.groups import BASELINES, BCE, GROUPS, RAL, Group, base_of,
 from benchmarks.study.statistics import SELECTION_AP, Arm, Bootstrap, Difference
 from ral.evaluation.results import NO_INTERVAL, Interval
 from ral.labels import TIERS
-from ral.wording import difference, escape, number, p_value
+from ral.wording import difference, escape, known, number, p_value
 
 NONE = "–"
 STAGES = {
@@ -108,6 +108,16 @@ def differences(comparisons: Comparisons, table: str, names: Sequence[str], metr
         for name in names
     ]
     return Table(["arm", *(f"− {label(name)}" for name in BASELINES)], rows)
+
+
+def has_intervals(
+    comparisons: Comparisons, table: str, names: Sequence[str], metric: str, level: str
+) -> bool:
+    """Whether a difference of these arms to a baseline has an interval; with few positives none has."""
+    found = (
+        comparisons.find(table, name, baseline, metric, level) for name in names for baseline in BASELINES
+    )
+    return any(one is not None and known(one.low) for one in found)
 
 
 def learning_rates(study: Study) -> Table:

@@ -27,6 +27,7 @@ from ral.config.train import TrainConfig, TrainParams
 from ral.data.dataset import Dataset
 from ral.data.dataset_info import DatasetInfo, LabelCounts
 from ral.data.images.pack import pixel_statistics
+from ral.data.splits.thin import thin
 from ral.files import atomic_write
 from ral.inference.score import Scorer, ap_and_auroc, estimable_findings
 from ral.models.inputs import channels_last
@@ -81,7 +82,7 @@ def fold_dataset(data: StudyData, pixels: np.ndarray, state: Path, run: Run) -> 
     training = split == "train"
     if run.stage == "thin":
         order = data.patient_order("thin")
-        kept = folds.thin(targets[training], data.patient_id[training], order[training], run.thin)
+        kept = thin(targets[training], data.patient_id[training], order[training], run.thin)
         split[np.flatnonzero(training)[~kept]] = "thinned"
         training = split == "train"
     studies = pd.DataFrame({"image_id": data.image_id, "patient_id": data.patient_id, "split": split})

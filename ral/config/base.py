@@ -23,6 +23,7 @@ SECTIONS = (
     "robustness",
     "report",
     "gate",
+    "features",
 )
 
 # Keys of earlier versions -> their names of today.

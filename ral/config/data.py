@@ -133,6 +133,21 @@ class DriftConfig(Section):
         return self
 
 
+# Keys of the section data whose paths decide nothing: what they hold does, by the manifest. DVC does not track them,
+# and no output has them.
+UNTRACKED = ("root", "exclude_patients", "exclude_salt")
+
+
+class BoxesConfig(Section):
+    """Boxes of findings, with which heat maps are evaluated."""
+
+    files: list[FileBelow] = Field(min_length=1)
+    """Tables of boxes, relative to `data.root`: NIH's BBox_List_2017.csv, or annotations of VinDr-CXR."""
+    side: int | None = Field(default=None, ge=16)
+    """Side of the square images that the coordinates refer to, if the image files are smaller than published (NIH:
+    1024); null: the size of each image file."""
+
+
 class DataConfig(Section):
     """The data set, its labels, and which images are used."""
 
@@ -151,14 +166,22 @@ class DataConfig(Section):
     if PA and AP both are."""
     findings: list[str] | None = Field(default=None, min_length=1)
     """Findings to train on, in this order; null: all of the label set."""
-    uncertain: Literal["ignore", "positive", "negative"] = "ignore"
-    """Meaning of an uncertain label (-1): unknown, 1 or 0 (CheXpert's U-Ignore, U-Ones, U-Zeros)."""
+    uncertain: Literal["ignore", "positive", "negative", "keep"] = "ignore"
+    """Meaning of an uncertain label (-1): unknown, 1 or 0 (CheXpert's U-Ignore, U-Ones, U-Zeros). keep: unknown to
+    losses and metrics, but recorded for the second phase presto."""
     unmentioned: Literal["unknown", "negative"] = "unknown"
     """Meaning of an empty label on an image that is not labelled No Finding."""
     readers: Literal["majority", "any"] = "majority"
     """vindr: a finding is positive if more than half of an image's readers report it, or if any does."""
     pseudonymise: str | None = Field(default=None, min_length=1)
     """Salt file: ids in the prepared data become keyed hashes and paths are dropped; null: ids stay."""
+    exclude_patients: str | None = Field(default=None, min_length=1)
+    """File with the patients who must be in no output, one id per line (docs/forgetting.md); null: none.
+    DVC tracks its content, not its path."""
+    exclude_salt: str | None = Field(default=None, min_length=1)
+    """Salt file: the lines of `exclude_patients` are keyed hashes of the ids; null: they are the ids."""
+    boxes: BoxesConfig | None = None
+    """Boxes of findings, with which heat maps are evaluated (docs/localisation.md); null: none."""
     table: TableConfig = TableConfig()
     drift: DriftConfig = DriftConfig()
 
@@ -205,6 +228,14 @@ class DataConfig(Section):
         return self
 
 
+class ThinConfig(Section):
+    """Fewer positive training images, for experiments on imbalance; validation and test stay as they are."""
+
+    ratio: float | None = Field(default=None, ge=1)
+    """Positives of the most frequent finding for each of the rarest one: whole patients leave training until the
+    positives of the findings fall geometrically; null or 1: no patient leaves."""
+
+
 class SplitConfig(Section):
     """Assignment of patients to train, val and test. Patients in baseline/split.parquet keep their split."""
 
@@ -221,6 +252,7 @@ class SplitConfig(Section):
     same_image: Literal["fail", "warn", "join"] = "warn"
     """If the same image (equal bytes, or equal pixels after preprocessing) occurs under two patients: fail
     (error), warn (report the pairs), or join (report them and put these patients into one split)."""
+    thin: ThinConfig = ThinConfig()
 
     @model_validator(mode="after")
     def _leaves_training_patients(self) -> "SplitConfig":

@@ -6,6 +6,7 @@ from ral.config.base import Section
 from ral.config.data import DataConfig, PhantomConfig, PreprocessConfig, SplitConfig
 from ral.config.evaluate import EvaluateConfig
 from ral.config.explain import ExplainConfig
+from ral.config.features import FeaturesConfig
 from ral.config.gate import GateConfig
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
@@ -43,3 +44,4 @@ class Params(ReportParams):
     """All sections. Each step reads only its own (`PreprocessParams`, `TrainParams`, …), never gate."""
 
     gate: GateConfig
+    features: FeaturesConfig = FeaturesConfig()

@@ -1,5 +1,6 @@
 """Options of the methods that retrain the classifier on stored features (`ral.training.second_phase`)."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -105,3 +106,20 @@ class PrestoOptions(SecondPhaseOptions):
     shrink: float = Field(default=0.01, ge=0)
     """Weight of the L1 distance between the slopes of the two boundaries. 0: two free boundaries. Large:
     equal slopes, proportional odds."""
+
+
+SecondPhaseMethod = Literal[
+    "crt", "undersample", "oversample", "two_phase", "smote", "virtual", "rcal", "storm", "presto"
+]
+
+SECOND_PHASE_OPTIONS: Mapping[SecondPhaseMethod, type[SecondPhaseOptions]] = {
+    "crt": CRTOptions,
+    "undersample": UndersampleOptions,
+    "oversample": OversampleOptions,
+    "two_phase": TwoPhaseOptions,
+    "smote": SmoteOptions,
+    "virtual": VirtualOptions,
+    "rcal": RCALOptions,
+    "storm": StormOptions,
+    "presto": PrestoOptions,
+}

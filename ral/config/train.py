@@ -10,6 +10,7 @@ from ral.config.evaluate import EvaluateConfig
 from ral.config.losses import LossConfig
 from ral.config.model import ModelConfig
 from ral.config.sampler import SamplerConfig
+from ral.config.second_phase import SECOND_PHASE_OPTIONS, SecondPhaseMethod
 
 
 class AugmentConfig(Section):
@@ -38,16 +39,21 @@ class ReweightConfig(Section):
 
 
 class ClassifierConfig(Section):
-    """Second phase: the classifier is retrained with a balanced sampler, all other weights frozen (cRT,
+    """Second phase: the classifier is retrained, all other weights frozen; by default with a balanced sampler (cRT,
     Kang et al., ICLR 2020)."""
 
-    epochs: int = Field(ge=1)
-    """Epochs of the second phase. A linear classifier on frozen features needs few: the paper used a tenth
+    method: SecondPhaseMethod = "crt"
+    """crt: with the keys below. Others (docs/methods.md): with features: bank, and `options` in place of the keys
+    below."""
+    options: Annotated[dict[str, object], NullIsEmpty] = Field(default_factory=dict)
+    """Options of another method than crt, by name."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Epochs of cRT, needed with it. A linear classifier on frozen features needs few: the paper used a tenth
     of the first phase. With features: bank, the epochs that the sampler draws; an image counts as often as it
     occurs in them."""
     features: Literal["live", "bank"] = "live"
     """live: the frozen network runs on augmented images in every epoch. bank: it runs once on the training images
-    without augmentation, and the classifier is the minimum of the weighted BCE on these features. Seconds
+    without augmentation, and the classifier is fitted to these features (crt: the minimum of the weighted BCE). Seconds
     instead of minutes, but train.loss and augmentation have no part in it; for one linear layer only."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the second phase; same schedule as the first. Needed with features: live, not used
@@ -58,8 +64,21 @@ class ClassifierConfig(Section):
     """Sampler of the second phase, with the keys of train.sampler; class_aware as in the paper."""
 
     @model_validator(mode="after")
-    def _rate_is_used(self) -> "ClassifierConfig":
-        if (self.learning_rate is None) != (self.features == "bank"):
+    def _keys_are_used(self) -> "ClassifierConfig":
+        if self.method != "crt":
+            if self.features != "bank":
+                raise ValueError(f"method: {self.method} needs features: bank")
+            for key in ("epochs", "learning_rate", "l2", "sampler"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"method: {self.method} does not use {key}; its options are in `options`"
+                    )
+            SECOND_PHASE_OPTIONS[self.method].model_validate(self.options)
+        elif self.options:
+            raise ValueError("method: crt has no options: its keys are those of this section")
+        elif self.epochs is None:
+            raise ValueError("method: crt needs epochs")
+        elif (self.learning_rate is None) != (self.features == "bank"):
             raise ValueError("features: live needs learning_rate; features: bank has none")
         return self
 

@@ -21,6 +21,9 @@ from ral.errors import UserError
 from ral.files import sha256
 
 TABLE = "studies.parquet"
+# Only with data.uncertain: keep, for data with uncertain labels.
+UNCERTAIN_TABLE = "uncertain.parquet"
+BOXES = "boxes.parquet"
 
 # Rows of the table that are read at once.
 BLOCK = 2**17
@@ -62,6 +65,12 @@ class Dataset:
     def studies(self) -> pd.DataFrame:
         """The whole table."""
         return pd.read_parquet(self.folder / TABLE) if self.table is None else self.table.to_pandas()
+
+    @cached_property
+    def boxes(self) -> pd.DataFrame | None:
+        """Boxes of findings, in pixels of the prepared images (`ral.data.boxes.COLUMNS`); None if there are none."""
+        path = self.folder / BOXES
+        return pd.read_parquet(path) if path.exists() else None
 
     def _read_blocks(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Columns of the table, some rows at a time, with the number of the first of these rows."""
@@ -114,6 +123,22 @@ class Dataset:
         targets = labels.astype(np.float32)
         targets[labels < 0] = np.nan
         return targets
+
+    def uncertain(self, rows: np.ndarray) -> NDArray[np.bool_] | None:
+        """Which labels of rows the reader called uncertain, bool [rows, findings]; None if that was not recorded
+        (data.uncertain: keep) or no label is. In `targets` they are unknown.
+
+        Raises:
+            UserError: the record does not belong to the table.
+        """
+        path = self.folder / UNCERTAIN_TABLE
+        if self.table is not None or not path.is_file():
+            return None
+        marks = pd.read_parquet(path)
+        if len(marks) != len(self) or list(marks.columns) != ["image_id", *self.findings]:
+            raise UserError(f"{path} does not belong to {TABLE}. Run preprocess again.")
+        uncertain: NDArray[np.bool_] = marks[list(self.findings)].to_numpy(bool)[rows]
+        return uncertain
 
     def image_ids(self, rows: np.ndarray) -> NDArray[np.object_]:
         """Image ids of arbitrary rows."""

@@ -41,6 +41,17 @@ class Note(Record):
     """Ids of the first images."""
 
 
+class BoxCounts(Record):
+    """What became of the rows of the box tables (data.boxes)."""
+
+    boxes: int
+    images: int
+    no_image: int
+    """Boxes of images that are not used."""
+    cut_off: int
+    """Boxes in a part of the image that preprocess.fit: crop cuts off."""
+
+
 class SplitSize(Record):
     """Size of a split."""
 
@@ -77,6 +88,8 @@ class DatasetInfo(Record):
     profile: ImageProfile | None = None
     split: Mapping[str, SplitSize]
     shards: Sequence[Shard]
+    boxes: BoxCounts | None = None
+    """Null if there are no boxes (data.boxes)."""
 
 
 class LabelCounts(Record):

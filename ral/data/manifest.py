@@ -34,6 +34,8 @@ class Manifest(Record):
     """Tables, lists and archives, by path relative to the data folder."""
     folders: Mapping[str, FolderHash]
     """The single images, by folder."""
+    exclude_patients: str | None = None
+    """SHA-256 of the file `data.exclude_patients`; with it, all files are one entry of `folders` without names."""
 
 
 def read_manifest(
@@ -69,6 +71,23 @@ def read_manifest(
     if not files and not folders:
         raise UserError(f"{shown(root)} contains no files. Put the data there, or correct data.root.")
     return Manifest(files=files, folders=folders)
+
+
+def without_names(manifest: Manifest, exclude_patients: str) -> Manifest:
+    """The same content under one hash: names of files and folders may contain the ids of excluded patients.
+
+    Args:
+        manifest: result of `read_manifest`.
+        exclude_patients: SHA-256 of the file that lists them.
+    """
+    entries: list[tuple[str, FileHash | FolderHash]] = [*manifest.files.items(), *manifest.folders.items()]
+    lines = "".join(f"{item.sha256} {name}\n" for name, item in entries)
+    total = FolderHash(
+        images=sum(item.images for item in manifest.folders.values()),
+        bytes=sum(item.bytes for _, item in entries),
+        sha256=hashlib.sha256(lines.encode()).hexdigest(),
+    )
+    return Manifest(files={}, folders={".": total}, exclude_patients=exclude_patients)
 
 
 def manifest_bytes(root: Path) -> int:

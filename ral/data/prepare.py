@@ -1,8 +1,8 @@
 """Turns the label table into studies.parquet with its split, and the images into pixel shards, with Dask."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,31 +12,32 @@ from ral.compute.dask_pool import Pool, Report, open_pool
 from ral.config.dask import DaskTarget
 from ral.config.data import PreprocessParams
 from ral.data.baseline import read_split
+from ral.data.boxes import read_boxes, write_boxes
 from ral.data.dataset_info import (
     ClassCounts,
-    DatasetInfo,
-    Note,
-    SameImageCounts,
-    SplitSize,
     write_class_counts,
 )
-from ral.data.images.decode import NOTES, dicom_start
-from ral.data.images.pack import PackResult, image_name, pack, pixel_statistics
-from ral.data.images.shards import same_pixels
+from ral.data.description import Prepared
+from ral.data.exclusions import Exclusions
+from ral.data.images.decode import dicom_start
+from ral.data.images.file_hashes import FileHashCache
+from ral.data.images.pack import PackResult, image_name, pack
 from ral.data.privacy import Pseudonymizer
-from ral.data.sources.base import Source, open_source
+from ral.data.sources.base import UNCERTAIN, Source, open_source
 from ral.data.splits.assign import Splitter
 from ral.data.splits.methods import SPLITS
+from ral.data.splits.thin import THINNED, thinned_rows
+from ral.data.splits.withheld import usable_views, withheld_rows
+from ral.data.tables.duplicates import SameImages
 from ral.data.tables.spill import ImageIdIndex, SpillBuffer, StudiesWriter
 from ral.errors import UserError
 from ral.labels import PHANTOM_PREFIX
-from ral.preparation import ImageProfile, Preparation
 
 # Columns of studies.parquet; the findings follow.
 COLUMNS = ("image_id", "patient_id", "study_id", "view", "sex", "age_years", "path", "member", "split")
 
-# Example images listed per note; leading bytes needed to recognize a DICOM file.
-NOTE_EXAMPLES, DICOM_HEAD_BYTES = 3, 136
+# Leading bytes needed to recognize a DICOM file.
+DICOM_HEAD_BYTES = 136
 
 
 def prepare(
@@ -48,7 +49,9 @@ def prepare(
     state_dir: Path | None = None,
     baseline: Path = Path("baseline"),
 ) -> None:
-    """Write studies.parquet, split.parquet, class_counts.json, quarantine.parquet, dataset.json and shards/.
+    """Write studies.parquet, split.parquet, class_counts.json, quarantine.parquet, dataset.json and shards/; also
+    uncertain.parquet with data.uncertain: keep, if there are uncertain labels, and boxes.parquet if there are boxes
+    (data.boxes).
 
     Args:
         params: data, split and preprocess sections.
@@ -60,14 +63,17 @@ def prepare(
         baseline: folder with the accepted split, if there is one.
 
     Raises:
-        UserError: an image is bad (see preprocess.on_bad_image), an archive is damaged, or the split is unusable.
+        UserError: an image is bad (see preprocess.on_bad_image), an archive is damaged, the split is unusable, or a
+            box is wrong.
     """
     root, source = Path(params.data.root), open_source(params.data)
     findings = source.findings()
-    pseudonymizer = Pseudonymizer.of(params.data)
-    splitter = Splitter(source, images, findings, params.split, pseudonymizer, read_split(baseline))
+    pseudonymizer, exclusions = Pseudonymizer.of(params.data), Exclusions.of(params.data)
+    withheld = withheld_rows(source, exclusions, params.split, FileHashCache(state_dir))
+    tables = read_boxes(source, findings)
+    splitter = Splitter(source, images, findings, params.split, pseudonymizer, read_split(baseline), withheld)
     with open_pool(target) as pool, SpillBuffer(out / ".rows") as buffer:
-        included, excluded = read_table(source, images, params.data.views, buffer, pool)
+        included, excluded = read_table(source, images, exclusions, buffer, pool)
         if included.empty:
             raise UserError(
                 f"No usable image in {root}. All {len(excluded)} rows were excluded: "
@@ -77,82 +83,73 @@ def prepare(
         included["split"] = splitter.split(included, splitter.same_images(included))
         packing = images_to_pack(included, images, params, pseudonymizer)
         packed = pack(root, packing, params.preprocess, out, pool, progress, state_dir)
-        rows = len(included) + len(excluded)
-        bad = included.loc[~packed.good, ["stored", "patient_id"]]
-        bad = bad.assign(image_id=_ids(bad, images))[["image_id", "patient_id"]]
-        included = included[packed.good].reset_index(drop=True)
-        shards = [out / "shards" / shard.name for shard in packed.shards]
-        same = splitter.same_images(included, same_pixels(shards, params.preprocess.size, packed.sums))
-        # Split again: as if bad images had never been there, and with images that are equal pixel by pixel.
-        if len(bad) or same.images:
-            included["split"] = splitter.split(included, same)
-        counts = write_studies(out / "studies.parquet", buffer, included, images, findings, pseudonymizer)
+        rows, bad = len(included) + len(excluded), _named(included[~packed.good], images)
+        final = split_packed(included, packed, splitter, params, findings, out / "shards")
+        included, packed = final.included, final.packed
+        if len(final.thinned):
+            excluded = pd.concat([excluded, _named(final.thinned, images).assign(reason=THINNED)])
+        keep, used = params.data.uncertain == "keep", images.iloc[included["stored"]]
+        counts = write_studies(
+            out / "studies.parquet", buffer, included, images, findings, pseudonymizer, keep
+        )
+        boxes = write_boxes(out / "boxes.parquet", tables, used, params, pool, pseudonymizer)
     write_split(out / "split.parquet", included, pseudonymizer)
     reasons = write_quarantine(out / "quarantine.parquet", excluded, bad, packed, pseudonymizer)
     write_class_counts(out / "class_counts.json", counts)
     phantom = bool(_ids(included, images).str.startswith(PHANTOM_PREFIX).any())
-    prepared = _Prepared(included, packing, packed, rows, reasons, splitter.describe(same, included))
+    same = splitter.describe(final.same, included)
+    prepared = Prepared(included, packing, packed, rows, reasons, same, boxes)
     prepared.info(params, findings, phantom, counts, out / "studies.parquet").write(out / "dataset.json")
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What dataset.json describes.
-
-    Attributes:
-        included: rows with good images, with their split.
-        packing: images that were to be packed, and whether they were inverted.
-        packed: result of packing them.
-        rows: number of rows of the label table.
-        reasons: reason of each excluded row and image.
-        same_image: images of several patients.
-    """
+class FinalSplit(NamedTuple):
+    """What is used of the packed images."""
 
     included: pd.DataFrame
-    packing: pd.DataFrame
+    """Rows with good images, with their split."""
     packed: PackResult
-    rows: int
-    reasons: "pd.Series[str]"
-    same_image: SameImageCounts
+    """Without the images that `split.thin` leaves out."""
+    same: SameImages
+    """Images of several patients."""
+    thinned: pd.DataFrame
+    """Rows that `split.thin` leaves out."""
 
-    def info(
-        self,
-        params: PreprocessParams,
-        findings: Sequence[str],
-        phantom: bool,
-        counts: ClassCounts,
-        studies: Path,
-    ) -> DatasetInfo:
-        """Content of dataset.json."""
-        size = params.preprocess.size
-        train_sums = self.packed.sums[(self.included["split"] == "train").to_numpy()]
-        mean, deviation = pixel_statistics(train_sums, size)
-        patients = self.included.groupby("split")["patient_id"].nunique()
-        inverted = self.packing["invert"].to_numpy()[self.packed.good] if "invert" in self.packing else []
-        return DatasetInfo(
-            source=params.data.source,
-            phantom=phantom,
-            images=len(self.included),
-            patients=self.included["patient_id"].nunique(),
-            rows=self.rows,
-            left_out=self.reasons.value_counts().sort_index().to_dict(),
-            same_image=self.same_image,
-            inverted=int(np.sum(inverted)),
-            notes=count_notes(self.packed.notes, self.packing["image_id"]),
-            findings=findings,
-            size=size,
-            pixel_mean=mean,
-            pixel_deviation=deviation,
-            preparation=Preparation.model_validate(
-                params.preprocess.model_dump(include=set(Preparation.model_fields))
-            ),
-            profile=training_profile(studies, train_sums, size),
-            split={
-                name: SplitSize(images=counts[name].images, patients=int(patients.get(name, 0)))
-                for name in SPLITS
-            },
-            shards=self.packed.shards,
-        )
+
+def split_packed(
+    included: pd.DataFrame,
+    packed: PackResult,
+    splitter: Splitter,
+    params: PreprocessParams,
+    findings: Sequence[str],
+    shards: Path,
+) -> FinalSplit:
+    """Split the good images: as if bad ones had never been there, and with images that are equal pixel by pixel.
+
+    Args:
+        included: rows of all images, split before they were decoded.
+        packed: result of packing them.
+        splitter: of the rows.
+        params: data, split and preprocess sections.
+        findings: label columns.
+        shards: folder of the shards; rewritten if images are thinned out.
+
+    Raises:
+        UserError: the split is unusable.
+    """
+    size, bad = params.preprocess.size, not packed.good.all()
+    included = included[packed.good].reset_index(drop=True)
+    pixels = packed.same_pixels(shards, size)
+    same = splitter.same_images(included, pixels)
+    if bad or same.images:
+        included["split"] = splitter.split(included, same, pixels)
+    # Last, so that validation and test are those of the data that is not thinned.
+    leaves = thinned_rows(included, findings, params.split)
+    thinned = included[leaves]
+    if leaves.any():
+        included = included[~leaves].reset_index(drop=True)
+        packed = packed.without(leaves, shards, size)
+        same = splitter.same_images(included, packed.same_pixels(shards, size))
+    return FinalSplit(included, packed, same, thinned)
 
 
 def images_to_pack(
@@ -206,33 +203,6 @@ def write_quarantine(
     return reasons
 
 
-# Quantiles of a profile: 1 % of the training images are outside.
-PROFILE_QUANTILES = (0.005, 0.995)
-
-
-def training_profile(studies: Path, sums: np.ndarray, size: int) -> ImageProfile:
-    """What the training images look like, against which images are compared that the model is used on.
-
-    Args:
-        studies: studies.parquet.
-        sums: int64 [training images, 2], sum of the pixels and of their squares.
-        size: height and width of an image.
-    """
-    table = pd.read_parquet(studies, columns=["view", "split"])
-    views = table.loc[table["split"] == "train", "view"].astype(str).value_counts().sort_index()
-    mean = sums[:, 0] / size**2
-    deviation = np.sqrt(np.maximum(sums[:, 1] / size**2 - mean**2, 0))
-
-    def ends(values: np.ndarray) -> list[float]:
-        return [round(float(value), 3) for value in np.quantile(values, PROFILE_QUANTILES)]
-
-    return ImageProfile(
-        views={str(view): int(count) for view, count in views.items()},
-        image_mean=ends(mean),
-        image_deviation=ends(deviation),
-    )
-
-
 def find_inverted(included: pd.DataFrame, packing: pd.DataFrame, root: Path, choice: str) -> np.ndarray:
     """Which images to invert because they are MONOCHROME1 in the table, bool; DICOM files have a tag for it.
 
@@ -270,27 +240,15 @@ def _is_dicom(root: Path, path: str, member: str) -> bool:
         return dicom_start(stream.read(DICOM_HEAD_BYTES)) is not None
 
 
-def count_notes(notes: Sequence[str], image_ids: "pd.Series[str]") -> dict[str, Note]:
-    """Number of images and first examples for each note (`ral.data.images.decode.NOTES`)."""
-    noted: dict[str, list[int]] = {}
-    for index, note in enumerate(notes):
-        for name in filter(None, note.split(",")):
-            noted.setdefault(name, []).append(index)
-    return {
-        name: Note(text=NOTES[name], images=len(rows), examples=image_ids.iloc[rows[:NOTE_EXAMPLES]].tolist())
-        for name, rows in sorted(noted.items())
-    }
-
-
 def read_table(
-    source: Source, images: pd.DataFrame, views: Sequence[str], buffer: SpillBuffer, pool: Pool
+    source: Source, images: pd.DataFrame, exclusions: Exclusions, buffer: SpillBuffer, pool: Pool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a source's table in chunks and decide which rows are excluded, and why.
 
     Args:
         source: the source.
         images: rows of `ral.data.images.locate.list_images`.
-        views: the views to include.
+        exclusions: patients whose rows are skipped, as if they were not in the table.
         buffer: receives the included rows, all columns, with `stored`: the index of the image in `images`.
         pool: converts the chunks.
 
@@ -300,12 +258,12 @@ def read_table(
         the table: image_id, patient_id and reason.
     """
     index = ImageIdIndex(images["image_id"])
-    # An image known only to be frontal is either PA or AP.
-    views = [*views, "FRONTAL"] if {"PA", "AP"} <= set(views) else views
+    views = usable_views(source.config.views)
     findings = source.findings()
     convert = delayed(source.to_studies, pure=False)
     included, excluded = [], []
-    for block in pool.stream(convert(chunk) for chunk in source.iter_chunks()):
+    for studies in pool.stream(convert(chunk, mark_uncertain=True) for chunk in source.iter_chunks()):
+        block = exclusions.kept(studies, "patient_id")
         stored = index.find(block["image_id"])
         reason = pd.Series("", index=block.index, dtype="str")
         reason[stored < 0] = "no image"
@@ -314,6 +272,7 @@ def read_table(
         excluded.append(block.loc[is_excluded, ["image_id", "patient_id"]].assign(reason=reason[is_excluded]))
         usable = block[~is_excluded]
         buffer.add(usable)
+        # To the split, uncertain (-1) is unknown.
         labels = {name: usable[name].fillna(-1).astype(np.int8) for name in findings}
         columns = ["stored", "patient_id", *(name for name in ("official", "monochrome1") if name in usable)]
         included.append(usable[columns].assign(**labels))
@@ -329,6 +288,7 @@ def write_studies(
     images: pd.DataFrame,
     findings: Sequence[str],
     pseudonymizer: Pseudonymizer,
+    keep_uncertain: bool = False,
 ) -> ClassCounts:
     """Write studies.parquet chunk by chunk: the buffered rows with their split and the locations of their images.
 
@@ -339,10 +299,13 @@ def write_studies(
         images: rows of `ral.data.images.locate.list_images`.
         findings: columns of labels.
         pseudonymizer: makes the ids.
+        keep_uncertain: whether labels of the rows may be UNCERTAIN. In studies.parquet they are unknown;
+            uncertain.parquet beside it, written if there is one, has image_id and bool columns in the same order.
 
     Returns:
         Number of images, and of positives, negatives and unknown labels per finding, for each split.
     """
+    columns, marks = list(findings), []
     with StudiesWriter(path, findings, SPLITS) as writer:
         for rows in buffer.in_order():
             ends = [rows["stored"].iloc[0], rows["stored"].iloc[-1] + 1]
@@ -356,13 +319,25 @@ def write_studies(
                 member=locations["member"].array,
                 split=selected["split"].array,
             )[[*COLUMNS, *findings]]
-            writer.add(pseudonymizer.table(studies))
+            studies = pseudonymizer.table(studies)
+            if keep_uncertain:
+                uncertain = studies[columns] == UNCERTAIN
+                studies[columns] = studies[columns].mask(uncertain)
+                marks.append(uncertain.assign(image_id=studies["image_id"])[["image_id", *columns]])
+            writer.add(studies)
+    if any(part[columns].to_numpy().any() for part in marks):
+        pd.concat(marks).to_parquet(path.with_name("uncertain.parquet"), index=False, compression=None)
     return writer.class_counts
 
 
 def _ids(included: pd.DataFrame, images: pd.DataFrame) -> "pd.Series[str]":
     """Image ids of rows, looked up by `stored`."""
     return images["image_id"].iloc[included["stored"]].set_axis(included.index)
+
+
+def _named(included: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Image and patient ids of rows."""
+    return included.assign(image_id=_ids(included, images))[["image_id", "patient_id"]]
 
 
 def count_reasons(reasons: pd.Series) -> str:

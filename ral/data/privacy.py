@@ -19,8 +19,12 @@ MIN_SALT_BYTES = 16
 DIGEST_BYTES = 16
 
 
-def read_salt(path: Path) -> bytes:
+def read_salt(path: Path, key: str = "data.pseudonymise") -> bytes:
     """Read the salt file; store it apart from the data, and use one salt for all deliveries of a data set.
+
+    Args:
+        path: the file.
+        key: the parameter that names it, for messages.
 
     Raises:
         UserError: the file is missing or too short.
@@ -29,7 +33,7 @@ def read_salt(path: Path) -> bytes:
         salt = path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"The salt file {path} (data.pseudonymise) does not exist. Create one: head -c 32 /dev/urandom > {path}"
+            f"The salt file {path} ({key}) does not exist. Create one: head -c 32 /dev/urandom > {path}"
         ) from None
     if len(salt) < MIN_SALT_BYTES:
         raise UserError(
@@ -72,13 +76,17 @@ class Pseudonymizer:
     salt: bytes | None
 
     @classmethod
-    def of(cls, config: DataConfig) -> Self:
+    def of(cls, config: DataConfig, folder: Path = Path()) -> Self:
         """With the salt of `data.pseudonymise`.
+
+        Args:
+            config: the section data.
+            folder: project folder, to which the path is relative.
 
         Raises:
             UserError: the salt file is missing or too short.
         """
-        return cls(read_salt(Path(config.pseudonymise)) if config.pseudonymise else None)
+        return cls(read_salt(folder / config.pseudonymise) if config.pseudonymise else None)
 
     def ids(self, ids: pd.Series) -> pd.Series:
         """Pseudonyms of ids (`pseudonyms`)."""

@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 from ral.labels import Data
 from ral.records import Record
 
-Method = Literal["grad_cam", "rollout"]
+Method = Literal["grad_cam", "rollout", "csra", "ml_decoder"]
+Requested = Literal["auto", "grad_cam", "rollout", "csra", "ml_decoder"]
 Kind = Literal["hits", "false_positives", "misses"]
 KINDS: tuple[Kind, ...] = ("hits", "false_positives", "misses")
 
@@ -28,6 +29,8 @@ class GalleryImage(Record):
     """File name of the heat map on the image."""
     empty_map: bool = False
     """Whether no region raises the logit."""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """Boxes of the finding: left, top, right and bottom as shares of the side."""
 
 
 class GalleryFinding(Record):

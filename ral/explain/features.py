@@ -77,33 +77,40 @@ def grid(network: Network, features: Tensor) -> tuple[int, int]:
 
 
 def earlier_layer(network: Network, images: Tensor, smallest: int) -> str | None:
-    """The last layer whose feature map has at least `smallest` rows and columns, of those that timm lists.
+    """The last layer whose feature map has at least `smallest` rows and columns, of those that timm lists; None if
+    there is none.
 
     Args:
         network: in eval mode.
         images: any images, [images, 1, height, width].
         smallest: required number of rows and of columns.
+    """
+    suitable = [name for name, sides in layers(network, images).items() if min(sides) >= smallest]
+    return suitable[-1] if suitable else None
 
-    Returns:
-        Name of a module of the backbone (`feature_info`); None if there is none.
+
+def layers(network: Network, images: Tensor) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the feature map of each layer that timm lists (`feature_info`), from the first to the last.
+
+    Args:
+        network: in eval mode.
+        images: any images, [images, 1, height, width].
     """
     listed = getattr(network.backbone, "feature_info", None) or []
-    layers = {part["module"]: part["num_chs"] for part in listed if part.get("module")}
-    suitable: list[str] = []
+    channels = {part["module"]: part["num_chs"] for part in listed if part.get("module")}
+    found: dict[str, tuple[int, int]] = {}
 
     def look(name: str) -> Callable[[Tensor], None]:
         def seen(output: Tensor) -> None:
-            if output.ndim != 4 or min(grid(network, output)) < smallest:
-                return
-            if positions(network.backbone, output).shape[2] == layers[name]:
-                suitable.append(name)
+            if output.ndim == 4 and positions(network.backbone, output).shape[2] == channels[name]:
+                found[name] = grid(network, output)
 
         return seen
 
     modules = dict(network.backbone.named_modules())
-    with watched({modules[name]: look(name) for name in layers if name in modules}):
+    with watched({modules[name]: look(name) for name in channels if name in modules}):
         network(images)
-    return suitable[-1] if suitable else None
+    return found
 
 
 @contextmanager

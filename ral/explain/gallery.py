@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -11,7 +12,7 @@ from ral.config.explain import ExplainConfig
 from ral.data.dataset import Dataset
 from ral.explain.contents import KINDS, Gallery, GalleryFinding, GalleryImage, HeatMaps, SuspiciousLabel
 from ral.explain.review import to_table
-from ral.explain.saliency import Choice, choose_method, enlarge, grad_cam, rollout
+from ral.explain.saliency import choose_method, enlarge, heat_maps
 from ral.explain.select import Selection
 from ral.models import Network
 from ral.models.info import ModelInfo
@@ -22,6 +23,8 @@ from ral.wording import RESEARCH_NOTE
 COLOURS = "plasma"
 # Opacity of the heat map at its maximum.
 OPACITY = 0.6
+# Of the corners of boxes.
+DECIMALS = 4
 # Images per forward pass; the attention of all layers is kept in memory.
 BATCH = 16
 JPEG = {"quality": 90, "subsampling": 0}
@@ -45,7 +48,7 @@ def write_gallery(
         folder: output folder; exists and is empty.
         network: in eval mode, on the device of the computation.
         info: content of model.json.
-        dataset: the prepared data.
+        dataset: the prepared data; its boxes, if any, are shown on the images.
         selections: one per finding, in the order of the outputs.
         config: the section explain.
         review: training labels that look wrong; None: not requested.
@@ -126,7 +129,9 @@ class _Pictures:
         self.rows = {name: row for row, name in enumerate(dataset.studies["image_id"])}
         self.device = next(network.parameters()).device
         size = info.size
-        self.choice = choose_method(network, config.method, torch.zeros(1, 1, size, size, device=self.device))
+        blank = torch.zeros(1, 1, size, size, device=self.device)
+        self.choice = choose_method(network, config.method, blank, config.layer)
+        self.boxes = {} if dataset.boxes is None else _shares(dataset.boxes, size)
         self.names: dict[int, str] = {}
         """Row of the data set -> file name of its picture."""
         self.maps = 0
@@ -142,6 +147,7 @@ class _Pictures:
             rows = np.array([self.rows[image.image_id] for image in batch])
             pixels = self.dataset.gather(rows)
             added = [self._image(*one) for one in zip(batch, rows, pixels, strict=True)]
+            added = [self._with_boxes(output, image) for image in added]
             shown += added if self.choice.method is None else self._with_maps(output, added, pixels)
         return shown
 
@@ -157,6 +163,10 @@ class _Pictures:
                 "unknown": tuple(name for name, label in labels.items() if np.isnan(label)),
             }
         )
+
+    def _with_boxes(self, output: int, image: GalleryImage) -> GalleryImage:
+        boxes = self.boxes.get((image.image_id, self.dataset.findings[output]))
+        return image.model_copy(update={"boxes": boxes}) if boxes else image
 
     def _with_maps(
         self, output: int, images: list[GalleryImage], pixels: NDArray[np.uint8]
@@ -187,8 +197,13 @@ class _Pictures:
         )
 
 
-def heat_maps(network: Network, images: torch.Tensor, finding: int, choice: Choice) -> torch.Tensor:
-    """Heat maps [images, rows, columns] of a finding, by the chosen method."""
-    if choice.method == "rollout":
-        return rollout(network, images)
-    return grad_cam(network, images, finding, choice.layer)
+def _shares(
+    boxes: pd.DataFrame, size: int
+) -> dict[tuple[str, str], tuple[tuple[float, float, float, float], ...]]:
+    """Image and finding -> its boxes, as shares of the side."""
+    found: dict[tuple[str, str], tuple[tuple[float, float, float, float], ...]] = {}
+    names = zip(boxes["image_id"], boxes["finding"], strict=True)
+    corners = (boxes[["x_min", "y_min", "x_max", "y_max"]] / size).round(DECIMALS)
+    for key, box in zip(names, corners.itertuples(index=False, name=None), strict=True):
+        found[key] = (*found.get(key, ()), box)
+    return found

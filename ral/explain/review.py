@@ -38,14 +38,11 @@ class Suspicion:
     """Probability of the finding, from a classifier that saw no image of the patient [images]."""
     confidence: Array
     """Probability of the other value, divided by its mean over the images with that value [images]."""
+    predicted_otherwise: Array
+    """Whether the other value is predicted with the usual confidence; where the label's own value is too, whether it
+    is the less probable of the two [images]."""
     outlier_factor: Array
     """Local outlier factor among the positives; NaN for negatives [images]."""
-
-    @property
-    def predicted_otherwise(self) -> Array:
-        """Whether the other value is predicted with the usual confidence [images]."""
-        predicted: Array = np.nan_to_num(self.confidence) >= 1
-        return predicted
 
     @property
     def is_outlier(self) -> Array:
@@ -76,7 +73,8 @@ def review(
 def most_suspicious(
     studies: pd.DataFrame, findings: Sequence[str], features: Array, config: ReviewConfig
 ) -> tuple[SuspiciousLabel, ...]:
-    """Of each finding, first the labels that are predicted otherwise, most confident first; then outliers.
+    """Of each finding, first the labels that are predicted otherwise, positives and negatives in turn and the most
+    confident of each first; then outliers.
 
     Args:
         studies: training images, with image_id, patient_id and a column per finding (1, 0, NaN).
@@ -92,13 +90,10 @@ def most_suspicious(
     for finding in findings:
         target = studies[finding].to_numpy(np.float64)
         labels = suspicion(standardised, target, folds, config.neighbours)
-        order = np.lexsort(
-            (
-                -np.nan_to_num(labels.outlier_factor),
-                -np.nan_to_num(labels.confidence) * labels.predicted_otherwise,
-                ~labels.predicted_otherwise,
-            )
-        )
+        by_confidence = rank_within_value(labels.confidence, target)
+        by_outlier = -np.nan_to_num(labels.outlier_factor)
+        rank = np.where(labels.predicted_otherwise, by_confidence, by_outlier)
+        order = np.lexsort((rank, ~labels.predicted_otherwise))
         listed = [row for row in order if labels.predicted_otherwise[row] or labels.is_outlier[row]]
         found += [
             _entry(finding, image_ids[row], target[row], labels, row) for row in listed[: config.labels]
@@ -123,15 +118,32 @@ def suspicion(features: Array, target: Array, folds: Array, neighbours: int) -> 
         neighbours: of the local outlier factor.
     """
     probability = out_of_fold(features, target, folds)
-    confidence, factor = np.full(len(target), np.nan), np.full(len(target), np.nan)
-    positive, negative = target == 1, target == 0
-    estimated = np.isfinite(probability)
-    if (positive & estimated).any() and (negative & estimated).any():
-        usual = probability[positive & estimated].mean(), 1 - probability[negative & estimated].mean()
-        confidence = np.where(negative, probability / usual[0], (1 - probability) / usual[1])
-        confidence[~(positive | negative)] = np.nan
+    factor = np.full(len(target), np.nan)
+    positive = target == 1
     factor[positive] = local_outlier_factor(features[positive], neighbours)
-    return Suspicion(probability, confidence, factor)
+    return Suspicion(probability, *confident_other(probability, target), factor)
+
+
+def confident_other(probability: Array, target: Array) -> tuple[Array, Array]:
+    """How confidently the other value is predicted than that of the label, and whether that makes the label
+    suspicious: membership in an off-diagonal cell of the confident joint of Northcutt et al.
+
+    Args:
+        probability: of the finding, from a classifier that saw no image of the patient; NaN where unknown [images].
+        target: 1, 0 or NaN [images].
+
+    Returns:
+        `Suspicion.confidence` and `Suspicion.predicted_otherwise`.
+    """
+    positive, negative = ((target == value) & np.isfinite(probability) for value in (1, 0))
+    if not (positive.any() and negative.any()):
+        return np.full(len(target), np.nan), np.zeros(len(target), bool)
+    present = probability / probability[positive].mean()
+    absent = (1 - probability) / (1 - probability[negative].mean())
+    other = np.where(positive, absent, np.where(negative, present, np.nan))
+    own = np.where(positive, present, absent)
+    less_probable = np.where(positive, probability < 0.5, probability > 0.5)
+    return other, (np.nan_to_num(other) >= 1) & ((own < 1) | less_probable)
 
 
 def out_of_fold(features: Array, target: Array, folds: Array) -> Array:
@@ -148,6 +160,17 @@ def out_of_fold(features: Array, target: Array, folds: Array) -> Array:
         rows = folds == fold
         probability[rows] = expit(features[rows] @ model.coef_[0] + model.intercept_[0])
     return probability
+
+
+def rank_within_value(confidence: Array, target: Array) -> Array:
+    """Rank of each label among those of its value, the highest confidence first [images]. The confidences of positives
+    and of negatives have different denominators: on one scale, one kind would fill the list.
+    """
+    rank = np.zeros(len(target), np.int64)
+    for value in (0, 1):
+        own = np.flatnonzero(target == value)
+        rank[own[np.argsort(-np.nan_to_num(confidence[own]), kind="stable")]] = np.arange(len(own))
+    return rank
 
 
 def to_table(labels: Sequence[SuspiciousLabel]) -> pd.DataFrame:

@@ -1,17 +1,21 @@
-"""Heat maps of images: Grad-CAM for networks with a feature map, attention rollout for vision transformers."""
+"""Heat maps of images: Grad-CAM for networks with a feature map, attention rollout for vision transformers, and what
+the heads CSRA and ML-Decoder say themselves.
+"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ral.explain.contents import Method
-from ral.explain.features import NoMapError, earlier_layer, feature_map, grid, logits_of, watched
+from ral.explain.contents import Method, Requested
+from ral.explain.features import NoMapError, earlier_layer, feature_map, grid, layers, logits_of, watched
+from ral.explain.head_maps import csra_map, ml_decoder_map
 from ral.models import Network, positions
+from ral.models.heads import CSRA, MLDecoder
+from ral.suggest import did_you_mean
 
 # Rows and columns that a heat map must have: a coarser one, enlarged, suggests a precision that it does not have.
 SMALLEST = 7
@@ -27,6 +31,28 @@ class Choice:
     """Grad-CAM: module of the backbone whose feature map is used; None: the last feature map before pooling."""
     reason: str | None = None
     """Why there are no heat maps, or why an earlier layer is used."""
+
+
+# Method -> the head that has it.
+HEADS: dict[Method, type[nn.Module]] = {"csra": CSRA, "ml_decoder": MLDecoder}
+
+
+def heat_maps(network: Network, images: Tensor, finding: int, choice: Choice) -> Tensor:
+    """Heat maps [images, rows, columns] of a finding, by the chosen method.
+
+    Args:
+        network: in eval mode.
+        images: normalised, float32 [images, 1, height, width].
+        finding: index of the output.
+        choice: has a method.
+    """
+    if choice.method == "rollout":
+        return rollout(network, images)
+    if choice.method == "csra":
+        return csra_map(network, images, finding)
+    if choice.method == "ml_decoder":
+        return ml_decoder_map(network, images, finding)
+    return grad_cam(network, images, finding, choice.layer)
 
 
 def grad_cam(network: Network, images: Tensor, finding: int, layer: str | None = None) -> Tensor:
@@ -47,6 +73,37 @@ def grad_cam(network: Network, images: Tensor, finding: int, layer: str | None =
     features, logits = _features_and_logits(network, images, layer)
     # In eval mode, images do not affect each other.
     (gradient,) = torch.autograd.grad(logits[:, finding].sum(), features)
+    return _weighted(network, features, gradient)
+
+
+def grad_cams(network: Network, images: Tensor, finding: int, names: Sequence[str | None]) -> list[Tensor]:
+    """`grad_cam` of several layers, from one pass through the network.
+
+    Args:
+        network: as for `grad_cam`, as are images and finding.
+        names: layers, without repeats; None is the last feature map.
+    """
+    if not names:
+        return []
+    kept: dict[str | None, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor], Tensor | None]:
+        def seen(output: Tensor) -> Tensor | None:
+            kept[name] = output
+            return output.clone()  # some layers and classifiers work in place
+
+        return seen
+
+    watchers = {network.backbone.get_submodule(name): keep(name) for name in names if name is not None}
+    with torch.enable_grad(), watched(watchers):
+        kept[None] = feature_map(network, images.detach().requires_grad_())
+        logits = logits_of(network, kept[None].clone())
+    gradients = torch.autograd.grad(logits[:, finding].sum(), [kept[name] for name in names])
+    return [_weighted(network, kept[name], own) for name, own in zip(names, gradients, strict=True)]
+
+
+def _weighted(network: Network, features: Tensor, gradient: Tensor) -> Tensor:
+    """The map of Grad-CAM, from a feature map and the gradient of the logit."""
     values = positions(network.backbone, features.detach())
     weights = positions(network.backbone, gradient).mean(dim=1, keepdim=True)
     heat: Tensor = functional.relu((weights * values).sum(dim=2))
@@ -121,27 +178,31 @@ def roll_out(attentions: Sequence[Tensor]) -> Tensor:
     return contributions
 
 
-def choose_method(
-    network: Network, requested: Literal["auto", "grad_cam", "rollout"], image: Tensor
-) -> Choice:
+def choose_method(network: Network, requested: Requested, image: Tensor, layer: str | None = None) -> Choice:
     """Choose the method: `requested`, or for auto one that the network supports, preferring rollout.
 
     A heat map has at least `SMALLEST` rows and columns. If the last feature map is coarser, Grad-CAM uses an earlier
-    layer; if there is none, or with rollout, there are no heat maps.
+    layer; if there is none, or with other methods, there are no heat maps.
 
     Args:
         network: in eval mode.
         requested: the parameter explain.method.
         image: any image, [1, 1, height, width].
+        layer: the parameter explain.layer: the layer of Grad-CAM, however coarse.
 
     Raises:
-        NoMapError: the network does not support the requested method.
+        NoMapError: the network does not support the requested method, or has no such layer.
     """
+    if layer is not None:
+        return _with_layer(network, requested, image, layer)
     try:
         with torch.no_grad(), recorded_attention(network.backbone) as attentions:
             features = feature_map(network, image)
         rows, columns = grid(network, features)
         coarse = f"the last feature map has {rows} × {columns} positions, fewer than {SMALLEST} × {SMALLEST}"
+        if requested in ("csra", "ml_decoder"):
+            heat_maps(network, image, 0, Choice(requested))  # fails if the network has another head
+            return Choice(requested) if min(rows, columns) >= SMALLEST else Choice(reason=coarse)
         if requested == "rollout" or (requested == "auto" and _is_global(attentions, features)):
             rollout(network, image)
             return Choice("rollout") if min(rows, columns) >= SMALLEST else Choice(reason=coarse)
@@ -158,10 +219,68 @@ def choose_method(
     if min(rows, columns) >= SMALLEST:
         return Choice("grad_cam")
     with torch.no_grad():
-        layer = earlier_layer(network, image, SMALLEST)
-    if layer is None:
+        earlier = earlier_layer(network, image, SMALLEST)
+    if earlier is None:
         return Choice(reason=f"{coarse}, and so has every earlier layer that timm lists")
-    return Choice("grad_cam", layer, coarse)
+    return Choice("grad_cam", earlier, coarse)
+
+
+def _with_layer(network: Network, requested: Requested, image: Tensor, layer: str) -> Choice:
+    """Grad-CAM at the layer that explain.layer names."""
+    if requested not in ("auto", "grad_cam"):
+        raise NoMapError(
+            f"explain.layer is for grad_cam, but explain.method is {requested}. Set one of them to its default."
+        )
+    with torch.no_grad():
+        listed = layers(network, image)
+    if layer not in listed:
+        raise NoMapError(
+            f"explain.layer: `{layer}` is no layer of {type(network.backbone).__name__} with a feature map."
+            f"{did_you_mean(layer, listed)} Allowed: {', '.join(listed) or 'null'}."
+        )
+    if layer not in _earlier_layers(network, image, listed):
+        return Choice("grad_cam")  # the last feature map
+    return Choice("grad_cam", layer, "set by explain.layer")
+
+
+def _earlier_layers(
+    network: Network, image: Tensor, listed: dict[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """The layers of `ral.explain.features.layers` whose feature map is not the last one before pooling."""
+    with torch.no_grad():
+        features = feature_map(network, image)
+    earlier = dict(listed)
+    if features.ndim == 4 and earlier and list(earlier.values())[-1] == grid(network, features):
+        earlier.popitem()
+    return earlier
+
+
+def candidates(network: Network, image: Tensor) -> dict[Choice, tuple[int, int]]:
+    """Every method and layer that the network supports, with the rows and columns of its heat maps, however coarse;
+    none if it has no feature map.
+
+    Args:
+        network: in eval mode.
+        image: any image, [1, 1, height, width].
+    """
+    found: dict[Choice, tuple[int, int]] = {}
+    try:
+        with torch.no_grad(), recorded_attention(network.backbone) as attentions:
+            features = feature_map(network, image)
+        last = grid(network, features)
+    except NoMapError:  # the gallery says why it has no heat maps
+        return {}
+    with torch.no_grad():
+        earlier = _earlier_layers(network, image, layers(network, image))
+    found |= {Choice("grad_cam", name): sides for name, sides in earlier.items()}
+    if features.ndim == 4 or not uses_class_token(network):
+        found[Choice("grad_cam")] = last
+    if _is_global(attentions, features):
+        found[Choice("rollout")] = last
+    for method, head in HEADS.items():
+        if isinstance(network.head, head):
+            found[Choice(method)] = last
+    return found
 
 
 def uses_class_token(network: Network) -> bool:

@@ -1,6 +1,5 @@
 """Opens a label table with its images: in the layout of a source, or your own table with a folder of images."""
 
-import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,10 +12,11 @@ from pydantic import ValidationError
 from ral.config.base import Section, explain, read_yaml
 from ral.config.dask import DaskTarget
 from ral.config.data import DataConfig, PreprocessConfig
-from ral.data.images.decode import decode, dicom_start
+from ral.data.exclusions import Excluder, Exclusions
+from ral.data.images.decode import dicom_start
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.file_names import is_hidden, shown
-from ral.data.images.locate import list_files, read_images
+from ral.data.images.locate import list_files
 from ral.data.privacy import pseudonymize, read_salt, redact_samples
 from ral.data.sources.base import Source, open_source
 from ral.data.sources.parquet import is_parquet, parquet_files
@@ -24,6 +24,7 @@ from ral.data.sources.text import read_header
 from ral.errors import UserError
 from ral.external.labelled import NO_IMAGE, VIEW, LabelledImages, as_test
 from ral.inference.images import InputImage
+from ral.inference.source_images import dark_image, image_contents
 from ral.labels import NO_FINDING
 from ral.preparation import Preparation
 from ral.progress import Progress
@@ -154,9 +155,11 @@ def open_table(
     source = open_source(config)
     findings = source.findings()
     salt = read_salt(Path(config.pseudonymise)) if config.pseudonymise else None
+    exclusions = Exclusions.of(config)
     with tempfile.TemporaryDirectory(prefix="ral-evaluate-") as scratch:
-        images, notes = _validated(source, folder, Path(scratch), salt)
-    studies = pd.concat([source.to_studies(chunk) for chunk in source.iter_chunks()], ignore_index=True)
+        images, notes = _validated(source, exclusions, folder, Path(scratch), salt)
+    chunks = (exclusions.kept(chunk, source.layout.patient) for chunk in source.iter_chunks())
+    studies = pd.concat([source.to_studies(chunk) for chunk in chunks], ignore_index=True)
     images = images.reset_index(drop=True)
     stored = pd.Series(images.index, index=images["image_id"])
     index = studies["image_id"].map(stored)
@@ -182,10 +185,10 @@ def open_table(
         ids = used["image_id"]
 
     def stream() -> Iterator[InputImage]:
-        contents = zip(ids, shown_views, dark, _contents(root, images), strict=True)
+        contents = zip(ids, shown_views, dark, image_contents(root, images), strict=True)
         for image_id, view, is_dark, content in contents:
             if is_dark and dicom_start(content) is None:
-                yield _dark_image(image_id, content, view, monochrome1, preparation)
+                yield dark_image(image_id, content, view, monochrome1, preparation)
             else:
                 yield InputImage(image_id, content, view=view)
 
@@ -229,7 +232,7 @@ def match_files(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:
 
 
 def _validated(
-    source: Source, folder: Path | None, scratch: Path, salt: bytes | None
+    source: Source, exclusions: Exclusions, folder: Path | None, scratch: Path, salt: bytes | None
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Locate the images and check the table as the step validate does.
 
@@ -243,7 +246,8 @@ def _validated(
     with Partitions(scratch / "rows", source.layout.patient) as rows:
         columns = dict.fromkeys([source.layout.image, *source.image_columns])
         parts = []
-        for chunk in source.iter_chunks():
+        excluder = Excluder(exclusions, source.layout.patient, source.layout.image)
+        for chunk in excluder.chunks(source.iter_chunks()):
             rows.add(chunk)
             parts.append(chunk[list(columns)])
         raw = pd.concat(parts, ignore_index=True)
@@ -252,6 +256,8 @@ def _validated(
                 images, _ = source.images(raw, progress.add)
         else:
             images = _listed(folder, raw[source.layout.image])
+        images = excluder.images(images)
+        excluder.log()
         # An empty file is a bad image here, one of the list, and no reason to stop.
         sizes = images.assign(bytes=images["bytes"].clip(lower=1))
         _, checks = check_rows(source, rows, sizes, DaskTarget(), lambda _: None, scratch / "docs")
@@ -275,30 +281,3 @@ def _listed(folder: Path, image_ids: "pd.Series[str]") -> pd.DataFrame:
     with Progress("reading images", sizes, "B") as progress:
         files = list_files(folder, matched["path"].tolist(), progress.add, FileHashCache(None))
     return files.assign(image_id=matched["image_id"])
-
-
-def _contents(root: Path, images: pd.DataFrame) -> Iterator[bytes]:
-    """The files of images in stored order, one archive after the other."""
-    archives = images["path"].where(images["member"] != "", "").tolist()
-    for _, rows in itertools.groupby(range(len(images)), key=lambda row: archives[row]):
-        yield from read_images(root, images.iloc[list(rows)])
-
-
-def _dark_image(
-    image_id: str, content: bytes, view: str, monochrome1: str, preparation: Preparation
-) -> InputImage:
-    """A PNG or JPEG image that the table marks as MONOCHROME1 (high values are dark)."""
-    from ral.data.images.bad_image import BadImage
-
-    if monochrome1 == "fail":
-        raise UserError(
-            f"{image_id} is MONOCHROME1 according to the table: high values are dark, which PNG and JPEG cannot "
-            "express. Set preprocess.monochrome1 in the file of --data to invert or keep (docs/images.md)."
-        )
-    if monochrome1 == "keep":
-        return InputImage(image_id, content, view=view)
-    try:
-        pixels = decode(content, preparation.size, image_id, preparation.fit, preparation.range, invert=True)
-    except BadImage as error:
-        return InputImage(image_id, error=f"{error.reason} ({error.detail})")
-    return InputImage(image_id, pixels=pixels, view=view)

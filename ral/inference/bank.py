@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ral import artifacts
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.explain.features import feature_map, pooled
@@ -23,7 +24,7 @@ from ral.records import Record
 
 Precision = Literal["float16", "float32"]
 
-FEATURES, INFO = "features.npy", "bank.json"
+FEATURES, INFO = artifacts.FEATURE_ARRAY.name, artifacts.BANK.name
 
 
 class BankInfo(Record):
@@ -62,7 +63,12 @@ def bank_key(models: Path, dataset: Dataset, precision: Precision) -> str:
 
 
 def open_bank(
-    models: Path, dataset: Dataset, folder: Path, precision: Precision, device: torch.device
+    models: Path,
+    dataset: Dataset,
+    folder: Path,
+    precision: Precision,
+    device: torch.device,
+    written: Path | None = None,
 ) -> np.ndarray:
     """The features of all images of the data set, in its order; computed if no bank of this model and data exists.
 
@@ -72,47 +78,53 @@ def open_bank(
         folder: where banks are kept, each in a folder named by its key.
         precision: of the stored numbers.
         device: device of the computation.
+        written: output folder of the step features, used if its bank is of this model, these data and this precision.
 
     Returns:
         Memory-mapped, read-only [images, width].
 
     Raises:
-        UserError: see `load_network`, `require_linear` and `write_bank`; or the bank is damaged.
+        UserError: see `write_bank`; or the bank is damaged.
     """
     key = bank_key(models, dataset, precision)
     path = folder / key[:16]
-    if not (path / INFO).is_file():
-        network, info = load_network(models)
-        require_linear(network)
-        write_bank(path, network.to(device), info, dataset, key, precision)
-    written = BankInfo.read(path / INFO)
+    if written is not None and (written / INFO).is_file() and BankInfo.read(written / INFO).key == key:
+        path = written
+    elif not (path / INFO).is_file():
+        write_bank(path, models, dataset, precision, device)
+    info = BankInfo.read(path / INFO)
     try:
         features: np.ndarray = np.load(path / FEATURES, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}). {BankInfo.if_damaged}") from None
-    expected = len(dataset), written.width
-    if (written.key, written.images) != (key, expected[0]) or features.shape != expected:
+    expected = len(dataset), info.width
+    if (info.key, info.images) != (key, expected[0]) or features.shape != expected:
         raise UserError(f"{path} is damaged: it is not the bank of these images. {BankInfo.if_damaged}")
     return features
 
 
 def write_bank(
-    path: Path, network: Network, info: PixelStatistics, dataset: Dataset, key: str, precision: Precision
-) -> None:
+    path: Path, models: Path, dataset: Dataset, precision: Precision, device: torch.device
+) -> BankInfo:
     """Compute the features of all images and write them.
 
     Args:
         path: folder to write.
-        network: in eval mode, on the device of the computation.
-        info: statistics of the pixels.
+        models: output folder of the step train.
         dataset: the prepared data.
-        key: of the bank.
         precision: of the stored numbers.
+        device: device of the computation.
+
+    Returns:
+        Content of bank.json.
 
     Raises:
-        UserError: a feature is not finite in this precision, the backbone has no single feature map, or memory
-            does not suffice for one image.
+        UserError: see `load_network` and `require_linear`; a feature is not finite in this precision, the backbone has
+            no single feature map, or memory does not suffice for one image.
     """
+    network, info = load_network(models)
+    require_linear(network)
+    network = network.to(device)
     with atomic_directory(path) as draft:
         rows = np.arange(len(dataset))
         stored, done = None, 0
@@ -128,7 +140,14 @@ def write_bank(
         if stored is None:
             raise UserError("The data set has no image.")
         stored.flush()
-        BankInfo(key=key, precision=precision, images=len(rows), width=stored.shape[1]).write(draft / INFO)
+        bank = BankInfo(
+            key=bank_key(models, dataset, precision),
+            precision=precision,
+            images=len(rows),
+            width=stored.shape[1],
+        )
+        bank.write(draft / INFO)
+    return bank
 
 
 def feature_batches(

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from ral.errors import UserError
-from ral.explain.saliency import choose_method, enlarge, grad_cam, rollout
+from ral.explain.saliency import choose_method, enlarge, heat_maps
 from ral.inference.scoring import Predictor, exact_math, one_thread
 from ral.models import Network
 from ral.models.inputs import normalised
@@ -39,8 +39,5 @@ def heat_map(predictor: Predictor, pixels: np.ndarray, finding: int) -> NDArray[
         choice = choose_method(network, "auto", images)
         if choice.method is None:
             raise UserError(f"This network has no heat maps: {choice.reason}.")
-        if choice.method == "rollout":
-            coarse = rollout(network, images)
-        else:
-            coarse = grad_cam(network, images, finding, choice.layer)
+        coarse = heat_maps(network, images, finding, choice)
     return enlarge(coarse, released.preparation.size)[0].cpu().numpy()

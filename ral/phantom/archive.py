@@ -1,4 +1,4 @@
-"""Writes the phantom data set in the layout of NIH ChestX-ray14: table, archive and lists."""
+"""Writes the phantom data set in the layout of NIH ChestX-ray14: table, archive, lists and boxes."""
 
 import tarfile
 from collections.abc import Callable
@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ral.config.data import PhantomConfig
 from ral.labels import NO_FINDING
+from ral.phantom import boxes
 from ral.phantom.population import PhantomImage, draw_population
-from ral.phantom.signs import draw_image
+from ral.phantom.signs import draw_with_boxes
 from ral.phantom.stored import Gzip, png
 
 # Names and header are NIH's. The header contains commas in its two pairs of brackets, so it splits into eleven fields.
@@ -55,7 +56,8 @@ def write_phantom(
     _write_lines(folder / TEST_LIST, [image.image_id for image in images if image.test])
     text = _README_TEXT.format(archive=ARCHIVE, table=TABLE, **config.model_dump())
     (folder / README).write_text(text, encoding="utf-8", newline="\n")
-    _write_archive(folder / ARCHIVE, images, config, progress)
+    located = _write_archive(folder / ARCHIVE, images, config, progress)
+    _write_lines(folder / boxes.TABLE, [boxes.HEADER, *located])
 
 
 def _row(image: PhantomImage, size: int) -> str:
@@ -72,14 +74,19 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 
 def _write_archive(
     path: Path, images: list[PhantomImage], config: PhantomConfig, progress: Callable[[int], object]
-) -> None:
-    """Draw the images into a gzipped tar, with no time, owner or file name in the headers of either.
+) -> list[str]:
+    """Draw the images into a gzipped tar, with no time, owner or file name in the headers of either; return the rows of
+    the table of boxes.
 
     It is not compressed; compression would save a third.
     """
+    located = []
     with path.open("wb") as raw, Gzip(raw) as packed:
         for image in images:
-            content = png(draw_image(image, config.size, config.seed))
+            pixels, found = draw_with_boxes(image, config.size, config.seed)
+            for finding in image.findings:
+                located += boxes.rows(image.image_id, finding, found[finding])
+            content = png(pixels)
             # A new TarInfo has zero time and owner.
             member = tarfile.TarInfo(f"images/{image.image_id}")
             member.size, member.mode = len(content), 0o644
@@ -87,3 +94,4 @@ def _write_archive(
             packed.write(member.tobuf(tarfile.USTAR_FORMAT) + content + fill)
             progress(1)
         packed.write(bytes(2 * tarfile.BLOCKSIZE))
+    return located

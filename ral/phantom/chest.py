@@ -120,6 +120,8 @@ class Canvas:
         """Distance from the diaphragm, positive above it."""
         self.markings: Plane = self.image
         """What the vessels add to the image."""
+        self.opacity: Plane | None = None
+        """Greatest opacity of the tissue painted since this was set to 0, where the extent of a sign is wanted."""
 
     def side(self, side: int) -> NDArray[np.bool_]:
         """Mask of half of the image: 0 for the left, 1 for the right."""
@@ -128,6 +130,8 @@ class Canvas:
     def cover(self, opacity: Plane, brightness: float = OPAQUE) -> None:
         """Blend the image with tissue of the given brightness, by `opacity` (0 to 1) per pixel."""
         self.image += opacity * (brightness - self.image)
+        if self.opacity is not None:
+            np.maximum(self.opacity, opacity, out=self.opacity)
 
     def soft_spot(self, x: float, y: float, width: float, height: float) -> Plane:
         """A bell curve around a point, 1 at its center."""
@@ -217,17 +221,20 @@ def _draw_mediastinum(canvas: Canvas, chest: Chest) -> None:
     width = chest.mediastinum * (1 + 0.25 * canvas.y)
     band = width - np.abs(canvas.x - 0.01)
     knob = canvas.disc(chest.mediastinum + 0.01, -0.3, 0.085)
-    # The heart: wider at the bottom, its axis tilted towards the right of the image.
+    solid = edge(np.maximum(np.maximum(band, knob), inside_heart(canvas, chest)), 0.05)
+    canvas.image += solid * (0.66 - canvas.image) * (canvas.above > -0.25)
+    trachea = edge(0.045 - np.abs(canvas.x - 0.005)) * edge(-0.22 - canvas.y, 0.2)
+    canvas.image -= 0.2 * trachea
+
+
+def inside_heart(canvas: Canvas, chest: Chest) -> Plane:
+    """Distance inside the heart, negative outside; wider at the bottom, its axis tilted towards the right."""
     heart_y = chest.base[1] - 0.13
     across = canvas.x - 0.45 * chest.heart - 0.3 * (canvas.y - heart_y)
     # A large heart grows less in height than in width.
     height = 0.27 * (0.65 + 0.35 * chest.heart / 0.29)
     down = (canvas.y - heart_y) * (chest.heart / height)
-    heart = chest.heart - distance(across, down)
-    solid = edge(np.maximum(np.maximum(band, knob), heart), 0.05)
-    canvas.image += solid * (0.66 - canvas.image) * (canvas.above > -0.25)
-    trachea = edge(0.045 - np.abs(canvas.x - 0.005)) * edge(-0.22 - canvas.y, 0.2)
-    canvas.image -= 0.2 * trachea
+    return chest.heart - distance(across, down)
 
 
 def _draw_bones(canvas: Canvas, chest: Chest) -> None:

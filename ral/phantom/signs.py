@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ral.phantom.boxes import Box, boxes_of
 from ral.phantom.chest import (
     HILUM_Y,
     Canvas,
@@ -21,6 +22,7 @@ from ral.phantom.chest import (
     draw_chest,
     draw_wires,
     edge,
+    inside_heart,
 )
 from ral.phantom.population import FINDINGS, PhantomImage
 from ral.phantom.portable import Plane, Random, cosine, decay, rotation
@@ -43,6 +45,17 @@ class Sign:
 
 def draw_image(image: PhantomImage, size: int, seed: int) -> NDArray[np.uint8]:
     """Draw the image of a row: `size` x `size` 8-bit gray values that depend only on the arguments."""
+    return draw_with_boxes(image, size, seed)[0]
+
+
+def draw_with_boxes(
+    image: PhantomImage, size: int, seed: int
+) -> tuple[NDArray[np.uint8], dict[str, list[Box]]]:
+    """Draw the image of a row, and say where the sign of each finding is.
+
+    The boxes are around what a sign paints; of Cardiomegaly around the heart and of Emphysema around the lungs, which
+    they reshape.
+    """
     rng = Random(seed, image.patient, 1 + image.follow_up)
     chest = chest_of_patient(Random(seed, image.patient))
     breathe(chest, image.view == "AP", rng)
@@ -52,12 +65,17 @@ def draw_image(image: PhantomImage, size: int, seed: int) -> NDArray[np.uint8]:
             RESHAPE[name](chest, sign)
     canvas = Canvas(size, rng)
     draw_chest(canvas, chest, rng)
+    boxes = {}
     for name, sign in signs.items():
+        canvas.opacity = np.zeros(canvas.image.shape, np.float32)
         if name in PAINT:
             PAINT[name](canvas, chest, sign)
+        extent = EXTENT[name](canvas, chest) if name in EXTENT else canvas.opacity
+        boxes[name] = boxes_of(extent)
+    canvas.opacity = None
     if image.view == "AP":
         draw_wires(canvas, rng)
-    return develop(canvas, rng)
+    return develop(canvas, rng), boxes
 
 
 def _sign(image: PhantomImage, name: str, seed: int) -> Sign:
@@ -265,4 +283,9 @@ PAINT: dict[str, Callable[[Canvas, Chest, Sign], None]] = {
     "Pleural_Thickening": _paint_pleural_thickening,
     "Pneumonia": _paint_pneumonia,
     "Pneumothorax": _paint_pneumothorax,
+}
+# Where a sign is that is not, or not only, painted.
+EXTENT: dict[str, Callable[[Canvas, Chest], Plane]] = {
+    "Cardiomegaly": lambda canvas, chest: edge(inside_heart(canvas, chest)),
+    "Emphysema": lambda canvas, chest: canvas.lung,
 }

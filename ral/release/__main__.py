@@ -92,10 +92,24 @@ def _add_run_commands(command: Callable[[str, str], argparse.ArgumentParser]) ->
         "--promote", action="store_true", help="promote the model if the decision is PROMOTE"
     )
     subparser.add_argument("--approved-by", metavar="NAME", help="promote the model, approved by this person")
+    subparser = command(
+        "forget",
+        "Compare the model that was retrained without the patients of data.exclude_patients with a release on their "
+        "images, and record it in the ledger; or list or remove what is still kept of them",
+    )
+    _add_workspace(subparser)
+    what = subparser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--list", action="store_true", help="list what still has these patients; removes nothing"
+    )
+    what.add_argument("--prune", action="store_true", help="remove what --list lists; never the data folder")
+    subparser.add_argument("--against", metavar="VERSION", help="release to compare with (the champion)")
+    _add_person(subparser, required=False)
 
 
-def _add_person(subparser: argparse.ArgumentParser) -> None:
-    subparser.add_argument("--reason", required=True, help="reason, recorded in the ledger")
+def _add_person(subparser: argparse.ArgumentParser, required: bool = True) -> None:
+    text = "reason, recorded in the ledger" + ("" if required else " (not needed for --list)")
+    subparser.add_argument("--reason", required=required, help=text)
     subparser.add_argument("--by", default=None, help="your name, recorded in the ledger (login name)")
 
 

@@ -92,7 +92,7 @@ def do_ledger(options: Namespace) -> None:
     entries = Ledger(options.state).entries()
     for entry in entries:
         text = json.dumps(entry.event.to_json(), ensure_ascii=False)
-        print(f"{entry.number:>4}  {entry.time}  {entry.event.what:<11} {text}")
+        print(f"{entry.number:>4}  {entry.time}  {entry.event.what:<12} {text}")
     print(f"{len(entries)} entries; hash chain verified.")
 
 
@@ -176,6 +176,13 @@ def do_prune(options: Namespace) -> None:
     gate = load(options.params, GateParams).gate
     pruned = Registry(options.state).prune(gate.keep, (gate.anchor,) if gate.anchor else ())
     print(f"Bundles removed: {', '.join(pruned) or 'none'}.")
+
+
+def do_forget(options: Namespace) -> None:
+    """List or remove what is kept of excluded patients, or compare the retrained model with a release on them."""
+    from ral.release.forget_command import run
+
+    run(options, Registry(options.state))
 
 
 def do_open_sealed(options: Namespace) -> None:

@@ -7,6 +7,7 @@ are detected, except in the last line. Lines have timestamps: the ledger is not 
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,6 +89,39 @@ class Opening(Event):
     """Number of openings before this one."""
 
 
+class Forgetting(Event):
+    """A model retrained without some patients was compared with a release on their images."""
+
+    what = "forget"
+
+    version: str
+    """The release, which was trained on the patients."""
+    model: str
+    """SHA-256 of the weights of the retrained model."""
+    by: str
+    reason: str
+    patients: int
+    """Forgotten patients on whose images the release was trained."""
+    images: int
+    test_images: int
+    """Images that neither model was trained on."""
+    numbers: Mapping[str, Sequence[float | None]]
+    """Name -> value, and lower and upper end of its interval; `ral.release.forget.Audit` has the names."""
+    sentence: str
+
+
+class Pruning(Event):
+    """What was still kept of excluded patients was removed."""
+
+    what = "forget-prune"
+
+    by: str
+    reason: str
+    removed: Mapping[str, int]
+    """What it was -> number of files and folders."""
+    bytes: int
+
+
 class Repair(Event):
     """The last line was incomplete after a crash, and was moved to a file."""
 
@@ -98,7 +132,7 @@ class Repair(Event):
 
 
 EVENTS: dict[str, type[Event]] = {
-    kind.what: kind for kind in (Decision, Promotion, Rollback, Opening, Repair)
+    kind.what: kind for kind in (Decision, Promotion, Rollback, Opening, Forgetting, Pruning, Repair)
 }
 
 

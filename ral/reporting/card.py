@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from ruamel.yaml import YAML
 
+from ral.evaluation.localisation import read_table
 from ral.evaluation.results import Estimate, Metrics
 from ral.evaluation.specs import LABELS, MEANS
 from ral.evaluation.table_rows import AuditRow, CharacteristicsRow, FindingRow, OperatingRow, read_rows
-from ral.reporting import audit, calibration, data_tables, robustness, tables
+from ral.reporting import audit, calibration, data_tables, localisation, robustness, tables
 from ral.reporting.report import Inputs, rows_of
 from ral.reporting.tables import Table
 from ral.wording import PHANTOM, RESEARCH, escape, interval, known, pluralize, sealed
@@ -122,7 +123,7 @@ def _sections(inputs: Inputs, rows: Sequence[FindingRow]) -> dict[str, list[str]
         ],
         "Data": _data(inputs, rows),
         "Training": _training(inputs),
-        "Metrics": _metrics(inputs.metrics, rows),
+        "Metrics": _metrics(inputs, rows),
         "Calibration and thresholds": _calibration(inputs, rows),
         "Audit": _audit(inputs),
         **_robustness(inputs),
@@ -169,7 +170,9 @@ def _training(inputs: Inputs) -> list[str]:
     ]
 
 
-def _metrics(metrics: Metrics, rows: Sequence[FindingRow]) -> list[str]:
+def _metrics(inputs: Inputs, rows: Sequence[FindingRow]) -> list[str]:
+    metrics, boxes = inputs.metrics, inputs.localisation
+    located = "" if boxes is None else localisation.summary(read_table(boxes))
     missing = [f"{escape(name)}: {escape(reason)}." for name, reason in metrics.not_estimable.items()]
     return [
         f"On {metrics.test.rows:,} test images of {metrics.test.patients:,} patients, with "
@@ -180,6 +183,7 @@ def _metrics(metrics: Metrics, rows: Sequence[FindingRow]) -> list[str]:
         _table(tables.cxr_lt(metrics)),
         _table(tables.findings(rows)),
         "Not estimable: " + (" ".join(missing) if missing else "no finding."),
+        *([f"Heat maps and boxes: {escape(located)}"] if located else []),
     ]
 
 

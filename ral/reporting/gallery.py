@@ -14,7 +14,7 @@ from markupsafe import Markup
 from ral.config.evaluate import Rule
 from ral.evaluation.calibration_io import SavedCalibration, SavedFinding
 from ral.evaluation.table_rows import OperatingRow
-from ral.explain.contents import Gallery, GalleryFinding, GalleryImage, HeatMaps, Kind, SuspiciousLabel
+from ral.explain.contents import Gallery, GalleryFinding, GalleryImage, Kind, SuspiciousLabel
 from ral.labels import marked
 from ral.reporting.plots import plain
 from ral.reporting.tables import Table
@@ -65,6 +65,8 @@ class Picture:
 
     uri: Markup
     alt: str
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """Left, top, width and height of the boxes to draw, in per cent of the side."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def gallery(
             break
         used_bytes += size
         embedded[index, kind, rank] = tuple(
-            Picture(_uri(pictures[name]), _alt(title, one, image, phantom))
+            Picture(_uri(pictures[name]), _alt(title, one, image, phantom), _boxes(image))
             for name, title in ((image.image, "Image"), (image.map, HEAT_MAP))
             if name
         )
@@ -309,7 +311,20 @@ def _rank(image: GalleryImage, finding: GalleryFinding) -> str:
 
 def _alt(title: str, one: str, image: GalleryImage, phantom: bool) -> str:
     empty = "; no region raises the score" if title == HEAT_MAP and image.empty_map else ""
-    return marked(f"{title} {plain(image.image_id)}, {one}{empty}", phantom, ". ")
+    boxes = f"; {pluralize(len(image.boxes), 'box', 'boxes')} of the finding" if image.boxes else ""
+    return marked(f"{title} {plain(image.image_id)}, {one}{empty}{boxes}", phantom, ". ")
+
+
+def _boxes(image: GalleryImage) -> tuple[tuple[float, float, float, float], ...]:
+    return tuple(
+        (
+            round(100 * left, 2),
+            round(100 * top, 2),
+            round(100 * (right - left), 2),
+            round(100 * (bottom - top), 2),
+        )
+        for left, top, right, bottom in image.boxes
+    )
 
 
 def _uri(picture: bytes) -> Markup:
@@ -317,7 +332,7 @@ def _uri(picture: bytes) -> Markup:
     return Markup("data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii"))
 
 
-def _maps(content: HeatMaps) -> str:
+def _maps(content: Gallery) -> str:
     """What the heat maps show."""
     if content.method is None:
         return f"There are no heat maps: {content.reason or 'none were made'}"
@@ -327,8 +342,14 @@ def _maps(content: HeatMaps) -> str:
             "Heat maps (attention rollout) show which regions contribute to the output; they are "
             "the same for every finding"
         ),
+        "csra": "Heat maps (CSRA) show what each position adds to the score of the finding",
+        "ml_decoder": "Heat maps (ML-Decoder) show which positions the query of the finding attends to",
     }
     rows, columns = content.positions or (0, 0)
     layer = f" of {plain(content.layer)}, an earlier layer ({content.reason})" if content.layer else ""
+    boxes = any(
+        image.boxes for finding in content.findings for kind in KINDS for image in finding.images(kind)
+    )
+    drawn = ". Frames: the boxes of the finding, where there are any" if boxes else ""
     caution = "They suggest, but do not prove, what the prediction is based on"
-    return f"{meaning[content.method]}, on a grid of {rows} × {columns}{layer}. {caution}"
+    return f"{meaning[content.method]}, on a grid of {rows} × {columns}{layer}. {caution}{drawn}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ral.config.data import UNTRACKED
 from ral.config.keys import differences
 from ral.config.params import ReportParams
 from ral.data.dataset_info import DatasetInfo
@@ -87,10 +88,11 @@ def headline(
 
 
 def changed_parameters(params: ReportParams) -> Table:
-    """The parameters that differ from their defaults; options of losses that are not used are left out."""
+    """The parameters that differ from their defaults, except paths of data and options of losses that are not used."""
     changed = {
         key: values
         for key, values in differences(params).items()
+        if key.removeprefix("data.") not in UNTRACKED
         if not (key.startswith("loss.") and key.count(".") > 1) or key.startswith(f"loss.{params.loss.name}.")
     }
     rows = [[Cell(key, "code"), Cell(old, "code"), Cell(new, "code")] for key, (old, new) in changed.items()]

@@ -35,6 +35,7 @@ from ral.reporting import (
     data_tables,
     flow,
     gallery,
+    localisation,
     network,
     overview,
     plots,
@@ -111,6 +112,8 @@ class Inputs:
     """robustness.json of the step robustness; without parts if it is off."""
     versions: dict[str, str]
     """Package -> version; see `installed_versions`."""
+    localisation: pd.DataFrame | None = None
+    """localisation.csv of the step explain; None if there are no boxes."""
 
     @property
     def best_epoch(self) -> int:
@@ -168,6 +171,9 @@ def render(inputs: Inputs) -> str:
             audit_summary=audit.summary_sentence(audited, metrics.confidence),
             rules=calibration.rules(config.threshold),
             gallery=_gallery(inputs, selected, operating) if inputs.images else None,
+            localisation=localisation.section(
+                inputs.localisation, [row.finding for row in rows], inputs.phantom
+            ),
             geometry=inputs.geometry,
             directions=network.directions(inputs.geometry)[0],
             parameters=inputs.params,

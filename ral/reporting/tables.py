@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ral.config.data import UNTRACKED
 from ral.evaluation.results import Metrics
 from ral.evaluation.specs import AGREEMENT_METRICS, LABELS, MEANS, READ_AGAINST
 from ral.evaluation.table_rows import FindingRow, ReadingRow
@@ -203,9 +204,10 @@ def model(info: "ModelInfo", epochs: int) -> Table:
 
 
 def parameters(content: dict[str, Any]) -> Table:
-    """Every parameter by its dotted name, except data.root (a path) and the options of unused losses."""
+    """Every parameter by its dotted name, except paths of data and the options of unused losses."""
     loss = content["loss"]
-    content = {**content, "data": {name: value for name, value in content["data"].items() if name != "root"}}
+    data = {name: value for name, value in content["data"].items() if name not in UNTRACKED}
+    content = {**content, "data": data}
     used = {name: loss[name] for name in ("name", loss["name"])}
     return _pairs("Parameters", dict(_flat({**content, "loss": used})), style="code")
 

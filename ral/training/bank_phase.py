@@ -10,14 +10,12 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ral.config.second_phase import CRTOptions
 from ral.config.train import ClassifierConfig, TrainParams
 from ral.data.dataset import Dataset
 from ral.errors import UserError
 from ral.inference.bank import feature_batches, require_linear
 from ral.inference.score import Scorer
-from ral.training.second_phase import crt
-from ral.training.second_phase.bank import Bank, fit_bank
+from ral.training.second_phase.bank import Bank
 from ral.training.second_phase.base import LinearHead
 from ral.training.state import EpochRecord, TrainState
 
@@ -45,20 +43,26 @@ def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, state: TrainSta
         state: has the best weights so far.
 
     Raises:
-        UserError: the classifier is not one linear layer with a bias, or memory does not suffice for one image.
+        UserError: the classifier is not one linear layer with a bias, the method needs labels that the data do not
+            have, or memory does not suffice for one image.
     """
+    from ral.training.second_phase.registry import (
+        build_second_phase,
+    )  # imports scikit-learn, which takes seconds
+
     started, weights = time.monotonic(), state.best_weights()
     second = params.train.classifier
     assert second is not None, "the phase exists only with train.classifier"
     rows = dataset.rows("train")
+    phase = build_second_phase(second.method, options(second))
     features = _gathered(dataset, scorer, weights, rows)
     linear = require_linear(scorer.network)
     name = next(name for name, module in scorer.network.named_modules() if module is linear)
     targets = dataset.targets(rows).astype(np.float64)
     patients = dataset.column("patient_id", rows).astype(str)
-    bank = Bank(features, targets, patients, np.full(len(rows), "train"))
+    bank = Bank(features, targets, patients, np.full(len(rows), "train"), dataset.uncertain(rows))
     with threadpool_limits(params.train.threads):
-        head = fit_bank(crt.fit, options(second), bank, params.train.seed)
+        head = phase.fit(bank, params.train.seed)
         z = head.logits(features.astype(np.float64))
     known = ~np.isnan(targets)
     loss = float((np.logaddexp(0, z) - np.nan_to_num(targets) * z)[known].mean())
@@ -66,9 +70,11 @@ def refit(params: TrainParams, dataset: Dataset, scorer: Scorer, state: TrainSta
     return Refitted(with_head(weights, name, head), record, len(rows), time.monotonic() - started)
 
 
-def options(second: ClassifierConfig) -> CRTOptions:
-    """The options of the method cRT that the section train.classifier asks for."""
-    return CRTOptions(l2=second.l2, sampler=second.sampler, epochs=second.epochs)
+def options(second: ClassifierConfig) -> Mapping[str, object]:
+    """The options of the method that the section train.classifier asks for."""
+    if second.method != "crt":
+        return second.options
+    return {"l2": second.l2, "sampler": second.sampler, "epochs": second.epochs}
 
 
 def with_head(weights: Mapping[str, Tensor], name: str, head: LinearHead) -> dict[str, Tensor]:

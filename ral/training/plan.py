@@ -37,7 +37,7 @@ def phases(config: TrainConfig) -> list[Phase]:
         return [network]
     second = config.classifier
     rate = second.learning_rate or 0.0
-    return [network, Phase("classifier", second.epochs, rate, second.sampler, second.features)]
+    return [network, Phase("classifier", second.epochs or 1, rate, second.sampler, second.features)]
 
 
 def batch_offsets(images: int, batch_size: int) -> np.ndarray:

@@ -4,9 +4,10 @@
     python -m ral.training.refit crt --options '{"epochs": 5}' --out models-crt
     python -m ral.training.refit features
 
-The features of all images are computed once and kept in state_dir/features (`features` does only that). The head is
-fitted on training images. --out gets a model in the layout of the step train: weights, model.json, validation.json,
-and the logits of validation and test; and second_phase.json, how it was made. Methods and options: docs/methods.md.
+The features of all images are those that the step features has written; without them, they are computed once and kept
+in state_dir/features (`features` does only that). The head is fitted on training images. --out gets a model in the
+layout of the step train: weights, model.json, validation.json, and the logits of validation and test; and
+second_phase.json, how it was made. Methods and options: docs/methods.md.
 """
 
 import argparse
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from ral import artifacts
 
-# Those of the registry, whose import takes seconds, that need no more than the prepared labels.
+# Those of the registry, whose import takes seconds, for all data; and one that needs uncertain labels.
 METHODS = ("crt", "undersample", "oversample", "two_phase", "smote", "virtual", "rcal", "storm")
+PRESTO = "presto"
 
 logger = logging.getLogger("ral.training.refit")
 
@@ -32,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("method", choices=("features", *METHODS), help="the method, or features")
+    add("method", choices=("features", *METHODS, PRESTO), help="the method, or features")
     add("--options", default="{}", metavar="JSON", help="options of the method, a JSON object ({})")
     add("--seed", type=int, default=0, help="random seed of the method (0)")
     add("--models", type=Path, default=Path("models"), help="output of the step train (models)")
@@ -43,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         help="output of the step preprocess (data/prepared)",
     )
     add("--params", type=Path, default=Path("params.yaml"), help="parameters (params.yaml)")
+    add(
+        "--features",
+        type=Path,
+        default=Path(artifacts.FEATURES),
+        help="output of the step features, used if it is of this model and these data (data/features)",
+    )
     add("--precision", choices=("float32", "float16"), default="float32", help="of the features (float32)")
     add("--out", type=Path, help="folder to write; not with features")
     return command
@@ -100,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = load_environment().state_dir / "features"
     started = time.monotonic()
-    features = open_bank(options.models, dataset, folder, options.precision, device)
+    features = open_bank(options.models, dataset, folder, options.precision, device, options.features)
     logger.info("Features of %d images: %.1f s", len(features), time.monotonic() - started)
     if phase is None:
         return

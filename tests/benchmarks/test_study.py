@@ -1,4 +1,4 @@
-"""The study: folds and plan, thinned and permuted labels, the scale of a loss, and real runs that are killed."""
+"""The study: folds and plan, permuted labels, the scale of a loss, and real runs that are killed."""
 
 import csv
 import os
@@ -108,26 +108,7 @@ def test_other_images_are_refused(place: Place, tmp_path: Path) -> None:
         table.check_rows([{"run": "a", "data": "0" * 12}], place.data.sha256, Path("runs.csv"))
 
 
-# Thinned and permuted labels.
-
-
-@pytest.mark.parametrize("ratio", [1.0, 10.0])
-def test_positives_are_thinned_to_a_geometric_profile_and_patients_leave_whole(ratio: float) -> None:
-    patient, targets = labels(3000)
-    order = np.unique(patient, return_inverse=True)[1].astype(float)
-    kept = folds.thin(targets, patient, order, ratio)
-    left, wanted = targets[kept].sum(axis=0), folds.profile(targets.sum(axis=0), ratio)
-    assert left == pytest.approx(wanted, rel=0.3)
-    assert left.max() / left.min() == pytest.approx(ratio, rel=0.3)
-    assert not set(patient[kept]) & set(patient[~kept])
-    without = ~np.isin(patient, patient[targets.any(axis=1)])
-    assert kept[without].all()  # a patient without a finding stays
-
-
-def test_the_profile_is_the_largest_that_the_data_can_fill() -> None:
-    assert folds.profile(np.array([50, 1000, 200]), 1).tolist() == [50, 50, 50]
-    assert folds.profile(np.array([50, 1000, 200]), 100).tolist() == [10, 1000, 100]
-    assert folds.profile(np.array([5, 1000, 200]), 100).tolist() == [5, 500, 50]
+# Permuted labels.
 
 
 def test_permuted_labels_keep_their_counts_and_leave_their_patients() -> None:

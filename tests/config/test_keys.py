@@ -30,6 +30,7 @@ from ral.models import import_timm
 VALUES: dict[str, Any] = {
     "data.source": "mimic",
     "data.labels": "cxr_lt_2024_task1",
+    "data.boxes": {"files": ["BBox_List_2017.csv"], "side": 1024},
     "data.table.file": "ours.csv",
     "data.views": ["LATERAL"],
     "data.findings": ["Round(ed) Atelectasis", "Mass"],
@@ -41,6 +42,7 @@ VALUES: dict[str, Any] = {
     "model.pretrained": "hub",
     "model.ml_decoder.embedding": 64,
     "explain.review": {"labels": 5, "folds": 3},
+    "features.precision": "float16",
     "evaluate.confidence": 0.9,
     "train.batch_size": 256,
     "train.deepspeed_config": {"zero_optimization": {"overlap_comm": True, "sizes": [1, 2.5]}},

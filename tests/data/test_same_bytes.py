@@ -113,6 +113,7 @@ def test_phantom_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
     """On whatever processor. If the way of drawing was changed on purpose, so do these hashes."""
     write_phantom(tmp_path, PhantomConfig(images=200, size=48, floor=0.02, seed=1))
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()} == {
+        "BBox_List_2017.csv": "73f5016cac7e7eee7d9180ed4983a93f851a2a80e1289761e109345da8507cc3",
         "Data_Entry_2017.csv": "6c574757856aa195953e16a9b19be7b13ef2600ee9ff7abe224bab8355acb93c",
         "README.txt": "0c70539d156dd62df2a154affadb02739c2a3906244e6ae1d13e09bdf48706f9",
         "images_001.tar.gz": "00c5aaa1fc347eb604e77da8d289546a2b92de60e7414159931c42e8d319b599",

@@ -79,7 +79,7 @@ def test_another_clone_gives_the_same_lock(done: Path, run: Run, tmp_path: Path)
         ("ral/evaluation/bootstrap.py", {"evaluate", "robustness"}),
         ("ral/losses/ral.py", {"train"}),
         ("ral/data/images/decode.py", {"preprocess", "robustness"}),
-        ("ral/data/images/shards.py", {"preprocess", "train", "explain", "robustness"}),
+        ("ral/data/images/shards.py", {"preprocess", "train", "features", "explain", "robustness"}),
         ("ral/explain/saliency.py", {"explain"}),
     ],
 )

@@ -143,3 +143,20 @@ def test_the_way_back_restores_the_outputs(ran: Ran, run: Run, tmp_path: Path, l
     assert "Running stage 'train'" not in printed  # from DVC's cache
     status = run("git", "status", "--porcelain", cwd=folder).stdout
     assert status == ("" if lock == "of this machine" else " M dvc.lock\n")
+
+
+def test_a_recipe_runs_as_the_readme_says(ran: Ran, run: Run, tmp_path: Path) -> None:
+    """Two epochs instead of the recipe's: what is tested is that the changes arrive and the stages run."""
+    folder = Path(shutil.copytree(ran[0], tmp_path / "project", symlinks=True))
+    run("git", "checkout", "params.yaml", cwd=folder)
+    before = YAML(typ="safe").load((folder / "params.yaml").read_text())
+    command = from_readme("python -m flows.recipe")
+    printed = run(*command, "-S", "train.epochs=2", "--name", "recipe", cwd=folder).stdout
+    assert "Running stage 'report'" in printed
+    after = YAML(typ="safe").load((folder / "params.yaml").read_text())
+    recipe = YAML(typ="safe").load((ROOT / command[-1]).read_text())
+    assert after["loss"] == before["loss"] | recipe["loss"]
+    assert after["train"] == before["train"] | recipe["train"] | {"epochs": 2}
+    history = (folder / "models/history.csv").read_text().splitlines()
+    assert len(history) == 3
+    assert "[recipe]" in run("dvc", "exp", "show", cwd=folder).stdout

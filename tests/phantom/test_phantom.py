@@ -29,7 +29,9 @@ from ral.phantom.portable import Random, cosine, decay, direction, enlarge, rota
 from ral.phantom.signs import PAINT, RESHAPE, draw_image
 from ral.phantom.stored import Gzip, png
 
-FILES = {"Data_Entry_2017.csv", "images_001.tar.gz", "train_val_list.txt", "test_list.txt", "README.txt"}
+FILES = {
+    "Data_Entry_2017.csv", "images_001.tar.gz", "train_val_list.txt", "test_list.txt", "README.txt", "BBox_List_2017.csv",
+}  # fmt: skip
 SMALL = PhantomConfig(images=200, size=48, floor=0.02, seed=1)
 DEFAULT = PhantomConfig(images=6000, size=96, floor=0.009, seed=1)
 

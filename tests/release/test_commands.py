@@ -30,6 +30,7 @@ from ral.release.rescore import score
 
 COMMANDS = (
     "list", "show", "promote", "rollback", "ledger", "open-sealed", "predict", "rescore", "judge", "register", "prune",
+    "forget",
 )  # fmt: skip
 OTHER_RANGE = {"size": 32, "fit": "stretch", "range": "percentile"}
 

@@ -4,12 +4,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from ral.config.second_phase import SECOND_PHASE_OPTIONS, SecondPhaseMethod
 from ral.data.dataset import open_dataset
 from ral.files import read_json
 from ral.inference.score import score_images
@@ -28,8 +30,9 @@ def command(
     return lambda *arguments: refit.main([*arguments, *paths])
 
 
-def test_the_command_offers_every_method_for_prepared_labels() -> None:
-    assert set(refit.METHODS) == set(METHODS) - {"presto"}
+def test_the_command_offers_every_method() -> None:
+    assert (*refit.METHODS, refit.PRESTO) == tuple(METHODS)
+    assert tuple(METHODS) == tuple(SECOND_PHASE_OPTIONS) == get_args(SecondPhaseMethod)
 
 
 def test_a_refitted_model_is_a_model(

@@ -102,6 +102,27 @@ def test_the_second_phase_needs_a_learning_rate_unless_its_features_are_stored()
             ClassifierConfig.model_validate(wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "smote"}, "needs features: bank"),
+        ({"method": "smote", "features": "bank", "epochs": 3}, "smote does not use epochs"),
+        ({"method": "smote", "features": "bank", "options": {"neighbors": 5}}, "neighbors"),
+        ({"method": "smotte", "features": "bank"}, "method"),
+        ({"features": "bank"}, "crt needs epochs"),
+        ({"epochs": 1, "features": "bank", "options": {"l2": 0.1}}, "crt has no options"),
+    ],
+)
+def test_the_second_phase_has_keys_that_its_method_uses(wrong: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ClassifierConfig.model_validate(wrong)
+
+
+def test_the_second_phase_of_a_specification_is_read_back() -> None:
+    given = ClassifierConfig(method="storm", features="bank", options={"sampler": {"name": "uniform"}})
+    assert ClassifierConfig.model_validate(given.model_dump(mode="json")) == given
+
+
 @pytest.mark.long
 def test_deferred_weights_change_the_loss_from_their_epoch_on(prepared: Path, tmp_path: Path) -> None:
     plain = steps(train(prepared, tmp_path / "plain", epochs=2))

@@ -103,6 +103,29 @@ def decode_with_note(
     return _square(values, black, white, size, name, fit, invert), note
 
 
+def extent(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height of an image as `decode` sees it, in its EXIF orientation, without decoding its pixels.
+
+    Raises:
+        BadImage: the content is not an image.
+    """
+    start = dicom_start(content)
+    if start is not None:
+        from ral.data.images.dicom import read_header
+
+        _, rows, columns = read_header(content, start, name)
+        return columns, rows
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            width, height = image.size
+            orientation, _ = _orientation(image.info.get("exif", b""))
+    except UnidentifiedImageError:
+        raise BadImage(name, "is not an image", f"{len(content)} bytes") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadImage(name, "cannot be decoded", str(error)) from None
+    return (height, width) if orientation >= 5 else (width, height)
+
+
 def _sixteen_bit_range(values: np.ndarray, value_range: Range) -> tuple[int, int, bool]:
     """Black, white, and whether a few pixels take up most of the range between them.
 

@@ -6,7 +6,7 @@ one shard.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from ral.data.images.bad_image import BadImage
 from ral.data.images.cache import CacheLookup, DamagedChunkError, DecodedImageCache, chunk_images
 from ral.data.images.decode import decode_with_note
 from ral.data.images.locate import read_images
-from ral.data.images.shards import write_shard
+from ral.data.images.shards import drop_images, same_pixels, write_shard
 from ral.errors import UserError
 
 # Maximum bytes of pixels in a shard: the memory that a worker needs to assemble it.
@@ -54,6 +54,28 @@ class PackResult:
     reason: list[str]
     explained: list[str]
     notes: list[str]
+
+    def same_pixels(self, folder: Path, size: int) -> "pd.Series[str]":
+        """Find packed images with identical pixels, see `ral.data.images.shards.same_pixels`."""
+        return same_pixels([folder / shard.name for shard in self.shards], size, self.sums)
+
+    def without(self, leaves: np.ndarray, folder: Path, size: int) -> "PackResult":
+        """The result as if some good images had not been packed; rewrites the shards.
+
+        Args:
+            leaves: for each good image, whether it leaves, bool.
+            folder: folder of the shards.
+            size: height and width of an image.
+        """
+        good = self.good.copy()
+        good[np.flatnonzero(self.good)[leaves]] = False
+        return replace(
+            self,
+            shards=drop_images(folder, self.shards, ~leaves, size),
+            good=good,
+            sums=self.sums[~leaves],
+            notes=[note if stays else "" for note, stays in zip(self.notes, good, strict=True)],
+        )
 
 
 def pack(

@@ -35,10 +35,7 @@ def to_square(
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         values = values[top : top + side, left : left + side]
-    inner = size, size
-    if fit == "pad":
-        longer = max(height, width)
-        inner = max(1, round(height * size / longer)), max(1, round(width * size / longer))
+    inner = _inner(height, width, size, fit)
     shown = _scaled(values, black, white, *inner)
     if invert:
         shown = 255 - shown
@@ -48,6 +45,31 @@ def to_square(
     top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
     square[top : top + inner[0], left : left + inner[1]] = shown
     return square
+
+
+def placement(height: int, width: int, size: int, fit: Fit) -> tuple[float, float, float, float]:
+    """Where `to_square` puts the pixels of an image: factors of x and y, and what is then added to x and y.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        size: height and width of the result.
+        fit: how the image is made square.
+    """
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return size / side, size / side, -left * size / side, -top * size / side
+    rows, columns = _inner(height, width, size, fit)
+    return columns / width, rows / height, float((size - columns) // 2), float((size - rows) // 2)
+
+
+def _inner(height: int, width: int, size: int, fit: Fit) -> tuple[int, int]:
+    """Rows and columns of the result that an image takes."""
+    if fit != "pad":
+        return size, size
+    longer = max(height, width)
+    return max(1, round(height * size / longer)), max(1, round(width * size / longer))
 
 
 def _scaled(values: np.ndarray, black: int, white: int, height: int, width: int) -> np.ndarray:

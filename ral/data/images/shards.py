@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from ral.data.dataset_info import Shard
+
 
 class _HashingFile:
     """A file that is hashed while it is written, so that it need not be read again."""
@@ -90,3 +92,31 @@ def same_pixels(shards: Sequence[Path], size: int, sums: np.ndarray) -> pd.Serie
         first += len(images)
     hashes = pd.Series(digests, dtype="str")
     return hashes[hashes.duplicated(keep=False)]
+
+
+def drop_images(folder: Path, shards: Sequence[Shard], stays: np.ndarray, size: int) -> list[Shard]:
+    """Rewrite shards without some of their images; a shard that loses all of them is removed.
+
+    Args:
+        folder: folder of the shards.
+        shards: the shards, in order.
+        stays: for each of their images, whether it stays, bool.
+        size: height and width of an image.
+
+    Returns:
+        The remaining shards.
+    """
+    remaining, first = [], 0
+    for shard in shards:
+        path, rows = folder / shard.name, np.flatnonzero(stays[first : first + shard.images])
+        first += shard.images
+        if len(rows) == shard.images:
+            remaining.append(shard)
+            continue
+        ids, images = open_shard(path, size)
+        names, pixels = ids.take(pa.array(rows)).to_pylist(), images[rows]
+        path.unlink()
+        if len(rows):
+            digest = write_shard(path, names, pixels)
+            remaining.append(Shard(name=shard.name, images=len(rows), sha256=digest))
+    return remaining

@@ -30,6 +30,8 @@ LABEL_VALUES = {
     "-1": "uncertain", "-1.0": "uncertain",
     "": "unmentioned",
 }  # fmt: skip
+# Value of an uncertain label in the pipeline's table, where it is kept.
+UNCERTAIN = -1
 SEXES: dict[str, str | None] = {"M": "M", "F": "F"}
 VIEWS = {view: view for view in ("PA", "AP", "FRONTAL", "LATERAL", "OTHER")}
 
@@ -181,8 +183,12 @@ class Source(ABC):
             if (file_stat := _file_stat(self.root, path))
         )
 
-    def to_studies(self, raw: pd.DataFrame) -> pd.DataFrame:
+    def to_studies(self, raw: pd.DataFrame, mark_uncertain: bool = False) -> pd.DataFrame:
         """Convert validated raw rows to the pipeline's table.
+
+        Args:
+            raw: rows as `read` returns them.
+            mark_uncertain: with data.uncertain: keep, uncertain labels are -1 instead of null.
 
         Returns:
             image_id, patient_id, study_id, view, sex and age_years (null if unknown), official (if the layout has a
@@ -202,7 +208,10 @@ class Source(ABC):
             studies["official"] = raw[layout.split].where(raw[layout.split] != "")
         if layout.photometric:
             studies["monochrome1"] = raw[layout.photometric] == "MONOCHROME1"
-        labels = read_labels(raw, layout.labels, self.config.uncertain, self.config.unmentioned)
+        uncertain = self.config.uncertain
+        if uncertain == "keep" and not mark_uncertain:
+            uncertain = "ignore"
+        labels = read_labels(raw, layout.labels, uncertain, self.config.unmentioned)
         return pd.DataFrame({**studies, **labels})
 
     def official(self, studies: pd.DataFrame) -> pd.Series:
@@ -255,12 +264,12 @@ def label_names(labels: DelimitedLabels | ColumnLabels) -> tuple[str, ...]:
 def read_labels(
     raw: pd.DataFrame, labels: DelimitedLabels | ColumnLabels, uncertain: str, unmentioned: str
 ) -> dict[str, np.ndarray]:
-    """Labels float32 [rows] by finding: 1, 0, NaN if unknown.
+    """Labels float32 [rows] by finding: 1, 0, NaN if unknown, UNCERTAIN.
 
     Empty labels of an image labelled No Finding become 0 (except support devices, which No Finding does not exclude).
 
     Args:
-        uncertain: value of -1: ignore (NaN), positive or negative.
+        uncertain: value of -1: ignore (NaN), positive, negative, or keep (UNCERTAIN).
         unmentioned: value of other empty cells: unknown (NaN) or negative.
     """
     if isinstance(labels, DelimitedLabels):
@@ -268,7 +277,7 @@ def read_labels(
     meaning = {
         "present": 1.0,
         "absent": 0.0,
-        "uncertain": {"ignore": np.nan, "positive": 1.0, "negative": 0.0}[uncertain],
+        "uncertain": {"ignore": np.nan, "positive": 1.0, "negative": 0.0, "keep": UNCERTAIN}[uncertain],
         "unmentioned": 0.0 if unmentioned == "negative" else np.nan,
     }
     values = {text: np.float32(meaning[word]) for text, word in LABEL_VALUES.items()}

@@ -94,10 +94,12 @@ def check_rows(
         profile=profile,
     )
     results = [merge(parts) for parts in zip(*(part.results for part in checked), strict=True)]
-    results = [
-        _with_descriptions(item, source, images) if item.meta.check == IMAGE_PRESENT else item
-        for item in results
-    ]
+    # The most similar file may be that of an excluded patient, who must not be named.
+    if not source.config.exclude_patients:
+        results = [
+            _with_descriptions(item, source, images) if item.meta.check == IMAGE_PRESENT else item
+            for item in results
+        ]
     checks = [_reduce(item, layout) for item in results]
     write_page(TABLE_PAGE, "Label table", checks, results, docs)
     return summary, checks

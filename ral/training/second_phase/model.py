@@ -26,6 +26,7 @@ def bank_of(dataset: Dataset, features: np.ndarray) -> Bank:
         dataset.targets().astype(np.float64),
         studies["patient_id"].to_numpy().astype(str),
         studies["split"].to_numpy().astype(str),
+        dataset.uncertain(np.arange(len(dataset))),
     )
 
 

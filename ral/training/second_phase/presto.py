@@ -39,8 +39,8 @@ def fit(options: PrestoOptions, train: TrainingSet, seed: int) -> LinearHead:
     """
     if train.uncertain is None:
         raise UserError(
-            "presto needs to know which labels are uncertain (CheXpert, MIMIC); these data do not say so. "
-            "Use another method."
+            "presto needs to know which labels are uncertain (CheXpert, MIMIC), and these data do not say so. Set "
+            "data.uncertain: keep and run preprocess again, or use another method."
         )
     width = train.features.shape[1]
     heads = []

@@ -2,20 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from ral.config.second_phase import (
-    CRTOptions,
-    OversampleOptions,
-    PrestoOptions,
-    RCALOptions,
-    SecondPhaseOptions,
-    SmoteOptions,
-    StormOptions,
-    TwoPhaseOptions,
-    UndersampleOptions,
-    VirtualOptions,
-)
+from ral.config.second_phase import SECOND_PHASE_OPTIONS, SecondPhaseMethod, SecondPhaseOptions
 from ral.suggest import did_you_mean
 from ral.training.second_phase import (
     crt,
@@ -31,32 +20,25 @@ from ral.training.second_phase import (
 from ral.training.second_phase.bank import Bank, fit_bank
 from ral.training.second_phase.base import LinearHead, TrainingSet
 
-
-class Method(NamedTuple):
-    """A method: the class of its options, and the function (options, training set, seed) that fits the head."""
-
-    options: type[SecondPhaseOptions]
-    fit: Callable[[Any, TrainingSet, int], LinearHead]
-
-
-METHODS: dict[str, Method] = {
-    "crt": Method(CRTOptions, crt.fit),
-    "undersample": Method(UndersampleOptions, undersample.fit),
-    "oversample": Method(OversampleOptions, oversample.fit),
-    "two_phase": Method(TwoPhaseOptions, two_phase.fit),
-    "smote": Method(SmoteOptions, smote.fit),
-    "virtual": Method(VirtualOptions, virtual.fit),
-    "rcal": Method(RCALOptions, rcal.fit),
-    "storm": Method(StormOptions, storm.fit),
-    "presto": Method(PrestoOptions, presto.fit),
+METHODS: dict[SecondPhaseMethod, Callable[[Any, TrainingSet, int], LinearHead]] = {
+    "crt": crt.fit,
+    "undersample": undersample.fit,
+    "oversample": oversample.fit,
+    "two_phase": two_phase.fit,
+    "smote": smote.fit,
+    "virtual": virtual.fit,
+    "rcal": rcal.fit,
+    "storm": storm.fit,
+    "presto": presto.fit,
 }
+"""Functions (options, training set, seed) that fit the head; the options are of the class in `SECOND_PHASE_OPTIONS`."""
 
 
 @dataclass(frozen=True)
 class SecondPhase:
     """A method with its options."""
 
-    name: str
+    name: SecondPhaseMethod
     options: SecondPhaseOptions
 
     def fit(self, bank: Bank, seed: int) -> LinearHead:
@@ -66,7 +48,7 @@ class SecondPhase:
             ValueError: see `fit_bank`.
             UserError: the method needs labels that the bank does not have.
         """
-        return fit_bank(METHODS[self.name].fit, self.options, bank, seed)
+        return fit_bank(METHODS[self.name], self.options, bank, seed)
 
 
 def build_second_phase(name: str, options: Mapping[str, Any] | None = None) -> SecondPhase:
@@ -79,8 +61,9 @@ def build_second_phase(name: str, options: Mapping[str, Any] | None = None) -> S
     Raises:
         ValueError: unknown method (the message lists the valid ones), or an unknown or wrong option.
     """
-    if name not in METHODS:
-        raise ValueError(
-            f"unknown second phase `{name}`.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}."
-        )
-    return SecondPhase(name, METHODS[name].options.model_validate(dict(options or {})))
+    for method, fields in SECOND_PHASE_OPTIONS.items():
+        if method == name:
+            return SecondPhase(method, fields.model_validate(dict(options or {})))
+    raise ValueError(
+        f"unknown second phase `{name}`.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}."
+    )

@@ -134,6 +134,10 @@ def test_chexpert_reads_path_views_and_uncertainty(folders) -> None:
     assert ignored["Edema"][uncertain].isna().all()
     assert (zeros["Edema"][uncertain] == 0).all()
     assert (ones["Edema"][uncertain] == 1).all()
+    kept = source_of(folders("chexpert"), uncertain="keep", unmentioned="unknown")
+    # Only preprocess sees the mark.
+    pd.testing.assert_frame_equal(kept.to_studies(kept.read()).set_index("image_id"), ignored)
+    assert (kept.to_studies(kept.read(), mark_uncertain=True)["Edema"][uncertain] == -1).all()
     assert ignored["Edema"][blank & ~healthy].isna().all()  # not mentioned is not absent
     assert (ignored["Edema"][blank & healthy] == 0).all()
     assert ignored["Support Devices"][blank & healthy].isna().all()  # No Finding does not exclude a tube
