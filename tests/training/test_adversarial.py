@@ -310,7 +310,8 @@ def test_sharing_the_batch_out_changes_only_rounding(
     both |= {key: changes[key] for key in changes if key == "mixup"}
     one = train(prepared, tmp_path / "one", **both)
     shared = train(prepared, tmp_path / "shared", processes, **both | changes)
-    np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4)
+    # The other two rest on differences of logits, in which rounding weighs more and turns more signs.
+    np.testing.assert_allclose(steps(shared), steps(one), rtol=1e-4 if loss == "pgd" else 1e-3)
     assert (steps(one) != steps(train(prepared, tmp_path / "plain", epochs=2))).all()
 
 
