@@ -24,7 +24,8 @@ class Command:
 
 
 RELEASE = (
-    "list", "show", "promote", "rollback", "ledger", "open-sealed", "predict", "rescore", "judge", "register", "prune",
+    "list", "show", "promote", "rollback", "ledger", "open-sealed", "predict", "rescore", "judge", "register", "forget",
+    "prune",
 )  # fmt: skip
 
 COMMANDS: Mapping[str, Command] = {

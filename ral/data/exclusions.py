@@ -1,17 +1,13 @@
 """The patients of `data.exclude_patients`, who must be in no output: read the file, and find them in a table.
 
-    python -m ral.data.exclusions IDS --salt SALT --out HASHES    # keyed hashes of the ids in a file
-
 A line of the file is a patient id as the label table has it or, with `data.exclude_salt`, its keyed hash: BLAKE2b of
 the id in UTF-8 with 16 bytes of output, as 32 lower-case hexadecimal digits; the key is the 64 bytes of BLAKE2b of the
 salt file. This is the hash of `data.pseudonymise` (`ral.data.privacy.pseudonyms`). No message shows an id or a hash.
 """
 
-import argparse
 import hashlib
 import logging
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +19,7 @@ from numpy.typing import NDArray
 
 from ral.config.data import DataConfig
 from ral.data.privacy import Pseudonymizer, pseudonyms, read_salt
-from ral.errors import REMEDIES, UserError, explain_os_error
+from ral.errors import UserError
 from ral.files import atomic_write, private_file
 from ral.labels import PHANTOM_PREFIX
 
@@ -218,33 +214,24 @@ def _lines(content: bytes, path: Path, hashed: bool) -> list[str]:
         if hashed and not _HASH.fullmatch(entry):
             raise UserError(
                 f"{path}, line {number}: not a keyed hash (32 lower-case hexadecimal digits), as data.exclude_salt "
-                "demands. Make it with python -m ral.data.exclusions, or set data.exclude_salt to null for plain ids."
+                "demands. Make it with python -m ral.data.hash_patients; for plain ids, set data.exclude_salt to null."
             )
     return list(entries.values())
 
 
-def main(options: argparse.Namespace) -> None:
-    """Write the keyed hashes of the ids in a file, sorted, so that their order says nothing."""
-    ids = _lines(_read(options.ids, "IDS"), options.ids, hashed=False)
-    salt = read_salt(options.salt, "--salt")
-    hashes = sorted(set(pseudonyms(pd.Series(ids, dtype="str"), salt)))
-    with private_file(options.out) as draft:
+def write_hashes(ids: Path, salt: Path, out: Path) -> int:
+    """Write the keyed hashes of the ids in a file, sorted, so that their order says nothing; returns their number.
+
+    Args:
+        ids: file with one patient id per line.
+        salt: salt file (`data.exclude_salt`).
+        out: file to write (`data.exclude_patients`).
+
+    Raises:
+        UserError: a file is missing or invalid.
+    """
+    names = _lines(_read(ids, "IDS"), ids, hashed=False)
+    hashes = sorted(set(pseudonyms(pd.Series(names, dtype="str"), read_salt(salt, "--salt"))))
+    with private_file(out) as draft:
         draft.write_text("".join(f"{line}\n" for line in hashes), encoding="utf-8")
-    print(f"{len(hashes):,} hashes: {options.out}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("ids", type=Path, metavar="IDS", help="file with one patient id per line")
-    parser.add_argument("--salt", type=Path, required=True, help="salt file (data.exclude_salt)")
-    parser.add_argument("--out", type=Path, required=True, help="file to write (data.exclude_patients)")
-    try:
-        main(parser.parse_args())
-    except UserError as problem:
-        sys.exit(f"error: {problem}")
-    except OSError as problem:
-        if problem.errno not in REMEDIES:
-            raise
-        sys.exit(f"error: {explain_os_error(problem)}")
+    return len(hashes)

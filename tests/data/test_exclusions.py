@@ -98,7 +98,7 @@ def test_hashes_are_as_good_as_ids(root: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "ral.data.exclusions",
+        "ral.data.hash_patients",
         "leaving.txt",
         "--salt",
         "salt",

@@ -76,7 +76,7 @@ def test_another_clone_gives_the_same_lock(done: Path, run: Run, tmp_path: Path)
     ("path", "stale"),
     [
         ("ral/reporting/plots.py", {"report"}),
-        ("ral/evaluation/bootstrap.py", {"evaluate", "robustness"}),
+        ("ral/evaluation/bootstrap.py", {"explain", "evaluate", "robustness", "report"}),
         ("ral/losses/ral.py", {"train"}),
         ("ral/data/images/decode.py", {"preprocess", "robustness"}),
         ("ral/data/images/shards.py", {"preprocess", "train", "features", "explain", "robustness"}),
