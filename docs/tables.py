@@ -1,5 +1,5 @@
 """Writes the tables of docs/: what the code registers (losses, metrics, notifications), and the robustness audit of
-real images from docs/results/robustness.csv and robustness_flip.csv.
+real images from docs/results/robustness.csv and robustness_*.csv.
 
 python docs/tables.py
 """
@@ -54,6 +54,15 @@ def notifications() -> str:
 SHIFT_HEADER = (
     "shift", "AP", "difference", "p (Holm)", "head", "medium", "tail", "AUROC", "Brier score", "ECE", "calls"
 )  # fmt: skip
+PROBE_HEADER = (
+    "attribute",
+    "value",
+    "images",
+    "AUROC of the probe",
+    "within pairs: change of macro AUROC",
+    "p (Holm)",
+)
+ATTACK_HEADER = ("attack", "gray levels", "macro AP", "head AP", "medium AP", "macro AUROC")
 FLIP_HEADER = ("finding", "mean change of the logit", "changed calls", "rank correlation")
 
 
@@ -94,7 +103,47 @@ def robustness() -> str:
         )
         for row in flips.itertuples(index=False)
     ]
-    return replaced("robustness.md", FLIP_HEADER, flip_rows, text)
+    text = replaced("robustness.md", FLIP_HEADER, flip_rows, text)
+    return attacks(probes(text))
+
+
+def probes(text: str) -> str:
+    """The page with its table of shortcut probes."""
+    import pandas as pd
+
+    from ral.wording import difference, p_value, with_interval
+
+    within = pd.read_csv(DOCS / "results/robustness_within.csv").set_index(["attribute", "finding"])
+    rows, last = [], ""
+    for row in pd.read_csv(DOCS / "results/robustness_probes.csv").itertuples(index=False):
+        pairs = within.loc[(row.attribute, "macro")]
+        fall = (difference(pairs["difference"], pairs["low"], pairs["high"]), p_value(pairs["p_holm"]))
+        value = f"{row.value} or {row.others}" if isinstance(row.others, str) else row.value
+        auroc = with_interval(row.auroc, row.low, row.high)
+        rows.append(
+            (row.attribute, value, f"{row.images:,}", auroc, *(("", "") if row.attribute == last else fall))
+        )
+        last = row.attribute
+    return replaced("robustness.md", PROBE_HEADER, rows, text)
+
+
+def attacks(text: str) -> str:
+    """The page with its table of attacks."""
+    import pandas as pd
+
+    from ral.wording import difference
+
+    rows = []
+    table = pd.read_csv(DOCS / "results/robustness_attacks.csv").set_index(["shift", "name", "metric"])
+    for attack in table.index.unique("shift"):
+        target, _, eps = attack.partition("_")
+        cells = []
+        for name, metric in (("macro", "ap"), ("head", "ap"), ("medium", "ap"), ("macro", "auroc")):
+            row = table.loc[(attack, name, metric)]
+            change = difference(row["difference"], row["low"], row["high"])
+            cells.append(f"{row['clean']:.3f} to {row['value']:.3f}: {change}")
+        rows.append(("each finding alone" if target == "finding" else "all findings at once", eps, *cells))
+    return replaced("robustness.md", ATTACK_HEADER, rows, text)
 
 
 PAGES = {

@@ -59,6 +59,10 @@ def page(study: Study, comparisons: Comparisons) -> str:
     lines += section("Backbones and seeds", settings(study, comparisons, study.seeds))
     lines += section("Other settings", settings(study, comparisons, study.others))
     lines += section("Time", time(study))
+    audit = "[robustness.md](robustness.md#audit-of-real-images)"
+    lines += section(
+        "Changed images", [f"{audit} shows shifts, shortcut probes and attacks on these images."]
+    )
     return "\n".join(lines) + "\n"
 
 
