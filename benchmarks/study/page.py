@@ -320,7 +320,9 @@ def extras(study: Study, comparisons: Comparisons) -> list[str]:
         return [NOT_RUN]
     return [
         "Paired differences to the arm without the change, on the folds that both have. The column selection "
-        "macro AP is the paired difference on the selection set, by which a change is kept or not.",
+        "macro AP is the paired difference on the selection set, by which a change is kept or not. A training uses an "
+        "EMA or a retrained classifier only if it is better on the selection set than its network: in a row of zeros "
+        "it never was.",
         "",
         *tables.extras(study, comparisons).markdown(),
     ]
