@@ -163,6 +163,8 @@ class Study:
         with (self.options.state / "lock").open("a") as stream:
             if not try_lock(stream):
                 raise UserError(f"Another process runs the study in {self.options.state}.")
+            if self.archive:
+                self.archive.copy_tables()  # a row that was written just before a kill
             before = len(self.rows)
             pool(self.options, self.plan, self.size, self.choose, self.report).run()
         left = len(self.plan.ready(self.rows, self.failed))
@@ -192,16 +194,18 @@ class Study:
             return
         if outcome.scale is not None:
             table.add_scale(self.options.results / table.SCALES_FILE, outcome.scale)
+        if self.archive and not self.archive.add(self.options.state / "logits" / f"{run.name}.npz"):
+            print(f"No room left in {self.archive.folder} for {run.name}.", file=sys.stderr, flush=True)
         self.rows = [*self.rows, outcome.row]
         table.write_rows(self.path, self.rows)
+        if self.archive:
+            self.archive.copy_tables()
         row = outcome.row
         print(
             f"{minutes:6.1f} min  {run.name}: selection AP {float(row['selection_macro_ap']):.4f}, "
             f"test AP {float(row['test_macro_ap']):.4f}, {row['seconds']} s",
             flush=True,
         )
-        if self.archive and not self.archive.add(self.options.state / "logits" / f"{run.name}.npz"):
-            print(f"No room left in {self.archive.folder} for {run.name}.", file=sys.stderr, flush=True)
 
 
 def pool(

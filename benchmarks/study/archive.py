@@ -19,31 +19,39 @@ OVERHEAD = 2048 + tarfile.RECORDSIZE
 class Archive:
     """Archives of logits in a folder, with copies of the tables of `results`.
 
-    An archive whose writer was killed lacks its last member at most.
+    The logits of a run are added before its row is written: a row that is there has its logits, wherever the
+    writer was killed.
     """
 
     folder: Path
     results: Path
 
     def add(self, logits: Path) -> bool:
-        """Add the logits of a finished run, and copy the tables.
+        """Add the logits of a finished run.
 
         Returns:
             Whether there was room.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (table.RUNS_FILE, table.SCALES_FILE):
-            if (self.results / name).is_file():
-                with atomic_write(self.folder / name) as draft:
-                    shutil.copyfile(self.results / name, draft)
         for number in range(ARCHIVES):
             path = self.folder / f"logits-{number}.tar"
             size = path.stat().st_size if path.is_file() else 0
             if size + logits.stat().st_size + OVERHEAD <= LIMIT:
-                with tarfile.open(path, "a") as archive:
-                    archive.add(logits, logits.name)
+                with atomic_write(path) as draft:
+                    if size:
+                        shutil.copyfile(path, draft)
+                    with tarfile.open(draft, "a" if size else "w") as archive:
+                        archive.add(logits, logits.name)
                 return True
         return False
+
+    def copy_tables(self) -> None:
+        """Copy the tables as they are now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (table.RUNS_FILE, table.SCALES_FILE):
+            if (self.results / name).is_file():
+                with atomic_write(self.folder / name) as draft:
+                    shutil.copyfile(self.results / name, draft)
 
 
 def merge(folder: Path, state: Path, results: Path) -> tuple[int, int]:
@@ -76,7 +84,7 @@ def _extract(path: Path, target: Path) -> None:
         try:
             for member in archive:
                 archive.extract(member, target, filter="data")
-        except tarfile.ReadError:  # its writer was killed: the rows say which logits are missing
+        except tarfile.ReadError:  # cut on its way here: the rows say which logits are missing
             return
 
 
