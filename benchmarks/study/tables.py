@@ -266,10 +266,11 @@ def name_of(arm: str) -> str:
 
 
 def with_p(one: Difference | None) -> str:
-    """A difference with its interval and Holm-corrected p value."""
+    """A difference with its interval and Holm-corrected p value, or none where the positives are too few to test it."""
     if one is None:
         return NONE
-    return f"{difference(one.value, one.low, one.high)}, p {p_value(one.p_holm)}"
+    text = difference(one.value, one.low, one.high)
+    return f"{text}, p {p_value(one.p_holm)}" if known(one.p_holm) else text
 
 
 def _by_seed(bootstrap: Bootstrap, arm: Arm, metric: str, level: str) -> list[float]:

@@ -136,7 +136,8 @@ def fit(kind: Kind, logits: Array, labels: Array, slopes: tuple[float, float]) -
         numbers[list(free)] = values
         if not free[1]:
             numbers[1] = numbers[0]
-        a, b = np.exp(numbers[:2])
+        # A line search may try exponents that overflow; the pull towards the prior leads back from the limit.
+        a, b = np.exp(np.minimum(numbers[:2], 100.0))
         score = a * rising + b * falling + numbers[2]
         residual = expit(score) - labels
         pull = numbers[:2] - prior
