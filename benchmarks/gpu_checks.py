@@ -25,7 +25,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,7 +53,7 @@ from ral.config.environment import TrainingTarget
 from ral.config.train import TrainParams
 from ral.launch.base import free_port, grace_seconds
 from ral.losses import LOSSES, RAL, ClassCounts, build_loss
-from ral.models import build_model
+from ral.models import build_model, classifier
 from ral.processes import die_with_parent
 from ral.training.spec import TrainSpec
 
@@ -122,22 +121,35 @@ def fallback(_: Setting) -> Iterator[Row]:
 
 
 def autocast(setting: Setting) -> Iterator[Row]:
-    """Types in which convolutions and linear layers compute in a training step of precision bfloat16."""
+    """Types in which the convolutions and linear layers of the backbone, and the classifier, compute in a training step
+    of precision bfloat16.
+    """
     backbone, size, batch = setting.shape(("resnet18", 64, 32), ("test_resnet", 32, 16))
     context, data = prepare(setting, size, 4 * batch)
     for stage in (0, 2, 3):
         params = bench.parameters(backbone, {}, batch, precision="bfloat16", zero_stage=stage)
         trainer = bench.build(params, data, context)
-        types: Counter[str] = Counter()
+        network = trainer.parts.engine.module
+        last = set(classifier(network).modules())
+        found: dict[bool, set[str]] = {True: set(), False: set()}  # by whether a layer is the classifier
 
-        def record(_module: Any, _inputs: Any, output: Any, types: Counter[str] = types) -> None:
-            types[str(output.dtype).removeprefix("torch.")] += 1
+        def record(
+            module: Any,
+            _inputs: Any,
+            output: Any,
+            found: dict[bool, set[str]] = found,
+            last: set[nn.Module] = last,
+        ) -> None:
+            found[module in last].add(str(output.dtype).removeprefix("torch."))
 
-        for module in trainer.parts.engine.module.modules():
+        for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_hook(record)
         bench.ours(trainer, bench.synthetic(trainer))()
-        yield equal(f"ZeRO {stage}: type of the layers", " and ".join(sorted(types)), "bfloat16")
+        yield equal(
+            f"ZeRO {stage}: type of the backbone's layers", " and ".join(sorted(found[False])), "bfloat16"
+        )
+        yield equal(f"ZeRO {stage}: type of the classifier", " and ".join(sorted(found[True])), "float32")
 
 
 def zero(setting: Setting) -> Iterator[Row]:

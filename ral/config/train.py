@@ -159,9 +159,9 @@ class TrainConfig(Section):
     classifier: ClassifierConfig | None = None
     """Second phase that retrains only the classifier; null: off."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the network (bfloat16: autocast with float32 weights); the loss is always float32. bfloat16 is two
-    to three times as fast on GPUs, and about 1.4 times on processors with instructions for it (avx512_bf16, amx_bf16),
-    with no measurable loss of accuracy."""
+    """Precision of the network (bfloat16: autocast with float32 weights); classifier and loss are always float32.
+    bfloat16 is two to three times as fast on GPUs, and about 1.4 times on processors with instructions for it
+    (avx512_bf16, amx_bf16), with no measurable loss of accuracy."""
     compile: bool = False
     """Use torch.compile: faster on GPUs after a minute of compilation; changes rounding. Where it does not work (it
     needs a C compiler) training runs without it, with a warning."""

@@ -21,6 +21,18 @@ from ral.user_code import is_class_path
 _declared: list[torch.library.Library] = []
 
 
+class _InFloat32(nn.Module):
+    """A classifier that computes in float32 under autocast too: with logits of 8 bits, images would tie."""
+
+    def forward(self, features: Tensor, *rest: Any, **options: Any) -> Any:
+        """As without autocast."""
+        kind = features.device.type
+        if not torch.is_autocast_enabled(kind):
+            return super().forward(features, *rest, **options)
+        with torch.autocast(kind, enabled=False):
+            return super().forward(features.float(), *rest, **options)
+
+
 class Network(nn.Module):
     """Maps gray images [batch, 1, height, width], standardised by the data's mean and SD, to logits.
 
@@ -34,8 +46,8 @@ class Network(nn.Module):
         weights_sha256: SHA-256 of the file of pretrained weights; None without pretrained weights.
 
     Attributes:
-        use_bfloat16: whether to compute in bfloat16 (autocast; weights stay float32). Set here rather than around the
-            call, because DeepSpeed's engine turns off an autocast context outside of it on GPUs.
+        use_bfloat16: whether to compute in bfloat16 (autocast; weights stay float32), but for the classifier. Set here
+            rather than around the call, because DeepSpeed's engine turns off an autocast context outside of it on GPUs.
     """
 
     backbone: Any  # timm models have attributes that nn.Module does not declare
@@ -86,6 +98,11 @@ def build_model(config: ModelConfig, findings: int) -> Network:
         require_backbone(config.backbone, timm)
         backbone, digest = _backbone(config, findings, timm)
     model = Network(backbone, _head(config, backbone, findings), config.channels, digest)
+    part = classifier(model)
+    for module in part if isinstance(part, nn.ModuleList) else [part]:
+        kind = type(module)
+        # The same module, so that whatever already refers to it, and the names of its tensors, stay as they are.
+        module.__class__ = type(f"Float32{kind.__name__}", (_InFloat32, kind), {})
     if config.gradient_checkpointing:
         try:
             backbone.set_grad_checkpointing(True)

@@ -36,6 +36,22 @@ def images(count: int = 2) -> torch.Tensor:
     return torch.randn(count, 1, 160, 160, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_classifier_computes_in_float32(backbone: str, head: str) -> None:
+    model = network(backbone, head=head).eval()
+    model.use_bfloat16 = True
+    inputs: list[torch.Tensor] = []
+    part = classifier(model)
+    part.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    with torch.no_grad():
+        logits = model(images(8))
+        (features,) = inputs
+        assert logits.dtype == torch.float32
+        assert torch.equal(logits, part(features.float()))
+        assert not torch.equal(logits, logits.bfloat16().float())
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("backbone", BACKBONES)
