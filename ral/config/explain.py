@@ -31,14 +31,16 @@ class ExplainConfig(Section):
     """Images per finding and kind (most confident true positives, most confident false positives, worst
     false negatives). The report shows those of them that lie beyond the threshold."""
     method: Literal["auto", "grad_cam", "rollout", "csra", "ml_decoder"] = "auto"
-    """auto: rollout for transformers with global attention, else grad_cam. grad_cam: regions that raise
-    the logit of the finding (Selvaraju et al., ICCV 2017). rollout: regions that reach the output
+    """auto: rollout for transformers with global attention, unless the head is csra; else grad_cam. grad_cam:
+    regions that raise the logit of the finding (Selvaraju et al., ICCV 2017). rollout: regions that reach the output
     through attention (Abnar and Zuidema, ACL 2020); identical for all findings. csra, ml_decoder: what each
     position adds to the logit in that head, or the attention of the finding's query. A heat map has at least
-    7 × 7 positions: grad_cam uses an earlier layer if the last one is coarser; otherwise there is none."""
+    7 × 7 positions: grad_cam uses an earlier layer if the last one is coarser; otherwise there is none.
+    docs/localisation.md has the measurements."""
     layer: str | None = None
     """Layer of the backbone for grad_cam, as timm names it (layer3); null: the last with at least 7 × 7
-    positions. With boxes (data.boxes), the report compares the layers."""
+    positions; with the head csra, the one before if the network's last is dilated (output_stride). With boxes
+    (data.boxes), the report compares the layers."""
     thumbnail: int = Field(default=256, ge=16, le=512)
     """Maximum side length of a gallery image in pixels; the files of smaller images are not enlarged. The
     report shows an image at 240 pixels or more. 256 keeps the gallery of 14 findings below 8 MB."""
