@@ -336,6 +336,7 @@ def test_rows_and_logits_say_what_was_tested(killed: tuple[Path, list[dict[str, 
     assert [row["arm"] for row in table.read_rows(folder / "results/scales.csv", table.SCALES)] == ["ral"]
 
 
+@pytest.mark.long
 def test_a_row_reruns_to_its_own_numbers(killed: tuple[Path, list[dict[str, str]], list[int]]) -> None:
     folder, _, _ = killed
     row = rows_of(folder)[-1]
