@@ -79,9 +79,12 @@ def find_places(project: Path, state: Path, traces: Traces) -> list[Place]:
 
 
 def _outputs(folder: Path, traces: Traces, action: Action, what: str) -> Iterator[Place]:
-    for path in (folder / name for name in sorted(OUTPUTS)):
-        if path.exists() and traces.in_folder(path):
-            yield Place(what, action, [path])
+    paths = [path for name in sorted(OUTPUTS) if (path := folder / name).exists() and traces.in_folder(path)]
+    features = folder / artifacts.FEATURES
+    if paths and features.exists():  # of the same images, without names
+        paths.append(features)
+    for path in paths:
+        yield Place(what, action, [path])
 
 
 def _runs_and_baseline(folder: Path, traces: Traces) -> Iterator[Place]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 from excluded import LEAVING, data, texts, write_images
 from ruamel.yaml import YAML
 
@@ -19,7 +20,7 @@ from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.shards import write_shard
 from ral.errors import UserError
 from ral.files import atomic_write
-from ral.release.forget_cache import cache_folder
+from ral.release.forget_cache import OUTPUTS, cache_folder
 from ral.release.forget_places import Place, find_places, prune
 from ral.release.forget_traces import Traces, read_leaving
 
@@ -140,6 +141,8 @@ def test_places_are_listed_and_only_they_are_removed(
     put("project/.dvc/tmp/exps/tmp1/data/split.parquet", split(THEIRS))
     put("state/workspaces/nightly/data/prepared/split.parquet", split(THEIRS))
     put("state/workspaces/compare/data/prepared/split.parquet", split(OTHERS))
+    for name in ("nightly", "compare"):  # of the images of their prepared data, without names
+        put(f"state/workspaces/{name}/data/features/bank.json", "{}")
     put("project/notes.txt", THEIRS)  # the user's own
     cache = DecodedImageCache.open(state, 2, "stretch", "own")
     image = traces_hash(tmp_path)
@@ -149,7 +152,7 @@ def test_places_are_listed_and_only_they_are_removed(
 
     places = find_places(project, state, traces)
     assert listed(places) == {
-        "remove": {"old", "tmp1", "prepared", cache.path([image]).name},
+        "remove": {"old", "tmp1", "prepared", "features", cache.path([image]).name},
         "rewrite": {"split.parquet", "test_logits.parquet"},
     }
     before = texts(project / "runs/new") + texts(state / "workspaces/compare")
@@ -280,11 +283,14 @@ def test_objects_of_old_runs_only(
     for name, people in (("old", (OTHERS, THEIRS)), ("new", (OTHERS,))):
         prepared = cache.directory(**{"split.parquet": cache.table(split(*people)), "counts.json": same})
         weights = cache.put(f"weights of {name}".encode())
+        features = cache.directory(**{"features.npy": f"features of {name}".encode(), "bank.json": same})
         runs[name] = [
             cache.run(f"prepare-{name}", {"data/validated": "0" * 32}, {"data/prepared": prepared}),
             cache.run(f"train-{name}", {"data/prepared": prepared}, {"models/model.safetensors": weights}),
+            cache.run(f"features-{name}", {"data/prepared": prepared}, {"data/features": features}),
         ]
-        outputs[name] = {prepared, weights, cache.put(cache.table(split(*people)))}
+        outputs[name] = {prepared, weights, features, cache.put(f"features of {name}".encode())}
+        outputs[name].add(cache.put(cache.table(split(*people))))
     phantom = cache.put(f"a table with {THEIRS}-0".encode())
     cache.run("phantom", {}, {"data/phantom": phantom})
     own = cache.put(f"{THEIRS}-0, tracked by the user".encode())
@@ -298,6 +304,14 @@ def test_objects_of_old_runs_only(
     assert not any(path.exists() for path in runs["old"])
     assert all(path.exists() for path in runs["new"])
     assert find_places(project, state, traces) == []
+
+
+def test_the_outputs_of_every_stage_are_looked_at() -> None:
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    outs = {out for stage in stages.values() for out in stage["outs"]}
+    assert {out for out in outs if not any(out == top or out.startswith(f"{top}/") for top in OUTPUTS)} == {
+        "data/location.json", "data/user_code.json", "data/phantom"
+    }  # fmt: skip
 
 
 def test_an_interrupted_removal_is_found_again(project: Path, state: Path, traces: Traces) -> None:
