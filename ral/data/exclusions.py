@@ -35,7 +35,7 @@ class Exclusions:
     Attributes:
         entries: ids or, with a salt, keyed hashes of them.
         salt: content of `data.exclude_salt` (`read_salt`), or None.
-        sha256: of the file; None without one.
+        sha256: of the file, with a salt of its key and the file; None without a file.
         only: select these patients instead of all others (`inverted`).
     """
 
@@ -65,7 +65,8 @@ class Exclusions:
             )
         content = _read(folder / config.exclude_patients, "data.exclude_patients")
         entries = _lines(content, folder / config.exclude_patients, hashed=salt is not None)
-        return cls(frozenset(entries), salt, hashlib.sha256(content).hexdigest())
+        # Another salt makes other patients of the same lines.
+        return cls(frozenset(entries), salt, hashlib.sha256((salt or b"") + content).hexdigest())
 
     def __bool__(self) -> bool:
         return bool(self.entries)
@@ -164,6 +165,11 @@ class Excluder:
     def log(self) -> None:
         """Log how many were excluded, without a name."""
         if not self._exclusions:
+            if self._exclusions.sha256:
+                logger.warning(
+                    "data.exclude_patients: the file lists no patient, so nobody is excluded. Check it, or set "
+                    "data.exclude_patients to null."
+                )
             return
         listed, unknown = len(self._listed), len(self._exclusions.entries - self._listed)
         rows = sum(map(len, self._removed))

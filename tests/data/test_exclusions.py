@@ -162,6 +162,15 @@ def test_errors_name_the_file_and_no_id(root: Path, tmp_path: Path) -> None:
     assert "is not UTF-8" in refusal(exclude_patients="leaving.txt")
 
 
+@pytest.mark.parametrize("content", ["", "\n  \n"])
+def test_a_file_without_patients_is_reported(
+    content: str, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "leaving.txt").write_text(content)
+    chain(data(root, exclude_patients="leaving.txt"), tmp_path / "after")
+    assert "data.exclude_patients: the file lists no patient, so nobody is excluded" in caplog.text
+
+
 def test_nobody_left_is_an_error(root: Path, tmp_path: Path) -> None:
     (tmp_path / "all.txt").write_text("\n".join(f"Person{number:04}" for number in range(80)))
     with pytest.raises(UserError, match="nobody is left"):
@@ -199,6 +208,13 @@ def test_the_manifest_changes_with_the_file_and_has_no_names(root: Path, tmp_pat
     other = manifest("third.json", exclude_patients="leaving.txt")
     assert other != first
     assert read_json(tmp_path / "third.json")["folders"] == read_json(tmp_path / "first.json")["folders"]
+    # Another salt, or none, makes other patients of the same lines.
+    (tmp_path / "leaving.txt").write_text("0" * 32)
+    salted = [manifest("salted.json", exclude_patients="leaving.txt", exclude_salt=salt) for salt in ("salt", None)]
+    (tmp_path / "salt").write_bytes(b"another salt of 24 bytes")
+    salted.append(manifest("salted.json", exclude_patients="leaving.txt", exclude_salt="salt"))
+    assert len(set(salted)) == 3
+    (tmp_path / "leaving.txt").write_text("Person0003\n")
     (root / "bilder/Person0001/Person0001-0.png").write_bytes(b"another")
     assert read_json(tmp_path / "third.json")["folders"] != (
         manifest("fourth.json", exclude_patients="leaving.txt")
