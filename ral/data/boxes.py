@@ -37,12 +37,15 @@ VINDR_NONE = "No finding"
 BEYOND = 0.01
 
 
-def read_boxes(source: Source, findings: Sequence[str]) -> pd.DataFrame | None:
+def read_boxes(
+    source: Source, findings: Sequence[str], image_ids: "pd.Series[str] | None" = None
+) -> pd.DataFrame | None:
     """Read the box tables of `data.boxes`; None if it is null.
 
     Args:
         source: the source, whose names of findings the tables may use too.
         findings: boxes of other findings are left out.
+        image_ids: rows of other images are skipped unseen, because they may be of excluded patients; None: none are.
 
     Returns:
         image_id as in the table, finding, reader ("" if not known), votes (readers that must agree on a place for it
@@ -67,6 +70,8 @@ def read_boxes(source: Source, findings: Sequence[str]) -> pd.DataFrame | None:
                 f"{path} (data.boxes) does not exist. Put the table of boxes there, or correct the name."
             )
         table = _read_table(path, config.readers == "majority")
+        if image_ids is not None:
+            table = table[table["image_id"].isin(image_ids)].reset_index(drop=True)
         parts.append(_checked(path, table, names))
     boxes = pd.concat(parts, ignore_index=True)
     return boxes[boxes["finding"].isin(findings)].reset_index(drop=True)

@@ -35,8 +35,8 @@ class Manifest(Record):
     folders: Mapping[str, FolderHash]
     """The single images, by folder."""
     exclude_patients: str | None = None
-    """SHA-256 of the file `data.exclude_patients`, with data.exclude_salt of its key and the file; with it, all files are
-    one entry of `folders` without names."""
+    """SHA-256 of the file `data.exclude_patients`, with data.exclude_salt of its key and the file; with it, all files
+    are one entry of `folders` without names."""
 
 
 def read_manifest(

@@ -189,6 +189,29 @@ def test_a_rejected_table_names_none_of_them(root: Path, tmp_path: Path) -> None
     assert [name for name in LEAVING if name in str(caught.value) + texts(tmp_path / "runs")] == []
 
 
+@pytest.mark.parametrize(
+    "theirs", ["5,5,5,9", "1,1,99,9", "1,1,9,9"]
+)  # empty, beyond the image, as it should be
+def test_their_boxes_are_skipped_whatever_is_in_them(theirs: str, root: Path, tmp_path: Path) -> None:
+    head = "image_id,class_name,x_min,y_min,x_max,y_max\n"
+    (root / "boxes.csv").write_text(f"{head}Person0003-0,Mass,{theirs}\nPerson0002-0,Mass,1,1,9,9\n")
+    config = data(root, exclude_patients="leaving.txt", boxes={"files": ["boxes.csv"]})
+    prepared = chain(config, tmp_path / "after")
+    assert pd.read_parquet(prepared / "boxes.parquet")["image_id"].tolist() == ["Person0002-0"]
+    counts = read_json(prepared / "dataset.json")["boxes"]
+    assert counts == {"boxes": 1, "images": 1, "no_image": 0, "cut_off": 0}
+
+
+def test_only_their_boxes_are_an_error_without_an_id(root: Path, tmp_path: Path) -> None:
+    (root / "boxes.csv").write_text(
+        "image_id,class_name,x_min,y_min,x_max,y_max\nPerson0003-0,Mass,1,1,9,9\n"
+    )
+    config = data(root, exclude_patients="leaving.txt", boxes={"files": ["boxes.csv"]})
+    with pytest.raises(UserError, match="no box is of an image and a finding that are used") as caught:
+        chain(config, tmp_path / "after")
+    assert "Person0003" not in str(caught.value)
+
+
 def test_the_manifest_changes_with_the_file_and_has_no_names(root: Path, tmp_path: Path) -> None:
     from tasks.manifest import run
 
@@ -210,7 +233,9 @@ def test_the_manifest_changes_with_the_file_and_has_no_names(root: Path, tmp_pat
     assert read_json(tmp_path / "third.json")["folders"] == read_json(tmp_path / "first.json")["folders"]
     # Another salt, or none, makes other patients of the same lines.
     (tmp_path / "leaving.txt").write_text("0" * 32)
-    salted = [manifest("salted.json", exclude_patients="leaving.txt", exclude_salt=salt) for salt in ("salt", None)]
+    salted = [
+        manifest("salted.json", exclude_patients="leaving.txt", exclude_salt=salt) for salt in ("salt", None)
+    ]
     (tmp_path / "salt").write_bytes(b"another salt of 24 bytes")
     salted.append(manifest("salted.json", exclude_patients="leaving.txt", exclude_salt="salt"))
     assert len(set(salted)) == 3
