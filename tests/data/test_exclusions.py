@@ -1,10 +1,12 @@
 """Excluded patients are in no output, log or message, and nobody else changes the split."""
 
 import logging
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pandas as pd
 import pytest
@@ -187,6 +189,27 @@ def test_a_rejected_table_names_none_of_them(root: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="Person0011-1") as caught:
         chain(data(root, exclude_patients="leaving.txt"), tmp_path / "after")
     assert [name for name in LEAVING if name in str(caught.value) + texts(tmp_path / "runs")] == []
+
+
+def test_an_archive_of_their_images_only_is_not_named(root: Path, tmp_path: Path) -> None:
+    for archive, people in (("images_Person0003", "Person0003"), ("images_rest", "*")):
+        with ZipFile(root / f"{archive}.zip", "w") as stream:
+            for path in sorted((root / "bilder").glob(f"{people}/*.png")):
+                if archive != "images_rest" or "Person0003" not in path.name:
+                    stream.write(path, path.name)
+    text = (root / "befund.csv").read_text()
+    (root / "befund.csv").write_text(re.sub(r"^(Person\d+-\d)", r"\1.png", text, flags=re.MULTILINE))
+
+    def archives(name: str, **changes: str) -> set[str]:
+        config = data(root, **changes)
+        table = config.table.model_copy(update={"path": None})
+        chain(config.model_copy(update={"table": table}), tmp_path / name)
+        files = read_json(tmp_path / name / "validated/validation.json")["files"]
+        return {file for file in files if ".zip" in file}
+
+    assert archives("before") == {"images_Person0003.zip", "images_rest.zip"}
+    assert archives("after", exclude_patients="leaving.txt") == {"images_rest.zip"}
+    assert "Person0003" not in texts(tmp_path / "after/validated") + texts(tmp_path / "after/prepared")
 
 
 @pytest.mark.parametrize(
