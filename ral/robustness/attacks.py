@@ -16,7 +16,7 @@ from ral.models.pgd import gray_bounds
 from ral.progress import Progress
 from ral.robustness.attack import attack_all, attack_each
 from ral.robustness.contents import AttackInfo, Attacks, GapRow
-from ral.robustness.shifts import Metrics, compare, finding_metrics, rounded
+from ral.robustness.shifts import Metrics, compare, finding_metrics, positive_calls, rounded
 from ral.robustness.subject import Subject, not_estimable
 
 # Images per pass of an attack, which keeps activations for the gradient, as a share of those of scoring.
@@ -42,7 +42,12 @@ def audit_attacks(subject: Subject, config: AttacksConfig, seed: int) -> Attacks
     logits = attacked_logits(sampled, infos, config.steps)
     clean = finding_metrics(sampled, logits[""])
     attacked = {info.name: finding_metrics(sampled, logits[info.name]) for info in infos}
-    rows = [row for info in infos for row in compare(sampled, info.name, clean, attacked[info.name])]
+    calls = {name: positive_calls(sampled, logits[name]) for name in logits}
+    rows = [
+        row
+        for info in infos
+        for row in compare(sampled, info.name, clean, attacked[info.name], (calls[""], calls[info.name]))
+    ]
     return Attacks(
         attacks=infos,
         steps=config.steps,
