@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from ral.evaluation.bootstrap import BootstrapDistribution, Support
 from ral.evaluation.metrics import divide
 from ral.evaluation.resampled_metrics import Scored
+from ral.evaluation.results import NO_INTERVAL
 from ral.robustness.contents import Flip, FlipRow, Level
 from ral.robustness.shifts import means_to_take, rounded
 from ral.robustness.subject import Subject
@@ -41,16 +42,16 @@ def audit_flip(subject: Subject, clean: NDArray[np.float32], flipped: NDArray[np
     rule = subject.calibration.rule
     changes = {name: _change(before[name], after[name], before[name].thresholds.get(rule)) for name in before}
     masks = [change.changed for change in changes.values() if change.changed is not None]
-    any_changed = np.logical_or.reduce(masks) if masks else np.zeros(len(clean), bool)
-    images = subject.resamples.interval(_share(subject, any_changed))
-    assert images.value is not None, "there are test images"
+    images = (
+        subject.resamples.interval(_share(subject, np.logical_or.reduce(masks))) if masks else NO_INTERVAL
+    )
     return Flip(
         rows=tuple(
             _row(subject, level, name, [changes[member] for member in members])
             for level, name, members in means_to_take(subject.tiers)
             if members
         ),
-        changed_images=round(images.value, 6),
+        changed_images=rounded(images.value),
         low=rounded(images.low),
         high=rounded(images.high),
     )

@@ -143,7 +143,11 @@ def probe_rows(
                 update={"note": f"fewer than {2 * config.folds} patients with or without it"}
             )
             continue
-        scores = out_of_fold(features[known], target, own.patient, config, seed)
+        try:
+            scores = out_of_fold(features[known], target, own.patient, config, seed)
+        except ConvergenceWarning:
+            yield row.model_copy(update={"note": "did not converge: raise robustness.probes.l2"})
+            continue
         scored = Scored(target.astype(np.float64), scores, None, {})
         area = own.interval(ranking(scored, own, ("auroc",))["auroc"])
         numbers = {"auroc": area.value, "low": area.low, "high": area.high}
@@ -162,6 +166,9 @@ def out_of_fold(
         config: the section robustness.probes.
         seed: of the folds, which have about the same share of positives: otherwise a fold with more of them would be
             scored by a model that expects fewer.
+
+    Raises:
+        ConvergenceWarning: a regression did not converge.
     """
     scores = np.zeros(len(target))
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=seed)
@@ -198,11 +205,12 @@ def stratum_rows(measured: Stratified, attribute: str, values: Array) -> Iterato
 
 
 def within_rows(measured: Stratified, attribute: str, values: Array) -> Iterator[WithinRow]:
-    """AUROC of the findings among all images, and among pairs of images with the same value."""
-    resamples = measured.resamples
+    """AUROC of the findings among all images with a known value, and among pairs of images with the same value."""
+    known = values != UNKNOWN
+    resamples, values = measured.resamples.rows(known), values[known]
     pairs = []
     for name in measured.estimable:
-        scored = measured.scored[name]
+        scored = measured.scored[name].rows(known)
         within = within_auroc(scored, values, resamples)
         if within is None:
             continue
@@ -231,7 +239,7 @@ def within_auroc(scored: Scored, values: Array, resamples: Resamples) -> Bootstr
         wins, total = wins + np.where(number > 0, np.nan_to_num(area) * number, 0), total + number
         compared |= rows
     positive = scored.labels == 1
-    if (compared & positive).sum() * 2 < positive.sum():
+    if (compared & positive).sum() * 2 < max(positive.sum(), 1):
         return None
     support = resamples.support(np.where(compared, scored.labels, np.nan))
     return BootstrapDistribution(divide(wins, total, total > 0), support, "auroc")
