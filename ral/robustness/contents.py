@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from ral.evaluation.results import Level
 from ral.labels import Data, Tier
 from ral.records import Record
 
-Level = Literal["macro", "tier", "finding"]
 # Mean over the findings, except for calls: their sum.
 Metric = Literal["ap", "auroc", "brier", "ece", "calls"]
 METRICS: tuple[Metric, ...] = ("ap", "auroc", "brier", "ece", "calls")

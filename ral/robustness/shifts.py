@@ -11,10 +11,11 @@ from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support, 
 from ral.evaluation.exact import clopper_pearson
 from ral.evaluation.reliability import errors
 from ral.evaluation.resampled_metrics import Scored, ranking
+from ral.evaluation.results import Level, rounded_number
+from ral.evaluation.score import means_to_take
 from ral.evaluation.specs import RANKED_BY
-from ral.labels import TIERS, Tier
 from ral.progress import Progress
-from ral.robustness.contents import METRICS, Level, Metric, ShiftInfo, ShiftRow, Shifts
+from ral.robustness.contents import METRICS, Metric, ShiftInfo, ShiftRow, Shifts
 from ral.robustness.pixels import Shift
 from ral.robustness.subject import Change, Subject
 
@@ -130,12 +131,11 @@ def compare(
                 _combined(metric, [values[member][metric] for member in usable], subject.resamples)
                 for values in (clean, changed)
             )
-            paired = (
-                _calls_difference(calls, usable, subject.resamples)
-                if metric == "calls"
-                else subject.resamples.difference(after, before)
-            )
-            row = _with_difference(row, before, after, paired, subject.resamples)
+            own = _calls_difference(calls, usable, subject.resamples) if metric == "calls" else None
+            found = subject.resamples.paired(after, before, own)
+            numbers = found._asdict() | {"value": found.first, "clean": found.second}
+            names = ("clean", "value", "difference", "low", "high", "p")
+            row = row.model_copy(update={name: rounded_number(numbers[name]) for name in names})
         rows.append(row)
     return rows
 
@@ -148,16 +148,9 @@ def corrected(rows: Sequence[ShiftRow]) -> tuple[ShiftRow, ...]:
         p_values = holm(np.array([rows[index].p for index in family], dtype=np.float64))
         adjusted |= dict(zip(family, p_values.tolist(), strict=True))
     return tuple(
-        row.model_copy(update={"p_holm": rounded(adjusted[index])}) if row.p is not None else row
+        row.model_copy(update={"p_holm": rounded_number(adjusted[index])}) if row.p is not None else row
         for index, row in enumerate(rows)
     )
-
-
-def means_to_take(tiers: Mapping[str, Tier]) -> list[tuple[Level, str, list[str]]]:
-    """Level, name and members of each mean: all findings, each tier, each finding by itself."""
-    means: list[tuple[Level, str, list[str]]] = [("macro", "macro", list(tiers))]
-    means += [("tier", tier, [name for name, own in tiers.items() if own == tier]) for tier in TIERS]
-    return [*means, *(("finding", name, [name]) for name in tiers)]
 
 
 def _combined(
@@ -185,27 +178,3 @@ def _calls_difference(
     everyone = Support.of(np.bincount(resamples.patient))
     reach = before.size * clopper_pearson(0.0, everyone.effective, resamples.confidence)[1]
     return BootstrapDistribution(values, everyone, "difference", (reach, reach))
-
-
-def _with_difference(
-    row: ShiftRow,
-    clean: BootstrapDistribution,
-    changed: BootstrapDistribution,
-    paired: BootstrapDistribution,
-    resamples: Resamples,
-) -> ShiftRow:
-    gap = resamples.interval(paired)
-    numbers = {
-        "clean": float(clean.values[0]),
-        "value": float(changed.values[0]),
-        "difference": gap.value,
-        "low": gap.low,
-        "high": gap.high,
-        "p": resamples.p_value(paired),
-    }
-    return row.model_copy(update={name: rounded(number) for name, number in numbers.items()})
-
-
-def rounded(number: float | None) -> float | None:
-    """Six decimals; None if there is no number."""
-    return None if number is None or not np.isfinite(number) else round(number, 6) + 0.0

@@ -6,6 +6,7 @@ import pytest
 from evaluated import HOSTILE
 from report_inputs import FINDINGS, Page, make
 
+from ral.evaluation.results import Level
 from ral.reporting.card import card
 from ral.reporting.report import Inputs, render
 from ral.reporting.robustness import section, sentences
@@ -14,7 +15,6 @@ from ral.robustness.contents import (
     AuditedFinding,
     Flip,
     FlipRow,
-    Level,
     ProbeRow,
     Probes,
     Robustness,
