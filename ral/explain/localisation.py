@@ -23,6 +23,7 @@ from scipy import ndimage
 
 from ral.data.dataset import Dataset
 from ral.explain.saliency import Choice, candidates, enlarge, grad_cams, heat_maps
+from ral.inference.score import images_per_pass
 from ral.models import Network
 from ral.models.info import ModelInfo
 from ral.models.inputs import normalised
@@ -37,7 +38,8 @@ CUTS, REACHED = (60, 180), (0.1, 0.25)
 # the side.
 BELL, RANDOM_POINTS = 0.15, 20
 BASELINES = ("centre", "random")
-BATCH = 64
+# Images per pass, which keeps the feature maps of all layers for the gradient, as a share of those of scoring.
+SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,9 @@ def _maps(
 ) -> Iterator[tuple[Choice, int, Map]]:
     """The heat maps of the images of one finding: method, index of the image, map [size, size]."""
     device = next(network.parameters()).device
-    for start in range(0, len(located.rows), BATCH):
-        pixels = dataset.gather(located.rows[start : start + BATCH])
+    step = max(1, images_per_pass(info.size) // SHARE)
+    for start in range(0, len(located.rows), step):
+        pixels = dataset.gather(located.rows[start : start + step])
         images = normalised(torch.from_numpy(pixels).to(device), info)
         layers = [choice.layer for choice in found if choice.method == "grad_cam"]
         cams = dict(zip(layers, grad_cams(network, images, finding, layers), strict=True))
