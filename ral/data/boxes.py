@@ -205,7 +205,8 @@ def map_boxes(
             raise UserError(
                 f"{row['file']}, row {row['row']}: the box of {row['finding']} on {row['image_id']} reaches from "
                 f"{row[low]:g} to {row[high]:g} along {low[0]}, but the image has {pixels} pixels. Boxes are in pixels "
-                "of the image as published: if the images were made smaller, set data.boxes.side (NIH: 1024)."
+                "of the image as published: if the images were made smaller, set data.boxes.side (NIH: 1024); else "
+                "correct the row, or remove it."
             )
     places = {pair: placement(pair[1], pair[0], size, fit) for pair in set(map(tuple, sizes.tolist()))}
     scale_x, scale_y, left, top = np.array([places[pair] for pair in map(tuple, sizes.tolist())]).T

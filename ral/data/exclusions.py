@@ -177,7 +177,8 @@ class Excluder:
         text += f"; {rows:,} rows excluded"
         if unknown:
             logger.warning(
-                f"{text}. {unknown:,} are not in the table: ids are compared exactly as the table writes them."
+                f"{text}. {unknown:,} {'is' if unknown == 1 else 'are'} not in the table: ids are compared exactly as "
+                "the table writes them. Correct those that are misspelt; others do no harm."
             )
         else:
             logger.info(text)
@@ -206,7 +207,8 @@ def _read(path: Path, key: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"The file {path} ({key}) does not exist. Without it the patients who must be excluded are not known."
+            f"The file {path} ({key}) does not exist. Without it the patients who must be excluded are not known. Put "
+            "it there, or correct the path."
         ) from None
 
 
@@ -237,6 +239,8 @@ def write_hashes(ids: Path, salt: Path, out: Path) -> int:
         UserError: a file is missing or invalid.
     """
     names = _lines(_read(ids, "IDS"), ids, hashed=False)
+    if not names:
+        raise UserError(f"{ids} lists no patient. Write one id per line.")
     hashes = sorted(set(pseudonyms(pd.Series(names, dtype="str"), read_salt(salt, "--salt"))))
     with private_file(out) as draft:
         draft.write_text("".join(f"{line}\n" for line in hashes), encoding="utf-8")

@@ -14,7 +14,7 @@ from excluded import LEAVING, SHARED, chain, data, remove, texts, write_images
 
 from ral.config.data import DataConfig, ManifestParams
 from ral.config.environment import Environment
-from ral.data.exclusions import Exclusions
+from ral.data.exclusions import Exclusions, write_hashes
 from ral.data.privacy import NO_PSEUDONYMS, Pseudonymizer, pseudonyms, read_salt
 from ral.errors import UserError
 from ral.files import read_json
@@ -152,7 +152,12 @@ def test_errors_name_the_file_and_no_id(root: Path, tmp_path: Path) -> None:
             Exclusions.of(data(root, **changes))
         return str(caught.value)
 
-    assert "absent.txt (data.exclude_patients) does not exist" in refusal(exclude_patients="absent.txt")
+    told = refusal(exclude_patients="absent.txt")
+    assert "absent.txt (data.exclude_patients) does not exist" in told
+    assert "Put it there, or correct the path." in told
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"empty\.txt lists no patient"):
+        write_hashes(tmp_path / "empty.txt", tmp_path / "salt", tmp_path / "hashes.txt")
     told = refusal(exclude_patients="leaving.txt", exclude_salt="salt")
     assert "leaving.txt, line 1: not a keyed hash" in told
     assert "Person" not in told
