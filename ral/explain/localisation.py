@@ -23,7 +23,6 @@ from scipy import ndimage
 
 from ral.data.dataset import Dataset
 from ral.explain.saliency import Choice, candidates, enlarge, grad_cams, heat_maps
-from ral.inference.score import images_per_pass
 from ral.models import Network
 from ral.models.info import ModelInfo
 from ral.models.inputs import normalised
@@ -38,8 +37,8 @@ CUTS, REACHED = (60, 180), (0.1, 0.25)
 # the side.
 BELL, RANDOM_POINTS = 0.15, 20
 BASELINES = ("centre", "random")
-# Images per pass, which keeps the feature maps of all layers for the gradient, as a share of those of scoring.
-SHARE = 8
+# Images per pass: at most BATCH, and at most PIXELS pixels: the feature maps of all layers are kept for the gradient.
+BATCH, PIXELS = 64, 2**22
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def _maps(
 ) -> Iterator[tuple[Choice, int, Map]]:
     """The heat maps of the images of one finding: method, index of the image, map [size, size]."""
     device = next(network.parameters()).device
-    step = max(1, images_per_pass(info.size) // SHARE)
+    step = min(BATCH, max(1, PIXELS // info.size**2))
     for start in range(0, len(located.rows), step):
         pixels = dataset.gather(located.rows[start : start + step])
         images = normalised(torch.from_numpy(pixels).to(device), info)
