@@ -13,13 +13,16 @@ import pyarrow as pa
 import pytest
 from conftest import ROOT
 from excluded import LEAVING, data, texts, write_images
+from robustness_inputs import write_images as write_prepared
 from ruamel.yaml import YAML
 
+from ral.data.dataset import open_dataset
 from ral.data.images.cache import DecodedImageCache
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.shards import write_shard
 from ral.errors import UserError
 from ral.files import atomic_write
+from ral.inference.bank import bank_key
 from ral.release.forget_cache import OUTPUTS, cache_folder
 from ral.release.forget_places import Place, find_places, prune
 from ral.release.forget_traces import Traces, read_leaving
@@ -199,23 +202,44 @@ def test_a_run_in_progress_is_not_disturbed(
     assert (project / "runs/old").is_dir()
 
 
-def test_features_and_trainings_go_if_they_are_older_than_the_data(
+def test_trainings_go_if_they_are_older_than_the_data(
     project: Path, state: Path, put: Callable[..., Path], traces: Traces
 ) -> None:
-    for name in (
-        "features/old/bank.json",
-        "training/old/state.json",
-        "features/new/bank.json",
-        "training/new/a",
-    ):
-        put(f"state/{name}", "{}")
+    for name in ("old/state.json", "new/a"):
+        put(f"state/training/{name}", "{}")
     os.utime(put("project/data/prepared/dataset.json", "{}"), (100, 100))
-    for path in (*(state / "features/old").iterdir(), *(state / "training/old").iterdir()):
-        for each in (path, path.parent):
-            os.utime(each, (1, 1))
-    assert [place.paths[0] for place in find_places(project, state, traces)] == [
-        state / "features/old", state / "training/old"
-    ]  # fmt: skip
+    for path in (state / "training/old/state.json", state / "training/old"):
+        os.utime(path, (1, 1))
+    assert [place.paths[0] for place in find_places(project, state, traces)] == [state / "training/old"]
+
+
+def test_features_go_unless_they_are_of_a_model_and_data_without_them(
+    project: Path, state: Path, put: Callable[..., Path], traces: Traces
+) -> None:
+    names = {}
+    for folder in (project, state / "workspaces/compare"):
+        prepared = write_prepared(folder / "data/prepared")
+        put(
+            f"{(folder / 'models/model.safetensors').relative_to(project.parent)}",
+            f"weights of {folder.name}",
+        )
+        put(f"{(folder / 'models/model.json').relative_to(project.parent)}", "{}")
+        key = bank_key(folder / "models", open_dataset(prepared), "float16")
+        names[folder.name] = put(f"state/features/{key[:16]}/bank.json", "{}").parent
+    # However new: a refit of a model that was trained on them.
+    other = put("state/features/0123456789abcdef/bank.json", "{}").parent
+    for path in (names["project"] / "bank.json", names["project"]):
+        os.utime(path, (1, 1))
+    put("state/workspaces/compare/data/prepared/split.parquet", split(THEIRS))
+    left = put("state/features/.aaaa.draft/features.npy", "{}").parent  # of a process that was killed
+    put("state/features/.bbbb.draft/features.npy", "{}")
+    stream = put("state/features/.bbbb.lock", "").open()
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    features = {
+        path for place in find_places(project, state, traces) for path in place.paths if path.parent.name == "features"
+    }  # fmt: skip
+    assert features == {other, left, names["compare"]}
+    stream.close()
 
 
 def test_names_of_raw_files_stay_while_the_data_folder_has_them(
