@@ -25,7 +25,7 @@ def audit(results: Path) -> list[str]:
     if not all((results / name).is_file() for name in (SHIFTS, FLIPS, PROBES, WITHIN, ATTACKS)):
         return ["Not run."]
     return [
-        "A network of its own on the test images of the official split: "
+        "A network of its own on the test images of a stratified split: "
         "[robustness.md](robustness.md#audit-of-real-images) says how it was trained, and what the tables show. "
         "Intervals are 95 %.",
         "",
