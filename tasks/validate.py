@@ -56,8 +56,7 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
     salt = read_salt(Path(params.data.pseudonymise)) if params.data.pseudonymise else None
     accepted = read_profile(baseline)
     excluder = Excluder(Exclusions.of(data), source.layout.patient, source.layout.image)
-    folder = runs.folder()
-    docs = folder / "data_docs"
+    folder, docs = runs.folder(), runs.folder() / "data_docs"
     with atomic_directory(out) as draft:
         with Partitions(draft / ".rows", source.layout.patient) as rows:
             raw = read_rows(source, excluder, rows)
@@ -68,6 +67,8 @@ def run(params: ValidateParams, environment: Environment, out: Path, baseline: P
             with Progress("checking rows", rows.rows, "rows") as progress:
                 summary, checks = check_rows(source, rows, images, environment.dask, progress.add, docs)
         if excluder.without_row is not None:
+            # The name of an archive without a row may be an id.
+            archives = {name: archives[name] for name in set(images["path"]) & set(archives)}
             summary = summary.model_copy(update={"images_without_row": excluder.without_row})
         pages = {docs / f"{TABLE_PAGE}.html": checks}
         if accepted:

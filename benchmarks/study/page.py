@@ -1,11 +1,13 @@
 """The text of docs/RESULTS.md."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.study import phases, tables
 from benchmarks.study.arms import Study, waiting
+from benchmarks.study.audit import audit
 from benchmarks.study.comparisons import HEADLINE, Comparisons, Statement
 from benchmarks.study.groups import BCE, GROUPS, RAL, REFERENCE, Group, members
 from benchmarks.study.inputs import SELECTION
@@ -35,8 +37,14 @@ PLOTTED = COMPARED[:2]
 FINDINGS_PLOT, THIN_PLOT = "findings_ap.png", "thinning.png"
 
 
-def page(study: Study, comparisons: Comparisons) -> str:
-    """The whole page."""
+def page(study: Study, comparisons: Comparisons, results: Path) -> str:
+    """The whole page.
+
+    Args:
+        study: the runs.
+        comparisons: of its arms.
+        results: folder of the tables that other commands write: see `audit`.
+    """
     lines = [
         "# Results of the loss study",
         "",
@@ -59,10 +67,7 @@ def page(study: Study, comparisons: Comparisons) -> str:
     lines += section("Backbones and seeds", settings(study, comparisons, study.seeds))
     lines += section("Other settings", settings(study, comparisons, study.others))
     lines += section("Time", time(study))
-    audit = "[robustness.md](robustness.md#audit-of-real-images)"
-    lines += section(
-        "Changed images", [f"{audit} shows shifts, shortcut probes and attacks on these images."]
-    )
+    lines += section("Changed images, shortcuts and attacks", audit(results))
     return "\n".join(lines) + "\n"
 
 

@@ -57,7 +57,7 @@ def write(state: Path, out: Path, config: EvaluateConfig) -> None:
     with threadpool_limits(1):
         study = assemble(runs, state, Bootstrap(data, config, config.replicates), scales)
         differences = comparisons.compare(study)
-        text = page(study, differences)
+        text = page(study, differences, out / "results")
     draw(study, differences, out / "results")
     comparisons.write(differences, out / "results" / "differences.csv")
     with atomic_write(out / "RESULTS.md") as draft:

@@ -37,12 +37,15 @@ VINDR_NONE = "No finding"
 BEYOND = 0.01
 
 
-def read_boxes(source: Source, findings: Sequence[str]) -> pd.DataFrame | None:
+def read_boxes(
+    source: Source, findings: Sequence[str], image_ids: "pd.Series[str] | None" = None
+) -> pd.DataFrame | None:
     """Read the box tables of `data.boxes`; None if it is null.
 
     Args:
         source: the source, whose names of findings the tables may use too.
         findings: boxes of other findings are left out.
+        image_ids: rows of other images are skipped unseen, because they may be of excluded patients; None: none are.
 
     Returns:
         image_id as in the table, finding, reader ("" if not known), votes (readers that must agree on a place for it
@@ -67,6 +70,8 @@ def read_boxes(source: Source, findings: Sequence[str]) -> pd.DataFrame | None:
                 f"{path} (data.boxes) does not exist. Put the table of boxes there, or correct the name."
             )
         table = _read_table(path, config.readers == "majority")
+        if image_ids is not None:
+            table = table[table["image_id"].isin(image_ids)].reset_index(drop=True)
         parts.append(_checked(path, table, names))
     boxes = pd.concat(parts, ignore_index=True)
     return boxes[boxes["finding"].isin(findings)].reset_index(drop=True)
@@ -200,7 +205,8 @@ def map_boxes(
             raise UserError(
                 f"{row['file']}, row {row['row']}: the box of {row['finding']} on {row['image_id']} reaches from "
                 f"{row[low]:g} to {row[high]:g} along {low[0]}, but the image has {pixels} pixels. Boxes are in pixels "
-                "of the image as published: if the images were made smaller, set data.boxes.side (NIH: 1024)."
+                "of the image as published: if the images were made smaller, set data.boxes.side (NIH: 1024); else "
+                "correct the row, or remove it."
             )
     places = {pair: placement(pair[1], pair[0], size, fit) for pair in set(map(tuple, sizes.tolist()))}
     scale_x, scale_y, left, top = np.array([places[pair] for pair in map(tuple, sizes.tolist())]).T

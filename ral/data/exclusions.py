@@ -35,7 +35,7 @@ class Exclusions:
     Attributes:
         entries: ids or, with a salt, keyed hashes of them.
         salt: content of `data.exclude_salt` (`read_salt`), or None.
-        sha256: of the file; None without one.
+        sha256: of the file, with a salt of its key and the file; None without a file.
         only: select these patients instead of all others (`inverted`).
     """
 
@@ -65,7 +65,8 @@ class Exclusions:
             )
         content = _read(folder / config.exclude_patients, "data.exclude_patients")
         entries = _lines(content, folder / config.exclude_patients, hashed=salt is not None)
-        return cls(frozenset(entries), salt, hashlib.sha256(content).hexdigest())
+        # Another salt makes other patients of the same lines.
+        return cls(frozenset(entries), salt, hashlib.sha256((salt or b"") + content).hexdigest())
 
     def __bool__(self) -> bool:
         return bool(self.entries)
@@ -164,6 +165,11 @@ class Excluder:
     def log(self) -> None:
         """Log how many were excluded, without a name."""
         if not self._exclusions:
+            if self._exclusions.sha256:
+                logger.warning(
+                    "data.exclude_patients: the file lists no patient, so nobody is excluded. Check it, or set "
+                    "data.exclude_patients to null."
+                )
             return
         listed, unknown = len(self._listed), len(self._exclusions.entries - self._listed)
         rows = sum(map(len, self._removed))
@@ -171,7 +177,8 @@ class Excluder:
         text += f"; {rows:,} rows excluded"
         if unknown:
             logger.warning(
-                f"{text}. {unknown:,} are not in the table: ids are compared exactly as the table writes them."
+                f"{text}. {unknown:,} {'is' if unknown == 1 else 'are'} not in the table: ids are compared exactly as "
+                "the table writes them. Correct those that are misspelt; others do no harm."
             )
         else:
             logger.info(text)
@@ -200,7 +207,8 @@ def _read(path: Path, key: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"The file {path} ({key}) does not exist. Without it the patients who must be excluded are not known."
+            f"The file {path} ({key}) does not exist. Without it the patients who must be excluded are not known. Put "
+            "it there, or correct the path."
         ) from None
 
 
@@ -231,6 +239,8 @@ def write_hashes(ids: Path, salt: Path, out: Path) -> int:
         UserError: a file is missing or invalid.
     """
     names = _lines(_read(ids, "IDS"), ids, hashed=False)
+    if not names:
+        raise UserError(f"{ids} lists no patient. Write one id per line.")
     hashes = sorted(set(pseudonyms(pd.Series(names, dtype="str"), read_salt(salt, "--salt"))))
     with private_file(out) as draft:
         draft.write_text("".join(f"{line}\n" for line in hashes), encoding="utf-8")

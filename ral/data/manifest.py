@@ -35,7 +35,8 @@ class Manifest(Record):
     folders: Mapping[str, FolderHash]
     """The single images, by folder."""
     exclude_patients: str | None = None
-    """SHA-256 of the file `data.exclude_patients`; with it, all files are one entry of `folders` without names."""
+    """SHA-256 of the file `data.exclude_patients`, with data.exclude_salt of its key and the file; with it, all files
+    are one entry of `folders` without names."""
 
 
 def read_manifest(
@@ -78,7 +79,7 @@ def without_names(manifest: Manifest, exclude_patients: str) -> Manifest:
 
     Args:
         manifest: result of `read_manifest`.
-        exclude_patients: SHA-256 of the file that lists them.
+        exclude_patients: `Exclusions.sha256`.
     """
     entries: list[tuple[str, FileHash | FolderHash]] = [*manifest.files.items(), *manifest.folders.items()]
     lines = "".join(f"{item.sha256} {name}\n" for name, item in entries)

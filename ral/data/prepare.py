@@ -70,7 +70,7 @@ def prepare(
     findings = source.findings()
     pseudonymizer, exclusions = Pseudonymizer.of(params.data), Exclusions.of(params.data)
     withheld = withheld_rows(source, exclusions, params.split, FileHashCache(state_dir))
-    tables = read_boxes(source, findings)
+    tables = read_boxes(source, findings, images["image_id"] if exclusions else None)
     splitter = Splitter(source, images, findings, params.split, pseudonymizer, read_split(baseline), withheld)
     with open_pool(target) as pool, SpillBuffer(out / ".rows") as buffer:
         included, excluded = read_table(source, images, exclusions, buffer, pool)

@@ -7,7 +7,7 @@ of such arrays, so all values come from the same resamples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,19 @@ class BootstrapDistribution:
     """Uncertainty below and above the value that the replicates do not show; see `Resamples.unseen`."""
     inflation: float = 0.0
     """Upward bias of the value by chance; the lower end of the interval is lowered by it."""
+
+
+class Paired(NamedTuple):
+    """Two metrics on the same resamples."""
+
+    first: float
+    second: float
+    difference: float | None
+    """first − second, with its interval."""
+    low: float | None
+    high: float | None
+    p: float
+    """Of no difference; NaN if it cannot be tested."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +224,18 @@ class Resamples:
             "difference",
             (float(np.hypot(first_below, above)), float(np.hypot(first_above, below))),
         )
+
+    def paired(
+        self,
+        first: BootstrapDistribution,
+        second: BootstrapDistribution,
+        difference: BootstrapDistribution | None = None,
+    ) -> "Paired":
+        """Two metrics of the same resamples, with `difference` or, without it, that of `self.difference`."""
+        drawn = self.difference(first, second) if difference is None else difference
+        gap = self.interval(drawn)
+        ends = (float(first.values[0]), float(second.values[0]))
+        return Paired(*ends, gap.value, gap.low, gap.high, self.p_value(drawn))
 
     def bias(self, values: Array) -> float:
         """Jackknife estimate of the upward bias of the sample's value; 0 without leave-out samples.

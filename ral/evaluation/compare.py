@@ -40,12 +40,12 @@ from ral.errors import UserError
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw, holm
 from ral.evaluation.resampled_metrics import Scored, ranking, too_few
 from ral.evaluation.rows import ATTRIBUTES, KEYS, Split, align, findings_of, floats
-from ral.evaluation.score import data_of, tier_of
+from ral.evaluation.score import data_of, means_to_take, tier_of
 from ral.evaluation.specs import LABELS, RANKED_BY
 from ral.evaluation.table_rows import ComparisonRow, read_rows, to_frame
 from ral.evaluation.tables import rounded
 from ral.files import atomic_write
-from ral.labels import TIERS, Tier, is_spreadsheet_safe
+from ral.labels import Tier, is_spreadsheet_safe
 from ral.wording import notice, p_value
 
 TEXT = ("metric", "level", "name", "model", "baseline", "note", "data")
@@ -123,7 +123,7 @@ def _rows(
     baseline, *others = values
     rows = []
     for metric, model in itertools.product(RANKED_BY, others):
-        for level, name, members in _means_to_take(tiers):
+        for level, name, members in means_to_take(tiers):
             estimable = [member for member in members if not reasons[member]]
             row = ComparisonRow(metric, level, name, model, baseline, len(estimable))
             if not estimable:
@@ -134,37 +134,18 @@ def _rows(
                 _mean([values[side][member][metric] for member in estimable], resamples)
                 for side in (model, baseline)
             )
-            rows.append(_with_difference(row, value, baseline_value, resamples))
+            found = resamples.paired(value, baseline_value)
+            rows.append(
+                replace(
+                    row, value=found.first, baseline_value=found.second, difference=found.difference, low=found.low,
+                    high=found.high, p=found.p,
+                )
+            )  # fmt: skip
     return rows
-
-
-def _means_to_take(tiers: Mapping[str, Tier]) -> list[tuple[str, str, list[str]]]:
-    """Level, name and members of each mean: all findings, each tier, each finding by itself."""
-    by_tier = [("tier", tier, [name for name, own in tiers.items() if own == tier]) for tier in TIERS]
-    return [("macro", "macro", list(tiers)), *by_tier, *(("finding", name, [name]) for name in tiers)]
 
 
 def _mean(parts: list[BootstrapDistribution], resamples: Resamples) -> BootstrapDistribution:
     return parts[0] if len(parts) == 1 else resamples.mean(parts)
-
-
-def _with_difference(
-    row: ComparisonRow,
-    value: BootstrapDistribution,
-    baseline_value: BootstrapDistribution,
-    resamples: Resamples,
-) -> ComparisonRow:
-    paired = resamples.difference(value, baseline_value)
-    gap = resamples.interval(paired)
-    return replace(
-        row,
-        value=float(value.values[0]),
-        baseline_value=float(baseline_value.values[0]),
-        difference=gap.value,
-        low=gap.low,
-        high=gap.high,
-        p=resamples.p_value(paired),
-    )
 
 
 def read_logits(path: Path, split: Split) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Summary of how well heat maps point at boxes: means over images and findings, with intervals over patients."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -10,7 +9,7 @@ from pydantic import TypeAdapter
 from ral.config.evaluate import EvaluateConfig
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Scale, Support, draw
 from ral.evaluation.metrics import Array, divide
-from ral.evaluation.results import NO_INTERVAL
+from ral.evaluation.results import NO_INTERVAL, rounded_number
 from ral.evaluation.table_rows import Number, Text
 
 MACRO = "macro"
@@ -33,7 +32,6 @@ BASELINES = ("centre", "random")
 # Metrics that are 0 or 1 on an image; the means over random points are not.
 SHARES = ("pointing", "iobb_10", "iobb_25")
 KEYS = ["method", "layer", "positions"]
-DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,12 @@ def summarise(
                     metric=metric,
                     images=part["image_id"].nunique(),
                     patients=part["patient_id"].nunique(),
-                    value=_rounded(interval.value),
-                    low=_rounded(interval.low),
-                    high=_rounded(interval.high),
-                    difference=_rounded(difference.value),
-                    difference_low=_rounded(difference.low),
-                    difference_high=_rounded(difference.high),
+                    value=rounded_number(interval.value),
+                    low=rounded_number(interval.low),
+                    high=rounded_number(interval.high),
+                    difference=rounded_number(difference.value),
+                    difference_low=rounded_number(difference.low),
+                    difference_high=rounded_number(difference.high),
                 )
             )
     return rows
@@ -156,10 +154,6 @@ def _mean(resamples: Resamples, values: Array) -> Array:
     """Mean of the values [images] in every resample; NaN where no image was drawn."""
     totals = resamples.totals(pd.DataFrame({"sum": values, "count": 1.0}).to_numpy())
     return divide(totals[:, 0], totals[:, 1], totals[:, 1] > 0)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, DECIMALS)
 
 
 def to_table(rows: Sequence[LocalisationRow]) -> pd.DataFrame:

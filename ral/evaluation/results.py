@@ -1,13 +1,25 @@
 """Estimates with intervals, and metrics.json: written by the step evaluate, read by report, card, flows and release."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from ral import wording
 from ral.labels import Data
 from ral.records import Record
+
+# Decimals of all written numbers except thresholds; logits of different machines differ beyond that.
+DECIMALS = 6
+
+# Of a mean: over all findings, over those of a tier, or a single one.
+Level = Literal["macro", "tier", "finding"]
+
+
+def rounded_number(value: float | None) -> float | None:
+    """A number as it is written, with `DECIMALS` and no -0.0; None if there is none, or it is not finite."""
+    return None if value is None or not math.isfinite(value) else round(float(value), DECIMALS) + 0.0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ral.evaluation import resampled_metrics, thresholds
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw
 from ral.evaluation.calibration import Map, calibrate
 from ral.evaluation.resampled_metrics import Scored
-from ral.evaluation.results import NOTHING, Estimate
+from ral.evaluation.results import NOTHING, Estimate, Level
 from ral.evaluation.rows import align, floats
 from ral.evaluation.specs import (
     CALIBRATION_METRICS,
@@ -228,6 +228,13 @@ def tier_of(name: str, train_labels: "pd.Series[float]", config: EvaluateConfig)
         )
     positives = int((known == 1).sum())
     return tier(positives, len(known), config.head, config.tail), positives, len(known)
+
+
+def means_to_take(tiers: Mapping[str, Tier]) -> list[tuple[Level, str, list[str]]]:
+    """Level, name and members of each mean: all findings, each tier, each finding by itself."""
+    means: list[tuple[Level, str, list[str]]] = [("macro", "macro", list(tiers))]
+    means += [("tier", tier, [name for name, own in tiers.items() if own == tier]) for tier in TIERS]
+    return [*means, *(("finding", name, [name]) for name in tiers)]
 
 
 def estimate(sampled: BootstrapDistribution, resamples: Resamples, findings: int = 1) -> Estimate:

@@ -15,15 +15,12 @@ from ral.evaluation.calibration_io import FORMAT, SavedCalibration, SavedFinding
 from ral.evaluation.metrics import cuts
 from ral.evaluation.reliability import curve
 from ral.evaluation.resampled_metrics import CELLS
-from ral.evaluation.results import Estimate, Mean, Metrics, ScoredImages
+from ral.evaluation.results import DECIMALS, Estimate, Mean, Metrics, ScoredImages, rounded_number
 from ral.evaluation.score import Evaluation, Finding
 from ral.evaluation.specs import SUMMARY, THRESHOLD_METRICS
 from ral.evaluation.table_rows import FindingRow, OperatingRow, to_frame, with_ends
 
 Array = NDArray[Any]
-
-# Decimals of all written numbers except thresholds; logits of different machines differ beyond that.
-DECIMALS = 6
 
 
 def to_metrics(evaluation: Evaluation, sealed: int = 0) -> Metrics:
@@ -80,8 +77,8 @@ def to_summary(evaluation: Evaluation) -> dict[str, dict[str, float | str | None
 
     Macro AP, AUROC and calibration error (ece), and macro AP per tier.
     """
-    metrics = {name: _rounded(evaluation.macro[name].value) for name in SUMMARY}
-    tiers = {f"ap_{name}": _rounded(scores["ap"].value) for name, scores in evaluation.tiers.items()}
+    metrics = {name: rounded_number(evaluation.macro[name].value) for name in SUMMARY}
+    tiers = {f"ap_{name}": rounded_number(scores["ap"].value) for name, scores in evaluation.tiers.items()}
     return {"test": {"data": evaluation.data, **metrics, **tiers}}
 
 
@@ -235,11 +232,12 @@ def _mean(scores: Mapping[str, Estimate]) -> Mean:
 
 
 def _estimate(score: Estimate) -> Estimate:
-    return replace(score, value=_rounded(score.value), low=_rounded(score.low), high=_rounded(score.high))
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else round(value, DECIMALS)
+    return replace(
+        score,
+        value=rounded_number(score.value),
+        low=rounded_number(score.low),
+        high=rounded_number(score.high),
+    )
 
 
 def _curve(finding: str, curve: str, x: Array, y: Array) -> pd.DataFrame:

@@ -37,7 +37,8 @@ CUTS, REACHED = (60, 180), (0.1, 0.25)
 # the side.
 BELL, RANDOM_POINTS = 0.15, 20
 BASELINES = ("centre", "random")
-BATCH = 64
+# Images per pass: at most BATCH, and at most PIXELS pixels: the feature maps of all layers are kept for the gradient.
+BATCH, PIXELS = 64, 2**22
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,9 @@ def _maps(
 ) -> Iterator[tuple[Choice, int, Map]]:
     """The heat maps of the images of one finding: method, index of the image, map [size, size]."""
     device = next(network.parameters()).device
-    for start in range(0, len(located.rows), BATCH):
-        pixels = dataset.gather(located.rows[start : start + BATCH])
+    step = min(BATCH, max(1, PIXELS // info.size**2))
+    for start in range(0, len(located.rows), step):
+        pixels = dataset.gather(located.rows[start : start + step])
         images = normalised(torch.from_numpy(pixels).to(device), info)
         layers = [choice.layer for choice in found if choice.method == "grad_cam"]
         cams = dict(zip(layers, grad_cams(network, images, finding, layers), strict=True))

@@ -62,6 +62,11 @@ def bank_key(models: Path, dataset: Dataset, precision: Precision) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def folder_name(key: str) -> str:
+    """Name of the folder of a bank that is kept for later."""
+    return key[:16]
+
+
 def open_bank(
     models: Path,
     dataset: Dataset,
@@ -87,7 +92,7 @@ def open_bank(
         UserError: see `write_bank`; or the bank is damaged.
     """
     key = bank_key(models, dataset, precision)
-    path = folder / key[:16]
+    path = folder / folder_name(key)
     if written is not None and (written / INFO).is_file() and BankInfo.read(written / INFO).key == key:
         path = written
     elif not (path / INFO).is_file():

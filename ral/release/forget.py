@@ -21,6 +21,7 @@ from ral.config.evaluate import EvaluateConfig
 from ral.data.baseline import SPLIT, read_split
 from ral.data.dataset import open_dataset
 from ral.data.images.decode import dicom_start
+from ral.data.privacy import Pseudonymizer
 from ral.data.splits.hashing import hash_to_unit_interval
 from ral.data.splits.holdout import sealed
 from ral.errors import UserError
@@ -190,7 +191,8 @@ def forgotten_group(
         raise UserError(
             "None of the excluded patients is in the label table any more: there is no image to compare."
         )
-    trained = leaving.pseudonymizer.ids(studies["patient_id"]).map(split) == "train"
+    ids = leaving.pseudonymizer.ids(studies["patient_id"])
+    trained = released_split(ids, split, leaving.pseudonymizer) == "train"
     studies = studies[trained].drop_duplicates("image_id").set_index("image_id")
     images = leaving.images[leaving.images["image_id"].isin(studies.index)].reset_index(drop=True)
     if images.empty:
@@ -213,6 +215,20 @@ def forgotten_group(
     return Group(studies["patient_id"].to_numpy(object)[usable].astype(str), *losses)
 
 
+def released_split(
+    patients: "pd.Series[str]", split: "pd.Series[str]", pseudonymizer: Pseudonymizer
+) -> "pd.Series[str]":
+    """The split of patients in an earlier release; NaN for those that it does not have.
+
+    Args:
+        patients: ids as in today's outputs.
+        split: of the release, by patient; its ids may be those of the table although today's are pseudonyms.
+        pseudonymizer: makes today's ids.
+    """
+    renamed = split.set_axis(pseudonymizer.ids(split.index.to_series()).array)
+    return patients.map(split).fillna(patients.map(renamed))
+
+
 def _contents(leaving: Leaving, images: pd.DataFrame) -> Iterator[bytes]:
     try:
         yield from image_contents(leaving.source.root, images)
@@ -229,6 +245,7 @@ def unseen_group(
     models: Sequence[ReleasedModel],
     findings: Sequence[str],
     config: EvaluateConfig,
+    pseudonymizer: Pseudonymizer,
 ) -> Group:
     """Losses of both models on test images that are not sealed and that neither model was trained on.
 
@@ -238,9 +255,11 @@ def unseen_group(
         models: the earlier and the retrained model.
         findings: that both have.
         config: evaluate section, for evaluate.sealed.
+        pseudonymizer: makes the ids of the prepared data.
 
     Raises:
-        UserError: the images were prepared in another way than the earlier model's, or none is left.
+        UserError: the images were prepared in another way than the earlier model's, its patients have other ids, or no
+            image is left.
     """
     require_file(prepared / artifacts.DATASET.name)
     dataset = open_dataset(prepared)
@@ -250,11 +269,16 @@ def unseen_group(
                 f"{model.name} was trained on images that were prepared in another way than those in {prepared}: their "
                 "losses cannot be compared. Retrain with the section preprocess of the earlier model."
             )
-    split = read_split(bundle)
-    known: set[str] = set() if split is None else set(split.index[split != "test"])
-    studies = dataset.studies
+    studies, split = dataset.studies, read_split(bundle)
     usable = (studies["split"] == "test").to_numpy() & ~sealed(studies, config.sealed)
-    usable &= ~studies["patient_id"].isin(known).to_numpy()
+    if split is not None:
+        before = released_split(studies["patient_id"], split, pseudonymizer)
+        if before.isna().all():
+            raise UserError(
+                f"{bundle.name} has none of the patients in {prepared}, so it is not known which it was trained on: "
+                "their ids differ. Use the data.pseudonymise of that release, or name another one with --against."
+            )
+        usable &= (before.isna() | (before == "test")).to_numpy()
     chosen = _first_patients(studies[usable])
     if not len(chosen):
         raise UserError(
@@ -331,6 +355,7 @@ def audit(
     if not findings:
         raise UserError(f"{models[0].name} and {models[1].name} have no finding in common.")
     forgotten = forgotten_group(leaving, bundle, models, findings, monochrome1)
-    others = unseen_group(workspace / artifacts.PREPARED, bundle, models, findings, config)
+    prepared = workspace / artifacts.PREPARED
+    others = unseen_group(prepared, bundle, models, findings, config, leaving.pseudonymizer)
     numbers = compare(forgotten, others, config.replicates, config.seed, config.confidence)
     return numbers, forgotten, others

@@ -18,8 +18,8 @@ from ral.release.forget_traces import Traces
 # Outputs that are made from the source; nothing else in a cache is touched, such as data that users track with DVC.
 # The weights first, the data last: see `old_objects`.
 OUTPUTS = (
-    str(artifacts.MODELS), str(artifacts.REPORTS), str(artifacts.PREPARED), str(artifacts.VALIDATED),
-    str(artifacts.MANIFEST),
+    str(artifacts.MODELS), str(artifacts.FEATURES), str(artifacts.REPORTS), str(artifacts.PREPARED),
+    str(artifacts.VALIDATED), str(artifacts.MANIFEST),
 )  # fmt: skip
 # A stage of DVC: its dependencies or outputs.
 _Listed = Mapping[str, str]

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 
@@ -79,9 +79,12 @@ def find_places(project: Path, state: Path, traces: Traces) -> list[Place]:
 
 
 def _outputs(folder: Path, traces: Traces, action: Action, what: str) -> Iterator[Place]:
-    for path in (folder / name for name in sorted(OUTPUTS)):
-        if path.exists() and traces.in_folder(path):
-            yield Place(what, action, [path])
+    paths = [path for name in sorted(OUTPUTS) if (path := folder / name).exists() and traces.in_folder(path)]
+    features = folder / artifacts.FEATURES
+    if paths and features.exists():  # of the same images, without names
+        paths.append(features)
+    for path in paths:
+        yield Place(what, action, [path])
 
 
 def _runs_and_baseline(folder: Path, traces: Traces) -> Iterator[Place]:
@@ -106,13 +109,35 @@ def _state(project: Path, state: Path, traces: Traces) -> Iterator[Place]:
             yield Place(what, "manual", [path])
         elif traces.in_file(path):
             yield Place("names and hashes of files that were in the data folder", "remove", [path])
-    # Features and checkpoints have no names: they are recognized by their age.
-    datasets = [project / artifacts.DATASET, *(state / "workspaces").glob(f"*/{artifacts.DATASET}")]
-    prepared = max((path.stat().st_mtime for path in datasets if path.is_file()), default=0.0)
-    for name, what in (("features", "feature bank"), ("training", "unfinished training")):
-        for path in sorted((state / name).glob("*")):
-            if path.is_dir() and _newest(path) < prepared and not _in_use(path / "lock"):
-                yield Place(f"{what} that is older than data/prepared", "remove", [path])
+    folders = [project, *(state / "workspaces").glob("*")]
+    # Features and checkpoints have no names: they are recognized by their key, and by their age.
+    banks = sorted(path for path in (state / "features").glob("*") if path.is_dir())
+    current = {name for folder in folders if banks for name in _banks_of(folder, traces)}
+    for path in banks:
+        name = path.name.removeprefix(".").removesuffix(
+            ".draft"
+        )  # one that is being written, or was (`atomic_directory`)
+        if name not in current and not _in_use(path.with_name(f".{name}.lock")):
+            yield Place("feature bank of other data or another model than are here", "remove", [path])
+    datasets = [path for folder in folders if (path := folder / artifacts.DATASET).is_file()]
+    prepared = max((path.stat().st_mtime for path in datasets), default=0.0)
+    for path in sorted((state / "training").glob("*")):
+        if path.is_dir() and _newest(path) < prepared and not _in_use(path / "lock"):
+            yield Place("unfinished training that is older than data/prepared", "remove", [path])
+
+
+def _banks_of(folder: Path, traces: Traces) -> Iterator[str]:
+    """Names of the feature banks of the model and the prepared data in a folder; none if the data has the patients."""
+    models, prepared = folder / artifacts.MODELS, folder / artifacts.PREPARED
+    needed = (folder / artifacts.WEIGHTS, folder / artifacts.MODEL, folder / artifacts.DATASET)
+    if not all(path.is_file() for path in needed) or traces.in_folder(prepared):
+        return
+    from ral.data.dataset import open_dataset
+    from ral.inference.bank import Precision, bank_key, folder_name
+
+    dataset = open_dataset(prepared)
+    for precision in get_args(Precision):
+        yield folder_name(bank_key(models, dataset, precision))
 
 
 def _releases(state: Path, traces: Traces) -> Iterator[Place]:

@@ -29,11 +29,16 @@ def _rule(result: Robustness | None, name: str, floor: float) -> Rule:
     if shift is None:
         scored = ", ".join(info.name for info in result.shifts.shifts) or "none"
         sentence = (
-            f"gate.robustness names {name}, which is none of the shifts of the step robustness: {scored}."
+            f"gate.robustness names {name}, which is none of the shifts of the step robustness: {scored}. Add it to "
+            "robustness.shifts and run `dvc repro`, or remove it from gate.robustness."
         )
         return _held(name, floor, sentence)
     if shift.not_available is not None:
-        return _held(name, floor, f"{shift.label}: not available, {shift.not_available}.")
+        return _held(
+            name,
+            floor,
+            f"{shift.label}: not available, {shift.not_available}. Remove {name} from gate.robustness.",
+        )
     return _compared(result, shift, floor)
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from ral.evaluation.results import Level
 from ral.labels import TIERS
 from ral.reporting.plots import TIER_COLOURS, TIER_MARKERS, svg
 from ral.reporting.shift_plots import label_of
 from ral.reporting.tables import Cell, Table
-from ral.robustness.contents import AttackInfo, Attacks, GapRow, Level, Target
+from ral.robustness.contents import AttackInfo, Attacks, GapRow, Target
 from ral.wording import difference, known, number, pluralize, with_interval
 
 TARGETS: dict[Target, str] = {"finding": "Each finding alone", "all": "All findings at once"}

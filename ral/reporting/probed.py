@@ -18,19 +18,32 @@ def sentences(probes: Probes) -> list[str]:
     said = []
     told = [row for row in probes.probes if known(row.auroc)]
     if told:
-        best = max(told, key=lambda row: row.auroc or 0.0)
-        said.append(
-            f"Of the attributes, a linear probe on the features tells {_name(best)} best: AUROC "
-            f"{with_interval(best.auroc, best.low, best.high)}."
-        )
+        better = [row for row in told if known(row.low) and row.low > 0.5]
+        best = max(better or told, key=lambda row: row.auroc or 0.0)
+        area = with_interval(best.auroc, best.low, best.high)
+        if better:
+            said.append(
+                f"Of the attributes, a linear probe on the features tells {_name(best)} best: AUROC {area}."
+            )
+        else:
+            said.append(
+                "A linear probe on the features tells none of the attributes significantly better than chance; the "
+                f"highest AUROC is {area}, of {_name(best)}."
+            )
     tested = [row for row in probes.within if row.finding != "macro" and known(row.p_holm)]
     if tested:
         lower = [row for row in tested if is_lower(row)]
         names = "; ".join(f"{row.finding} by {NAMES[row.attribute]}" for row in lower)
+        worst = min(tested, key=lambda row: row.difference or 0.0)
+        # A few hundred images may not reach significance, however far a finding falls.
+        fall = (
+            f" The largest change: {worst.finding} by {NAMES[worst.attribute]}, "
+            f"{difference(worst.difference, worst.low, worst.high)}."
+        )
         said.append(
             f"Among images with the same value of an attribute, AUROC is significantly lower in {len(lower)} of "
             f"{pluralize(len(tested), 'comparison', 'comparisons')} of a finding (p after Holm's correction below "
-            f"{LEVEL}){f': {names}' if names else ''}."
+            f"{LEVEL}){f': {names}' if names else ''}.{fall}"
         )
     return said
 

@@ -51,7 +51,7 @@ def section(result: Robustness, phantom: bool) -> Section | None:
         missing += probed.left_out(result.probes)
         if any(known(row.auroc) for row in result.probes.probes):
             plots["probes"] = Markup(probed.plot("shortcutprobes", result.probes, phantom))
-        if result.probes.within:
+        if result.probes.probes or result.probes.within:
             tables["probes"], tables["within"] = probed.table(result.probes), probed.within(result.probes)
             tables["strata"] = probed.strata(result.probes, findings)
     if result.attacks is not None:
@@ -79,7 +79,7 @@ def sentences(result: Robustness) -> list[str]:
                 f"{difference(worst.difference, worst.low, worst.high)}."
             )
         said += _about_calls(result.shifts)
-    if result.flip is not None:
+    if result.flip is not None and known(result.flip.changed_images):
         changed = result.flip
         said.append(
             f"If left and right are exchanged, at least one call changes on {percent(changed.changed_images)} of the "

@@ -6,9 +6,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ral.evaluation.results import Level
 from ral.labels import TIERS
 from ral.reporting.plots import INK, TIER_COLOURS, TIER_MARKERS, plain, svg
-from ral.robustness.contents import Level, Robustness, ShiftInfo, ShiftRow, Shifts
+from ral.robustness.contents import Robustness, ShiftInfo, ShiftRow, Shifts
 from ral.wording import known, number
 
 # A change is marked if its p value after Holm's correction is below this.

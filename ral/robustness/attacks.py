@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ral.config.robustness import AttacksConfig
 from ral.evaluation.bootstrap import BootstrapDistribution
+from ral.evaluation.results import rounded_number
 from ral.evaluation.rows import floats
 from ral.inference.score import images_per_pass
 from ral.models.inputs import normalised
@@ -16,7 +17,7 @@ from ral.models.pgd import gray_bounds
 from ral.progress import Progress
 from ral.robustness.attack import attack_all, attack_each
 from ral.robustness.contents import AttackInfo, Attacks, GapRow
-from ral.robustness.shifts import Metrics, compare, finding_metrics, rounded
+from ral.robustness.shifts import Metrics, compare, finding_metrics, positive_calls
 from ral.robustness.subject import Subject, not_estimable
 
 # Images per pass of an attack, which keeps activations for the gradient, as a share of those of scoring.
@@ -42,7 +43,12 @@ def audit_attacks(subject: Subject, config: AttacksConfig, seed: int) -> Attacks
     logits = attacked_logits(sampled, infos, config.steps)
     clean = finding_metrics(sampled, logits[""])
     attacked = {info.name: finding_metrics(sampled, logits[info.name]) for info in infos}
-    rows = [row for info in infos for row in compare(sampled, info.name, clean, attacked[info.name])]
+    calls = {name: positive_calls(sampled, logits[name]) for name in logits}
+    rows = [
+        row
+        for info in infos
+        for row in compare(sampled, info.name, clean, attacked[info.name], (calls[""], calls[info.name]))
+    ]
     return Attacks(
         attacks=infos,
         steps=config.steps,
@@ -120,15 +126,15 @@ def gap_rows(
         one, other = (subject.resamples.interval(gap) for gap in (before, after))
         yield GapRow(
             attack=info.name,
-            clean=rounded(one.value),
-            clean_low=rounded(one.low),
-            clean_high=rounded(one.high),
-            value=rounded(other.value),
-            value_low=rounded(other.low),
-            value_high=rounded(other.high),
-            difference=rounded(change.value),
-            low=rounded(change.low),
-            high=rounded(change.high),
+            clean=rounded_number(one.value),
+            clean_low=rounded_number(one.low),
+            clean_high=rounded_number(one.high),
+            value=rounded_number(other.value),
+            value_low=rounded_number(other.low),
+            value_high=rounded_number(other.high),
+            difference=rounded_number(change.value),
+            low=rounded_number(change.low),
+            high=rounded_number(change.high),
         )
 
 

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from ral.evaluation.results import Level
 from ral.labels import Data, Tier
 from ral.records import Record
 
-Level = Literal["macro", "tier", "finding"]
 # Mean over the findings, except for calls: their sum.
 Metric = Literal["ap", "auroc", "brier", "ece", "calls"]
 METRICS: tuple[Metric, ...] = ("ap", "auroc", "brier", "ece", "calls")
@@ -88,10 +88,10 @@ class Flip(Record):
     """The flip audit."""
 
     rows: tuple[FlipRow, ...]
-    changed_images: float
-    """Share of the images with at least one changed call, with its interval."""
-    low: float | None
-    high: float | None
+    changed_images: float | None = None
+    """Share of the images with at least one changed call, with its interval; None without calls."""
+    low: float | None = None
+    high: float | None = None
 
     def row(self, level: Level, name: str) -> FlipRow:
         """The row of a finding, a tier or macro."""
@@ -178,7 +178,7 @@ class ProbeRow(Record):
 
 
 class WithinRow(Record):
-    """AUROC of a finding among all images, and among pairs of images with the same value of an attribute."""
+    """AUROC of a finding among all images with a known value of an attribute, and among pairs with the same value."""
 
     attribute: str
     finding: str

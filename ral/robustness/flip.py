@@ -13,8 +13,9 @@ from scipy.stats import rankdata
 from ral.evaluation.bootstrap import BootstrapDistribution, Support
 from ral.evaluation.metrics import divide
 from ral.evaluation.resampled_metrics import Scored
-from ral.robustness.contents import Flip, FlipRow, Level
-from ral.robustness.shifts import means_to_take, rounded
+from ral.evaluation.results import NO_INTERVAL, Level, rounded_number
+from ral.evaluation.score import means_to_take
+from ral.robustness.contents import Flip, FlipRow
 from ral.robustness.subject import Subject
 
 
@@ -41,18 +42,18 @@ def audit_flip(subject: Subject, clean: NDArray[np.float32], flipped: NDArray[np
     rule = subject.calibration.rule
     changes = {name: _change(before[name], after[name], before[name].thresholds.get(rule)) for name in before}
     masks = [change.changed for change in changes.values() if change.changed is not None]
-    any_changed = np.logical_or.reduce(masks) if masks else np.zeros(len(clean), bool)
-    images = subject.resamples.interval(_share(subject, any_changed))
-    assert images.value is not None, "there are test images"
+    images = (
+        subject.resamples.interval(_share(subject, np.logical_or.reduce(masks))) if masks else NO_INTERVAL
+    )
     return Flip(
         rows=tuple(
             _row(subject, level, name, [changes[member] for member in members])
             for level, name, members in means_to_take(subject.tiers)
             if members
         ),
-        changed_images=round(images.value, 6),
-        low=rounded(images.low),
-        high=rounded(images.high),
+        changed_images=rounded_number(images.value),
+        low=rounded_number(images.low),
+        high=rounded_number(images.high),
     )
 
 
@@ -85,9 +86,9 @@ def _row(subject: Subject, level: Level, name: str, changes: list[_Change]) -> F
         name=name,
         logit=round(float(np.mean([change.logit for change in changes])), 6),
         probability=_mean([change.probability for change in changes]),
-        changed_calls=rounded(calls.value),
-        low=rounded(calls.low),
-        high=rounded(calls.high),
+        changed_calls=rounded_number(calls.value),
+        low=rounded_number(calls.low),
+        high=rounded_number(calls.high),
         rank_correlation=_mean([change.rank_correlation for change in changes]),
     )
 

@@ -23,6 +23,9 @@ from ral.robustness.contents import ShiftInfo
 from ral.robustness.pixels import Pixels
 from ral.robustness.subject import Change, Subject
 
+# Images that are compared at a time.
+BLOCK = 512
+
 
 def unavailable(info: DatasetInfo, config: PreprocessConfig) -> str | None:
     """Why padding cannot be compared with these prepared images; None if it can."""
@@ -51,10 +54,20 @@ def padded(
         ids = subject.test["image_id"].tolist()
         with TemporaryDirectory(dir=folder) as temporary:
             pixels = padded_pixels(data, config, images, ids, Path(temporary), environment)
-        if (pixels != subject.dataset.gather(subject.rows)).any():
+        if not _same(pixels, subject):
             return info, lambda _, rows: pixels[rows]
         reason = "all test images are square"
     return info.model_copy(update={"not_available": reason}), None
+
+
+def _same(pixels: Pixels, subject: Subject) -> bool:
+    """Whether pixels are those of the prepared test images; compared in parts, as a test split may fill the memory."""
+    return all(
+        np.array_equal(
+            pixels[start : start + BLOCK], subject.dataset.gather(subject.rows[start : start + BLOCK])
+        )
+        for start in range(0, len(pixels), BLOCK)
+    )
 
 
 def padded_pixels(
@@ -97,7 +110,12 @@ def padded_pixels(
     pad = config.model_copy(update={"fit": "pad", "on_bad_image": "fail"})
     with open_pool(environment.dask) as pool, Progress("decoding images", len(wanted), "images") as progress:
         packed = pack(root, wanted, pad, folder, pool, progress.add, environment.state_dir)
-    shards = [open_shard(folder / "shards" / shard.name, config.size)[1] for shard in packed.shards]
-    row_of = pd.Series(np.arange(len(wanted)), index=wanted["image_id"])
-    pixels: Pixels = np.concatenate(shards)[row_of.loc[list(image_ids)].to_numpy()]
+    place_of = pd.Series(np.arange(len(image_ids)), index=list(image_ids))
+    places, first = place_of.loc[wanted["image_id"]].to_numpy(), 0
+    pixels: Pixels = np.empty((len(image_ids), config.size, config.size), np.uint8)
+    for shard in packed.shards:
+        pixels[places[first : first + shard.images]] = open_shard(
+            folder / "shards" / shard.name, config.size
+        )[1]
+        first += shard.images
     return pixels

@@ -25,11 +25,11 @@ from ral.evaluation.audit import COLUMN, UNKNOWN, Group, group_rows, in_order, v
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, holm
 from ral.evaluation.metrics import divide
 from ral.evaluation.resampled_metrics import Scored, ranking
+from ral.evaluation.results import rounded_number
 from ral.explain.features import NoMapError
 from ral.inference.bank import feature_batches
 from ral.progress import Progress
 from ral.robustness.contents import ProbeRow, Probes, StratumRow, WithinRow
-from ral.robustness.shifts import rounded
 from ral.robustness.subject import Subject
 
 Array = NDArray[Any]
@@ -143,11 +143,15 @@ def probe_rows(
                 update={"note": f"fewer than {2 * config.folds} patients with or without it"}
             )
             continue
-        scores = out_of_fold(features[known], target, own.patient, config, seed)
+        try:
+            scores = out_of_fold(features[known], target, own.patient, config, seed)
+        except ConvergenceWarning:
+            yield row.model_copy(update={"note": "did not converge: raise robustness.probes.l2"})
+            continue
         scored = Scored(target.astype(np.float64), scores, None, {})
         area = own.interval(ranking(scored, own, ("auroc",))["auroc"])
         numbers = {"auroc": area.value, "low": area.low, "high": area.high}
-        yield row.model_copy(update={name: rounded(number) for name, number in numbers.items()})
+        yield row.model_copy(update={name: rounded_number(number) for name, number in numbers.items()})
 
 
 def out_of_fold(
@@ -162,6 +166,9 @@ def out_of_fold(
         config: the section robustness.probes.
         seed: of the folds, which have about the same share of positives: otherwise a fold with more of them would be
             scored by a model that expects fewer.
+
+    Raises:
+        ConvergenceWarning: a regression did not converge.
     """
     scores = np.zeros(len(target))
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=seed)
@@ -193,16 +200,17 @@ def stratum_rows(measured: Stratified, attribute: str, values: Array) -> Iterato
                 images=row.images,
                 positives=row.positives,
                 note=row.note,
-                **{key: rounded(number) for key, number in numbers.items()},
+                **{key: rounded_number(number) for key, number in numbers.items()},
             )
 
 
 def within_rows(measured: Stratified, attribute: str, values: Array) -> Iterator[WithinRow]:
-    """AUROC of the findings among all images, and among pairs of images with the same value."""
-    resamples = measured.resamples
+    """AUROC of the findings among all images with a known value, and among pairs of images with the same value."""
+    known = values != UNKNOWN
+    resamples, values = measured.resamples.rows(known), values[known]
     pairs = []
     for name in measured.estimable:
-        scored = measured.scored[name]
+        scored = measured.scored[name].rows(known)
         within = within_auroc(scored, values, resamples)
         if within is None:
             continue
@@ -231,7 +239,7 @@ def within_auroc(scored: Scored, values: Array, resamples: Resamples) -> Bootstr
         wins, total = wins + np.where(number > 0, np.nan_to_num(area) * number, 0), total + number
         compared |= rows
     positive = scored.labels == 1
-    if (compared & positive).sum() * 2 < positive.sum():
+    if (compared & positive).sum() * 2 < max(positive.sum(), 1):
         return None
     support = resamples.support(np.where(compared, scored.labels, np.nan))
     return BootstrapDistribution(divide(wins, total, total > 0), support, "auroc")
@@ -244,17 +252,16 @@ def _within_row(
     within: BootstrapDistribution,
     resamples: Resamples,
 ) -> WithinRow:
-    paired = resamples.difference(within, over_all)
-    gap = resamples.interval(paired)
+    found = resamples.paired(within, over_all)
     return WithinRow(
         attribute=attribute,
         finding=finding,
-        auroc=rounded(float(over_all.values[0])),
-        within=rounded(float(within.values[0])),
-        difference=rounded(gap.value),
-        low=rounded(gap.low),
-        high=rounded(gap.high),
-        p=rounded(resamples.p_value(paired)),
+        auroc=rounded_number(found.second),
+        within=rounded_number(found.first),
+        difference=rounded_number(found.difference),
+        low=rounded_number(found.low),
+        high=rounded_number(found.high),
+        p=rounded_number(found.p),
     )
 
 
@@ -266,5 +273,5 @@ def corrected(rows: Sequence[WithinRow]) -> tuple[WithinRow, ...]:
         p_values = holm(np.array([rows[index].p for index in family], dtype=np.float64))
         adjusted |= dict(zip(family, p_values.tolist(), strict=True))
     return tuple(
-        row.model_copy(update={"p_holm": rounded(adjusted[index])}) for index, row in enumerate(rows)
+        row.model_copy(update={"p_holm": rounded_number(adjusted[index])}) for index, row in enumerate(rows)
     )

@@ -8,17 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, Support, holm
+from ral.evaluation.exact import clopper_pearson
 from ral.evaluation.reliability import errors
 from ral.evaluation.resampled_metrics import Scored, ranking
+from ral.evaluation.results import Level, rounded_number
+from ral.evaluation.score import means_to_take
 from ral.evaluation.specs import RANKED_BY
-from ral.labels import TIERS, Tier
 from ral.progress import Progress
-from ral.robustness.contents import METRICS, Level, Metric, ShiftInfo, ShiftRow, Shifts
+from ral.robustness.contents import METRICS, Metric, ShiftInfo, ShiftRow, Shifts
 from ral.robustness.pixels import Shift
 from ral.robustness.subject import Change, Subject
 
 # Metric -> its distribution over the resamples, of one finding.
 Metrics = Mapping[str, BootstrapDistribution]
+# Finding -> whether each image is called positive, bool [images].
+Calls = Mapping[str, NDArray[np.bool_]]
 
 
 def audit_shifts(
@@ -45,11 +49,12 @@ def audit_shifts(
         logits = {"": subject.score(None, progress)}
         for name, change in scored.items():
             logits[name] = subject.score(change, progress)
-    clean = finding_metrics(subject, logits[""])
+    clean, calls = finding_metrics(subject, logits[""]), positive_calls(subject, logits[""])
     rows: list[ShiftRow] = []
     with Progress("comparing with the unchanged images", len(scored), "shifts") as progress:
         for name in scored:
-            rows += compare(subject, name, clean, finding_metrics(subject, logits[name]))
+            changed = finding_metrics(subject, logits[name])
+            rows += compare(subject, name, clean, changed, (calls, positive_calls(subject, logits[name])))
             progress.add()
     infos = tuple(info for info, _ in [*changes, *others])
     return Shifts(shifts=infos, rows=corrected(rows)), logits
@@ -78,6 +83,16 @@ def finding_metrics(subject: Subject, logits: NDArray[np.float32]) -> dict[str, 
     }
 
 
+def positive_calls(subject: Subject, logits: NDArray[np.float32]) -> Calls:
+    """Whether each image is called positive, by finding with a threshold; arguments as of `finding_metrics`."""
+    rule = subject.calibration.rule
+    return {
+        name: scored.scores >= scored.thresholds[rule]
+        for name, scored in subject.scored(logits).items()
+        if scored.scores is not None
+    }
+
+
 def _metrics(scored: Scored, subject: Subject) -> Metrics:
     resamples = subject.resamples
     values = dict(ranking(scored, resamples, RANKED_BY))
@@ -92,7 +107,11 @@ def _metrics(scored: Scored, subject: Subject) -> Metrics:
 
 
 def compare(
-    subject: Subject, shift: str, clean: Mapping[str, Metrics], changed: Mapping[str, Metrics]
+    subject: Subject,
+    shift: str,
+    clean: Mapping[str, Metrics],
+    changed: Mapping[str, Metrics],
+    calls: tuple[Calls, Calls],
 ) -> list[ShiftRow]:
     """The rows of a shift, without Holm's correction.
 
@@ -101,6 +120,7 @@ def compare(
         shift: name of the shift.
         clean: finding -> metrics on the unchanged images.
         changed: the same on the changed images.
+        calls: on the unchanged and on the changed images (`positive_calls`).
     """
     rows = []
     for metric, (level, name, members) in itertools.product(METRICS, means_to_take(subject.tiers)):
@@ -111,7 +131,11 @@ def compare(
                 _combined(metric, [values[member][metric] for member in usable], subject.resamples)
                 for values in (clean, changed)
             )
-            row = _with_difference(row, before, after, subject.resamples)
+            own = _calls_difference(calls, usable, subject.resamples) if metric == "calls" else None
+            found = subject.resamples.paired(after, before, own)
+            numbers = found._asdict() | {"value": found.first, "clean": found.second}
+            names = ("clean", "value", "difference", "low", "high", "p")
+            row = row.model_copy(update={name: rounded_number(numbers[name]) for name in names})
         rows.append(row)
     return rows
 
@@ -124,16 +148,9 @@ def corrected(rows: Sequence[ShiftRow]) -> tuple[ShiftRow, ...]:
         p_values = holm(np.array([rows[index].p for index in family], dtype=np.float64))
         adjusted |= dict(zip(family, p_values.tolist(), strict=True))
     return tuple(
-        row.model_copy(update={"p_holm": rounded(adjusted[index])}) if row.p is not None else row
+        row.model_copy(update={"p_holm": rounded_number(adjusted[index])}) if row.p is not None else row
         for index, row in enumerate(rows)
     )
-
-
-def means_to_take(tiers: Mapping[str, Tier]) -> list[tuple[Level, str, list[str]]]:
-    """Level, name and members of each mean: all findings, each tier, each finding by itself."""
-    means: list[tuple[Level, str, list[str]]] = [("macro", "macro", list(tiers))]
-    means += [("tier", tier, [name for name, own in tiers.items() if own == tier]) for tier in TIERS]
-    return [*means, *(("finding", name, [name]) for name in tiers)]
 
 
 def _combined(
@@ -146,22 +163,18 @@ def _combined(
     return parts[0] if len(parts) == 1 else resamples.mean(parts)
 
 
-def _with_difference(
-    row: ShiftRow, clean: BootstrapDistribution, changed: BootstrapDistribution, resamples: Resamples
-) -> ShiftRow:
-    paired = resamples.difference(changed, clean)
-    gap = resamples.interval(paired)
-    numbers = {
-        "clean": float(clean.values[0]),
-        "value": float(changed.values[0]),
-        "difference": gap.value,
-        "low": gap.low,
-        "high": gap.high,
-        "p": resamples.p_value(paired),
-    }
-    return row.model_copy(update={name: rounded(number) for name, number in numbers.items()})
-
-
-def rounded(number: float | None) -> float | None:
-    """Six decimals; None if there is no number."""
-    return None if number is None or not np.isfinite(number) else round(number, 6) + 0.0
+def _calls_difference(
+    calls: tuple[Calls, Calls], findings: Sequence[str], resamples: Resamples
+) -> BootstrapDistribution:
+    """The change of the number of calls. Its sample are the patients with a changed call; if there is none, resamples
+    show no uncertainty, and that of a share of 0 is used.
+    """
+    before, after = (np.stack([side[name] for name in findings], axis=1).astype(np.int64) for side in calls)
+    values = resamples.totals((after - before).sum(axis=1)[:, None])[:, 0]
+    changed = (after != before).sum(axis=1)
+    if changed.any():
+        counts = np.bincount(resamples.patient, changed, resamples.patients)
+        return BootstrapDistribution(values, Support.of(counts), "difference")
+    everyone = Support.of(np.bincount(resamples.patient))
+    reach = before.size * clopper_pearson(0.0, everyone.effective, resamples.confidence)[1]
+    return BootstrapDistribution(values, everyone, "difference", (reach, reach))

@@ -336,6 +336,7 @@ def test_rows_and_logits_say_what_was_tested(killed: tuple[Path, list[dict[str, 
     assert [row["arm"] for row in table.read_rows(folder / "results/scales.csv", table.SCALES)] == ["ral"]
 
 
+@pytest.mark.long
 def test_a_row_reruns_to_its_own_numbers(killed: tuple[Path, list[dict[str, str]], list[int]]) -> None:
     folder, _, _ = killed
     row = rows_of(folder)[-1]
@@ -359,6 +360,9 @@ def test_what_was_packed_is_merged_without_what_is_incomplete(
 ) -> None:
     folder, _, _ = killed
     rows = rows_of(folder)
+    # As if the study had been killed before it copied the last rows.
+    table.write_rows(folder / "pack" / "runs.csv", rows[:2])
+    subprocess.run(study(folder, "--pack", str(folder / "pack")), cwd=ROOT, check=True)
     assert archive.merge(folder / "pack", tmp_path / "state", tmp_path / "results") == (4, 0)
     assert rows_of(tmp_path) == rows
     assert archive.merge(folder / "pack", tmp_path / "state", tmp_path / "results") == (0, 0)

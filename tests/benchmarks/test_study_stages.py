@@ -187,6 +187,7 @@ def test_a_refitted_row_has_the_settings_of_its_network_and_the_logits_of_its_he
     assert len({row["logits"] for row in rows if not row["arm"].endswith("rcal")}) == len(rows) - 1
 
 
+@pytest.mark.long
 def test_a_refitted_row_reruns_to_its_own_numbers_without_its_features(
     killed: tuple[Path, list[dict[str, str]], list[int]],
 ) -> None:

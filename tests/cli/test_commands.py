@@ -60,7 +60,7 @@ def test_help_is_one_screen_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "modules", ["ral", "ral.losses", "ral.models", "ral.evaluation.metrics", "ral.inference.score"]
+    "modules", ["ral", "ral.losses, ral.models, ral.evaluation.metrics", "ral.inference.score"]
 )
 def test_importing_the_library_loads_no_extra(modules: str) -> None:
     extras = ("prefect", "dvc", "dask", "great_expectations", "deepspeed", "matplotlib", "gto")

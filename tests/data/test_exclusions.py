@@ -1,10 +1,12 @@
 """Excluded patients are in no output, log or message, and nobody else changes the split."""
 
 import logging
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from excluded import LEAVING, SHARED, chain, data, remove, texts, write_images
 
 from ral.config.data import DataConfig, ManifestParams
 from ral.config.environment import Environment
-from ral.data.exclusions import Exclusions
+from ral.data.exclusions import Exclusions, write_hashes
 from ral.data.privacy import NO_PSEUDONYMS, Pseudonymizer, pseudonyms, read_salt
 from ral.errors import UserError
 from ral.files import read_json
@@ -150,7 +152,12 @@ def test_errors_name_the_file_and_no_id(root: Path, tmp_path: Path) -> None:
             Exclusions.of(data(root, **changes))
         return str(caught.value)
 
-    assert "absent.txt (data.exclude_patients) does not exist" in refusal(exclude_patients="absent.txt")
+    told = refusal(exclude_patients="absent.txt")
+    assert "absent.txt (data.exclude_patients) does not exist" in told
+    assert "Put it there, or correct the path." in told
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"empty\.txt lists no patient"):
+        write_hashes(tmp_path / "empty.txt", tmp_path / "salt", tmp_path / "hashes.txt")
     told = refusal(exclude_patients="leaving.txt", exclude_salt="salt")
     assert "leaving.txt, line 1: not a keyed hash" in told
     assert "Person" not in told
@@ -160,6 +167,15 @@ def test_errors_name_the_file_and_no_id(root: Path, tmp_path: Path) -> None:
     assert "are different salts" in refusal(**changes)
     (tmp_path / "leaving.txt").write_bytes(b"Jos\xe9\n")
     assert "is not UTF-8" in refusal(exclude_patients="leaving.txt")
+
+
+@pytest.mark.parametrize("content", ["", "\n  \n"])
+def test_a_file_without_patients_is_reported(
+    content: str, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "leaving.txt").write_text(content)
+    chain(data(root, exclude_patients="leaving.txt"), tmp_path / "after")
+    assert "data.exclude_patients: the file lists no patient, so nobody is excluded" in caplog.text
 
 
 def test_nobody_left_is_an_error(root: Path, tmp_path: Path) -> None:
@@ -178,6 +194,50 @@ def test_a_rejected_table_names_none_of_them(root: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="Person0011-1") as caught:
         chain(data(root, exclude_patients="leaving.txt"), tmp_path / "after")
     assert [name for name in LEAVING if name in str(caught.value) + texts(tmp_path / "runs")] == []
+
+
+def test_an_archive_of_their_images_only_is_not_named(root: Path, tmp_path: Path) -> None:
+    for archive, people in (("images_Person0003", "Person0003"), ("images_rest", "*")):
+        with ZipFile(root / f"{archive}.zip", "w") as stream:
+            for path in sorted((root / "bilder").glob(f"{people}/*.png")):
+                if archive != "images_rest" or "Person0003" not in path.name:
+                    stream.write(path, path.name)
+    text = (root / "befund.csv").read_text()
+    (root / "befund.csv").write_text(re.sub(r"^(Person\d+-\d)", r"\1.png", text, flags=re.MULTILINE))
+
+    def archives(name: str, **changes: str) -> set[str]:
+        config = data(root, **changes)
+        table = config.table.model_copy(update={"path": None})
+        chain(config.model_copy(update={"table": table}), tmp_path / name)
+        files = read_json(tmp_path / name / "validated/validation.json")["files"]
+        return {file for file in files if ".zip" in file}
+
+    assert archives("before") == {"images_Person0003.zip", "images_rest.zip"}
+    assert archives("after", exclude_patients="leaving.txt") == {"images_rest.zip"}
+    assert "Person0003" not in texts(tmp_path / "after/validated") + texts(tmp_path / "after/prepared")
+
+
+@pytest.mark.parametrize(
+    "theirs", ["5,5,5,9", "1,1,99,9", "1,1,9,9"]
+)  # empty, beyond the image, as it should be
+def test_their_boxes_are_skipped_whatever_is_in_them(theirs: str, root: Path, tmp_path: Path) -> None:
+    head = "image_id,class_name,x_min,y_min,x_max,y_max\n"
+    (root / "boxes.csv").write_text(f"{head}Person0003-0,Mass,{theirs}\nPerson0002-0,Mass,1,1,9,9\n")
+    config = data(root, exclude_patients="leaving.txt", boxes={"files": ["boxes.csv"]})
+    prepared = chain(config, tmp_path / "after")
+    assert pd.read_parquet(prepared / "boxes.parquet")["image_id"].tolist() == ["Person0002-0"]
+    counts = read_json(prepared / "dataset.json")["boxes"]
+    assert counts == {"boxes": 1, "images": 1, "no_image": 0, "cut_off": 0}
+
+
+def test_only_their_boxes_are_an_error_without_an_id(root: Path, tmp_path: Path) -> None:
+    (root / "boxes.csv").write_text(
+        "image_id,class_name,x_min,y_min,x_max,y_max\nPerson0003-0,Mass,1,1,9,9\n"
+    )
+    config = data(root, exclude_patients="leaving.txt", boxes={"files": ["boxes.csv"]})
+    with pytest.raises(UserError, match="no box is of an image and a finding that are used") as caught:
+        chain(config, tmp_path / "after")
+    assert "Person0003" not in str(caught.value)
 
 
 def test_the_manifest_changes_with_the_file_and_has_no_names(root: Path, tmp_path: Path) -> None:
@@ -199,6 +259,15 @@ def test_the_manifest_changes_with_the_file_and_has_no_names(root: Path, tmp_pat
     other = manifest("third.json", exclude_patients="leaving.txt")
     assert other != first
     assert read_json(tmp_path / "third.json")["folders"] == read_json(tmp_path / "first.json")["folders"]
+    # Another salt, or none, makes other patients of the same lines.
+    (tmp_path / "leaving.txt").write_text("0" * 32)
+    salted = [
+        manifest("salted.json", exclude_patients="leaving.txt", exclude_salt=salt) for salt in ("salt", None)
+    ]
+    (tmp_path / "salt").write_bytes(b"another salt of 24 bytes")
+    salted.append(manifest("salted.json", exclude_patients="leaving.txt", exclude_salt="salt"))
+    assert len(set(salted)) == 3
+    (tmp_path / "leaving.txt").write_text("Person0003\n")
     (root / "bilder/Person0001/Person0001-0.png").write_bytes(b"another")
     assert read_json(tmp_path / "third.json")["folders"] != (
         manifest("fourth.json", exclude_patients="leaving.txt")

@@ -112,7 +112,9 @@ def fields(spec: object) -> set[str]:
     return own.union(*(fields(part) for name, part in spec.items() if name != "values"))
 
 
-@pytest.mark.parametrize("lock", ["of this machine", "of another machine"])
+@pytest.mark.parametrize(
+    "lock", [pytest.param("of this machine", marks=pytest.mark.long), "of another machine"]
+)
 def test_the_way_back_restores_the_outputs(ran: Ran, run: Run, tmp_path: Path, lock: str) -> None:
     """README's commands; they need no committed lock file that names outputs which are here."""
     folder, before, _ = Path(shutil.copytree(ran[0], tmp_path / "project", symlinks=True)), *ran[1:]
@@ -145,6 +147,7 @@ def test_the_way_back_restores_the_outputs(ran: Ran, run: Run, tmp_path: Path, l
     assert status == ("" if lock == "of this machine" else " M dvc.lock\n")
 
 
+@pytest.mark.long
 def test_a_recipe_runs_as_the_readme_says(ran: Ran, run: Run, tmp_path: Path) -> None:
     """Two epochs instead of the recipe's: what is tested is that the changes arrive and the stages run."""
     folder = Path(shutil.copytree(ran[0], tmp_path / "project", symlinks=True))

@@ -55,6 +55,7 @@ def register(project: Path, state: Path, run: Run) -> str:
     return version
 
 
+@pytest.mark.long
 def test_patients_leave(project: Path, root: Path, tmp_path: Path, run: Run) -> None:
     state = tmp_path / "state"
     here = {"RAL_DATA_ROOT": str(root), "RAL_STATE_DIR": str(state)}

@@ -82,7 +82,9 @@ def test_tilde_is_no_place(run_as: RunAs) -> None:
     assert "use an absolute path" in printed
 
 
-@pytest.mark.parametrize("home", [{}, {"HOME": "/"}], ids=["absent", "root"])
+@pytest.mark.parametrize(
+    "home", [pytest.param({}, id="absent"), pytest.param({"HOME": "/"}, id="root", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("from_nothing", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_make_run_works(run_as: RunAs, folder: Path, home: dict[str, str], from_nothing: bool) -> None:
     if from_nothing:

@@ -101,6 +101,7 @@ def test_with_the_logits_of_the_pipeline_every_number_is_equal(project: Path, st
             assert text == (project / "reports" / name).read_text(), name
 
 
+@pytest.mark.long
 def test_the_layout_of_the_publisher_gives_the_same(
     project: Path, release: Path, small_phantom: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_bad_and_missing_images_are_listed_and_not_counted(
     assert metrics == without
 
 
+@pytest.mark.long
 def test_dicom_files_without_an_ending_are_read(
     release: Path, table: Path, folder: Path, tmp_path: Path
 ) -> None:

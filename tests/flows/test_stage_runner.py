@@ -242,7 +242,7 @@ def test_what_is_told_of_a_run_that_failed_is_plain(
     [
         ("train-ral", (), "Stage locate failed"),
         ("nightly", (), "cannot fetch the project"),
-        ("compare", ("loss.name=ral,bce",), "cannot fetch the project"),
+        pytest.param("compare", ("loss.name=ral,bce",), "cannot fetch the project", marks=pytest.mark.long),
     ],
 )
 def test_each_flow_tells_of_a_run_that_failed(

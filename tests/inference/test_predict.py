@@ -181,7 +181,9 @@ def test_a_folder_as_a_pacs_exports_it(project: Path, tmp_path: Path) -> None:
     same(read(zipped).sort_values("image", ignore_index=True), table)
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize(
+    "ending", ["csv", *(pytest.param(one, marks=pytest.mark.long) for one in ("parquet", "jsonl"))]
+)
 def test_a_kill_and_resume_write_each_image_once(
     ending: str, project: Path, folder: Path, expected: Path, tmp_path: Path, wait_until: Wait
 ) -> None:

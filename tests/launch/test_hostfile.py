@@ -68,6 +68,7 @@ def test_an_ended_launcher_ends_both_machines(
     wait_until(lambda: not job.remaining())
 
 
+@pytest.mark.long
 def test_both_machines_may_save_when_the_launcher_is_ended(
     job, target: TrainingTarget, wait_until: Callable
 ) -> None:

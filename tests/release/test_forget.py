@@ -1,12 +1,14 @@
 """The membership attack finds a memorised image in the earlier model and nothing in a model that never saw it."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from ral.data.privacy import NO_PSEUDONYMS, Pseudonymizer
 from ral.evaluation.results import Interval
-from ral.release.forget import Audit, Group, compare, image_losses
+from ral.release.forget import Audit, Group, compare, image_losses, released_split
 
 SETTINGS = {"replicates": 400, "seed": 0, "confidence": 0.95}
 
@@ -18,6 +20,21 @@ def test_losses_are_the_cross_entropy_of_known_labels() -> None:
     assert losses[0] == pytest.approx(-(np.log(0.8) + np.log(0.6)) / 2)
     assert np.isnan(losses[1])
     assert losses[2] == pytest.approx((1e-6 - np.log(0.25)) / 2, rel=1e-5)
+
+
+def test_patients_of_a_release_are_found_by_id_or_pseudonym() -> None:
+    salt = Pseudonymizer(b"0123456789abcdef")
+    names = pd.Series(["a", "b", "c", "d"])
+    split = pd.Series(["train", "test", "val"], index=["a", "b", "c"])
+    for pseudonymizer, released in (
+        (NO_PSEUDONYMS, split),
+        (salt, split),  # the ids were those of the table, and are pseudonyms today
+        (salt, split.set_axis(salt.ids(names[:3]).array)),
+    ):
+        found = released_split(pseudonymizer.ids(names), released, pseudonymizer)
+        assert found[:3].tolist() == ["train", "test", "val"]
+        assert found.isna().tolist() == [False, False, False, True]
+    assert released_split(names, split.set_axis(salt.ids(names[:3]).array), NO_PSEUDONYMS).isna().all()
 
 
 def groups(gain: float, patients: int = 40) -> tuple[Group, Group]:

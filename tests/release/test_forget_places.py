@@ -11,15 +11,19 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 from excluded import LEAVING, data, texts, write_images
+from robustness_inputs import write_images as write_prepared
 from ruamel.yaml import YAML
 
+from ral.data.dataset import open_dataset
 from ral.data.images.cache import DecodedImageCache
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.shards import write_shard
 from ral.errors import UserError
 from ral.files import atomic_write
-from ral.release.forget_cache import cache_folder
+from ral.inference.bank import bank_key
+from ral.release.forget_cache import OUTPUTS, cache_folder
 from ral.release.forget_places import Place, find_places, prune
 from ral.release.forget_traces import Traces, read_leaving
 
@@ -140,6 +144,8 @@ def test_places_are_listed_and_only_they_are_removed(
     put("project/.dvc/tmp/exps/tmp1/data/split.parquet", split(THEIRS))
     put("state/workspaces/nightly/data/prepared/split.parquet", split(THEIRS))
     put("state/workspaces/compare/data/prepared/split.parquet", split(OTHERS))
+    for name in ("nightly", "compare"):  # of the images of their prepared data, without names
+        put(f"state/workspaces/{name}/data/features/bank.json", "{}")
     put("project/notes.txt", THEIRS)  # the user's own
     cache = DecodedImageCache.open(state, 2, "stretch", "own")
     image = traces_hash(tmp_path)
@@ -149,7 +155,7 @@ def test_places_are_listed_and_only_they_are_removed(
 
     places = find_places(project, state, traces)
     assert listed(places) == {
-        "remove": {"old", "tmp1", "prepared", cache.path([image]).name},
+        "remove": {"old", "tmp1", "prepared", "features", cache.path([image]).name},
         "rewrite": {"split.parquet", "test_logits.parquet"},
     }
     before = texts(project / "runs/new") + texts(state / "workspaces/compare")
@@ -196,23 +202,44 @@ def test_a_run_in_progress_is_not_disturbed(
     assert (project / "runs/old").is_dir()
 
 
-def test_features_and_trainings_go_if_they_are_older_than_the_data(
+def test_trainings_go_if_they_are_older_than_the_data(
     project: Path, state: Path, put: Callable[..., Path], traces: Traces
 ) -> None:
-    for name in (
-        "features/old/bank.json",
-        "training/old/state.json",
-        "features/new/bank.json",
-        "training/new/a",
-    ):
-        put(f"state/{name}", "{}")
+    for name in ("old/state.json", "new/a"):
+        put(f"state/training/{name}", "{}")
     os.utime(put("project/data/prepared/dataset.json", "{}"), (100, 100))
-    for path in (*(state / "features/old").iterdir(), *(state / "training/old").iterdir()):
-        for each in (path, path.parent):
-            os.utime(each, (1, 1))
-    assert [place.paths[0] for place in find_places(project, state, traces)] == [
-        state / "features/old", state / "training/old"
-    ]  # fmt: skip
+    for path in (state / "training/old/state.json", state / "training/old"):
+        os.utime(path, (1, 1))
+    assert [place.paths[0] for place in find_places(project, state, traces)] == [state / "training/old"]
+
+
+def test_features_go_unless_they_are_of_a_model_and_data_without_them(
+    project: Path, state: Path, put: Callable[..., Path], traces: Traces
+) -> None:
+    names = {}
+    for folder in (project, state / "workspaces/compare"):
+        prepared = write_prepared(folder / "data/prepared")
+        put(
+            f"{(folder / 'models/model.safetensors').relative_to(project.parent)}",
+            f"weights of {folder.name}",
+        )
+        put(f"{(folder / 'models/model.json').relative_to(project.parent)}", "{}")
+        key = bank_key(folder / "models", open_dataset(prepared), "float16")
+        names[folder.name] = put(f"state/features/{key[:16]}/bank.json", "{}").parent
+    # However new: a refit of a model that was trained on them.
+    other = put("state/features/0123456789abcdef/bank.json", "{}").parent
+    for path in (names["project"] / "bank.json", names["project"]):
+        os.utime(path, (1, 1))
+    put("state/workspaces/compare/data/prepared/split.parquet", split(THEIRS))
+    left = put("state/features/.aaaa.draft/features.npy", "{}").parent  # of a process that was killed
+    put("state/features/.bbbb.draft/features.npy", "{}")
+    stream = put("state/features/.bbbb.lock", "").open()
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    features = {
+        path for place in find_places(project, state, traces) for path in place.paths if path.parent.name == "features"
+    }  # fmt: skip
+    assert features == {other, left, names["compare"]}
+    stream.close()
 
 
 def test_names_of_raw_files_stay_while_the_data_folder_has_them(
@@ -280,11 +307,14 @@ def test_objects_of_old_runs_only(
     for name, people in (("old", (OTHERS, THEIRS)), ("new", (OTHERS,))):
         prepared = cache.directory(**{"split.parquet": cache.table(split(*people)), "counts.json": same})
         weights = cache.put(f"weights of {name}".encode())
+        features = cache.directory(**{"features.npy": f"features of {name}".encode(), "bank.json": same})
         runs[name] = [
             cache.run(f"prepare-{name}", {"data/validated": "0" * 32}, {"data/prepared": prepared}),
             cache.run(f"train-{name}", {"data/prepared": prepared}, {"models/model.safetensors": weights}),
+            cache.run(f"features-{name}", {"data/prepared": prepared}, {"data/features": features}),
         ]
-        outputs[name] = {prepared, weights, cache.put(cache.table(split(*people)))}
+        outputs[name] = {prepared, weights, features, cache.put(f"features of {name}".encode())}
+        outputs[name].add(cache.put(cache.table(split(*people))))
     phantom = cache.put(f"a table with {THEIRS}-0".encode())
     cache.run("phantom", {}, {"data/phantom": phantom})
     own = cache.put(f"{THEIRS}-0, tracked by the user".encode())
@@ -298,6 +328,14 @@ def test_objects_of_old_runs_only(
     assert not any(path.exists() for path in runs["old"])
     assert all(path.exists() for path in runs["new"])
     assert find_places(project, state, traces) == []
+
+
+def test_the_outputs_of_every_stage_are_looked_at() -> None:
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    outs = {out for stage in stages.values() for out in stage["outs"]}
+    assert {out for out in outs if not any(out == top or out.startswith(f"{top}/") for top in OUTPUTS)} == {
+        "data/location.json", "data/user_code.json", "data/phantom"
+    }  # fmt: skip
 
 
 def test_an_interrupted_removal_is_found_again(project: Path, state: Path, traces: Traces) -> None:

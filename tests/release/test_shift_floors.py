@@ -58,9 +58,13 @@ def test_a_floor_decides_on_the_interval(
     [
         (None, "jpeg_50", "the step robustness is off. Set robustness.enabled: true"),
         (Robustness(notice="Research", data="images"), "jpeg_50", "the step robustness is off"),
-        (result(), "jpeg_60", "none of the shifts of the step robustness: jpeg_50."),
+        (result(), "jpeg_60", "step robustness: jpeg_50. Add it to robustness.shifts and run `dvc repro`"),
         (result(None), "jpeg_50", "not estimable"),
-        (result(None, "no aspect"), "jpeg_50", "not available, no aspect"),
+        (
+            result(None, "no aspect"),
+            "jpeg_50",
+            "not available, no aspect. Remove jpeg_50 from gate.robustness.",
+        ),
     ],
 )
 def test_without_a_result_the_challenger_is_held(

@@ -6,19 +6,22 @@ import pytest
 from evaluated import HOSTILE
 from report_inputs import FINDINGS, Page, make
 
+from ral.evaluation.results import Level
 from ral.reporting.card import card
 from ral.reporting.report import Inputs, render
-from ral.reporting.robustness import section
+from ral.reporting.robustness import section, sentences
 from ral.robustness.contents import (
     Audited,
     AuditedFinding,
     Flip,
     FlipRow,
-    Level,
+    ProbeRow,
+    Probes,
     Robustness,
     ShiftInfo,
     ShiftRow,
     Shifts,
+    WithinRow,
 )
 
 SHIFTS = (
@@ -145,6 +148,57 @@ def test_parts_that_were_not_requested_are_left_out() -> None:
     rows = tuple(row for row in without_jpeg.rows if not row.shift.startswith("jpeg"))
     shown = section(audit().model_copy(update={"shifts": Shifts(shifts=kept, rows=rows)}), False)
     assert set(shown.plots) == {"heat", "flip"}
+
+
+def test_no_calls_are_no_unchanged_calls() -> None:
+    flip = audit().flip.model_copy(update={"changed_images": None, "low": None, "high": None})
+    assert not any("left and right" in text for text in sentences(audit().model_copy(update={"flip": flip})))
+    assert 'id="robustness"' in render(inputs(flip=flip))
+
+
+def probe(low: float, **changes: object) -> ProbeRow:
+    row = {
+        "attribute": "view", "value": "AP", "others": "PA", "images": 80, "patients": 40, "share": 0.4,
+        "auroc": low + 0.1, "low": low, "high": low + 0.2,
+    }  # fmt: skip
+    return ProbeRow.model_validate(row | changes)
+
+
+def test_a_probe_at_chance_tells_nothing() -> None:
+    def told(*rows: ProbeRow) -> str:
+        return " ".join(sentences(audit().model_copy(update={"probes": Probes(folds=5, probes=rows)})))
+
+    chance = probe(0.45, attribute="sex", value="F", others="M")
+    best = "a linear probe on the features tells view AP best: AUROC 0.720 (0.620–0.820)."
+    assert best in told(
+        chance, probe(0.62), probe(0.4, attribute="age", value="80+", others="", auroc=0.8, high=1)
+    )
+    assert (
+        "A linear probe on the features tells none of the attributes significantly better than chance"
+        in told(chance)
+    )
+    assert "tells" not in told(probe(0.5, auroc=None, note="too few"))
+
+
+def test_the_largest_fall_is_named_even_if_it_is_not_significant() -> None:
+    rows = tuple(
+        WithinRow(
+            attribute="file_type", finding=name, auroc=0.9, within=0.9 + change, difference=change, low=change - 0.1,
+            high=change + 0.1, p=0.02, p_holm=0.4,
+        )
+        for name, change in (("Mass", -0.05), ("Nodule", -0.24), ("macro", -0.3))
+    )  # fmt: skip
+    told = sentences(audit().model_copy(update={"probes": Probes(folds=5, within=rows)}))
+    (text,) = (text for text in told if "same value" in text)
+    assert "AUROC is significantly lower in 0 of 2 comparisons of a finding" in text
+    assert text.endswith("The largest change: Nodule by file type, -0.240 (-0.340 to -0.140).")
+
+
+def test_probes_without_findings_have_their_table() -> None:
+    shown = section(audit().model_copy(update={"probes": Probes(folds=5, probes=(probe(0.62),))}), False)
+    assert {"probes"} <= set(shown.tables)
+    page = Page(render(inputs(probes=Probes(folds=5, probes=(probe(0.62),)))))
+    assert "AP, not PA" in page.text("td")
 
 
 def test_the_card_has_the_means() -> None:

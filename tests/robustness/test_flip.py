@@ -1,5 +1,6 @@
 """The flip audit: 0 for a network that does not see the side, and the change of one that does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,13 @@ def test_changes_of_a_network_that_sees_the_side(subject: Subject) -> None:
     assert flip.changed_images == pytest.approx(any_changed.mean(), abs=1e-6)
     shares = [flip.row("finding", name).changed_calls for name in changed]
     assert flip.row("macro", "macro").changed_calls == pytest.approx(np.mean(shares), abs=1e-6)
+
+
+def test_without_calls_nothing_is_said_of_them(subject: Subject) -> None:
+    uncalibrated = dict.fromkeys(subject.calibration.findings)
+    changed = replace(subject, calibration=subject.calibration.model_copy(update={"findings": uncalibrated}))
+    _, logits = audit_shifts(changed, FLIP, seed=0)
+    flip = audit_flip(changed, logits[""], logits["flip"])
+    assert (flip.changed_images, flip.low, flip.high) == (None, None, None)
+    assert flip.row("macro", "macro").changed_calls is None
+    assert flip.row("macro", "macro").logit > 0

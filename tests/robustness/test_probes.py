@@ -130,6 +130,35 @@ def test_a_finding_that_rests_on_a_shortcut_falls_within_its_values(
     )
 
 
+def test_images_of_unknown_value_are_no_pairs(
+    subject: Subject, resamples: Resamples, shortcut: tuple
+) -> None:
+    """Otherwise a shortcut would hide among images of which nobody knows whether they have the same value."""
+    values, scored = shortcut
+    hidden = values.copy()
+    hidden[: IMAGES * 3 // 4] = "unknown"
+    rows = {row.finding: row for row in within_rows(measured(subject, resamples, scored), "source", hidden)}
+    last = slice(IMAGES * 3 // 4, None)
+    mass = scored["Mass"]
+    area = roc_auc_score(mass.labels[last], mass.logits[last])
+    assert rows["Mass"].auroc == pytest.approx(area, abs=1e-6)
+    assert rows["Mass"].within < area - 0.1
+    assert rows["Mass"].high < 0
+    none = Scored(np.where(hidden == "unknown", mass.labels, 0.0), mass.logits, None, {})
+    assert not list(within_rows(measured(subject, resamples, {"Mass": none}), "source", hidden))
+
+
+def test_a_probe_that_does_not_converge_has_a_note(resamples: Resamples, rng: np.random.Generator) -> None:
+    # Nearly collinear features, and next to no penalty.
+    features = rng.normal(size=(IMAGES, 3)) @ rng.normal(size=(3, 200)) + 0.03 * rng.normal(
+        size=(IMAGES, 200)
+    )
+    told = np.where(rng.random(IMAGES) < 0.5, "JPEG", "PNG").astype(object)
+    config = CONFIG.model_copy(update={"l2": 1e-12})
+    (row,) = probe_rows(features, "file_type", told, resamples, config, 0)
+    assert (row.auroc, row.low, row.note) == (None, None, "did not converge: raise robustness.probes.l2")
+
+
 def test_strata_have_the_ap_of_their_images(subject: Subject, resamples: Resamples, shortcut: tuple) -> None:
     values, scored = shortcut
     rows = list(stratum_rows(measured(subject, resamples, scored), "source", values))

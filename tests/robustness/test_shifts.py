@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from ral.evaluation.bootstrap import holm
+from ral.evaluation.bootstrap import Support, holm, levels
 from ral.robustness.contents import METRICS, ShiftRow
 from ral.robustness.pixels import Shift
-from ral.robustness.shifts import audit_shifts, corrected, finding_metrics
+from ral.robustness.shifts import audit_shifts, compare, corrected, finding_metrics, positive_calls
 from ral.robustness.subject import Subject
 
 THRESHOLD = 0.4
@@ -91,6 +91,38 @@ def test_the_interval_is_that_of_paired_resamples(subject: Subject) -> None:
     )
     row = shifts.row("gamma_1.2", "finding", "Mass", "calls")
     assert np.std(after - before) < np.hypot(np.std(after), np.std(before))
-    low, high = np.quantile((after - before)[1:], [0.025, 0.975])
+    called = [positive_calls(subject, logits[name])["Mass"] for name in ("", "gamma_1.2")]
+    changed = Support.of(np.bincount(subject.resamples.patient[called[0] != called[1]]))
+    low, high = np.quantile((after - before)[1:], levels(0.95, changed.effective))
     assert row.low == pytest.approx(low, abs=1.5)
     assert row.high == pytest.approx(high, abs=1.5)
+
+
+def changed_calls(subject: Subject, images: int) -> ShiftRow:
+    """The row of the calls of Mass if those of some images, each of another patient, are lost."""
+    below, above = np.full((80, 3), -4.0, np.float32), np.full((80, 3), 4.0, np.float32)
+    first = np.unique(subject.test["patient_id"], return_index=True)[1][:images]
+    before, after = above.copy(), above.copy()
+    after[first] = below[first]
+    clean, changed = (finding_metrics(subject, logits) for logits in (before, after))
+    calls = [positive_calls(subject, logits) for logits in (before, after)]
+    rows = compare(subject, "some", clean, changed, (calls[0], calls[1]))
+    return next(row for row in rows if (row.name, row.metric) == ("Mass", "calls"))
+
+
+def test_few_changed_calls_are_no_sure_result(subject: Subject) -> None:
+    """The patients whose calls change are the sample: a sign test of 6 patients has p = 1/32, of 4 patients 1/8."""
+    assert (changed_calls(subject, 4).difference, changed_calls(subject, 4).p) == (-4, None)
+    six, many = changed_calls(subject, 6), changed_calls(subject, 30)
+    assert 1 / 32 < six.p < 0.1
+    assert six.low < -6 < six.high <= 0
+    assert many.p < 1e-4
+    assert many.high < -20
+
+
+def test_unchanged_calls_are_no_proof_that_none_changes(subject: Subject) -> None:
+    row = changed_calls(subject, 0)
+    # None of 40 patients: at most 1 − 0.025^(1/40) of the images of others.
+    reach = 80 * (1 - 0.025 ** (1 / 40))
+    assert (row.difference, row.p) == (0, 1)
+    assert (row.low, row.high) == (pytest.approx(-reach, abs=1e-5), pytest.approx(reach, abs=1e-5))
