@@ -39,8 +39,7 @@ class ExplainConfig(Section):
     docs/localisation.md has the measurements."""
     layer: str | None = None
     """Layer of the backbone for grad_cam, as timm names it (layer3); null: the last with at least 7 × 7
-    positions; with the head csra, the one before if the network's last is dilated (output_stride). With boxes
-    (data.boxes), the report compares the layers."""
+    positions. With boxes (data.boxes), the report compares the layers."""
     thumbnail: int = Field(default=256, ge=16, le=512)
     """Maximum side length of a gallery image in pixels; the files of smaller images are not enlarged. The
     report shows an image at 240 pixels or more. 256 keeps the gallery of 14 findings below 8 MB."""

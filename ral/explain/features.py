@@ -89,20 +89,6 @@ def earlier_layer(network: Network, images: Tensor, smallest: int) -> str | None
     return suitable[-1] if suitable else None
 
 
-def layer_before_dilation(network: Network, images: Tensor) -> str | None:
-    """The layer before the last one, if the last one is dilated; None if it is not, or if timm lists no layers.
-
-    A dilated stage (timm's output_stride) keeps the grid of the one before instead of halving it; of the layers that
-    timm lists, two have the same grid in no other case.
-
-    Args:
-        network: in eval mode.
-        images: any images, [images, 1, height, width].
-    """
-    listed = list(layers(network, images).items())
-    return listed[-2][0] if len(listed) > 1 and listed[-1][1] == listed[-2][1] else None
-
-
 def layers(network: Network, images: Tensor) -> dict[str, tuple[int, int]]:
     """Rows and columns of the feature map of each layer that timm lists (`feature_info`), from the first to the last.
 

@@ -11,16 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ral.explain.contents import Method, Requested
-from ral.explain.features import (
-    NoMapError,
-    earlier_layer,
-    feature_map,
-    grid,
-    layer_before_dilation,
-    layers,
-    logits_of,
-    watched,
-)
+from ral.explain.features import NoMapError, earlier_layer, feature_map, grid, layers, logits_of, watched
 from ral.explain.head_maps import csra_map, ml_decoder_map
 from ral.models import Network, positions
 from ral.models.heads import CSRA, MLDecoder
@@ -191,8 +182,7 @@ def choose_method(network: Network, requested: Requested, image: Tensor, layer: 
     """Choose the method: `requested`; for auto, rollout if the network supports it, but with CSRA Grad-CAM.
 
     A heat map has at least `SMALLEST` rows and columns. If the last feature map is coarser, Grad-CAM uses an earlier
-    layer; if there is none, or with other methods, there are no heat maps. With CSRA, it uses the layer before a
-    dilated last one (`_before_dilation`). docs/localisation.md has the measurements.
+    layer; if there is none, or with other methods, there are no heat maps.
 
     Args:
         network: in eval mode.
@@ -213,8 +203,9 @@ def choose_method(network: Network, requested: Requested, image: Tensor, layer: 
         if requested in ("csra", "ml_decoder"):
             heat_maps(network, image, 0, Choice(requested))  # fails if the network has another head
             return Choice(requested) if min(rows, columns) >= SMALLEST else Choice(reason=coarse)
-        attends = _is_global(attentions, features) and not isinstance(network.head, CSRA)
-        if requested == "rollout" or (requested == "auto" and attends):
+        # With CSRA, Grad-CAM points better (docs/localisation.md).
+        rolls_out = _is_global(attentions, features) and not isinstance(network.head, CSRA)
+        if requested == "rollout" or (requested == "auto" and rolls_out):
             rollout(network, image)
             return Choice("rollout") if min(rows, columns) >= SMALLEST else Choice(reason=coarse)
         if features.ndim == 3 and uses_class_token(network):
@@ -228,24 +219,12 @@ def choose_method(network: Network, requested: Requested, image: Tensor, layer: 
             raise
         return Choice(reason=str(error))
     if min(rows, columns) >= SMALLEST:
-        return _before_dilation(network, image)
+        return Choice("grad_cam")
     with torch.no_grad():
         earlier = earlier_layer(network, image, SMALLEST)
     if earlier is None:
         return Choice(reason=f"{coarse}, and so has every earlier layer that timm lists")
     return Choice("grad_cam", earlier, coarse)
-
-
-def _before_dilation(network: Network, image: Tensor) -> Choice:
-    """Grad-CAM at the last layer or, with CSRA, at the one before a dilated last layer, which points better at boxes.
-
-    With ML-Decoder it does not; other heads were not measured.
-    """
-    if not isinstance(network.head, CSRA):
-        return Choice("grad_cam")
-    with torch.no_grad():
-        before = layer_before_dilation(network, image)
-    return Choice("grad_cam", before, before and "the last layer is dilated")
 
 
 def _with_layer(network: Network, requested: Requested, image: Tensor, layer: str) -> Choice:

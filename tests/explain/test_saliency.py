@@ -205,30 +205,6 @@ def test_a_coarse_last_map_gives_way_to_an_earlier_layer(
     assert (maps >= 0).all()
 
 
-@pytest.mark.parametrize(
-    ("head", "stride", "size", "layer"),
-    [
-        ("csra", 8, 64, "layer3"),
-        ("linear", 8, 64, None),
-        ("ml_decoder", 8, 64, None),
-        ("csra", 16, 64, "layer2"),  # 4 × 4 positions in the two layers after it
-        ("csra", 16, 128, "layer3"),
-        ("csra", 32, 224, None),  # 7 × 7 positions, not dilated
-    ],
-)
-@pytest.mark.parametrize("requested", ["auto", "grad_cam"])
-def test_with_csra_a_dilated_last_layer_gives_way_to_the_one_before(
-    requested: str, head: str, stride: int, size: int, layer: str | None
-) -> None:
-    network, batch = small("resnet10t", head, output_stride=stride), images(1, size)
-    choice = choose_method(network, requested, batch)
-    assert (choice.method, choice.layer) == ("grad_cam", layer)
-    assert (choice.reason is None) == (layer is None)
-    if layer == "layer3":
-        assert choice.reason == "the last layer is dilated"
-        assert grad_cam(network, batch, 0, layer).shape[1:] == (8, 8)
-
-
 def test_grad_cam_of_an_earlier_layer_is_the_formula() -> None:
     network, batch = small("test_resnet"), images(2)
     backbone = network.backbone
