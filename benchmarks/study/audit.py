@@ -10,10 +10,10 @@ from ral.wording import difference, escape, p_value, percent, signed, with_inter
 
 Row = Mapping[str, str]
 
-SHIFTS, FLIPS, PROBES, WITHIN, ATTACKS = (
-    f"robustness{part}.csv" for part in ("", "_flip", "_probes", "_within", "_attacks")
+FILES = SHIFTS, FLIPS, PROBES, WITHIN, ATTACKS, GAPS = tuple(
+    f"robustness{part}.csv" for part in ("", "_flip", "_probes", "_within", "_attacks", "_gaps")
 )
-ATTACKED = (("macro", "ap"), ("head", "ap"), ("medium", "ap"), ("macro", "auroc"))
+ATTACKED = (*((level, "ap") for level in ("macro", *TIERS)), ("macro", "auroc"))
 
 
 def audit(results: Path) -> list[str]:
@@ -22,7 +22,7 @@ def audit(results: Path) -> list[str]:
     Args:
         results: folder of the files; without them, the section says that the step was not run.
     """
-    if not all((results / name).is_file() for name in (SHIFTS, FLIPS, PROBES, WITHIN, ATTACKS)):
+    if not all((results / name).is_file() for name in FILES):
         return ["Not run."]
     return [
         "A network of its own on the test images of a stratified split: "
@@ -43,9 +43,9 @@ def audit(results: Path) -> list[str]:
         "",
         *probes(_rows(results / PROBES), _rows(results / WITHIN)).markdown(),
         "",
-        "Attacks on a sample of the test images; AP and AUROC, unchanged and attacked:",
+        "Attacks on the test images; AP and AUROC, unchanged and attacked:",
         "",
-        *attacks(_rows(results / ATTACKS)).markdown(),
+        *attacks(_rows(results / ATTACKS), _rows(results / GAPS)).markdown(),
     ]
 
 
@@ -117,18 +117,26 @@ def probes(rows: Sequence[Row], within: Sequence[Row]) -> Table:
     return Table(header, cells)
 
 
-def attacks(rows: Sequence[Row]) -> Table:
-    """A row per attack and strength."""
+def attacks(rows: Sequence[Row], gaps: Sequence[Row]) -> Table:
+    """A row per attack and strength, with the gap between the AP of head and tail."""
+    gap_of = {row["attack"]: row for row in gaps}
     of = {(row["shift"], row["name"], row["metric"]): row for row in rows}
     cells = []
     for attack in dict.fromkeys(row["shift"] for row in rows):
         target, _, eps = attack.partition("_")
-        attacked = [of[attack, name, metric] for name, metric in ATTACKED]
+        attacked = [*(of[attack, name, metric] for name, metric in ATTACKED), gap_of[attack]]
         cells.append(
             ["each finding alone" if target == "finding" else "all findings at once", eps,
              *(f"{_float(row, 'clean'):.3f} to {_float(row, 'value'):.3f}: {_gap(row)}" for row in attacked)]
         )  # fmt: skip
-    header = ("attack", "gray levels", "macro AP", "head AP", "medium AP", "macro AUROC")
+    header = (
+        "attack",
+        "gray levels",
+        "macro AP",
+        *(f"{tier} AP" for tier in TIERS),
+        "macro AUROC",
+        "head − tail AP",
+    )
     return Table(header, cells)
 
 

@@ -101,7 +101,7 @@ def srun(arguments: list[str]) -> int:
         tasks.append(subprocess.Popen(command, env=env, start_new_session=True))
     write_state(tasks=[task.pid for task in tasks])
     timing_out = how() == "timeout"
-    (run,) = [Path(word).parent for word in command if word.endswith("train.json")]
+    (run,) = [Path(word).parent for word in command if word.endswith(".json")]
     while any(task.poll() is None for task in tasks) and not any(task.poll() for task in tasks):
         if (
             timing_out and len(list(run.glob("rank-*.json"))) == world
