@@ -1,8 +1,8 @@
 """Runs the pipeline with the changed parameters of a recipe.
 
-    python -m flows.recipe recipes/bce.yaml                        # here, as `dvc exp run -S …` does
-    python -m flows.recipe recipes/bce.yaml -S train.seed=1        # further options are those of dvc exp run
-    python -m flows.recipe recipes/bce.yaml --print                # only print the changes
+    python -m flows.recipe recipes/comp_sum.yaml                        # here, as `dvc exp run -S …` does
+    python -m flows.recipe recipes/comp_sum.yaml -S train.seed=1        # further options are those of dvc exp run
+    python -m flows.recipe recipes/comp_sum.yaml --print                # only print the changes
 
 A recipe is a YAML file with some sections and keys of params.yaml. It is checked together with params.yaml before
 anything runs. params.yaml keeps the changes; `git checkout params.yaml` undoes them.
