@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.study.arms import Study
-from benchmarks.study.groups import BASELINES, BCE, CHANGE, GROUPS, RAL, REFERENCE, base_of, members
+from benchmarks.study.groups import (
+    BASELINES,
+    BCE,
+    CHANGE,
+    COMP_SUM,
+    GROUPS,
+    RAL,
+    REFERENCE,
+    base_of,
+    members,
+)
 from benchmarks.study.statistics import LEVELS, RANKED, SELECTION_AP, Arm, Bootstrap, Difference, corrected
 from ral.files import atomic_write
 
@@ -26,7 +36,7 @@ MEANS_AND_SELECTION: Compared = {**MEANS, SELECTION_AP: ("macro",)}
 # Tables of differences beside those of the groups.
 EXTRA, HEADLINE, SECOND_PHASE, EPOCHS = "extra", "headline", "second_phase", "epochs"
 # Arms of the stage epochs, in the order in which they are compared.
-LONGER = (RAL, BCE, REFERENCE)
+LONGER = (RAL, BCE, REFERENCE, COMP_SUM)
 # The second phase that all are compared with, beside the network's own classifier.
 CRT = "crt"
 

@@ -6,7 +6,7 @@ To add a table, add a `Group` above the last one and run `python -m benchmarks.s
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-BCE, REFERENCE, RAL, ASL = "bce", "reference", "ral", "asl"
+BCE, REFERENCE, RAL, ASL, COMP_SUM = "bce", "reference", "ral", "asl", "comp_sum"
 # Every arm is compared with these.
 BASELINES = (BCE, REFERENCE, RAL)
 # Arms of the thinning experiment.

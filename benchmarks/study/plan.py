@@ -22,7 +22,7 @@ BIG: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("resnet50",)}
 # Networks whose classifier is refitted. The first method of a network makes its features, the others read them.
 REFITTED = ("ral", "bce")
 # What is also trained for `LONG` epochs, the most informative arms first, and on which folds.
-LONG, LONGER, LONGER_FOLDS = 12, (("ral", "bce"), ("reference",)), (0, 1)
+LONG, LONGER, LONGER_FOLDS = 12, (("ral", "bce"), ("reference",), ("comp_sum",)), (0, 1)
 # Epochs and batch size that the name of a run does not mention.
 EPOCHS, BATCH_SIZE = 12, 128
 PRECISION = {"cpu": "float32", "cuda": "bfloat16"}

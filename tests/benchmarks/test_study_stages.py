@@ -58,7 +58,8 @@ def test_what_tells_most_comes_first() -> None:
         ("rate", "first", 0), *[("main", "first", fold) for fold in range(5)], ("control", "first", 0),
         ("second_phase", "first", 0), ("epochs", "first", 0), ("epochs", "first", 1), ("epochs", "first", 0),
         ("epochs", "first", 1),
-        ("rate", "late", 0), *[("second_phase", "first", fold) for fold in range(1, 5)], ("main", "late", 1),
+        ("rate", "late", 0), ("epochs", "late", 0), ("epochs", "late", 1), ("rate", "late", 0),
+        *[("second_phase", "first", fold) for fold in range(1, 5)], ("main", "late", 1),
         ("rate", "other", 0), ("extra", "first", 0), ("thin", "first", 0),
         ("main", "other", 1), *later,
         *[("extra", "first", fold) for fold in range(1, 5)], *[("thin", "first", fold) for fold in range(1, 5)],
@@ -94,8 +95,8 @@ def test_longer_runs_have_the_learning_rates_of_the_short_ones() -> None:
     long = [run for run in order_of(plan) if run.stage == "epochs"]
     assert [(run.arm, run.fold, run.epochs) for run in long] == [
         (arm, fold, 12) for fold in (0, 1) for arm in ("ral", "bce")
-    ] + [("reference", 0, 12), ("reference", 1, 12)]
-    assert [run.learning_rate for run in long] == [3e-4] * 4 + [1e-4] * 2
+    ] + [(arm, fold, 12) for arm in ("reference", "comp_sum") for fold in (0, 1)]
+    assert [run.learning_rate for run in long] == [3e-4] * 4 + [1e-4] * 2 + [3e-4] * 2
     assert not [run for run in order_of(Plan(replace(SETTINGS, epochs=12))) if run.stage == "epochs"]
 
 
