@@ -57,4 +57,4 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path: Path, text: str, words: str
 
 def test_printed_changes(run) -> None:  # type: ignore[no-untyped-def]
     printed = run("python", "-m", "flows.recipe", "recipes/comp_sum.yaml", "--print", cwd=ROOT).stdout
-    assert 'loss.name="bce"' in printed.splitlines()
+    assert 'loss.name="comp_sum"' in printed.splitlines()
