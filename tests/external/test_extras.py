@@ -27,6 +27,7 @@ def test_a_missing_extra_is_named_before_anything_is_read(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_prepared_set_needs_no_extra_but_the_report(run) -> None:
     script = (
         "import sys, ral.external.command, ral.external.run, ral.external.labelled, ral.external.tables\n"

@@ -79,6 +79,7 @@ def test_the_same_model_is_held(studies: pd.DataFrame) -> None:
     assert (gain.estimate, gain.low, gain.high) == (0, 0, 0)
 
 
+@pytest.mark.long
 def test_false_promotions_under_the_null_are_as_rare_as_the_interval_says() -> None:
     config = evaluate_config(confidence=0.8, replicates=150, interval="percentile")
     promoted = rejected = 0

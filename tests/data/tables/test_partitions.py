@@ -158,7 +158,14 @@ def test_a_table_of_many_partitions_is_never_held_whole(
     assert page.is_file()
 
 
-@pytest.mark.parametrize("name", ["mimic", "padchest", "vindr", "chestmnist", "table"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vindr",
+        "table",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("mimic", "padchest", "chestmnist")),
+    ],
+)
 def test_every_source_has_one_verdict(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DataConfig(**shipped.write(name, tmp_path / "images"))
     expected = verdict_of(data)
