@@ -114,9 +114,8 @@ def _state(project: Path, state: Path, traces: Traces) -> Iterator[Place]:
     banks = sorted(path for path in (state / "features").glob("*") if path.is_dir())
     current = {name for folder in folders if banks for name in _banks_of(folder, traces)}
     for path in banks:
-        name = path.name.removeprefix(".").removesuffix(
-            ".draft"
-        )  # one that is being written, or was (`atomic_directory`)
+        # A draft is one that is being written, or was (`atomic_directory`).
+        name = path.name.removeprefix(".").removesuffix(".draft")
         if name not in current and not _in_use(path.with_name(f".{name}.lock")):
             yield Place("feature bank of other data or another model than are here", "remove", [path])
     datasets = [path for folder in folders if (path := folder / artifacts.DATASET).is_file()]
