@@ -35,7 +35,7 @@ study: .venv/installed
 	@python -m benchmarks.study.results
 
 test: .venv/installed-dev
-	pytest -n 4 --dist loadfile --no-loadscope-reorder
+	pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/installed-dev
 	pytest -m long

@@ -150,6 +150,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     return folder, rows, [*times, features.stat().st_mtime_ns]
 
 
+@pytest.mark.long
 def test_a_second_phase_that_was_killed_loses_nothing_and_repeats_nothing(
     killed: tuple[Path, list[dict[str, str]], list[int]],
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_refitted_row_reruns_to_its_own_numbers_without_its_features(
     assert path.read_bytes() == features
 
 
+@pytest.mark.long
 def test_a_network_that_gives_other_logits_than_its_row_is_refused(
     killed: tuple[Path, list[dict[str, str]], list[int]], tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def test_no_phantom_is_drawn_for_data_that_lies_elsewhere(
         assert str(images) not in (workspace / path).read_text()
 
 
+@pytest.mark.long
 def test_going_there_and_back_draws_once(run: Run, workspace: Path, images: Path) -> None:
     def lock(**variables: str) -> tuple[str, bool, str]:
         printed = run("dvc", "repro", "manifest", cwd=workspace, **variables).stdout

@@ -101,6 +101,7 @@ def patients(rows: int) -> np.ndarray:
     return np.char.add("p", (np.arange(rows) // 2).astype(str))
 
 
+@pytest.mark.long
 def test_five_positives_keep_the_shared_slope_and_get_their_own_level() -> None:
     """Drawn often: the map of five positives is far nearer the truth than one that fits them freely."""
     ours, free = [], []

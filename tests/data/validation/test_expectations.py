@@ -293,6 +293,7 @@ def test_truncated_gzip_table(written, tmp_path: Path) -> None:
         open_source(DataConfig(**(written("padchest") | {"root": str(root)}))).read()
 
 
+@pytest.mark.long
 def test_a_delivery_is_held_to_the_accepted_profile(written, tmp_path: Path) -> None:
     section = written("table")
     root = copied(section, tmp_path)
