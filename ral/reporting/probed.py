@@ -35,11 +35,13 @@ def sentences(probes: Probes) -> list[str]:
         lower = [row for row in tested if is_lower(row)]
         names = "; ".join(f"{row.finding} by {NAMES[row.attribute]}" for row in lower)
         worst = min(tested, key=lambda row: row.difference or 0.0)
-        # A few hundred images may not reach significance, however far a finding falls.
-        fall = (
-            f" The largest change: {worst.finding} by {NAMES[worst.attribute]}, "
-            f"{difference(worst.difference, worst.low, worst.high)}."
-        )
+        fall = ""
+        if worst.difference is not None and worst.difference < 0:
+            # A few hundred images may not reach significance, however far a finding falls.
+            fall = (
+                f" The largest fall: {worst.finding} by {NAMES[worst.attribute]}, "
+                f"{difference(worst.difference, worst.low, worst.high)}."
+            )
         said.append(
             f"Among images with the same value of an attribute, AUROC is significantly lower in {len(lower)} of "
             f"{pluralize(len(tested), 'comparison', 'comparisons')} of a finding (p after Holm's correction below "

@@ -132,7 +132,7 @@ def test_the_sentences_have_the_results(page: Page) -> None:
     ) in paragraphs
     assert (
         "Among images with the same value of an attribute, AUROC is significantly lower in 1 of 3 comparisons of a "
-        f"finding (p after Holm's correction below 0.05): {first} by file type. The largest change: {first} by file type, "
+        f"finding (p after Holm's correction below 0.05): {first} by file type. The largest fall: {first} by file type, "
         "-0.234 (-0.254 to -0.214)."
     ) in paragraphs
     assert "Not available: Probe of age: not in the data." in paragraphs

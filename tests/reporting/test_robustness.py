@@ -180,18 +180,23 @@ def test_a_probe_at_chance_tells_nothing() -> None:
     assert "tells" not in told(probe(0.5, auroc=None, note="too few"))
 
 
-def test_the_largest_fall_is_named_even_if_it_is_not_significant() -> None:
-    rows = tuple(
-        WithinRow(
-            attribute="file_type", finding=name, auroc=0.9, within=0.9 + change, difference=change, low=change - 0.1,
-            high=change + 0.1, p=0.02, p_holm=0.4,
-        )
-        for name, change in (("Mass", -0.05), ("Nodule", -0.24), ("macro", -0.3))
-    )  # fmt: skip
-    told = sentences(audit().model_copy(update={"probes": Probes(folds=5, within=rows)}))
-    (text,) = (text for text in told if "same value" in text)
+def test_the_largest_fall_is_named_even_if_it_is_not_significant_and_a_rise_is_none() -> None:
+    def told(changes: dict[str, float]) -> str:
+        rows = tuple(
+            WithinRow(
+                attribute="file_type", finding=name, auroc=0.9, within=0.9 + change, difference=change, low=change - 0.1,
+                high=change + 0.1, p=0.02, p_holm=0.4,
+            )
+            for name, change in changes.items()
+        )  # fmt: skip
+        said = sentences(audit().model_copy(update={"probes": Probes(folds=5, within=rows)}))
+        (text,) = (text for text in said if "same value" in text)
+        return text
+
+    text = told({"Mass": -0.05, "Nodule": -0.24, "macro": -0.3})
     assert "AUROC is significantly lower in 0 of 2 comparisons of a finding" in text
-    assert text.endswith("The largest change: Nodule by file type, -0.240 (-0.340 to -0.140).")
+    assert text.endswith("The largest fall: Nodule by file type, -0.240 (-0.340 to -0.140).")
+    assert told({"Mass": 0.05, "Nodule": 0.02}).endswith("below 0.05).")
 
 
 def test_probes_without_findings_have_their_table() -> None:
