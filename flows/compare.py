@@ -92,7 +92,7 @@ def compare(
         )  # copies of experiments that were killed
         plan = experiments(workspace, grid, changes or {})
         stage = stages(workspace.folder, run.environment)
-        stage("locate", "preprocess")  # once for all of them
+        stage("manifest", "preprocess")  # once for all of them
         run_missing(workspace, plan, changes or {})
         table = comparison(workspace, plan, split)
     text = summary(table, split)

@@ -59,7 +59,7 @@ from ral.release.registry import Registry
 
 # The stages of a night, from one to another: a look at the data, which may be unchanged; a new model; and, after the
 # champion was scored on the same images, its evaluation. A test checks that no stage is left out.
-LOOK: tuple[Stage, Stage] = ("locate", "manifest")
+LOOK: tuple[Stage, Stage] = ("manifest", "phantom")
 TRAIN: tuple[Stage, Stage] = ("validate", "train")
 EVALUATE: tuple[Stage, Stage] = ("features", "report")
 

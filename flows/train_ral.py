@@ -47,7 +47,7 @@ def train_ral(revision: str | None = None, changes: Changes | None = None) -> No
     in_place = revision is None and not changes
     with flow_run(None if in_place else "train-ral") as run:
         folder = Path() if in_place else run.checkout(revision or "HEAD", changes).folder
-        stages(folder, run.environment)("locate", "report")
+        stages(folder, run.environment)("manifest", "report")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from typing import Literal
 
 # In the order of the graph.
 Stage = Literal[
-    "locate",
-    "phantom",
     "manifest",
+    "phantom",
     "validate",
     "preprocess",
     "train",
@@ -21,11 +20,11 @@ Stage = Literal[
     "report",
 ]
 
-# locate, phantom, manifest
+# manifest, phantom
+MANIFEST = PurePosixPath("data/manifest.json")
 LOCATION = PurePosixPath("data/location.json")
 USER_CODE = PurePosixPath("data/user_code.json")
 PHANTOM = PurePosixPath("data/phantom")
-MANIFEST = PurePosixPath("data/manifest.json")
 
 # validate
 VALIDATED = PurePosixPath("data/validated")

@@ -2,7 +2,7 @@
 
     python -m tasks.phantom
 
-If other data is used (location.json, written by the step locate), nothing is drawn and the folder only has a note.
+If other data is used (location.json, written by the step manifest), nothing is drawn and the folder only has a note.
 """
 
 import logging

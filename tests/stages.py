@@ -85,7 +85,7 @@ def sources() -> list[str]:
 
 def declared_code(stage: str, source: str) -> set[str]:
     """The project's own files that dvc.yaml lists as dependencies of a stage."""
-    deps = [path.replace("${data.source}", source) for path in stages()[stage]["deps"]]
+    deps = [path.replace("${data.source}", source) for path in stages()[stage].get("deps", ())]
     return {path for path in deps if path.split("/")[0] in PACKAGES}
 
 
@@ -94,6 +94,8 @@ def with_dependencies() -> str:
     text = (ROOT / "dvc.yaml").read_text()
     readers = {f"ral/data/sources/{source}.py" for source in sources()}
     for name, stage in stages().items():
+        if stage.get("always_changed"):
+            continue
         code = set().union(*(code_files(name, source) for source in sources()))
         if code & readers:
             code = code - readers | {"ral/data/sources/${data.source}.py"}

@@ -61,19 +61,19 @@ def test_a_run_is_recorded_step_by_step(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(runs.RUN_ID, "one")
     path = tmp_path / "runs/one/run.json"
-    with runs.track_step("locate"):
-        assert read_json(path)["steps"]["locate"].keys() == {"started", "status"}
+    with runs.track_step("phantom"):
+        assert read_json(path)["steps"]["phantom"].keys() == {"started", "status"}
     with pytest.raises(ZeroDivisionError), runs.track_step("manifest"):
         raise ZeroDivisionError("by none")
     content = read_json(path)
     assert content.keys() == {"id", "commit", "uncommitted_changes", "machine", "steps"}
     assert (content["id"], content["commit"]) == ("one", None), "there is no repository"
     assert {name: step["status"] for name, step in content["steps"].items()} == {
-        "locate": "done",
+        "phantom": "done",
         "manifest": "failed: by none",
     }
     record = runs.RunRecord.read(path)
-    assert record.steps["locate"].finished is not None
+    assert record.steps["phantom"].finished is not None
     assert record.to_json() == content
 
 

@@ -291,12 +291,6 @@ class PhantomParams(Section):
     phantom: PhantomConfig
 
 
-class ManifestParams(Section):
-    """Read by the step manifest."""
-
-    data: DataConfig
-
-
 class ValidateParams(Section):
     """Read by the step validate."""
 

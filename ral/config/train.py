@@ -220,8 +220,8 @@ _DECIDED = {
 }
 
 
-class LocateParams(Section):
-    """Read by the step locate."""
+class ManifestParams(Section):
+    """Read by the step manifest."""
 
     data: DataConfig
     model: ModelConfig

@@ -6,16 +6,17 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ral.data.file_hash import FileHash
-from ral.data.images.file_hashes import FileHashCache
 from ral.data.images.file_names import check_names, check_root, is_archive, is_image, shown
-from ral.data.images.locate import list_archive, list_files
 from ral.errors import UserError
 from ral.records import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ral.data.images.file_hashes import FileHashCache
 
 
 class FolderHash(Record):
@@ -40,7 +41,7 @@ class Manifest(Record):
 
 
 def read_manifest(
-    root: Path, progress: Callable[[int], None], hash_cache: FileHashCache | None = None
+    root: Path, progress: Callable[[int], None], hash_cache: "FileHashCache | None" = None
 ) -> Manifest:
     """Hash the files of a data folder.
 
@@ -54,6 +55,11 @@ def read_manifest(
             size limit.
         OSError: a file or folder cannot be read.
     """
+    import numpy as np
+
+    from ral.data.images.file_hashes import FileHashCache
+    from ral.data.images.locate import list_archive, list_files
+
     hash_cache = hash_cache or FileHashCache(None)
     files: dict[str, FileHash] = {}
     loose: list[str] = []
@@ -121,14 +127,14 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), names
 
 
-def _file(path: Path, progress: Callable[[int], None], hash_cache: FileHashCache) -> FileHash:
+def _file(path: Path, progress: Callable[[int], None], hash_cache: "FileHashCache") -> FileHash:
     size = path.stat().st_size
     digest = hash_cache.sha256(path)
     progress(size)
     return FileHash(bytes=size, sha256=digest)
 
 
-def _folder(images: pd.DataFrame) -> FolderHash:
+def _folder(images: "pd.DataFrame") -> FolderHash:
     names = [path.rpartition("/")[2] for path in images["path"]]
     lines = "".join(f"{digest} {name}\n" for digest, name in zip(images["hash"], names, strict=True))
     return FolderHash(

@@ -10,10 +10,13 @@ from zipfile import ZipFile
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 from excluded import LEAVING, SHARED, chain, data, remove, texts, write_images
 
-from ral.config.data import DataConfig, ManifestParams
+from ral.config.base import load
+from ral.config.data import DataConfig
 from ral.config.environment import Environment
+from ral.config.train import ManifestParams
 from ral.data.exclusions import Exclusions, write_hashes
 from ral.data.privacy import NO_PSEUDONYMS, Pseudonymizer, pseudonyms, read_salt
 from ral.errors import UserError
@@ -244,8 +247,10 @@ def test_the_manifest_changes_with_the_file_and_has_no_names(root: Path, tmp_pat
     from tasks.manifest import run
 
     def manifest(name: str, **changes: str) -> str:
-        params = ManifestParams(data=data(root, **changes))
-        run(params, Environment(state_dir=tmp_path / "state"), tmp_path / name)
+        params = load(ROOT / "params.yaml", ManifestParams).model_copy(update={"data": data(root, **changes)})
+        environment = Environment(state_dir=tmp_path / "state")
+        others = tmp_path / "phantom", tmp_path / "location.json", tmp_path / "user_code.json"
+        run(params, environment, others[0], tmp_path / name, *others[1:])
         return (tmp_path / name).read_text()
 
     plain = manifest("plain.json")

@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, set_params
 
 from ral.data.file_hash import FileHash
 from ral.data.images import file_hashes
@@ -15,7 +18,7 @@ from ral.data.images import locate as images
 from ral.data.images.file_hashes import FileHashCache
 from ral.data.manifest import Manifest, manifest_bytes, read_manifest
 from ral.errors import UserError
-from ral.files import sha256
+from ral.files import read_json, sha256
 
 
 def read(root: Path, known: FileHashCache | None = None) -> Manifest:
@@ -159,3 +162,36 @@ def test_pipes_and_broken_links_are_left_out(phantom_copy: Path) -> None:
     (phantom_copy / "gone.csv").symlink_to("/gone/gone.csv")
     (phantom_copy / "round").symlink_to("round")
     assert read(phantom_copy) == before
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_embedded_data_set_is_not_read_and_nothing_large_imported(
+    phantom_copy: Path, tmp_path: Path, elsewhere: bool
+) -> None:
+    """DVC tracks it as an output itself, and runs this step every time."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder)
+    root = phantom_copy if elsewhere else shutil.copytree(phantom_copy, folder / "data/phantom")
+
+    def step() -> tuple[Manifest, bool, set[str]]:
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "tasks.manifest"], cwd=folder, capture_output=True, text=True,
+            check=True, env=os.environ | {"PYTHONPATH": str(ROOT), "RAL_DATA_ROOT": str(root)},
+        )  # fmt: skip
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        phantom = read_json(folder / "data/location.json")["phantom"]
+        return (
+            Manifest.read(folder / "data/manifest.json"),
+            phantom,
+            imported & {"pandas", "pyarrow", "torch"},
+        )
+
+    manifest, phantom, imported = step()
+    assert phantom is not elsewhere
+    assert manifest == (read(root) if elsewhere else Manifest(files={}, folders={}))
+    assert imported == ({"pandas", "pyarrow"} if elsewhere else set())
+    # Who leaves is not in the data: the manifest says that the list is another one.
+    (folder / "leaving.txt").write_text("1\n")
+    set_params(folder, {"data": {"exclude_patients": "leaving.txt"}})
+    assert step()[0].exclude_patients == sha256(folder / "leaving.txt")

@@ -36,7 +36,7 @@ def test_no_phantom_is_drawn_for_data_that_lies_elsewhere(
     run: Run, workspace: Path, images: Path, how: str
 ) -> None:
     variables = named(how, workspace, images)
-    printed = run("dvc", "repro", "manifest", cwd=workspace, **variables).stdout
+    printed = run("dvc", "repro", "phantom", cwd=workspace, **variables).stdout
     assert "no phantom images are drawn" in printed
     assert not DRAWN & {path.name for path in (workspace / "data/phantom").iterdir()}
     assert "train.csv" in (workspace / "data/manifest.json").read_text()
@@ -47,7 +47,7 @@ def test_no_phantom_is_drawn_for_data_that_lies_elsewhere(
 @pytest.mark.long
 def test_going_there_and_back_draws_once(run: Run, workspace: Path, images: Path) -> None:
     def lock(**variables: str) -> tuple[str, bool, str]:
-        printed = run("dvc", "repro", "manifest", cwd=workspace, **variables).stdout
+        printed = run("dvc", "repro", "phantom", cwd=workspace, **variables).stdout
         drawn = {path.name for path in (workspace / "data/phantom").iterdir()} >= DRAWN
         return (workspace / "dvc.lock").read_text(), drawn, printed
 

@@ -17,7 +17,7 @@ from servers import PREFECT, Server, worker
 from flows.settings import STAGES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-ALWAYS = ["locate", "manifest"]
+ALWAYS = ["manifest"]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,6 @@ def test_deployment_is_run_by_a_worker(
     logs = [line["message"] for line in server.ask("logs", limit=200)]
     assert any("PHANTOM DATA, epoch   2 of 2: loss" in line for line in logs)
     assert run("dvc", "status", cwd=project).stdout.split() == [
-        "locate:",
-        "always",
-        "changed",
         "manifest:",
         "always",
         "changed",

@@ -61,7 +61,7 @@ def run_as(folder: Path, environment: dict[str, str]) -> RunAs:
 
 
 @pytest.mark.parametrize("home", [{}, {"HOME": "/"}], ids=["absent", "root"])
-@pytest.mark.parametrize("module", ["tasks.locate", "flows.train_ral"])
+@pytest.mark.parametrize("module", ["tasks.manifest", "flows.train_ral"])
 def test_without_a_place_for_state_one_message_says_what_to_set(
     run_as: RunAs, module: str, home: dict[str, str]
 ) -> None:
@@ -71,13 +71,13 @@ def test_without_a_place_for_state_one_message_says_what_to_set(
 
 
 def test_a_place_that_cannot_be_written_is_named(run_as: RunAs) -> None:
-    (line,) = run_as("python", "-m", "tasks.locate", code=1, RAL_STATE_DIR="/proc/state").splitlines()
+    (line,) = run_as("python", "-m", "tasks.manifest", code=1, RAL_STATE_DIR="/proc/state").splitlines()
     assert line.startswith("error: /proc/state: ")
     assert "RAL_STATE_DIR" in line
 
 
 def test_tilde_is_no_place(run_as: RunAs) -> None:
-    printed = run_as("python", "-m", "tasks.locate", code=1, RAL_STATE_DIR="~/state")
+    printed = run_as("python", "-m", "tasks.manifest", code=1, RAL_STATE_DIR="~/state")
     assert "RAL_STATE_DIR: state_dir: " in printed
     assert "use an absolute path" in printed
 
@@ -100,7 +100,7 @@ def test_make_run_works(run_as: RunAs, folder: Path, home: dict[str, str], from_
 
 def test_steps_work_with_a_place_for_state(run_as: RunAs, folder: Path) -> None:
     state = folder.parent / "state"
-    for step in ("locate", "phantom", "manifest", "validate"):
+    for step in ("manifest", "phantom", "validate"):
         run_as("python", "-m", f"tasks.{step}", RAL_STATE_DIR=str(state))
     assert {"home", "raw"} <= {path.name for path in state.iterdir()}
     assert state.stat().st_mode & 0o777 == 0o700

@@ -66,8 +66,8 @@ def test_a_missing_list_stops_the_night(workspace: Path) -> None:
 def test_a_changed_list_is_a_change(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A night has nothing to do if the manifest is that of the last one (`RunInputs.manifest`)."""
     from ral.config.base import load
-    from ral.config.data import ManifestParams
     from ral.config.environment import Environment
+    from ral.config.train import ManifestParams
     from tasks.manifest import run
 
     write_images(tmp_path / "delivered")
@@ -76,7 +76,11 @@ def test_a_changed_list_is_a_change(workspace: Path, tmp_path: Path, monkeypatch
 
     def manifest() -> str:
         params = load(workspace / "params.yaml", ManifestParams)
-        run(params, Environment(state_dir=tmp_path / "state"), workspace / "data/manifest.json")
+        environment = Environment(state_dir=tmp_path / "state")
+        files = (
+            workspace / "data" / name for name in ("phantom", "manifest.json", "location.json", "code.json")
+        )
+        run(params, environment, *files)
         return sha256(workspace / "data/manifest.json")
 
     (workspace / "data").mkdir(exist_ok=True)

@@ -240,7 +240,7 @@ def test_what_is_told_of_a_run_that_failed_is_plain(
 @pytest.mark.parametrize(
     ("flow", "arguments", "why"),
     [
-        ("train-ral", (), "Stage locate failed"),
+        ("train-ral", (), "Stage manifest failed"),
         ("nightly", (), "cannot fetch the project"),
         pytest.param("compare", ("loss.name=ral,bce",), "cannot fetch the project", marks=pytest.mark.long),
     ],

@@ -77,11 +77,11 @@ def test_the_files_are_part_of_the_fingerprint(prepared: Path, project: Path) ->
     assert training_fingerprint(params().model_dump(), prepared) == before
 
 
-def test_locate_records_the_files_in_use_only(fork: Run, project: Path) -> None:
+def test_manifest_records_the_files_in_use_only(fork: Run, project: Path) -> None:
     (project / "params.yaml").write_text((ROOT / "params.yaml").read_text())
 
     def recorded() -> dict:
-        fork("tasks.locate", cwd=project)
+        fork("tasks.manifest", cwd=project)
         return json.loads((project / "data/user_code.json").read_text())
 
     assert recorded() == {"loss": {}, "network": {}}
@@ -92,7 +92,7 @@ def test_locate_records_the_files_in_use_only(fork: Run, project: Path) -> None:
     (project / "own/losses.py").write_text("# other\n")
     assert recorded() != with_loss
     set_params(project, {"loss": {"custom": {"class_path": "own.gone:Loss"}}})
-    printed = fork("tasks.locate", cwd=project, code=1).stdout
+    printed = fork("tasks.manifest", cwd=project, code=1).stdout
     assert "error: loss.custom.class_path: own.gone:Loss: there is no file own/gone.py" in printed
 
 
