@@ -10,8 +10,16 @@ from ral.artifacts import Stage
 from ral.config.base import Section
 from ral.config.environment import Environment, load_environment
 
-# All of them, in the order of the graph; a test compares them with dvc.yaml.
+# All of them, in the order of the graph; a test compares them with dvc.yaml and tasks/dvc.yaml.
 STAGES: tuple[Stage, ...] = get_args(Stage)
+
+# The stage that is not in dvc.yaml.
+APART: Stage = "manifest"
+
+
+def address(stage: str) -> str:
+    """The name by which DVC knows a stage in the project folder."""
+    return f"tasks/dvc.yaml:{stage}" if stage == APART else stage
 
 
 def stage_range(first: Stage, last: Stage) -> tuple[Stage, ...]:

@@ -20,7 +20,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging.handlers import APILogHandler
 
 from flows.artifacts import run_key
-from flows.settings import load_flows_environment
+from flows.settings import address, load_flows_environment
 from flows.workspace import python_env
 from ral import runs
 from ral.config.environment import TrainingTarget
@@ -74,7 +74,9 @@ def run_stage(name: str, folder: Path = Path(), hours: float | None = None) -> N
     failure = folder / "runs" / os.environ[runs.RUN_ID] / runs.FAILURE_FILE
     failure.unlink(missing_ok=True)
     try:
-        run_command(["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name], folder, name, hours)
+        run_command(
+            ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", address(name)], folder, name, hours
+        )
     except StageError as error:
         if error.retry is None:
             busy = BUSY in str(error)

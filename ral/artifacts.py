@@ -1,4 +1,4 @@
-"""The stages and the paths of their outputs, relative to the project folder; tests compare both with dvc.yaml.
+"""The stages and the paths of their outputs, relative to the project folder; tests compare both with DVC's files.
 
 A function that gets a folder as an argument joins it with the name: `prepared / artifacts.DATASET.name`.
 """

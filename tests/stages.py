@@ -20,12 +20,19 @@ from ral.labels import SourceName
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("ral", "tasks", "flows")
+# In the order of the graph.
+GRAPH = ("tasks/dvc.yaml", "dvc.yaml")
 
 
 @cache
 def stages() -> dict[str, dict]:
-    """The stages of dvc.yaml in their order; do not change them."""
-    return YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+    """The stages of both files in their order; do not change them."""
+    yaml = YAML(typ="safe", pure=True)
+    return {
+        name: stage
+        for path in GRAPH
+        for name, stage in yaml.load((ROOT / path).read_text())["stages"].items()
+    }
 
 
 @cache

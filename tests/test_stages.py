@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from stages import PACKAGES, ROOT, code_files, declared_code, sources, stages, with_dependencies
+from ruamel.yaml import YAML
+from stages import GRAPH, PACKAGES, ROOT, code_files, declared_code, sources, stages, with_dependencies
 
 from ral.config.base import SECTIONS, Section
 from ral.config.data import UNTRACKED, DataConfig
@@ -26,6 +27,12 @@ def test_every_step_is_a_stage_and_runs_its_module() -> None:
     assert sorted(stages()) == STEPS
     for name, stage in stages().items():
         assert stage["cmd"] == f"exec python -m tasks.{name}"
+
+
+def test_only_what_always_runs_is_apart_from_the_graph() -> None:
+    apart = YAML(typ="safe", pure=True).load((ROOT / GRAPH[0]).read_text())["stages"]
+    assert list(apart) == [name for name, stage in stages().items() if stage.get("always_changed")]
+    assert {stage["wdir"] for stage in apart.values()} == {".."}
 
 
 @pytest.mark.parametrize("name", PARAMS)

@@ -23,6 +23,8 @@ OUTPUTS = (
 )  # fmt: skip
 # A stage of DVC: its dependencies or outputs.
 _Listed = Mapping[str, str]
+# Of the stages in dvc.yaml and of the one in tasks/dvc.yaml.
+_LOCKS = ("dvc.lock", "tasks/dvc.lock")
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,13 @@ def _cached_runs(cache: Path) -> Iterator[StageRun]:
 
 def _locked_runs(projects: Iterable[Path], repositories: Iterable[Path]) -> Iterator[StageRun]:
     texts = [
-        lock.read_text(encoding="utf-8") for project in projects if (lock := project / "dvc.lock").is_file()
+        lock.read_text(encoding="utf-8")
+        for project in projects
+        for name in _LOCKS
+        if (lock := project / name).is_file()
     ]
     for repository in repositories:
-        texts += [blob(repository, name).decode() for name in versions(repository, "dvc.lock")]
+        texts += [blob(repository, name).decode() for lock in _LOCKS for name in versions(repository, lock)]
     for text in dict.fromkeys(texts):
         for stage in (_parse(text).get("stages") or {}).values():
             yield _stage_run(stage, None)

@@ -15,7 +15,7 @@ from stages import stages
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # Stages that DVC runs every time.
-LOOK = ["manifest"]
+LOOK = ["tasks/dvc.yaml:manifest"]
 
 
 def fresh(folder: Path) -> Path:

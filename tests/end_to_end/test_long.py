@@ -24,7 +24,7 @@ def test_default_reaches_its_figure_and_two_clones_agree(run: Run, tmp_path: Pat
     for folder in clones:
         run("dvc", "repro", "-f", cwd=folder)
         assert run("dvc", "status", cwd=folder).stdout.split() == [
-            "manifest:",
+            "tasks/dvc.yaml:manifest:",
             "always",
             "changed",
         ]

@@ -58,7 +58,7 @@ def test_an_own_loss_and_network_to_the_report(run: Run, tmp_path: Path) -> None
     assert NETWORK in (project / "reports/report.html").read_text()
 
     def stale() -> set[str]:
-        run("dvc", "repro", "manifest", cwd=project)
+        run("dvc", "repro", "tasks/dvc.yaml:manifest", cwd=project)
         return set(json.loads(run("dvc", "status", "--json", cwd=project).stdout))
 
     assert "train" not in stale()

@@ -5,16 +5,17 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import ROOT
 from excluded import LEAVING, data, texts, write_images
 from robustness_inputs import write_images as write_prepared
 from ruamel.yaml import YAML
+from stages import stages
 
 from ral.data.dataset import open_dataset
 from ral.data.images.cache import DecodedImageCache
@@ -330,9 +331,34 @@ def test_objects_of_old_runs_only(
     assert find_places(project, state, traces) == []
 
 
+@pytest.mark.parametrize("lock", ["dvc.lock", "tasks/dvc.lock"])
+@pytest.mark.parametrize("committed", [False, True])
+def test_what_a_lock_file_names_is_looked_at(
+    project: Path, state: Path, put: Callable[..., Path], traces: Traces, lock: str, committed: bool
+) -> None:
+    """A stage that always runs has no entry in the cache of runs, and what git has is of earlier runs."""
+    cache = Cache(project / ".dvc/cache")
+    old, new = (cache.put(f'{{"files": "{name}"}}'.encode()) for name in (f"{THEIRS}-0.png", "others.png"))
+
+    def write(md5: str) -> None:
+        put(
+            f"project/{lock}",
+            f"stages:\n  manifest:\n    outs:\n    - path: data/manifest.json\n      md5: {md5}\n",
+        )
+
+    write(old)
+    if committed:
+        git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+        for command in (["init", "-q"], ["add", lock], ["commit", "-qm", "before"]):
+            subprocess.run([*git, *command], cwd=project, check=True)
+        write(new)
+    (place,) = (place for place in find_places(project, state, traces) if place.action == "remove")
+    prune([place], state, traces)
+    assert cache.objects() == {new}
+
+
 def test_the_outputs_of_every_stage_are_looked_at() -> None:
-    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    outs = {out for stage in stages.values() for out in stage["outs"]}
+    outs = {out for stage in stages().values() for out in stage["outs"]}
     assert {out for out in outs if not any(out == top or out.startswith(f"{top}/") for top in OUTPUTS)} == {
         "data/location.json", "data/user_code.json", "data/phantom"
     }  # fmt: skip
