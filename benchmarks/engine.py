@@ -44,9 +44,10 @@ from ral.data.dataset import Dataset
 from ral.inference.prefetch import MicroBatch
 from ral.launch.base import free_port
 from ral.losses import RAL
+from ral.memory import keep_freed_memory
 from ral.models import build_model
 from ral.training.augment import augmented
-from ral.training.backend import keep_freed_memory, set_cuda_math
+from ral.training.backend import set_cuda_math
 from ral.training.build import build_trainer
 from ral.training.checkpoint import Checkpoints
 from ral.training.distributed import DistributedContext, init_process

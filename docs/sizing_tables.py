@@ -10,7 +10,7 @@ IMAGES = {"112k": 112_120, "377k": 377_110, "10M": 10_000_000, "1B": 1_000_000_0
 
 # Measured on two cores of an x86-64 machine (docs/images.md, docs/training.md, docs/evaluation.md): images/s,
 # or seconds.
-PACKING = 463 / 2  # per core: 1024 x 1024 PNG to 224 x 224, single files
+PACKING = 492 / 2  # per core: 1024 x 1024 PNG to 224 x 224, single files
 TRAINING = 128 / 0.275  # on two cores: resnet10t, 64 x 64, batch 128, augmentation included
 EVALUATION = 8 / 2_922  # seconds per test image, one core: 2,000 replicates with BCa, 14 findings, audit
 

@@ -42,9 +42,11 @@ def run(params: ExplainParams, prepared: Path, models: Path, out: Path) -> None:
     from ral.explain.review import review
     from ral.explain.select import select
     from ral.files import atomic_directory
+    from ral.memory import keep_freed_memory
     from ral.models.load import load_network
 
     config = params.explain
+    keep_freed_memory()
     torch.set_num_threads(config.threads)
     dataset = open_dataset(prepared)
     network, info = load_network(models)

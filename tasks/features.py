@@ -40,7 +40,9 @@ def run(params: FeaturesParams, prepared: Path, models: Path, out: Path) -> None
 
     from ral.data.dataset import open_dataset
     from ral.inference.bank import write_bank
+    from ral.memory import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(params.features.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     info = write_bank(out, models, open_dataset(prepared), precision, device)

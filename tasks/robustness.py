@@ -88,9 +88,11 @@ def read_subject(params: RobustnessParams, prepared: Path, models: Path, reports
     from ral.data.dataset import open_dataset
     from ral.evaluation import calibration_io
     from ral.evaluation.rows import read_studies
+    from ral.memory import keep_freed_memory
     from ral.models.load import load_network
     from ral.robustness.subject import prepare
 
+    keep_freed_memory()
     torch.set_num_threads(params.robustness.threads)
     network, info = load_network(models)
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -44,7 +44,8 @@ def train(spec: TrainSpec, dataset: Dataset) -> None:
     """Train, and write the outputs on rank 0."""
     import torch
 
-    from ral.training.backend import keep_freed_memory, set_cuda_math
+    from ral.memory import keep_freed_memory
+    from ral.training.backend import set_cuda_math
     from ral.training.build import build_trainer
     from ral.training.checkpoint import Checkpoints, training_fingerprint
     from ral.training.device import log_device

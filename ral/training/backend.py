@@ -1,11 +1,9 @@
-"""How the device computes: determinism and TF32 on GPUs, memory on CPUs, and whether torch.compile works on this
+"""How the device computes: determinism and TF32 on GPUs, and whether torch.compile works on this
 machine.
 """
 
-import ctypes
 import logging
 import os
-import platform
 
 import torch
 
@@ -30,24 +28,6 @@ def set_cuda_math(config: TrainConfig) -> None:
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = not deterministic
     torch.backends.cuda.matmul.allow_tf32 = not deterministic
-
-
-# Parameters of glibc's mallopt: memory to keep at the end of the heap, to add to it at a time, and the size from
-# which an allocation gets pages of its own.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for its next allocations; for training on CPUs with glibc.
-
-    By default every large activation gets pages of its own, which go back to the system when it is freed, in every
-    step. Mapping and clearing them anew takes a tenth of the time of a step. Peak memory stays the same.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for parameter, value in ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 << 20)):
-        mallopt(parameter, value)
 
 
 def compile_works(device: torch.device) -> bool:

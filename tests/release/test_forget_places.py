@@ -341,10 +341,8 @@ def test_what_a_lock_file_names_is_looked_at(
     old, new = (cache.put(f'{{"files": "{name}"}}'.encode()) for name in (f"{THEIRS}-0.png", "others.png"))
 
     def write(md5: str) -> None:
-        put(
-            f"project/{lock}",
-            f"stages:\n  manifest:\n    outs:\n    - path: data/manifest.json\n      md5: {md5}\n",
-        )
+        out = f"{{path: data/manifest.json, md5: {md5}}}"
+        put(f"project/{lock}", f"stages: {{manifest: {{outs: [{out}]}}}}\n")
 
     write(old)
     if committed:

@@ -86,7 +86,7 @@ def test_freed_memory_is_used_again() -> None:
     """Without it, each of these allocations is mapped anew: 8,192 page faults. The first ones grow the heap."""
     script = """
 import resource
-from ral.training.backend import keep_freed_memory
+from ral.memory import keep_freed_memory
 keep_freed_memory()
 import torch
 faults = []

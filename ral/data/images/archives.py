@@ -10,23 +10,37 @@ import stat
 import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol, Self
 
+from ral.data.images import inflate
 from ral.data.images.file_names import is_image, is_utf8, shown
 from ral.data.images.limits import EXPANSION_CHECK_BYTES, MAX_BYTES, MAX_EXPANSION
 from ral.errors import UserError
 
 # Bytes per read. tarfile copies the rest of a block at every read, so larger blocks are slower.
-BLOCK = 128 << 10
+BLOCK = 256 << 10
 
 # Limit of a member's header with its extensions; a name and its times take a few hundred bytes.
 MAX_HEADER_BYTES = 1 << 20
 
+# What reading a damaged archive raises.
+DAMAGE: tuple[type[Exception], ...] = (
+    tarfile.TarError, zipfile.BadZipFile, *inflate.ERRORS, struct.error, EOFError, ValueError, OverflowError,
+    RuntimeError,  # zipfile; endless headers raise RecursionError
+    OSError,
+)  # fmt: skip
+
 DOWNLOAD_AGAIN = "Do not use this archive: download it again from its publisher."
+
+
+class Readable(Protocol):
+    """A stream that is read sequentially."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes; none at the end."""
 
 
 class Member(NamedTuple):
@@ -39,14 +53,7 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
-    stream: IO[bytes]
-
-
-class Readable(Protocol):
-    """A stream that is read sequentially."""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes; none at the end."""
+    stream: Readable
 
 
 def members(
@@ -88,17 +95,7 @@ def explain_damage(archive: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        ValueError,
-        OverflowError,
-        RuntimeError,  # zipfile; endless headers raise RecursionError
-        OSError,
-    ) as error:
+    except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         alternative = ", or unpack it into a folder images/ with another program" if is_zip(archive) else ""
@@ -182,7 +179,7 @@ class Gunzip:
 
     def __init__(self, archive: Path, stream: Readable) -> None:
         self._archive, self._stream = archive, stream
-        self._unpacker = zlib.decompressobj(wbits=31)
+        self._unpacker = inflate.gzip_unpacker()
         self._packed = self._unpacked = 0
 
     def read(self, size: int, /) -> bytes:
@@ -194,12 +191,13 @@ class Gunzip:
                     block = more.lstrip(b"\0")
                 if not block:
                     return b""
-                self._unpacker = zlib.decompressobj(wbits=31)
+                self._unpacker = inflate.gzip_unpacker()
             else:
                 block = self._unpacker.unconsumed_tail or self._next()
                 if not block:
                     raise EOFError("the compressed stream ends too early")
-            content = self._unpacker.decompress(block, size)
+            content: bytes = self._unpacker.decompress(block, size)
+            inflate.free_vector_registers()
             self._unpacked += len(content)
             _check_growth(self._archive, self._packed, self._unpacked)
             if content:
@@ -243,6 +241,26 @@ class _HeaderGuard:
         return block
 
 
+class _Content:
+    """The content of a member of a tar that is read as a stream: the bytes after its header."""
+
+    def __init__(self, stream: Readable, size: int) -> None:
+        self._stream, self._left = stream, size
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes; none at the end.
+
+        Raises:
+            tarfile.ReadError: the archive ends before.
+        """
+        size = min(size, self._left)
+        block = self._stream.read(size)
+        if len(block) < size:
+            raise tarfile.ReadError("unexpected end of data")
+        self._left -= size
+        return block
+
+
 def _tar_members(
     archive: Path, packed: Readable, wanted: Sequence[int] | None, may_be_image: Callable[[str], bool]
 ) -> Iterator[Member]:
@@ -262,7 +280,11 @@ def _tar_members(
                 offset = start + member.offset
                 if chosen is None or offset in chosen:
                     _check_image(archive, member.name, member.size)
-                    yield Member(member.name, offset, member.size, tar.extractfile(member))
+                    # extractfile would copy everything twice more.
+                    stream = (
+                        tar.extractfile(member) if member.issparse() else _Content(tar.fileobj, member.size)
+                    )
+                    yield Member(member.name, offset, member.size, stream)
                 if wanted and offset >= wanted[-1]:
                     return
             guarded.limit = max(tar.offset, guarded.position) + MAX_HEADER_BYTES + 2 * BLOCK

@@ -28,8 +28,8 @@ CHUNK_IMAGES, CHUNK_BYTES = 256, 64 << 20
 
 # Source files and packages that determine the decoded pixels.
 _CODE = (
-    "decode.py", "png.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py", "histogram.py", "bad_image.py",
-    "limits.py",
+    "decode.py", "png.py", "inflate.py", "resize.py", "dicom.py", "dicom_display.py", "npz.py", "histogram.py",
+    "bad_image.py", "limits.py",
 )  # fmt: skip
 _PACKAGES = ("pillow", "numpy", "scipy", "pydicom", "python-gdcm")
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ral.data.file_hash import FileHash
 from ral.data.images import npz
-from ral.data.images.archives import BLOCK, check_size, explain_damage, is_zip, members
+from ral.data.images.archives import BLOCK, Readable, check_size, explain_damage, is_zip, members
 from ral.data.images.file_hashes import FileHashCache, FileStat
 from ral.data.images.file_names import (
     ARCHIVE_ENDINGS,
@@ -161,7 +161,7 @@ def content_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def stream_hash(stream: IO[bytes]) -> str:
+def stream_hash(stream: Readable) -> str:
     """`content_hash` of what a stream has, of which only a block is in hash_cache."""
     digest = hashlib.sha256()
     while block := stream.read(BLOCK):

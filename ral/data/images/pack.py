@@ -21,6 +21,7 @@ from ral.data.images.decode import decode_with_note
 from ral.data.images.locate import read_images
 from ral.data.images.shards import drop_images, same_pixels, write_shard
 from ral.errors import UserError
+from ral.memory import keep_freed_memory
 
 # Maximum bytes of pixels in a shard: the memory that a worker needs to assemble it.
 SHARD_BYTES = 512 << 20
@@ -30,6 +31,9 @@ MAX_TASK_IMAGES, MIN_TASKS_PER_WORKER = 1024, 4
 
 # With fewer archives per worker, archives are divided into several tasks, so that all workers stay busy.
 ARCHIVES_PER_WORKER = 4
+
+# Time to unpack an image of a gzipped archive that another task decodes, over the time to unpack and decode one.
+SKIP_COST = 0.04
 
 # A damaged chunk is decoded again; repeated damage means a bad disk.
 MAX_ATTEMPTS = 3
@@ -255,14 +259,17 @@ def _tasks(images: pd.DataFrame, workers: int) -> list[pd.DataFrame]:
     """Divide images into tasks, each of one archive or of single files, in stored order.
 
     A gzipped archive can only be read from its start, so it is one task if there are enough archives. Otherwise all
-    images are divided evenly, and a task that starts inside an archive unpacks, but does not decode, what precedes.
+    images are divided, and a task that starts inside an archive unpacks, but does not decode, what precedes: later
+    tasks have fewer images, so that all end together if it is one archive.
     """
     streamed = (images["member"] != "") & ~images["path"].str.endswith(".tar")
     enough_archives = images.loc[streamed, "path"].nunique() >= ARCHIVES_PER_WORKER * workers
     part = np.zeros(len(images), np.int64)
     in_archive = streamed.to_numpy()
     if not enough_archives:
-        part[in_archive] = np.arange(in_archive.sum()) * workers // max(1, in_archive.sum())
+        shares = (1 - SKIP_COST) ** np.arange(workers)
+        ends = np.cumsum(shares) / shares.sum() * in_archive.sum()
+        part[in_archive] = np.searchsorted(ends[:-1], np.arange(in_archive.sum()) + 0.5)
     single = int((~in_archive).sum())
     part[~in_archive] = np.arange(single) // max(
         1, min(MAX_TASK_IMAGES, -(-single // (MIN_TASKS_PER_WORKER * workers)))
@@ -283,6 +290,7 @@ def decode_task(
         config: how images are prepared, and whether a bad image raises an error or is recorded.
         report: called with the number of newly decoded images.
     """
+    keep_freed_memory()  # here, because a worker may be a process of Dask's
     size = config.size
     cache = DecodedImageCache(folder, size)
     step = chunk_images(size)

@@ -6,21 +6,8 @@ not compressed, so that Pillow does all the rest: filters, palettes, transparenc
 
 import struct
 from itertools import pairwise
-from typing import Any
 
-import numpy as np
-
-
-def _isal_zlib() -> Any:
-    """ISA-L's zlib, of the extra `data`, for packing; None without it: then Pillow unpacks."""
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return None
-    return isal_zlib
-
-
-isal_zlib = _isal_zlib()
+from ral.data.images.inflate import free_vector_registers, isal_zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -32,8 +19,6 @@ MAX_EXPANSION = 64
 
 # Bytes of a block that is not compressed.
 BLOCK = 65535
-
-_NUMBERS = np.ones(64, np.float32)
 
 
 def unpacked(content: bytes) -> bytes:
@@ -49,18 +34,17 @@ def unpacked(content: bytes) -> bytes:
         if not 0 < size <= MAX_EXPANSION * len(content):
             return content
         unpacker = isal_zlib.decompressobj()
-        pixels = unpacker.decompress(b"".join(parts), size + 1)
+        pixels = unpacker.decompress(parts[0] if len(parts) == 1 else b"".join(parts), size + 1)
     except (struct.error, KeyError, ValueError, isal_zlib.error):
         return content
     if len(pixels) != size or not unpacker.eof:
         return content
-    stream = b"".join(_stored(pixels))
-    checksum = isal_zlib.crc32(stream, isal_zlib.crc32(b"IDAT"))
-    # ISA-L leaves the wide vector registers in use, and then code for narrow ones, as in scipy's sparse products, takes
-    # three times as long. An addition in numpy ends with the instruction that frees them.
-    np.add(_NUMBERS, _NUMBERS)
-    chunk = struct.pack(">L", len(stream)), b"IDAT", stream, struct.pack(">L", checksum)
-    return b"".join((content[:first], *chunk, content[last:]))
+    stream = _stored(pixels)
+    free_vector_registers()
+    view, length = memoryview(content), struct.pack(">L", sum(map(len, stream)))
+    # One copy of all: copying holds the interpreter's lock, for which other threads wait. Pillow does not look at the
+    # checksum of this chunk, only at that of the stream in it.
+    return b"".join((view[:first], length, b"IDAT", *stream, bytes(4), view[last:]))
 
 
 def _unpacked_bytes(content: bytes) -> int:

@@ -13,10 +13,26 @@ from pathlib import Path
 
 import pytest
 
+from ral.data.images import archives, inflate
 from ral.data.images.locate import list_images, read_images
 from ral.errors import UserError
 
 IMAGES = {f"images/{number:03}.png": random.Random(number).randbytes(900) for number in range(6)}
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def unpacker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unpacks gzip: ISA-L, or Python without the extra `data`."""
+    if request.param == "zlib":
+        monkeypatch.setattr(inflate, "isal_zlib", None)
+    elif inflate.isal_zlib is None:
+        pytest.skip("needs the extra `data`")
+
+
+@pytest.fixture(params=[1 << 10, 256 << 10])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes per read: members of several blocks, and several in a block."""
+    monkeypatch.setattr(archives, "BLOCK", request.param)
 
 
 def quiet(_: int) -> None:
@@ -79,6 +95,7 @@ def write_entries(path: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> None:
             packed.writestr(info, content)
 
 
+@pytest.mark.usefixtures("unpacker", "block")
 @pytest.mark.parametrize("ending", WRITERS)
 def test_every_kind_of_archive_is_read(tmp_path: Path, ending: str) -> None:
     WRITERS[ending](tmp_path / f"images_001{ending}", {"README.txt": b"x", **IMAGES})
@@ -230,6 +247,7 @@ def test_damaged_zip_is_named(tmp_path: Path, method: int, damage: Callable[[byt
     assert "images.zip is truncated or damaged" in refused(tmp_path)
 
 
+@pytest.mark.usefixtures("unpacker", "block")
 @pytest.mark.parametrize("damage", [
     lambda content: without(content, 3 * 1536 + 5),  # a header in the middle: tarfile takes it for the end
     lambda content: content[: 3 * 1536],  # cut between two members
@@ -247,6 +265,7 @@ def test_damaged_tar_is_named(tmp_path: Path, ending: str, damage: Callable[[byt
     assert f"images{ending} is truncated or damaged" in refused(tmp_path)
 
 
+@pytest.mark.usefixtures("unpacker", "block")
 @pytest.mark.parametrize("damage", [
     lambda content: content[:-4], lambda content: without(content, len(content) - 6),
     lambda content: without(content, 300), lambda content: content + b"rest",
@@ -258,6 +277,7 @@ def test_damaged_gzip_is_named(tmp_path: Path, damage: Callable[[bytes], bytes])
     assert "images.tar.gz is truncated or damaged" in refused(tmp_path)
 
 
+@pytest.mark.usefixtures("unpacker", "block")
 def test_zeros_behind_a_gzip_are_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "images.tgz"
     content = write_tar(path, IMAGES) + bytes(3 << 20)
@@ -267,6 +287,7 @@ def test_zeros_behind_a_gzip_are_no_damage(tmp_path: Path) -> None:
     assert hashes["images.tgz"].bytes == len(content)
 
 
+@pytest.mark.usefixtures("unpacker", "block")
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
 def test_archives_joined_with_cat_lose_no_image_in_silence(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"images{ending}"

@@ -217,7 +217,9 @@ def test_images_are_shared_out_evenly(root: Path) -> None:
         assert {len(names) for names in archives} == {1}  # of one archive, or of single files
         parts = [len(task) for task in tasks if streamed[task.index].all()]
         assert len(parts) == workers
-        assert max(parts) - min(parts) <= 1
+        # A later task unpacks what lies before its part, so it decodes a little less.
+        lengths = [round(parts[0] * (1 - module.SKIP_COST) ** number) for number in range(workers)]
+        assert parts == pytest.approx(lengths, abs=1)
         others = [len(task) for task in tasks if not streamed[task.index].any()]
         assert len(others) >= module.MIN_TASKS_PER_WORKER * workers
         assert max(others) <= -(-sum(others) // (module.MIN_TASKS_PER_WORKER * workers))
@@ -258,8 +260,13 @@ def test_disk_full_while_decoding_keeps_what_is_whole(root: Path, tmp_path: Path
     """Chunks of single images (50) pass, those of half an archive (150) do not."""
     state = tmp_path / "state"
     command = [sys.executable, "-c", SCRIPT, str(root), str(tmp_path / "a"), str(state), "30000"]
-    assert subprocess.run(command, capture_output=True).returncode != 0
-    chunks = len(list(state.rglob("*.arrow")))
+    chunks = 0
+    for _ in range(5):  # Dask may begin with both halves of the archive
+        assert subprocess.run(command, capture_output=True).returncode != 0
+        chunks = len(list(state.rglob("*.arrow")))
+        if chunks:
+            break
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
     assert not list(state.rglob("*.draft"))
     packed(root, tmp_path / "b", state)
     assert len(decoded) < 700
