@@ -10,13 +10,12 @@ out. All must have been prepared alike: a comparison needs the same images, labe
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ral import artifacts
-from ral.errors import UserError
+from ral.errors import UserError, exit_with_message
 from ral.files import sha256
 
 if TYPE_CHECKING:
@@ -92,10 +91,8 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--out", type=Path, help="CSV to write, too")
     options = parser.parse_args()
-    try:
+    with exit_with_message():
         compare_experiments(options.names, options.split, options.params, options.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

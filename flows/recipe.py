@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from flows.overrides import apply_changes, to_settings
 from ral.config.base import explain, read_yaml
 from ral.config.params import Params
-from ral.errors import UserError
+from ral.errors import UserError, exit_with_message
 
 
 def settings(recipe: Path, params: Path = Path("params.yaml")) -> list[str]:
@@ -54,10 +54,8 @@ def settings(recipe: Path, params: Path = Path("params.yaml")) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_with_message():
         changes = settings(options.recipe)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     if options.print:
         print("\n".join(changes))
     else:

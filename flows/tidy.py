@@ -29,7 +29,7 @@ from pathlib import Path
 
 from flows.settings import load_flows_environment
 from flows.workspace import BRANCH, WORKSPACES, WorkspaceLockedError, git, python_env
-from ral.errors import UserError
+from ral.errors import UserError, exit_with_message
 from ral.files import read_json, try_lock
 
 DAY = 86400.0
@@ -238,7 +238,8 @@ def _words(size: float) -> str:
 
 def main() -> None:
     """Tidy the state_dir of this machine's ral.toml."""
-    environment = load_flows_environment()
+    with exit_with_message():
+        environment = load_flows_environment()
     keep = environment.flows.keep
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -251,10 +252,11 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     options = parser.parse_args()
     rules = Rules(options.keep, options.days, keep, options.image_days)
-    try:
-        lines = tidy(environment.state_dir.absolute(), rules, options.dry_run)
-    except (UserError, WorkspaceLockedError) as error:
-        sys.exit(f"error: {error}")
+    with exit_with_message():
+        try:
+            lines = tidy(environment.state_dir.absolute(), rules, options.dry_run)
+        except WorkspaceLockedError as error:
+            raise UserError(str(error)) from None
     what = "would remove" if options.dry_run else "removed"
     print("\n".join(f"{what} {line}" for line in lines) or "Nothing to remove.")
 

@@ -3,6 +3,9 @@
 import errno
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 # Category of a failure, as in runs/<id>/failure.json.
@@ -40,8 +43,8 @@ class UserError(Exception):
     """An error that the user can fix: bad input, a bad parameter, an unwritable path.
 
     The message says what is wrong, where (file, row, key) and what to do; it is sanitised by `plain`.
-    `tasks.step` prints it without a traceback and exits with 1. Any other exception is a bug and keeps its
-    traceback.
+    A command prints it without a traceback and exits with 1 (`exit_with_message`). Any other exception is a bug and
+    keeps its traceback.
 
     Args:
         message: text for the user.
@@ -74,6 +77,28 @@ REMEDIES = {
 
 # Disk failures: retrying does not help until somebody fixes the disk.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+
+
+def for_user(error: UserError | OSError) -> str:
+    """The message of an error that the user can fix.
+
+    Raises:
+        OSError: `error` itself, if it has no remedy: then it is a bug and keeps its traceback.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if error.errno not in REMEDIES:
+        raise error
+    return explain_os_error(error)
+
+
+@contextmanager
+def exit_with_message() -> Iterator[None]:
+    """End the process at an error that the user can fix, with one line and exit code 1."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {for_user(error)}")
 
 
 def explain_os_error(error: OSError) -> str:

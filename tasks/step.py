@@ -15,7 +15,7 @@ from typing import Concatenate
 
 from ral import runs
 from ral.config.base import Parameters, load
-from ral.errors import DISK_ERRORS, REMEDIES, Kind, UserError, explain_os_error, plain
+from ral.errors import DISK_ERRORS, REMEDIES, Kind, UserError, exit_with_message, explain_os_error, plain
 from ral.log import configure
 from ral.processes import die_with_parent, ignore_termination_signals, on_termination_signal
 from ral.records import StepFailure
@@ -88,19 +88,14 @@ def main(name: str, step: Callable[[], None], record: bool = True) -> None:
         runs.share_with_siblings()  # the stages of one `dvc repro` are one run
     on_termination_signal(_asked_to_end)
     configure()
-    try:
-        with _recorded(name) if record else contextlib.nullcontext():
-            step()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        sys.exit(f"error: {explain_os_error(error)}")
-    except (KeyboardInterrupt, SystemExit) as end:
-        with contextlib.suppress(OSError):  # the terminal may have gone
-            print(f"interrupted: {_how_to_resume(end)}", file=sys.stderr, flush=True)
-        sys.exit(130 if isinstance(end, KeyboardInterrupt) else end.code)
+    with exit_with_message():
+        try:
+            with _recorded(name) if record else contextlib.nullcontext():
+                step()
+        except (KeyboardInterrupt, SystemExit) as end:
+            with contextlib.suppress(OSError):  # the terminal may have gone
+                print(f"interrupted: {_how_to_resume(end)}", file=sys.stderr, flush=True)
+            sys.exit(130 if isinstance(end, KeyboardInterrupt) else end.code)
 
 
 def _asked_to_end(number: int, frame: object) -> None:

@@ -31,7 +31,7 @@ from benchmarks.study.plan import (
     seconds,
 )
 from benchmarks.study.recipes import ARMS
-from ral.errors import UserError
+from ral.errors import UserError, exit_with_message
 
 if TYPE_CHECKING:
     from benchmarks.study.workers import Done, Failed, Pool, Report
@@ -282,8 +282,7 @@ def rerun(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     try:
-        main(parse())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        with exit_with_message():
+            main(parse())
     except KeyboardInterrupt:
         sys.exit("interrupted: start the same command again to go on")

@@ -22,7 +22,6 @@ if __name__ == "__main__":  # before the imports that take seconds: --help needs
     )
     options = parser.parse_args()
 
-import sys
 
 from threadpoolctl import threadpool_limits
 
@@ -35,7 +34,7 @@ from benchmarks.study.page import FINDINGS_PLOT, PLOTTED, THIN_PLOT, page, plot_
 from benchmarks.study.statistics import Bootstrap
 from ral.config.base import load
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
-from ral.errors import UserError
+from ral.errors import exit_with_message
 from ral.evaluation.results import Interval
 from ral.files import atomic_write
 
@@ -128,10 +127,8 @@ def _interval(
 
 def main(options: argparse.Namespace) -> None:
     """Run the command."""
-    try:
+    with exit_with_message():
         write(options.state, options.out, load(options.params, EvaluateParams).evaluate)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     print(f"{options.out / 'RESULTS.md'} is written")
 
 

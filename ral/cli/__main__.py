@@ -6,7 +6,7 @@ import sys
 
 from ral import __version__
 from ral.cli.commands import BROKEN_PIPE, COMMANDS, EXIT_CODES, FAILED, INTERRUPTED
-from ral.errors import REMEDIES, UserError, explain_os_error
+from ral.errors import UserError, for_user
 from ral.extras import explain_missing, extra_of
 from ral.wording import RESEARCH
 
@@ -43,8 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
         code = COMMANDS[name].load()(arguments[1:])
         sys.stdout.flush()  # a closed pipe shows here rather than at exit
         return code
-    except UserError as error:
-        return _failed(str(error))
     except ModuleNotFoundError as error:
         extra = extra_of(error.name or "")
         if extra is None:
@@ -54,10 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Python flushes standard output once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        return _failed(explain_os_error(error))
+    except (UserError, OSError) as error:
+        return _failed(for_user(error))
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from ral.config.base import load, read_yaml
 from ral.config.keys import as_yaml, default, differences, fixed_keys, layout, optional_section, subsection
 from ral.config.params import Params
-from ral.errors import UserError
+from ral.errors import UserError, exit_with_message
 from ral.user_code import CUSTOM, is_class_path
 
 # Exits with the message if timm has no such model.
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--params", action="store_true", dest="layout", help="print the file with all keys")
     parser.add_argument("--markdown", action="store_true", help="print docs/parameters.md")
     options = parser.parse_args()
-    try:
+    with exit_with_message():
         if options.markdown:
             print(markdown(), end="")
         elif options.layout:
@@ -175,8 +175,6 @@ def main() -> None:
             print(layout(read_yaml(options.params)), end="")
         else:
             print(check(options.params))
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ compared.
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 
 from ral import artifacts
 from ral.data.validation.result import Profile, ValidationResult
-from ral.errors import UserError
+from ral.errors import UserError, exit_with_message
 from ral.files import atomic_write, read_json
 from ral.records import problem
 
@@ -150,13 +149,11 @@ if __name__ == "__main__":
         "--baseline", type=Path, default=Path(artifacts.BASELINE), help="folder to write (baseline)"
     )
     options = parser.parse_args()
-    try:
+    with exit_with_message():
         if options.what == "profile":
             accepted = accept_profile(options.validated, options.baseline)
         elif options.what == "split":
             accepted = accept_split(options.prepared, options.baseline)
         else:
             accepted = accept_logits(options.models, options.baseline)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     print(f"accepted: {accepted}. Commit it.")

@@ -4,10 +4,9 @@ python -m ral.data.hash_patients IDS --salt SALT --out HASHES
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from ral.errors import REMEDIES, UserError, explain_os_error
+from ral.errors import exit_with_message
 
 
 def main(options: argparse.Namespace) -> None:
@@ -29,11 +28,5 @@ if __name__ == "__main__":
     parser.add_argument("ids", type=Path, metavar="IDS", help="file with one patient id per line")
     parser.add_argument("--salt", type=Path, required=True, help="salt file (data.exclude_salt)")
     parser.add_argument("--out", type=Path, required=True, help="file to write (data.exclude_patients)")
-    try:
+    with exit_with_message():
         main(parser.parse_args())
-    except UserError as problem:
-        sys.exit(f"error: {problem}")
-    except OSError as problem:
-        if problem.errno not in REMEDIES:
-            raise
-        sys.exit(f"error: {explain_os_error(problem)}")

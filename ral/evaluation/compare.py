@@ -25,7 +25,6 @@ if __name__ == "__main__":  # before the imports that take seconds: --help needs
     options = parser.parse_args()
 
 import itertools
-import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
@@ -36,7 +35,7 @@ from threadpoolctl import threadpool_limits
 from ral.config.base import load
 from ral.config.evaluate import EvaluateConfig, EvaluateParams
 from ral.data.splits.holdout import unsealed
-from ral.errors import UserError
+from ral.errors import UserError, exit_with_message
 from ral.evaluation.bootstrap import BootstrapDistribution, Resamples, draw, holm
 from ral.evaluation.resampled_metrics import Scored, ranking, too_few
 from ral.evaluation.rows import ATTRIBUTES, KEYS, Split, align, findings_of, floats
@@ -220,13 +219,11 @@ def text(table: pd.DataFrame, confidence: float, rows: int, patients: int, split
 
 def main(options: argparse.Namespace) -> None:
     """Run the command."""
-    try:
+    with exit_with_message():
         if len({str(path) for path in options.models}) < len(options.models):
             raise UserError("A model is given twice. Give each model once.")
         models = {str(path): read_logits(path, options.split) for path in options.models}
         show(models, options.studies, options.split, options.params, options.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def show(

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ral.errors import REMEDIES, UserError, explain_os_error
+from ral.errors import UserError, for_user
 from ral.inference.export_folder import KINDS
 
 
@@ -46,13 +46,8 @@ def main(arguments: list[str]) -> int:
         from ral.export.write import export
 
         difference = export(options.kind, options.model, options.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {for_user(error)}", file=sys.stderr)
         return 1
     print(f"Wrote {options.out}. Largest difference of a logit on phantom images: {difference:.1e}.")
     return 0

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ral.errors import REMEDIES, UserError, explain_os_error
+from ral.errors import UserError, for_user
 
 if TYPE_CHECKING:
     from ral.inference.scoring import Predictor
@@ -72,14 +72,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted. To continue, rerun the same command with --resume.", file=sys.stderr)
         return INTERRUPTED
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        message = explain_os_error(error)
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+    except (UserError, OSError) as error:
+        print(f"error: {for_user(error)}", file=sys.stderr)
+        return 1
 
 
 def _run(options: argparse.Namespace) -> int:

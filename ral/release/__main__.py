@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ral.errors import REMEDIES, UserError, explain_os_error
+from ral.errors import exit_with_message
 
 
 def parser() -> argparse.ArgumentParser:
@@ -156,11 +156,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_with_message():
         sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        sys.exit(f"error: {explain_os_error(error)}")

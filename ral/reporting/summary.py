@@ -6,11 +6,10 @@ The report is not read, only its path is printed.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from ral import artifacts
-from ral.errors import UserError
+from ral.errors import UserError, exit_with_message
 from ral.evaluation.results import Metrics
 from ral.evaluation.specs import LABELS, RANKED_BY
 from ral.wording import notice, sealed
@@ -53,12 +52,10 @@ def main() -> None:
     parser.add_argument("metrics", type=Path, nargs="?", default=Path(artifacts.METRICS))
     parser.add_argument("report", type=Path, nargs="?", default=Path(artifacts.REPORT))
     options = parser.parse_args()
-    try:
+    with exit_with_message():
+        if not options.metrics.exists():
+            raise UserError(f"{options.metrics} does not exist. Run the pipeline first: make run")
         metrics = Metrics.read(options.metrics)
-    except FileNotFoundError:
-        sys.exit(f"error: {options.metrics} does not exist. Run the pipeline first: make run")
-    except UserError as error:
-        sys.exit(f"error: {error}")
     print(summary(metrics, options.report))
 
 

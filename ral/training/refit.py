@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: those of the command line; None: those of this process.
     """
-    from ral.errors import UserError
+    from ral.errors import UserError, for_user
     from ral.log import configure
 
     command = parser()
@@ -72,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     configure()
     try:
         run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {for_user(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -4,12 +4,11 @@ python -m ral.training.user_classes [params.yaml]
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from ral.config.base import load
 from ral.config.params import Params
-from ral.errors import UserError
+from ral.errors import exit_with_message
 from ral.user_code import CUSTOM, is_class_path
 
 # Findings of the check; the training checks again, with those of the data.
@@ -46,10 +45,8 @@ def main() -> None:
         "params", type=Path, nargs="?", default=Path("params.yaml"), help="parameters (params.yaml)"
     )
     options = parser.parse_args()
-    try:
+    with exit_with_message():
         check_classes(load(options.params, Params))
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

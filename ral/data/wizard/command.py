@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ral.errors import UserError, explain_os_error, plain
+from ral.errors import exit_with_message, plain
 
 if TYPE_CHECKING:
     from ral.data.wizard.description import Description
@@ -36,7 +36,7 @@ def main() -> None:
         help="file with the other parameters for --out (params.yaml)",
     )
     options = parser.parse_args()
-    try:
+    with exit_with_message():
         from ral.data.wizard.guess import describe
 
         description = describe(options.table)
@@ -44,10 +44,6 @@ def main() -> None:
             print("\n".join(description.sections()))
         else:
             _write(description, options.params, options.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {explain_os_error(error)}")
     print(plain(_summary(description, options.table, options.out)), file=sys.stderr)
 
 
