@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml as Prefect tasks, with retries and with artifacts on the page of the run."""
+"""The stages of the DVC pipeline as Prefect tasks, with retries and with artifacts on the page of the run."""
 
 import os
 from pathlib import Path

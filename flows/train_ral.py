@@ -1,4 +1,4 @@
-"""Flow train-ral: every stage of dvc.yaml in its order, from raw images to the report.
+"""Flow train-ral: every stage of the DVC pipeline in its order, from raw images to the report.
 
     python -m flows.train_ral                                       # here and now, without a server
     prefect deployment run train-ral/train-ral                      # by a worker, after `prefect deploy -n train-ral`

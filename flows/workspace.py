@@ -79,7 +79,7 @@ class RunInputs(Record):
     changes: Changes
     """Changed parameters by dotted name."""
     manifest: str
-    """SHA-256 of data/manifest.json."""
+    """SHA-256 of data/manifest.json; phantom data follow from code and parameters."""
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ def keep_freed_memory() -> None:
 
     By default every large array (an activation, a decoded image) gets pages of its own, which go back to the system
     when it is freed, in every step. Mapping and clearing them anew takes a tenth of the time of a training step on a
-    CPU, and a third of that of packing images from an archive. Peak memory stays the same.
+    CPU, and a third of that of packing images from an archive. Each thread keeps what it has needed at most: peak
+    memory stays the same with equal steps, and was a sixth higher with eight threads that pack images of all sizes.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ral import artifacts
 from ral.config.environment import Environment, load_environment
 from ral.config.train import ManifestParams
+from ral.errors import UserError
 from tasks import step
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def run(
     of the user's files.
 
     Raises:
-        UserError: the folder is missing or empty, an archive is damaged, the file that excludes patients is invalid, or
-            the project has no file of the class that is named.
+        UserError: the folder is missing, empty or in `phantom`, which DVC deletes; an archive is damaged, the file that
+            excludes patients is invalid, or the project has no file of the class that is named.
     """
     from ral.files import write_json
     from ral.user_code import files_in_use
@@ -44,6 +45,11 @@ def run(
     if environment.data_root is not None and root != Path(params.data.root):
         logger.info(f"data folder: {root} (RAL_DATA_ROOT or ral.toml), not data.root of params.yaml")
     is_phantom = root.resolve() == phantom.resolve()
+    if phantom.resolve() in root.resolve().parents:
+        raise UserError(
+            f"The data folder {root} is in {phantom}, which the step phantom replaces with all that is in it. "
+            "Move your data to another folder."
+        )
     write_json(location, {"phantom": is_phantom})
     write_json(code, files_in_use(params.model_dump(include={"model", "loss"})))
     _manifest(params, environment, None if is_phantom else root).write(out)

@@ -35,8 +35,10 @@ def run(
     from ral.data.splits.methods import low_support_warnings
     from ral.data.validation.result import ValidationResult
     from ral.files import atomic_directory
+    from ral.memory import keep_freed_memory
     from ral.progress import Progress
 
+    keep_freed_memory()
     params = params.model_copy(update={"data": environment.located(params.data)})
     validation = ValidationResult.read(validated / artifacts.VALIDATION.name)
     columns = ["image_id", "path", "member", "offset", "hash"]

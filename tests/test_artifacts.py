@@ -26,7 +26,7 @@ def test_every_path_is_an_output_or_in_one() -> None:
     outs = outputs()
     for name, path in PATHS.items():
         parents = {path, *map(str, PurePosixPath(path).parents)}
-        assert path in NO_OUTPUTS or parents & outs, f"{name}: no stage of dvc.yaml writes {path}"
+        assert path in NO_OUTPUTS or parents & outs, f"{name}: no stage writes {path}"
 
 
 def test_every_output_that_another_module_names_has_a_constant() -> None:

@@ -21,7 +21,7 @@ class Bundle(Record):
     commit: str
     """Commit of the run that trained the model, 40 hexadecimal digits."""
     data_manifest: str
-    """SHA-256 of data/manifest.json of that run."""
+    """SHA-256 of data/manifest.json of that run; for phantom data the same for all, see data/phantom in dvc.lock."""
     phantom: bool
     """Whether the model was trained on phantom images."""
     findings: list[str]

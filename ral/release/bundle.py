@@ -12,7 +12,7 @@ from ral.inference.bundle import BUNDLE, CALIBRATION, FINDINGS, MODEL, Bundle
 from ral.preparation import Preparation
 from ral.records import Record
 
-# Name in the bundle -> path that the stages of dvc.yaml write.
+# Name in the bundle -> path that the stages write.
 FILES = {
     artifacts.REPORT.name: artifacts.REPORT,
     artifacts.MODEL_CARD.name: artifacts.MODEL_CARD,

@@ -195,3 +195,19 @@ def test_the_embedded_data_set_is_not_read_and_nothing_large_imported(
     (folder / "leaving.txt").write_text("1\n")
     set_params(folder, {"data": {"exclude_patients": "leaving.txt"}})
     assert step()[0].exclude_patients == sha256(folder / "leaving.txt")
+
+
+def test_data_in_the_folder_of_the_embedded_data_set_are_refused(phantom_copy: Path, tmp_path: Path) -> None:
+    """The step phantom replaces that folder, so they would be deleted."""
+    folder = tmp_path / "project"
+    root = shutil.copytree(phantom_copy, folder / "data/phantom/mine")
+    shutil.copy(ROOT / "params.yaml", folder)
+    (tmp_path / "link").symlink_to(root)
+    for name in (root, tmp_path / "link"):
+        done = subprocess.run(
+            [sys.executable, "-m", "tasks.manifest"], cwd=folder, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "RAL_DATA_ROOT": str(name)},
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "which the step phantom replaces" in done.stderr
+        assert not (folder / "data/manifest.json").exists()

@@ -100,7 +100,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("queue") / "base")
     set_params(folder, SMALL | {"explain": {"show_images": False}})
     run("dvc", "repro", cwd=folder)
-    git(folder, "add", "dvc.lock")
+    git(folder, "add", "dvc.lock", "tasks/dvc.lock")
     git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "small, and run")
     return folder
 

@@ -151,8 +151,9 @@ def shape(text: str) -> str:
 def clone(walk: Walk) -> None:
     """Make the clone, its .venv, and the data folders that the pages name, in the layouts of the data sets."""
     copy_project(walk.project)
-    shutil.copy(ROOT / "dvc.lock", walk.project)  # a clone has it; other tests begin without it
-    git(walk.project, "add", "dvc.lock")
+    for name in ("dvc.lock", "tasks/dvc.lock"):  # a clone has them; other tests begin without them
+        shutil.copy(ROOT / name, walk.project / name)
+        git(walk.project, "add", name)
     git(walk.project, *WHO, "commit", "-q", "--amend", "--no-edit")
     git(walk.project, "branch", "-M", "main")
     install(walk.project)
@@ -176,7 +177,7 @@ def write_own_table(root: Path) -> None:
 
 
 def make_small(walk: Walk) -> None:
-    """Give the clone small parameters, run it, and commit parameters and dvc.lock."""
+    """Give the clone small parameters, run it, and commit parameters and lock files."""
     set_params(walk.project, SMALL | {"gate": GATE})
     commands = 'dvc repro && git commit -qam "small parameters"'
     walk.run(Block("small parameters", 0, SHELL, commands, "run", (), "", 0))
@@ -184,7 +185,7 @@ def make_small(walk: Walk) -> None:
 
 def restore(walk: Walk, page: str) -> None:
     """Go back to what is committed on the first branch; its outputs come from DVC's cache."""
-    commands = "git checkout -q params.yaml dvc.lock && git switch -q main && dvc repro"
+    commands = "git checkout -q params.yaml dvc.lock tasks/dvc.lock && git switch -q main && dvc repro"
     walk.run(Block(f"before {page}", 0, SHELL, commands, "run", (), "", 0))
 
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, Self
+from typing import IO, Any, NamedTuple, Protocol, Self
 
 from ral.data.images import inflate
 from ral.data.images.file_names import is_image, is_utf8, shown
@@ -21,10 +21,13 @@ from ral.data.images.limits import EXPANSION_CHECK_BYTES, MAX_BYTES, MAX_EXPANSI
 from ral.errors import UserError
 
 # Bytes per read. tarfile copies the rest of a block at every read, so larger blocks are slower.
-BLOCK = 256 << 10
+BLOCK = 128 << 10
 
 # Limit of a member's header with its extensions; a name and its times take a few hundred bytes.
 MAX_HEADER_BYTES = 1 << 20
+
+# At least as long as the header of a gzip member: 64 KiB of extra data, a name and a comment.
+GZIP_HEADER_BYTES = 128 << 10
 
 # What reading a damaged archive raises.
 DAMAGE: tuple[type[Exception], ...] = (
@@ -179,18 +182,23 @@ class Gunzip:
 
     def __init__(self, archive: Path, stream: Readable) -> None:
         self._archive, self._stream = archive, stream
-        self._unpacker = inflate.gzip_unpacker()
+        self._unpacker: Any = None
         self._packed = self._unpacked = 0
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes; none at the end."""
         while True:
-            if self._unpacker.eof:  # another gzip member may follow, or zeros
-                block = self._unpacker.unused_data.lstrip(b"\0")
+            if self._unpacker is None or self._unpacker.eof:  # another gzip member may follow, or zeros
+                block = b"" if self._unpacker is None else self._unpacker.unused_data.lstrip(b"\0")
                 while not block and (more := self._next()):
                     block = more.lstrip(b"\0")
                 if not block:
+                    if self._unpacker is None:
+                        raise EOFError("the compressed stream is empty")
                     return b""
+                # ISA-L refuses some headers that it gets in two parts.
+                while len(block) < GZIP_HEADER_BYTES and (more := self._next()):
+                    block += more
                 self._unpacker = inflate.gzip_unpacker()
             else:
                 block = self._unpacker.unconsumed_tail or self._next()

@@ -21,7 +21,6 @@ from ral.data.images.decode import decode_with_note
 from ral.data.images.locate import read_images
 from ral.data.images.shards import drop_images, same_pixels, write_shard
 from ral.errors import UserError
-from ral.memory import keep_freed_memory
 
 # Maximum bytes of pixels in a shard: the memory that a worker needs to assemble it.
 SHARD_BYTES = 512 << 20
@@ -259,15 +258,15 @@ def _tasks(images: pd.DataFrame, workers: int) -> list[pd.DataFrame]:
     """Divide images into tasks, each of one archive or of single files, in stored order.
 
     A gzipped archive can only be read from its start, so it is one task if there are enough archives. Otherwise all
-    images are divided, and a task that starts inside an archive unpacks, but does not decode, what precedes: later
-    tasks have fewer images, so that all end together if it is one archive.
+    images are divided, and a task that starts inside an archive unpacks, but does not decode, what precedes: of a
+    single archive, later tasks have fewer images, so that all end together.
     """
     streamed = (images["member"] != "") & ~images["path"].str.endswith(".tar")
-    enough_archives = images.loc[streamed, "path"].nunique() >= ARCHIVES_PER_WORKER * workers
+    archives = images.loc[streamed, "path"].nunique()
     part = np.zeros(len(images), np.int64)
     in_archive = streamed.to_numpy()
-    if not enough_archives:
-        shares = (1 - SKIP_COST) ** np.arange(workers)
+    if archives < ARCHIVES_PER_WORKER * workers:
+        shares = (1 - (SKIP_COST if archives == 1 else 0)) ** np.arange(workers)
         ends = np.cumsum(shares) / shares.sum() * in_archive.sum()
         part[in_archive] = np.searchsorted(ends[:-1], np.arange(in_archive.sum()) + 0.5)
     single = int((~in_archive).sum())
@@ -290,7 +289,6 @@ def decode_task(
         config: how images are prepared, and whether a bad image raises an error or is recorded.
         report: called with the number of newly decoded images.
     """
-    keep_freed_memory()  # here, because a worker may be a process of Dask's
     size = config.size
     cache = DecodedImageCache(folder, size)
     step = chunk_images(size)

@@ -8,6 +8,7 @@ import struct
 import tarfile
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,6 +286,27 @@ def test_zeros_behind_a_gzip_are_no_damage(tmp_path: Path) -> None:
     images, hashes = list_images(tmp_path, quiet)
     assert len(images) == len(IMAGES)
     assert hashes["images.tgz"].bytes == len(content)
+
+
+def member(content: bytes) -> bytes:
+    """A gzip member with extra data, a name, a comment and a checksum of this header."""
+    extra, name, comment = b"ab\4\0text", b"images.tar\0", b"by nobody\0"
+    head = b"\x1f\x8b\x08\x1e" + bytes(5) + b"\xff" + struct.pack("<H", len(extra)) + extra + name + comment
+    packer = zlib.compressobj(wbits=-15)
+    packed = packer.compress(content) + packer.flush()
+    checks = struct.pack("<LL", zlib.crc32(content), len(content))
+    return head + struct.pack("<H", zlib.crc32(head) & 0xFFFF) + packed + checks
+
+
+@pytest.mark.usefixtures("unpacker", "block")
+def test_a_gzip_of_many_members_with_long_headers(tmp_path: Path) -> None:
+    content = write_tar(tmp_path / "images.tar", IMAGES)
+    (tmp_path / "images.tar").unlink()
+    path = tmp_path / "images.tar.gz"
+    path.write_bytes(b"".join(member(content[start : start + 7]) for start in range(0, len(content), 7)))
+    images, _ = list_images(tmp_path, quiet)
+    assert len(images) == len(IMAGES)
+    assert list(read_images(tmp_path, images)) == list(IMAGES.values())
 
 
 @pytest.mark.usefixtures("unpacker", "block")

@@ -223,6 +223,10 @@ def test_images_are_shared_out_evenly(root: Path) -> None:
         others = [len(task) for task in tasks if not streamed[task.index].any()]
         assert len(others) >= module.MIN_TASKS_PER_WORKER * workers
         assert max(others) <= -(-sum(others) // (module.MIN_TASKS_PER_WORKER * workers))
+    # Several archives: no task has more than its even share of one.
+    archive = images[streamed]
+    some = pd.concat([archive.assign(path=f"{n}.tar.gz") for n in range(12)], ignore_index=True)
+    assert max(map(len, module._tasks(some, 64))) <= -(-len(some) // 64)
     many = pd.concat([images.iloc[:300].assign(path=f"{n}.tar.gz") for n in range(8)])
     assert [set(task["path"]) for task in module._tasks(many, 2)] == [{f"{n}.tar.gz"} for n in range(8)]
 
