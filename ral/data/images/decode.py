@@ -167,6 +167,7 @@ def _read_image(content: bytes, name: str) -> tuple[np.ndarray, str]:
             if image.format == "PNG" and content[24] == 16 and not deep:
                 # Pillow would keep only the upper 8 bits, of which a 12-bit image uses four.
                 raise BadImage(name, "has 16 bits with colour or transparency", "save it as 16-bit gray")
+            # All at once: between two blocks, Pillow would wait for other threads.
             image.decodermaxblock = MAX_BYTES
             image.load()
             orientation, note = _orientation(image.info.get("exif", b""))
