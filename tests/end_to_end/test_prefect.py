@@ -105,6 +105,7 @@ def test_refused_data_fails_the_run_and_shows_why(
     assert runs[0]["state_type"] == "FAILED"
 
 
+@pytest.mark.long
 def test_flow_runs_without_a_server_and_skips_what_is_done(
     chain_done: Path, tmp_path: Path, run: Run, wait_until
 ) -> None:

@@ -54,6 +54,7 @@ def test_slurm(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(steps(out), steps(train(prepared, tmp_path / "local", 2)), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_loopback_is_all_the_network_that_training_needs(
     prepared: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -201,6 +201,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert outputs(out) == reference[1]
 
 
+@pytest.mark.long
 def test_a_terminal_that_hangs_up_costs_nothing(
     prepared: Path, tmp_path: Path, environment: dict[str, str], reference: dict, wait_until: Callable
 ) -> None:
