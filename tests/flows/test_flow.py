@@ -9,14 +9,22 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from stages import ROOT, stages
+from stages import GRAPH, ROOT, stages
 
 from flows import nightly
-from flows.settings import STAGES, stage_range
+from flows.settings import STAGES, address, stage_range
 
 
 def test_the_stages_of_the_flows_are_those_of_the_graph() -> None:
     assert list(STAGES) == list(stages())
+
+
+def test_dvc_knows_each_stage_by_its_address() -> None:
+    yaml = YAML(typ="safe", pure=True)
+    for path in GRAPH:
+        prefix = "" if path == "dvc.yaml" else f"{path}:"
+        for name in yaml.load((ROOT / path).read_text())["stages"]:
+            assert address(name) == f"{prefix}{name}"
 
 
 def test_a_night_runs_every_stage_in_its_order() -> None:
